@@ -1,0 +1,254 @@
+//! The trait that every encoding implements, and the loops that drive it.
+
+use std::ops::Range;
+
+use crate::{
+    BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
+    for_each_in_parallel,
+};
+
+/// Which encoding a payload has (FORMAT.md section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EncodingId {
+    /// The values as they are.
+    Raw,
+    /// ANS joint-entropy coding (`bigsmall-codec`).
+    Ans,
+    /// Triple bitmaps (`bigsmall-tbe`).
+    Tbe,
+}
+
+impl EncodingId {
+    /// The code in the index.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            EncodingId::Raw => 0,
+            EncodingId::Ans => 1,
+            EncodingId::Tbe => 2,
+        }
+    }
+
+    /// The encoding of that code; `None` for one that a later version may define.
+    #[must_use]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(EncodingId::Raw),
+            1 => Some(EncodingId::Ans),
+            2 => Some(EncodingId::Tbe),
+            _ => None,
+        }
+    }
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            EncodingId::Raw => "raw",
+            EncodingId::Ans => "ans",
+            EncodingId::Tbe => "tbe",
+        }
+    }
+}
+
+impl std::fmt::Display for EncodingId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A way to write a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw), `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
+///
+/// A tensor is cut into blocks of [`BLOCK_UNITS`] units that are encoded and decoded alone. What the blocks share (tables, the
+/// window of exponents) is the *head*, decided once by [`plan`](Self::plan). Planning and encoding by blocks is what keeps
+/// memory constant for a tensor of any size.
+pub trait TensorEncoding: Send + Sync {
+    /// The code of this encoding in a shard's index.
+    fn id(&self) -> EncodingId;
+
+    /// Whether tensors of that dtype can be encoded.
+    fn supports(&self, dtype: Dtype) -> bool;
+
+    /// Decides the head for the tensor `spec`, whose original bytes are `source` (little-endian). Reads the whole source or a
+    /// sample of it. The same input gives the same plan on every machine and for every number of threads.
+    ///
+    /// # Errors
+    /// Those of `source`; [`Rule::EncodingRefuses`] for a dtype that it does not take.
+    fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>>;
+
+    /// Reads a head, validating all of it.
+    ///
+    /// # Errors
+    /// Of class [`Corrupt`](crate::Class::Corrupt), naming the rule that is broken.
+    fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>>;
+}
+
+/// Encodes blocks of one tensor.
+pub trait BlockEncoder: Send + Sync {
+    /// The head, stored once before the blocks.
+    fn head(&self) -> &[u8];
+
+    /// Encodes whole consecutive blocks: `units` holds their original bytes, each [`BLOCK_UNITS`] units but the tensor's last.
+    /// Appends the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their lengths without the
+    /// padding to `lens`.
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>);
+}
+
+/// Decodes blocks of one tensor.
+pub trait BlockDecoder: Send + Sync {
+    /// Decodes whole consecutive blocks into `dst`, whose length is that of their original bytes. On an error `dst` holds
+    /// nothing that means anything.
+    ///
+    /// # Errors
+    /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()>;
+}
+
+/// How many blocks are handled at once: enough for kernels that interleave blocks, few enough for a level 2 cache.
+const RUN: usize = 4;
+
+/// Encodes a tensor in memory with `encoding` on up to `threads` threads (0: all). The bytes do not depend on `threads`.
+///
+/// # Errors
+/// Those of [`TensorEncoding::plan`] and of `source`; [`Rule::BufferLength`] when `source` is not as long as the tensor.
+pub fn encode_tensor(
+    encoding: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    threads: usize,
+) -> Result<EncodedTensor> {
+    if source.byte_len() != spec.byte_len() {
+        return Err(Error::new(Rule::BufferLength)
+            .in_tensor(spec.name())
+            .expected(format!("{} bytes of {} {:?}", spec.byte_len(), spec.dtype(), spec.shape()))
+            .found(source.byte_len()));
+    }
+    let encoder = encoding.plan(spec, source)?;
+    let run_bytes = (spec.block_bytes() * RUN) as u64;
+    let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;
+    let mut runs = vec![(Vec::new(), Vec::new()); n_runs];
+    for_each_in_parallel(
+        threads,
+        runs.iter_mut().enumerate(),
+        Vec::new,
+        |scratch, (index, (bytes, lens))| {
+            let begin = index as u64 * run_bytes;
+            let range = begin..spec.byte_len().min(begin + run_bytes);
+            let units = read_or_borrow(source, range, scratch)?;
+            encoder.encode_blocks(units, bytes, lens);
+            Ok(())
+        },
+    )?;
+    let mut payload = encoder.head().to_vec();
+    crate::wire::pad8(&mut payload);
+    let mut lens = Vec::with_capacity(spec.n_blocks() as usize);
+    payload.reserve_exact(runs.iter().map(|(bytes, _)| bytes.len()).sum());
+    for (bytes, run_lens) in runs {
+        payload.extend_from_slice(&bytes);
+        lens.extend_from_slice(&run_lens);
+    }
+    EncodedTensor::new(spec.clone(), encoding.id(), encoder.head().len() as u32, lens, payload)
+}
+
+fn read_or_borrow<'a>(
+    source: &'a dyn ReadAt,
+    range: Range<u64>,
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
+    match source.bytes_at(range.clone()) {
+        Some(bytes) => Ok(bytes),
+        None => {
+            scratch.resize((range.end - range.start) as usize, 0);
+            source.read_exact_at(range.start, scratch)?;
+            Ok(scratch)
+        }
+    }
+}
+
+/// Decodes the original bytes `range` of a tensor into `dst`, on up to `threads` threads (0: all). `payload` holds the head and
+/// the blocks; every block that is touched is checked against its checksum before it is decoded.
+///
+/// Memory: for each thread one run of four encoded blocks where `payload` is not in memory, and one decoded block where
+/// `range` does not begin or end with a block.
+///
+/// # Errors
+/// [`Rule::BlockChecksum`], those of the decoder, those of `payload`; [`Rule::BufferLength`] or [`Rule::RangeOutOfBounds`] for a
+/// caller's mistake.
+pub fn decode_range(
+    decoder: &dyn BlockDecoder,
+    spec: &TensorSpec,
+    table: &BlockTable,
+    payload: &dyn ReadAt,
+    range: Range<u64>,
+    dst: &mut [u8],
+    threads: usize,
+) -> Result<()> {
+    if range.start > range.end || range.end > spec.byte_len() {
+        return Err(Error::new(Rule::RangeOutOfBounds)
+            .in_tensor(spec.name())
+            .expected(format!("bytes within 0..{}", spec.byte_len()))
+            .found(format!("{range:?}")));
+    }
+    if dst.len() as u64 != range.end - range.start {
+        return Err(Error::new(Rule::BufferLength)
+            .in_tensor(spec.name())
+            .expected(format!("{} bytes", range.end - range.start))
+            .found(dst.len()));
+    }
+    if dst.is_empty() {
+        return Ok(());
+    }
+    // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a block.
+    let block_bytes = spec.block_bytes() as u64;
+    let run_bytes = block_bytes * RUN as u64;
+    let first_run = range.start / run_bytes;
+    let head_piece = ((first_run + 1) * run_bytes - range.start).min(dst.len() as u64) as usize;
+    let (head, rest) = dst.split_at_mut(head_piece);
+    let mut pieces = Vec::with_capacity(1 + rest.len() / run_bytes as usize + 1);
+    pieces.push((range.start, head));
+    let mut at = range.start + head_piece as u64;
+    for piece in rest.chunks_mut(run_bytes as usize) {
+        let len = piece.len() as u64;
+        pieces.push((at, piece));
+        at += len;
+    }
+    for_each_in_parallel(
+        threads,
+        pieces.into_iter(),
+        || (Vec::new(), Vec::new()),
+        |(encoded, decoded), (begin, piece)| {
+            let blocks = begin / block_bytes..(begin + piece.len() as u64).div_ceil(block_bytes);
+            let place = table.blocks_range(blocks.clone());
+            let bytes = read_or_borrow(payload, place.clone(), encoded)?;
+            let mut slices = [&bytes[..0]; RUN];
+            let mut n = 0;
+            for index in blocks.clone() {
+                let padded = table.padded_block_range(index);
+                let from = (padded.start - place.start) as usize;
+                let padded = &bytes[from..(padded.end - place.start) as usize];
+                table.check_block(index, padded).map_err(|e| e.in_tensor(spec.name()))?;
+                slices[n] = &padded[..table.block_len(index)];
+                n += 1;
+            }
+            let decode = |dst: &mut [u8]| {
+                decoder.decode_blocks(&slices[..n], dst).map_err(|e| {
+                    e.in_tensor(spec.name()).at(table.blocks_range(blocks.clone()).start)
+                })
+            };
+            let covered =
+                blocks.start * block_bytes..(blocks.end * block_bytes).min(spec.byte_len());
+            if covered == (begin..begin + piece.len() as u64) {
+                decode(piece)
+            } else {
+                decoded.resize((covered.end - covered.start) as usize, 0);
+                decode(decoded)?;
+                let from = (begin - covered.start) as usize;
+                piece.copy_from_slice(&decoded[from..from + piece.len()]);
+                Ok(())
+            }
+        },
+    )
+}
+
+const _: () = assert!(BLOCK_UNITS.is_power_of_two());

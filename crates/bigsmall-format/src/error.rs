@@ -1,0 +1,262 @@
+//! One error type: which rule was broken, in which tensor, where, what was expected and what was found.
+
+use std::fmt;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller can do about an error; the command's exit codes follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Class {
+    /// The storage failed (exit code 1).
+    Io,
+    /// The caller asked for something that makes no sense (exit code 2).
+    Usage,
+    /// The bytes break the format: damaged, truncated or forged (exit code 3).
+    Corrupt,
+    /// Valid perhaps, but not for this version of the program (exit code 4).
+    Unsupported,
+    /// More than [`Limits`](crate::Limits) or the machine allows (exit code 5).
+    Limit,
+}
+
+macro_rules! rules {
+    ($($variant:ident: $class:ident, $text:literal;)*) => {
+        /// The rules that can be broken, one for each check of the format.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Rule {
+            $(#[doc = $text] $variant,)*
+        }
+        impl Rule {
+            /// Every rule, in the order of the declaration.
+            pub const ALL: &'static [Rule] = &[$(Rule::$variant),*];
+            /// What a caller can do about it.
+            #[must_use]
+            pub const fn class(self) -> Class { match self { $(Rule::$variant => Class::$class,)* } }
+            const fn text(self) -> &'static str { match self { $(Rule::$variant => $text,)* } }
+        }
+    };
+}
+
+rules! {
+    Io: Io, "reading or writing failed";
+    SourceChanged: Io, "the file changed while it was read";
+    // Envelope.
+    ShardTooShort: Corrupt, "too short to be a shard";
+    ShardMagic: Corrupt, "not a bigsmall shard";
+    PythonPackageFile: Unsupported, "a file of the Python package `bigsmall`, which is another container; restore it with that package and compress the safetensors file with this program";
+    SafetensorsFile: Unsupported, "a safetensors file, not a shard; compress it first";
+    Version: Unsupported, "written by a newer version of the format; update bigsmall";
+    VersionZero: Corrupt, "format version 0 does not exist";
+    RequiredFeature: Unsupported, "needs a feature of the format that this version does not know; update bigsmall";
+    ReservedNotZero: Corrupt, "a reserved field is not zero";
+    IndexRange: Corrupt, "the index does not lie between the payloads and the trailer";
+    IndexChecksum: Corrupt, "the checksum of index and trailer differs";
+    IndexTooLarge: Limit, "the index is larger than the limit";
+    IndexTruncated: Corrupt, "the index ends before its last field";
+    IndexTrailing: Corrupt, "the index goes on after its last field";
+    // Entries.
+    EntryCount: Corrupt, "the index and the stored header count different tensors";
+    PayloadRange: Corrupt, "a payload is not where the one before it ends";
+    PayloadLength: Corrupt, "a payload is not as long as its head and blocks";
+    BlockLength: Corrupt, "an encoded block has an impossible length";
+    SharedPayload: Corrupt, "a shared payload must name an earlier tensor of the same dtype and length that has its own";
+    EncodingUnknown: Unsupported, "an encoding that this version does not know; update bigsmall";
+    EncodingDtype: Corrupt, "the encoding does not take this dtype";
+    HeadChecksum: Corrupt, "the checksum of a tensor's head differs";
+    BlockChecksum: Corrupt, "the checksum of a block differs";
+    ContentDigest: Corrupt, "the restored bytes are not the original ones";
+    // Frames.
+    FrameMagic: Corrupt, "not an encoded tensor";
+    FrameTruncated: Corrupt, "an encoded tensor is cut short";
+    FrameTrailing: Corrupt, "bytes follow the encoded tensor";
+    FrameChecksum: Corrupt, "the checksum of an encoded tensor's description differs";
+    // safetensors header.
+    HeaderLength: Corrupt, "the safetensors header is longer than the file, or empty";
+    HeaderTooLarge: Limit, "the safetensors header is larger than the limit";
+    HeaderStart: Corrupt, "the safetensors header does not begin with `{`";
+    HeaderSyntax: Corrupt, "the safetensors header is not the JSON it should be";
+    HeaderDuplicate: Corrupt, "a key appears twice in the safetensors header";
+    HeaderEntry: Corrupt, "a tensor's entry in the safetensors header is wrong";
+    DtypeUnknown: Unsupported, "an unknown dtype";
+    ShapeOverflow: Corrupt, "the product of a shape overflows";
+    SubByteTotal: Corrupt, "a sub-byte tensor does not fill whole bytes";
+    DataRange: Corrupt, "a tensor's data_offsets do not match its shape, or leave a hole, or overlap";
+    DataLength: Corrupt, "the data section is not as long as the header says";
+    TooManyTensors: Limit, "more tensors than the limit";
+    RankTooLarge: Limit, "more dimensions than the limit";
+    NameTooLong: Limit, "a tensor name longer than the limit";
+    // ANS payloads.
+    AnsHead: Corrupt, "an ANS head field is out of range";
+    FrequencyTable: Corrupt, "a frequency table is invalid";
+    AnsBlockHeader: Corrupt, "an ANS block's header is out of range";
+    AnsBlockLength: Corrupt, "an ANS block's sections do not fill it exactly";
+    AnsTableId: Corrupt, "a segment names a frequency table or a low width that does not exist";
+    AnsLaneState: Corrupt, "a lane's state is out of range";
+    AnsWords: Corrupt, "the word stream is exhausted early or not used up";
+    AnsEndState: Corrupt, "a lane does not end in a valid state";
+    AnsException: Corrupt, "an exception is out of order or out of range";
+    AnsSymbol: Corrupt, "a decoded symbol lies outside the dtype";
+    PaddingNotZero: Corrupt, "padding is not zero";
+    ConstantBlock: Corrupt, "a constant block does not repeat one unit";
+    // TBE payloads.
+    TbeHead: Corrupt, "a TBE head field is out of range";
+    TbeBlockLength: Corrupt, "a TBE block's sections do not fill it exactly";
+    TbeEscapeStarts: Corrupt, "escape starts do not match the escape codes";
+    TbeEscapeInWindow: Corrupt, "an escaped exponent lies inside the window";
+    // Model folders.
+    ModelIndex: Corrupt, "the model's index file is wrong";
+    ModelPath: Corrupt, "a shard's path leads out of the model's folder";
+    ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
+    NotARegularFile: Io, "not a regular file";
+    // Callers.
+    TensorMissing: Usage, "no tensor of that name";
+    RangeOutOfBounds: Usage, "the range ends after the tensor";
+    BufferLength: Usage, "a buffer has the wrong length";
+    SpecMismatch: Usage, "the tensor is not of the dtype or shape that was asked for";
+    UnalignedRange: Usage, "a range of a sub-byte tensor does not begin and end at a byte";
+    EncodingRefuses: Unsupported, "this encoding does not take that dtype";
+    BackendMissing: Unsupported, "this machine or build lacks that backend";
+    OutputExists: Usage, "the output exists; pass --force to replace it";
+    SameFile: Usage, "input and output are the same file";
+    Argument: Usage, "an argument is wrong";
+    WriterMisuse: Usage, "the shard writer was called out of order";
+    ReadBack: Io, "what was written does not decode to the original";
+    Cancelled: Io, "cancelled";
+    Memory: Limit, "not enough memory";
+    Device: Unsupported, "the device cannot do this";
+    DeviceLost: Io, "the device was lost";
+}
+
+/// An error: which [`Rule`] was broken, in which tensor, where, what was expected and what was found.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    rule: Rule,
+    tensor: Option<Box<str>>,
+    offset: Option<u64>,
+    expected: Option<Box<str>>,
+    found: Option<Box<str>>,
+    source: Option<std::io::Error>,
+}
+
+impl Error {
+    /// An error about `rule`; add what is known with the methods below.
+    #[cold]
+    #[must_use]
+    pub fn new(rule: Rule) -> Self {
+        Error(Box::new(Inner {
+            rule,
+            tensor: None,
+            offset: None,
+            expected: None,
+            found: None,
+            source: None,
+        }))
+    }
+
+    /// An I/O error.
+    #[cold]
+    #[must_use]
+    pub fn io(source: std::io::Error) -> Self {
+        let mut error = Error::new(Rule::Io);
+        error.0.source = Some(source);
+        error
+    }
+
+    /// Names the tensor, unless one is named already.
+    #[must_use]
+    pub fn in_tensor(mut self, name: &str) -> Self {
+        self.0.tensor.get_or_insert_with(|| name.into());
+        self
+    }
+
+    /// Names the byte offset in the file or payload, unless one is named already.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.0.offset.get_or_insert(offset);
+        self
+    }
+
+    /// Says what was expected.
+    #[must_use]
+    pub fn expected(mut self, what: impl fmt::Display) -> Self {
+        self.0.expected = Some(what.to_string().into());
+        self
+    }
+
+    /// Says what was found.
+    #[must_use]
+    pub fn found(mut self, what: impl fmt::Display) -> Self {
+        self.0.found = Some(what.to_string().into());
+        self
+    }
+
+    /// The rule that was broken.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        self.0.rule
+    }
+
+    /// What a caller can do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.0.rule.class()
+    }
+
+    /// The tensor's name, where there is one.
+    #[must_use]
+    pub fn tensor(&self) -> Option<&str> {
+        self.0.tensor.as_deref()
+    }
+
+    /// The byte offset, where there is one.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(source: std::io::Error) -> Self {
+        Error::io(source)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        if let Some(tensor) = &inner.tensor {
+            // `{:?}` escapes control characters: names are a stranger's words.
+            write!(f, "tensor {tensor:?}: ")?;
+        }
+        f.write_str(inner.rule.text())?;
+        if let Some(offset) = inner.offset {
+            write!(f, " (at byte {offset})")?;
+        }
+        match (&inner.expected, &inner.found) {
+            (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}")?,
+            (Some(e), None) => write!(f, ": expected {e}")?,
+            (None, Some(g)) => write!(f, ": {g}")?,
+            (None, None) => {}
+        }
+        match &inner.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} [{:?}]: {self}", self.rule(), self.class())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|e| e as _)
+    }
+}

@@ -1,0 +1,442 @@
+//! The safetensors header: read strictly, kept verbatim, the one source of names, dtypes, shapes and order.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+
+use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
+
+/// A parsed safetensors header: the tensors in the order of their data.
+///
+/// Stricter than the format demands where the format leaves room for two readings: every key once, integers written as
+/// integers, no hole and no overlap, the data section exactly as long as the tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    tensors: Vec<TensorSpec>,
+    /// Indices into `tensors`, sorted by name.
+    by_name: Vec<u32>,
+}
+
+impl Header {
+    /// Parses the JSON of a header whose data section has `data_len` bytes.
+    ///
+    /// # Errors
+    /// One of the header rules of [`Rule`], naming the tensor where there is one.
+    ///
+    /// ```
+    /// use bigsmall_format::{Header, Limits};
+    /// let json = br#"{"w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}"#;
+    /// let header = Header::parse(json, 12, &Limits::default())?;
+    /// assert_eq!(header.tensors()[0].shape(), [2, 3]);
+    /// # Ok::<(), bigsmall_format::Error>(())
+    /// ```
+    pub fn parse(json: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
+        Self::parse_any(json, Some(data_len), limits, 0)
+    }
+
+    /// Parses a header that stands in an index: the length of the data is what its tensors say. Sets memory aside for
+    /// `count` tensors.
+    pub(crate) fn parse_stored(json: &[u8], limits: &Limits, count: usize) -> Result<Self> {
+        Self::parse_any(json, None, limits, count)
+    }
+
+    fn parse_any(
+        json: &[u8],
+        data_len: Option<u64>,
+        limits: &Limits,
+        count: usize,
+    ) -> Result<Self> {
+        if json.len() as u64 > limits.max_header_bytes {
+            return Err(Error::new(Rule::HeaderTooLarge)
+                .expected(format!("at most {} bytes", limits.max_header_bytes))
+                .found(json.len()));
+        }
+        if json.first() != Some(&b'{') {
+            return Err(Error::new(Rule::HeaderStart).at(0));
+        }
+        let context = Context { limits, broken: RefCell::new(None) };
+        let mut de = serde_json::Deserializer::from_slice(json);
+        let parsed = Top { context: &context, count }.deserialize(&mut de);
+        let parsed = parsed.and_then(|tensors| de.end().map(|()| tensors));
+        let mut tensors = parsed.map_err(|e| {
+            context.broken.take().unwrap_or_else(|| Error::new(Rule::HeaderSyntax).found(e))
+        })?;
+
+        // The order of the data; the sort is stable, so empty tensors keep the header's order.
+        tensors.sort_by_key(|t| (t.data_range().start, t.data_range().end));
+        let mut at = 0;
+        for t in &tensors {
+            let range = t.data_range();
+            if range.start != at {
+                return Err(Error::new(Rule::DataRange)
+                    .in_tensor(t.name())
+                    .expected(format!("data from {at} on"))
+                    .found(range.start));
+            }
+            at = range.end;
+        }
+        if let Some(found) = data_len.filter(|&n| n != at) {
+            return Err(Error::new(Rule::DataLength).expected(format!("{at} bytes")).found(found));
+        }
+        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        let name = |i: &u32| tensors.get(*i as usize).map_or("", |t| t.name());
+        by_name.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+        let mut neighbours = by_name.iter().zip(by_name.iter().skip(1));
+        if let Some((a, _)) = neighbours.find(|(a, b)| name(a) == name(b)) {
+            return Err(Error::new(Rule::HeaderDuplicate).in_tensor(name(a)));
+        }
+        Ok(Header { tensors, by_name })
+    }
+
+    /// Reads the header of the safetensors file `source`: its JSON as it stands, and what it says. The data begins
+    /// 8 + JSON length bytes into the file.
+    ///
+    /// # Errors
+    /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of `source`.
+    pub fn read(source: &dyn ReadAt, limits: &Limits) -> Result<(Vec<u8>, Self)> {
+        let byte_len = source.byte_len();
+        let mut prefix = [0; 8];
+        if byte_len < 8 {
+            return Err(Error::new(Rule::HeaderLength).expected("8 bytes or more").found(byte_len));
+        }
+        source.read_exact_at(0, &mut prefix)?;
+        let len = u64::from_le_bytes(prefix);
+        if let Some(rule) = crate::shard::recognise(&prefix) {
+            return Err(Error::new(rule).at(0));
+        }
+        let data_len = byte_len.checked_sub(8).and_then(|n| n.checked_sub(len));
+        let Some(data_len) = data_len.filter(|_| len > 0) else {
+            return Err(Error::new(Rule::HeaderLength)
+                .at(0)
+                .expected(format!("1 to {} bytes", byte_len.saturating_sub(8)))
+                .found(len));
+        };
+        if len > limits.max_header_bytes {
+            return Err(Error::new(Rule::HeaderTooLarge)
+                .at(0)
+                .expected(format!("at most {} bytes", limits.max_header_bytes))
+                .found(len));
+        }
+        let mut json = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        source.read_exact_at(8, &mut json)?;
+        let header = Header::parse(&json, data_len, limits)?;
+        Ok((json, header))
+    }
+
+    /// The JSON of a header for tensors that never were in a safetensors file, placed one after the other in that order.
+    /// Padded with spaces so that the data of the file begins at a multiple of 8.
+    ///
+    /// # Errors
+    /// [`Rule::ShapeOverflow`] when all tensors together exceed 2^63 bytes.
+    pub fn synthesise(tensors: &[TensorSpec]) -> Result<Vec<u8>> {
+        use std::fmt::Write as _;
+        let mut json = String::from("{");
+        let mut at = 0u64;
+        for t in tensors {
+            let end = at.checked_add(t.byte_len()).filter(|&n| n < 1 << 63);
+            let end = end.ok_or_else(|| Error::new(Rule::ShapeOverflow).in_tensor(t.name()))?;
+            let name = serde_json::to_string(t.name())
+                .map_err(|e| Error::new(Rule::HeaderSyntax).found(e))?;
+            let comma = if json.len() > 1 { "," } else { "" };
+            let shape: Vec<String> = t.shape().iter().map(u64::to_string).collect();
+            let _ = write!(
+                json,
+                "{comma}{name}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{at},{end}]}}",
+                t.dtype(),
+                shape.join(",")
+            );
+            at = end;
+        }
+        json.push('}');
+        let mut json = json.into_bytes();
+        json.resize(json.len().next_multiple_of(8), b' ');
+        Ok(json)
+    }
+
+    /// The tensors in the order of their data.
+    #[must_use]
+    pub fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    /// The index of the tensor `name` in [`tensors`](Self::tensors).
+    #[must_use]
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        let found = self
+            .by_name
+            .binary_search_by(|&i| self.tensors.get(i as usize).map_or("", |t| t.name()).cmp(name));
+        found.ok().and_then(|i| self.by_name.get(i)).map(|&i| i as usize)
+    }
+
+    /// Bytes of the data section.
+    #[must_use]
+    pub fn data_len(&self) -> u64 {
+        self.tensors.last().map_or(0, |t| t.data_range().end)
+    }
+}
+
+/// Carries the limits down and the broken rule up: serde's own errors hold only text.
+struct Context<'a> {
+    limits: &'a Limits,
+    broken: RefCell<Option<Error>>,
+}
+
+impl Context<'_> {
+    fn fail<E: serde_core::de::Error>(&self, error: Error) -> E {
+        self.broken.borrow_mut().get_or_insert(error);
+        E::custom("see the broken rule")
+    }
+}
+
+/// The whole header: an object of tensors and `__metadata__`.
+struct Top<'a> {
+    context: &'a Context<'a>,
+    count: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Top<'_> {
+    type Value = Vec<TensorSpec>;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top<'_> {
+    type Value = Vec<TensorSpec>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Context { limits, .. } = self.context;
+        let mut tensors = Vec::with_capacity(self.count);
+        let mut metadata = false;
+        while let Some(name) = map.next_key::<String>()? {
+            if name.len() > limits.max_name_bytes {
+                let error = Error::new(Rule::NameTooLong)
+                    .expected(format!("at most {} bytes", limits.max_name_bytes))
+                    .found(name.len());
+                return Err(self.context.fail(error));
+            }
+            if name == "__metadata__" {
+                if std::mem::replace(&mut metadata, true) {
+                    let error = Error::new(Rule::HeaderDuplicate).in_tensor(&name);
+                    return Err(self.context.fail(error));
+                }
+                map.next_value_seed(Metadata(self.context))?;
+                continue;
+            }
+            if tensors.len() >= limits.max_tensors {
+                let error = Error::new(Rule::TooManyTensors)
+                    .expected(format!("at most {}", limits.max_tensors));
+                return Err(self.context.fail(error));
+            }
+            tensors.push(map.next_value_seed(Entry { context: self.context, name: &name })?);
+        }
+        Ok(tensors)
+    }
+}
+
+/// One tensor's entry.
+struct Entry<'a> {
+    context: &'a Context<'a>,
+    name: &'a str,
+}
+
+impl Entry<'_> {
+    fn wrong<E: serde_core::de::Error>(&self, found: impl fmt::Display) -> E {
+        self.context.fail(Error::new(Rule::HeaderEntry).in_tensor(self.name).found(found))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Entry<'_> {
+    type Value = TensorSpec;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entry<'_> {
+    type Value = TensorSpec;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        let mut others = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let again = match key.as_str() {
+                "dtype" => dtype.replace(map.next_value::<String>()?).is_some(),
+                "shape" => {
+                    let seed = Integers { most: self.context.limits.max_rank };
+                    let found = map.next_value_seed(seed)?;
+                    let Some(found) = found else {
+                        let error = Error::new(Rule::RankTooLarge)
+                            .in_tensor(self.name)
+                            .expected(format!("at most {}", self.context.limits.max_rank));
+                        return Err(self.context.fail(error));
+                    };
+                    shape.replace(found).is_some()
+                }
+                "data_offsets" => {
+                    let found = map.next_value_seed(Integers { most: 2 })?;
+                    match found.as_deref() {
+                        Some(&[begin, end]) => offsets.replace((begin, end)).is_some(),
+                        _ => return Err(self.wrong("data_offsets is not a pair")),
+                    }
+                }
+                _ => {
+                    map.next_value_seed(Ignored(self.context))?;
+                    let again = others.contains(&key);
+                    others.push(key.clone());
+                    if others.len() > 64 {
+                        return Err(self.wrong("more than 64 unknown fields"));
+                    }
+                    again
+                }
+            };
+            if again {
+                let error = Error::new(Rule::HeaderDuplicate)
+                    .in_tensor(self.name)
+                    .found(format!("{key:?} twice"));
+                return Err(self.context.fail(error));
+            }
+        }
+        let (Some(dtype), Some(shape), Some((begin, end))) = (dtype, shape, offsets) else {
+            return Err(self.wrong("dtype, shape or data_offsets is missing"));
+        };
+        let spec = Dtype::from_name(&dtype)
+            .and_then(|dtype| TensorSpec::new(self.name, dtype, &shape))
+            .map_err(|e| self.context.fail::<A::Error>(e.in_tensor(self.name)))?;
+        if end.checked_sub(begin) != Some(spec.byte_len()) {
+            let error = Error::new(Rule::DataRange)
+                .in_tensor(self.name)
+                .expected(format!("{} bytes", spec.byte_len()))
+                .found(format!("[{begin}, {end}]"));
+            return Err(self.context.fail(error));
+        }
+        Ok(spec.placed_at(begin))
+    }
+}
+
+/// An array of at most `most` unsigned integers; `None` when there are more.
+struct Integers {
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Integers {
+    type Value = Option<Vec<u64>>;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Integers {
+    type Value = Option<Vec<u64>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of unsigned integers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(n) = seq.next_element::<u64>()? {
+            if out.len() == self.most {
+                // The rest is read so that the parser stays in step; it is linear in the input.
+                while seq.next_element::<u64>()?.is_some() {}
+                return Ok(None);
+            }
+            out.push(n);
+        }
+        Ok(Some(out))
+    }
+}
+
+/// `__metadata__`: an object of strings, each key once.
+struct Metadata<'a>(&'a Context<'a>);
+
+impl<'de> DeserializeSeed<'de> for Metadata<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Metadata<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<String>()?;
+            if let Some(key) = seen.replace(key) {
+                let error = Error::new(Rule::HeaderDuplicate)
+                    .in_tensor("__metadata__")
+                    .found(format!("{key:?} twice"));
+                return Err(self.0.fail(error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Any value, read for its duplicate keys alone. serde_json bounds the depth.
+struct Ignored<'a>(&'a Context<'a>);
+
+impl<'de> DeserializeSeed<'de> for Ignored<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+macro_rules! accept {
+    ($($method:ident: $type:ty),*) => {
+        $(fn $method<E: serde_core::de::Error>(self, _: $type) -> Result<(), E> { Ok(()) })*
+    };
+}
+
+impl<'de> Visitor<'de> for Ignored<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    accept!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
+
+    fn visit_unit<E: serde_core::de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Ignored(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value_seed(Ignored(self.0))?;
+            if let Some(key) = seen.replace(key) {
+                let error = Error::new(Rule::HeaderDuplicate).found(format!("{key:?} twice"));
+                return Err(self.0.fail(error));
+            }
+        }
+        Ok(())
+    }
+}

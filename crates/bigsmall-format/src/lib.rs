@@ -1,0 +1,46 @@
+//! The ground that every bigsmall crate stands on: the vocabulary ([`Dtype`], [`TensorSpec`], [`EncodedTensor`]), the two
+//! traits everybody meets at ([`TensorEncoding`], [`ReadAt`]) and the `.bs` shard ([`Shard`], [`ShardWriter`]).
+//!
+//! The bytes are specified in `FORMAT.md` at the root of the repository; section numbers in these docs refer to it.
+//!
+//! Most programs do not need this crate by name: `bigsmall-codec` and `bigsmall-tbe` re-export what their users need, and
+//! `bigsmall-io` opens and writes files.
+//!
+//! # Memory and safety
+//! Everything a stranger's file can influence is checked before it is used: lengths before allocation, checksums before
+//! decoding. Checksums guard against accidents, not against an attacker who can reseal a file.
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod checksum;
+mod dtype;
+mod encoded;
+mod encoding;
+mod error;
+#[cfg(feature = "shard")]
+mod header;
+mod limits;
+mod parallel;
+mod raw;
+mod read_at;
+#[cfg(feature = "shard")]
+mod shard;
+mod spec;
+mod wire;
+
+pub use checksum::xxh3;
+pub use dtype::Dtype;
+pub use encoded::{BlockTable, EncodedTensor};
+pub use encoding::{
+    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_range, encode_tensor,
+};
+pub use error::{Class, Error, Result, Rule};
+#[cfg(feature = "shard")]
+pub use header::Header;
+pub use limits::Limits;
+pub use parallel::{available_threads, for_each_in_parallel};
+pub use raw::Raw;
+pub use read_at::{ReadAt, Section};
+#[cfg(feature = "shard")]
+pub use shard::{Shard, ShardEntry, ShardWriter};
+pub use spec::{BLOCK_UNITS, TensorSpec};

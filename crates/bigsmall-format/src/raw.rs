@@ -1,0 +1,69 @@
+//! The encoding that changes nothing.
+
+use crate::{
+    BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule, TensorEncoding,
+    TensorSpec,
+};
+
+/// The values as they are, cut into blocks (FORMAT.md section 7): for what nothing else makes smaller.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Raw;
+
+struct RawBlocks {
+    block_bytes: usize,
+}
+
+impl TensorEncoding for Raw {
+    fn id(&self) -> EncodingId {
+        EncodingId::Raw
+    }
+
+    fn supports(&self, _: Dtype) -> bool {
+        true
+    }
+
+    fn plan(&self, spec: &TensorSpec, _: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
+        Ok(Box::new(RawBlocks { block_bytes: spec.block_bytes() }))
+    }
+
+    fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {
+        if !head.is_empty() {
+            return Err(Error::new(Rule::PayloadLength)
+                .in_tensor(spec.name())
+                .expected("no head")
+                .found(format!("{} bytes", head.len())));
+        }
+        Ok(Box::new(RawBlocks { block_bytes: spec.block_bytes() }))
+    }
+}
+
+impl BlockEncoder for RawBlocks {
+    fn head(&self) -> &[u8] {
+        &[]
+    }
+
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
+        for block in units.chunks(self.block_bytes) {
+            out.extend_from_slice(block);
+            crate::wire::pad8(out);
+            lens.push(block.len() as u32);
+        }
+    }
+}
+
+impl BlockDecoder for RawBlocks {
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        let mut pieces = dst.chunks_mut(self.block_bytes);
+        for block in blocks {
+            match pieces.next() {
+                Some(piece) if piece.len() == block.len() => piece.copy_from_slice(block),
+                piece => {
+                    return Err(Error::new(Rule::BlockLength)
+                        .expected(piece.map_or(0, |p| p.len()))
+                        .found(block.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,486 @@
+//! Opening a shard: trailer, index, and nothing else until a tensor is asked for.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+use std::ops::Range;
+
+use super::{
+    INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_FIXED, RECORD_MD5, RECORD_SHARED,
+    TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
+};
+use crate::wire::Cursor;
+use crate::{
+    BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
+    Rule, Section, TensorEncoding, TensorSpec, decode_range, xxh3,
+};
+
+/// What is fetched from the end of the file on opening; an index that fits needs no second read.
+const TAIL: u64 = 256 << 10;
+
+/// An open shard. Opening reads the end of the file, at most two reads, and checks the index as a whole; payloads are read and
+/// checked when they are asked for.
+///
+/// Memory: at most 4 times the bytes of the index + 1 MiB.
+#[derive(Debug)]
+pub struct Shard<R> {
+    source: R,
+    /// The index as it stands in the file; the stored header is a part of it.
+    index: Vec<u8>,
+    header_range: Range<usize>,
+    header: Header,
+    entries: Vec<ShardEntry>,
+    sha256: [u8; 32],
+    flags: u32,
+}
+
+/// What the index says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardEntry {
+    encoding: u8,
+    owner: Option<u32>,
+    offset: u64,
+    table: Option<BlockTable>,
+    md5: Option<[u8; 16]>,
+}
+
+impl ShardEntry {
+    /// The tensor whose payload this one shares, as a place in the order of tensors.
+    #[must_use]
+    pub fn shares(&self) -> Option<usize> {
+        self.owner.map(|i| i as usize)
+    }
+
+    /// MD5 of the original bytes, where it was asked for when compressing.
+    #[must_use]
+    pub fn md5(&self) -> Option<[u8; 16]> {
+        self.md5
+    }
+}
+
+impl<R: ReadAt> Shard<R> {
+    /// Opens the shard in `source` with the default [`Limits`].
+    ///
+    /// # Errors
+    /// See [`open_with`](Self::open_with).
+    pub fn open(source: R) -> Result<Self> {
+        Self::open_with(source, &Limits::default())
+    }
+
+    /// Opens the shard in `source`.
+    ///
+    /// # Errors
+    /// An envelope, index or header rule of [`Rule`]; those of `source`.
+    pub fn open_with(source: R, limits: &Limits) -> Result<Self> {
+        let byte_len = source.byte_len();
+        let tail_len = byte_len.min(TAIL);
+        let tail_at = byte_len.saturating_sub(tail_len);
+        let mut tail = vec![0; tail_len as usize];
+        source.read_exact_at(tail_at, &mut tail)?;
+        let index_range = match read_trailer(&tail, byte_len) {
+            Ok(found) => found,
+            Err(error) => return Err(explain(&source, error)),
+        };
+        let index_len = index_range.end.saturating_sub(index_range.start);
+        if index_len > limits.max_index_bytes {
+            return Err(Error::new(Rule::IndexTooLarge)
+                .expected(format!("at most {} bytes", limits.max_index_bytes))
+                .found(index_len));
+        }
+        // Index and trailer in one piece, without a second read where the tail holds them.
+        let checked_len = index_len.saturating_add(TRAILER_LEN);
+        let mut index = if checked_len <= tail_len {
+            tail.split_off((tail_len.saturating_sub(checked_len)) as usize)
+        } else {
+            drop(tail);
+            let len = usize::try_from(checked_len).map_err(|_| Error::new(Rule::Memory))?;
+            let mut index = vec![0; len];
+            source.read_exact_at(index_range.start, &mut index)?;
+            index
+        };
+        let trailer_at = index.len().saturating_sub(TRAILER_LEN as usize);
+        let mut stored = Cursor::new(
+            index.get(trailer_at.saturating_add(TRAILER_CHECKED)..).unwrap_or(&[]),
+            Rule::IndexTruncated,
+        );
+        let stored = stored.u64()?;
+        let covered = index.get(..trailer_at.saturating_add(TRAILER_CHECKED)).unwrap_or(&[]);
+        let found = xxh3(covered);
+        if found != stored {
+            return Err(Error::new(Rule::IndexChecksum)
+                .at(index_range.start)
+                .expected(format!("{stored:#018x}"))
+                .found(format!("{found:#018x}")));
+        }
+        // Version and features are judged once the trailer is known to be sound: a flipped bit is damage, not the future.
+        let trailer = index.get(trailer_at..).unwrap_or(&[]);
+        check_trailer_fields(trailer)?;
+        index.truncate(trailer_at);
+        let parsed = parse_index(&index, &index_range, limits)?;
+        Ok(Shard {
+            source,
+            header_range: parsed.header_range,
+            header: parsed.header,
+            entries: parsed.entries,
+            sha256: parsed.sha256,
+            flags: parsed.flags,
+            index,
+        })
+    }
+
+    /// Compares the prelude, the only bytes that opening does not look at.
+    ///
+    /// # Errors
+    /// [`Rule::ShardMagic`], [`Rule::ReservedNotZero`]; those of the source.
+    pub fn check_prelude(&self) -> Result<()> {
+        let mut found = [0; PRELUDE_LEN as usize];
+        self.source.read_exact_at(0, &mut found)?;
+        if found != prelude() {
+            let rule =
+                if found.starts_with(&MAGIC) { Rule::ReservedNotZero } else { Rule::ShardMagic };
+            return Err(Error::new(rule).at(0));
+        }
+        Ok(())
+    }
+
+    /// The tensors in the order of their data.
+    #[must_use]
+    pub fn tensors(&self) -> &[TensorSpec] {
+        self.header.tensors()
+    }
+
+    /// The parsed stored header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The stored safetensors header, byte for byte.
+    #[must_use]
+    pub fn header_json(&self) -> &[u8] {
+        self.index.get(self.header_range.clone()).unwrap_or(&[])
+    }
+
+    /// SHA-256 of the original safetensors file.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sha256
+    }
+
+    /// Whether the header was made by the writer, for tensors that never were in a file.
+    #[must_use]
+    pub fn is_synthesised(&self) -> bool {
+        self.flags & INDEX_SYNTHESISED != 0
+    }
+
+    /// Bytes of the original safetensors file.
+    #[must_use]
+    pub fn original_len(&self) -> u64 {
+        self.header.data_len().saturating_add(8).saturating_add(self.header_range.len() as u64)
+    }
+
+    /// Bytes of the index.
+    #[must_use]
+    pub fn index_len(&self) -> u64 {
+        self.index.len() as u64
+    }
+
+    /// The source that was opened.
+    #[must_use]
+    pub fn source(&self) -> &R {
+        &self.source
+    }
+
+    /// The place of the tensor `name`.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn index_of(&self, name: &str) -> Result<usize> {
+        self.header.index_of(name).ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(name))
+    }
+
+    /// What the index says of tensor `index`; a shared payload's own record is at [`ShardEntry::shares`].
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`] for a place beyond the last tensor.
+    pub fn entry(&self, index: usize) -> Result<&ShardEntry> {
+        self.entries
+            .get(index)
+            .ok_or_else(|| Error::new(Rule::TensorMissing).found(format!("place {index}")))
+    }
+
+    /// Spec and the record that has the payload.
+    fn resolve(&self, index: usize) -> Result<(&TensorSpec, &ShardEntry, &BlockTable)> {
+        let spec = self.tensors().get(index);
+        let spec = spec.ok_or_else(|| Error::new(Rule::TensorMissing))?;
+        let entry = self.entry(index)?;
+        let entry = match entry.owner {
+            Some(owner) => self.entry(owner as usize)?,
+            None => entry,
+        };
+        match &entry.table {
+            Some(table) => Ok((spec, entry, table)),
+            None => Err(Error::new(Rule::SharedPayload).in_tensor(spec.name())),
+        }
+    }
+
+    /// The encoding of tensor `index`.
+    ///
+    /// # Errors
+    /// [`Rule::EncodingUnknown`] for one of a later version; the other tensors stay readable.
+    pub fn encoding(&self, index: usize) -> Result<EncodingId> {
+        let (spec, entry, _) = self.resolve(index)?;
+        EncodingId::from_code(entry.encoding).ok_or_else(|| {
+            Error::new(Rule::EncodingUnknown).in_tensor(spec.name()).found(entry.encoding)
+        })
+    }
+
+    /// Where the payload of tensor `index` lies in the file.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn payload_range(&self, index: usize) -> Result<Range<u64>> {
+        let (_, entry, table) = self.resolve(index)?;
+        Ok(entry.offset..entry.offset.saturating_add(table.payload_len()))
+    }
+
+    /// The block table of tensor `index`.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn table(&self, index: usize) -> Result<&BlockTable> {
+        Ok(self.resolve(index)?.2)
+    }
+
+    /// Reads tensor `index` in its encoded form, one read, every checksum verified. Memory: the payload.
+    ///
+    /// # Errors
+    /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`]; those of the source.
+    pub fn encoded(&self, index: usize) -> Result<EncodedTensor> {
+        let (spec, _, table) = self.resolve(index)?;
+        let encoding = self.encoding(index)?;
+        let range = self.payload_range(index)?;
+        let len = range.end.saturating_sub(range.start);
+        let mut payload = vec![0; usize::try_from(len).map_err(|_| Error::new(Rule::Memory))?];
+        self.source
+            .read_exact_at(range.start, &mut payload)
+            .map_err(|e| e.in_tensor(spec.name()))?;
+        EncodedTensor::from_parts(spec.clone(), encoding, table.clone(), payload)
+    }
+
+    /// Reads and checks the head of tensor `index` and opens it with `encoding`, which must be the tensor's.
+    ///
+    /// # Errors
+    /// [`Rule::HeadChecksum`], [`Rule::EncodingDtype`], those of [`TensorEncoding::open`] and of the source.
+    pub fn decoder(
+        &self,
+        index: usize,
+        encoding: &dyn TensorEncoding,
+    ) -> Result<Box<dyn BlockDecoder>> {
+        let (spec, entry, table) = self.resolve(index)?;
+        let named = |e: Error| e.in_tensor(spec.name());
+        if encoding.id() != self.encoding(index)? {
+            return Err(named(Error::new(Rule::SpecMismatch)));
+        }
+        if !encoding.supports(spec.dtype()) {
+            return Err(named(Error::new(Rule::EncodingDtype)).found(spec.dtype()));
+        }
+        // The zero bytes between the head and the first block have no checksum: they are looked at.
+        let padded = table.blocks_range(0..0).start;
+        let mut head = vec![0; padded as usize];
+        self.source.read_exact_at(entry.offset, &mut head).map_err(named)?;
+        let padding = head.split_off(table.head_len());
+        table.check_head(&head).map_err(named)?;
+        if padding.iter().any(|&b| b != 0) {
+            return Err(named(Error::new(Rule::PaddingNotZero)).at(entry.offset));
+        }
+        encoding.open(spec, &head).map_err(named)
+    }
+
+    /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads (0: all), with the decoder from
+    /// [`decoder`](Self::decoder). Only the blocks that are touched are read.
+    ///
+    /// # Errors
+    /// Those of [`decode_range`].
+    pub fn decode(
+        &self,
+        index: usize,
+        decoder: &dyn BlockDecoder,
+        range: Range<u64>,
+        dst: &mut [u8],
+        threads: usize,
+    ) -> Result<()> {
+        let (spec, _, table) = self.resolve(index)?;
+        let payload = Section::new(&self.source, self.payload_range(index)?)
+            .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(spec.name()))?;
+        decode_range(decoder, spec, table, &payload, range, dst, threads)
+    }
+}
+
+/// Where the index lies. Checks only what is needed to find it.
+fn read_trailer(tail: &[u8], byte_len: u64) -> Result<Range<u64>> {
+    let too_short = || {
+        Error::new(Rule::ShardTooShort)
+            .expected(format!("{} bytes or more", PRELUDE_LEN.saturating_add(TRAILER_LEN)))
+            .found(byte_len)
+    };
+    let trailer_at = byte_len.checked_sub(TRAILER_LEN).ok_or_else(too_short)?;
+    let (_, trailer) = tail
+        .split_at_checked(tail.len().saturating_sub(TRAILER_LEN as usize))
+        .ok_or_else(too_short)?;
+    if !trailer.ends_with(&MAGIC) {
+        return Err(Error::new(Rule::ShardMagic).at(byte_len.saturating_sub(MAGIC.len() as u64)));
+    }
+    if byte_len < PRELUDE_LEN.saturating_add(TRAILER_LEN) {
+        return Err(too_short());
+    }
+    let mut cursor = Cursor::new(trailer, Rule::ShardTooShort);
+    let (offset, len) = (cursor.u64()?, cursor.u64()?);
+    if offset < PRELUDE_LEN || offset.checked_add(len) != Some(trailer_at) {
+        return Err(Error::new(Rule::IndexRange)
+            .at(trailer_at)
+            .expected(format!("offset + length = {trailer_at}"))
+            .found(format!("{offset} + {len}")));
+    }
+    Ok(offset..trailer_at)
+}
+
+/// Feature bits, version and reserved bytes.
+fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
+    let mut cursor = Cursor::new(trailer, Rule::ShardTooShort);
+    cursor.take(16)?;
+    let required = cursor.u32()?;
+    let _ignorable = cursor.u32()?;
+    let version = cursor.u16()?;
+    if version == 0 {
+        return Err(Error::new(Rule::VersionZero));
+    }
+    if version > VERSION {
+        return Err(Error::new(Rule::Version)
+            .expected(format!("version {VERSION} or less"))
+            .found(version));
+    }
+    if required != 0 {
+        return Err(Error::new(Rule::RequiredFeature).found(format!("bits {required:#x}")));
+    }
+    if cursor.bytes::<6>()? != [0; 6] {
+        return Err(Error::new(Rule::ReservedNotZero).found("in the trailer"));
+    }
+    Ok(())
+}
+
+/// Says what a file is instead of a shard, where its first bytes show it.
+fn explain(source: &dyn ReadAt, error: Error) -> Error {
+    let mut start = [0; 9];
+    if source.byte_len() < 9 || source.read_exact_at(0, &mut start).is_err() {
+        return error;
+    }
+    if let Some(rule) = recognise(&start) {
+        return Error::new(rule);
+    }
+    if start.ends_with(b"{") && error.rule() == Rule::ShardMagic {
+        return Error::new(Rule::SafetensorsFile);
+    }
+    error
+}
+
+struct Parsed {
+    header_range: Range<usize>,
+    header: Header,
+    entries: Vec<ShardEntry>,
+    sha256: [u8; 32],
+    flags: u32,
+}
+
+fn parse_index(index: &[u8], place: &Range<u64>, limits: &Limits) -> Result<Parsed> {
+    let mut cursor = Cursor::new(index, Rule::IndexTruncated);
+    let header_len = cursor.u64()?;
+    let sha256 = cursor.bytes::<32>()?;
+    let count = cursor.u32()? as usize;
+    let flags = cursor.u32()?;
+    if flags & !INDEX_SYNTHESISED != 0 {
+        return Err(Error::new(Rule::ReservedNotZero).found("in the index flags"));
+    }
+    if count > limits.max_tensors {
+        return Err(Error::new(Rule::TooManyTensors)
+            .expected(format!("at most {}", limits.max_tensors))
+            .found(count));
+    }
+    let header_len = usize::try_from(header_len).unwrap_or(usize::MAX);
+    let json = cursor.take(header_len)?;
+    let header_range = INDEX_FIXED..INDEX_FIXED.saturating_add(header_len);
+    cursor.align8()?;
+    // Every tensor has a record: a count beyond that is refused before memory is set aside for it.
+    if count > cursor.remaining().checked_div(RECORD_FIXED).unwrap_or(0) {
+        return Err(Error::new(Rule::IndexTruncated)
+            .expected(format!("{count} records"))
+            .found(format!("{} bytes", cursor.remaining())));
+    }
+    let header = Header::parse_stored(json, limits, count)?;
+    if header.tensors().len() != count {
+        return Err(Error::new(Rule::EntryCount).expected(header.tensors().len()).found(count));
+    }
+    let mut entries: Vec<ShardEntry> = Vec::with_capacity(count);
+    let mut at = PRELUDE_LEN;
+    for spec in header.tensors() {
+        let entry = read_record(&mut cursor, spec, header.tensors(), &entries, &mut at)
+            .map_err(|e| e.in_tensor(spec.name()))?;
+        entries.push(entry);
+    }
+    if cursor.remaining() != 0 {
+        return Err(Error::new(Rule::IndexTrailing)
+            .at(place.start.saturating_add(cursor.position()))
+            .found(format!("{} bytes", cursor.remaining())));
+    }
+    if at != place.start {
+        return Err(Error::new(Rule::IndexRange)
+            .at(at)
+            .expected(format!("payloads up to {}", place.start))
+            .found(at));
+    }
+    Ok(Parsed { header_range, header, entries, sha256, flags })
+}
+
+fn read_record(
+    cursor: &mut Cursor<'_>,
+    spec: &TensorSpec,
+    specs: &[TensorSpec],
+    before: &[ShardEntry],
+    at: &mut u64,
+) -> Result<ShardEntry> {
+    let encoding = cursor.u8()?;
+    let flags = cursor.u8()?;
+    let reserved = cursor.u16()?;
+    if flags & !(RECORD_SHARED | RECORD_MD5) != 0 || reserved != 0 {
+        return Err(Error::new(Rule::ReservedNotZero).found("in an index record"));
+    }
+    let head_len = cursor.u32()?;
+    let place = cursor.u64()?;
+    let length = cursor.u64()?;
+    let head_hash = cursor.u64()?;
+    let md5 = if flags & RECORD_MD5 != 0 { Some(cursor.bytes::<16>()?) } else { None };
+    if flags & RECORD_SHARED != 0 {
+        let owner = usize::try_from(place).ok().and_then(|i| Some((i, before.get(i)?)));
+        let same = owner.filter(|(i, entry)| {
+            entry.owner.is_none()
+                && specs.get(*i).is_some_and(|other| {
+                    (other.dtype(), other.byte_len()) == (spec.dtype(), spec.byte_len())
+                })
+        });
+        let Some((owner, _)) = same else {
+            return Err(Error::new(Rule::SharedPayload).found(format!("place {place}")));
+        };
+        if (encoding, head_len, length, head_hash) != (0, 0, 0, 0) {
+            return Err(Error::new(Rule::ReservedNotZero).found("in a shared record"));
+        }
+        let owner = Some(owner as u32);
+        return Ok(ShardEntry { encoding, owner, offset: 0, table: None, md5 });
+    }
+    if place != *at {
+        return Err(Error::new(Rule::PayloadRange).expected(*at).found(place));
+    }
+    let table = BlockTable::read(spec, head_len, head_hash, cursor)?;
+    if table.payload_len() != length {
+        return Err(Error::new(Rule::PayloadLength).expected(table.payload_len()).found(length));
+    }
+    *at = at.checked_add(length).ok_or_else(|| Error::new(Rule::PayloadRange).found(length))?;
+    Ok(ShardEntry { encoding, owner: None, offset: place, table: Some(table), md5 })
+}

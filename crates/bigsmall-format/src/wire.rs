@@ -1,0 +1,94 @@
+//! Little-endian fields: a cursor that never panics, and its counterpart for writing.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+use crate::{Error, Result, Rule};
+
+/// Rounds up to the alignment of everything in a shard, 8 bytes.
+pub(crate) const fn align8(n: u64) -> u64 {
+    n.saturating_add(7) & !7
+}
+
+/// Reads fields from the front of a slice; running out is `rule`.
+pub(crate) struct Cursor<'a> {
+    rest: &'a [u8],
+    rule: Rule,
+    consumed: u64,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8], rule: Rule) -> Self {
+        Cursor { rest: bytes, rule, consumed: 0 }
+    }
+
+    /// Bytes consumed so far.
+    pub(crate) fn position(&self) -> u64 {
+        self.consumed
+    }
+
+    pub(crate) fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let Some((head, rest)) = self.rest.split_at_checked(n) else {
+            return Err(Error::new(self.rule)
+                .at(self.consumed)
+                .expected(format!("{n} more bytes"))
+                .found(self.rest.len()));
+        };
+        self.rest = rest;
+        self.consumed = self.consumed.saturating_add(n as u64);
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8> {
+        self.array::<1>().map(|[b]| b)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.array()
+    }
+
+    /// Skips to the next multiple of 8 and insists on zeros.
+    pub(crate) fn align8(&mut self) -> Result<()> {
+        let at = self.consumed;
+        let gap = align8(at).saturating_sub(at) as usize;
+        if self.take(gap)?.iter().any(|&b| b != 0) {
+            return Err(Error::new(Rule::PaddingNotZero).at(at));
+        }
+        Ok(())
+    }
+}
+
+/// `n` little-endian u32 at the front of `bytes`.
+pub(crate) fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+}
+
+/// Little-endian u64s of `bytes`.
+pub(crate) fn u64s(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
+}
+
+/// Pads `out` with zeros to a multiple of 8.
+pub(crate) fn pad8(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(8), 0);
+}
