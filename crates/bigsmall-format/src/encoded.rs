@@ -40,10 +40,10 @@ impl BlockTable {
         let mut at = align8(u64::from(head_len));
         let mut starts = Vec::with_capacity(lens.len() + 1);
         for (index, &len) in lens.iter().enumerate() {
-            // At least 64 bytes, or all of a smaller block: this caps what a small file can swell to. At most a little more
+            // At least 56 bytes, or all of a smaller block: this caps what a small file can swell to. At most a little more
             // than the values themselves.
             let original = spec.block_byte_len(index as u64) as u64;
-            let (least, most) = (original.min(64), 2 * original + 4096);
+            let (least, most) = (original.min(56), 2 * original + 4096);
             if u64::from(len) < least || u64::from(len) > most {
                 return Err(wrong(Rule::BlockLength)
                     .expected(format!("{least} to {most} bytes in block {index}"))

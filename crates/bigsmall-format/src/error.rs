@@ -106,6 +106,7 @@ rules! {
     TbeBlockLength: Corrupt, "a TBE block's sections do not fill it exactly";
     TbeEscapeStarts: Corrupt, "escape starts do not match the escape codes";
     TbeEscapeInWindow: Corrupt, "an escaped exponent lies inside the window";
+    TbeEscapeField: Corrupt, "an escaped exponent does not fit the dtype's exponent field";
     // Model folders.
     ModelIndex: Corrupt, "the model's index file is wrong";
     ModelPath: Corrupt, "a shard's path leads out of the model's folder";

@@ -1,0 +1,145 @@
+//! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends reuse them, compiled for their
+//! instructions, where a kernel of their own would win nothing.
+
+use super::{Backend, Kernels, Tiles};
+use crate::layout::{GROUP, Head, TILE, Width};
+
+pub(super) static KERNELS: Kernels = Kernels { backend: Backend::Portable, count_escapes, decode };
+
+/// Byte `i` of entry `b` is bit `i` of `b`.
+static SPREAD: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut b = 0;
+    while b < 256 {
+        let mut i = 0;
+        while i < 8 {
+            table[b][i] = (b >> i & 1) as u8;
+            i += 1;
+        }
+        b += 1;
+    }
+    table
+};
+
+/// Spreads bitmaps into one byte for each weight: bit `j` of byte `i` is bit `i` of bitmap `j`.
+#[inline(always)]
+fn spread(bitmaps: &[[u8; 8]]) -> [u8; TILE] {
+    let mut out = [0; TILE];
+    for (at, eight) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let mut bytes = 0;
+        for (j, bitmap) in bitmaps.iter().enumerate() {
+            bytes |= u64::from_ne_bytes(SPREAD[usize::from(bitmap[at])]) << j;
+        }
+        *eight = bytes.to_ne_bytes();
+    }
+    out
+}
+
+/// Which weights of a tile are escapes: the codes of all ones.
+#[inline(always)]
+pub(crate) fn escape_mask(code_bitmaps: &[[u8; 8]]) -> u64 {
+    code_bitmaps.iter().fold(!0, |mask, bitmap| mask & u64::from_le_bytes(*bitmap))
+}
+
+pub(super) fn count_escapes(
+    head: &Head,
+    bitmaps: &[[u8; 8]],
+    starts: &[[u8; 2]],
+) -> Result<usize, usize> {
+    count(head, bitmaps, starts)
+}
+
+#[inline(always)]
+pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 2]]) -> Result<usize, usize> {
+    let per_tile = head.bitmaps_per_tile();
+    let width = head.width.bits();
+    let mut total = 0;
+    for (group, tiles) in bitmaps.chunks(per_tile * (GROUP / TILE)).enumerate() {
+        if starts.get(group).map(|s| usize::from(u16::from_le_bytes(*s))) != Some(total) {
+            return Err(group);
+        }
+        for tile in tiles.chunks_exact(per_tile) {
+            total += escape_mask(&tile[..width]).count_ones() as usize;
+        }
+    }
+    Ok(total)
+}
+
+fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+    decode_any(tiles, out);
+}
+
+/// Decodes tiles of any dtype.
+#[inline(always)]
+pub(super) fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
+    let fields = tiles.head.fields;
+    match (fields.mantissa_bits, tiles.head.width) {
+        (7, Width::Three) => decode16::<3, 0, 7>(tiles, out),
+        (7, Width::Four) => decode16::<4, 0, 7>(tiles, out),
+        (10, Width::Three) => decode16::<3, 3, 10>(tiles, out),
+        (10, Width::Four) => decode16::<4, 3, 10>(tiles, out),
+        (3, Width::Three) => decode8::<3, 4, 3>(tiles, out),
+        (3, Width::Four) => decode8::<4, 4, 3>(tiles, out),
+        (_, Width::Three) => decode8::<3, 3, 2>(tiles, out),
+        (_, Width::Four) => decode8::<4, 3, 2>(tiles, out),
+    }
+}
+
+/// The exponents of a tile; takes its escapes from the front of `escapes`.
+#[inline(always)]
+fn exponents<const W: usize>(bitmaps: &[[u8; 8]], base: u8, escapes: &mut &[u8]) -> [u8; TILE] {
+    let mut exponents = spread(&bitmaps[..W]).map(|code| code.wrapping_add(base));
+    let mut mask = escape_mask(&bitmaps[..W]);
+    let n = mask.count_ones() as usize;
+    let (these, rest) = escapes.split_at(n.min(escapes.len()));
+    *escapes = rest;
+    for &exponent in these {
+        exponents[mask.trailing_zeros() as usize % TILE] = exponent;
+        mask &= mask.wrapping_sub(1);
+    }
+    exponents
+}
+
+/// 16-bit values: `X` extra bitmaps hold what of sign and mantissa the byte plane does not.
+#[inline(always)]
+fn decode16<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out: &mut [u8]) {
+    let mut escapes = tiles.escapes;
+    let bitmaps = tiles.bitmaps.chunks_exact(W + X);
+    let planes = tiles.plane.chunks(TILE);
+    for ((bitmaps, plane), out) in bitmaps.zip(planes).zip(out.chunks_mut(2 * TILE)) {
+        let exponents = exponents::<W>(bitmaps, tiles.head.base, &mut escapes);
+        let value = |exponent: u8, low: u8, high: u8| {
+            let others = u16::from(high) << 8 | u16::from(low);
+            let sign = others >> M;
+            (sign << 15 | u16::from(exponent) << M | others & ((1 << M) - 1)).to_le_bytes()
+        };
+        let high = spread(&bitmaps[W..]);
+        let out = out.as_chunks_mut::<2>().0;
+        match (<&[u8; TILE]>::try_from(plane), <&mut [[u8; 2]; TILE]>::try_from(&mut *out)) {
+            (Ok(plane), Ok(out)) => {
+                for i in 0..TILE {
+                    out[i] = value(exponents[i], plane[i], high[i]);
+                }
+            }
+            _ => {
+                for (i, (out, &low)) in out.iter_mut().zip(plane).enumerate() {
+                    *out = value(exponents[i], low, high[i]);
+                }
+            }
+        }
+    }
+}
+
+/// 8-bit values: sign and mantissa stand in `X` extra bitmaps.
+#[inline(always)]
+fn decode8<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out: &mut [u8]) {
+    let mut escapes = tiles.escapes;
+    for (bitmaps, out) in tiles.bitmaps.chunks_exact(W + X).zip(out.chunks_mut(TILE)) {
+        let exponents = exponents::<W>(bitmaps, tiles.head.base, &mut escapes);
+        let others = spread(&bitmaps[W..]);
+        for (i, out) in out.iter_mut().enumerate() {
+            let sign = others[i] >> M;
+            *out = sign << 7 | exponents[i] << M | others[i] & ((1 << M) - 1);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
+
+use bigsmall_format::{
+    BLOCK_UNITS, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
+    TensorEncoding, TensorSpec,
+};
+
+use crate::arch::{Backend, Kernels};
+use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
+use crate::view::TbeBlock;
+
+/// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a fixed place, so that any
+/// thread decodes any weight in constant time. For [`BF16`](Dtype::BF16), [`F16`](Dtype::F16),
+/// [`F8_E4M3`](Dtype::F8_E4M3) and [`F8_E5M2`](Dtype::F8_E5M2), any shape.
+///
+/// The idea is ZipServ's TCA-TBE (arXiv 2603.17435); here the sign and mantissa of every weight, escaped or not, have a fixed
+/// place, and an escape stores its exponent alone.
+///
+/// ```
+/// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, Width, encode_tensor};
+///
+/// let weights: Vec<u8> = (0..1000u16).flat_map(|i| (0x3c00 + i).to_le_bytes()).collect();
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[10, 100])?;
+/// let tbe = Tbe::new(Width::Three);
+/// let encoded = encode_tensor(&tbe, &spec, &weights, 0)?;
+///
+/// let mut restored = vec![0; weights.len()];
+/// encoded.decode_bytes(&tbe, 0..2000, &mut restored, 0)?;
+/// assert_eq!(restored, weights);
+/// # Ok::<(), bigsmall_tbe::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct Tbe {
+    width: Width,
+    kernels: &'static Kernels,
+}
+
+impl Tbe {
+    /// The encoding with codes of that width. Decodes payloads of either width, with the fastest kernels that this machine
+    /// can run.
+    #[must_use]
+    pub fn new(width: Width) -> Self {
+        Tbe { width, kernels: Kernels::best() }
+    }
+
+    /// The same with the kernels of `backend`; the bytes do not change.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] where this machine cannot run them.
+    pub fn with_backend(mut self, backend: Backend) -> Result<Self> {
+        self.kernels = Kernels::require(backend)?;
+        Ok(self)
+    }
+
+    /// The width of the codes that it writes.
+    #[must_use]
+    pub fn width(&self) -> Width {
+        self.width
+    }
+
+    /// The backend whose kernels it runs.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.kernels.backend
+    }
+}
+
+impl Default for Tbe {
+    /// Three bitmaps.
+    fn default() -> Self {
+        Tbe::new(Width::Three)
+    }
+}
+
+impl std::fmt::Debug for Tbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tbe").field("width", &self.width).field("backend", &self.backend()).finish()
+    }
+}
+
+impl TensorEncoding for Tbe {
+    fn id(&self) -> EncodingId {
+        EncodingId::Tbe
+    }
+
+    fn supports(&self, dtype: Dtype) -> bool {
+        Fields::of(dtype).is_some()
+    }
+
+    fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
+        let blank = Head::new(spec.dtype(), self.width, 0).map_err(|e| e.in_tensor(spec.name()))?;
+        if source.byte_len() != spec.byte_len() {
+            return Err(Error::new(Rule::BufferLength)
+                .in_tensor(spec.name())
+                .expected(format!("{} bytes", spec.byte_len()))
+                .found(source.byte_len()));
+        }
+        let counts = histogram(blank.fields, spec.n_elements(), source)?;
+        let head = Head { base: best_base(&counts, blank), ..blank };
+        Ok(Box::new(Encoder { head, bytes: head.to_bytes() }))
+    }
+
+    fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {
+        let head = Head::parse(spec.dtype(), head).map_err(|e| e.in_tensor(spec.name()))?;
+        Ok(Box::new(Decoder { head, kernels: self.kernels }))
+    }
+}
+
+/// Tensors of up to this many weights are counted whole, larger ones by a sample of as many.
+const SAMPLE: u64 = 1 << 22;
+/// Weights of one run of the sample.
+const SAMPLE_RUN: u64 = 1 << 12;
+
+/// How often every exponent occurs, in the whole tensor or in runs spread evenly over it.
+fn histogram(fields: Fields, n: u64, source: &dyn ReadAt) -> Result<[u64; 256]> {
+    let mut counts = [0; 256];
+    let mut buffer = Vec::new();
+    let (n_runs, run) = if n <= SAMPLE {
+        (n.div_ceil(1 << 16), 1 << 16)
+    } else {
+        (SAMPLE / SAMPLE_RUN, SAMPLE_RUN)
+    };
+    for i in 0..n_runs {
+        let begin = if n <= SAMPLE {
+            i * run
+        } else {
+            // Evenly spread, the first at the beginning and the last at the end.
+            (u128::from(n - run) * u128::from(i) / u128::from(n_runs - 1)) as u64
+        };
+        let bytes = begin * fields.bytes as u64..n.min(begin + run) * fields.bytes as u64;
+        let values = match source.bytes_at(bytes.clone()) {
+            Some(values) => values,
+            None => {
+                buffer.resize((bytes.end - bytes.start) as usize, 0);
+                source.read_exact_at(bytes.start, &mut buffer)?;
+                &buffer
+            }
+        };
+        if fields.bytes == 2 {
+            for value in values.as_chunks::<2>().0 {
+                counts[fields.split(u32::from(u16::from_le_bytes(*value))).0 as usize] += 1;
+            }
+        } else {
+            for &value in values {
+                counts[fields.split(u32::from(value)).0 as usize] += 1;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// The smallest base among those whose window covers most.
+fn best_base(counts: &[u64; 256], head: Head) -> u8 {
+    let window = head.width.window();
+    let mut best = (0, 0);
+    for base in 0..=head.fields.n_exponents() - window {
+        let covered: u64 = counts[base..base + window].iter().sum();
+        if covered > best.0 {
+            best = (covered, base as u8);
+        }
+    }
+    best.1
+}
+
+struct Encoder {
+    head: Head,
+    bytes: [u8; HEAD_LEN],
+}
+
+impl BlockEncoder for Encoder {
+    fn head(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
+        for block in units.chunks(BLOCK_UNITS * self.head.fields.bytes) {
+            lens.push(encode_block(self.head, block, out));
+        }
+    }
+}
+
+/// Appends one encoded block, padded; its length without the padding.
+fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> u32 {
+    let fields = head.fields;
+    let n = block.len() / fields.bytes;
+    let sections = Sections::of(head, n);
+    let begin = out.len();
+    out.resize(begin + sections.starts, 0);
+    let (bitmaps, rest) = out[begin..].split_at_mut(sections.bitmaps);
+    let (plane, starts) = rest.split_at_mut(sections.plane - sections.bitmaps);
+    let mut escapes = Vec::new();
+    let per_tile = head.bitmaps_per_tile();
+    let width = head.width.bits();
+    let plane_bits = if fields.has_plane() { 8 } else { 0 };
+    let escape = head.width.window() as u32;
+    let tiles = block.chunks(TILE * fields.bytes).zip(bitmaps.chunks_exact_mut(8 * per_tile));
+    for (tile, (values, bitmaps)) in tiles.enumerate() {
+        if tile % (GROUP / TILE) == 0 {
+            let at = tile / (GROUP / TILE) * 2;
+            // At most 65,280: the last group begins 256 weights before the end of a full block.
+            starts[at..at + 2].copy_from_slice(&(escapes.len() as u16).to_le_bytes());
+        }
+        // What goes into the bitmaps, one row of bits for each weight: the code, above it the other bits.
+        let mut rows = [0u8; TILE];
+        let mut put = |i: usize, bits: u32| {
+            let (exponent, others) = fields.split(bits);
+            let code = head.code(exponent).unwrap_or_else(|| {
+                escapes.push(exponent as u8);
+                escape
+            });
+            rows[i] = (code | (others >> plane_bits) << width) as u8;
+            if plane_bits != 0 {
+                plane[tile * TILE + i] = others as u8;
+            }
+        };
+        if fields.bytes == 2 {
+            for (i, value) in values.as_chunks::<2>().0.iter().enumerate() {
+                put(i, u32::from(u16::from_le_bytes(*value)));
+            }
+        } else {
+            for (i, &value) in values.iter().enumerate() {
+                put(i, u32::from(value));
+            }
+        }
+        for (j, bitmap) in bitmaps.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            for (byte, rows) in bitmap.iter_mut().zip(rows.as_chunks::<8>().0) {
+                // Bit j of eight rows, gathered into one byte by a multiplication.
+                let bits = u64::from_le_bytes(*rows) >> j & 0x0101_0101_0101_0101;
+                *byte = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+            }
+        }
+    }
+    out.extend_from_slice(&escapes);
+    let len = out.len() - begin;
+    out.resize(begin + len.next_multiple_of(8), 0);
+    len as u32
+}
+
+struct Decoder {
+    head: Head,
+    kernels: &'static Kernels,
+}
+
+impl BlockDecoder for Decoder {
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        let bytes = self.head.fields.bytes;
+        let mut pieces = dst.chunks_mut(BLOCK_UNITS * bytes);
+        for block in blocks {
+            let piece = pieces.next().unwrap_or(&mut []);
+            let block = TbeBlock::parse(self.head, piece.len() / bytes, block, 0, self.kernels)?;
+            (self.kernels.decode)(&block.tiles_from(0), piece);
+        }
+        match pieces.next() {
+            Some(rest) => Err(Error::new(Rule::BufferLength)
+                .expected("a block for all of the output")
+                .found(format!("{} bytes without one", rest.len()))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Fields of the dtypes, the head and the sections of a block (FORMAT.md section 8).
+
+use bigsmall_format::{Dtype, Error, Result, Rule};
+
+/// Weights of one tile: the bits of one bitmap.
+pub(crate) const TILE: usize = 64;
+/// Weights between two stored escape starts.
+pub(crate) const GROUP: usize = 256;
+/// Bytes of a head.
+pub(crate) const HEAD_LEN: usize = 8;
+
+/// How many bitmaps hold an exponent's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Width {
+    /// Three bitmaps, a window of 7 exponents: the smaller one, about 11.3 bits for a bf16 weight.
+    Three,
+    /// Four bitmaps, a window of 15 exponents: hardly any escapes, 12 bits for a bf16 weight.
+    Four,
+}
+
+impl Width {
+    /// Both widths.
+    pub const ALL: &'static [Width] = &[Width::Three, Width::Four];
+
+    /// The number of bitmaps, 3 or 4.
+    #[must_use]
+    pub const fn bits(self) -> usize {
+        match self {
+            Width::Three => 3,
+            Width::Four => 4,
+        }
+    }
+
+    /// Exponents in the window: every code but the one that marks an escape.
+    #[must_use]
+    pub const fn window(self) -> usize {
+        (1 << self.bits()) - 1
+    }
+
+    const fn from_bits(bits: u8) -> Option<Width> {
+        match bits {
+            3 => Some(Width::Three),
+            4 => Some(Width::Four),
+            _ => None,
+        }
+    }
+}
+
+/// The bit fields of a float dtype. *Others* are the sign, at the top, and the mantissa below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fields {
+    pub(crate) bytes: usize,
+    pub(crate) exponent_bits: u32,
+    pub(crate) mantissa_bits: u32,
+}
+
+impl Fields {
+    pub(crate) const fn of(dtype: Dtype) -> Option<Fields> {
+        let (bytes, exponent_bits, mantissa_bits) = match dtype {
+            Dtype::BF16 => (2, 8, 7),
+            Dtype::F16 => (2, 5, 10),
+            Dtype::F8_E4M3 => (1, 4, 3),
+            Dtype::F8_E5M2 => (1, 5, 2),
+            _ => return None,
+        };
+        Some(Fields { bytes, exponent_bits, mantissa_bits })
+    }
+
+    pub(crate) const fn n_exponents(self) -> usize {
+        1 << self.exponent_bits
+    }
+
+    /// Whether the low 8 of the others stand in a byte plane.
+    pub(crate) const fn has_plane(self) -> bool {
+        self.mantissa_bits + 1 >= 8
+    }
+
+    /// Bitmaps of a tile that hold the others that the byte plane does not.
+    pub(crate) const fn extra_bitmaps(self) -> usize {
+        let others = self.mantissa_bits as usize + 1;
+        if self.has_plane() { others - 8 } else { others }
+    }
+
+    /// Splits the bits of a value into exponent and others.
+    pub(crate) const fn split(self, bits: u32) -> (u32, u32) {
+        let exponent = bits >> self.mantissa_bits & ((1 << self.exponent_bits) - 1);
+        let sign = bits >> (self.mantissa_bits + self.exponent_bits) & 1;
+        let mantissa = bits & ((1 << self.mantissa_bits) - 1);
+        (exponent, sign << self.mantissa_bits | mantissa)
+    }
+
+    /// The inverse of [`split`](Self::split).
+    pub(crate) const fn join(self, exponent: u32, others: u32) -> u32 {
+        let sign = others >> self.mantissa_bits;
+        let mantissa = others & ((1 << self.mantissa_bits) - 1);
+        sign << (self.mantissa_bits + self.exponent_bits)
+            | exponent << self.mantissa_bits
+            | mantissa
+    }
+}
+
+/// What the blocks of a tensor share. One that exists is valid: the window lies within the dtype's exponents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) dtype: Dtype,
+    pub(crate) fields: Fields,
+    pub(crate) width: Width,
+    pub(crate) base: u8,
+}
+
+impl Head {
+    /// `base` must leave room for the window.
+    pub(crate) fn new(dtype: Dtype, width: Width, base: u8) -> Result<Head> {
+        let fields = Fields::of(dtype).ok_or_else(|| {
+            Error::new(Rule::EncodingRefuses)
+                .expected("BF16, F16, F8_E4M3 or F8_E5M2 for tbe")
+                .found(dtype)
+        })?;
+        let most = fields.n_exponents() - width.window();
+        if usize::from(base) > most {
+            return Err(Error::new(Rule::TbeHead)
+                .at(1)
+                .expected(format!("a base of at most {most} for {dtype}"))
+                .found(base));
+        }
+        Ok(Head { dtype, fields, width, base })
+    }
+
+    pub(crate) fn parse(dtype: Dtype, bytes: &[u8]) -> Result<Head> {
+        let &[width, base, ref reserved @ ..] = bytes else {
+            return Err(head_length(bytes));
+        };
+        if bytes.len() != HEAD_LEN {
+            return Err(head_length(bytes));
+        }
+        let width = Width::from_bits(width).ok_or_else(|| {
+            Error::new(Rule::TbeHead).at(0).expected("a width of 3 or 4").found(width)
+        })?;
+        if let Some(at) = reserved.iter().position(|&b| b != 0) {
+            return Err(Error::new(Rule::ReservedNotZero).at(2 + at as u64));
+        }
+        Head::new(dtype, width, base).map_err(|e| match e.rule() {
+            // The bytes name the dtype here, not a caller.
+            Rule::EncodingRefuses => Error::new(Rule::EncodingDtype).found(dtype),
+            _ => e,
+        })
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; HEAD_LEN] {
+        [self.width.bits() as u8, self.base, 0, 0, 0, 0, 0, 0]
+    }
+
+    pub(crate) const fn bitmaps_per_tile(self) -> usize {
+        self.width.bits() + self.fields.extra_bitmaps()
+    }
+
+    /// The code of an exponent, `None` for an escape.
+    pub(crate) const fn code(self, exponent: u32) -> Option<u32> {
+        let code = exponent.wrapping_sub(self.base as u32);
+        if (code as usize) < self.width.window() { Some(code) } else { None }
+    }
+}
+
+fn head_length(bytes: &[u8]) -> Error {
+    Error::new(Rule::TbeHead)
+        .at(0)
+        .expected(format!("a head of {HEAD_LEN} bytes"))
+        .found(bytes.len())
+}
+
+/// Where the sections of a block of `n` weights end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sections {
+    pub(crate) bitmaps: usize,
+    pub(crate) plane: usize,
+    pub(crate) starts: usize,
+}
+
+impl Sections {
+    /// `n` is at most `BLOCK_UNITS`, so that nothing overflows.
+    pub(crate) const fn of(head: Head, n: usize) -> Sections {
+        let bitmaps = n.div_ceil(TILE) * head.bitmaps_per_tile() * 8;
+        let plane = if head.fields.has_plane() { n.next_multiple_of(8) } else { 0 };
+        let starts = (n.div_ceil(GROUP) * 2).next_multiple_of(8);
+        Sections { bitmaps, plane: bitmaps + plane, starts: bitmaps + plane + starts }
+    }
+}

@@ -1,0 +1,217 @@
+//! Every value comes back, and the bytes are those that an independent implementation writes.
+
+mod oracle;
+
+use bigsmall_tbe::{
+    BLOCK_UNITS, Backend, Dtype, EncodedTensor, Tbe, TbeView, TensorSpec, Width, encode_tensor,
+};
+use oracle::{DTYPES, Random};
+use proptest::prelude::*;
+
+fn spec(dtype: Dtype, shape: &[u64]) -> TensorSpec {
+    TensorSpec::new("w", dtype, shape).unwrap()
+}
+
+/// Encodes, compares with the oracle, decodes by every way there is on every backend.
+fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
+    let bytes = oracle::bytes(spec.dtype(), values);
+    let encoded = encode_tensor(&Tbe::new(width), spec, &bytes, 2).unwrap();
+    let view = TbeView::new(&encoded).unwrap();
+    assert_eq!(view.width(), width);
+    assert!(encoded == oracle::encode(spec, width.bits(), view.base(), values), "other bytes");
+    for (i, block) in values.chunks(BLOCK_UNITS).enumerate() {
+        let encoded = encoded.block(i as u64);
+        let n = block.len();
+        let decoded = oracle::decode_block(spec.dtype(), width.bits(), view.base(), n, encoded);
+        assert!(decoded == block, "the oracle decodes something else");
+    }
+    for backend in Backend::available() {
+        let tbe = Tbe::default().with_backend(backend).unwrap();
+        let mut restored = vec![0xa5; bytes.len()];
+        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 2).unwrap();
+        assert!(restored == bytes, "{backend} decodes something else");
+    }
+    encoded
+}
+
+fn check_access(encoded: &EncodedTensor, values: &[u16], random: &mut Random) {
+    let dtype = encoded.spec().dtype();
+    let view = TbeView::new(encoded).unwrap();
+    let n = values.len() as u64;
+    for _ in 0..200 {
+        let i = random.below(n.max(1));
+        assert_eq!(view.get(i), values.get(i as usize).copied());
+    }
+    assert_eq!(view.get(n), None);
+    let mut ranges: Vec<_> = (0..50)
+        .map(|_| {
+            let a = random.below(n + 1);
+            let b = (a + random.below(300)).min(n);
+            a..b
+        })
+        .collect();
+    ranges.extend([0..n, 0..0, n..n, n / 2..n]);
+    for range in ranges {
+        let expected = &values[range.start as usize..range.end as usize];
+        let mut dst = vec![0x5a; expected.len() * dtype.unit_bytes()];
+        view.decode(range.clone(), &mut dst, 2).unwrap();
+        assert!(oracle::values(dtype, &dst) == expected, "{range:?}");
+    }
+}
+
+#[test]
+fn every_bit_pattern_of_every_dtype() {
+    for dtype in DTYPES {
+        let n = 1u64 << dtype.bits();
+        let values: Vec<u16> = (0..n).map(|v| v as u16).collect();
+        for &width in Width::ALL {
+            let encoded = check(&spec(dtype, &[n]), width, &values);
+            check_access(&encoded, &values, &mut Random(1));
+        }
+    }
+}
+
+#[test]
+fn no_few_and_only_escapes() {
+    for dtype in DTYPES {
+        for &width in Width::ALL {
+            let base = oracle::middle(dtype, width.bits());
+            for permille in [0, 30, 500] {
+                let mut random = Random(7);
+                let values = random.weights(dtype, width.bits(), base, permille, 70_001);
+                let encoded = check(&spec(dtype, &[70_001]), width, &values);
+                check_access(&encoded, &values, &mut random);
+            }
+            // The window covers most, so that an encoder cannot be made to escape everything; the format can.
+            let mut random = Random(8);
+            let values = random.weights(dtype, width.bits(), base, 1000, 70_001);
+            let spec = spec(dtype, &[70_001]);
+            let encoded = oracle::encode(&spec, width.bits(), base, &values);
+            let view = TbeView::new(&encoded).unwrap();
+            assert_eq!(view.block(0).escapes().len(), BLOCK_UNITS);
+            assert_eq!(view.block(1).escapes().len(), 70_001 - BLOCK_UNITS);
+            for backend in Backend::available() {
+                let tbe = Tbe::new(width).with_backend(backend).unwrap();
+                let mut restored = vec![0; spec.byte_len() as usize];
+                encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
+                assert!(oracle::values(dtype, &restored) == values, "{backend} {dtype}");
+            }
+            check_access(&encoded, &values, &mut random);
+        }
+    }
+}
+
+#[test]
+fn shapes() {
+    let shapes: [&[u64]; 12] = [
+        &[1, 1],
+        &[1, 1000],
+        &[1000, 1],
+        &[7, 9],
+        &[64, 64],
+        &[],
+        &[0],
+        &[3, 0, 5],
+        &[2, 3, 5, 7],
+        &[257, 255],
+        &[256, 256],
+        &[257, 256],
+    ];
+    for shape in shapes {
+        for dtype in DTYPES {
+            for &width in Width::ALL {
+                let spec = spec(dtype, shape);
+                let n = spec.n_elements() as usize;
+                let mut random = Random(3);
+                let base = oracle::middle(dtype, width.bits());
+                let values = random.weights(dtype, width.bits(), base, 30, n);
+                let encoded = check(&spec, width, &values);
+                check_access(&encoded, &values, &mut random);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_matrix() {
+    let spec = spec(Dtype::BF16, &[4096, 11008]);
+    let n = spec.n_elements() as usize;
+    let values = Random(4).weights(Dtype::BF16, 3, 115, 30, n);
+    let bytes = oracle::bytes(Dtype::BF16, &values);
+    for &width in Width::ALL {
+        let tbe = Tbe::new(width);
+        let encoded = encode_tensor(&tbe, &spec, &bytes, 0).unwrap();
+        let mut restored = vec![0; bytes.len()];
+        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 0).unwrap();
+        assert!(restored == bytes);
+        // The promised size: 8 + w bits, 8 for each escape, half a bit for every 8 weights at most.
+        let escapes: usize =
+            TbeView::new(&encoded).unwrap().blocks().map(|b| b.escapes().len()).sum();
+        let bits = (8 + width.bits()) * n + 8 * escapes;
+        assert!(encoded.byte_len() as usize * 8 <= bits + n / 16 + 64 * 700);
+    }
+}
+
+#[test]
+fn every_length_up_to_three_tiles_and_around_blocks() {
+    let lengths = (0..=200).chain([255, 256, 257, 511, 512, 513]).chain([
+        BLOCK_UNITS - 1,
+        BLOCK_UNITS,
+        BLOCK_UNITS + 1,
+        BLOCK_UNITS + 64,
+        2 * BLOCK_UNITS,
+        2 * BLOCK_UNITS + 77,
+    ]);
+    for n in lengths {
+        for dtype in DTYPES {
+            for &width in Width::ALL {
+                let mut random = Random(n as u64 + 1);
+                let base = oracle::middle(dtype, width.bits());
+                let values = random.weights(dtype, width.bits(), base, 100, n);
+                check(&spec(dtype, &[n as u64]), width, &values);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bytes_for_every_number_of_threads() {
+    let values = Random(5).weights(Dtype::BF16, 3, 110, 30, 5_000_000);
+    let bytes = oracle::bytes(Dtype::BF16, &values);
+    let spec = spec(Dtype::BF16, &[5_000_000]);
+    let tbe = Tbe::default();
+    let one = encode_tensor(&tbe, &spec, &bytes, 1).unwrap();
+    for threads in [2, 7] {
+        assert!(encode_tensor(&tbe, &spec, &bytes, threads).unwrap() == one);
+    }
+    // A tensor this large is counted by a sample; the window must still be the one that the weights were made for.
+    assert_eq!(TbeView::new(&one).unwrap().base(), 110);
+}
+
+#[test]
+fn the_window_covers_most_and_lies_lowest() {
+    // Exponents 10..17 once, 20..27 twice, 40..47 twice: the window is 20..27.
+    let mut values = Vec::new();
+    for e in (10..17).chain(20..27).chain(20..27).chain(40..47).chain(40..47) {
+        values.push(e << 7);
+    }
+    let bytes = oracle::bytes(Dtype::BF16, &values);
+    let spec = spec(Dtype::BF16, &[values.len() as u64]);
+    let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &bytes, 1).unwrap();
+    assert_eq!(TbeView::new(&encoded).unwrap().base(), 20);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_bytes_come_back(
+        bytes in proptest::collection::vec(any::<u8>(), 0..5000),
+        dtype in proptest::sample::select(DTYPES.to_vec()),
+        wide in any::<bool>(),
+    ) {
+        let width = if wide { Width::Four } else { Width::Three };
+        let n = bytes.len() / dtype.unit_bytes();
+        let values = oracle::values(dtype, &bytes[..n * dtype.unit_bytes()]);
+        check(&spec(dtype, &[n as u64]), width, &values);
+    }
+}
