@@ -88,10 +88,10 @@ mod tests {
             assert!(seen.into_inner().unwrap().iter().all(|&n| n == 1));
             let error = for_each_in_parallel(
                 threads,
-                0..100u64,
+                0..100u32,
                 || (),
                 |(), i| {
-                    if i >= 17 { Err(Error::new(Rule::Argument).at(i)) } else { Ok(()) }
+                    if i >= 17 { Err(Error::new(Rule::Argument).at(i.into())) } else { Ok(()) }
                 },
             )
             .unwrap_err();

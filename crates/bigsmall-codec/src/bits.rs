@@ -1,0 +1,64 @@
+//! Bits, least significant first.
+
+/// Appends bits to bytes.
+#[derive(Default)]
+pub(crate) struct BitWriter {
+    bytes: Vec<u8>,
+    pending: u64,
+    n_pending: u32,
+}
+
+impl BitWriter {
+    /// Appends the low `n` bits of `value`, n at most 32.
+    pub(crate) fn push(&mut self, value: u32, n: u32) {
+        self.pending |= u64::from(value) << self.n_pending;
+        self.n_pending += n;
+        while self.n_pending >= 8 {
+            self.bytes.push(self.pending as u8);
+            self.pending >>= 8;
+            self.n_pending -= 8;
+        }
+    }
+
+    /// The bytes, the last one filled up with zeros.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        if self.n_pending > 0 {
+            self.bytes.push(self.pending as u8);
+        }
+        self.bytes
+    }
+}
+
+/// Takes bits out of bytes.
+pub(crate) struct BitReader<'a> {
+    bytes: &'a [u8],
+    /// Bits consumed.
+    at: usize,
+}
+
+impl<'a> BitReader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        BitReader { bytes, at: 0 }
+    }
+
+    /// The next `n` bits, at most 16; `None` at the end.
+    pub(crate) fn pull(&mut self, n: u32) -> Option<u32> {
+        let end = self.at + n as usize;
+        if end > self.bytes.len() * 8 {
+            return None;
+        }
+        let mut window = 0u32;
+        for (i, &byte) in self.bytes[self.at / 8..].iter().take(4).enumerate() {
+            window |= u32::from(byte) << (8 * i);
+        }
+        let value = window >> (self.at % 8) & ((1u32 << n) - 1);
+        self.at = end;
+        Some(value)
+    }
+
+    /// Whether what is left is less than a byte of zeros: the writer's padding and nothing else.
+    pub(crate) fn only_padding_left(&self) -> bool {
+        let rest = self.bytes.len() * 8 - self.at;
+        rest < 8 && (rest == 0 || self.bytes[self.bytes.len() - 1] >> (8 - rest) == 0)
+    }
+}

@@ -1,0 +1,675 @@
+//! One block: sections, exceptions, what the end states carry (FORMAT.md sections 7.4 and 7.5).
+#![warn(clippy::unwrap_used)]
+
+use bigsmall_format::{Error, Result, Rule};
+
+use crate::backend::{EntropyBackend, Job, LANES};
+use crate::bits::{BitReader, BitWriter};
+use crate::head::Head;
+use crate::plan::low_width;
+use crate::planes::{self, GROUP, packed_len};
+
+const KIND_RAW: u8 = 0;
+const KIND_CONSTANT: u8 = 1;
+const KIND_ANS: u8 = 2;
+/// Kind, reserved, number of exceptions, number of words.
+const HEADER: usize = 8;
+/// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
+const CONSTANT_LEN: usize = 64;
+const STATES: usize = 4 * LANES;
+/// Position and field.
+const EXCEPTION: usize = 4;
+/// Lower bound of a lane's state.
+pub(crate) const STATE_MIN: u32 = 1 << 16;
+/// Bytes that the end states carry, at most: 16 bits a lane.
+const CARRIED: usize = 2 * LANES;
+/// Groups that are decoded before they are put together, so that symbols stay in the level 1 cache. One more than a power of
+/// two: the last piece always holds the last two groups, among which the carried bytes lie.
+const PIECE: usize = 16;
+
+/// Encodes one block of at most [`BLOCK_UNITS`](bigsmall_format::BLOCK_UNITS) units, appending it to `out`. Scratch memory
+/// is kept between blocks.
+#[derive(Default)]
+pub(crate) struct BlockScratch {
+    heads: Vec<u16>,
+    symbols: Vec<u8>,
+    table_ids: Vec<u8>,
+    low_ids: Vec<u8>,
+    exceptions: Vec<(u16, u16)>,
+    words: Vec<u16>,
+    lows: Vec<u64>,
+    residual: Vec<u8>,
+}
+
+/// Encodes `units` as one block; returns its length, padding excluded.
+pub(crate) fn encode(
+    head: &Head,
+    backend: &dyn EntropyBackend,
+    costs: &CostTable,
+    units: &[u8],
+    scratch: &mut BlockScratch,
+    out: &mut Vec<u8>,
+) -> usize {
+    let begin = out.len();
+    if is_constant(units, head.layout.unit_bytes) && units.len() >= CONSTANT_LEN {
+        out.extend_from_slice(&[KIND_CONSTANT, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(&units[..CONSTANT_LEN - HEADER]);
+        return CONSTANT_LEN;
+    }
+    let fits = encode_ans(head, backend, costs, units, scratch, out);
+    if !fits || out.len() - begin >= HEADER + units.len() {
+        out.truncate(begin);
+        out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(units);
+    }
+    out.len() - begin
+}
+
+fn is_constant(units: &[u8], unit_bytes: usize) -> bool {
+    units.len() > unit_bytes && units[unit_bytes..] == units[..units.len() - unit_bytes]
+}
+
+/// For every symbol of the window what it costs under each table: one vector addition a unit finds the best table.
+pub(crate) struct CostTable {
+    costs: Vec<[u32; 8]>,
+}
+
+impl CostTable {
+    pub(crate) fn new(head: &Head) -> CostTable {
+        // One more entry for everything outside the window, which costs the same under every table.
+        let mut costs = vec![[0; 8]; (1 << head.symbol_bits) + 1];
+        for (t, table) in head.tables.iter().enumerate() {
+            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = cost);
+        }
+        CostTable { costs }
+    }
+
+    fn best(&self, head: &Head, heads: &[u16]) -> u8 {
+        let outside = self.costs.len() - 1;
+        let mut sums = [0u32; 8];
+        for &h in heads {
+            let symbol = usize::from(head.layout.field(h).wrapping_sub(head.base)).min(outside);
+            let costs = &self.costs[symbol];
+            for (sum, cost) in sums.iter_mut().zip(costs) {
+                *sum += cost;
+            }
+        }
+        let sums = &sums[..head.tables.len()];
+        let least = sums.iter().zip(0..).min_by_key(|(sum, _)| **sum);
+        least.map_or(0, |(_, id)| id)
+    }
+}
+
+fn encode_ans(
+    head: &Head,
+    backend: &dyn EntropyBackend,
+    costs: &CostTable,
+    units: &[u8],
+    scratch: &mut BlockScratch,
+    out: &mut Vec<u8>,
+) -> bool {
+    let BlockScratch { heads, symbols, table_ids, low_ids, exceptions, words, lows, residual } =
+        scratch;
+    let layout = &head.layout;
+    let n_groups = units.len() / layout.unit_bytes / GROUP;
+    if n_groups == 0 {
+        return false;
+    }
+    let n = n_groups * GROUP;
+    let (units, tail) = units.split_at(n * layout.unit_bytes);
+    heads.resize(n, 0);
+    layout.split_heads(units, heads);
+
+    // Tables, symbols, exceptions.
+    symbols.resize(n, 0);
+    table_ids.clear();
+    exceptions.clear();
+    for (segment, (heads, symbols)) in
+        heads.chunks(head.segment).zip(symbols.chunks_mut(head.segment)).enumerate()
+    {
+        let id = if head.tables.len() > 1 { costs.best(head, heads) } else { 0 };
+        table_ids.push(id);
+        let table = &head.tables[usize::from(id)];
+        let (freqs, stand_in) = (table.freqs(), table.most_frequent());
+        for (i, (&h, symbol)) in heads.iter().zip(symbols).enumerate() {
+            let field = layout.field(h);
+            let s = field.wrapping_sub(head.base);
+            let coded = freqs.get(usize::from(s)).is_some_and(|&f| f > 0);
+            *symbol = if coded { s as u8 } else { stand_in };
+            if !coded {
+                exceptions.push(((segment * head.segment + i) as u16, field));
+            }
+        }
+    }
+    if exceptions.len() > usize::from(u16::MAX) {
+        return false;
+    }
+
+    // Residuals.
+    residual.clear();
+    if layout.residual_bits > 0 {
+        residual.resize(n_groups * packed_len(layout.residual_bits), 0);
+        let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
+        for (heads, packed) in heads.as_chunks::<GROUP>().0.iter().zip(packed) {
+            let values: [u8; GROUP] = std::array::from_fn(|i| layout.residual(heads[i]));
+            planes::pack(&values, layout.residual_bits, packed);
+        }
+    }
+    // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing.
+    let carried = residual.split_off(residual.len() - carried_len(residual.len()));
+    let mut states = [STATE_MIN; LANES];
+    for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
+        *state |= u32::from(u16::from_le_bytes(*pair));
+    }
+    words.clear();
+    let groups_of = |ids: &[u8], out: &mut [u8]| {
+        for (group, out) in out.iter_mut().enumerate() {
+            *out = ids[group / head.segment_groups()];
+        }
+    };
+    let mut group_tables = [0; MAX_GROUPS];
+    groups_of(table_ids, &mut group_tables[..n_groups]);
+    backend.encode(head, symbols, &group_tables[..n_groups], &mut states, words);
+
+    // Sections, in order.
+    out.extend_from_slice(&[KIND_ANS, 0]);
+    out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
+    out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+    out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
+    for (position, field) in &*exceptions {
+        out.extend_from_slice(&position.to_le_bytes());
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    // The encoder works from the last symbol to the first: its last word is the decoder's first.
+    out.extend(words.iter().rev().flat_map(|w| w.to_le_bytes()));
+    pad4(out);
+    low_ids.clear();
+    if layout.low_bits() > 0 {
+        lows.resize(head.segment, 0);
+        for units in units.chunks(head.segment * layout.unit_bytes) {
+            let lows = &mut lows[..units.len() / layout.unit_bytes];
+            layout.split_lows(units, lows);
+            let need = low_width(lows, layout.low_bits());
+            // The narrowest width that keeps everything; the first keeps all bits.
+            let id = head.low_widths.iter().rposition(|&w| w >= need).unwrap_or(0);
+            low_ids.push(id as u8);
+        }
+    }
+    let mut bits = BitWriter::default();
+    table_ids.iter().for_each(|&id| bits.push(u32::from(id), head.table_id_bits()));
+    low_ids.iter().for_each(|&id| bits.push(u32::from(id), head.low_id_bits()));
+    out.extend(bits.finish());
+    pad4(out);
+    if layout.low_bits() > 0 {
+        for (units, &id) in units.chunks(head.segment * layout.unit_bytes).zip(&*low_ids) {
+            let width = u32::from(head.low_widths[usize::from(id)]);
+            for group in units.chunks_exact(GROUP * layout.unit_bytes) {
+                let lows = &mut lows[..GROUP];
+                layout.split_lows(group, lows);
+                pack_lows(lows, layout.low_bits(), width, out);
+            }
+        }
+    }
+    out.extend_from_slice(residual);
+    out.extend_from_slice(tail);
+    true
+}
+
+/// Groups of a full block.
+const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
+
+fn carried_len(residual_len: usize) -> usize {
+    residual_len.min(CARRIED)
+}
+
+fn pad4(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+/// Bytes of a group whose low bits are `width` wide.
+fn low_len(width: u32) -> usize {
+    width as usize * GROUP / 8
+}
+
+/// The upper `width` of the `low_bits` low bits: whole bytes as planes, then the bits above them packed.
+fn pack_lows(lows: &[u64], low_bits: u32, width: u32, out: &mut Vec<u8>) {
+    let shift = low_bits - width;
+    for byte in 0..width / 8 {
+        // A shift by 64 cannot happen: low_bits is at most 48.
+        out.extend(lows.iter().map(|&v| (v >> (shift + 8 * byte)) as u8));
+    }
+    let bits = width % 8;
+    if bits > 0 {
+        let top = |i: usize| (lows[i] >> (low_bits - bits)) as u8 & ((1 << bits) - 1);
+        let values: [u8; GROUP] = std::array::from_fn(|i| planes::spread(top(i), bits));
+        let at = out.len();
+        out.resize(at + packed_len(bits), 0);
+        planes::pack(&values, bits, &mut out[at..]);
+    }
+}
+
+/// Adds the low bits of one group to `lows`, which the caller has zeroed.
+fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
+    let shift = low_bits - width;
+    let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);
+    for (byte, plane) in planes.chunks_exact(GROUP).enumerate() {
+        for (low, &b) in lows.iter_mut().zip(plane) {
+            *low |= u64::from(b) << (shift + 8 * byte as u32);
+        }
+    }
+    let bits = width % 8;
+    if bits > 0 {
+        let mut values = [0; GROUP];
+        planes::unpack(rest, bits, &mut values);
+        for (low, &v) in lows.iter_mut().zip(&values) {
+            *low |= u64::from(planes::unspread(v, bits)) << (low_bits - bits);
+        }
+    }
+}
+
+/// The sections of an ANS block, each of its exact length.
+struct Sections<'a> {
+    n_groups: usize,
+    states: [u32; LANES],
+    exceptions: &'a [u8],
+    /// Everything from the words on, so that a backend may read ahead of them within the block.
+    from_words: &'a [u8],
+    n_words: usize,
+    group_tables: [u8; MAX_GROUPS],
+    group_widths: [u8; MAX_GROUPS],
+    lows: &'a [u8],
+    residual: &'a [u8],
+    tail: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn read(head: &Head, block: &'a [u8], n_units: usize) -> Result<Sections<'a>> {
+        let length = |expected: usize| {
+            Error::new(Rule::AnsBlockLength)
+                .expected(format!("{expected} bytes"))
+                .found(block.len())
+        };
+        let layout = &head.layout;
+        let n_groups = n_units / GROUP;
+        let (fixed, mut rest) =
+            block.split_at_checked(HEADER + STATES).ok_or_else(|| length(HEADER + STATES))?;
+        let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
+        let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+        if fixed[1] != 0 || n_words > n_groups * GROUP || n_groups == 0 {
+            return Err(Error::new(Rule::AnsBlockHeader)
+                .at(0)
+                .expected(format!("at most {} words in {n_groups} groups", n_groups * GROUP))
+                .found(n_words));
+        }
+        let mut take = |n: usize| {
+            let (taken, after) =
+                rest.split_at_checked(n).ok_or_else(|| length(block.len() - rest.len() + n))?;
+            rest = after;
+            Ok::<_, Error>((taken, after))
+        };
+        let mut states = [0; LANES];
+        for (state, bytes) in states.iter_mut().zip(fixed[HEADER..].as_chunks::<4>().0) {
+            *state = u32::from_le_bytes(*bytes);
+        }
+        let (exceptions, from_words) = take(n_exceptions * EXCEPTION)?;
+        let (words, _) = take((2 * n_words).next_multiple_of(4))?;
+        let n_segments = n_groups.div_ceil(head.segment_groups());
+        let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
+        let (ids, _) = take(id_bits.div_ceil(8).next_multiple_of(4))?;
+        let (mut group_tables, mut group_widths) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
+        let mut bits = BitReader::new(ids);
+        let wrong = |what: &str| Error::new(Rule::AnsTableId).found(what);
+        let mut read_ids = |n: u32, most: usize, what: &str, each: &mut dyn FnMut(usize, usize)| {
+            for segment in 0..n_segments {
+                let id = bits.pull(n).ok_or_else(|| wrong(what))? as usize;
+                if id >= most {
+                    return Err(wrong(what).expected(format!("below {most}")));
+                }
+                let from = segment * head.segment_groups();
+                for group in from..n_groups.min(from + head.segment_groups()) {
+                    each(group, id);
+                }
+            }
+            Ok(())
+        };
+        let n_tables = head.tables.len();
+        read_ids(head.table_id_bits(), n_tables, "a table", &mut |group, id| {
+            group_tables[group] = id as u8;
+        })?;
+        if layout.low_bits() > 0 {
+            let n_widths = head.low_widths.len();
+            read_ids(head.low_id_bits(), n_widths, "a low width", &mut |group, id| {
+                group_widths[group] = head.low_widths[id];
+            })?;
+        }
+        let all_zero = |bytes: &[u8]| bytes.iter().all(|&b| b == 0);
+        let ids_padding = ids.get(id_bits.div_ceil(8)..).is_some_and(all_zero);
+        let last_bits = match id_bits % 8 {
+            0 => true,
+            used => ids[id_bits / 8] >> used == 0,
+        };
+        if !all_zero(&words[2 * n_words..]) || !ids_padding || !last_bits {
+            return Err(Error::new(Rule::PaddingNotZero));
+        }
+        let low_total = group_widths[..n_groups].iter().map(|&w| low_len(u32::from(w))).sum();
+        let (lows, _) = take(low_total)?;
+        let residual_len = n_groups * packed_len(layout.residual_bits);
+        let (residual, _) = take(residual_len - carried_len(residual_len))?;
+        let (tail, after) = take((n_units - n_groups * GROUP) * layout.unit_bytes)?;
+        if !after.is_empty() {
+            return Err(length(block.len() - after.len()));
+        }
+        if let Some(lane) = states.iter().position(|&s| s < STATE_MIN) {
+            return Err(Error::new(Rule::AnsLaneState)
+                .at((HEADER + 4 * lane) as u64)
+                .expected("65536 or more")
+                .found(states[lane]));
+        }
+        Ok(Sections {
+            n_groups,
+            states,
+            exceptions,
+            from_words,
+            n_words,
+            group_tables,
+            group_widths,
+            lows,
+            residual,
+            tail,
+        })
+    }
+}
+
+/// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
+pub(crate) fn decode(
+    head: &Head,
+    backend: &dyn EntropyBackend,
+    blocks: &[&[u8]],
+    block_bytes: usize,
+    dst: &mut [u8],
+) -> Result<()> {
+    let mut pending: Option<(Sections<'_>, &mut [u8])> = None;
+    let mut pieces = dst.chunks_mut(block_bytes);
+    for block in blocks {
+        let Some(units) = pieces.next() else {
+            return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
+        };
+        match block.first() {
+            Some(&KIND_RAW) => {
+                let body = block.split_at_checked(HEADER);
+                match body {
+                    Some((header, body)) if body.len() == units.len() => {
+                        check_header_zero(header)?;
+                        units.copy_from_slice(body);
+                    }
+                    _ => {
+                        return Err(Error::new(Rule::AnsBlockLength)
+                            .expected(HEADER + units.len())
+                            .found(block.len()));
+                    }
+                }
+            }
+            Some(&KIND_CONSTANT) => decode_constant(head.layout.unit_bytes, block, units)?,
+            Some(&KIND_ANS) => {
+                let n_units = units.len() / head.layout.unit_bytes;
+                let sections = Sections::read(head, block, n_units)?;
+                match pending.take() {
+                    // Two blocks at once keep both halves of the machine busy; they must be of one length.
+                    Some((first, first_units)) if first.n_groups == sections.n_groups => {
+                        decode_ans(head, backend, [first, sections], [first_units, units])?;
+                    }
+                    Some((first, first_units)) => {
+                        decode_ans(head, backend, [first], [first_units])?;
+                        pending = Some((sections, units));
+                    }
+                    None => pending = Some((sections, units)),
+                }
+            }
+            kind => {
+                return Err(Error::new(Rule::AnsBlockHeader)
+                    .at(0)
+                    .expected("kind 0, 1 or 2")
+                    .found(kind.map_or(-1, |&k| i32::from(k))));
+            }
+        }
+    }
+    if let Some((sections, units)) = pending {
+        decode_ans(head, backend, [sections], [units])?;
+    }
+    match pieces.next() {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Rule::BufferLength).expected("as many blocks as units")),
+    }
+}
+
+fn check_header_zero(header: &[u8]) -> Result<()> {
+    if header[1..].iter().any(|&b| b != 0) {
+        return Err(Error::new(Rule::AnsBlockHeader).at(1).expected("zeros"));
+    }
+    Ok(())
+}
+
+fn decode_constant(unit_bytes: usize, block: &[u8], units: &mut [u8]) -> Result<()> {
+    let wrong = |what: &str| Error::new(Rule::ConstantBlock).expected(what);
+    if block.len() != CONSTANT_LEN || units.len() < CONSTANT_LEN {
+        return Err(wrong("64 bytes for a block of 64 bytes or more"));
+    }
+    let (header, values) = block.split_at(HEADER);
+    check_header_zero(header)?;
+    if !is_constant(values, unit_bytes) {
+        return Err(wrong("one unit repeated"));
+    }
+    for piece in units.chunks_mut(values.len()) {
+        piece.copy_from_slice(&values[..piece.len()]);
+    }
+    Ok(())
+}
+
+fn decode_ans<const N: usize>(
+    head: &Head,
+    backend: &dyn EntropyBackend,
+    sections: [Sections<'_>; N],
+    mut units: [&mut [u8]; N],
+) -> Result<()> {
+    let n_groups = sections.first().map_or(0, |s| s.n_groups);
+    let unit_bytes = head.layout.unit_bytes;
+    let mut jobs: [Job<'_>; N] = std::array::from_fn(|i| {
+        let s = &sections[i];
+        Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
+    });
+    if backend.decode_fused(head, &mut jobs, &sections.each_ref().map(|s| s.residual), &mut units) {
+        for ((job, s), units) in jobs.iter().zip(&sections).zip(&mut units) {
+            let carried = finish_states(head, job, s)?;
+            add_carried(head, s, &carried, units);
+        }
+    } else {
+        let mut symbols = [[0; (PIECE + 1) * GROUP]; N];
+        let mut low_at = [0; N];
+        let mut group = 0;
+        while group < n_groups {
+            let left = n_groups - group;
+            let count = if left <= PIECE + 1 { left } else { PIECE };
+            let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
+            backend.decode_symbols(head, &mut jobs, &mut slices);
+            for i in 0..N {
+                let s = &sections[i];
+                let last = (group + count == n_groups)
+                    .then(|| finish_states(head, &jobs[i], s))
+                    .transpose()?;
+                let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
+                low_at[i] += put_together(
+                    head,
+                    s,
+                    group..group + count,
+                    &symbols[i],
+                    last.as_ref(),
+                    low_at[i],
+                    &mut units[i][piece],
+                );
+            }
+            group += count;
+        }
+    }
+    for (s, units) in sections.iter().zip(&mut units) {
+        let (grouped, tail) = units.split_at_mut(n_groups * GROUP * unit_bytes);
+        patch_exceptions(head, s, grouped)?;
+        tail.copy_from_slice(s.tail);
+    }
+    Ok(())
+}
+
+/// Checks that the words were used up and that every lane ended as an encoder begins; returns the carried bytes.
+fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
+    if job.position() != s.n_words {
+        return Err(Error::new(Rule::AnsWords)
+            .expected(format!("{} words", s.n_words))
+            .found(job.position()));
+    }
+    let carried_lanes = carried_len(s.n_groups * packed_len(head.layout.residual_bits)) / 2;
+    let mut carried = [0; CARRIED];
+    for (lane, (&state, bytes)) in job.states.iter().zip(carried.as_chunks_mut::<2>().0).enumerate()
+    {
+        if state >> 16 != 1 || (lane >= carried_lanes && state != STATE_MIN) {
+            return Err(Error::new(Rule::AnsEndState)
+                .expected("65536 and what the lane carries")
+                .found(format!("{state} in lane {lane}")));
+        }
+        *bytes = (state as u16).to_le_bytes();
+    }
+    Ok(carried)
+}
+
+/// The packed residual of the groups of the end, carried bytes included: group index and bytes.
+fn with_carried(head: &Head, s: &Sections<'_>, carried: &[u8]) -> (usize, Vec<u8>) {
+    let each = packed_len(head.layout.residual_bits);
+    let total = s.n_groups * each;
+    let from = s.residual.len() / each.max(1);
+    let mut bytes = s.residual[from * each..].to_vec();
+    bytes.extend_from_slice(&carried[..total - s.residual.len()]);
+    (from, bytes)
+}
+
+/// Units that were decoded with zeros for the carried bytes get them: bits are added, none is taken away.
+fn add_carried(head: &Head, s: &Sections<'_>, carried: &[u8], units: &mut [u8]) {
+    let layout = &head.layout;
+    let each = packed_len(layout.residual_bits);
+    let (from, bytes) = with_carried(head, s, carried);
+    for (group, packed) in (from..).zip(bytes.chunks_exact(each)) {
+        let mut values = [0; GROUP];
+        planes::unpack(packed, layout.residual_bits, &mut values);
+        let begin = group * GROUP * layout.unit_bytes;
+        let units =
+            units[begin..begin + GROUP * layout.unit_bytes].chunks_exact_mut(layout.unit_bytes);
+        for (unit, &value) in units.zip(&values) {
+            let bits = layout.head(0, value).to_le_bytes();
+            let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
+            head_bytes.iter_mut().zip(bits).for_each(|(b, bit)| *b |= bit);
+        }
+    }
+}
+
+/// Symbols, residuals and low bits of the groups `groups` become units. Returns how many bytes of the lows it used.
+fn put_together(
+    head: &Head,
+    s: &Sections<'_>,
+    groups: std::ops::Range<usize>,
+    symbols: &[u8],
+    carried: Option<&[u8; CARRIED]>,
+    low_at: usize,
+    units: &mut [u8],
+) -> usize {
+    let layout = &head.layout;
+    let each = packed_len(layout.residual_bits);
+    let end = carried.map(|carried| with_carried(head, s, carried));
+    let mut lows_used = 0;
+    for ((group, symbols), units) in groups
+        .zip(symbols.as_chunks::<GROUP>().0)
+        .zip(units.chunks_exact_mut(GROUP * layout.unit_bytes))
+    {
+        let mut residual = [0; GROUP];
+        if layout.residual_bits > 0 {
+            let packed = match &end {
+                Some((from, bytes)) if group >= *from => &bytes[(group - from) * each..][..each],
+                _ => &s.residual[group * each..][..each],
+            };
+            unpack_any(packed, layout.residual_bits, &mut residual);
+        }
+        let shift = layout.field_shift();
+        let base = head.base;
+        match (layout.unit_bytes, layout.head_bytes) {
+            (1, _) => {
+                for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
+                    *unit = ((base + u16::from(symbol)) << shift) as u8 | r;
+                }
+            }
+            (2, 2) => {
+                let units = units.as_chunks_mut::<2>().0;
+                for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
+                    // Sign extension takes bit 7 to bit 15; the field overwrites nothing, since it is 0 there.
+                    let sign_and_low = r as i8 as i16 as u16 & (0x8000 | 0x7f);
+                    *unit = ((base + u16::from(symbol)) << shift | sign_and_low).to_le_bytes();
+                }
+            }
+            _ => {
+                let mut lows = [0u64; GROUP];
+                let width = u32::from(s.group_widths[group]);
+                let packed = &s.lows[low_at + lows_used..][..low_len(width)];
+                unpack_lows(packed, layout.low_bits(), width, &mut lows);
+                lows_used += packed.len();
+                for (i, unit) in units.chunks_exact_mut(layout.unit_bytes).enumerate() {
+                    let top = layout.head(base + u16::from(symbols[i]), residual[i]);
+                    let value = lows[i] | u64::from(top) << layout.low_bits();
+                    unit.copy_from_slice(&value.to_le_bytes()[..layout.unit_bytes]);
+                }
+            }
+        }
+    }
+    lows_used
+}
+
+/// [`planes::unpack`] with the width known to the compiler, which then makes vectors of it.
+fn unpack_any(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
+    match bits {
+        1 => planes::unpack(packed, 1, values),
+        2 => planes::unpack(packed, 2, values),
+        3 => planes::unpack(packed, 3, values),
+        4 => planes::unpack(packed, 4, values),
+        5 => planes::unpack(packed, 5, values),
+        6 => planes::unpack(packed, 6, values),
+        7 => planes::unpack(packed, 7, values),
+        _ => planes::unpack(packed, 8, values),
+    }
+}
+
+fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<()> {
+    let layout = &head.layout;
+    let mut least = 0;
+    for entry in s.exceptions.as_chunks::<EXCEPTION>().0 {
+        let position = usize::from(u16::from_le_bytes([entry[0], entry[1]]));
+        let field = u16::from_le_bytes([entry[2], entry[3]]);
+        let wrong = |what: &str| {
+            Error::new(Rule::AnsException)
+                .expected(what)
+                .found(format!("field {field} at unit {position}"))
+        };
+        if position < least || position >= s.n_groups * GROUP {
+            return Err(wrong("positions that rise and lie in a group"));
+        }
+        least = position + 1;
+        let table = &head.tables[usize::from(s.group_tables[position / GROUP])];
+        let symbol = usize::from(field.wrapping_sub(head.base));
+        if u32::from(field) >> layout.field_bits != 0
+            || table.freqs().get(symbol).is_some_and(|&f| f > 0)
+        {
+            return Err(wrong("a field that the table has not"));
+        }
+        let unit = &mut units[position * layout.unit_bytes..][..layout.unit_bytes];
+        let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
+        let mut bytes = [0; 2];
+        bytes[..head_bytes.len()].copy_from_slice(head_bytes);
+        let residual = layout.residual(u16::from_le_bytes(bytes));
+        let bytes = layout.head(field, residual).to_le_bytes();
+        head_bytes.copy_from_slice(&bytes[..head_bytes.len()]);
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What the blocks of one tensor share: the window of symbols, the segments, the frequency tables (FORMAT.md section 7.2).
+#![warn(clippy::unwrap_used)]
+
+use bigsmall_format::{Dtype, Error, Result, Rule};
+
+use crate::bits::{BitReader, BitWriter};
+use crate::layout::Layout;
+use crate::planes::GROUP;
+use crate::table::{AliasTable, FrequencyTable};
+
+/// Frequency tables of one tensor, at most.
+pub(crate) const MAX_TABLES: usize = 8;
+/// Low widths of one tensor, at most.
+pub(crate) const MAX_LOW_WIDTHS: usize = 4;
+/// Bytes before the tables.
+const FIXED: usize = 12;
+
+/// A valid head.
+pub(crate) struct Head {
+    /// Mantissa bits in the field.
+    pub(crate) m: u32,
+    pub(crate) layout: Layout,
+    /// The window has 2^`symbol_bits` symbols, 5 to 8.
+    pub(crate) symbol_bits: u32,
+    /// The field of symbol 0.
+    pub(crate) base: u16,
+    /// Units of a segment, a power of two from 256 on.
+    pub(crate) segment: usize,
+    /// How many of the low bits a segment may keep, from all of them downwards; empty where the dtype has none.
+    pub(crate) low_widths: Vec<u8>,
+    pub(crate) tables: Vec<FrequencyTable>,
+    /// `tables`, laid out.
+    pub(crate) alias: Vec<AliasTable>,
+}
+
+/// Bits that name one of `n` things.
+pub(crate) fn id_bits(n: usize) -> u32 {
+    n.max(1).next_power_of_two().ilog2()
+}
+
+impl Head {
+    #[allow(clippy::too_many_arguments)] // one for each field of the head, in order
+    pub(crate) fn new(
+        m: u32,
+        layout: Layout,
+        symbol_bits: u32,
+        base: u16,
+        segment: usize,
+        low_widths: Vec<u8>,
+        tables: Vec<FrequencyTable>,
+    ) -> Head {
+        let alias = tables.iter().map(AliasTable::new).collect();
+        Head { m, layout, symbol_bits, base, segment, low_widths, tables, alias }
+    }
+
+    /// Bits that name a segment's table.
+    pub(crate) fn table_id_bits(&self) -> u32 {
+        id_bits(self.tables.len())
+    }
+
+    /// Bits that name a segment's low width.
+    pub(crate) fn low_id_bits(&self) -> u32 {
+        id_bits(self.low_widths.len())
+    }
+
+    /// Groups of a segment.
+    pub(crate) fn segment_groups(&self) -> usize {
+        self.segment / GROUP
+    }
+
+    pub(crate) fn write(&self) -> Vec<u8> {
+        let mut out = vec![
+            self.m as u8,
+            self.symbol_bits as u8,
+            self.segment.ilog2() as u8,
+            self.tables.len() as u8,
+        ];
+        out.extend_from_slice(&self.base.to_le_bytes());
+        out.extend_from_slice(&[self.low_widths.len() as u8, 0]);
+        let mut widths = [0; MAX_LOW_WIDTHS];
+        widths[..self.low_widths.len()].copy_from_slice(&self.low_widths);
+        out.extend_from_slice(&widths);
+        let mut bits = BitWriter::default();
+        for table in &self.tables {
+            table.write(&mut bits);
+        }
+        out.extend(bits.finish());
+        out
+    }
+
+    /// Reads a head, validating every field.
+    pub(crate) fn read(dtype: Dtype, bytes: &[u8]) -> Result<Head> {
+        let wrong = |at: u64, expected: &str, found: &dyn std::fmt::Display| {
+            Error::new(Rule::AnsHead).at(at).expected(expected).found(found)
+        };
+        let Some((fixed, rest)) = bytes.split_at_checked(FIXED) else {
+            return Err(wrong(0, "12 bytes or more", &bytes.len()));
+        };
+        let &[m, symbol_bits, segment, n_tables, base0, base1, n_low, reserved, ..] = fixed else {
+            return Err(wrong(0, "12 bytes or more", &bytes.len()));
+        };
+        let widths = &fixed[FIXED - MAX_LOW_WIDTHS..];
+        let m = u32::from(m);
+        let symbol_bits = u32::from(symbol_bits);
+        let layout = Layout::new(dtype, m.min(16))
+            .ok_or_else(|| wrong(0, "mantissa bits that the dtype has", &m))?;
+        if !(5..=8.min(layout.field_bits)).contains(&symbol_bits) {
+            return Err(wrong(1, "5 to 8 symbol bits, no more than the field has", &symbol_bits));
+        }
+        if !(8..=16).contains(&segment) {
+            return Err(wrong(2, "segments of 2^8 to 2^16 units", &segment));
+        }
+        if !(1..=MAX_TABLES).contains(&usize::from(n_tables)) {
+            return Err(wrong(3, "1 to 8 tables", &n_tables));
+        }
+        let base = u16::from_le_bytes([base0, base1]);
+        if u32::from(base) + (1 << symbol_bits) > 1 << layout.field_bits {
+            return Err(wrong(4, "a window within the field", &base));
+        }
+        let n_low = usize::from(n_low);
+        let (widths, unused) = widths
+            .split_at_checked(n_low)
+            .ok_or_else(|| wrong(6, "at most 4 low widths", &n_low))?;
+        let all = layout.low_bits();
+        let full_first = widths.first().map(|&w| u32::from(w)) == (all > 0).then_some(all);
+        if !full_first || !widths.is_sorted_by(|a, b| a > b) {
+            return Err(wrong(8, "low widths from all bits downwards", &format!("{widths:?}")));
+        }
+        if reserved != 0 || unused.iter().any(|&b| b != 0) {
+            return Err(Error::new(Rule::ReservedNotZero).at(7));
+        }
+        let mut bits = BitReader::new(rest);
+        let tables = (0..n_tables)
+            .map(|_| FrequencyTable::read(&mut bits, 1 << symbol_bits))
+            .collect::<Result<Vec<_>>>()?;
+        if !bits.only_padding_left() {
+            return Err(wrong(FIXED as u64, "nothing after the tables", &"more bytes"));
+        }
+        let segment = 1 << segment;
+        Ok(Head::new(m, layout, symbol_bits, base, segment, widths.to_vec(), tables))
+    }
+}

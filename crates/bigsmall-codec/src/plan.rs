@@ -1,0 +1,308 @@
+//! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer arithmetic throughout, since
+//! what is decided here decides bytes.
+
+use bigsmall_format::{ReadAt, Result, TensorSpec};
+
+use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
+use crate::layout::Layout;
+use crate::planes::GROUP;
+use crate::table::FrequencyTable;
+use crate::{BitWriter, Level};
+
+/// Units that are read in one piece.
+const RUN: u64 = 4096;
+/// What a unit outside the window costs in 1/256 bit, whatever the table.
+const OUTSIDE: u64 = 33 << 8;
+
+/// How much work a level puts into the plan.
+struct Effort {
+    /// Units to look at, at most.
+    sample: u64,
+    /// Mantissa bits in the field, tried in turn.
+    mantissa: &'static [u32],
+    /// Segment lengths, tried in turn.
+    segments: &'static [usize],
+    /// Rounds of clustering.
+    rounds: usize,
+    /// Tables at most.
+    tables: usize,
+    /// Symbol bits at most.
+    symbol_bits: u32,
+}
+
+fn effort(level: Level, is_float: bool) -> Effort {
+    match (level, is_float) {
+        (_, false) => Effort {
+            sample: 1 << 18,
+            mantissa: &[0],
+            segments: &[1024],
+            rounds: 3,
+            tables: 4,
+            symbol_bits: 8,
+        },
+        (Level::Fast, _) => Effort {
+            sample: 1 << 16,
+            mantissa: &[1],
+            segments: &[1024],
+            rounds: 2,
+            tables: MAX_TABLES,
+            symbol_bits: 5,
+        },
+        (Level::Default, _) => Effort {
+            sample: 1 << 18,
+            mantissa: &[1],
+            segments: &[256, 1024],
+            rounds: 5,
+            tables: MAX_TABLES,
+            symbol_bits: 5,
+        },
+        (Level::Small, _) => Effort {
+            sample: 1 << 20,
+            mantissa: &[1, 2, 3],
+            segments: &[256, 512, 1024, 4096],
+            rounds: 10,
+            tables: MAX_TABLES,
+            symbol_bits: 8,
+        },
+    }
+}
+
+/// The sampled heads and, per group of 256, how many of the low bits it needs.
+struct Sample {
+    heads: Vec<u16>,
+    group_widths: Vec<u8>,
+}
+
+fn sample(spec: &TensorSpec, source: &dyn ReadAt, layout: Layout, most: u64) -> Result<Sample> {
+    let n = spec.n_units() / GROUP as u64 * GROUP as u64;
+    let unit = layout.unit_bytes as u64;
+    let all_runs = n.div_ceil(RUN);
+    let n_runs = all_runs.min(most.div_ceil(RUN));
+    let mut heads = Vec::with_capacity((n_runs * RUN) as usize);
+    let mut group_widths = Vec::new();
+    let mut buffer = Vec::new();
+    let mut lows = vec![0u64; GROUP];
+    for i in 0..n_runs {
+        let begin = (i * all_runs / n_runs) * RUN;
+        let end = n.min(begin + RUN);
+        let range = begin * unit..end * unit;
+        let units = match source.bytes_at(range.clone()) {
+            Some(units) => units,
+            None => {
+                buffer.resize((range.end - range.start) as usize, 0);
+                source.read_exact_at(range.start, &mut buffer)?;
+                &buffer
+            }
+        };
+        let at = heads.len();
+        heads.resize(at + (end - begin) as usize, 0);
+        layout.split_heads(units, &mut heads[at..]);
+        if layout.low_bits() > 0 {
+            for group in units.chunks_exact(GROUP * layout.unit_bytes) {
+                layout.split_lows(group, &mut lows);
+                group_widths.push(low_width(&lows, layout.low_bits()));
+            }
+        }
+    }
+    Ok(Sample { heads, group_widths })
+}
+
+/// How many of the low bits are left when the zeros that all `lows` end in are dropped.
+pub(crate) fn low_width(lows: &[u64], low_bits: u32) -> u8 {
+    let all = lows.iter().fold(0, |a, b| a | b);
+    low_bits.saturating_sub(all.trailing_zeros()) as u8
+}
+
+/// Decides the head for `spec`.
+pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
+    let dtype = spec.dtype();
+    let effort = effort(level, Layout::is_float(dtype));
+    let mut best: Option<(u64, Head)> = None;
+    let mut sampled = None;
+    for &m in effort.mantissa {
+        let Some(layout) = Layout::new(dtype, m) else { continue };
+        let sample = match &sampled {
+            Some(sample) => sample,
+            None => sampled.insert(sample(spec, source, layout, effort.sample)?),
+        };
+        let fields: Vec<u16> = sample.heads.iter().map(|&h| layout.field(h)).collect();
+        let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
+        let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
+        let base = window(&fields, &layout, symbol_bits);
+        // Outside the window: saturates above the last symbol.
+        let symbols: Vec<u16> = fields.iter().map(|&f| f.wrapping_sub(base)).collect();
+        for &segment in effort.segments {
+            let histograms = histograms(&symbols, segment, 1 << symbol_bits);
+            let outside =
+                symbols.iter().filter(|&&s| u32::from(s) >> symbol_bits != 0).count() as u64;
+            let (mut cost, tables) = cluster(&histograms, &effort);
+            cost += outside * OUTSIDE;
+            cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << 8;
+            let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
+            cost += low_cost;
+            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                let head = Head::new(m, layout, symbol_bits, base, segment, low_widths, tables);
+                best = Some((cost, head));
+            }
+        }
+    }
+    let Some((_, head)) = best else { unreachable!("every dtype has a layout for the first m") };
+    Ok(head)
+}
+
+/// The first field of the window of 2^`symbol_bits` fields that covers most, the lowest among equals.
+fn window(fields: &[u16], layout: &Layout, symbol_bits: u32) -> u16 {
+    let mut counts = vec![0u32; 1 << layout.field_bits];
+    for &f in fields {
+        counts[usize::from(f)] += 1;
+    }
+    let width = 1 << symbol_bits;
+    let mut covered: u64 = counts[..width].iter().map(|&c| u64::from(c)).sum();
+    let (mut best, mut base) = (covered, 0);
+    for begin in 1..=counts.len() - width {
+        covered += u64::from(counts[begin + width - 1]);
+        covered -= u64::from(counts[begin - 1]);
+        if covered > best {
+            (best, base) = (covered, begin);
+        }
+    }
+    base as u16
+}
+
+/// Counts of the symbols of every segment, one after the other.
+struct Histograms {
+    counts: Vec<u16>,
+    n_symbols: usize,
+}
+
+fn histograms(symbols: &[u16], segment: usize, n_symbols: usize) -> Histograms {
+    let mut counts = vec![0u16; symbols.len().div_ceil(segment).max(1) * n_symbols];
+    for (symbols, counts) in symbols.chunks(segment).zip(counts.chunks_exact_mut(n_symbols)) {
+        for &s in symbols {
+            if let Some(count) = counts.get_mut(usize::from(s)) {
+                *count += 1;
+            }
+        }
+    }
+    Histograms { counts, n_symbols }
+}
+
+impl Histograms {
+    fn iter(&self) -> impl Iterator<Item = &[u16]> {
+        self.counts.chunks_exact(self.n_symbols)
+    }
+
+    fn len(&self) -> usize {
+        self.counts.len() / self.n_symbols
+    }
+}
+
+/// Divides the segments among tables so that coding them costs least; returns the cost in 1/256 bit, tables included.
+/// Lloyd's algorithm, begun from the segments in the order of their mean symbol.
+fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable>) {
+    let n = histograms.len();
+    let mut order: Vec<usize> = (0..n).collect();
+    let means: Vec<u64> = histograms
+        .iter()
+        .map(|h| {
+            let total: u64 = h.iter().map(|&c| u64::from(c)).sum();
+            let sum: u64 = h.iter().zip(0..).map(|(&c, s)| u64::from(c) * s).sum();
+            (sum << 16) / total.max(1)
+        })
+        .collect();
+    order.sort_by_key(|&i| means[i]);
+    let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
+    for k in [1, 2, 4, 8] {
+        // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot earn that.
+        if k > effort.tables || (k > 1 && k * 2 > n) {
+            break;
+        }
+        let mut assigned = vec![0usize; n];
+        for (rank, &i) in order.iter().enumerate() {
+            assigned[i] = rank * k / n;
+        }
+        let (cost, tables) = lloyd(histograms, &mut assigned, k, effort.rounds);
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, tables));
+        }
+    }
+    best.unwrap_or_else(|| (0, vec![FrequencyTable::from_counts(&vec![0; histograms.n_symbols])]))
+}
+
+fn lloyd(
+    histograms: &Histograms,
+    assigned: &mut [usize],
+    k: usize,
+    rounds: usize,
+) -> (u64, Vec<FrequencyTable>) {
+    let mut k = k;
+    let rounds = if k == 1 { 1 } else { rounds };
+    for round in 0.. {
+        let mut counts = vec![vec![0u32; histograms.n_symbols]; k];
+        for (h, &c) in histograms.iter().zip(&*assigned) {
+            counts[c].iter_mut().zip(h).for_each(|(sum, &n)| *sum += u32::from(n));
+        }
+        counts.retain(|c| c.iter().any(|&n| n > 0));
+        if counts.is_empty() {
+            counts.push(vec![0; histograms.n_symbols]);
+        }
+        k = counts.len();
+        let tables: Vec<_> = counts.iter().map(|c| FrequencyTable::from_counts(c)).collect();
+        let costs: Vec<_> = tables.iter().map(FrequencyTable::costs).collect();
+        let mut total = 0;
+        for (h, c) in histograms.iter().zip(&mut *assigned) {
+            let cost = |table: &Vec<u32>| -> u32 {
+                h.iter().zip(table).map(|(&n, &cost)| u32::from(n) * cost).sum()
+            };
+            let (least, at) =
+                costs.iter().enumerate().map(|(i, table)| (cost(table), i)).min().unwrap_or((0, 0));
+            total += u64::from(least);
+            *c = at;
+        }
+        if round + 1 >= rounds {
+            let mut bits = BitWriter::default();
+            tables.iter().for_each(|t| t.write(&mut bits));
+            total += (bits.finish().len() as u64 * 8) << 8;
+            total += (histograms.len() as u64 * u64::from(id_bits(k))) << 8;
+            return (total, tables);
+        }
+    }
+    unreachable!("the loop returns after the last round")
+}
+
+/// Chooses the low widths that segments may have, and what the low bits then cost in 1/256 bit.
+fn low_widths(group_widths: &[u8], segment: usize, layout: &Layout) -> (u64, Vec<u8>) {
+    let all = layout.low_bits();
+    if all == 0 {
+        return (0, Vec::new());
+    }
+    // How many segments need how many bits.
+    let mut needs = vec![0u64; all as usize + 1];
+    for groups in group_widths.chunks(segment / GROUP) {
+        needs[usize::from(groups.iter().copied().max().unwrap_or(0))] += 1;
+    }
+    let bits = |widths: &[u8]| -> u64 {
+        let each = needs.iter().enumerate().map(|(need, &n)| {
+            let width = widths.iter().copied().filter(|&w| usize::from(w) >= need).min();
+            n * u64::from(width.unwrap_or(all as u8)) * segment as u64
+        });
+        let ids = needs.iter().sum::<u64>() * u64::from(id_bits(widths.len()));
+        each.sum::<u64>() + ids
+    };
+    let mut widths = vec![all as u8];
+    while widths.len() < MAX_LOW_WIDTHS {
+        let with = |w: u8| {
+            let mut with = widths.clone();
+            with.push(w);
+            with
+        };
+        let candidate =
+            (0..all as u8).filter(|w| !widths.contains(w)).map(|w| (bits(&with(w)), w)).min();
+        match candidate {
+            Some((cost, w)) if cost < bits(&widths) => widths.push(w),
+            _ => break,
+        }
+    }
+    widths.sort_unstable_by(|a, b| b.cmp(a));
+    (bits(&widths) << 8, widths)
+}

@@ -1,0 +1,336 @@
+//! Frequency tables: made from counts by integer arithmetic, written in about 10 bits a symbol, laid out as alias buckets
+//! (FORMAT.md section 7.3).
+
+use bigsmall_format::{Error, Result, Rule};
+
+use crate::bits::{BitReader, BitWriter};
+
+/// Bits of a probability.
+pub(crate) const PRECISION: u32 = 12;
+/// Sum of all frequencies.
+pub(crate) const TOTAL: u32 = 1 << PRECISION;
+
+/// Fraction bits of [`log2`].
+const LOG_FRACTION: u32 = 20;
+/// What an exception costs, in bits: position and field.
+const EXCEPTION_BITS: u64 = 32;
+
+/// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs decide bytes.
+static LOG2: [u32; TOTAL as usize + 1] = {
+    let mut table = [0; TOTAL as usize + 1];
+    let mut f = 1;
+    while f < table.len() {
+        // x in [1, 2) with 31 fraction bits; squaring doubles the logarithm, one bit of it a step.
+        let whole = (f as u32).ilog2();
+        let mut x = (f as u64) << (31 - whole);
+        let mut log = whole;
+        let mut i = 0;
+        while i < LOG_FRACTION {
+            x = x * x >> 31;
+            log <<= 1;
+            if x >= 1 << 32 {
+                x >>= 1;
+                log |= 1;
+            }
+            i += 1;
+        }
+        table[f] = log;
+        f += 1;
+    }
+    table
+};
+
+/// Frequencies of the symbols of a window; they sum to 4096. One that exists is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FrequencyTable {
+    /// One for each symbol of the window; 0 for a symbol that only exceptions have.
+    freqs: Vec<u16>,
+}
+
+impl FrequencyTable {
+    /// Divides 4096 among the symbols so that coding `counts` costs least, leaving out symbols so rare that exceptions are
+    /// cheaper. Without any counts the first symbol gets everything.
+    pub(crate) fn from_counts(counts: &[u32]) -> FrequencyTable {
+        let n: u64 = counts.iter().map(|&c| u64::from(c)).sum();
+        // A symbol in the table takes at least 1/4096 from all others, n * log2(e) / 4096 bits, about 10 bits in the
+        // head and 12 bits each time; an exception costs 32 bits each time.
+        let entry_bits_4096 = n * 1477 / 1024 + 10 * u64::from(TOTAL);
+        let worth = |c: u32| {
+            u64::from(c) * (EXCEPTION_BITS - u64::from(PRECISION)) * u64::from(TOTAL)
+                > entry_bits_4096
+        };
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let kept: Vec<u64> = counts
+            .iter()
+            .map(|&c| if c > 0 && (worth(c) || c == most) { u64::from(c) } else { 0 })
+            .collect();
+        let n: u64 = kept.iter().sum();
+        let mut freqs: Vec<u16> = kept
+            .iter()
+            .map(|&c| if c == 0 { 0 } else { ((c * u64::from(TOTAL) + n / 2) / n).max(1) as u16 })
+            .collect();
+        if n == 0 {
+            freqs[0] = TOTAL as u16;
+            return FrequencyTable { freqs };
+        }
+        // Rounding misses 4096 by a few: mend it one step at a time where it costs least or gains most.
+        let log = |f: u16| u64::from(LOG2[f as usize]);
+        loop {
+            let sum: u32 = freqs.iter().map(|&f| u32::from(f)).sum();
+            if sum == TOTAL {
+                return FrequencyTable { freqs };
+            }
+            let symbols = || (0..freqs.len()).filter(|&s| kept[s] > 0);
+            if sum > TOTAL {
+                let loss = |&s: &usize| kept[s] * (log(freqs[s]) - log(freqs[s] - 1));
+                let cheapest = symbols().filter(|&s| freqs[s] > 1).min_by_key(loss);
+                // More than 4096 symbols do not exist, so one of them can give.
+                if let Some(s) = cheapest {
+                    freqs[s] -= 1;
+                }
+            } else {
+                let gain = |&s: &usize| kept[s] * (log(freqs[s] + 1) - log(freqs[s]));
+                // The last of equals in `max_by_key`, the first in `min_by_key`: fixed by the standard library.
+                if let Some(s) = symbols().max_by_key(gain) {
+                    freqs[s] += 1;
+                }
+            }
+        }
+    }
+
+    /// The frequencies, one for each symbol of the window.
+    pub(crate) fn freqs(&self) -> &[u16] {
+        &self.freqs
+    }
+
+    /// What each symbol costs in 1/256 bit.
+    pub(crate) fn costs(&self) -> Vec<u32> {
+        let cost = |&f: &u16| match f {
+            0 => (EXCEPTION_BITS as u32) << 8,
+            f => ((PRECISION << LOG_FRACTION) - LOG2[f as usize]) >> (LOG_FRACTION - 8),
+        };
+        self.freqs.iter().map(cost).collect()
+    }
+
+    /// The most frequent symbol, the smallest among equals: it stands in for exceptions.
+    pub(crate) fn most_frequent(&self) -> u8 {
+        let mut best = 0;
+        for (s, &f) in self.freqs.iter().enumerate() {
+            if f > self.freqs[best] {
+                best = s;
+            }
+        }
+        best as u8
+    }
+
+    /// Appends the table: for each symbol the bit length of its frequency in 4 bits, then the bits below the leading one.
+    pub(crate) fn write(&self, out: &mut BitWriter) {
+        for &f in &self.freqs {
+            let len = u16::BITS - f.leading_zeros();
+            out.push(u32::from(len as u16), 4);
+            if len > 1 {
+                out.push(u32::from(f) & ((1 << (len - 1)) - 1), len - 1);
+            }
+        }
+    }
+
+    /// Reads a table of `n_symbols` symbols.
+    pub(crate) fn read(bits: &mut BitReader<'_>, n_symbols: usize) -> Result<FrequencyTable> {
+        let short = || Error::new(Rule::FrequencyTable).found("the head ends within a table");
+        let mut freqs = Vec::with_capacity(n_symbols);
+        let mut sum = 0u32;
+        for symbol in 0..n_symbols {
+            let len = bits.pull(4).ok_or_else(short)?;
+            let f = match len {
+                0 => 0,
+                1..=13 => 1 << (len - 1) | bits.pull(len - 1).ok_or_else(short)?,
+                _ => u32::MAX,
+            };
+            if f > TOTAL {
+                return Err(Error::new(Rule::FrequencyTable)
+                    .expected("a frequency of at most 4096")
+                    .found(format!("length {len} for symbol {symbol}")));
+            }
+            sum += f;
+            freqs.push(f as u16);
+        }
+        if sum != TOTAL {
+            return Err(Error::new(Rule::FrequencyTable)
+                .expected("frequencies that sum to 4096")
+                .found(sum));
+        }
+        Ok(FrequencyTable { freqs })
+    }
+}
+
+/// A table laid out in slots: what a backend decodes with. `n` buckets of `4096 / n` slots, `n` the number of symbols. The first
+/// slots of bucket `b` belong to symbol `b`, the others to its donor.
+#[derive(Clone, Debug)]
+pub(crate) struct AliasTable {
+    /// For each bucket the first slot that is the donor's (may be the end of the bucket).
+    pub(crate) split: Vec<u32>,
+    /// For each bucket the entry of its own symbol: `freq | symbol << 13 | delta << 21`, see [`pack_entry`].
+    pub(crate) own: Vec<AliasEntry>,
+    /// For each bucket the entry of its donor.
+    pub(crate) donor: Vec<AliasEntry>,
+    /// For every slot `freq - 1 | rank << 12 | symbol << 24`.
+    pub(crate) slots: Box<[u32; TOTAL as usize]>,
+    /// The slot of rank `r` of symbol `s` is `slot_of[first_rank[s] + r]`.
+    pub(crate) slot_of: Box<[u16; TOTAL as usize]>,
+    /// See `slot_of`.
+    pub(crate) first_rank: Vec<u32>,
+}
+
+/// One side of a bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AliasEntry {
+    /// The symbol.
+    pub(crate) symbol: u8,
+    /// Its frequency.
+    pub(crate) freq: u16,
+    /// Rank minus slot, for the slots of this side.
+    pub(crate) delta: i16,
+}
+
+impl AliasTable {
+    /// Lays out `table`, whose number of symbols is a power of two. Vose's construction with two stacks, in a fixed order
+    /// (FORMAT.md section 7.3).
+    pub(crate) fn new(table: &FrequencyTable) -> AliasTable {
+        let freqs = &table.freqs;
+        let n = freqs.len();
+        let cap = TOTAL / n as u32;
+        let mut left: Vec<u32> = freqs.iter().map(|&f| u32::from(f)).collect();
+        let (mut small, mut large) = (Vec::new(), Vec::new());
+        for (symbol, &f) in left.iter().enumerate() {
+            if f < cap { small.push(symbol) } else { large.push(symbol) }
+        }
+        let mut keep = vec![cap; n];
+        let mut donor: Vec<usize> = (0..n).collect();
+        while let (Some(s), Some(&l)) = (small.pop(), large.last()) {
+            keep[s] = left[s];
+            donor[s] = l;
+            left[l] -= cap - left[s];
+            if left[l] < cap {
+                large.pop();
+                small.push(l);
+            }
+        }
+        let mut first_rank = Vec::with_capacity(n);
+        let mut sum = 0;
+        for &f in freqs {
+            first_rank.push(sum);
+            sum += u32::from(f);
+        }
+        let mut out = AliasTable {
+            split: Vec::with_capacity(n),
+            own: Vec::with_capacity(n),
+            donor: Vec::with_capacity(n),
+            slots: Box::new([0; TOTAL as usize]),
+            slot_of: Box::new([0; TOTAL as usize]),
+            first_rank,
+        };
+        // Slots of a symbol get their ranks in increasing order.
+        let mut next_rank = vec![0; n];
+        for b in 0..n {
+            let begin = b as u32 * cap;
+            let split = begin + keep[b];
+            out.split.push(split);
+            let mut side = |symbol: usize, slots: std::ops::Range<u32>| {
+                let freq = freqs[symbol];
+                let first = next_rank[symbol];
+                let entry = AliasEntry {
+                    symbol: symbol as u8,
+                    freq,
+                    delta: (first as i32 - slots.start as i32) as i16,
+                };
+                for (rank, slot) in (first..).zip(slots.clone()) {
+                    out.slots[slot as usize] =
+                        (u32::from(freq) - 1) | rank << 12 | (symbol as u32) << 24;
+                    out.slot_of[(out.first_rank[symbol] + rank) as usize] = slot as u16;
+                }
+                next_rank[symbol] += slots.len() as u32;
+                entry
+            };
+            let own = side(b, begin..split);
+            let donor = side(donor[b], split..begin + cap);
+            out.own.push(own);
+            out.donor.push(donor);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables() -> Vec<FrequencyTable> {
+        let mut out = Vec::new();
+        for n in [32, 64, 128, 256] {
+            for shape in 0..6u32 {
+                let counts: Vec<u32> = (0..n)
+                    .map(|s: u32| match shape {
+                        0 => 0,
+                        1 => u32::from(s == 5) * 1000,
+                        2 => 100,
+                        3 => 1 << (s % 24),
+                        4 => s.wrapping_mul(2654435761) >> 12,
+                        _ => u32::from(s % 7 == 0) * (s + 1),
+                    })
+                    .collect();
+                out.push(FrequencyTable::from_counts(&counts));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn frequencies_sum_to_4096_and_round_trip() {
+        for table in tables() {
+            assert_eq!(table.freqs.iter().map(|&f| u32::from(f)).sum::<u32>(), TOTAL);
+            let mut out = BitWriter::default();
+            table.write(&mut out);
+            let bytes = out.finish();
+            let back = FrequencyTable::read(&mut BitReader::new(&bytes), table.freqs.len());
+            assert_eq!(back.unwrap(), table);
+        }
+    }
+
+    #[test]
+    fn every_slot_belongs_to_one_rank() {
+        for table in tables() {
+            let alias = AliasTable::new(&table);
+            let cap = 4096 / table.freqs.len() as u32;
+            let mut seen = vec![0; table.freqs.len()];
+            for slot in 0..TOTAL {
+                let bucket = (slot / cap) as usize;
+                let entry = if slot < alias.split[bucket] {
+                    alias.own[bucket]
+                } else {
+                    alias.donor[bucket]
+                };
+                let rank = (slot as i32 + i32::from(entry.delta)) as u32;
+                let packed = alias.slots[slot as usize];
+                assert_eq!(packed & 0xfff, u32::from(entry.freq) - 1);
+                assert_eq!(packed >> 12 & 0xfff, rank);
+                assert_eq!((packed >> 24) as u8, entry.symbol);
+                assert_eq!(rank, seen[entry.symbol as usize], "ranks rise with the slots");
+                seen[entry.symbol as usize] += 1;
+                let first = alias.first_rank[entry.symbol as usize];
+                assert_eq!(u32::from(alias.slot_of[(first + rank) as usize]), slot);
+            }
+            for (s, &f) in table.freqs.iter().enumerate() {
+                assert_eq!(seen[s], u32::from(f));
+            }
+        }
+    }
+
+    #[test]
+    fn logarithms_are_within_one_unit() {
+        for f in 1..=TOTAL {
+            let exact = f64::from(f).log2() * f64::from(1 << LOG_FRACTION);
+            let ours = f64::from(LOG2[f as usize]);
+            assert!(ours <= exact + 1e-6 && exact - ours < 2.0, "{f}: {ours} {exact}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! One bitstream: every backend writes the same bytes and reads the same values, for any number of threads.
+//! The backend `reference` is the crate `constriction`, so agreement with it is agreement with an independent implementation.
+
+use bigsmall_codec::*;
+
+fn cases() -> Vec<(Dtype, Vec<u8>)> {
+    let mut out = Vec::new();
+    let mut state = 88_172_645_463_325_252u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for dtype in [
+        Dtype::BF16,
+        Dtype::F16,
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::F8_E4M3,
+        Dtype::F8_E5M2,
+        Dtype::U8,
+        Dtype::I64,
+    ] {
+        let width = dtype.unit_bytes();
+        for n in [0usize, 255, 256, 513, 4352, 4353, 65_536, 65_792, 140_000, 300_032] {
+            for kind in 0..4 {
+                let mut bytes = Vec::with_capacity(n * width);
+                for i in 0..n {
+                    let sum: f64 = (0..3).map(|_| (next() >> 40) as f64 / 16_777_216.0 - 0.5).sum();
+                    let value = sum * 0.02 * (1.0 + (i / 300 % 9) as f64 * 0.3);
+                    let unit = match (kind, dtype) {
+                        (0, Dtype::BF16) => u64::from(half::bf16::from_f64(value).to_bits()),
+                        (0, Dtype::F16) => u64::from(half::f16::from_f64(value).to_bits()),
+                        (0, Dtype::F32) if i / 1000 % 2 == 0 => {
+                            u64::from(f32::from(half::f16::from_f64(value)).to_bits())
+                        }
+                        (0, Dtype::F32) => u64::from((value as f32).to_bits()),
+                        (0, _) => value.to_bits() >> (64 - 8 * width),
+                        (1, _) => next(),
+                        (2, _) => next() & 0x0101_0101_0101_0101,
+                        _ => {
+                            if i % 97 == 0 {
+                                next()
+                            } else {
+                                u64::MAX / 3
+                            }
+                        }
+                    };
+                    bytes.extend_from_slice(&unit.to_le_bytes()[..width]);
+                }
+                let whole = bytes.len() / 8 * 8;
+                bytes.truncate(whole);
+                out.push((dtype, bytes));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn every_backend_and_thread_count_agrees() {
+    let backends: Vec<Backend> =
+        Backend::ALL.iter().copied().filter(|b| b.is_available()).collect();
+    assert!(backends.contains(&Backend::Reference) && backends.contains(&Backend::Portable));
+    for (case, (dtype, bytes)) in cases().into_iter().enumerate() {
+        let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+        let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
+        let level = [Level::Default, Level::Fast, Level::Small][case % 3];
+        let first = encode_tensor(&Ans::new(level), &spec, &bytes, 1).unwrap();
+        for &backend in &backends {
+            let ans = Ans::new(level).with_backend(backend).unwrap();
+            for threads in [1, 2, 7] {
+                // The reference is slow: once is enough, its threads are those of everybody.
+                if backend == Backend::Reference && threads != 2 {
+                    continue;
+                }
+                let what = format!("case {case} {dtype} {level:?} {backend:?} {threads} threads");
+                let tensor = encode_tensor(&ans, &spec, &bytes, threads).unwrap();
+                assert!(tensor == first, "encoded differently: {what}");
+                let mut back = vec![0x5a; bytes.len()];
+                tensor.decode_bytes(&ans, 0..bytes.len() as u64, &mut back, threads).unwrap();
+                assert!(back == bytes, "decoded differently: {what}");
+            }
+        }
+    }
+}

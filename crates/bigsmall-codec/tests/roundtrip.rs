@@ -1,0 +1,181 @@
+//! Every bit of every dtype comes back. Raise the number of cases with `PROPTEST_CASES=10000`.
+
+use bigsmall_codec::*;
+use proptest::prelude::*;
+
+const LEVELS: [Level; 3] = [Level::Fast, Level::Default, Level::Small];
+
+fn check(dtype: Dtype, level: Level, bytes: &[u8]) -> EncodedTensor {
+    let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+    let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
+    assert_eq!(spec.byte_len(), bytes.len() as u64, "a test's bytes fill whole elements");
+    let tensor = encode_tensor(&Ans::new(level), &spec, &bytes, 1).unwrap();
+    let mut back = vec![0xa5; bytes.len()];
+    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut back, 1).unwrap();
+    assert!(back == bytes, "{dtype} {level:?} {} bytes", bytes.len());
+    let again = EncodedTensor::from_bytes(&tensor.to_bytes()).unwrap();
+    assert_eq!(again, tensor);
+    tensor
+}
+
+/// Bytes of the shapes that weights and their accidents have.
+fn bytes(dtype: Dtype, n_units: usize, kind: u32, seed: u64) -> Vec<u8> {
+    let width = dtype.unit_bytes();
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    };
+    let mut out = Vec::with_capacity(n_units * width);
+    for i in 0..n_units {
+        let unit = match kind {
+            0 => next(),
+            1 => 0,
+            2 => next() | if width == 2 { 0x7f80 } else { 0x7f80_0000 },
+            3 => next() & 0x8000_8000_8000_8000,
+            4 | 5 => {
+                // About Gaussian, scaled by row; kind 5 is bf16 held in wider floats.
+                let sum: f64 = (0..4).map(|_| (next() >> 40) as f64 / 16_777_216.0 - 0.5).sum();
+                let value = sum * (1.0 + (i / 512 % 7) as f64) * 0.02;
+                let value = if kind == 5 { f64::from(half::bf16::from_f64(value)) } else { value };
+                match dtype {
+                    Dtype::BF16 => u64::from(half::bf16::from_f64(value).to_bits()),
+                    Dtype::F16 => u64::from(half::f16::from_f64(value).to_bits()),
+                    Dtype::F32 => u64::from((value as f32).to_bits()),
+                    Dtype::F64 => value.to_bits(),
+                    _ => (value * 1000.0) as i64 as u64,
+                }
+            }
+            _ => {
+                if i % 1000 == 0 {
+                    next()
+                } else {
+                    0x3c00_3c00_3c00_3c00
+                }
+            }
+        };
+        out.extend_from_slice(&unit.to_le_bytes()[..width]);
+    }
+    out
+}
+
+fn whole_elements(dtype: Dtype, mut bytes: Vec<u8>) -> Vec<u8> {
+    let element = match dtype.bits() {
+        4 => 1,
+        6 => 3,
+        bits => bits as usize / 8,
+    };
+    bytes.truncate(bytes.len() / element * element);
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_dtype_any_bits_any_length(
+        dtype in prop::sample::select(Dtype::ALL),
+        level in prop::sample::select(&LEVELS[..]),
+        n in prop_oneof![0usize..2000, 65_000usize..66_100, 130_000usize..140_000],
+        kind in 0u32..7,
+        seed: u64,
+    ) {
+        check(dtype, level, &whole_elements(dtype, bytes(dtype, n, kind, seed)));
+    }
+
+    #[test]
+    fn any_range_decodes_alone(
+        dtype in prop::sample::select(&[Dtype::BF16, Dtype::F32, Dtype::F8_E4M3, Dtype::I64][..]),
+        seed: u64,
+        a in 0f64..1.0,
+        b in 0f64..1.0,
+    ) {
+        let bytes = bytes(dtype, 400_000, 4, seed);
+        let spec = TensorSpec::new("t", dtype, &[bytes.len() as u64 * 8 / u64::from(dtype.bits())]).unwrap();
+        let tensor = encode_tensor(&Ans::default(), &spec, &bytes, 2).unwrap();
+        let (a, b) = ((a * bytes.len() as f64) as usize, (b * bytes.len() as f64) as usize);
+        let range = a.min(b)..a.max(b);
+        for threads in [1, 2, 7] {
+            let mut back = vec![0xa5; range.len()];
+            let wanted = range.start as u64..range.end as u64;
+            tensor.decode_bytes(&Ans::default(), wanted, &mut back, threads).unwrap();
+            prop_assert!(back == bytes[range.clone()]);
+        }
+    }
+}
+
+#[test]
+fn all_patterns_of_16_and_8_bits() {
+    // Each pattern several times in a scrambled order, so that it meets many neighbours; and once in order.
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        for step in [1u32, 40_503, 28_411] {
+            let bytes: Vec<u8> = (0..=u16::MAX)
+                .flat_map(|i| (u32::from(i).wrapping_mul(step) as u16).to_le_bytes())
+                .collect();
+            for level in LEVELS {
+                check(dtype, level, &bytes);
+            }
+            // Among ordinary weights every pattern is an exception or nearly so.
+            let mut mixed = self::bytes(dtype, 1 << 18, 4, 7);
+            for (i, pattern) in bytes.as_chunks::<2>().0.iter().enumerate() {
+                mixed[8 * i..8 * i + 2].copy_from_slice(pattern);
+            }
+            check(dtype, Level::Default, &mixed);
+        }
+    }
+    for dtype in [Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::U8, Dtype::F8_E8M0, Dtype::F8_E4M3FNUZ] {
+        for step in [1usize, 77] {
+            let bytes: Vec<u8> = (0..100_000).map(|i| (i * step) as u8).collect();
+            for level in LEVELS {
+                check(dtype, level, &bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_around_groups_segments_and_blocks() {
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::U8] {
+        for n in [0, 1, 31, 32, 255, 256, 257, 511, 512, 1023, 4351, 4352, 4353, 65_535, 65_536]
+            .into_iter()
+            .chain([65_537, 65_791, 65_792, 131_071, 131_072, 131_073, 196_608])
+        {
+            for kind in [0, 1, 4, 6] {
+                check(dtype, Level::Default, &bytes(dtype, n, kind, 3));
+            }
+        }
+    }
+}
+
+#[test]
+fn constants_and_zeros_cost_next_to_nothing() {
+    for dtype in [Dtype::BF16, Dtype::F32, Dtype::F64, Dtype::I64] {
+        let zeros = bytes(dtype, 1 << 20, 1, 0);
+        let tensor = check(dtype, Level::Default, &zeros);
+        assert!(tensor.byte_len() < zeros.len() as u64 / 500);
+    }
+}
+
+#[test]
+fn slices_of_every_element_type() {
+    fn one<T: Element + PartialEq + std::fmt::Debug>(values: &[T]) {
+        let frame = encode(values);
+        let mut back = vec![T::zeroed(); values.len()];
+        decode(&frame, &mut back).unwrap();
+        assert_eq!(values, back);
+        let error = decode(&frame, &mut back[1..]).unwrap_err();
+        assert_eq!(error.rule(), Rule::BufferLength);
+    }
+    let values: Vec<f64> = (0..70_000).map(|i| f64::from(i).sin()).collect();
+    one(&values);
+    one(&values.iter().map(|&v| v as f32).collect::<Vec<_>>());
+    one(&values.iter().map(|&v| half::bf16::from_f64(v)).collect::<Vec<_>>());
+    one(&values.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>());
+    one(&values.iter().map(|&v| (v * 100.0) as i8).collect::<Vec<_>>());
+    one(&values.iter().map(|&v| (v * 1e6) as i32).collect::<Vec<_>>());
+    one(&values.iter().map(|&v| (v * 1e6) as i64).collect::<Vec<_>>());
+    let frame = encode(&[1.0f32]);
+    assert_eq!(decode(&frame, &mut [0u32]).unwrap_err().rule(), Rule::SpecMismatch);
+}
