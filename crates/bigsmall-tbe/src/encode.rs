@@ -95,7 +95,7 @@ impl TensorEncoding for Tbe {
                 .expected(format!("{} bytes", spec.byte_len()))
                 .found(source.byte_len()));
         }
-        let counts = histogram(blank.fields, spec.n_elements(), source)?;
+        let counts = histogram(spec, blank.fields, source)?;
         let head = Head { base: best_base(&counts, blank), ..blank };
         Ok(Box::new(Encoder { head, bytes: head.to_bytes() }))
     }
@@ -106,28 +106,23 @@ impl TensorEncoding for Tbe {
     }
 }
 
-/// Tensors of up to this many weights are counted whole, larger ones by a sample of as many.
-const SAMPLE: u64 = 1 << 22;
-/// Weights of one run of the sample.
-const SAMPLE_RUN: u64 = 1 << 12;
+/// Tensors of up to this many blocks are counted whole, of larger ones as many blocks are.
+const SAMPLE_BLOCKS: u64 = 64;
 
-/// How often every exponent occurs, in the whole tensor or in runs spread evenly over it.
-fn histogram(fields: Fields, n: u64, source: &dyn ReadAt) -> Result<[u64; 256]> {
+/// How often every exponent occurs: in the whole tensor, or in blocks spread evenly over it, the first and the last included.
+/// Whole blocks, because a source that decodes on demand has nothing smaller.
+fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[u64; 256]> {
     let mut counts = [0; 256];
     let mut buffer = Vec::new();
-    let (n_runs, run) = if n <= SAMPLE {
-        (n.div_ceil(1 << 16), 1 << 16)
-    } else {
-        (SAMPLE / SAMPLE_RUN, SAMPLE_RUN)
-    };
-    for i in 0..n_runs {
-        let begin = if n <= SAMPLE {
-            i * run
+    let n_blocks = spec.n_blocks();
+    for i in 0..n_blocks.min(SAMPLE_BLOCKS) {
+        let block = if n_blocks <= SAMPLE_BLOCKS {
+            i
         } else {
-            // Evenly spread, the first at the beginning and the last at the end.
-            (u128::from(n - run) * u128::from(i) / u128::from(n_runs - 1)) as u64
+            (u128::from(n_blocks - 1) * u128::from(i) / u128::from(SAMPLE_BLOCKS - 1)) as u64
         };
-        let bytes = begin * fields.bytes as u64..n.min(begin + run) * fields.bytes as u64;
+        let begin = block * spec.block_bytes() as u64;
+        let bytes = begin..begin + spec.block_byte_len(block) as u64;
         let values = match source.bytes_at(bytes.clone()) {
             Some(values) => values,
             None => {

@@ -214,6 +214,15 @@ impl<'a> TbeBlock<'a> {
         }
     }
 
+    /// The tiles for products of weights from `index` on, and how far behind their first bitmap bit it lies. Byte plane and
+    /// escapes begin with the weight.
+    pub(crate) fn tiles_at(&self, index: usize) -> (Tiles<'a>, u32) {
+        let mut tiles = self.tiles_from(index / TILE);
+        tiles.plane = &self.plane[index.min(self.plane.len())..];
+        tiles.escapes = &self.escapes[self.escapes_before(index)..];
+        (tiles, (index % TILE) as u32)
+    }
+
     /// Decodes the weights `range`, which must lie in the block, into `dst`, which must be as long.
     pub(crate) fn decode_range(&self, range: Range<usize>, dst: &mut [u8], kernels: &Kernels) {
         let bytes = self.head.fields.bytes;
@@ -310,15 +319,6 @@ impl<'a> TbeView<'a> {
         Ok(view)
     }
 
-    /// A view of a tensor that was validated before.
-    pub(crate) fn trusted(tensor: &'a EncodedTensor, head: Head) -> Self {
-        TbeView { tensor, head, kernels: Kernels::best() }
-    }
-
-    pub(crate) fn head(&self) -> Head {
-        self.head
-    }
-
     fn n_blocks_usize(&self) -> usize {
         self.n_blocks() as usize
     }
@@ -395,7 +395,7 @@ impl<'a> TbeView<'a> {
     }
 
     /// Decodes the weights `range`, counted row-major, into `dst` (little-endian) on up to `threads` threads (0: all).
-    /// Allocates one slice for each block that the range touches.
+    /// Allocates one slice for each block that the range touches where it uses several threads.
     ///
     /// # Errors
     /// [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
@@ -412,6 +412,10 @@ impl<'a> TbeView<'a> {
                 .in_tensor(self.spec().name())
                 .expected(format!("{} bytes", (range.end - range.start) * bytes as u64))
                 .found(dst.len()));
+        }
+        if threads == 1 {
+            self.decode_here(range.start, dst, self.kernels);
+            return Ok(());
         }
         let mut pieces = Vec::new();
         let (mut at, mut rest) = (range.start, dst);
@@ -434,6 +438,21 @@ impl<'a> TbeView<'a> {
     }
 }
 
+impl TbeView<'_> {
+    /// Decodes the weights from `first` on, as many as `dst` holds, on this thread. They must be there.
+    pub(crate) fn decode_here(&self, first: u64, dst: &mut [u8], kernels: &Kernels) {
+        let bytes = self.head.fields.bytes;
+        let (mut at, mut rest) = (first, dst);
+        while !rest.is_empty() {
+            let begin = (at % BLOCK_UNITS as u64) as usize;
+            let n = (rest.len() / bytes).min(BLOCK_UNITS - begin);
+            let (piece, after) = rest.split_at_mut(n * bytes);
+            self.block(at / BLOCK_UNITS as u64).decode_range(begin..begin + n, piece, kernels);
+            (at, rest) = (at + n as u64, after);
+        }
+    }
+}
+
 impl std::fmt::Debug for TbeView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TbeView")
@@ -441,5 +460,45 @@ impl std::fmt::Debug for TbeView<'_> {
             .field("width", &self.width())
             .field("base", &self.base())
             .finish()
+    }
+}
+
+/// A TBE tensor that was validated once: what a program keeps of a model whose weights stay encoded.
+///
+/// ```
+/// use bigsmall_tbe::{Dtype, Tbe, TbeTensor, TensorSpec, encode_tensor};
+///
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+/// let encoded = encode_tensor(&Tbe::default(), &spec, &vec![0; 8], 0)?;
+/// let weights = TbeTensor::new(encoded)?;
+/// assert_eq!(weights.view().get(3), Some(0)); // no check again
+/// # Ok::<(), bigsmall_tbe::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct TbeTensor {
+    tensor: EncodedTensor,
+    head: Head,
+}
+
+impl TbeTensor {
+    /// Validates all of `tensor`.
+    ///
+    /// # Errors
+    /// Those of [`TbeView::new`].
+    pub fn new(tensor: EncodedTensor) -> Result<Self> {
+        let head = TbeView::new(&tensor)?.head;
+        Ok(TbeTensor { tensor, head })
+    }
+
+    /// A view of it, in constant time.
+    #[must_use]
+    pub fn view(&self) -> TbeView<'_> {
+        TbeView { tensor: &self.tensor, head: self.head, kernels: Kernels::best() }
+    }
+
+    /// The encoded tensor.
+    #[must_use]
+    pub fn into_inner(self) -> EncodedTensor {
+        self.tensor
     }
 }

@@ -1,10 +1,12 @@
 //! Kernels: each algorithm once for every instruction set, behind safe functions that have checked every length.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use bigsmall_format::{Error, Rule};
 
-use crate::layout::Head;
+use crate::layout::{Head, TILE};
 
 pub(crate) use portable::escape_mask;
 
@@ -73,6 +75,45 @@ pub(crate) struct Tiles<'a> {
     pub(crate) escapes: &'a [u8],
 }
 
+impl<'a> Tiles<'a> {
+    /// What follows `n` tiles that have `used` escapes.
+    fn after(&self, n: usize, used: usize) -> Tiles<'a> {
+        let bitmaps = n * self.head.bitmaps_per_tile();
+        Tiles {
+            head: self.head,
+            bitmaps: self.bitmaps.get(bitmaps..).unwrap_or(&[]),
+            plane: self.plane.get(n * TILE..).unwrap_or(&[]),
+            escapes: self.escapes.get(used..).unwrap_or(&[]),
+        }
+    }
+}
+
+/// The running sums of one row with one column: 64 chains of additions, where weight k belongs to chain
+/// [`lane_of`]`(k % 64)`. This is the order in which unpacking bytes leaves the weights of a tile, and the same for every
+/// kernel.
+pub(crate) type Chains = [f32; TILE];
+
+/// The chain of weight `k` of a tile: of the bits of k, 3 and 0 come first, then 5, 4, 2, 1.
+pub(crate) const fn lane_of(k: usize) -> usize {
+    (k >> 3 & 1) << 5 | (k & 1) << 4 | (k >> 4 & 3) << 2 | k >> 1 & 3
+}
+
+/// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift` weights after the first
+/// bitmap's.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
+    let width = tiles.head.width.bits();
+    assert!(tiles.head.bitmaps_per_tile() == width && shift < 64);
+    assert!(tiles.bitmaps.len() >= (n + usize::from(shift != 0)) * width || n == 0);
+    assert!(tiles.plane.len() >= n * TILE);
+}
+
+/// Panics unless `x` has `columns` columns of `n` tiles, `stride` floats apart.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
+    assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
+}
+
 /// The kernels of one backend. A table is handed out only where the machine has the instructions, so that its functions are
 /// safe to call.
 pub(crate) struct Kernels {
@@ -81,12 +122,22 @@ pub(crate) struct Kernels {
     pub(crate) count_escapes: fn(&Head, &[[u8; 8]], &[[u8; 2]]) -> Result<usize, usize>,
     /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
     pub(crate) decode: fn(&Tiles<'_>, &mut [u8]),
+    /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
+    /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is
+    /// as good.
+    pub(crate) dot_tbe: Option<fn(tiles: &Tiles<'_>, shift: u32, x: &[f32], &mut Chains)>,
+    /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x, `stride` floats apart.
+    pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], stride: usize, &mut [Chains]),
+    /// The same with f32 weights, in the order of the lanes like `x`.
+    pub(crate) dot_f32: fn(weights: &[f32], x: &[f32], &mut Chains),
 }
 
 impl Kernels {
     /// The kernels of `backend`; `None` where this machine cannot run them.
     pub(crate) fn of(backend: Backend) -> Option<&'static Kernels> {
         match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => avx512::kernels(),
             Backend::Portable => Some(&portable::KERNELS),
             _ => None,
         }

@@ -1,10 +1,11 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends reuse them, compiled for their
 //! instructions, where a kernel of their own would win nothing.
 
-use super::{Backend, Kernels, Tiles};
+use super::{Backend, Chains, Kernels, Tiles, check_dot};
 use crate::layout::{GROUP, Head, TILE, Width};
 
-pub(super) static KERNELS: Kernels = Kernels { backend: Backend::Portable, count_escapes, decode };
+pub(super) static KERNELS: Kernels =
+    Kernels { backend: Backend::Portable, count_escapes, decode, dot_tbe: None, dot_bf16, dot_f32 };
 
 /// Byte `i` of entry `b` is bit `i` of `b`.
 static SPREAD: [[u8; 8]; 256] = {
@@ -142,4 +143,58 @@ fn decode8<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out:
             *out = sign << 7 | exponents[i] << M | others[i] & ((1 << M) - 1);
         }
     }
+}
+
+/// Multiplies, then adds: a fused operation is a slow call where the machine is not known to have it.
+#[inline(always)]
+fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
+    a * b + c
+}
+
+fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
+    check_dot(weights.len() / (2 * TILE), x, stride, chains.len());
+    for (column, chains) in chains.iter_mut().enumerate() {
+        dot_bf16_any(weights, &x[column * stride..], chains, mul_then_add);
+    }
+}
+
+fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
+    dot_f32_any(weights, x, chains, mul_then_add);
+}
+
+#[inline(always)]
+pub(super) fn dot_bf16_any(
+    weights: &[u8],
+    x: &[f32],
+    chains: &mut Chains,
+    mul_add: impl Fn(f32, f32, f32) -> f32,
+) {
+    let mut sums = *chains;
+    for (weights, x) in weights.as_chunks::<{ 2 * TILE }>().0.iter().zip(x.as_chunks::<TILE>().0) {
+        let pairs = weights.as_chunks::<4>().0;
+        for (i, pair) in pairs.iter().enumerate() {
+            let pair = u32::from_le_bytes(*pair);
+            let lane = super::lane_of(2 * i);
+            sums[lane] = mul_add(f32::from_bits(pair << 16), x[lane], sums[lane]);
+            let lane = super::lane_of(2 * i + 1);
+            sums[lane] = mul_add(f32::from_bits(pair & 0xffff_0000), x[lane], sums[lane]);
+        }
+    }
+    *chains = sums;
+}
+
+#[inline(always)]
+pub(super) fn dot_f32_any(
+    weights: &[f32],
+    x: &[f32],
+    chains: &mut Chains,
+    mul_add: impl Fn(f32, f32, f32) -> f32,
+) {
+    let mut sums = *chains;
+    for (weights, x) in weights.as_chunks::<TILE>().0.iter().zip(x.as_chunks::<TILE>().0) {
+        for lane in 0..TILE {
+            sums[lane] = mul_add(weights[lane], x[lane], sums[lane]);
+        }
+    }
+    *chains = sums;
 }

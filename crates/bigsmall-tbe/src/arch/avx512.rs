@@ -1,0 +1,324 @@
+//! AVX-512: a tile's bitmaps are mask registers as they stand, and one byte expansion puts its escapes in place.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable};
+use crate::layout::{Head, TILE, Width};
+
+/// Bytes of a decoded bf16 tile.
+const OUT: usize = 2 * TILE;
+
+pub(super) fn kernels() -> Option<&'static Kernels> {
+    static KERNELS: Kernels = Kernels {
+        backend: Backend::Avx512,
+        count_escapes,
+        decode,
+        dot_tbe: Some(dot_tbe),
+        dot_bf16,
+        dot_f32,
+    };
+    let found = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vbmi2")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt");
+    found.then_some(&KERNELS)
+}
+
+/// Puts `$body`, a call of a function with target features, behind a safe function.
+macro_rules! enable {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block)*) => { $(
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,fma,bmi1,bmi2,popcnt"
+        )]
+        fn $name($($arg: $type),*) $(-> $out)? $body
+    )* };
+}
+
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 2]]) -> Result<usize, usize> {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { count_escapes_impl(head, bitmaps, starts) }
+}
+
+fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { decode_impl(tiles, out) }
+}
+
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+    check_run(tiles, shift, x.len() / TILE);
+    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+    unsafe {
+        match (tiles.head.width, shift) {
+            (Width::Three, 0) => dot_tbe_impl::<3, true>(tiles, shift, x, chains),
+            (Width::Three, _) => dot_tbe_impl::<3, false>(tiles, shift, x, chains),
+            (Width::Four, 0) => dot_tbe_impl::<4, true>(tiles, shift, x, chains),
+            (Width::Four, _) => dot_tbe_impl::<4, false>(tiles, shift, x, chains),
+        }
+    }
+}
+
+fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
+    check_dot(weights.len() / OUT, x, stride, chains.len());
+    let mut x = x;
+    let mut rest = chains;
+    while !rest.is_empty() {
+        let n = if rest.len() >= 4 {
+            4
+        } else if rest.len() >= 2 {
+            2
+        } else {
+            1
+        };
+        let (group, after) = rest.split_at_mut(n);
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+        unsafe {
+            match n {
+                4 => dot_bf16_impl::<4>(weights, x, stride, group),
+                2 => dot_bf16_impl::<2>(weights, x, stride, group),
+                _ => dot_bf16_impl::<1>(weights, x, stride, group),
+            }
+        }
+        x = x.get(n * stride..).unwrap_or(&[]);
+        rest = after;
+    }
+}
+
+fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { dot_f32_impl(weights, x, chains) }
+}
+
+enable! {
+    fn count_escapes_impl(
+        head: &Head,
+        bitmaps: &[[u8; 8]],
+        starts: &[[u8; 2]]
+    ) -> Result<usize, usize> {
+        portable::count(head, bitmaps, starts)
+    }
+
+    fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8]) {
+        if tiles.head.fields.mantissa_bits != 7 {
+            return portable::decode_any(tiles, out);
+        }
+        let n = out.len() / OUT;
+        check_run(tiles, 0, n);
+        let (whole, rest) = out.split_at_mut(n * OUT);
+        // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above.
+        let used = unsafe {
+            match tiles.head.width {
+                Width::Three => decode_tiles::<3>(tiles, whole),
+                Width::Four => decode_tiles::<4>(tiles, whole),
+            }
+        };
+        if !rest.is_empty() {
+            portable::decode_any(&tiles.after(n, used), rest);
+        }
+    }
+
+    fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
+        portable::dot_f32_any(weights, x, chains, f32::mul_add);
+    }
+}
+
+/// Low and high bytes of 64 bf16 weights from their exponents and their signs and mantissas.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
+    let mantissa = _mm512_set1_epi8(0x7f);
+    // 0xCA: the second operand where the first has ones, else the third. The shifts run over 16 bits, what they carry into
+    // the neighbour falls where the mask takes the other operand.
+    let low = _mm512_ternarylogic_epi64::<0xCA>(mantissa, plane, _mm512_slli_epi16::<7>(exponents));
+    let high =
+        _mm512_ternarylogic_epi64::<0xCA>(mantissa, _mm512_srli_epi16::<1>(exponents), plane);
+    (low, high)
+}
+
+/// The exponents of one tile and the number of its escapes. `escapes` holds what is left of them.
+///
+/// # Safety
+/// `escapes` must be valid for reads of `left` bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
+unsafe fn exponents<const W: usize>(
+    words: [u64; W],
+    base: __m512i,
+    escapes: *const u8,
+    left: usize,
+) -> (__m512i, usize) {
+    let mut exponents = base;
+    let mut mask = !0;
+    for (j, word) in words.into_iter().enumerate() {
+        exponents = _mm512_mask_add_epi8(exponents, word, exponents, _mm512_set1_epi8(1 << j));
+        mask &= word;
+    }
+    // Three bitmaps leave hardly a tile without an escape, four hardly one with: a branch pays for four alone.
+    if W == 4 && mask == 0 {
+        return (exponents, 0);
+    }
+    let n = mask.count_ones() as usize;
+    let these = if left >= TILE {
+        // SAFETY: at least 64 bytes are left.
+        unsafe { _mm512_loadu_si512(escapes.cast()) }
+    } else {
+        // SAFETY: the mask keeps the load within the bytes that are left.
+        unsafe { _mm512_maskz_loadu_epi8((1 << left) - 1, escapes.cast()) }
+    };
+    (_mm512_mask_expand_epi8(exponents, mask, these), n)
+}
+
+/// Decodes `out.len() / 128` whole tiles; the number of their escapes.
+///
+/// # Safety
+/// [`check_run`] must have passed for as many tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usize {
+    let base = _mm512_set1_epi8(tiles.head.base as i8);
+    // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their order.
+    let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    let mut used = 0;
+    for (t, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
+        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile; what is read of the
+        // escapes is what `used` leaves; `out` has 128 bytes.
+        unsafe {
+            let words = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
+            let used_now = used.min(tiles.escapes.len());
+            let (exponents, n) = exponents(
+                words.map(u64::from_le_bytes),
+                base,
+                tiles.escapes.as_ptr().add(used_now),
+                tiles.escapes.len() - used_now,
+            );
+            used = used_now + n;
+            let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
+            let (low, high) = bytes_of(
+                _mm512_permutexvar_epi64(order, exponents),
+                _mm512_permutexvar_epi64(order, plane),
+            );
+            let out = out.as_mut_ptr();
+            _mm512_storeu_si512(out.cast(), _mm512_unpacklo_epi8(low, high));
+            _mm512_storeu_si512(out.add(TILE).cast(), _mm512_unpackhi_epi8(low, high));
+        }
+    }
+    used
+}
+
+/// Adds the products of 64 weights, given as unpacked pairs, to 64 chains.
+///
+/// # Safety
+/// `x` must be valid for reads of 64 floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_products(sums: &mut [__m512; 4], even: __m512i, odd: __m512i, x: *const f32) {
+    let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let weights = [
+        _mm512_slli_epi32::<16>(even),
+        _mm512_and_si512(even, top),
+        _mm512_slli_epi32::<16>(odd),
+        _mm512_and_si512(odd, top),
+    ];
+    for (i, (sum, weights)) in sums.iter_mut().zip(weights).enumerate() {
+        // SAFETY: 16 i + 16 is at most 64.
+        let x = unsafe { _mm512_loadu_ps(x.add(16 * i)) };
+        *sum = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), x, *sum);
+    }
+}
+
+/// # Safety
+/// `chains` must be valid for reads of 64 floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_chains(chains: *const f32) -> [__m512; 4] {
+    // SAFETY: as the caller promises.
+    unsafe { [0, 16, 32, 48].map(|i| _mm512_loadu_ps(chains.add(i))) }
+}
+
+/// # Safety
+/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,fma,bmi1,bmi2,popcnt")]
+unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    x: &[f32],
+    chains: &mut Chains,
+) {
+    let base = _mm512_set1_epi8(tiles.head.base as i8);
+    let mut used = 0;
+    // SAFETY: 64 floats.
+    let mut sums = unsafe { load_chains(chains.as_ptr()) };
+    for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is shifted, and 64 bytes of the
+        // plane; what is read of the escapes is what `used` leaves.
+        unsafe {
+            let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
+            let mut words = here.map(u64::from_le_bytes);
+            if !ALIGNED {
+                let next = *tiles.bitmaps.as_ptr().add((t + 1) * W).cast::<[[u8; 8]; W]>();
+                for (word, next) in words.iter_mut().zip(next) {
+                    *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
+                }
+            }
+            let used_now = used.min(tiles.escapes.len());
+            let (exponents, n) = exponents(
+                words,
+                base,
+                tiles.escapes.as_ptr().add(used_now),
+                tiles.escapes.len() - used_now,
+            );
+            used = used_now + n;
+            let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
+            let (low, high) = bytes_of(exponents, plane);
+            add_products(
+                &mut sums,
+                _mm512_unpacklo_epi8(low, high),
+                _mm512_unpackhi_epi8(low, high),
+                x.as_ptr(),
+            );
+        }
+    }
+    for (sum, chains) in sums.into_iter().zip(chains.as_chunks_mut::<16>().0) {
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
+    }
+}
+
+/// # Safety
+/// [`check_dot`] must have passed for these tiles and N columns; `chains` has N entries.
+#[target_feature(enable = "avx512f,avx512bw,fma")]
+unsafe fn dot_bf16_impl<const N: usize>(
+    weights: &[u8],
+    x: &[f32],
+    stride: usize,
+    chains: &mut [Chains],
+) {
+    // SAFETY: `chains` has N entries of 64 floats.
+    let mut sums: [[__m512; 4]; N] =
+        std::array::from_fn(|c| unsafe { load_chains(chains[c].as_ptr()) });
+    for (t, weights) in weights.as_chunks::<OUT>().0.iter().enumerate() {
+        // SAFETY: `weights` has 128 bytes.
+        let (a, b) = unsafe {
+            let weights = weights.as_ptr();
+            (_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(TILE).cast()))
+        };
+        // The order in which unpacking a TBE tile leaves the weights.
+        let even = _mm512_shuffle_i64x2::<0x88>(a, b);
+        let odd = _mm512_shuffle_i64x2::<0xDD>(a, b);
+        for (c, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `check_dot` passed: column c has 64 floats for tile t.
+            unsafe { add_products(sums, even, odd, x.as_ptr().add(c * stride + t * TILE)) };
+        }
+    }
+    for (sums, chains) in sums.into_iter().zip(chains) {
+        for (sum, chains) in sums.into_iter().zip(chains.as_chunks_mut::<16>().0) {
+            // SAFETY: 16 floats.
+            unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
+        }
+    }
+}

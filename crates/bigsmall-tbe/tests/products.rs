@@ -1,0 +1,329 @@
+//! Products of encoded matrices: the bits of the plain product, for every backend and number of threads, and close to exact.
+
+mod oracle;
+
+use bigsmall_tbe::{
+    Backend, Dtype, EncodedTensor, Matmul, Rule, Tbe, TbeTensor, TbeView, TensorSpec, Width,
+    encode_tensor,
+};
+use oracle::{DTYPES, Random};
+
+struct Case {
+    spec: TensorSpec,
+    values: Vec<u16>,
+    bytes: Vec<u8>,
+    encoded: EncodedTensor,
+    x: Vec<f32>,
+    batch: usize,
+}
+
+impl Case {
+    fn new(dtype: Dtype, m: u64, k: u64, width: Width, permille: u64, batch: usize) -> Case {
+        let spec = TensorSpec::new("w", dtype, &[m, k]).unwrap();
+        let mut random = Random(m * 1_000_003 + k);
+        // Weights of moderate size: the exponents of the window end at 1.
+        let top = [127u16, 15, 7, 15][DTYPES.iter().position(|&d| d == dtype).unwrap()];
+        let base = (top as u8 + 1).saturating_sub(width.window() as u8);
+        let mut values = random.weights(dtype, width.bits(), base, permille, (m * k) as usize);
+        // Escapes up to 2^16, neither infinite nor NaN.
+        let (e_bits, m_bits, _, _) = oracle::fields(dtype);
+        for value in &mut values {
+            let most = (u32::from(top) + 16).min((1 << e_bits) - 2) as u16;
+            if u16::from(oracle::exponent(dtype, *value)) > most {
+                *value = *value & !(((1 << e_bits) - 1) << m_bits) | most << m_bits;
+            }
+        }
+        let bytes = oracle::bytes(dtype, &values);
+        let encoded = oracle::encode(&spec, width.bits(), base, &values);
+        let x = (0..k as usize * batch).map(|_| random.unit()).collect();
+        Case { spec, values, bytes, encoded, x, batch }
+    }
+
+    fn m(&self) -> usize {
+        self.spec.shape()[0] as usize
+    }
+
+    fn k(&self) -> usize {
+        self.spec.shape()[1] as usize
+    }
+
+    fn weights(&self) -> Vec<f32> {
+        self.values.iter().map(|&v| to_f32(self.spec.dtype(), v)).collect()
+    }
+}
+
+/// By the definition of the formats, through f64.
+fn to_f32(dtype: Dtype, value: u16) -> f32 {
+    let (e_bits, m_bits, _, _) = oracle::fields(dtype);
+    let bias = (1i32 << (e_bits - 1)) - 1;
+    let e = i32::from(oracle::exponent(dtype, value));
+    let mantissa = f64::from(value & ((1 << m_bits) - 1)) / f64::from(1u32 << m_bits);
+    let sign = if value >> (e_bits + m_bits) & 1 == 1 { -1.0 } else { 1.0 };
+    let magnitude = if e == 0 {
+        mantissa * f64::from(1 - bias).exp2()
+    } else {
+        (1.0 + mantissa) * f64::from(e - bias).exp2()
+    };
+    (sign * magnitude) as f32
+}
+
+/// The order of the additions, written down once more: 64 chains by k mod 64, summed over the bits 3, 0, 5, 4, 2, 1 of that
+/// number after each 4096 weights, then those sums as a tree of neighbours.
+fn reference(backend: Backend, w: &[f32], x: &[f32]) -> f32 {
+    let mut sums: Vec<f32> = w
+        .chunks(4096)
+        .zip(x.chunks(4096))
+        .map(|(w, x)| {
+            let mut chains = [0f32; 64];
+            for (i, (&w, &x)) in w.iter().zip(x).enumerate() {
+                let chain = &mut chains[i % 64];
+                *chain = if backend == Backend::Portable {
+                    w * x + *chain
+                } else {
+                    w.mul_add(x, *chain)
+                };
+            }
+            for bit in [3, 0, 5, 4, 2, 1] {
+                for i in 0..64 {
+                    if i >> bit & 1 == 0 {
+                        chains[i] += chains[i | 1 << bit];
+                    }
+                }
+            }
+            chains[0]
+        })
+        .collect();
+    while sums.len() > 1 {
+        // Neighbours pair up; one without a neighbour waits for the next round.
+        sums =
+            sums.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap()).collect();
+    }
+    sums.first().copied().unwrap_or(0.0)
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+/// Encoded, plain and reference agree on every backend and for 1, 2 and 7 threads; the error keeps the bound.
+fn check(case: &Case) {
+    let Case { spec, bytes, x, batch, .. } = case;
+    let (m, k) = (case.m(), case.k());
+    let view = TbeView::new(&case.encoded).unwrap();
+    let weights = case.weights();
+    for backend in Backend::available() {
+        let mut expected = vec![0.0; m * batch];
+        for b in 0..*batch {
+            for row in 0..m {
+                let (w, x) = (&weights[row * k..][..k], &x[b * k..][..k]);
+                expected[b * m + row] = reference(backend, w, x);
+            }
+        }
+        for threads in [1, 2, 7] {
+            let matmul = Matmul::new(threads).with_backend(backend).unwrap();
+            let mut y = vec![f32::NAN; m * batch];
+            matmul.plain(spec, bytes, x, *batch, &mut y).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "plain {backend} {spec:?} {batch}");
+            y.fill(f32::NAN);
+            matmul.encoded(&view, x, *batch, &mut y).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
+        }
+        check_bound(&expected, &weights, x, m, k);
+    }
+}
+
+/// |y - y64| <= (n + ceil(log2 L) + 2) 2^-24 sum |w x|, with chains of n = 64 and L = 64 ceil(k / 4096) partial sums.
+fn check_bound(y: &[f32], w: &[f32], x: &[f32], m: usize, k: usize) {
+    let partial_sums = 64 * k.div_ceil(4096).max(1) as u64;
+    let ulps = 64.0 + f64::from(partial_sums.next_power_of_two().ilog2()) + 2.0;
+    for (i, &y) in y.iter().enumerate() {
+        let (w, x) = (&w[i % m * k..][..k], &x[i / m * k..][..k]);
+        let products = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+        let exact: f64 = products.clone().sum();
+        let bound = ulps * (-24f64).exp2() * products.map(f64::abs).sum::<f64>();
+        assert!((f64::from(y) - exact).abs() <= bound, "{y} is not {exact} within {bound}");
+    }
+}
+
+const SHAPES: [(u64, u64); 15] = [
+    (1, 1),
+    (1, 63),
+    (63, 1),
+    (1, 64),
+    (7, 9),
+    (64, 64),
+    (5, 65),
+    (17, 1000),
+    (3, 4096),
+    (3, 4097),
+    (2, 8191),
+    // Rows that cross blocks, at the end of a tile and within one.
+    (33, 4000),
+    (40, 4096),
+    (3, 70_000),
+    (70, 1001),
+];
+
+#[test]
+fn every_shape_width_and_share_of_escapes() {
+    for (m, k) in SHAPES {
+        for &width in Width::ALL {
+            for permille in [0, 30, 1000] {
+                check(&Case::new(Dtype::BF16, m, k, width, permille, 1));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_batch_up_to_nine_and_64() {
+    for batch in (2..=9).chain([64]) {
+        for (m, k) in [(1, 1), (7, 9), (3, 200), (9, 8000)] {
+            check(&Case::new(Dtype::BF16, m, k, Width::Three, 30, batch));
+            check(&Case::new(Dtype::BF16, m, k, Width::Four, 5, batch));
+        }
+    }
+}
+
+#[test]
+fn the_other_dtypes() {
+    for dtype in [Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2] {
+        for (m, k) in [(1, 1), (7, 9), (5, 300), (9, 8000), (3, 70_000)] {
+            for batch in [1, 3] {
+                check(&Case::new(dtype, m, k, Width::Three, 30, batch));
+                check(&Case::new(dtype, m, k, Width::Four, 30, batch));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_column_is_the_same_in_every_batch() {
+    let case = Case::new(Dtype::BF16, 20, 5000, Width::Three, 30, 13);
+    let view = TbeView::new(&case.encoded).unwrap();
+    for backend in Backend::available() {
+        let matmul = Matmul::new(1).with_backend(backend).unwrap();
+        let mut together = vec![0.0; 20 * 13];
+        matmul.encoded(&view, &case.x, 13, &mut together).unwrap();
+        for b in 0..13 {
+            let mut alone = vec![0.0; 20];
+            matmul.encoded(&view, &case.x[b * 5000..][..5000], 1, &mut alone).unwrap();
+            assert_eq!(bits(&alone), bits(&together[b * 20..][..20]));
+        }
+    }
+}
+
+/// Constant and all-positive rows: one long chain of f32 additions would err by hundreds of units in the last place.
+#[test]
+fn rows_without_cancellation() {
+    let k = 50_000usize;
+    let spec = TensorSpec::new("w", Dtype::BF16, &[3, k as u64]).unwrap();
+    let mut random = Random(1);
+    let mut values = vec![0x3f81; 2 * k];
+    values.extend((0..k).map(|_| 0x3d00 + random.below(0x280) as u16));
+    values[k..2 * k].fill(0x3eab);
+    let bytes = oracle::bytes(Dtype::BF16, &values);
+    let encoded = encode_tensor(&Tbe::default(), &spec, &bytes, 0).unwrap();
+    let weights: Vec<f32> = values.iter().map(|&v| to_f32(Dtype::BF16, v)).collect();
+    let constant = vec![0.1f32; k];
+    let positive: Vec<f32> = (0..k).map(|_| random.unit().abs()).collect();
+    for x in [constant, positive] {
+        for backend in Backend::available() {
+            let mut y = [0.0; 3];
+            let matmul = Matmul::new(2).with_backend(backend).unwrap();
+            matmul.encoded(&TbeView::new(&encoded).unwrap(), &x, 1, &mut y).unwrap();
+            check_bound(&y, &weights, &x, 3, k);
+            // Far inside: the chains are short.
+            for (row, &y) in y.iter().enumerate() {
+                let exact: f64 = weights[row * k..][..k]
+                    .iter()
+                    .zip(&x)
+                    .map(|(&w, &x)| f64::from(w) * f64::from(x))
+                    .sum();
+                assert!((f64::from(y) / exact - 1.0).abs() <= 32.0 * (-24f64).exp2());
+            }
+        }
+    }
+}
+
+/// Zero-mean rows of the size that layers have: at most 16 units of the sum of magnitudes.
+#[test]
+fn rows_with_cancellation() {
+    let case = Case::new(Dtype::BF16, 16, 11008, Width::Four, 0, 1);
+    let weights = case.weights();
+    for backend in Backend::available() {
+        let mut y = vec![0.0; 16];
+        let matmul = Matmul::new(2).with_backend(backend).unwrap();
+        matmul.encoded(&TbeView::new(&case.encoded).unwrap(), &case.x, 1, &mut y).unwrap();
+        for (row, &y) in y.iter().enumerate() {
+            let products = weights[row * 11008..][..11008]
+                .iter()
+                .zip(&case.x)
+                .map(|(&w, &x)| f64::from(w) * f64::from(x));
+            let exact: f64 = products.clone().sum();
+            let magnitudes: f64 = products.map(f64::abs).sum();
+            assert!((f64::from(y) - exact).abs() <= 16.0 * (-24f64).exp2() * magnitudes);
+        }
+    }
+}
+
+#[test]
+fn nothing_to_multiply() {
+    for backend in Backend::available() {
+        let matmul = Matmul::new(2).with_backend(backend).unwrap();
+        for (m, k, batch) in [(0, 5, 2), (5, 0, 2), (5, 5, 0), (0, 0, 1), (0, 0, 0)] {
+            let case = Case::new(Dtype::BF16, m, k, Width::Three, 30, batch);
+            let mut y = vec![f32::NAN; m as usize * batch];
+            matmul.plain(&case.spec, &case.bytes, &case.x, batch, &mut y).unwrap();
+            assert!(y.iter().all(|&y| y == 0.0));
+            y.fill(f32::NAN);
+            matmul.encoded(&TbeView::new(&case.encoded).unwrap(), &case.x, batch, &mut y).unwrap();
+            assert!(y.iter().all(|&y| y == 0.0));
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_errors() {
+    let case = Case::new(Dtype::BF16, 6, 10, Width::Three, 30, 2);
+    let weights = TbeTensor::new(case.encoded.clone()).unwrap();
+    let matmul = Matmul::new(1);
+    let mut y = vec![0.0; 12];
+    matmul.encoded(&weights.view(), &case.x, 2, &mut y).unwrap();
+    for (x, batch, m) in
+        [(19, 2, 12), (21, 2, 12), (20, 2, 11), (20, 2, 13), (20, 3, 12), (20, usize::MAX, 12)]
+    {
+        let (x, mut y) = (vec![0.0; x], vec![0.0; m]);
+        let error = matmul.encoded(&weights.view(), &x, batch, &mut y).unwrap_err();
+        assert_eq!((error.rule(), error.tensor()), (Rule::BufferLength, Some("w")));
+        let error = matmul.plain(&case.spec, &case.bytes, &x, batch, &mut y).unwrap_err();
+        assert_eq!(error.rule(), Rule::BufferLength);
+    }
+    let error = matmul.plain(&case.spec, &case.bytes[2..], &case.x, 2, &mut y).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+
+    let vector = TensorSpec::new("v", Dtype::BF16, &[10]).unwrap();
+    let encoded = encode_tensor(&Tbe::default(), &vector, &vec![0; 20], 1).unwrap();
+    let error =
+        matmul.encoded(&TbeView::new(&encoded).unwrap(), &[0.0; 10], 1, &mut [0.0]).unwrap_err();
+    assert_eq!(error.rule(), Rule::SpecMismatch);
+
+    let ints = TensorSpec::new("i", Dtype::I16, &[1, 10]).unwrap();
+    let error = matmul.plain(&ints, &[0; 20], &[0.0; 10], 1, &mut [0.0]).unwrap_err();
+    assert_eq!(error.rule(), Rule::EncodingRefuses);
+}
+
+#[test]
+fn a_backend_of_another_machine_is_refused() {
+    let available: Vec<_> = Backend::available().collect();
+    assert_eq!(available.last(), Some(&Backend::Portable));
+    for &backend in Backend::ALL {
+        let matmul = Matmul::new(1).with_backend(backend);
+        assert_eq!(matmul.is_ok(), available.contains(&backend));
+        let tbe = Tbe::default().with_backend(backend);
+        assert_eq!(tbe.is_ok(), available.contains(&backend));
+        if let Err(e) = tbe {
+            assert_eq!(e.rule(), Rule::BackendMissing);
+        }
+    }
+}
