@@ -1,0 +1,700 @@
+//! The wgpu implementation.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use bigsmall_format::{EncodedTensor, EncodingId, Error, Raw, Result, Rule, TensorEncoding};
+use bigsmall_tbe::Tbe;
+
+use crate::device::{Device, WgpuOptions};
+use crate::kernels::{Kernel, MATVEC_COLUMNS, Pipelines, TILE_COLUMNS};
+use crate::layout::Resident;
+use crate::upload::{Matrix, Shard, upload};
+use crate::{MatmulBackend, check_len};
+
+/// Matrix products on a Vulkan, Metal or DX12 device.
+///
+/// ```
+/// use bigsmall_gpu::{MatmulBackend, TensorSpec, Dtype, Wgpu};
+/// use bigsmall_format::{Raw, encode_tensor};
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+/// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
+/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec(), 1)?;
+/// // A machine without a GPU says so with an error.
+/// if let Ok(gpu) = Wgpu::headless() {
+///     let weights = gpu.upload(&tensor)?;
+///     let mut y = [0.0; 2];
+///     gpu.matmul(&weights, &[3.0, 4.0], 1, &mut y)?;
+///     assert_eq!(y, [3.0, 4.0]);
+/// }
+/// # Ok::<(), bigsmall_gpu::Error>(())
+/// ```
+pub struct Wgpu {
+    device: Device,
+    pipelines: Pipelines,
+}
+
+/// A matrix in the memory of a device.
+pub struct WgpuWeights {
+    name: Box<str>,
+    matrix: Matrix,
+    /// The parameters of dispatches that were made before.
+    params: Mutex<HashMap<Params, wgpu::Buffer>>,
+}
+
+impl WgpuWeights {
+    /// The tensor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Rows: values of y for each column of x.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.matrix.rows
+    }
+
+    /// Columns: values of x.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.matrix.shape.cols
+    }
+
+    /// How the weights lie in memory.
+    #[must_use]
+    pub fn resident(&self) -> Resident {
+        self.matrix.form
+    }
+
+    /// Bytes that the weights take on the device.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        let buffers = self.matrix.shards.iter().flat_map(Shard::bindings);
+        buffers.map(wgpu::Buffer::size).sum()
+    }
+
+    /// Into how many pieces the rows were split, by the device's limits.
+    #[must_use]
+    pub fn n_shards(&self) -> usize {
+        self.matrix.shards.len()
+    }
+}
+
+impl std::fmt::Debug for WgpuWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WgpuWeights")
+            .field("name", &self.name)
+            .field("shape", &(self.rows(), self.cols()))
+            .field("resident", &self.resident())
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wgpu").field("device", &self.description()).finish_non_exhaustive()
+    }
+}
+
+/// The parameters of one dispatch, as `shaders/params.wgsl` has them.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    rows: u32,
+    first_row: u32,
+    all_rows: u32,
+    cols: u32,
+    blocks: u32,
+    tail: u32,
+    segments: u32,
+    base: u32,
+    batch: u32,
+    x_stride: u32,
+    from: u32,
+    count: u32,
+}
+
+impl Wgpu {
+    /// The fastest device of this machine, without a window.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] where there is no adapter; [`Rule::Device`] where it gives no device.
+    pub fn headless() -> Result<Self> {
+        Self::headless_with(&WgpuOptions::default())
+    }
+
+    /// [`headless`](Self::headless) with options.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] where there is no such adapter; [`Rule::Device`] where it gives no device.
+    pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
+        Ok(Wgpu { device: Device::headless(options)?, pipelines: Pipelines::default() })
+    }
+
+    /// Works on the caller's device. Its limits decide how rows are split; no feature is needed.
+    #[must_use]
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Wgpu { device: Device::from_parts(device, queue), pipelines: Pipelines::default() }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device.device
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.device.queue
+    }
+
+    /// Adapter, backend and driver, for tables.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let info = self.device.device.adapter_info();
+        format!("{} ({}, {} {})", info.name, info.backend, info.driver, info.driver_info)
+    }
+
+    /// [`upload`](MatmulBackend::upload) with an encoding that this crate does not know, or into a form of the caller's choice;
+    /// with `None` into the one that takes the fewest bytes.
+    ///
+    /// Memory on the host: 32 MiB, and one row.
+    ///
+    /// # Errors
+    /// Those of [`upload`](MatmulBackend::upload); [`Rule::Device`] for a row that exceeds the device's limits.
+    pub fn upload_with(
+        &self,
+        tensor: &EncodedTensor,
+        encoding: &dyn TensorEncoding,
+        form: Option<Resident>,
+    ) -> Result<WgpuWeights> {
+        let name = tensor.spec().name();
+        let matrix = self
+            .device
+            .guarded(|| upload(&self.device, tensor, encoding, form))
+            .map_err(|e| e.in_tensor(name))?;
+        Ok(WgpuWeights { name: name.into(), matrix, params: Mutex::default() })
+    }
+
+    /// [`upload`](MatmulBackend::upload) into a form of the caller's choice.
+    ///
+    /// # Errors
+    /// Those of [`upload_with`](Self::upload_with).
+    pub fn upload_as(&self, tensor: &EncodedTensor, form: Resident) -> Result<WgpuWeights> {
+        self.upload_with(tensor, &*encoding_of(tensor)?, Some(form))
+    }
+
+    /// A buffer for `n` values of f32 or u32, to be filled with zeros, written, read and bound.
+    ///
+    /// # Errors
+    /// [`Rule::Memory`].
+    pub fn new_buffer(&self, n: usize) -> Result<wgpu::Buffer> {
+        self.device.storage("values", n)
+    }
+
+    /// Writes `values` to the front of `buffer`.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`] when it is shorter.
+    pub fn write_buffer<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        check_size(buffer, bytes.len() as u64)?;
+        self.device.guarded(|| {
+            self.device.queue.write_buffer(buffer, 0, bytes);
+            Ok(())
+        })
+    }
+
+    /// Waits for all that was submitted, and reads the front of `buffer`.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`] when it is shorter; [`Rule::DeviceLost`].
+    pub fn read_buffer<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        buffer: &wgpu::Buffer,
+        values: &mut [T],
+    ) -> Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        check_size(buffer, bytes.len() as u64)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            let padded = (bytes.len() as u64).next_multiple_of(4);
+            let staging = self.device.staging(padded)?;
+            let mut encoder = self.device.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, padded);
+            self.device.queue.submit([encoder.finish()]);
+            self.device.read_mapped(&staging, padded, |read| bytes.copy_from_slice(&read[..bytes.len()]))
+        })
+    }
+
+    /// Records what `record` asks for, and submits it without waiting.
+    ///
+    /// # Errors
+    /// Those of `record`; what the device reports meanwhile.
+    pub fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>) -> Result<()> {
+        self.device.guarded(|| {
+            let mut encoder = self.device.device.create_command_encoder(&Default::default());
+            record(&mut encoder)?;
+            self.device.queue.submit([encoder.finish()]);
+            Ok(())
+        })
+    }
+
+    /// Waits until the device has done all that was submitted.
+    ///
+    /// # Errors
+    /// [`Rule::DeviceLost`].
+    pub fn wait(&self) -> Result<()> {
+        self.device.wait()
+    }
+
+    /// Records [`matmul`](MatmulBackend::matmul) with x and y in buffers, so that layers chain without a round trip. `x` holds
+    /// `batch` rows of K values, `y` takes `batch` rows of M.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`] when a buffer is too short; [`Rule::Device`] when one is larger than the device can bind.
+    pub fn matmul_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        x: &wgpu::Buffer,
+        batch: usize,
+        y: &wgpu::Buffer,
+    ) -> Result<()> {
+        self.record_matmul(encoder, weights, x, batch, y, Variant::Fused)
+    }
+
+    /// Records the rows `ids` of the matrix as f32 into `y`: an embedding. `ids` holds `n` row numbers as u32; for a number
+    /// beyond the last row nothing is written.
+    ///
+    /// # Errors
+    /// Those of [`matmul_into`](Self::matmul_into).
+    pub fn gather_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        ids: &wgpu::Buffer,
+        n: usize,
+        y: &wgpu::Buffer,
+    ) -> Result<()> {
+        let matrix = &weights.matrix;
+        self.check_bound(ids, 4 * n as u64)?;
+        self.check_bound(y, 4 * n as u64 * matrix.shape.cols as u64)?;
+        if n == 0 {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            let kernel = Kernel::Gather { form: matrix.form };
+            for shard in &matrix.shards {
+                let params = self.params(weights, shard, n as u32, 0, 0, 0);
+                let grid = fold(groups(n as u64 * matrix.shape.segments as u64), &self.device);
+                self.dispatch(encoder, kernel, &params, Some(ids), Some(y), Some(shard), grid?);
+            }
+            Ok(())
+        })
+    }
+
+    /// The rows `ids` of the matrix as f32.
+    ///
+    /// # Errors
+    /// [`Rule::RangeOutOfBounds`] for a row that does not exist; [`Rule::BufferLength`] unless `y` holds `ids.len() * k`
+    /// values.
+    pub fn gather(&self, weights: &WgpuWeights, ids: &[u32], y: &mut [f32]) -> Result<()> {
+        check_len("y", ids.len().checked_mul(weights.cols()), y.len())?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.rows()) {
+            return Err(Error::new(Rule::RangeOutOfBounds)
+                .in_tensor(weights.name())
+                .expected(format!("rows within 0..{}", weights.rows()))
+                .found(id));
+        }
+        if y.is_empty() {
+            return Ok(());
+        }
+        let ids_buffer = self.new_buffer(ids.len())?;
+        let y_buffer = self.new_buffer(y.len())?;
+        self.write_buffer(&ids_buffer, ids)?;
+        self.submit(|e| self.gather_into(e, weights, &ids_buffer, ids.len(), &y_buffer))?;
+        self.read_buffer(&y_buffer, y)
+    }
+
+    /// Records the decoding of the matrix to bf16 in `dst`, row-major. Rows with an odd number of columns are padded with one
+    /// zero, so that each begins at a multiple of 4 bytes.
+    ///
+    /// # Errors
+    /// Those of [`matmul_into`](Self::matmul_into).
+    pub fn decompress_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        dst: &wgpu::Buffer,
+    ) -> Result<()> {
+        let row_words = weights.cols().div_ceil(2) as u64;
+        let bytes = 4 * row_words * weights.rows() as u64;
+        check_size(dst, bytes)?;
+        self.device.guarded(|| {
+            for shard in &weights.matrix.shards {
+                let (first, n) = (shard.first_row as u64 * row_words * 4, shard.rows);
+                // A binding must begin at a multiple of the device's alignment, which a row need not do: decode to a buffer
+                // of its own and copy.
+                let len = n as u64 * row_words * 4;
+                let scratch = self.device.storage("decoded rows", n * row_words as usize)?;
+                self.decode_rows(encoder, weights, shard, 0, n, &scratch)?;
+                encoder.copy_buffer_to_buffer(&scratch, 0, dst, first, len);
+            }
+            Ok(())
+        })
+    }
+
+    /// Rows `from .. from + n` of a shard to the front of `dst`.
+    fn decode_rows(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        shard: &Shard,
+        from: usize,
+        n: usize,
+        dst: &wgpu::Buffer,
+    ) -> Result<()> {
+        let params = self.params(weights, shard, 0, 0, from as u32, n as u32);
+        let grid = fold(groups(n as u64 * weights.matrix.shape.segments as u64), &self.device)?;
+        let kernel = Kernel::DecodeRows { form: weights.matrix.form };
+        self.dispatch(encoder, kernel, &params, None, Some(dst), Some(shard), grid);
+        Ok(())
+    }
+
+    pub(crate) fn record_matmul(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        x: &wgpu::Buffer,
+        batch: usize,
+        y: &wgpu::Buffer,
+        variant: Variant,
+    ) -> Result<()> {
+        let matrix = &weights.matrix;
+        let (m, k) = (matrix.rows as u64, matrix.shape.cols as u64);
+        self.check_bound(x, 4 * batch as u64 * k)?;
+        self.check_bound(y, 4 * batch as u64 * m)?;
+        if batch == 0 || m == 0 {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            if k == 0 {
+                encoder.clear_buffer(y, 0, Some(4 * batch as u64 * m));
+                return Ok(());
+            }
+            let plan = Plan::new(batch as u32);
+            let kernel = |form| match plan {
+                Plan::Matvec { columns } => Kernel::Matvec { form, columns },
+                Plan::Gemm { columns } => Kernel::Gemm { form, columns },
+            };
+            // The kernels read whole vec4s of x, the tiles four of them at a time.
+            let granule = if matches!(plan, Plan::Gemm { .. }) { 16 } else { 4 };
+            let x_stride = k.next_multiple_of(granule) / 4;
+            let padded = if x_stride * 4 == k { None } else { Some(self.pad_x(encoder, weights, x, batch, x_stride)?) };
+            let x = padded.as_ref().unwrap_or(x);
+            for shard in &matrix.shards {
+                let params = self.params(weights, shard, batch as u32, x_stride as u32, 0, 0);
+                let grid = match plan {
+                    Plan::Matvec { .. } => fold(groups(shard.rows as u64), &self.device)?,
+                    Plan::Gemm { columns } => {
+                        let [x, y, _] = fold((shard.rows as u64).div_ceil(32), &self.device)?;
+                        [x, y, (batch as u32).div_ceil(columns)]
+                    }
+                };
+                if variant == Variant::Fused || matrix.form == Resident::Plain {
+                    let kernel = kernel(matrix.form);
+                    self.dispatch(encoder, kernel, &params, Some(x), Some(y), Some(shard), grid);
+                } else {
+                    let plain = self.decode_plain(encoder, weights, shard)?;
+                    let kernel = kernel(Resident::Plain);
+                    let bindings = [(0, &params), (1, x), (2, y), (3, &plain)];
+                    self.dispatch_bound(encoder, kernel, &bindings, grid);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A shard in plain form, in a buffer of its own.
+    fn decode_plain(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        shard: &Shard,
+    ) -> Result<wgpu::Buffer> {
+        let matrix = &weights.matrix;
+        let plain = self.device.storage("decoded", shard.rows * matrix.shape.plain_words())?;
+        let params = self.params(weights, shard, 0, 0, 0, 0);
+        let grid = fold(groups(shard.rows as u64 * matrix.shape.segments as u64), &self.device)?;
+        let kernel = Kernel::DecodePlain { form: matrix.form };
+        self.dispatch(encoder, kernel, &params, None, Some(&plain), Some(shard), grid);
+        Ok(plain)
+    }
+
+    /// x with `x_stride` vec4s a column.
+    fn pad_x(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        x: &wgpu::Buffer,
+        batch: usize,
+        x_stride: u64,
+    ) -> Result<wgpu::Buffer> {
+        let n = batch as u64 * x_stride * 4;
+        let padded = self.device.storage("padded x", n as usize)?;
+        self.check_bound(&padded, 4 * n)?;
+        let Some(shard) = weights.matrix.shards.first() else { return Ok(padded) };
+        let params = self.params(weights, shard, batch as u32, x_stride as u32, 0, 0);
+        let grid = fold(n.div_ceil(256), &self.device)?;
+        let bindings = [(0, &params), (1, x), (2, &padded)];
+        self.dispatch_bound(encoder, Kernel::PadX, &bindings, grid);
+        Ok(padded)
+    }
+
+    fn params(
+        &self,
+        weights: &WgpuWeights,
+        shard: &Shard,
+        batch: u32,
+        x_stride: u32,
+        from: u32,
+        count: u32,
+    ) -> wgpu::Buffer {
+        let matrix = &weights.matrix;
+        let params = Params {
+            rows: shard.rows as u32,
+            first_row: shard.first_row as u32,
+            all_rows: matrix.rows as u32,
+            cols: matrix.shape.cols as u32,
+            blocks: matrix.shape.blocks as u32,
+            tail: matrix.shape.tail as u32,
+            segments: matrix.shape.segments as u32,
+            base: u32::from(matrix.base) * 0x0101_0101,
+            batch,
+            x_stride,
+            from,
+            count,
+        };
+        let mut cache = weights.params.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() > 256 {
+            cache.clear();
+        }
+        let create = || self.device.uniform(bytemuck::bytes_of(&params));
+        cache.entry(params).or_insert_with(create).clone()
+    }
+
+    #[allow(clippy::too_many_arguments)] // one dispatch is exactly these
+    fn dispatch(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        kernel: Kernel,
+        params: &wgpu::Buffer,
+        input: Option<&wgpu::Buffer>,
+        output: Option<&wgpu::Buffer>,
+        shard: Option<&Shard>,
+        grid: [u32; 3],
+    ) {
+        let weights = shard.map(Shard::bindings).unwrap_or_default();
+        let bindings: Vec<(u32, &wgpu::Buffer)> = [(0, params)]
+            .into_iter()
+            .chain(input.map(|b| (1, b)))
+            .chain(output.map(|b| (2, b)))
+            .chain((3..).zip(weights))
+            .collect();
+        self.dispatch_bound(encoder, kernel, &bindings, grid);
+    }
+
+    fn dispatch_bound(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        kernel: Kernel,
+        bindings: &[(u32, &wgpu::Buffer)],
+        [x, y, z]: [u32; 3],
+    ) {
+        let pipeline = self.pipelines.get(&self.device, kernel);
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = bindings
+            .iter()
+            .map(|&(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let group = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.entry()),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(kernel.entry()),
+            timestamp_writes: None,
+        });
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+
+    /// Insists that `buffer` holds `bytes` and can be bound as a whole.
+    fn check_bound(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
+        check_size(buffer, bytes)?;
+        let most = self.device.limits.max_storage_buffer_binding_size;
+        if buffer.size() > most {
+            return Err(Error::new(Rule::Device)
+                .expected(format!("a buffer of at most {most} bytes"))
+                .found(buffer.size()));
+        }
+        Ok(())
+    }
+
+    /// Rows of x, or of y, that one product may have: what fits a buffer.
+    fn most_batch(&self, weights: &WgpuWeights) -> usize {
+        let limits = &self.device.limits;
+        let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 28);
+        let column = 4 * (weights.rows().max(weights.cols() + 16) as u64);
+        (most / column).clamp(1, 1 << 20) as usize
+    }
+
+    pub(crate) fn matmul_by(
+        &self,
+        weights: &WgpuWeights,
+        x: &[f32],
+        batch: usize,
+        y: &mut [f32],
+        variant: Variant,
+    ) -> Result<()> {
+        let (m, k) = (weights.rows(), weights.cols());
+        check_len("x", batch.checked_mul(k), x.len())?;
+        check_len("y", batch.checked_mul(m), y.len())?;
+        if k == 0 {
+            y.fill(0.0);
+        }
+        if x.is_empty() || y.is_empty() {
+            return Ok(());
+        }
+        let at_once = self.most_batch(weights);
+        for (x, y) in x.chunks(at_once * k).zip(y.chunks_mut(at_once * m)) {
+            let batch = x.len() / k;
+            let x_buffer = self.new_buffer(x.len())?;
+            let y_buffer = self.new_buffer(y.len())?;
+            self.write_buffer(&x_buffer, x)?;
+            self.submit(|e| self.record_matmul(e, weights, &x_buffer, batch, &y_buffer, variant))?;
+            self.read_buffer(&y_buffer, y)?;
+        }
+        Ok(())
+    }
+}
+
+impl MatmulBackend for Wgpu {
+    type Weights = WgpuWeights;
+
+    fn upload(&self, tensor: &EncodedTensor) -> Result<WgpuWeights> {
+        self.upload_with(tensor, &*encoding_of(tensor)?, None)
+    }
+
+    fn matmul(&self, weights: &WgpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        self.matmul_by(weights, x, batch, y, Variant::Fused)
+            .map_err(|e| e.in_tensor(weights.name()))
+    }
+
+    fn decompress(&self, weights: &WgpuWeights, dst: &mut [u8]) -> Result<()> {
+        let cols = weights.cols();
+        check_len("bytes", weights.rows().checked_mul(2 * cols), dst.len())?;
+        if dst.is_empty() {
+            return Ok(());
+        }
+        let row_words = cols.div_ceil(2);
+        let most = self.device.limits.max_storage_buffer_binding_size.min(32 << 20) as usize;
+        let at_once = (most / (4 * row_words)).max(1);
+        let mut rows_out = dst.chunks_exact_mut(2 * cols);
+        for shard in &weights.matrix.shards {
+            for from in (0..shard.rows).step_by(at_once) {
+                let n = at_once.min(shard.rows - from);
+                let bytes = 4 * (n * row_words) as u64;
+                self.device.guarded(|| {
+                    let decoded = self.device.storage("decoded rows", n * row_words)?;
+                    let staging = self.device.staging(bytes)?;
+                    let mut encoder =
+                        self.device.device.create_command_encoder(&Default::default());
+                    self.decode_rows(&mut encoder, weights, shard, from, n, &decoded)?;
+                    encoder.copy_buffer_to_buffer(&decoded, 0, &staging, 0, bytes);
+                    self.device.queue.submit([encoder.finish()]);
+                    self.device.read_mapped(&staging, bytes, |read| {
+                        for (row, out) in read.chunks_exact(4 * row_words).zip(&mut rows_out) {
+                            out.copy_from_slice(&row[..2 * cols]);
+                        }
+                    })
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ways to compute the same sums in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Variant {
+    /// Decode while multiplying.
+    Fused,
+    /// Decode to the plain form first.
+    DecodeFirst,
+}
+
+/// Which kernel serves a batch: a function of the batch alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Matvec { columns: u32 },
+    Gemm { columns: u32 },
+}
+
+impl Plan {
+    fn new(batch: u32) -> Self {
+        let least = |sizes: &[u32]| sizes.iter().copied().find(|&n| n >= batch);
+        match least(&MATVEC_COLUMNS) {
+            Some(columns) => Plan::Matvec { columns },
+            None => Plan::Gemm { columns: least(&TILE_COLUMNS).unwrap_or(64) },
+        }
+    }
+}
+
+/// Workgroups for so many groups of 32 lanes.
+fn groups(n: u64) -> u64 {
+    n.div_ceil(8)
+}
+
+/// A grid of at least `n` workgroups within the device's limit for each dimension.
+fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
+    let most = u64::from(device.limits.max_compute_workgroups_per_dimension);
+    let x = n.min(most);
+    let y = n.div_ceil(x.max(1));
+    // Even rows of the grid, so that few workgroups find nothing to do.
+    let x = n.div_ceil(y.max(1));
+    if y > most || n > 1 << 29 {
+        return Err(Error::new(Rule::Device).expected(format!("{most}^2 workgroups")).found(n));
+    }
+    Ok([x as u32, y as u32, 1])
+}
+
+fn check_size(buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
+    if buffer.size() < bytes {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("a buffer of {bytes} bytes"))
+            .found(buffer.size()));
+    }
+    Ok(())
+}
+
+/// The encoding that decodes `tensor`.
+fn encoding_of(tensor: &EncodedTensor) -> Result<Box<dyn TensorEncoding>> {
+    match tensor.encoding() {
+        EncodingId::Raw => Ok(Box::new(Raw)),
+        EncodingId::Tbe => Ok(Box::new(Tbe::default())),
+        other => Err(Error::new(Rule::BackendMissing)
+            .in_tensor(tensor.spec().name())
+            .found(format!("encoding {other}"))),
+    }
+}

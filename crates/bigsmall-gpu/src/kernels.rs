@@ -1,0 +1,188 @@
+//! The kernels: which files of `shaders/` make up each, and the pipelines that were created from them.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::Resident;
+use crate::device::Device;
+
+/// A kernel. Those that read weights exist for each resident form and differ in the file that loads them alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    /// A batch of up to 1, 2, 4 or 8 columns.
+    Matvec { form: Resident, columns: u32 },
+    /// Tiles of 16, 32 or 64 columns.
+    Gemm { form: Resident, columns: u32 },
+    /// To bf16, row-major.
+    DecodeRows { form: Resident },
+    /// To the plain resident form.
+    DecodePlain { form: Resident },
+    /// Rows to f32.
+    Gather { form: Resident },
+    /// Copies x to columns of whole vec4s.
+    PadX,
+}
+
+/// Columns that the matrix-vector kernels exist for.
+pub(crate) const MATVEC_COLUMNS: [u32; 4] = [1, 2, 4, 8];
+/// Columns of the tiles that exist.
+pub(crate) const TILE_COLUMNS: [u32; 3] = [16, 32, 64];
+
+const PARAMS: &str = include_str!("shaders/params.wgsl");
+const PLAIN: &str = include_str!("shaders/weights_plain.wgsl");
+const DENSE: &str = include_str!("shaders/dense.wgsl");
+const DENSE3: &str = include_str!("shaders/weights_dense3.wgsl");
+const DENSE4: &str = include_str!("shaders/weights_dense4.wgsl");
+
+impl Kernel {
+    /// Every kernel.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Kernel> {
+        let mut all = vec![Kernel::PadX];
+        for form in Resident::ALL {
+            all.extend(MATVEC_COLUMNS.map(|columns| Kernel::Matvec { form, columns }));
+            all.extend(TILE_COLUMNS.map(|columns| Kernel::Gemm { form, columns }));
+            all.push(Kernel::DecodeRows { form });
+            all.push(Kernel::Gather { form });
+            if form != Resident::Plain {
+                all.push(Kernel::DecodePlain { form });
+            }
+        }
+        all
+    }
+
+    pub(crate) fn entry(self) -> &'static str {
+        match self {
+            Kernel::Matvec { .. } => "matvec",
+            Kernel::Gemm { .. } => "gemm",
+            Kernel::DecodeRows { .. } => "decode_rows",
+            Kernel::DecodePlain { .. } => "decode_plain",
+            Kernel::Gather { .. } => "gather",
+            Kernel::PadX => "pad_x",
+        }
+    }
+
+    /// The WGSL text: the files one after the other.
+    pub(crate) fn source(self) -> String {
+        let form = match self {
+            Kernel::Matvec { form, .. }
+            | Kernel::Gemm { form, .. }
+            | Kernel::DecodeRows { form }
+            | Kernel::DecodePlain { form }
+            | Kernel::Gather { form } => Some(form),
+            Kernel::PadX => None,
+        };
+        let mut parts = vec![PARAMS];
+        match form {
+            None => {}
+            Some(Resident::Plain) => parts.push(PLAIN),
+            Some(Resident::Dense3) => parts.extend([DENSE, DENSE3]),
+            Some(Resident::Dense4) => parts.extend([DENSE, DENSE4]),
+        }
+        match self {
+            Kernel::Matvec { columns, .. } => {
+                parts.push(match columns {
+                    1 => include_str!("shaders/columns_1.wgsl"),
+                    2 => include_str!("shaders/columns_2.wgsl"),
+                    4 => include_str!("shaders/columns_4.wgsl"),
+                    _ => include_str!("shaders/columns_8.wgsl"),
+                });
+                parts.push(include_str!("shaders/matvec.wgsl"));
+            }
+            Kernel::Gemm { columns, .. } => {
+                parts.push(match columns {
+                    16 => include_str!("shaders/tile_16.wgsl"),
+                    32 => include_str!("shaders/tile_32.wgsl"),
+                    _ => include_str!("shaders/tile_64.wgsl"),
+                });
+                parts.push(include_str!("shaders/gemm.wgsl"));
+            }
+            Kernel::DecodeRows { .. } => parts.push(include_str!("shaders/decode_rows.wgsl")),
+            Kernel::DecodePlain { .. } => parts.push(include_str!("shaders/decode_plain.wgsl")),
+            Kernel::Gather { .. } => parts.push(include_str!("shaders/gather.wgsl")),
+            Kernel::PadX => parts.push(include_str!("shaders/pad_x.wgsl")),
+        }
+        parts.concat()
+    }
+}
+
+/// The pipelines created so far.
+#[derive(Default)]
+pub(crate) struct Pipelines(Mutex<HashMap<Kernel, wgpu::ComputePipeline>>);
+
+impl Pipelines {
+    /// The pipeline of `kernel`, created at its first use. Call it within [`Device::guarded`].
+    pub(crate) fn get(&self, device: &Device, kernel: Kernel) -> wgpu::ComputePipeline {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let create = || {
+            let label = format!("{kernel:?}");
+            let module = device.shader(&label, kernel.source());
+            device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&label),
+                layout: None,
+                module: &module,
+                entry_point: Some(kernel.entry()),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &[],
+                    // Every kernel writes what it reads from workgroup memory.
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            })
+        };
+        cache.entry(kernel).or_insert_with(create).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(kernel: Kernel) -> (naga::Module, naga::valid::ModuleInfo) {
+        let source = kernel.source();
+        let module = naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|e| panic!("{kernel:?}: {}", e.emit_to_string(&source)));
+        // No capability beyond WebGPU's core.
+        let info = naga::valid::Validator::new(
+            naga::valid::ValidationFlags::all(),
+            naga::valid::Capabilities::empty(),
+        )
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{kernel:?}: {}", e.emit_to_string(&source)));
+        (module, info)
+    }
+
+    #[test]
+    fn every_kernel_translates_to_metal() {
+        for kernel in Kernel::all() {
+            let (module, info) = parse(kernel);
+            let options = naga::back::msl::Options {
+                lang_version: (2, 4),
+                fake_missing_bindings: true,
+                ..Default::default()
+            };
+            let pipeline = naga::back::msl::PipelineOptions::default();
+            let (text, _) =
+                naga::back::msl::write_string(&module, &info, &options, &pipeline).unwrap();
+            assert!(text.contains(&format!("kernel void {}", kernel.entry())), "{kernel:?}");
+        }
+    }
+
+    #[test]
+    fn every_kernel_translates_to_hlsl() {
+        for kernel in Kernel::all() {
+            let (module, info) = parse(kernel);
+            let options = naga::back::hlsl::Options {
+                shader_model: naga::back::hlsl::ShaderModel::V6_0,
+                fake_missing_bindings: true,
+                ..Default::default()
+            };
+            let pipeline = naga::back::hlsl::PipelineOptions::default();
+            let mut text = String::new();
+            naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
+                .write(&module, &info, None)
+                .unwrap();
+            assert!(text.contains(&format!("void {}(", kernel.entry())), "{kernel:?}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The resident forms of a matrix: how weights lie in the memory of a device. Made at upload, known to no file.
+//!
+//! A row is cut into blocks of 1024 weights for 32 lanes: in block b, lane l holds at step s the weights
+//! k = b * 1024 + s * 128 + l * 4 + j, j = 0 to 3. What follows the last whole block is the tail, in steps of 128. The shaders
+//! in `shaders/` read it; `shaders/params.wgsl` says the same in their words.
+
+/// Weights in a block of a row.
+pub(crate) const BLOCK: usize = 1024;
+/// Weights in a step of a row.
+pub(crate) const STEP: usize = 128;
+/// Whole blocks in a segment of a row: escapes start anew in each.
+pub(crate) const SEGMENT_BLOCKS: usize = 16;
+/// Lanes that share a row.
+pub(crate) const LANES: usize = 32;
+
+/// How a matrix lies in the memory of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Resident {
+    /// bf16, not compressed: 16 bits a weight.
+    Plain,
+    /// A byte of sign and mantissa, a code of 3 bits, escapes aside: about 11.3 bits a weight.
+    Dense3,
+    /// A byte of sign and mantissa, a code of 4 bits, escapes aside: about 12.1 bits a weight, and the cheapest to decode.
+    Dense4,
+}
+
+impl Resident {
+    /// Every resident form.
+    pub const ALL: [Resident; 3] = [Resident::Plain, Resident::Dense3, Resident::Dense4];
+
+    /// The name in tables: `"plain"`, `"dense3"`, `"dense4"`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Resident::Plain => "plain",
+            Resident::Dense3 => "dense3",
+            Resident::Dense4 => "dense4",
+        }
+    }
+
+    /// Bits of a code, 0 where there are none.
+    pub(crate) const fn width(self) -> u32 {
+        match self {
+            Resident::Plain => 0,
+            Resident::Dense3 => 3,
+            Resident::Dense4 => 4,
+        }
+    }
+}
+
+/// The shape of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowShape {
+    pub(crate) cols: usize,
+    /// Whole blocks.
+    pub(crate) blocks: usize,
+    /// Steps after them.
+    pub(crate) tail: usize,
+    /// Segments, the tail counted as a block.
+    pub(crate) segments: usize,
+}
+
+impl RowShape {
+    pub(crate) fn new(cols: usize) -> Self {
+        let blocks = cols / BLOCK;
+        let tail = (cols % BLOCK).div_ceil(STEP);
+        let segments = (blocks + usize::from(tail != 0)).div_ceil(SEGMENT_BLOCKS);
+        RowShape { cols, blocks, tail, segments }
+    }
+
+    /// Words of the plain form, a row.
+    pub(crate) fn plain_words(&self) -> usize {
+        self.blocks * (BLOCK / 2) + self.tail * (STEP / 2)
+    }
+
+    /// Words of sign-mantissa bytes, a row.
+    pub(crate) fn byte_words(&self) -> usize {
+        self.blocks * (BLOCK / 4) + self.tail * (STEP / 4)
+    }
+
+    /// Words of codes, a row.
+    pub(crate) fn code_words(&self, width: u32) -> usize {
+        let tail_words = if width == 3 { self.tail.div_ceil(2).min(3) } else { self.tail.div_ceil(2) };
+        self.blocks * LANES * width as usize + tail_words * LANES
+    }
+
+    /// Words that the resident form takes for `rows` rows with `escapes` escapes.
+    pub(crate) fn resident_words(&self, form: Resident, rows: u64, escapes: u64) -> u64 {
+        match form {
+            Resident::Plain => rows * self.plain_words() as u64,
+            Resident::Dense3 | Resident::Dense4 => {
+                let row = self.byte_words() + self.code_words(form.width()) + self.segments * 17;
+                rows * row as u64 + escapes.div_ceil(4)
+            }
+        }
+    }
+}
+
+/// How often each exponent occurs.
+pub(crate) type Histogram = [u64; 256];
+
+/// Adds the exponents of `weights` (bf16) to `counts`.
+pub(crate) fn count_exponents(weights: &[u16], counts: &mut Histogram) {
+    // Four tables, since neighbouring weights often share an exponent.
+    let mut tables = [[0u32; 256]; 4];
+    // u32 counts cannot overflow within a piece.
+    for piece in weights.chunks(1 << 30) {
+        let (fours, rest) = piece.as_chunks::<4>();
+        for four in fours {
+            for (table, w) in tables.iter_mut().zip(four) {
+                table[usize::from((w >> 7) & 0xff)] += 1;
+            }
+        }
+        for w in rest {
+            tables[0][usize::from((w >> 7) & 0xff)] += 1;
+        }
+        for table in &mut tables {
+            for (sum, n) in counts.iter_mut().zip(table) {
+                *sum += u64::from(*n);
+                *n = 0;
+            }
+        }
+    }
+}
+
+/// The window of 2^width - 1 exponents that covers most, the smallest base among equals, and how many weights escape it. Base and
+/// largest code stay below 256 together with the escape code, so that adding the base to four codes at once never carries.
+pub(crate) fn choose_window(counts: &Histogram, width: u32) -> (u8, u64) {
+    let span = (1usize << width) - 1;
+    let total: u64 = counts.iter().sum();
+    let mut covered: u64 = counts[..span].iter().sum();
+    let (mut best, mut base) = (covered, 0);
+    for first in 1..=255 - span {
+        covered = covered - counts[first - 1] + counts[first + span - 1];
+        if covered > best {
+            (best, base) = (covered, first);
+        }
+    }
+    (base as u8, total - best)
+}
+
+/// Escapes of weights with these counts in a window.
+pub(crate) fn escapes_outside(counts: &Histogram, base: u8, width: u32) -> u64 {
+    let first = usize::from(base);
+    let inside = first..first + (1 << width) - 1;
+    counts.iter().sum::<u64>() - counts[inside].iter().sum::<u64>()
+}
+
+/// Writes rows in the plain form; padding is zero.
+pub(crate) fn pack_plain(weights: &[u16], shape: &RowShape, out: &mut [u32]) {
+    out.fill(0);
+    if shape.cols == 0 {
+        return;
+    }
+    let rows = weights.chunks_exact(shape.cols).zip(out.chunks_exact_mut(shape.plain_words()));
+    for (row, out) in rows {
+        let whole = shape.blocks * BLOCK;
+        for (i, four) in row.chunks(4).enumerate() {
+            let w = |j: usize| four.get(j).map_or(0, |&w| u32::from(w));
+            let (step, lane) = (i / LANES, i % LANES);
+            let at = if i * 4 < whole {
+                // Two steps share a vec4 of the lane.
+                (step / 2) * LANES * 4 + lane * 4 + (step % 2) * 2
+            } else {
+                i * 2
+            };
+            out[at] = w(0) | w(2) << 16;
+            out[at + 1] = w(1) | w(3) << 16;
+        }
+    }
+}
+
+/// Rows in a dense form.
+#[derive(Default)]
+pub(crate) struct Dense {
+    /// Sign-mantissa bytes, four a word.
+    pub(crate) bytes: Vec<u32>,
+    pub(crate) codes: Vec<u32>,
+    /// Exponents of escaped weights.
+    pub(crate) escapes: Vec<u8>,
+    /// Where the escapes of each (row, segment) begin in `escapes`.
+    pub(crate) bases: Vec<u32>,
+    /// Where those of each lane begin, relative to that: 16 words a (row, segment).
+    pub(crate) starts: Vec<u32>,
+}
+
+/// Rebuilds rows in the dense form with codes of `width` bits, for the window that begins at `base`.
+pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8) -> Dense {
+    let mut dense = Dense::default();
+    if shape.cols == 0 {
+        return dense;
+    }
+    let n_rows = weights.len() / shape.cols;
+    dense.bytes = vec![0; n_rows * shape.byte_words()];
+    dense.codes = vec![0; n_rows * shape.code_words(width)];
+    dense.bases.reserve_exact(n_rows * shape.segments);
+    dense.starts.reserve_exact(n_rows * shape.segments * 16);
+    let all_ones = (1u8 << width) - 1;
+    // The escapes of one segment in the order of k, and how many each lane has.
+    let mut found: Vec<(u8, u8)> = Vec::new();
+    let rows = weights
+        .chunks_exact(shape.cols)
+        .zip(dense.bytes.chunks_exact_mut(shape.byte_words()))
+        .zip(dense.codes.chunks_exact_mut(shape.code_words(width)));
+    for ((row, bytes), codes) in rows {
+        for (s, segment) in row.chunks(SEGMENT_BLOCKS * BLOCK).enumerate() {
+            found.clear();
+            let mut in_lane = [0u16; LANES];
+            for (b, block) in segment.chunks(BLOCK).enumerate() {
+                let b = s * SEGMENT_BLOCKS + b;
+                let whole = block.len() == BLOCK;
+                for (i, four) in block.chunks(4).enumerate() {
+                    let (step, lane) = (i / LANES, i % LANES);
+                    let (mut sm4, mut code4) = (0, 0);
+                    for (j, &w) in four.iter().enumerate() {
+                        let exponent = (w >> 7) as u8;
+                        let mut code = exponent.wrapping_sub(base);
+                        if code >= all_ones {
+                            code = all_ones;
+                            found.push((lane as u8, exponent));
+                            in_lane[lane] += 1;
+                        }
+                        sm4 |= u32::from((w >> 8) & 0x80 | w & 0x7f) << (8 * j);
+                        code4 |= u32::from(code) << (8 * j);
+                    }
+                    bytes[b * (BLOCK / 4) + byte_place(whole, step, lane)] = sm4;
+                    let block_codes = &mut codes[b * LANES * width as usize..];
+                    put_codes(block_codes, width, whole, step, lane, code4);
+                }
+            }
+            let mut next = [0u32; LANES];
+            let mut sum = 0;
+            for (next, n) in next.iter_mut().zip(in_lane) {
+                *next = sum;
+                sum += u32::from(n);
+            }
+            let first = dense.escapes.len();
+            dense.bases.push(first as u32);
+            dense.starts.extend(next.as_chunks::<2>().0.iter().map(|[a, b]| a | b << 16));
+            dense.escapes.resize(first + found.len(), 0);
+            for &(lane, exponent) in &found {
+                let next = &mut next[usize::from(lane)];
+                dense.escapes[first + *next as usize] = exponent;
+                *next += 1;
+            }
+        }
+    }
+    dense
+}
+
+/// The word of a block that holds the bytes of a step and lane: four steps share a vec4 of the lane in a whole block, four lanes
+/// share one in the tail.
+fn byte_place(whole: bool, step: usize, lane: usize) -> usize {
+    if whole { (step / 4) * LANES * 4 + lane * 4 + step % 4 } else { step * LANES + lane }
+}
+
+/// Puts four codes where the shaders look for them.
+fn put_codes(codes: &mut [u32], width: u32, whole: bool, step: usize, lane: usize, code4: u32) {
+    match (width, step) {
+        (4, _) => {
+            let at = if whole { lane * 4 + step / 2 } else { (step / 2) * LANES + lane };
+            codes[at] |= code4 << (4 * (step % 2));
+        }
+        (_, 0..6) => codes[(step / 2) * LANES + lane] |= code4 << (3 * (step % 2)),
+        (_, _) => {
+            codes[(step - 6) * LANES + lane] |= (code4 & 0x0303_0303) << 6;
+            codes[2 * LANES + lane] |= (code4 & 0x0404_0404) << (step - 2);
+        }
+    }
+}

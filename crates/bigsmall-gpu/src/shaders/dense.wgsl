@@ -1,0 +1,46 @@
+// What the two compressed forms share. Every weight has its sign-mantissa byte at a fixed place in `bytes` and its code in
+// `codes`; a code of all ones is an escape, whose exponent stands in `escapes`, in the order (segment, lane, step, j).
+@group(0) @binding(3) var<storage, read> bytes: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read> escapes: array<u32>;
+// For each (row, segment) where its escapes begin; then for each (row, segment) 32 relative starts of 16 bits.
+@group(0) @binding(6) var<storage, read> starts: array<u32>;
+
+fn open_segment(row: u32, segment: u32, lane: u32) -> u32 {
+  let i = row * p.segments + segment;
+  let two = starts[p.rows * p.segments + i * 16u + (lane >> 1u)];
+  return starts[i] + ((two >> ((lane & 1u) * 16u)) & 0xffffu);
+}
+
+fn escape_at(i: u32) -> u32 {
+  return (escapes[i >> 2u] >> ((i & 3u) * 8u)) & 0xffu;
+}
+
+// Replaces the exponents of escaped weights; `marks` has one bit set in each escaped byte.
+fn patch_exponents(exponents: u32, marks: u32, cursor: ptr<function, u32>) -> u32 {
+  var e = exponents;
+  var m = marks;
+  var at = *cursor;
+  while (m != 0u) {
+    let shift = firstTrailingBit(m) & 24u;
+    m &= m - 1u;
+    e = (e & ~(0xffu << shift)) | (escape_at(at) << shift);
+    at += 1u;
+  }
+  *cursor = at;
+  return e;
+}
+
+// Four sign-mantissa bytes and four exponents to four bf16 patterns.
+fn join(sm: u32, e: u32) -> vec2<u32> {
+  return vec2<u32>(((sm & 0x00800080u) << 8u) | (sm & 0x007f007fu) | ((e & 0x00ff00ffu) << 7u),
+                   (sm & 0x80008000u) | ((sm >> 8u) & 0x007f007fu) | ((e >> 1u) & 0x7f807f80u));
+}
+
+// The four sign-mantissa bytes of one step.
+fn step_bytes(row: u32, block: u32, step: u32, lane: u32) -> u32 {
+  let at = row * (p.blocks * 64u + p.tail * 8u) + block * 64u;
+  if (block < p.blocks) {
+    return bytes[at + (step >> 2u) * 32u + lane][step & 3u];
+  }
+  return bytes[at + step * 8u + (lane >> 2u)][lane & 3u];
+}

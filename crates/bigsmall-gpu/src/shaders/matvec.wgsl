@@ -1,0 +1,50 @@
+// y = W x for a batch of 1, 2, 4 or 8 columns: a row for each group of 32 lanes, each weight rebuilt once.
+//
+// The order of the sums: in a block each lane runs four chains (j = 0 to 3) of 8 steps, adds them as (0 + 1) + (2 + 3) and adds
+// the result to the segment's sum; the tail counts as a block; segments are added in order; then lanes l and l + 16 are added,
+// l and l + 8, and so on. It depends on the number of columns alone.
+@compute @workgroup_size(256)
+fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+          @builtin(local_invocation_index) thread: u32) {
+  let lane = thread & 31u;
+  let index = group_index(workgroup, grid, thread);
+  // Groups beyond the last row repeat it, since all threads must meet at the barriers below.
+  let row = min(index, p.rows - 1u);
+  var total = zero_sums();
+  for (var segment = 0u; segment < p.segments; segment++) {
+    var cursor = open_segment(row, segment, lane);
+    var sum = zero_sums();
+    let end = min(p.blocks, (segment + 1u) * SEGMENT_BLOCKS);
+    for (var block = segment * SEGMENT_BLOCKS; block < end; block++) {
+      let w = load_block(row, block, lane, thread, &cursor);
+      let k4 = block * 256u + lane;
+      var chains = zero_chains();
+      multiply(&chains, weights(w.a.xy), k4);
+      multiply(&chains, weights(w.a.zw), k4 + 32u);
+      multiply(&chains, weights(w.b.xy), k4 + 64u);
+      multiply(&chains, weights(w.b.zw), k4 + 96u);
+      multiply(&chains, weights(w.c.xy), k4 + 128u);
+      multiply(&chains, weights(w.c.zw), k4 + 160u);
+      multiply(&chains, weights(w.d.xy), k4 + 192u);
+      multiply(&chains, weights(w.d.zw), k4 + 224u);
+      add_chains(&sum, chains);
+    }
+    if (segment + 1u == p.segments && p.tail != 0u) {
+      var chains = zero_chains();
+      for (var step = 0u; step < p.tail; step++) {
+        let w = weights(load_step(row, p.blocks, step, lane, &cursor));
+        let k4 = p.blocks * 256u + step * 32u + lane;
+        if (k4 < p.x_stride) { multiply(&chains, w, k4); }
+      }
+      add_chains(&sum, chains);
+    }
+    add_sums(&total, sum);
+  }
+  publish(total, thread);
+  workgroupBarrier();
+  for (var half = 16u; half > 0u; half >>= 1u) {
+    if (lane < half) { fold(thread, half); }
+    workgroupBarrier();
+  }
+  if (lane == 0u && index < p.rows) { store(thread, p.first_row + index); }
+}

@@ -1,0 +1,49 @@
+// Weights with codes of 4 bits. Step 2i has its codes in the low halves of the bytes of word i (i = 0 to 3), step 2i + 1 in
+// the high halves.
+@group(0) @binding(4) var<storage, read> codes: array<vec4<u32>>;
+
+fn marks4(c: u32) -> u32 { return (c + 0x01010101u) & 0x10101010u; }
+
+fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function, u32>) -> Block {
+  let w = codes[row * (p.blocks * 32u + ((p.tail + 1u) >> 1u) * 8u) + block * 32u + lane];
+  let sm_at = row * (p.blocks * 64u + p.tail * 8u) + block * 64u + lane;
+  let sm0 = bytes[sm_at];
+  let sm1 = bytes[sm_at + 32u];
+  let even = w & vec4<u32>(0x0f0f0f0fu);
+  let odd = (w >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
+  var e0 = even.x + p.base;
+  var e1 = odd.x + p.base;
+  var e2 = even.y + p.base;
+  var e3 = odd.y + p.base;
+  var e4 = even.z + p.base;
+  var e5 = odd.z + p.base;
+  var e6 = even.w + p.base;
+  var e7 = odd.w + p.base;
+  // Escapes are rare with 15 exponents in the window: one test for 32 weights.
+  if ((marks4(even.x) | marks4(odd.x) | marks4(even.y) | marks4(odd.y)
+     | marks4(even.z) | marks4(odd.z) | marks4(even.w) | marks4(odd.w)) != 0u) {
+    e0 = patch_exponents(e0, marks4(even.x), cursor);
+    e1 = patch_exponents(e1, marks4(odd.x), cursor);
+    e2 = patch_exponents(e2, marks4(even.y), cursor);
+    e3 = patch_exponents(e3, marks4(odd.y), cursor);
+    e4 = patch_exponents(e4, marks4(even.z), cursor);
+    e5 = patch_exponents(e5, marks4(odd.z), cursor);
+    e6 = patch_exponents(e6, marks4(even.w), cursor);
+    e7 = patch_exponents(e7, marks4(odd.w), cursor);
+  }
+  return Block(vec4<u32>(join(sm0.x, e0), join(sm0.y, e1)), vec4<u32>(join(sm0.z, e2), join(sm0.w, e3)),
+               vec4<u32>(join(sm1.x, e4), join(sm1.y, e5)), vec4<u32>(join(sm1.z, e6), join(sm1.w, e7)));
+}
+
+fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
+  let at = row * (p.blocks * 32u + ((p.tail + 1u) >> 1u) * 8u) + block * 32u;
+  var w: u32;
+  if (block < p.blocks) {
+    w = codes[at + lane][step >> 1u];
+  } else {
+    w = codes[at + (step >> 1u) * 8u + (lane >> 2u)][lane & 3u];
+  }
+  let c = (w >> ((step & 1u) * 4u)) & 0x0f0f0f0fu;
+  let e = patch_exponents(c + p.base, marks4(c), cursor);
+  return join(step_bytes(row, block, step, lane), e);
+}

@@ -1,0 +1,20 @@
+// Weights that are not compressed: bf16 in the order in which the lanes want them. The twin against which the compressed
+// forms are compared, and the form for tensors that do not compress.
+@group(0) @binding(3) var<storage, read> plain: array<vec4<u32>>;
+
+fn open_segment(row: u32, segment: u32, lane: u32) -> u32 { return 0u; }
+
+fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function, u32>) -> Block {
+  let at = row * (p.blocks * 128u + p.tail * 16u) + block * 128u + lane;
+  return Block(plain[at], plain[at + 32u], plain[at + 64u], plain[at + 96u]);
+}
+
+fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
+  let at = row * (p.blocks * 128u + p.tail * 16u) + block * 128u;
+  if (block < p.blocks) {
+    let two = plain[at + (step >> 1u) * 32u + lane];
+    return select(two.xy, two.zw, (step & 1u) == 1u);
+  }
+  let two = plain[at + step * 16u + (lane >> 1u)];
+  return select(two.xy, two.zw, (lane & 1u) == 1u);
+}

@@ -1,0 +1,112 @@
+//! What the tests share: matrices, the reference in f64, the bound of the numeric contract.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod twin;
+
+use bigsmall_format::{Dtype, EncodedTensor, Raw, TensorEncoding, TensorSpec, encode_tensor};
+
+/// A fixed stream of random numbers (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Evenly from 0 to 1.
+    pub fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
+    /// From a normal distribution.
+    pub fn normal(&mut self) -> f32 {
+        let r = (-2.0 * self.unit().ln()).sqrt();
+        (r * (std::f64::consts::TAU * self.unit()).cos()) as f32
+    }
+}
+
+pub fn bf16(v: f32) -> u16 {
+    half::bf16::from_f32(v).to_bits()
+}
+
+/// Weights like a model's: normal, with rows of differing scale and a few outliers.
+pub fn model_weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
+    let mut random = Random(seed);
+    let mut weights = Vec::with_capacity(rows * cols);
+    for _ in 0..rows {
+        let scale = 0.02 * (0.2 * random.normal()).exp();
+        for _ in 0..cols {
+            let outlier = if random.next().is_multiple_of(512) { 16.0 } else { 1.0 };
+            weights.push(bf16(scale * outlier * random.normal()));
+        }
+    }
+    weights
+}
+
+/// Any bits at all, though finite where `finite`.
+pub fn any_bits(n: usize, seed: u64, finite: bool) -> Vec<u16> {
+    let mut random = Random(seed);
+    (0..n)
+        .map(|_| {
+            let w = random.next() as u16;
+            if finite && w & 0x7f80 == 0x7f80 { w & 0xbfff } else { w }
+        })
+        .collect()
+}
+
+pub fn model_x(n: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    (0..n).map(|_| random.normal()).collect()
+}
+
+pub fn bytes_of(weights: &[u16]) -> Vec<u8> {
+    weights.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+pub fn encoded_by(
+    encoding: &dyn TensorEncoding,
+    weights: &[u16],
+    rows: usize,
+    cols: usize,
+) -> EncodedTensor {
+    let spec = TensorSpec::new("w", Dtype::BF16, &[rows as u64, cols as u64]).unwrap();
+    encode_tensor(encoding, &spec, &bytes_of(weights), 1).unwrap()
+}
+
+pub fn encoded(weights: &[u16], rows: usize, cols: usize) -> EncodedTensor {
+    encoded_by(&Raw, weights, rows, cols)
+}
+
+/// How far `y` is from the product in f64, in units of 2^-24 of the sum of |w x|: the largest over all values.
+pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 {
+    let rows = weights.len() / cols;
+    let mut largest = 0f64;
+    for (x, y) in x.chunks(cols).zip(y.chunks(rows)) {
+        for (row, y) in weights.chunks(cols).zip(y) {
+            let (mut sum, mut magnitude) = (0f64, 0f64);
+            for (w, x) in row.iter().zip(x) {
+                let product = half::bf16::from_bits(*w).to_f64() * f64::from(*x);
+                sum += product;
+                magnitude += product.abs();
+            }
+            let error = (f64::from(*y) - sum).abs();
+            if error > 0.0 {
+                largest = largest.max(error / magnitude * (1u64 << 24) as f64);
+            }
+        }
+    }
+    largest
+}
+
+/// The contract's bound in the same units.
+pub fn bound(cols: usize, batch: usize) -> f64 {
+    let (n, partial_sums) = twin::Twin::chains(cols, batch);
+    n as f64 + (partial_sums as f64).log2().ceil() + 2.0
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}

@@ -1,0 +1,381 @@
+//! The shaders in Rust, function by function, on the same words: what a kernel does can be stepped through and tested without a
+//! GPU.
+
+use crate::layout::{self, Resident, RowShape, SEGMENT_BLOCKS};
+
+/// A matrix in resident form, as the bindings of a shader.
+pub struct Twin {
+    rows: usize,
+    shape: RowShape,
+    form: Resident,
+    /// Binding 3: plain weights or sign-mantissa bytes.
+    main: Vec<u32>,
+    codes: Vec<u32>,
+    escapes: Vec<u32>,
+    starts: Vec<u32>,
+    base: u32,
+    /// What `fma` does: fused or not, which devices are free to choose.
+    fma: fn(f32, f32, f32) -> f32,
+}
+
+/// `fma` with one rounding.
+pub fn fused(a: f32, b: f32, c: f32) -> f32 {
+    a.mul_add(b, c)
+}
+
+/// `fma` with two roundings.
+pub fn unfused(a: f32, b: f32, c: f32) -> f32 {
+    a * b + c
+}
+
+type Pair = [u32; 2];
+
+impl Twin {
+    pub fn new(
+        weights: &[u16],
+        rows: usize,
+        cols: usize,
+        form: Resident,
+        fma: fn(f32, f32, f32) -> f32,
+    ) -> Self {
+        let shape = RowShape::new(cols);
+        let mut twin = Twin {
+            rows,
+            shape,
+            form,
+            main: Vec::new(),
+            codes: Vec::new(),
+            escapes: Vec::new(),
+            starts: Vec::new(),
+            base: 0,
+            fma,
+        };
+        if form == Resident::Plain {
+            twin.main = vec![0; rows * shape.plain_words()];
+            layout::pack_plain(weights, &shape, &mut twin.main);
+        } else {
+            let mut counts = [0; 256];
+            layout::count_exponents(weights, &mut counts);
+            let (base, n_escapes) = layout::choose_window(&counts, form.width());
+            assert_eq!(n_escapes, layout::escapes_outside(&counts, base, form.width()));
+            let dense = layout::pack_dense(weights, &shape, form.width(), base);
+            assert_eq!(dense.escapes.len() as u64, n_escapes);
+            twin.base = u32::from(base) * 0x0101_0101;
+            twin.main = dense.bytes;
+            twin.codes = dense.codes;
+            twin.starts = dense.bases;
+            twin.starts.extend(dense.starts);
+            let mut escapes = dense.escapes;
+            escapes.resize(escapes.len().next_multiple_of(4), 0);
+            twin.escapes =
+                escapes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        }
+        let words = twin.main.len() + twin.codes.len() + twin.starts.len() + twin.escapes.len();
+        let escapes = 4 * twin.escapes.len() as u64;
+        assert_eq!(words as u64, shape.resident_words(form, rows as u64, escapes));
+        twin
+    }
+
+    fn open_segment(&self, row: usize, segment: usize, lane: usize) -> u32 {
+        if self.form == Resident::Plain {
+            return 0;
+        }
+        let i = row * self.shape.segments + segment;
+        let two = self.starts[self.rows * self.shape.segments + i * 16 + (lane >> 1)];
+        self.starts[i] + ((two >> ((lane & 1) * 16)) & 0xffff)
+    }
+
+    fn escape_at(&self, i: u32) -> u32 {
+        (self.escapes[(i >> 2) as usize] >> ((i & 3) * 8)) & 0xff
+    }
+
+    fn patch_exponents(&self, mut e: u32, mut marks: u32, cursor: &mut u32) -> u32 {
+        while marks != 0 {
+            let shift = marks.trailing_zeros() & 24;
+            marks &= marks - 1;
+            e = (e & !(0xff << shift)) | (self.escape_at(*cursor) << shift);
+            *cursor += 1;
+        }
+        e
+    }
+
+    fn tail_code_words(&self) -> usize {
+        let words = (self.shape.tail + 1) >> 1;
+        if self.form == Resident::Dense3 { words.min(3) } else { words }
+    }
+
+    /// The eight steps of a whole block.
+    fn load_block(&self, row: usize, block: usize, lane: usize, cursor: &mut u32) -> [Pair; 8] {
+        let RowShape { blocks, tail, .. } = self.shape;
+        if self.form == Resident::Plain {
+            let at = (row * (blocks * 128 + tail * 16) + block * 128 + lane) * 4;
+            return std::array::from_fn(|s| {
+                let at = at + (s / 2) * 128 + (s % 2) * 2;
+                [self.main[at], self.main[at + 1]]
+            });
+        }
+        let sm = |step: usize| {
+            self.main[(row * (blocks * 64 + tail * 8) + block * 64 + (step >> 2) * 32 + lane) * 4
+                + (step & 3)]
+        };
+        if self.form == Resident::Dense4 {
+            let at = (row * (blocks * 32 + self.tail_code_words() * 8) + block * 32 + lane) * 4;
+            return std::array::from_fn(|step| {
+                let c = (self.codes[at + step / 2] >> (4 * (step % 2))) & 0x0f0f_0f0f;
+                let marks = (c + 0x0101_0101) & 0x1010_1010;
+                join(sm(step), self.patch_exponents(c + self.base, marks, cursor))
+            });
+        }
+        let at = row * (blocks * 96 + self.tail_code_words() * 32) + block * 96 + lane;
+        let (w0, w1, w2) = (self.codes[at], self.codes[at + 32], self.codes[at + 64]);
+        let c = [
+            w0 & 0x0707_0707,
+            (w0 >> 3) & 0x0707_0707,
+            w1 & 0x0707_0707,
+            (w1 >> 3) & 0x0707_0707,
+            w2 & 0x0707_0707,
+            (w2 >> 3) & 0x0707_0707,
+            ((w0 >> 6) & 0x0303_0303) | ((w2 >> 4) & 0x0404_0404),
+            ((w1 >> 6) & 0x0303_0303) | ((w2 >> 5) & 0x0404_0404),
+        ];
+        let mut slots = c.map(|c| c + self.base);
+        let mut marks = 0;
+        for (step, c) in c.into_iter().enumerate() {
+            marks |= marks3(c) << (4 * step);
+        }
+        while marks != 0 {
+            let bit = marks.trailing_zeros();
+            marks &= marks - 1;
+            let slot = &mut slots[(bit >> 2) as usize];
+            let shift = (bit & 3) * 8;
+            *slot = (*slot & !(0xff << shift)) | (self.escape_at(*cursor) << shift);
+            *cursor += 1;
+        }
+        std::array::from_fn(|step| join(sm(step), slots[step]))
+    }
+
+    /// One step, of a whole block or of the tail.
+    fn load_step(
+        &self,
+        row: usize,
+        block: usize,
+        step: usize,
+        lane: usize,
+        cursor: &mut u32,
+    ) -> Pair {
+        let RowShape { blocks, tail, .. } = self.shape;
+        let whole = block < blocks;
+        if self.form == Resident::Plain {
+            let at = row * (blocks * 128 + tail * 16) + block * 128;
+            let at = if whole {
+                (at + (step >> 1) * 32 + lane) * 4 + (step & 1) * 2
+            } else {
+                (at + step * 16 + (lane >> 1)) * 4 + (lane & 1) * 2
+            };
+            return [self.main[at], self.main[at + 1]];
+        }
+        let at = row * (blocks * 64 + tail * 8) + block * 64;
+        let sm = if whole {
+            self.main[(at + (step >> 2) * 32 + lane) * 4 + (step & 3)]
+        } else {
+            self.main[(at + step * 8 + (lane >> 2)) * 4 + (lane & 3)]
+        };
+        let (c, marks);
+        if self.form == Resident::Dense4 {
+            let at = row * (blocks * 32 + self.tail_code_words() * 8) + block * 32;
+            let w = if whole {
+                self.codes[(at + lane) * 4 + (step >> 1)]
+            } else {
+                self.codes[(at + (step >> 1) * 8 + (lane >> 2)) * 4 + (lane & 3)]
+            };
+            c = (w >> ((step & 1) * 4)) & 0x0f0f_0f0f;
+            marks = (c + 0x0101_0101) & 0x1010_1010;
+        } else {
+            let at = row * (blocks * 96 + self.tail_code_words() * 32) + block * 96 + lane;
+            c = if step < 6 {
+                (self.codes[at + (step >> 1) * 32] >> ((step & 1) * 3)) & 0x0707_0707
+            } else {
+                ((self.codes[at + (step - 6) * 32] >> 6) & 0x0303_0303)
+                    | ((self.codes[at + 64] >> (step - 2)) & 0x0404_0404)
+            };
+            marks = (c + 0x0101_0101) & 0x0808_0808;
+        }
+        join(sm, self.patch_exponents(c + self.base, marks, cursor))
+    }
+
+    /// Row-major bf16 by `decode_rows`, whole blocks by `load_block`.
+    pub fn decode(&self) -> Vec<u16> {
+        self.decode_by(|t, row, block, lane, cursor| t.load_block(row, block, lane, cursor))
+    }
+
+    /// The same by steps, as `gather` and `gemm` read.
+    pub fn decode_by_steps(&self) -> Vec<u16> {
+        self.decode_by(|t, row, block, lane, cursor| {
+            std::array::from_fn(|step| t.load_step(row, block, step, lane, cursor))
+        })
+    }
+
+    fn decode_by(
+        &self,
+        load: impl Fn(&Self, usize, usize, usize, &mut u32) -> [Pair; 8],
+    ) -> Vec<u16> {
+        let cols = self.shape.cols;
+        let mut out = vec![0; self.rows * cols];
+        for row in 0..self.rows {
+            let out = &mut out[row * cols..(row + 1) * cols];
+            for segment in 0..self.shape.segments {
+                for lane in 0..32 {
+                    let mut cursor = self.open_segment(row, segment, lane);
+                    let end = self.shape.blocks.min((segment + 1) * SEGMENT_BLOCKS);
+                    let mut write = |k: usize, [x, y]: Pair| {
+                        for (j, w) in [x, y, x >> 16, y >> 16].into_iter().enumerate() {
+                            if k + j < cols {
+                                out[k + j] = w as u16;
+                            }
+                        }
+                    };
+                    for block in segment * SEGMENT_BLOCKS..end {
+                        let pairs = load(self, row, block, lane, &mut cursor);
+                        for (step, pair) in pairs.into_iter().enumerate() {
+                            write(block * 1024 + step * 128 + lane * 4, pair);
+                        }
+                    }
+                    if segment + 1 == self.shape.segments {
+                        let block = self.shape.blocks;
+                        for step in 0..self.shape.tail {
+                            let pair = self.load_step(row, block, step, lane, &mut cursor);
+                            write(block * 1024 + step * 128 + lane * 4, pair);
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// `x[k4]` of a column, zero where it ends.
+    fn x4(x: &[f32], k4: usize) -> [f32; 4] {
+        std::array::from_fn(|j| x.get(k4 * 4 + j).copied().unwrap_or(0.0))
+    }
+
+    /// One column of `matvec`.
+    pub fn matvec(&self, x: &[f32]) -> Vec<f32> {
+        let x_stride = self.shape.cols.div_ceil(4);
+        let row = |row: usize| {
+            let mut partial: [f32; 32] = std::array::from_fn(|lane| {
+                let mut total = 0.0;
+                for segment in 0..self.shape.segments {
+                    let mut cursor = self.open_segment(row, segment, lane);
+                    let mut sum = 0.0;
+                    let end = self.shape.blocks.min((segment + 1) * SEGMENT_BLOCKS);
+                    for block in segment * SEGMENT_BLOCKS..end {
+                        let pairs = self.load_block(row, block, lane, &mut cursor);
+                        let mut chains = [0.0; 4];
+                        for (step, pair) in pairs.into_iter().enumerate() {
+                            let x = Self::x4(x, block * 256 + step * 32 + lane);
+                            self.multiply(&mut chains, pair, x);
+                        }
+                        sum += (chains[0] + chains[1]) + (chains[2] + chains[3]);
+                    }
+                    if segment + 1 == self.shape.segments && self.shape.tail != 0 {
+                        let mut chains = [0.0; 4];
+                        let block = self.shape.blocks;
+                        for step in 0..self.shape.tail {
+                            let pair = self.load_step(row, block, step, lane, &mut cursor);
+                            let k4 = block * 256 + step * 32 + lane;
+                            if k4 < x_stride {
+                                self.multiply(&mut chains, pair, Self::x4(x, k4));
+                            }
+                        }
+                        sum += (chains[0] + chains[1]) + (chains[2] + chains[3]);
+                    }
+                    total += sum;
+                }
+                total
+            });
+            let mut half = 16;
+            while half > 0 {
+                for lane in 0..half {
+                    partial[lane] += partial[lane + half];
+                }
+                half /= 2;
+            }
+            partial[0]
+        };
+        (0..self.rows).map(row).collect()
+    }
+
+    fn multiply(&self, chains: &mut [f32; 4], pair: Pair, x: [f32; 4]) {
+        for ((chain, w), x) in chains.iter_mut().zip(weights(pair)).zip(x) {
+            *chain = (self.fma)(w, x, *chain);
+        }
+    }
+
+    /// One column of `gemm`.
+    pub fn gemm(&self, x: &[f32]) -> Vec<f32> {
+        let x_stride = self.shape.cols.next_multiple_of(16) / 4;
+        let blocks = self.shape.blocks + usize::from(self.shape.tail != 0);
+        let row = |row: usize| {
+            let (mut total, mut part) = (0.0, 0.0);
+            let mut cursors = [0; 32];
+            for block in 0..blocks {
+                if block % SEGMENT_BLOCKS == 0 {
+                    let segment = block / SEGMENT_BLOCKS;
+                    cursors = std::array::from_fn(|lane| self.open_segment(row, segment, lane));
+                }
+                let steps = if block < self.shape.blocks { 8 } else { self.shape.tail };
+                for step in 0..steps {
+                    let tile: [Pair; 32] = std::array::from_fn(|lane| {
+                        self.load_step(row, block, step, lane, &mut cursors[lane])
+                    });
+                    let k4 = block * 256 + step * 32;
+                    let mut sum = 0.0;
+                    for run in 0..8.min((x_stride - k4) / 4) {
+                        let mut chain = 0.0;
+                        for at in run * 4..run * 4 + 4 {
+                            let x = Self::x4(x, k4 + at);
+                            for (w, x) in weights(tile[at]).into_iter().zip(x) {
+                                chain = (self.fma)(w, x, chain);
+                            }
+                        }
+                        sum += chain;
+                    }
+                    part += sum;
+                }
+                if block % 2 == 1 || block + 1 == blocks {
+                    total += part;
+                    part = 0.0;
+                }
+            }
+            total
+        };
+        (0..self.rows).map(row).collect()
+    }
+
+    /// The longest chain of dependent additions, and the number of partial sums, of a batch.
+    pub fn chains(cols: usize, batch: usize) -> (usize, usize) {
+        let shape = RowShape::new(cols);
+        let blocks = shape.blocks + usize::from(shape.tail != 0);
+        if batch <= 8 {
+            // Steps, then two to join the chains, blocks, segments; the lanes are partial sums.
+            (8 + 2 + blocks.min(SEGMENT_BLOCKS) + shape.segments, 32)
+        } else {
+            (16 + 8 + 16 + blocks.div_ceil(2), 1)
+        }
+    }
+}
+
+fn marks3(c: u32) -> u32 {
+    (((c + 0x0101_0101) & 0x0808_0808) >> 3).wrapping_mul(0x1020_4080) >> 28
+}
+
+fn join(sm: u32, e: u32) -> Pair {
+    [
+        ((sm & 0x0080_0080) << 8) | (sm & 0x007f_007f) | ((e & 0x00ff_00ff) << 7),
+        (sm & 0x8000_8000) | ((sm >> 8) & 0x007f_007f) | ((e >> 1) & 0x7f80_7f80),
+    ]
+}
+
+fn weights([x, y]: Pair) -> [f32; 4] {
+    [x << 16, y << 16, x & 0xffff_0000, y & 0xffff_0000].map(f32::from_bits)
+}

@@ -1,0 +1,457 @@
+//! Promises kept on a device. Without one the tests are counted as ignored, out loud; with `BIGSMALL_REQUIRE_GPU=1` they fail.
+#![cfg_attr(not(feature = "wgpu"), allow(dead_code, unused_imports))]
+#![allow(unreachable_pub)]
+
+mod common;
+#[path = "../src/layout.rs"]
+#[allow(dead_code)]
+mod layout;
+
+use std::sync::OnceLock;
+
+use bigsmall_format::{Class, Rule};
+use bigsmall_gpu::{MatmulBackend, Resident, Wgpu, WgpuOptions, WgpuWeights, wgpu};
+use bigsmall_tbe::{Tbe, Width};
+use common::twin::{Twin, fused, unfused};
+use common::*;
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
+    let device = Wgpu::headless();
+    match &device {
+        Ok(gpu) => eprintln!("device: {}", gpu.description()),
+        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error}"),
+    }
+    let skip = device.is_err() && !required;
+    let trials = TESTS
+        .iter()
+        .map(|&(name, test)| {
+            Trial::test(name, move || {
+                test();
+                Ok(())
+            })
+            .with_ignored_flag(skip)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+const TESTS: &[(&str, fn())] = &[
+    ("all_bf16_patterns_decode", all_bf16_patterns_decode),
+    ("any_bits_at_any_shape_decode", any_bits_at_any_shape_decode),
+    ("fused_equals_plain_bit_for_bit", fused_equals_plain_bit_for_bit),
+    ("products_equal_the_twin", products_equal_the_twin),
+    ("errors_keep_within_the_bound", errors_keep_within_the_bound),
+    ("tbe_uploads_directly", tbe_uploads_directly),
+    ("the_smallest_form_is_chosen", the_smallest_form_is_chosen),
+    ("nothing_to_multiply_is_no_error", nothing_to_multiply_is_no_error),
+    ("wrong_lengths_are_errors", wrong_lengths_are_errors),
+    ("rows_split_by_the_limits", rows_split_by_the_limits),
+    ("more_workgroups_than_a_dimension_holds", more_workgroups_than_a_dimension_holds),
+    ("rows_are_gathered", rows_are_gathered),
+    ("layers_chain_on_the_device", layers_chain_on_the_device),
+    ("a_lost_device_is_an_error", a_lost_device_is_an_error),
+    ("no_adapter_is_an_error", no_adapter_is_an_error),
+    ("no_memory_is_an_error", no_memory_is_an_error),
+    ("unguarded_loops_change_nothing", unguarded_loops_change_nothing),
+];
+
+fn gpu() -> &'static Wgpu {
+    static GPU: OnceLock<Wgpu> = OnceLock::new();
+    GPU.get_or_init(|| Wgpu::headless().expect("a device"))
+}
+
+fn matmul(gpu: &Wgpu, weights: &WgpuWeights, x: &[f32], batch: usize) -> Vec<f32> {
+    let mut y = vec![f32::NAN; batch * weights.rows()];
+    gpu.matmul(weights, x, batch, &mut y).unwrap();
+    y
+}
+
+fn decompress(gpu: &Wgpu, weights: &WgpuWeights) -> Vec<u8> {
+    let mut bytes = vec![0xaa; 2 * weights.rows() * weights.cols()];
+    gpu.decompress(weights, &mut bytes).unwrap();
+    bytes
+}
+
+fn all_bf16_patterns_decode() {
+    let weights: Vec<u16> = (0..=u16::MAX).collect();
+    for (rows, cols) in [(64, 1024), (256, 256)] {
+        let tensor = encoded(&weights, rows, cols);
+        for form in Resident::ALL {
+            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            assert_eq!(loaded.resident(), form);
+            assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{form:?}");
+        }
+    }
+}
+
+const SHAPES: &[(usize, usize)] = &[
+    (1, 1),
+    (1, 100),
+    (65, 1),
+    (7, 9),
+    (33, 127),
+    (10, 128),
+    (9, 1023),
+    (40, 1024),
+    (9, 1025),
+    (16, 2816),
+    (3, 16 * 1024),
+    (3, 16 * 1024 + 3),
+    (4, 18 * 1024 + 512),
+];
+
+fn any_bits_at_any_shape_decode() {
+    for &(rows, cols) in SHAPES {
+        for weights in [any_bits(rows * cols, 11, false), model_weights(rows, cols, 12)] {
+            let tensor = encoded(&weights, rows, cols);
+            for form in Resident::ALL {
+                let loaded = gpu().upload_as(&tensor, form).unwrap();
+                assert!(
+                    decompress(gpu(), &loaded) == bytes_of(&weights),
+                    "{rows}x{cols} {form:?}"
+                );
+            }
+        }
+    }
+}
+
+const BATCHES: &[usize] = &[1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65];
+
+fn fused_equals_plain_bit_for_bit() {
+    for &(rows, cols) in SHAPES {
+        for weights in [model_weights(rows, cols, 13), any_bits(rows * cols, 14, true)] {
+            let tensor = encoded(&weights, rows, cols);
+            let [plain, dense3, dense4] =
+                Resident::ALL.map(|form| gpu().upload_as(&tensor, form).unwrap());
+            for &batch in BATCHES {
+                let x = model_x(batch * cols, 15);
+                let expected = bits(&matmul(gpu(), &plain, &x, batch));
+                for dense in [&dense3, &dense4] {
+                    let what = format!("{rows}x{cols} batch {batch} {:?}", dense.resident());
+                    assert_eq!(bits(&matmul(gpu(), dense, &x, batch)), expected, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the same.
+fn products_equal_the_twin() {
+    let mut possible = [true; 2];
+    for &(rows, cols) in SHAPES {
+        let weights = model_weights(rows, cols, 16);
+        let tensor = encoded(&weights, rows, cols);
+        for form in Resident::ALL {
+            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            for batch in [1, 3, 20] {
+                let x = model_x(batch * cols, 17);
+                let y = bits(&matmul(gpu(), &loaded, &x, batch));
+                let fmas: [fn(f32, f32, f32) -> f32; 2] = [fused, unfused];
+                for (possible, fma) in possible.iter_mut().zip(fmas) {
+                    let twin = Twin::new(&weights, rows, cols, twin_form(form), fma);
+                    let expected: Vec<u32> = x
+                        .chunks(cols)
+                        .flat_map(|x| bits(&if batch <= 8 { twin.matvec(x) } else { twin.gemm(x) }))
+                        .collect();
+                    *possible &= y == expected;
+                }
+                assert!(possible != [false; 2], "{rows}x{cols} batch {batch} {form:?}");
+            }
+        }
+    }
+    eprintln!("this device's fma rounds {}", if possible[0] { "once" } else { "twice" });
+}
+
+fn twin_form(form: Resident) -> layout::Resident {
+    match form {
+        Resident::Dense3 => layout::Resident::Dense3,
+        Resident::Dense4 => layout::Resident::Dense4,
+        _ => layout::Resident::Plain,
+    }
+}
+
+fn errors_keep_within_the_bound() {
+    let rows = 8;
+    for cols in [1000, 4096, 28672] {
+        let inputs = [
+            ("random", model_weights(rows, cols, 18), model_x(64 * cols, 19)),
+            ("constant", vec![bf16(0.1); rows * cols], vec![0.3; 64 * cols]),
+            (
+                "all positive",
+                model_weights(rows, cols, 20).iter().map(|w| w & 0x7fff).collect(),
+                model_x(64 * cols, 21).iter().map(|x| x.abs()).collect(),
+            ),
+        ];
+        for (what, weights, x) in inputs {
+            let loaded = gpu().upload(&encoded(&weights, rows, cols)).unwrap();
+            for batch in [1, 2, 3, 4, 7, 8, 9, 16, 31, 32, 48, 64] {
+                let x = &x[..batch * cols];
+                let y = matmul(gpu(), &loaded, x, batch);
+                let error = largest_error(&weights, cols, x, &y);
+                let bound = bound(cols, batch);
+                assert!(error <= bound, "{what} {cols} batch {batch}: {error} of {bound}");
+                if what == "random" {
+                    assert!(error <= 16.0, "{cols} batch {batch}: {error}");
+                }
+            }
+        }
+    }
+}
+
+fn tbe_uploads_directly() {
+    let (rows, cols) = (300, 1100);
+    let weights = model_weights(rows, cols, 22);
+    for width in [Width::Three, Width::Four] {
+        let tensor = encoded_by(&Tbe::new(width), &weights, rows, cols);
+        let loaded = gpu().upload(&tensor).unwrap();
+        assert!(decompress(gpu(), &loaded) == bytes_of(&weights));
+    }
+}
+
+fn the_smallest_form_is_chosen() {
+    let (rows, cols) = (64, 4096);
+    let model = gpu().upload(&encoded(&model_weights(rows, cols, 23), rows, cols)).unwrap();
+    assert_eq!(model.resident(), Resident::Dense3);
+    let bits_per_weight = model.byte_len() as f64 * 8.0 / (rows * cols) as f64;
+    assert!((11.1..11.6).contains(&bits_per_weight), "{bits_per_weight}");
+    let noise = any_bits(rows * cols, 24, false);
+    let noise = gpu().upload(&encoded(&noise, rows, cols)).unwrap();
+    assert_eq!(noise.resident(), Resident::Plain);
+}
+
+fn nothing_to_multiply_is_no_error() {
+    for (rows, cols, batch) in [(5, 0, 3), (0, 5, 3), (0, 0, 1), (5, 4, 0)] {
+        let weights = gpu().upload(&encoded(&vec![0; rows * cols], rows, cols)).unwrap();
+        let y = matmul(gpu(), &weights, &vec![1.0; batch * cols], batch);
+        assert!(y.iter().all(|&v| v == 0.0) && y.len() == batch * rows);
+        assert!(decompress(gpu(), &weights).is_empty() || cols == 4);
+        // The same in buffers, which hold something before.
+        let x = gpu().new_buffer(batch * cols).unwrap();
+        let y = gpu().new_buffer(batch * rows).unwrap();
+        gpu().write_buffer(&y, &vec![1f32; batch * rows]).unwrap();
+        gpu().submit(|e| gpu().matmul_into(e, &weights, &x, batch, &y)).unwrap();
+        let mut read = vec![f32::NAN; batch * rows];
+        gpu().read_buffer(&y, &mut read).unwrap();
+        assert!(read.iter().all(|&v| v == 0.0));
+    }
+}
+
+fn wrong_lengths_are_errors() {
+    let (rows, cols) = (8, 100);
+    let weights = gpu().upload(&encoded(&model_weights(rows, cols, 25), rows, cols)).unwrap();
+    let is_wrong = |x: usize, batch: usize, y: usize| {
+        let error = gpu().matmul(&weights, &vec![0.0; x], batch, &mut vec![0.0; y]).unwrap_err();
+        assert_eq!(error.rule(), Rule::BufferLength, "{x} {batch} {y}");
+    };
+    is_wrong(99, 1, 8);
+    is_wrong(101, 1, 8);
+    is_wrong(100, 1, 7);
+    is_wrong(100, 2, 16);
+    is_wrong(200, 2, 8);
+    is_wrong(0, 1, 0);
+    is_wrong(0, usize::MAX, 0);
+    for len in [0, 1, 2 * rows * cols - 1, 2 * rows * cols + 1] {
+        let error = gpu().decompress(&weights, &mut vec![0; len]).unwrap_err();
+        assert_eq!(error.rule(), Rule::BufferLength);
+    }
+    let (x, y) = (gpu().new_buffer(99).unwrap(), gpu().new_buffer(8).unwrap());
+    let error = gpu().submit(|e| gpu().matmul_into(e, &weights, &x, 1, &y)).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+    let error = gpu().submit(|e| gpu().decompress_into(e, &weights, &y)).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+    let error = gpu().gather(&weights, &[8], &mut [0.0; 100]).unwrap_err();
+    assert_eq!(error.rule(), Rule::RangeOutOfBounds);
+    // Not a matrix of bf16.
+    let spec = bigsmall_format::TensorSpec::new("w", bigsmall_format::Dtype::F32, &[2]).unwrap();
+    let tensor = bigsmall_format::encode_tensor(&bigsmall_format::Raw, &spec, &vec![0; 8], 1);
+    assert_eq!(gpu().upload(&tensor.unwrap()).unwrap_err().rule(), Rule::SpecMismatch);
+}
+
+fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
+    let mut limits = gpu().device().limits();
+    change(&mut limits);
+    let mut options = WgpuOptions::default();
+    options.limits = Some(limits);
+    Wgpu::headless_with(&options).unwrap()
+}
+
+fn rows_split_by_the_limits() {
+    let (rows, cols) = (150, 1100);
+    let weights = model_weights(rows, cols, 26);
+    let tensor = encoded(&weights, rows, cols);
+    let small = small_device(|l| l.max_storage_buffer_binding_size = 64 << 10);
+    for form in Resident::ALL {
+        let whole = gpu().upload_as(&tensor, form).unwrap();
+        let split = small.upload_as(&tensor, form).unwrap();
+        assert_eq!(whole.n_shards(), 1);
+        assert!(split.n_shards() >= 5, "{split:?}");
+        assert!(decompress(&small, &split) == bytes_of(&weights));
+        for batch in [1, 6, 9, 40] {
+            let x = model_x(batch * cols, 27);
+            let expected = matmul(gpu(), &whole, &x, batch);
+            // A batch that does not fit a buffer is multiplied in pieces, each with the kernel for its own size.
+            let y = matmul(&small, &split, &x, batch);
+            if batch <= 9 {
+                assert_eq!(bits(&y), bits(&expected));
+            }
+            assert!(largest_error(&weights, cols, &x, &y) <= 64.0);
+        }
+        let ids = [149, 0, 77, 77];
+        let mut gathered = vec![0.0; ids.len() * cols];
+        small.gather(&split, &ids, &mut gathered).unwrap();
+        for (id, row) in ids.iter().zip(gathered.chunks(cols)) {
+            let expected = &weights[*id as usize * cols..][..cols];
+            assert!(row.iter().zip(expected).all(|(v, w)| v.to_bits() == u32::from(*w) << 16));
+        }
+        // A buffer that is too large to be bound is an error, not a panic.
+        let y = small.new_buffer(rows * 200).unwrap();
+        let x = small.new_buffer(cols * 200).unwrap();
+        let error = small.submit(|e| small.matmul_into(e, &split, &x, 1, &y)).unwrap_err();
+        assert_eq!(error.rule(), Rule::Device);
+    }
+    // Not even one row fits.
+    let wide = encoded(&model_weights(1, 40_000, 28), 1, 40_000);
+    assert_eq!(small.upload(&wide).unwrap_err().rule(), Rule::Device);
+}
+
+fn more_workgroups_than_a_dimension_holds() {
+    // Eight rows a workgroup: 600,000 rows need 75,000.
+    let (rows, cols) = (600_000, 1);
+    let weights = any_bits(rows, 29, true);
+    let tensor = encoded(&weights, rows, cols);
+    let loaded = gpu().upload_as(&tensor, Resident::Dense3).unwrap();
+    let y = matmul(gpu(), &loaded, &[1.0], 1);
+    let exact = |y: &f32, w: &u16| *y == half::bf16::from_bits(*w).to_f32();
+    // Denormals may be flushed.
+    let flushed = |y: &f32, w: &u16| *y == 0.0 && w & 0x7f80 == 0;
+    assert!(y.iter().zip(&weights).all(|(y, w)| exact(y, w) || flushed(y, w)));
+    // The same with the limit lowered, for every kernel.
+    let (rows, cols) = (1000, 40);
+    let weights = model_weights(rows, cols, 30);
+    let tensor = encoded(&weights, rows, cols);
+    let small = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
+    for form in Resident::ALL {
+        let (a, b) = (gpu().upload_as(&tensor, form), small.upload_as(&tensor, form));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert!(decompress(&small, &b) == bytes_of(&weights));
+        for batch in [1, 8, 33] {
+            let x = model_x(batch * cols, 31);
+            assert_eq!(bits(&matmul(gpu(), &a, &x, batch)), bits(&matmul(&small, &b, &x, batch)));
+        }
+    }
+}
+
+fn rows_are_gathered() {
+    for &(rows, cols) in SHAPES {
+        let weights = any_bits(rows * cols, 32, false);
+        let tensor = encoded(&weights, rows, cols);
+        let ids: Vec<u32> = (0..20).map(|i| (i * 7919) % rows as u32).collect();
+        for form in Resident::ALL {
+            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            let mut y = vec![f32::NAN; ids.len() * cols];
+            gpu().gather(&loaded, &ids, &mut y).unwrap();
+            for (id, row) in ids.iter().zip(y.chunks(cols)) {
+                let expected = &weights[*id as usize * cols..][..cols];
+                let same = |v: &f32, w: &u16| {
+                    let w = half::bf16::from_bits(*w).to_f32();
+                    v.to_bits() == w.to_bits() || (v.is_nan() && w.is_nan())
+                };
+                assert!(row.iter().zip(expected).all(|(v, w)| same(v, w)), "{rows}x{cols} {form:?}");
+            }
+        }
+    }
+}
+
+fn layers_chain_on_the_device() {
+    let (m, k, batch) = (130, 70, 3);
+    let up_weights = model_weights(m, k, 33);
+    let up = gpu().upload(&encoded(&up_weights, m, k)).unwrap();
+    let down = gpu().upload(&encoded(&model_weights(k, m, 34), k, m)).unwrap();
+    let x = model_x(batch * k, 35);
+    let middle = matmul(gpu(), &up, &x, batch);
+    let expected = matmul(gpu(), &down, &middle, batch);
+    let (a, b, c) = (
+        gpu().new_buffer(batch * k).unwrap(),
+        gpu().new_buffer(batch * m).unwrap(),
+        gpu().new_buffer(batch * k).unwrap(),
+    );
+    gpu().write_buffer(&a, &x).unwrap();
+    let decoded = gpu().new_buffer(m * k / 2).unwrap();
+    gpu()
+        .submit(|e| {
+            gpu().matmul_into(e, &up, &a, batch, &b)?;
+            gpu().matmul_into(e, &down, &b, batch, &c)?;
+            gpu().decompress_into(e, &up, &decoded)
+        })
+        .unwrap();
+    let mut y = vec![0.0; batch * k];
+    gpu().read_buffer(&c, &mut y).unwrap();
+    assert_eq!(bits(&y), bits(&expected));
+    let mut bytes = vec![0u8; 2 * m * k];
+    gpu().read_buffer(&decoded, &mut bytes).unwrap();
+    assert!(bytes == bytes_of(&up_weights));
+}
+
+fn a_lost_device_is_an_error() {
+    let (rows, cols) = (8, 64);
+    let tensor = encoded(&model_weights(rows, cols, 36), rows, cols);
+    let own = Wgpu::headless().unwrap();
+    // A device that the caller made: nobody has told us about its loss.
+    let given = {
+        let instance = wgpu::Instance::default();
+        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+        Wgpu::from_device(device, queue)
+    };
+    for gpu in [own, given] {
+        let weights = gpu.upload(&tensor).unwrap();
+        let x = vec![1.0; cols];
+        let before = matmul(&gpu, &weights, &x, 1);
+        assert_eq!(before.len(), rows);
+        gpu.device().destroy();
+        let mut y = vec![0.0; rows];
+        let error = gpu.matmul(&weights, &x, 1, &mut y).unwrap_err();
+        assert_eq!(error.class(), Class::Io, "{error:?}");
+        assert_eq!(error.rule(), Rule::DeviceLost);
+        assert_eq!(gpu.upload(&tensor).unwrap_err().rule(), Rule::DeviceLost);
+        let error = gpu.decompress(&weights, &mut vec![0; 2 * rows * cols]).unwrap_err();
+        assert_eq!(error.rule(), Rule::DeviceLost);
+    }
+}
+
+fn no_adapter_is_an_error() {
+    let mut options = WgpuOptions::default();
+    options.adapter = Some("an adapter that nobody has".into());
+    let error = Wgpu::headless_with(&options).unwrap_err();
+    assert_eq!(error.rule(), Rule::BackendMissing);
+}
+
+fn no_memory_is_an_error() {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // Nothing may be allocated at all.
+    descriptor.memory_budget_thresholds.for_resource_creation = Some(0);
+    let instance = wgpu::Instance::new(descriptor);
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    let gpu = Wgpu::from_device(device, queue);
+    let tensor = encoded(&model_weights(8, 64, 37), 8, 64);
+    let error = gpu.upload(&tensor).unwrap_err();
+    assert_eq!(error.rule(), Rule::Memory, "{error:?}");
+}
+
+fn unguarded_loops_change_nothing() {
+    let (rows, cols) = (50, 3000);
+    let tensor = encoded(&model_weights(rows, cols, 38), rows, cols);
+    let mut options = WgpuOptions::default();
+    options.unguarded_loops = true;
+    let fast = Wgpu::headless_with(&options).unwrap();
+    let (a, b) = (gpu().upload(&tensor).unwrap(), fast.upload(&tensor).unwrap());
+    for batch in [1, 2, 4, 8, 16, 64] {
+        let x = model_x(batch * cols, 39);
+        assert_eq!(bits(&matmul(gpu(), &a, &x, batch)), bits(&matmul(&fast, &b, &x, batch)));
+    }
+}

@@ -1,0 +1,102 @@
+//! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the products keep the contract.
+#![cfg(feature = "wgpu")]
+#![allow(unreachable_pub)]
+
+mod common;
+#[path = "../src/layout.rs"]
+#[allow(dead_code)]
+mod layout;
+
+use common::twin::{Twin, fused, unfused};
+use common::*;
+use layout::Resident;
+
+/// Shapes around every boundary: vec4, step, block, segment.
+const SHAPES: &[(usize, usize)] = &[
+    (1, 1),
+    (1, 7),
+    (9, 1),
+    (7, 9),
+    (3, 127),
+    (3, 128),
+    (2, 129),
+    (5, 640),
+    (3, 1023),
+    (3, 1024),
+    (3, 1025),
+    (2, 2816),
+    (2, 16 * 1024),
+    (2, 16 * 1024 + 1),
+    (2, 17 * 1024 + 130),
+];
+
+#[test]
+fn every_form_decodes_exactly_at_every_shape() {
+    for &(rows, cols) in SHAPES {
+        for (weights, what) in [
+            (model_weights(rows, cols, 1), "model"),
+            (any_bits(rows * cols, 2, false), "any bits"),
+            (vec![0xffff; rows * cols], "one pattern, above every window"),
+            (vec![0; rows * cols], "zeros"),
+        ] {
+            for form in Resident::ALL {
+                let twin = Twin::new(&weights, rows, cols, form, fused);
+                assert!(twin.decode() == weights, "{rows}x{cols} {what} {form:?}");
+                assert!(twin.decode_by_steps() == weights, "{rows}x{cols} {what} {form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn all_bf16_patterns_decode() {
+    let weights: Vec<u16> = (0..=u16::MAX).collect();
+    for (rows, cols) in [(64, 1024), (1, 65536), (512, 128)] {
+        for form in Resident::ALL {
+            assert!(Twin::new(&weights, rows, cols, form, fused).decode() == weights);
+        }
+    }
+}
+
+#[test]
+fn compressed_equals_plain_bit_for_bit() {
+    for &(rows, cols) in SHAPES {
+        let weights = model_weights(rows, cols, 3);
+        let x = model_x(cols, 4);
+        for fma in [fused, unfused] {
+            let plain = Twin::new(&weights, rows, cols, Resident::Plain, fma);
+            for form in [Resident::Dense3, Resident::Dense4] {
+                let dense = Twin::new(&weights, rows, cols, form, fma);
+                assert_eq!(bits(&dense.matvec(&x)), bits(&plain.matvec(&x)));
+                assert_eq!(bits(&dense.gemm(&x)), bits(&plain.gemm(&x)));
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_keep_within_the_bound() {
+    for cols in [1, 100, 4096, 28672] {
+        let rows = 4;
+        let inputs = [
+            (model_weights(rows, cols, 5), model_x(cols, 6)),
+            (vec![bf16(0.1); rows * cols], vec![0.3; cols]),
+            (
+                model_weights(rows, cols, 7).iter().map(|w| w & 0x7fff).collect(),
+                model_x(cols, 8).iter().map(|x| x.abs()).collect(),
+            ),
+        ];
+        for (weights, x) in inputs {
+            for fma in [fused, unfused] {
+                let twin = Twin::new(&weights, rows, cols, Resident::Dense3, fma);
+                for (y, batch) in [(twin.matvec(&x), 1), (twin.gemm(&x), 16)] {
+                    let error = largest_error(&weights, cols, &x, &y);
+                    assert!(error <= bound(cols, batch), "{cols} columns, batch {batch}: {error}");
+                }
+            }
+        }
+    }
+    for cols in [4096, 28672, 49152] {
+        assert!(Twin::chains(cols, 1).0 <= 64 && Twin::chains(cols, 64).0 <= 64);
+    }
+}
