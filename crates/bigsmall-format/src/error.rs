@@ -111,6 +111,8 @@ rules! {
     ModelIndex: Corrupt, "the model's index file is wrong";
     ModelPath: Corrupt, "a shard's path leads out of the model's folder";
     ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
+    ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
+    TooManyShards: Limit, "more shards than the limit";
     NotARegularFile: Io, "not a regular file";
     // Callers.
     TensorMissing: Usage, "no tensor of that name";
@@ -136,6 +138,7 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     rule: Rule,
+    file: Option<Box<str>>,
     tensor: Option<Box<str>>,
     offset: Option<u64>,
     expected: Option<Box<str>>,
@@ -150,6 +153,7 @@ impl Error {
     pub fn new(rule: Rule) -> Self {
         Error(Box::new(Inner {
             rule,
+            file: None,
             tensor: None,
             offset: None,
             expected: None,
@@ -165,6 +169,13 @@ impl Error {
         let mut error = Error::new(Rule::Io);
         error.0.source = Some(source);
         error
+    }
+
+    /// Names the file, unless one is named already.
+    #[must_use]
+    pub fn in_file(mut self, path: impl AsRef<std::path::Path>) -> Self {
+        self.0.file.get_or_insert_with(|| path.as_ref().to_string_lossy().into());
+        self
     }
 
     /// Names the tensor, unless one is named already.
@@ -229,6 +240,10 @@ impl From<std::io::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.0;
+        if let Some(file) = &inner.file {
+            // Control characters are escaped: names are a stranger's words.
+            write!(f, "{}: ", file.escape_debug())?;
+        }
         if let Some(tensor) = &inner.tensor {
             // `{:?}` escapes control characters: names are a stranger's words.
             write!(f, "tensor {tensor:?}: ")?;

@@ -1,0 +1,247 @@
+//! Output that is absent, old or complete: written under another name beside its place, made durable, then renamed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use bigsmall_format::{Error, ReadAt, Result, Rule};
+use tempfile::{NamedTempFile, TempDir, TempPath};
+
+use crate::os;
+
+/// After how many bytes the system is asked to write them to the disk, while the work goes on.
+const WRITE_BEHIND: u64 = 32 << 20;
+
+/// Where a job's bytes go: a file, nothing at all, or in tests a storage that fails.
+pub(crate) trait Output: Sync {
+    /// Appends `bytes`. One thread alone calls this.
+    fn append(&self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads what stands at `offset`. `false` where nothing is kept.
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool>;
+}
+
+/// Counts the bytes and keeps none: for a dry run.
+#[derive(Default)]
+pub(crate) struct Discard;
+
+impl Output for Discard {
+    fn append(&self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// [`Write`] for an [`Output`].
+pub(crate) struct Appender<'a> {
+    output: &'a dyn Output,
+    written: u64,
+}
+
+impl<'a> Appender<'a> {
+    pub(crate) fn new(output: &'a dyn Output) -> Self {
+        Appender { output, written: 0 }
+    }
+
+    /// Bytes written.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+}
+
+impl Write for Appender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.append(bytes)?;
+        self.written += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file that appears under its name when it is complete.
+pub(crate) struct AtomicFile {
+    file: File,
+    temp: TempPath,
+    target: PathBuf,
+    replace: bool,
+    written: AtomicU64,
+    write_behind: Option<WriteBehind>,
+}
+
+/// Refuses a target that must not be written.
+fn check_target(target: &Path, replace: bool) -> Result<()> {
+    match std::fs::symlink_metadata(target) {
+        Ok(_) if !replace => Err(Error::new(Rule::OutputExists).in_file(target)),
+        Ok(found) if !found.is_file() && !found.is_symlink() => {
+            Err(Error::new(Rule::NotARegularFile).in_file(target))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn parent(target: &Path) -> &Path {
+    target.parent().unwrap_or(Path::new(""))
+}
+
+/// The start of a temporary's name: hidden, and showing what it belongs to.
+fn prefix(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    format!(".{}.", name.chars().take(100).collect::<String>())
+}
+
+impl AtomicFile {
+    /// Begins a file that will be `target`; an existing one stays until then, and is refused without `replace`.
+    pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
+        check_target(target, replace)?;
+        let dir = parent(target);
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let prefix = prefix(target);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        let temp = os::plain_mode(&mut builder, 0o666)
+            .tempfile_in(dir)
+            .map_err(|e| Error::io(e).in_file(target))?;
+        let (file, temp) = temp.into_parts();
+        let write_behind = file.try_clone().ok().and_then(WriteBehind::start);
+        Ok(AtomicFile {
+            file,
+            temp,
+            target: target.to_owned(),
+            replace,
+            written: AtomicU64::new(0),
+            write_behind,
+        })
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub(crate) fn commit(self) -> Result<()> {
+        let named = |e: io::Error| Error::io(e).in_file(&self.target);
+        if let Some(write_behind) = self.write_behind {
+            write_behind.finish().map_err(named)?;
+        }
+        self.file.sync_all().map_err(named)?;
+        let temp = NamedTempFile::from_parts(self.file, self.temp);
+        if self.replace {
+            temp.persist(&self.target).map_err(|e| named(e.error))?;
+        } else {
+            temp.persist_noclobber(&self.target).map_err(|e| match e.error.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    Error::new(Rule::OutputExists).in_file(&self.target)
+                }
+                _ => named(e.error),
+            })?;
+        }
+        os::sync_dir(parent(&self.target)).map_err(named)
+    }
+}
+
+impl Output for AtomicFile {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.file).write_all(bytes)?;
+        let before = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let after = before + bytes.len() as u64;
+        if before / WRITE_BEHIND != after / WRITE_BEHIND
+            && let Some(write_behind) = &self.write_behind
+        {
+            write_behind.wake();
+        }
+        Ok(())
+    }
+
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        self.file.read_exact_at(offset, buf).map(|()| true)
+    }
+}
+
+/// A thread that has written bytes brought to the disk while the next ones are made.
+struct WriteBehind {
+    wake: Sender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl WriteBehind {
+    /// `None` where no thread is to be had: then all is written at the end.
+    fn start(file: File) -> Option<Self> {
+        let (wake, woken) = channel();
+        let thread = std::thread::Builder::new().name("write-behind".into()).spawn(move || {
+            while woken.recv().is_ok() {
+                while woken.try_recv().is_ok() {}
+                // An error is told once only, to whoever asks first: it must not be lost here.
+                file.sync_data()?;
+            }
+            Ok(())
+        });
+        Some(WriteBehind { wake, thread: thread.ok()? })
+    }
+
+    fn wake(&self) {
+        // Nobody listens after an error, which `finish` returns.
+        let _ = self.wake.send(());
+    }
+
+    fn finish(self) -> io::Result<()> {
+        drop(self.wake);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the write-behind thread failed")))
+    }
+}
+
+/// A directory that appears under its name when it is complete.
+pub(crate) struct AtomicDir {
+    temp: TempDir,
+    target: PathBuf,
+    replace: bool,
+}
+
+impl AtomicDir {
+    /// Begins a directory that will be `target`; an existing one stays until then, and is refused without `replace`.
+    pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
+        match std::fs::symlink_metadata(target) {
+            Ok(_) if !replace => {
+                return Err(Error::new(Rule::OutputExists).in_file(target));
+            }
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::new(Rule::Argument)
+                    .expected("the output of a folder to be a folder")
+                    .in_file(target));
+            }
+            _ => {}
+        }
+        let dir = parent(target);
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let prefix = prefix(target);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        let temp = os::plain_mode(&mut builder, 0o777)
+            .tempdir_in(dir)
+            .map_err(|e| Error::io(e).in_file(target))?;
+        Ok(AtomicDir { temp, target: target.to_owned(), replace })
+    }
+
+    /// Where the files go until the directory has its name.
+    pub(crate) fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Makes the directory and its names durable (its files are so already) and gives it its name.
+    pub(crate) fn commit(self) -> Result<()> {
+        let named = |e: io::Error| Error::io(e).in_file(&self.target);
+        os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| match e.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                Error::new(Rule::OutputExists).in_file(&self.target)
+            }
+            _ => named(e),
+        })?;
+        // The name is gone: there is nothing left to remove.
+        let _ = self.temp.keep();
+        os::sync_dir(parent(&self.target)).map_err(named)
+    }
+}

@@ -1,0 +1,203 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use bigsmall_io::Encoding;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Lossless compression of neural-network weights: a safetensors file in, a smaller .bs file out, every bit back.
+#[derive(Parser, Debug)]
+#[command(name = "bigsmall", version, about, long_about = None)]
+#[command(after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, 3 the file is damaged, \
+4 the file or machine is not supported, 5 a limit was reached.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Compress a safetensors file, or a model folder with everything in it.
+    Compress(Compress),
+    /// Restore the identical safetensors file or model folder.
+    #[command(alias = "decompress")]
+    Restore(Restore),
+    /// Check every byte: checksums, decoding, SHA-256 of the original.
+    Verify(Verify),
+    /// Show what is in a shard or a folder of shards.
+    Inspect(Inspect),
+    /// Say from samples how small a file or folder would become, and how long that would take.
+    Estimate(Estimate),
+    /// Write a shard anew in another encoding, without the original.
+    Transcode(Transcode),
+    /// Measure size and speed on the file's own tensors, with memcpy beside them.
+    Bench(Bench),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Coding {
+    /// What to encode with; whatever it does not make smaller is stored raw.
+    #[arg(long, value_enum, default_value_t = Name::Ans)]
+    encoding: Name,
+    /// How hard `ans` tries: faster decoding, or smaller output.
+    #[arg(long, value_enum, default_value_t = Level::Default)]
+    level: Level,
+    /// Threads that encode; 0 means one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum Name {
+    /// Entropy coding: the smallest.
+    Ans,
+    /// The values as they are.
+    Raw,
+    /// Triple bitmaps, codes of 3 bits: the fastest to decode.
+    Tbe3,
+    /// Triple bitmaps, codes of 4 bits.
+    Tbe4,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum Level {
+    /// Decodes fastest.
+    Fast,
+    /// Small and fast.
+    Default,
+    /// Smallest.
+    Small,
+}
+
+impl Coding {
+    pub(crate) fn encoding(&self) -> Encoding {
+        match (self.encoding, self.level) {
+            (Name::Raw, _) => Encoding::Raw,
+            (Name::Tbe3, _) => Encoding::Tbe3,
+            (Name::Tbe4, _) => Encoding::Tbe4,
+            (Name::Ans, _) => Encoding::default(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Compress {
+    /// A safetensors file, or a model folder.
+    pub(crate) input: PathBuf,
+    /// The shard or folder to write.
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) coding: Coding,
+    /// Keep an MD5 of every tensor.
+    #[arg(long)]
+    pub(crate) md5: bool,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Do all the work but write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Restore {
+    /// A shard, or a folder of shards.
+    pub(crate) input: PathBuf,
+    /// The safetensors file or folder to write.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Threads that decode; 0 means one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// A shard, or a folder of shards.
+    pub(crate) input: PathBuf,
+    /// Threads that decode; 0 means one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print the MD5 of every tensor's original bytes.
+    #[arg(long)]
+    pub(crate) md5: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// A shard, or a folder of shards.
+    pub(crate) input: PathBuf,
+    /// Show this tensor alone.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tensor: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Estimate {
+    /// A safetensors file, or a model folder.
+    pub(crate) input: PathBuf,
+    #[command(flatten)]
+    pub(crate) coding: Coding,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Transcode {
+    /// A shard.
+    pub(crate) input: PathBuf,
+    /// The shard to write.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) coding: Coding,
+    /// Keep an MD5 of every tensor.
+    #[arg(long)]
+    pub(crate) md5: bool,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bench {
+    /// A safetensors file or a shard.
+    pub(crate) input: PathBuf,
+    #[command(flatten)]
+    pub(crate) coding: Coding,
+    /// The kernels to decode with.
+    #[arg(long, default_value = "auto", value_name = "auto|avx512|avx2|neon|portable|reference")]
+    pub(crate) backend: String,
+    /// Measure the bare decoder, without the checksums of its blocks.
+    #[arg(long)]
+    pub(crate) no_checksum: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,59 @@
+//! The progress bar on a terminal, and Ctrl-C.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bigsmall_io::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Runs `job` while a thread shows how far it is, where stderr is a terminal.
+pub(crate) fn with_bar<T>(progress: &Progress, job: impl FnOnce() -> T) -> T {
+    if !std::io::stderr().is_terminal() {
+        return job();
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let shown = std::thread::Builder::new().spawn_scoped(scope, || show(progress, &done));
+        let result = job();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Without a thread there is no bar, and that is all.
+        if let Ok(thread) = shown {
+            thread.thread().unpark();
+        }
+        result
+    })
+}
+
+fn show(progress: &Progress, done: &AtomicBool) {
+    let template = "{bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+    let style = ProgressStyle::with_template(template);
+    let bar = ProgressBar::new(0);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+        bar.set_length(progress.total_bytes());
+        bar.set_position(progress.done_bytes());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    bar.finish_and_clear();
+}
+
+/// The first Ctrl-C (or the signal that a shutdown sends) asks the job to stop and clean up, the second ends the program at once.
+pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        let flag = progress.cancel_flag();
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
+        signal_hook::flag::register(signal, flag)?;
+    }
+    #[cfg(unix)]
+    {
+        // A file above the size that the system allows is an error to report; by default the signal would end the program and
+        // leave the temporary file behind.
+        let ignored = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)?;
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, progress.cancel_flag())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! The command `bigsmall`.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bar;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use bigsmall_io::{
+    Class, CompressOptions, Error, Model, Progress, Report, RestoreOptions, Result, hex,
+};
+use clap::{CommandFactory as _, Parser as _};
+use serde_json::{Value, json};
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let progress = Progress::default();
+    let result = bar::stop_on_signals(&progress).map_err(Error::io).and_then(|()| {
+        let text = bar::with_bar(&progress, || run(cli.command, &progress))?;
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            // Whoever read the output has seen enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(Error::io),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "bigsmall: {error}");
+            ExitCode::from(match error.class() {
+                Class::Usage => 2,
+                Class::Corrupt => 3,
+                Class::Unsupported => 4,
+                Class::Limit => 5,
+                _ => 1,
+            })
+        }
+    }
+}
+
+/// Does what was asked; returns what to print.
+fn run(command: Command, progress: &Progress) -> Result<String> {
+    let begin = Instant::now();
+    match command {
+        Command::Compress(a) => {
+            let options = CompressOptions {
+                encoding: a.coding.encoding(),
+                threads: a.coding.threads,
+                md5: a.md5,
+                replace: a.force,
+                dry_run: a.dry_run,
+            };
+            // A dry run looks at no output.
+            let output = a.output.unwrap_or_default();
+            let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
+            Ok(show("compressed", &report, begin, a.json))
+        }
+        Command::Restore(a) => {
+            let options = RestoreOptions { threads: a.threads, replace: a.force, md5: false };
+            let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
+            Ok(show("restored", &report, begin, a.json))
+        }
+        Command::Verify(a) => {
+            let options = RestoreOptions { threads: a.threads, replace: false, md5: a.md5 };
+            let report = bigsmall_io::verify(&a.input, &options, progress)?;
+            Ok(show("verified", &report, begin, a.json))
+        }
+        Command::Inspect(a) => inspect(&a),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "bigsmall", &mut script);
+            Ok(String::from_utf8_lossy(&script).into_owned())
+        }
+        _ => Err(Error::new(bigsmall_io::Rule::Argument)),
+    }
+}
+
+/// A number of bytes for people.
+fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
+    let seconds = begin.elapsed().as_secs_f64();
+    if as_json {
+        let files = report.files.iter().map(|f| {
+            let md5: serde_json::Map<String, Value> =
+                f.md5s.iter().map(|(name, md5)| (name.clone(), hex(md5).into())).collect();
+            let mut value = json!({
+                "name": f.name,
+                "original_bytes": f.original_bytes,
+                "compressed_bytes": f.compressed_bytes,
+                "sha256": hex(&f.sha256),
+                "tensors": f.n_tensors,
+                "shared_tensors": f.n_shared,
+            });
+            if !md5.is_empty() {
+                value["md5"] = md5.into();
+            }
+            value
+        });
+        let value = json!({
+            "original_bytes": report.original_bytes,
+            "compressed_bytes": report.compressed_bytes,
+            "ratio": report.ratio(),
+            "seconds": seconds,
+            "files": files.collect::<Vec<Value>>(),
+        });
+        return format!("{value}\n");
+    }
+    let mut out = String::new();
+    for f in &report.files {
+        out += &format!("{}  sha256 {}\n", f.name.escape_debug(), hex(&f.sha256));
+        for (name, md5) in &f.md5s {
+            out += &format!("  {}  md5 {}\n", name.escape_debug(), hex(md5));
+        }
+    }
+    out += &format!(
+        "{what} {} <-> {}: {:.2} % in {seconds:.2} s ({:.2} GB/s)\n",
+        bytes(report.original_bytes),
+        bytes(report.compressed_bytes),
+        100.0 * report.ratio(),
+        report.original_bytes as f64 / 1e9 / seconds.max(1e-9),
+    );
+    out
+}
+
+fn inspect(a: &args::Inspect) -> Result<String> {
+    let model = Model::open(&a.input)?;
+    let (mut original, mut compressed) = (0, 0);
+    let mut files = Vec::new();
+    for (name, shard) in model.shards() {
+        use bigsmall_io::ReadAt as _;
+        original += shard.original_len();
+        compressed += shard.source().byte_len();
+        files.push(json!({ "name": name, "sha256": hex(&shard.sha256()) }));
+    }
+    let names: Vec<&str> = match &a.tensor {
+        Some(name) => vec![model.spec(name)?.name()],
+        None => model.tensors().map(|t| t.name()).collect(),
+    };
+    let ratio = if original == 0 { 1.0 } else { compressed as f64 / original as f64 };
+    let mut tensors = Vec::new();
+    let mut table = String::new();
+    for name in names {
+        let (spec, stored) = (model.spec(name)?, model.stored(name)?);
+        let encoding = match &stored.shares {
+            Some(owner) => format!("as {}", owner.escape_debug()),
+            None => stored.encoding.to_owned(),
+        };
+        table += &format!(
+            "{:>12} {:>12}  {:<5} {:<8} {} {:?}\n",
+            spec.byte_len(),
+            stored.compressed_bytes,
+            encoding,
+            spec.dtype().name(),
+            name.escape_debug(),
+            spec.shape(),
+        );
+        tensors.push(json!({
+            "name": name,
+            "dtype": spec.dtype().name(),
+            "shape": spec.shape(),
+            "encoding": stored.encoding,
+            "original_bytes": spec.byte_len(),
+            "compressed_bytes": stored.compressed_bytes,
+            "shares": stored.shares,
+            "shard": stored.shard,
+            "md5": stored.md5.map(|m| hex(&m)),
+        }));
+    }
+    if a.json {
+        let value = json!({
+            "original_bytes": original,
+            "compressed_bytes": compressed,
+            "ratio": ratio,
+            "files": files,
+            "tensors": tensors,
+        });
+        return Ok(format!("{value}\n"));
+    }
+    let head = format!("{:>12} {:>12}  {:<5} {:<8} name, shape\n", "original", "stored", "as", "dtype");
+    let (original, compressed) = (bytes(original), bytes(compressed));
+    Ok(format!("{head}{table}{original} <-> {compressed}: {:.2} %\n", 100.0 * ratio))
+}

@@ -1,0 +1,331 @@
+//! Reading tensors out of a shard or a folder of shards.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{
+    BlockDecoder, EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec,
+};
+
+use crate::folder::{Folder, SHARD};
+use crate::model_index::ModelIndex;
+use crate::pipeline::zeroed;
+use crate::{encoding, os};
+
+/// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are read when they are asked for,
+/// from any thread, each block checked before it is decoded.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-model-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("m.bs");
+/// # let json = br#"{"layers.0.w":{"dtype":"U8","shape":[2,3],"data_offsets":[0,6]}}"#;
+/// # let plain = [&(json.len() as u64).to_le_bytes()[..], json, &[1, 2, 3, 4, 5, 6]].concat();
+/// # std::fs::write(dir.join("m.safetensors"), plain)?;
+/// # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
+/// # bigsmall_io::compress(&dir.join("m.safetensors"), &path, &options, &Default::default())?;
+/// let model = bigsmall_io::Model::open(&path)?;
+/// let tensor = model.tensor("layers.0.w")?;
+/// assert_eq!(tensor.spec().shape(), [2, 3]);
+/// assert_eq!(tensor.bytes(), [1, 2, 3, 4, 5, 6]);
+/// assert_eq!(model.rows("layers.0.w", 1..2)?.bytes(), [4, 5, 6]);
+/// assert_eq!(model.layer("layers.0")?.len(), 1);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Model {
+    shards: Vec<Open>,
+    /// Shard and place of every tensor, by its name.
+    places: HashMap<Box<str>, (usize, usize)>,
+    threads: usize,
+}
+
+struct Open {
+    name: String,
+    shard: Shard<Source>,
+}
+
+/// Whatever a shard is read from.
+struct Source(Box<dyn ReadAt>);
+
+impl ReadAt for Source {
+    fn byte_len(&self) -> u64 {
+        self.0.byte_len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_exact_at(offset, buf)
+    }
+
+    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        self.0.bytes_at(range)
+    }
+}
+
+/// A tensor's original bytes, or some of its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    spec: TensorSpec,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Name, dtype and shape; for a range of rows the shape is that of the range.
+    #[must_use]
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    /// The values, little-endian and row-major, as they were in the safetensors file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The values, to keep.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stored {
+    /// The shard's name within the folder.
+    pub shard: String,
+    /// The encoding's name.
+    pub encoding: &'static str,
+    /// Bytes of the payload; 0 where the payload is that of another tensor.
+    pub compressed_bytes: u64,
+    /// The tensor whose payload this one shares.
+    pub shares: Option<String>,
+    /// MD5 of the original bytes, where it was asked for when compressing.
+    pub md5: Option<[u8; 16]>,
+}
+
+impl Model {
+    /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json` names, or its only `.bs` file.
+    ///
+    /// # Errors
+    /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and [`Rule::ModelTensor`] for a folder that
+    /// contradicts itself; [`Rule::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Self::from_source(os::open_regular(path)?).map_err(|e| e.in_file(path));
+        }
+        let folder = Folder::open(path)?;
+        let names: Vec<PathBuf> = folder.names_in_root()?;
+        let (shards, indices): (Vec<&PathBuf>, Vec<&PathBuf>) = (
+            names.iter().filter(|n| n.to_string_lossy().ends_with(SHARD)).collect(),
+            names.iter().filter(|n| n.to_string_lossy().ends_with(".bs.index.json")).collect(),
+        );
+        let index = match (&indices[..], &shards[..]) {
+            ([index], _) => Some(*index),
+            (_, [_]) => None,
+            (found, shards) => {
+                return Err(Error::new(Rule::ModelIndex)
+                    .in_file(path)
+                    .expected("one index file, or one shard")
+                    .found(format!("{} and {}", found.len(), shards.len())));
+            }
+        };
+        let open = |name: &Path| {
+            let file = folder.open_file(name)?;
+            Shard::open(Source(Box::new(file))).map_err(|e| e.in_file(name))
+        };
+        let mut model = Model { shards: Vec::new(), places: HashMap::new(), threads: 0 };
+        match index {
+            None => {
+                for name in shards {
+                    model.add(&name.to_string_lossy(), open(name)?)?;
+                }
+            }
+            Some(name) => {
+                let (_, index) =
+                    ModelIndex::read(&folder.open_file(name)?).map_err(|e| e.in_file(name))?;
+                for shard in index.shards() {
+                    model.add(shard, open(Path::new(shard))?)?;
+                }
+                model.check(&index)?;
+            }
+        }
+        Ok(model)
+    }
+
+    /// Opens the shard in `source`: bytes in memory, a remote file.
+    ///
+    /// # Errors
+    /// Those of [`Shard::open`].
+    pub fn from_source(source: impl ReadAt + 'static) -> Result<Self> {
+        let mut model = Model { shards: Vec::new(), places: HashMap::new(), threads: 0 };
+        model.add("", Shard::open(Source(Box::new(source)))?)?;
+        Ok(model)
+    }
+
+    fn add(&mut self, name: &str, shard: Shard<Source>) -> Result<()> {
+        for (place, spec) in shard.tensors().iter().enumerate() {
+            let here = (self.shards.len(), place);
+            if self.places.insert(spec.name().into(), here).is_some() {
+                return Err(Error::new(Rule::ModelTensor)
+                    .in_tensor(spec.name())
+                    .found("in two shards"));
+            }
+        }
+        self.shards.push(Open { name: name.to_owned(), shard });
+        Ok(())
+    }
+
+    /// The index file must say of every tensor where it is, and nothing else.
+    fn check(&self, index: &ModelIndex) -> Result<()> {
+        for (tensor, shard) in &index.weight_map {
+            let found = self.places.get(tensor.as_str()).map(|&(s, _)| &self.shards[s].name);
+            if found != Some(shard) {
+                return Err(Error::new(Rule::ModelTensor)
+                    .in_tensor(tensor)
+                    .expected(format!("it to be in {shard:?}")));
+            }
+        }
+        if index.weight_map.len() != self.places.len() {
+            return Err(Error::new(Rule::ModelTensor)
+                .expected(format!("{} tensors", index.weight_map.len()))
+                .found(self.places.len()));
+        }
+        Ok(())
+    }
+
+    /// Decodes on up to `threads` threads; 0, as at first: on as many as the machine offers.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// The tensors, shard after shard, in the order of their data.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.shards.iter().flat_map(|s| s.shard.tensors())
+    }
+
+    /// The shards in the order of their names, which are empty for a single shard.
+    pub fn shards(&self) -> impl Iterator<Item = (&str, &Shard<impl ReadAt>)> {
+        self.shards.iter().map(|s| (s.name.as_str(), &s.shard))
+    }
+
+    fn place(&self, name: &str) -> Result<(&Shard<Source>, usize, &TensorSpec)> {
+        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
+        let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
+        let shard = &self.shards[shard].shard;
+        Ok((shard, index, &shard.tensors()[index]))
+    }
+
+    /// Name, dtype and shape of the tensor `name`.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn spec(&self, name: &str) -> Result<&TensorSpec> {
+        Ok(self.place(name)?.2)
+    }
+
+    /// How the tensor `name` is stored. Reads nothing.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        let (shard, index, _) = self.place(name)?;
+        let entry = shard.entry(index)?;
+        let shares = entry.shares().and_then(|owner| shard.tensors().get(owner));
+        let payload = shard.payload_range(index)?;
+        Ok(Stored {
+            shard: self.shards[self.places[name].0].name.clone(),
+            encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
+            compressed_bytes: if shares.is_some() { 0 } else { payload.end - payload.start },
+            shares: shares.map(|s| s.name().to_owned()),
+            md5: entry.md5(),
+        })
+    }
+
+    /// The tensor `name`. Memory: its original bytes, and for each thread four encoded blocks.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`], [`Rule::BlockChecksum`], the rules of its encoding, [`Rule::Io`], [`Rule::Memory`].
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let spec = self.spec(name)?;
+        let mut bytes = zeroed(spec.byte_len())?;
+        self.tensor_into(name, &mut bytes)?;
+        Ok(Tensor { spec: spec.clone(), bytes })
+    }
+
+    /// Decodes the tensor `name` into `dst`, which is as long as its original bytes. On an error `dst` holds nothing that means
+    /// anything.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
+    pub fn tensor_into(&self, name: &str, dst: &mut [u8]) -> Result<()> {
+        let (shard, index, spec) = self.place(name)?;
+        let decoder = decoder(shard, index)?;
+        shard.decode(index, &*decoder, 0..spec.byte_len(), dst, self.threads)
+    }
+
+    /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that hold them are read.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::UnalignedRange`].
+    pub fn rows(&self, name: &str, rows: Range<u64>) -> Result<Tensor> {
+        let (_, _, spec) = self.place(name)?;
+        let range = spec.row_bytes(rows.clone())?;
+        let mut shape = spec.shape().to_vec();
+        if let Some(first) = shape.first_mut() {
+            *first = rows.end - rows.start;
+        }
+        let part = TensorSpec::new(name, spec.dtype(), &shape)?;
+        let mut bytes = zeroed(range.end - range.start)?;
+        self.rows_into(name, rows, &mut bytes)?;
+        Ok(Tensor { spec: part, bytes })
+    }
+
+    /// Decodes the rows `rows` of the tensor `name` into `dst`.
+    ///
+    /// # Errors
+    /// Those of [`rows`](Self::rows); [`Rule::BufferLength`].
+    pub fn rows_into(&self, name: &str, rows: Range<u64>, dst: &mut [u8]) -> Result<()> {
+        let (shard, index, spec) = self.place(name)?;
+        let range = spec.row_bytes(rows)?;
+        let decoder = decoder(shard, index)?;
+        shard.decode(index, &*decoder, range, dst, self.threads)
+    }
+
+    /// All tensors of a layer, in the order of their data: those named `prefix` or beginning with `prefix` and a dot, so that
+    /// `model.layers.1` does not mean `model.layers.10`.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor); [`Rule::TensorMissing`] where there is none.
+    pub fn layer(&self, prefix: &str) -> Result<Vec<Tensor>> {
+        let prefix = prefix.strip_suffix('.').unwrap_or(prefix);
+        let within = |name: &str| match name.strip_prefix(prefix) {
+            Some(rest) => rest.is_empty() || rest.starts_with('.'),
+            None => false,
+        };
+        let names = self.tensors().map(TensorSpec::name).filter(|name| within(name));
+        let found = names.map(|name| self.tensor(name)).collect::<Result<Vec<_>>>()?;
+        if found.is_empty() {
+            return Err(Error::new(Rule::TensorMissing).in_tensor(prefix));
+        }
+        Ok(found)
+    }
+
+    /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum verified. Memory: the payload.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::Io`].
+    pub fn encoded(&self, name: &str) -> Result<EncodedTensor> {
+        let (shard, index, _) = self.place(name)?;
+        shard.encoded(index)
+    }
+}
+
+fn decoder(shard: &Shard<Source>, index: usize) -> Result<Box<dyn BlockDecoder>> {
+    shard.decoder(index, encoding(shard.encoding(index)?)?)
+}

@@ -1,0 +1,236 @@
+//! The index file of a model in several shards: `model.safetensors.index.json` and its twin `model.bs.index.json`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Component, Path};
+
+use bigsmall_format::{Error, Limits, ReadAt, Result, Rule};
+use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+
+/// Shards of one model at the most.
+const MAX_SHARDS: usize = 1 << 16;
+
+/// Which shard holds which tensor.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ModelIndex {
+    /// Tensor and shard, sorted by tensor.
+    pub(crate) weight_map: Vec<(String, String)>,
+}
+
+impl ModelIndex {
+    /// Reads an index file: its text, and what it says. Every shard's name has been checked.
+    pub(crate) fn read(source: &dyn ReadAt) -> Result<(String, Self)> {
+        let limit = Limits::default().max_header_bytes;
+        let len = source.byte_len();
+        if len > limit {
+            return Err(Error::new(Rule::ModelIndexTooLarge)
+                .expected(format!("at most {limit} bytes"))
+                .found(len));
+        }
+        let mut text = vec![0; len as usize];
+        source.read_exact_at(0, &mut text)?;
+        let text = String::from_utf8(text).map_err(|e| wrong(e.to_string()))?;
+        let index = Self::parse(&text)?;
+        Ok((text, index))
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let mut de = serde_json::Deserializer::from_str(text);
+        let parsed = Top.deserialize(&mut de);
+        let mut weight_map =
+            parsed.and_then(|found| de.end().map(|()| found)).map_err(|e| wrong(e.to_string()))?;
+        weight_map.sort();
+        if let Some([a, _]) = weight_map.array_windows().find(|[a, b]| a.0 == b.0) {
+            return Err(Error::new(Rule::ModelTensor).in_tensor(&a.0).found("two entries"));
+        }
+        let index = ModelIndex { weight_map };
+        let shards = index.shards();
+        if shards.len() > MAX_SHARDS {
+            return Err(Error::new(Rule::TooManyShards)
+                .expected(format!("at most {MAX_SHARDS}"))
+                .found(shards.len()));
+        }
+        shards.into_iter().try_for_each(check_name)?;
+        Ok(index)
+    }
+
+    /// The shards' names, each once.
+    pub(crate) fn shards(&self) -> BTreeSet<&str> {
+        self.weight_map.iter().map(|(_, shard)| shard.as_str()).collect()
+    }
+
+    /// The same with the shards' ending `from` replaced by `to`.
+    fn renamed(&self, from: &str, to: &str) -> Self {
+        let rename = |name: &str| match name.strip_suffix(from) {
+            Some(stem) => format!("{stem}{to}"),
+            None => name.to_owned(),
+        };
+        let weight_map = self.weight_map.iter().map(|(t, s)| (t.clone(), rename(s))).collect();
+        ModelIndex { weight_map }
+    }
+
+    fn to_json(&self) -> String {
+        let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
+        let map: serde_json::Map<String, serde_json::Value> = map.collect();
+        serde_json::json!({ "weight_map": map }).to_string()
+    }
+}
+
+/// The text of an index file with `.safetensors` for `.bs` or the other way round. `true` where the way back gives the identical
+/// text; where it does not, the original must be carried along.
+pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, bool)> {
+    let index = ModelIndex::parse(text)?;
+    let (from_end, to_end) = (format!("{from}\""), format!("{to}\""));
+    let translated = text.replace(&from_end, &to_end);
+    let wanted = index.renamed(from, to);
+    let same = ModelIndex::parse(&translated).is_ok_and(|found| found == wanted);
+    if same && translated.replace(&to_end, &from_end) == text {
+        return Ok((translated, true));
+    }
+    Ok((if same { translated } else { wanted.to_json() }, false))
+}
+
+fn wrong(found: String) -> Error {
+    Error::new(Rule::ModelIndex).found(found)
+}
+
+/// A shard's name is a relative path of plain components on every system: nothing that leads out, no drive, no stream.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |name: &str| {
+        let components = Path::new(name).components();
+        !name.is_empty()
+            && !name.contains(['\\', ':', '\0'])
+            && name.split('/').all(|c| !c.is_empty() && c != "." && c != "..")
+            && components.into_iter().all(|c| matches!(c, Component::Normal(_)))
+    };
+    if plain(name) {
+        return Ok(());
+    }
+    Err(Error::new(Rule::ModelPath).expected("a name within the folder").found(format!("{name:?}")))
+}
+
+/// The whole file: an object that has a `weight_map`.
+struct Top;
+
+impl<'de> DeserializeSeed<'de> for Top {
+    type Value = Vec<(String, String)>;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top {
+    type Value = Vec<(String, String)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with a weight_map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key != "weight_map" {
+                map.next_value::<IgnoredAny>()?;
+            } else if found.replace(map.next_value_seed(WeightMap)?).is_some() {
+                return Err(A::Error::custom("weight_map appears twice"));
+            }
+        }
+        found.ok_or_else(|| A::Error::custom("there is no weight_map"))
+    }
+}
+
+/// An object from tensors to shards; keys that appear twice are kept twice.
+struct WeightMap;
+
+impl<'de> DeserializeSeed<'de> for WeightMap {
+    type Value = Vec<(String, String)>;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for WeightMap {
+    type Value = Vec<(String, String)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object from tensors to shards")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            found.push(entry);
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        let bad = [
+            "../s.bs", "/s.bs", "C:\\s.bs", "C:s.bs", "\\\\host\\s.bs", "", ".", "..", "a/../s.bs",
+            "a//s.bs", "./s.bs", "s.bs/", "a\\..\\s.bs", "s\0.bs", "//host/s.bs",
+        ];
+        for name in bad {
+            let text = serde_json::json!({"weight_map": {"t": name}}).to_string();
+            assert_eq!(ModelIndex::parse(&text).unwrap_err().rule(), Rule::ModelPath, "{name:?}");
+        }
+        for name in ["s.bs", "model-00001-of-00002.bs", "a/b.bs", "..s", "ä.bs"] {
+            let text = serde_json::json!({"weight_map": {"t": name}}).to_string();
+            assert!(ModelIndex::parse(&text).is_ok(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_index_files_are_refused() {
+        let deep = format!("{{\"metadata\":{}", "[".repeat(200_000));
+        let cases = [
+            ("", Rule::ModelIndex),
+            ("[]", Rule::ModelIndex),
+            ("{}", Rule::ModelIndex),
+            ("{\"weight_map\":{}}x", Rule::ModelIndex),
+            ("{\"weight_map\":{\"a\":1}}", Rule::ModelIndex),
+            ("{\"weight_map\":[]}", Rule::ModelIndex),
+            ("{\"weight_map\":{},\"weight_map\":{}}", Rule::ModelIndex),
+            ("{\"weight_map\":{\"t\":\"a.bs\",\"t\":\"b.bs\"}}", Rule::ModelTensor),
+            ("{\"weight_map\":{\"t\":\"a.bs\",\"\\u0074\":\"a.bs\"}}", Rule::ModelTensor),
+            (&deep, Rule::ModelIndex),
+        ];
+        for (text, rule) in cases {
+            let shown = &text[..text.len().min(60)];
+            assert_eq!(ModelIndex::parse(text).unwrap_err().rule(), rule, "{shown}");
+        }
+        assert!(ModelIndex::parse("{\"weight_map\":{},\"other\":[1,{\"a\":null}]}").is_ok());
+    }
+
+    #[test]
+    fn a_million_shards_are_over_the_limit() {
+        let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"t{i}\":\"{i}.bs\"")).collect();
+        let text = format!("{{\"weight_map\":{{{}}}}}", entries.join(","));
+        assert_eq!(ModelIndex::parse(&text).unwrap_err().rule(), Rule::TooManyShards);
+    }
+
+    #[test]
+    fn translation_is_undone_exactly_or_says_that_it_is_not() {
+        let text = "{\n \"metadata\": {\"total_size\": 7},\n \"weight_map\": {\"a\": \"x-1.safetensors\", \"b\":\"x-2.safetensors\"}}\n";
+        let (there, exact) = translate(text, ".safetensors", ".bs").unwrap();
+        assert!(exact && there.contains("\"x-1.bs\"") && !there.contains("safetensors"));
+        assert_eq!(translate(&there, ".bs", ".safetensors").unwrap().0, text);
+        // A tensor whose own name has the ending, a foreign value with the new ending, an escaped letter in the ending.
+        for text in [
+            "{\"weight_map\":{\"a.safetensors\":\"x.safetensors\"}}",
+            "{\"weight_map\":{\"a\":\"x.safetensors\"},\"note\":\"y.bs\"}",
+            "{\"weight_map\":{\"a\":\"x.safetensor\\u0073\"}}",
+        ] {
+            let (there, exact) = translate(text, ".safetensors", ".bs").unwrap();
+            assert!(!exact, "{text}");
+            assert_eq!(ModelIndex::parse(&there).unwrap().weight_map[0].1, "x.bs", "{text}");
+        }
+    }
+}

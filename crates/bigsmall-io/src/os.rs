@@ -1,0 +1,105 @@
+//! Everything that differs between Linux, macOS and Windows (positioned reads stand in `bigsmall-format`).
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use bigsmall_format::{Error, Result, Rule};
+
+/// Opens a regular file for reading. A pipe, a device or a directory is an error and never blocks.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let named = |e: io::Error| Error::io(e).in_file(path);
+    let refuse = || Error::new(Rule::NotARegularFile).in_file(path);
+    // Looked at before it is opened, since opening a device may do something; and after, since it may have been replaced.
+    if !std::fs::metadata(path).map_err(named)?.is_file() {
+        return Err(refuse());
+    }
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    }
+    let file = options.open(path).map_err(named)?;
+    if !file.metadata().map_err(named)?.is_file() {
+        return Err(refuse());
+    }
+    Ok(file)
+}
+
+/// Whether both paths are one file or directory. What does not exist is nothing's equal.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if let (Ok(a), Ok(b)) = (std::fs::metadata(a), std::fs::metadata(b)) {
+            return (a.dev(), a.ino()) == (b.dev(), b.ino());
+        }
+        false
+    }
+    #[cfg(not(unix))]
+    {
+        matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    }
+}
+
+/// What changes when someone writes to a file.
+pub(crate) fn stamp(metadata: &Metadata) -> impl PartialEq + use<> {
+    (metadata.len(), metadata.modified().ok())
+}
+
+/// Lets a temporary file or directory take the mode that the umask leaves, as any other new file does.
+pub(crate) fn plain_mode<'a, 'b>(
+    builder: &'a mut tempfile::Builder<'b, 'b>,
+    mode: u32,
+) -> &'a mut tempfile::Builder<'b, 'b> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(mode))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = mode;
+        builder
+    }
+}
+
+/// Makes the names in a directory durable. Windows has no such call; there a rename is durable once the file system's journal is.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        File::open(path)?.sync_all()
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        Ok(())
+    }
+}
+
+/// Gives the directory `new` the name `target`. With `replace` an existing directory is taken away, in one step where the system
+/// can exchange two names (Linux, macOS), else with a moment in which there is none.
+pub(crate) fn rename_dir(new: &Path, target: &Path, replace: bool) -> io::Result<()> {
+    if !replace || std::fs::symlink_metadata(target).is_err() {
+        // An empty directory may be replaced by a rename, any other may not.
+        return std::fs::rename(new, target);
+    }
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE).is_ok() {
+            return std::fs::remove_dir_all(new);
+        }
+    }
+    let mut aside = new.as_os_str().to_owned();
+    aside.push(".old");
+    std::fs::rename(target, &aside)?;
+    if let Err(error) = std::fs::rename(new, target) {
+        std::fs::rename(&aside, target)?;
+        return Err(error);
+    }
+    std::fs::remove_dir_all(&aside)
+}

@@ -1,0 +1,60 @@
+//! How far a job is, and the wish to stop it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How far a job is, for another thread to look at, and the wish to stop it.
+///
+/// A caller who wants neither passes `&Progress::default()`.
+///
+/// ```
+/// let progress = bigsmall_io::Progress::default();
+/// assert_eq!((progress.done_bytes(), progress.total_bytes()), (0, 0));
+/// progress.cancel();
+/// assert!(progress.is_cancelled());
+/// ```
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Progress {
+    /// Original bytes dealt with so far.
+    #[must_use]
+    pub fn done_bytes(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Original bytes to deal with; 0 until the headers have been read.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Asks the job to stop: it ends soon with [`Rule::Cancelled`](bigsmall_format::Rule::Cancelled) and leaves nothing behind.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the job was asked to stop.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The flag behind [`cancel`](Self::cancel), for a signal handler to set.
+    #[must_use]
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,61 @@
+//! What a job found out.
+
+use std::path::Path;
+
+/// What [`compress`](crate::compress), [`restore`](crate::restore), [`verify`](crate::verify) and
+/// [`transcode`](crate::transcode) found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Bytes of the safetensors files.
+    pub original_bytes: u64,
+    /// Bytes of the shards.
+    pub compressed_bytes: u64,
+    /// One for each safetensors file, in the order of their names.
+    pub files: Vec<FileReport>,
+}
+
+/// What is known of one safetensors file and its shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileReport {
+    /// The input's name, within the folder where there is one.
+    pub name: String,
+    /// Bytes of the safetensors file.
+    pub original_bytes: u64,
+    /// Bytes of the shard.
+    pub compressed_bytes: u64,
+    /// SHA-256 of the safetensors file.
+    pub sha256: [u8; 32],
+    /// Tensors in the file.
+    pub n_tensors: u64,
+    /// How many of them share the payload of another.
+    pub n_shared: u64,
+    /// Name and MD5 of the original bytes of every tensor, in the order of the data, where asked for.
+    pub md5s: Vec<(String, [u8; 16])>,
+}
+
+impl Report {
+    pub(crate) fn of(files: Vec<FileReport>) -> Self {
+        Report {
+            original_bytes: files.iter().map(|f| f.original_bytes).sum(),
+            compressed_bytes: files.iter().map(|f| f.compressed_bytes).sum(),
+            files,
+        }
+    }
+
+    /// Compressed over original; smaller is better. 1 where there is nothing.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        ratio(self.original_bytes, self.compressed_bytes)
+    }
+}
+
+pub(crate) fn ratio(original: u64, compressed: u64) -> f64 {
+    if original == 0 { 1.0 } else { compressed as f64 / original as f64 }
+}
+
+/// A path's last component, for a report.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
