@@ -56,6 +56,18 @@ impl<'a> BitReader<'a> {
         Some(value)
     }
 
+    /// Counts ones up to the next zero and takes them and it; `None` at the end or when there are more than `most`.
+    pub(crate) fn pull_ones(&mut self, most: u32) -> Option<u32> {
+        let mut ones = 0;
+        while self.pull(1)? == 1 {
+            ones += 1;
+            if ones > most {
+                return None;
+            }
+        }
+        Some(ones)
+    }
+
     /// Whether what is left is less than a byte of zeros: the writer's padding and nothing else.
     pub(crate) fn only_padding_left(&self) -> bool {
         let rest = self.bytes.len() * 8 - self.at;

@@ -5,6 +5,7 @@ use bigsmall_format::{Error, Result, Rule};
 
 use crate::backend::{EntropyBackend, Job, LANES};
 use crate::bits::{BitReader, BitWriter};
+use crate::exceptions;
 use crate::head::Head;
 use crate::plan::low_width;
 use crate::planes::{self, GROUP, packed_len};
@@ -12,13 +13,11 @@ use crate::planes::{self, GROUP, packed_len};
 const KIND_RAW: u8 = 0;
 const KIND_CONSTANT: u8 = 1;
 const KIND_ANS: u8 = 2;
-/// Kind, reserved, number of exceptions, number of words.
+/// Kind, Rice parameter of the exceptions, their number, number of words.
 const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 const CONSTANT_LEN: usize = 64;
 const STATES: usize = 4 * LANES;
-/// Position and field.
-const EXCEPTION: usize = 4;
 /// Lower bound of a lane's state.
 pub(crate) const STATE_MIN: u32 = 1 << 16;
 /// Bytes that the end states carry, at most: 16 bits a lane.
@@ -88,7 +87,7 @@ impl CostTable {
         let outside = self.costs.len() - 1;
         let mut sums = [0u32; 8];
         for &h in heads {
-            let symbol = usize::from(head.layout.field(h).wrapping_sub(head.base)).min(outside);
+            let symbol = usize::from(head.symbol(head.layout.field(h))).min(outside);
             let costs = &self.costs[symbol];
             for (sum, cost) in sums.iter_mut().zip(costs) {
                 *sum += cost;
@@ -133,7 +132,7 @@ fn encode_ans(
         let (freqs, stand_in) = (table.freqs(), table.most_frequent());
         for (i, (&h, symbol)) in heads.iter().zip(symbols).enumerate() {
             let field = layout.field(h);
-            let s = field.wrapping_sub(head.base);
+            let s = head.symbol(field);
             let coded = freqs.get(usize::from(s)).is_some_and(|&f| f > 0);
             *symbol = if coded { s as u8 } else { stand_in };
             if !coded {
@@ -172,14 +171,11 @@ fn encode_ans(
     backend.encode(head, symbols, &group_tables[..n_groups], &mut states, words);
 
     // Sections, in order.
-    out.extend_from_slice(&[KIND_ANS, 0]);
+    let rice = exceptions::rice_parameter(n, exceptions.len());
+    out.extend_from_slice(&[KIND_ANS, rice as u8]);
     out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
     out.extend_from_slice(&(words.len() as u32).to_le_bytes());
     out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
-    for (position, field) in &*exceptions {
-        out.extend_from_slice(&position.to_le_bytes());
-        out.extend_from_slice(&field.to_le_bytes());
-    }
     // The encoder works from the last symbol to the first: its last word is the decoder's first.
     out.extend(words.iter().rev().flat_map(|w| w.to_le_bytes()));
     pad4(out);
@@ -211,6 +207,7 @@ fn encode_ans(
         }
     }
     out.extend_from_slice(residual);
+    out.extend(exceptions::write(head, exceptions, rice));
     out.extend_from_slice(tail);
     true
 }
@@ -271,6 +268,8 @@ fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]
 struct Sections<'a> {
     n_groups: usize,
     states: [u32; LANES],
+    n_exceptions: usize,
+    rice: u32,
     exceptions: &'a [u8],
     /// Everything from the words on, so that a backend may read ahead of them within the block.
     from_words: &'a [u8],
@@ -295,7 +294,8 @@ impl<'a> Sections<'a> {
             block.split_at_checked(HEADER + STATES).ok_or_else(|| length(HEADER + STATES))?;
         let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
         let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
-        if fixed[1] != 0 || n_words > n_groups * GROUP || n_groups == 0 {
+        let rice = u32::from(fixed[1]);
+        if rice > exceptions::MAX_RICE || n_words > n_groups * GROUP || n_groups == 0 {
             return Err(Error::new(Rule::AnsBlockHeader)
                 .at(0)
                 .expected(format!("at most {} words in {n_groups} groups", n_groups * GROUP))
@@ -311,7 +311,7 @@ impl<'a> Sections<'a> {
         for (state, bytes) in states.iter_mut().zip(fixed[HEADER..].as_chunks::<4>().0) {
             *state = u32::from_le_bytes(*bytes);
         }
-        let (exceptions, from_words) = take(n_exceptions * EXCEPTION)?;
+        let (_, from_words) = take(0)?;
         let (words, _) = take((2 * n_words).next_multiple_of(4))?;
         let n_segments = n_groups.div_ceil(head.segment_groups());
         let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
@@ -355,10 +355,12 @@ impl<'a> Sections<'a> {
         let (lows, _) = take(low_total)?;
         let residual_len = n_groups * packed_len(layout.residual_bits);
         let (residual, _) = take(residual_len - carried_len(residual_len))?;
-        let (tail, after) = take((n_units - n_groups * GROUP) * layout.unit_bytes)?;
-        if !after.is_empty() {
-            return Err(length(block.len() - after.len()));
-        }
+        // The exceptions fill what is left before the tail.
+        let tail_len = (n_units - n_groups * GROUP) * layout.unit_bytes;
+        let exceptions_len = rest.len().checked_sub(tail_len);
+        let exceptions_len =
+            exceptions_len.ok_or_else(|| length(block.len() - rest.len() + tail_len))?;
+        let (exceptions, tail) = rest.split_at(exceptions_len);
         if let Some(lane) = states.iter().position(|&s| s < STATE_MIN) {
             return Err(Error::new(Rule::AnsLaneState)
                 .at((HEADER + 4 * lane) as u64)
@@ -368,6 +370,8 @@ impl<'a> Sections<'a> {
         Ok(Sections {
             n_groups,
             states,
+            n_exceptions,
+            rice,
             exceptions,
             from_words,
             n_words,
@@ -595,11 +599,12 @@ fn put_together(
             unpack_any(packed, layout.residual_bits, &mut residual);
         }
         let shift = layout.field_shift();
-        let base = head.base;
+        let (base, first) = (head.base, head.first);
+        let field = |symbol: u8| if symbol == 0 { first } else { base + u16::from(symbol) };
         match (layout.unit_bytes, layout.head_bytes) {
             (1, _) => {
                 for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
-                    *unit = ((base + u16::from(symbol)) << shift) as u8 | r;
+                    *unit = (field(symbol) << shift) as u8 | r;
                 }
             }
             (2, 2) => {
@@ -607,7 +612,7 @@ fn put_together(
                 for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
                     // Sign extension takes bit 7 to bit 15; the field overwrites nothing, since it is 0 there.
                     let sign_and_low = r as i8 as i16 as u16 & (0x8000 | 0x7f);
-                    *unit = ((base + u16::from(symbol)) << shift | sign_and_low).to_le_bytes();
+                    *unit = (field(symbol) << shift | sign_and_low).to_le_bytes();
                 }
             }
             _ => {
@@ -617,7 +622,7 @@ fn put_together(
                 unpack_lows(packed, layout.low_bits(), width, &mut lows);
                 lows_used += packed.len();
                 for (i, unit) in units.chunks_exact_mut(layout.unit_bytes).enumerate() {
-                    let top = layout.head(base + u16::from(symbols[i]), residual[i]);
+                    let top = layout.head(field(symbols[i]), residual[i]);
                     let value = lows[i] | u64::from(top) << layout.low_bits();
                     unit.copy_from_slice(&value.to_le_bytes()[..layout.unit_bytes]);
                 }
@@ -643,25 +648,13 @@ fn unpack_any(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
 
 fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<()> {
     let layout = &head.layout;
-    let mut least = 0;
-    for entry in s.exceptions.as_chunks::<EXCEPTION>().0 {
-        let position = usize::from(u16::from_le_bytes([entry[0], entry[1]]));
-        let field = u16::from_le_bytes([entry[2], entry[3]]);
-        let wrong = |what: &str| {
-            Error::new(Rule::AnsException)
-                .expected(what)
-                .found(format!("field {field} at unit {position}"))
-        };
-        if position < least || position >= s.n_groups * GROUP {
-            return Err(wrong("positions that rise and lie in a group"));
-        }
-        least = position + 1;
+    let n = s.n_groups * GROUP;
+    exceptions::read(head, s.exceptions, s.rice, s.n_exceptions, n, |position, field| {
         let table = &head.tables[usize::from(s.group_tables[position / GROUP])];
-        let symbol = usize::from(field.wrapping_sub(head.base));
-        if u32::from(field) >> layout.field_bits != 0
-            || table.freqs().get(symbol).is_some_and(|&f| f > 0)
-        {
-            return Err(wrong("a field that the table has not"));
+        if table.freqs().get(usize::from(head.symbol(field))).is_some_and(|&f| f > 0) {
+            return Err(Error::new(Rule::AnsException)
+                .expected("a field that the table has not")
+                .found(format!("field {field} at unit {position}")));
         }
         let unit = &mut units[position * layout.unit_bytes..][..layout.unit_bytes];
         let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
@@ -670,6 +663,6 @@ fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<(
         let residual = layout.residual(u16::from_le_bytes(bytes));
         let bytes = layout.head(field, residual).to_le_bytes();
         head_bytes.copy_from_slice(&bytes[..head_bytes.len()]);
-    }
-    Ok(())
+        Ok(())
+    })
 }

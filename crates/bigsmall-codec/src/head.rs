@@ -13,7 +13,7 @@ pub(crate) const MAX_TABLES: usize = 8;
 /// Low widths of one tensor, at most.
 pub(crate) const MAX_LOW_WIDTHS: usize = 4;
 /// Bytes before the tables.
-const FIXED: usize = 12;
+const FIXED: usize = 14;
 
 /// A valid head.
 pub(crate) struct Head {
@@ -22,8 +22,10 @@ pub(crate) struct Head {
     pub(crate) layout: Layout,
     /// The window has 2^`symbol_bits` symbols, 5 to 8.
     pub(crate) symbol_bits: u32,
-    /// The field of symbol 0.
+    /// The field of symbol `s` is `base + s`, but for symbol 0.
     pub(crate) base: u16,
+    /// The field of symbol 0: `base`, or one far from the window (that of zero, in tensors with many zeros).
+    pub(crate) first: u16,
     /// Units of a segment, a power of two from 256 on.
     pub(crate) segment: usize,
     /// How many of the low bits a segment may keep, from all of them downwards; empty where the dtype has none.
@@ -44,13 +46,30 @@ impl Head {
         m: u32,
         layout: Layout,
         symbol_bits: u32,
-        base: u16,
+        (base, first): (u16, u16),
         segment: usize,
         low_widths: Vec<u8>,
         tables: Vec<FrequencyTable>,
     ) -> Head {
         let alias = tables.iter().map(AliasTable::new).collect();
-        Head { m, layout, symbol_bits, base, segment, low_widths, tables, alias }
+        Head { m, layout, symbol_bits, base, first, segment, low_widths, tables, alias }
+    }
+
+    /// The symbol of `field`, or a number beyond the window.
+    pub(crate) fn symbol(&self, field: u16) -> u16 {
+        if field == self.first {
+            return 0;
+        }
+        // A field below the window wraps around; so does, deliberately, `base` itself where `first` took its symbol.
+        match field.wrapping_sub(self.base) {
+            0 => u16::MAX,
+            symbol => symbol,
+        }
+    }
+
+    /// The field of `symbol`.
+    pub(crate) fn field(&self, symbol: u8) -> u16 {
+        if symbol == 0 { self.first } else { self.base + u16::from(symbol) }
     }
 
     /// Bits that name a segment's table.
@@ -76,6 +95,7 @@ impl Head {
             self.tables.len() as u8,
         ];
         out.extend_from_slice(&self.base.to_le_bytes());
+        out.extend_from_slice(&self.first.to_le_bytes());
         out.extend_from_slice(&[self.low_widths.len() as u8, 0]);
         let mut widths = [0; MAX_LOW_WIDTHS];
         widths[..self.low_widths.len()].copy_from_slice(&self.low_widths);
@@ -94,10 +114,12 @@ impl Head {
             Error::new(Rule::AnsHead).at(at).expected(expected).found(found)
         };
         let Some((fixed, rest)) = bytes.split_at_checked(FIXED) else {
-            return Err(wrong(0, "12 bytes or more", &bytes.len()));
+            return Err(wrong(0, "14 bytes or more", &bytes.len()));
         };
-        let &[m, symbol_bits, segment, n_tables, base0, base1, n_low, reserved, ..] = fixed else {
-            return Err(wrong(0, "12 bytes or more", &bytes.len()));
+        let &[m, symbol_bits, segment, n_tables, base0, base1, first0, first1, n_low, reserved, ..] =
+            fixed
+        else {
+            return Err(wrong(0, "14 bytes or more", &bytes.len()));
         };
         let widths = &fixed[FIXED - MAX_LOW_WIDTHS..];
         let m = u32::from(m);
@@ -117,17 +139,24 @@ impl Head {
         if u32::from(base) + (1 << symbol_bits) > 1 << layout.field_bits {
             return Err(wrong(4, "a window within the field", &base));
         }
+        let first = u16::from_le_bytes([first0, first1]);
+        let within = first.wrapping_sub(base);
+        if u32::from(first) >> layout.field_bits != 0
+            || (within != 0 && u32::from(within) >> symbol_bits == 0)
+        {
+            return Err(wrong(6, "the window's first field or one outside", &first));
+        }
         let n_low = usize::from(n_low);
         let (widths, unused) = widths
             .split_at_checked(n_low)
-            .ok_or_else(|| wrong(6, "at most 4 low widths", &n_low))?;
+            .ok_or_else(|| wrong(8, "at most 4 low widths", &n_low))?;
         let all = layout.low_bits();
         let full_first = widths.first().map(|&w| u32::from(w)) == (all > 0).then_some(all);
         if !full_first || !widths.is_sorted_by(|a, b| a > b) {
-            return Err(wrong(8, "low widths from all bits downwards", &format!("{widths:?}")));
+            return Err(wrong(10, "low widths from all bits downwards", &format!("{widths:?}")));
         }
         if reserved != 0 || unused.iter().any(|&b| b != 0) {
-            return Err(Error::new(Rule::ReservedNotZero).at(7));
+            return Err(Error::new(Rule::ReservedNotZero).at(9));
         }
         let mut bits = BitReader::new(rest);
         let tables = (0..n_tables)
@@ -137,6 +166,6 @@ impl Head {
             return Err(wrong(FIXED as u64, "nothing after the tables", &"more bytes"));
         }
         let segment = 1 << segment;
-        Ok(Head::new(m, layout, symbol_bits, base, segment, widths.to_vec(), tables))
+        Ok(Head::new(m, layout, symbol_bits, (base, first), segment, widths.to_vec(), tables))
     }
 }

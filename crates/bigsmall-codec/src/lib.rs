@@ -24,6 +24,7 @@
 mod backend;
 mod bits;
 mod block;
+mod exceptions;
 mod head;
 mod layout;
 mod plan;

@@ -12,7 +12,7 @@ use crate::{BitWriter, Level};
 /// Units that are read in one piece.
 const RUN: u64 = 4096;
 /// What a unit outside the window costs in 1/256 bit, whatever the table.
-const OUTSIDE: u64 = 33 << 8;
+const OUTSIDE: u64 = 20 << 8;
 
 /// How much work a level puts into the plan.
 struct Effort {
@@ -128,9 +128,12 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         let fields: Vec<u16> = sample.heads.iter().map(|&h| layout.field(h)).collect();
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        let base = window(&fields, &layout, symbol_bits);
-        // Outside the window: saturates above the last symbol.
-        let symbols: Vec<u16> = fields.iter().map(|&f| f.wrapping_sub(base)).collect();
+        let (base, first) = window(&fields, &layout, symbol_bits);
+        let symbol = |f: u16| if f == first { 0 } else { f.wrapping_sub(base) };
+        // Outside the window, and `base` where another field took its symbol: beyond the last symbol.
+        let beyond = |f: u16| f != first && f.wrapping_sub(base) == 0;
+        let symbols: Vec<u16> =
+            fields.iter().map(|&f| if beyond(f) { u16::MAX } else { symbol(f) }).collect();
         for &segment in effort.segments {
             let histograms = histograms(&symbols, segment, 1 << symbol_bits);
             let outside =
@@ -141,7 +144,8 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
             cost += low_cost;
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let head = Head::new(m, layout, symbol_bits, base, segment, low_widths, tables);
+                let head =
+                    Head::new(m, layout, symbol_bits, (base, first), segment, low_widths, tables);
                 best = Some((cost, head));
             }
         }
@@ -150,23 +154,29 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     Ok(head)
 }
 
-/// The first field of the window of 2^`symbol_bits` fields that covers most, the lowest among equals.
-fn window(fields: &[u16], layout: &Layout, symbol_bits: u32) -> u16 {
-    let mut counts = vec![0u32; 1 << layout.field_bits];
+/// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of its symbol 0: its own, or
+/// field 0 (zeros and subnormals) where that is more common and lies outside.
+fn window(fields: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
+    let mut counts = vec![0u64; 1 << layout.field_bits];
     for &f in fields {
         counts[usize::from(f)] += 1;
     }
-    let width = 1 << symbol_bits;
-    let mut covered: u64 = counts[..width].iter().map(|&c| u64::from(c)).sum();
-    let (mut best, mut base) = (covered, 0);
+    let width = 1usize << symbol_bits;
+    let mut covered: u64 = counts[..width].iter().sum();
+    // The best window, and the best of those whose symbol 0 gives way to field 0.
+    let (mut plain, mut with_zero) = ((covered, 0), (0, 0));
     for begin in 1..=counts.len() - width {
-        covered += u64::from(counts[begin + width - 1]);
-        covered -= u64::from(counts[begin - 1]);
-        if covered > best {
-            (best, base) = (covered, begin);
+        covered += counts[begin + width - 1];
+        covered -= counts[begin - 1];
+        if covered > plain.0 {
+            plain = (covered, begin);
+        }
+        let zero_instead = covered - counts[begin] + counts[0];
+        if zero_instead > with_zero.0 {
+            with_zero = (zero_instead, begin);
         }
     }
-    base as u16
+    if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
 }
 
 /// Counts of the symbols of every segment, one after the other.

@@ -12,8 +12,8 @@ pub(crate) const TOTAL: u32 = 1 << PRECISION;
 
 /// Fraction bits of [`log2`].
 const LOG_FRACTION: u32 = 20;
-/// What an exception costs, in bits: position and field.
-const EXCEPTION_BITS: u64 = 32;
+/// About what an exception costs, in bits: gap, field and the symbol that stands in.
+const EXCEPTION_BITS: u64 = 20;
 
 /// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs decide bytes.
 static LOG2: [u32; TOTAL as usize + 1] = {
@@ -53,7 +53,7 @@ impl FrequencyTable {
     pub(crate) fn from_counts(counts: &[u32]) -> FrequencyTable {
         let n: u64 = counts.iter().map(|&c| u64::from(c)).sum();
         // A symbol in the table takes at least 1/4096 from all others, n * log2(e) / 4096 bits, about 10 bits in the
-        // head and 12 bits each time; an exception costs 32 bits each time.
+        // head and 12 bits each time; an exception about 20 bits each time.
         let entry_bits_4096 = n * 1477 / 1024 + 10 * u64::from(TOTAL);
         let worth = |c: u32| {
             u64::from(c) * (EXCEPTION_BITS - u64::from(PRECISION)) * u64::from(TOTAL)
