@@ -214,7 +214,7 @@ pub(crate) fn compress_source(
     let (to_writer, written) = channel::<Arc<Job<'_>>>();
     let work = Mutex::new(work);
     let coder = Coder {
-        encoding: options.encoding.of(),
+        encoding: options.encoding.implementation(),
         tensors,
         shared: &shared,
         source,

@@ -2,31 +2,45 @@
 
 use std::sync::OnceLock;
 
+use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{EncodingId, Error, Raw, Result, Rule, TensorEncoding};
 use bigsmall_tbe::{Tbe, Width};
 
 /// What to encode with. Whatever the encoding does not take or does not make smaller is stored raw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
     /// The values as they are.
-    #[default]
     Raw,
+    /// Entropy coding: the smallest, 10.5 bits for a bf16 weight.
+    Ans(Level),
     /// Triple bitmaps with codes of 3 bits: 11.3 bits for a bf16 weight, and the fastest to decode and to multiply with.
     Tbe3,
     /// The same with codes of 4 bits: 12 bits for a bf16 weight, hardly any escapes.
     Tbe4,
 }
 
+impl Default for Encoding {
+    fn default() -> Self {
+        Encoding::Ans(Level::Default)
+    }
+}
+
 impl Encoding {
-    /// The implementation.
-    pub(crate) fn of(self) -> &'static dyn TensorEncoding {
-        static TBE3: OnceLock<Tbe> = OnceLock::new();
-        static TBE4: OnceLock<Tbe> = OnceLock::new();
+    /// The implementation, with the fastest kernels of this machine.
+    #[must_use]
+    pub fn implementation(self) -> &'static dyn TensorEncoding {
+        static ANS: OnceLock<[Ans; 3]> = OnceLock::new();
+        static TBE: OnceLock<[Tbe; 2]> = OnceLock::new();
+        let ans = || ANS.get_or_init(|| [Level::Fast, Level::Default, Level::Small].map(Ans::new));
+        let tbe = || TBE.get_or_init(|| [Width::Three, Width::Four].map(Tbe::new));
         match self {
             Encoding::Raw => &Raw,
-            Encoding::Tbe3 => TBE3.get_or_init(|| Tbe::new(Width::Three)),
-            Encoding::Tbe4 => TBE4.get_or_init(|| Tbe::new(Width::Four)),
+            Encoding::Ans(Level::Fast) => &ans()[0],
+            Encoding::Ans(Level::Default) => &ans()[1],
+            Encoding::Ans(Level::Small) => &ans()[2],
+            Encoding::Tbe3 => &tbe()[0],
+            Encoding::Tbe4 => &tbe()[1],
         }
     }
 }
@@ -37,8 +51,9 @@ impl Encoding {
 /// [`Rule::EncodingUnknown`] for one that this version does not have.
 pub fn encoding(id: EncodingId) -> Result<&'static dyn TensorEncoding> {
     match id {
-        EncodingId::Raw => Ok(Encoding::Raw.of()),
-        EncodingId::Tbe => Ok(Encoding::Tbe3.of()),
+        EncodingId::Raw => Ok(Encoding::Raw.implementation()),
+        EncodingId::Ans => Ok(Encoding::default().implementation()),
+        EncodingId::Tbe => Ok(Encoding::Tbe3.implementation()),
         _ => Err(Error::new(Rule::EncodingUnknown).found(id)),
     }
 }

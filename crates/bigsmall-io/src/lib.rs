@@ -23,6 +23,7 @@ pub use progress::Progress;
 pub use report::{FileReport, Report};
 pub use restore::{RestoreOptions, hex, restore, verify};
 
+pub use bigsmall_codec::Level;
 pub use bigsmall_format::{
     Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result, Rule, Shard,
     TensorSpec,

@@ -81,7 +81,11 @@ impl Coding {
             (Name::Raw, _) => Encoding::Raw,
             (Name::Tbe3, _) => Encoding::Tbe3,
             (Name::Tbe4, _) => Encoding::Tbe4,
-            (Name::Ans, _) => Encoding::default(),
+            (Name::Ans, level) => Encoding::Ans(match level {
+                Level::Fast => bigsmall_io::Level::Fast,
+                Level::Default => bigsmall_io::Level::Default,
+                Level::Small => bigsmall_io::Level::Small,
+            }),
         }
     }
 }
