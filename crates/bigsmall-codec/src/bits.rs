@@ -68,9 +68,11 @@ impl<'a> BitReader<'a> {
         Some(ones)
     }
 
-    /// Whether what is left is less than a byte of zeros: the writer's padding and nothing else.
-    pub(crate) fn only_padding_left(&self) -> bool {
-        let rest = self.bytes.len() * 8 - self.at;
-        rest < 8 && (rest == 0 || self.bytes[self.bytes.len() - 1] >> (8 - rest) == 0)
+    /// Whether nothing is left but the zeros that fill up the last `align` bytes.
+    pub(crate) fn only_padding_left(&self, align: usize) -> bool {
+        let used = self.at.div_ceil(8);
+        let whole = self.bytes.len() == used.next_multiple_of(align);
+        let rest_of_byte = self.at % 8 == 0 || self.bytes[used - 1] >> (self.at % 8) == 0;
+        whole && rest_of_byte && self.bytes[used..].iter().all(|&b| b == 0)
     }
 }

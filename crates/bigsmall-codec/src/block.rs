@@ -17,7 +17,6 @@ const KIND_ANS: u8 = 2;
 const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 const CONSTANT_LEN: usize = 64;
-const STATES: usize = 4 * LANES;
 /// Lower bound of a lane's state.
 pub(crate) const STATE_MIN: u32 = 1 << 16;
 /// Bytes that the end states carry, at most: 16 bits a lane.
@@ -34,7 +33,7 @@ pub(crate) struct BlockScratch {
     symbols: Vec<u8>,
     table_ids: Vec<u8>,
     low_ids: Vec<u8>,
-    exceptions: Vec<(u16, u16)>,
+    exceptions: Vec<(u32, u16)>,
     words: Vec<u16>,
     lows: Vec<u64>,
     residual: Vec<u8>,
@@ -136,7 +135,7 @@ fn encode_ans(
             let coded = freqs.get(usize::from(s)).is_some_and(|&f| f > 0);
             *symbol = if coded { s as u8 } else { stand_in };
             if !coded {
-                exceptions.push(((segment * head.segment + i) as u16, field));
+                exceptions.push(((segment * head.segment + i) as u32, field));
             }
         }
     }
@@ -175,7 +174,7 @@ fn encode_ans(
     out.extend_from_slice(&[KIND_ANS, rice as u8]);
     out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
     out.extend_from_slice(&(words.len() as u32).to_le_bytes());
-    out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
+    write_states(&states, out);
     // The encoder works from the last symbol to the first: its last word is the decoder's first.
     out.extend(words.iter().rev().flat_map(|w| w.to_le_bytes()));
     pad4(out);
@@ -210,6 +209,37 @@ fn encode_ans(
     out.extend(exceptions::write(head, exceptions, rice));
     out.extend_from_slice(tail);
     true
+}
+
+/// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large ones: for each 4 bits for its
+/// length, then the bits below the leading one.
+fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
+    let length = |s: u32| s.ilog2() - 16;
+    for pair in states.as_chunks::<2>().0 {
+        out.push((length(pair[0]) | length(pair[1]) << 4) as u8);
+    }
+    let mut bits = BitWriter::default();
+    for &s in states {
+        bits.push(s & ((1 << s.ilog2()) - 1), s.ilog2());
+    }
+    out.extend(bits.finish());
+    pad4(out);
+}
+
+fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
+    let mut bits = BitReader::new(bytes);
+    let mut states = [STATE_MIN; LANES];
+    let lengths = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
+    for (state, length) in states.iter_mut().zip(lengths) {
+        let short = || Error::new(Rule::AnsLaneState);
+        let low = bits.pull(16).ok_or_else(short)?;
+        let high = bits.pull(u32::from(length)).ok_or_else(short)?;
+        *state = (1 << length | high) << 16 | low;
+    }
+    if !bits.only_padding_left(4) {
+        return Err(Error::new(Rule::PaddingNotZero).found("after the states"));
+    }
+    Ok(states)
 }
 
 /// Groups of a full block.
@@ -290,8 +320,7 @@ impl<'a> Sections<'a> {
         };
         let layout = &head.layout;
         let n_groups = n_units / GROUP;
-        let (fixed, mut rest) =
-            block.split_at_checked(HEADER + STATES).ok_or_else(|| length(HEADER + STATES))?;
+        let (fixed, mut rest) = block.split_at_checked(HEADER).ok_or_else(|| length(HEADER))?;
         let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
         let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
         let rice = u32::from(fixed[1]);
@@ -307,11 +336,11 @@ impl<'a> Sections<'a> {
             rest = after;
             Ok::<_, Error>((taken, after))
         };
-        let mut states = [0; LANES];
-        for (state, bytes) in states.iter_mut().zip(fixed[HEADER..].as_chunks::<4>().0) {
-            *state = u32::from_le_bytes(*bytes);
-        }
-        let (_, from_words) = take(0)?;
+        let (lengths, state_bits) = take(LANES / 2)?;
+        let n_bits: usize =
+            lengths.iter().map(|&b| 32 + usize::from(b >> 4) + usize::from(b & 15)).sum();
+        let (_, from_words) = take(n_bits.div_ceil(8).next_multiple_of(4))?;
+        let states = read_states(lengths, &state_bits[..state_bits.len() - from_words.len()])?;
         let (words, _) = take((2 * n_words).next_multiple_of(4))?;
         let n_segments = n_groups.div_ceil(head.segment_groups());
         let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
@@ -361,12 +390,6 @@ impl<'a> Sections<'a> {
         let exceptions_len =
             exceptions_len.ok_or_else(|| length(block.len() - rest.len() + tail_len))?;
         let (exceptions, tail) = rest.split_at(exceptions_len);
-        if let Some(lane) = states.iter().position(|&s| s < STATE_MIN) {
-            return Err(Error::new(Rule::AnsLaneState)
-                .at((HEADER + 4 * lane) as u64)
-                .expected("65536 or more")
-                .found(states[lane]));
-        }
         Ok(Sections {
             n_groups,
             states,

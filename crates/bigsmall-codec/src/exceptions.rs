@@ -23,12 +23,12 @@ pub(crate) fn rice_parameter(n: usize, n_exceptions: usize) -> u32 {
 }
 
 /// Writes `exceptions`, positions rising.
-pub(crate) fn write(head: &Head, exceptions: &[(u16, u16)], rice: u32) -> Vec<u8> {
+pub(crate) fn write(head: &Head, exceptions: &[(u32, u16)], rice: u32) -> Vec<u8> {
     let mut out = BitWriter::default();
     let mut next = 0;
     for &(position, field) in exceptions {
-        let gap = u32::from(position) - next;
-        next = u32::from(position) + 1;
+        let gap = position - next;
+        next = position + 1;
         for _ in 0..gap >> rice {
             out.push(1, 1);
         }
@@ -104,7 +104,7 @@ pub(crate) fn read(
             None => return Err(wrong("a field outside the dtype")),
         }
     }
-    if !bits.only_padding_left() {
+    if !bits.only_padding_left(1) {
         return Err(wrong("bits after the last one"));
     }
     Ok(())

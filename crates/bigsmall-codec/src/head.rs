@@ -162,7 +162,7 @@ impl Head {
         let tables = (0..n_tables)
             .map(|_| FrequencyTable::read(&mut bits, 1 << symbol_bits))
             .collect::<Result<Vec<_>>>()?;
-        if !bits.only_padding_left() {
+        if !bits.only_padding_left(1) {
             return Err(wrong(FIXED as u64, "nothing after the tables", &"more bytes"));
         }
         let segment = 1 << segment;
