@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use bigsmall_format::{EncodedTensor, EncodingId, Error, Raw, Result, Rule, TensorEncoding};
-use bigsmall_tbe::Tbe;
+use bigsmall_format::{EncodedTensor, Error, Result, Rule, TensorEncoding};
 
+use crate::cpu::encoding_of;
 use crate::device::{Device, WgpuOptions};
 use crate::kernels::{Kernel, MATVEC_COLUMNS, Pipelines, TILE_COLUMNS};
 use crate::layout::Resident;
+use crate::tuning::{Tuning, Variant};
 use crate::upload::{Matrix, Shard, upload};
 use crate::{MatmulBackend, check_len};
 
@@ -32,6 +34,7 @@ use crate::{MatmulBackend, check_len};
 pub struct Wgpu {
     device: Device,
     pipelines: Pipelines,
+    tuning: Mutex<Tuning>,
 }
 
 /// A matrix in the memory of a device.
@@ -130,13 +133,17 @@ impl Wgpu {
     /// # Errors
     /// [`Rule::BackendMissing`] where there is no such adapter; [`Rule::Device`] where it gives no device.
     pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
-        Ok(Wgpu { device: Device::headless(options)?, pipelines: Pipelines::default() })
+        Ok(Self::with(Device::headless(options)?))
     }
 
     /// Works on the caller's device. Its limits decide how rows are split; no feature is needed.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Wgpu { device: Device::from_parts(device, queue), pipelines: Pipelines::default() }
+        Self::with(Device::from_parts(device, queue))
+    }
+
+    fn with(device: Device) -> Self {
+        Wgpu { device, pipelines: Pipelines::default(), tuning: Mutex::default() }
     }
 
     /// The device.
@@ -199,7 +206,11 @@ impl Wgpu {
     ///
     /// # Errors
     /// [`Rule::BufferLength`] when it is shorter.
-    pub fn write_buffer<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, values: &[T]) -> Result<()> {
+    pub fn write_buffer<T: bytemuck::NoUninit>(
+        &self,
+        buffer: &wgpu::Buffer,
+        values: &[T],
+    ) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         check_size(buffer, bytes.len() as u64)?;
         self.device.guarded(|| {
@@ -228,7 +239,8 @@ impl Wgpu {
             let mut encoder = self.device.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, padded);
             self.device.queue.submit([encoder.finish()]);
-            self.device.read_mapped(&staging, padded, |read| bytes.copy_from_slice(&read[..bytes.len()]))
+            self.device
+                .read_mapped(&staging, padded, |read| bytes.copy_from_slice(&read[..bytes.len()]))
         })
     }
 
@@ -236,7 +248,10 @@ impl Wgpu {
     ///
     /// # Errors
     /// Those of `record`; what the device reports meanwhile.
-    pub fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>) -> Result<()> {
+    pub fn submit(
+        &self,
+        record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<()> {
         self.device.guarded(|| {
             let mut encoder = self.device.device.create_command_encoder(&Default::default());
             record(&mut encoder)?;
@@ -266,7 +281,51 @@ impl Wgpu {
         batch: usize,
         y: &wgpu::Buffer,
     ) -> Result<()> {
-        self.record_matmul(encoder, weights, x, batch, y, Variant::Fused)
+        let variant = self.variant(weights, batch);
+        self.matmul_by_into(encoder, weights, x, batch, y, variant)
+    }
+
+    /// The choices made so far.
+    #[must_use]
+    pub fn tuning(&self) -> Tuning {
+        self.tuning.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the choices.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;
+    }
+
+    fn variant(&self, weights: &WgpuWeights, batch: usize) -> Variant {
+        let (m, k) = (weights.rows(), weights.cols());
+        let tuning = self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
+        tuning.get(weights.resident(), m, k, batch)
+    }
+
+    /// Measures each [`Variant`] for `batch` columns, keeps the fastest for products to come, and returns it.
+    ///
+    /// # Errors
+    /// Those of [`matmul`](MatmulBackend::matmul).
+    pub fn tune(&self, weights: &WgpuWeights, batch: usize) -> Result<Variant> {
+        let (m, k) = (weights.rows(), weights.cols());
+        let x = self.new_buffer(batch.saturating_mul(k))?;
+        let y = self.new_buffer(batch.saturating_mul(m))?;
+        let mut best = (Duration::MAX, Variant::Fused);
+        for variant in [Variant::Fused, Variant::DecodeFirst] {
+            // The first run creates the pipelines; the shortest of the others counts.
+            for run in 0..4 {
+                self.wait()?;
+                let start = Instant::now();
+                self.submit(|e| self.matmul_by_into(e, weights, &x, batch, &y, variant))?;
+                self.wait()?;
+                if run > 0 && start.elapsed() < best.0 {
+                    best = (start.elapsed(), variant);
+                }
+            }
+        }
+        let mut tuning = self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
+        tuning.set(weights.resident(), m, k, batch, best.1);
+        Ok(best.1)
     }
 
     /// Records the rows `ids` of the matrix as f32 into `y`: an embedding. `ids` holds `n` row numbers as u32; for a number
@@ -367,7 +426,11 @@ impl Wgpu {
         Ok(())
     }
 
-    pub(crate) fn record_matmul(
+    /// [`matmul_into`](Self::matmul_into) in a way of the caller's choice.
+    ///
+    /// # Errors
+    /// Those of [`matmul_into`](Self::matmul_into); [`Rule::Memory`] where the decoded matrix does not fit.
+    pub fn matmul_by_into(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         weights: &WgpuWeights,
@@ -396,7 +459,11 @@ impl Wgpu {
             // The kernels read whole vec4s of x, the tiles four of them at a time.
             let granule = if matches!(plan, Plan::Gemm { .. }) { 16 } else { 4 };
             let x_stride = k.next_multiple_of(granule) / 4;
-            let padded = if x_stride * 4 == k { None } else { Some(self.pad_x(encoder, weights, x, batch, x_stride)?) };
+            let padded = if x_stride * 4 == k {
+                None
+            } else {
+                Some(self.pad_x(encoder, weights, x, batch, x_stride)?)
+            };
             let x = padded.as_ref().unwrap_or(x);
             for shard in &matrix.shards {
                 let params = self.params(weights, shard, batch as u32, x_stride as u32, 0, 0);
@@ -559,13 +626,12 @@ impl Wgpu {
         (most / column).clamp(1, 1 << 20) as usize
     }
 
-    pub(crate) fn matmul_by(
+    fn multiply(
         &self,
         weights: &WgpuWeights,
         x: &[f32],
         batch: usize,
         y: &mut [f32],
-        variant: Variant,
     ) -> Result<()> {
         let (m, k) = (weights.rows(), weights.cols());
         check_len("x", batch.checked_mul(k), x.len())?;
@@ -582,7 +648,7 @@ impl Wgpu {
             let x_buffer = self.new_buffer(x.len())?;
             let y_buffer = self.new_buffer(y.len())?;
             self.write_buffer(&x_buffer, x)?;
-            self.submit(|e| self.record_matmul(e, weights, &x_buffer, batch, &y_buffer, variant))?;
+            self.submit(|e| self.matmul_into(e, weights, &x_buffer, batch, &y_buffer))?;
             self.read_buffer(&y_buffer, y)?;
         }
         Ok(())
@@ -597,8 +663,7 @@ impl MatmulBackend for Wgpu {
     }
 
     fn matmul(&self, weights: &WgpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
-        self.matmul_by(weights, x, batch, y, Variant::Fused)
-            .map_err(|e| e.in_tensor(weights.name()))
+        self.multiply(weights, x, batch, y).map_err(|e| e.in_tensor(weights.name()))
     }
 
     fn decompress(&self, weights: &WgpuWeights, dst: &mut [u8]) -> Result<()> {
@@ -633,15 +698,6 @@ impl MatmulBackend for Wgpu {
         }
         Ok(())
     }
-}
-
-/// Ways to compute the same sums in the same order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Variant {
-    /// Decode while multiplying.
-    Fused,
-    /// Decode to the plain form first.
-    DecodeFirst,
 }
 
 /// Which kernel serves a batch: a function of the batch alone.
@@ -686,15 +742,4 @@ fn check_size(buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
             .found(buffer.size()));
     }
     Ok(())
-}
-
-/// The encoding that decodes `tensor`.
-fn encoding_of(tensor: &EncodedTensor) -> Result<Box<dyn TensorEncoding>> {
-    match tensor.encoding() {
-        EncodingId::Raw => Ok(Box::new(Raw)),
-        EncodingId::Tbe => Ok(Box::new(Tbe::default())),
-        other => Err(Error::new(Rule::BackendMissing)
-            .in_tensor(tensor.spec().name())
-            .found(format!("encoding {other}"))),
-    }
 }

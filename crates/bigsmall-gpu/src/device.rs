@@ -152,14 +152,25 @@ impl Device {
         let validation = pollster::block_on(validation.pop());
         let memory = pollster::block_on(memory.pop());
         self.check_lost()?;
-        if let Some(error) = memory {
-            return Err(Error::new(Rule::Memory).found(error));
-        }
-        // Only now: what `work` returns may be a consequence of what was reported.
-        if let Some(error) = internal.or(validation) {
-            return Err(Error::new(Rule::Device).found(error));
-        }
-        done
+        // What `work` returns, and what is reported later, may be a consequence of what was reported first.
+        let Some(error) = memory.or(internal).or(validation) else { return done };
+        // wgpu does not report the loss of a device as an error, only what follows from it.
+        self.probe()?;
+        Err(error_of(&error))
+    }
+
+    /// An error when the device is lost, also where its owner was told and not we.
+    fn probe(&self) -> Result<()> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 16,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let alive = self.read_mapped(&buffer, 16, |_| ());
+        pollster::block_on(scope.pop());
+        alive
     }
 
     fn check_lost(&self) -> Result<()> {
@@ -200,9 +211,8 @@ impl Device {
             Some(Ok(())) => {}
             _ => return Err(Error::new(Rule::DeviceLost).found("a result could not be read back")),
         }
-        let view = buffer
-            .get_mapped_range(0..bytes)
-            .map_err(|e| Error::new(Rule::DeviceLost).found(e))?;
+        let view =
+            buffer.get_mapped_range(0..bytes).map_err(|e| Error::new(Rule::DeviceLost).found(e))?;
         take(&view);
         drop(view);
         buffer.unmap();
@@ -210,8 +220,17 @@ impl Device {
     }
 }
 
+fn error_of(error: &wgpu::Error) -> Error {
+    let rule = match error {
+        wgpu::Error::OutOfMemory { .. } => Rule::Memory,
+        _ => Rule::Device,
+    };
+    Error::new(rule).found(error)
+}
+
 fn find_adapter(instance: &wgpu::Instance, options: &WgpuOptions) -> Result<wgpu::Adapter> {
-    let none = |found: String| Error::new(Rule::BackendMissing).expected("a GPU adapter").found(found);
+    let none =
+        |found: String| Error::new(Rule::BackendMissing).expected("a GPU adapter").found(found);
     if let Some(wanted) = &options.adapter {
         let wanted = wanted.to_lowercase();
         let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));

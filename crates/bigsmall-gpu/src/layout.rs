@@ -81,7 +81,8 @@ impl RowShape {
 
     /// Words of codes, a row.
     pub(crate) fn code_words(&self, width: u32) -> usize {
-        let tail_words = if width == 3 { self.tail.div_ceil(2).min(3) } else { self.tail.div_ceil(2) };
+        let tail_words =
+            if width == 3 { self.tail.div_ceil(2).min(3) } else { self.tail.div_ceil(2) };
         self.blocks * LANES * width as usize + tail_words * LANES
     }
 

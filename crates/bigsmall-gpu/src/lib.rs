@@ -17,6 +17,7 @@
 
 #[cfg(feature = "wgpu")]
 mod backend;
+mod cpu;
 #[cfg(feature = "wgpu")]
 mod device;
 #[cfg(feature = "wgpu")]
@@ -24,15 +25,20 @@ mod kernels;
 #[cfg(feature = "wgpu")]
 mod layout;
 #[cfg(feature = "wgpu")]
+mod tuning;
+#[cfg(feature = "wgpu")]
 mod upload;
 
 #[cfg(feature = "wgpu")]
 pub use backend::{Wgpu, WgpuWeights};
 pub use bigsmall_format::{Dtype, EncodedTensor, Error, Result, Rule, TensorSpec};
+pub use cpu::{Cpu, CpuWeights};
 #[cfg(feature = "wgpu")]
 pub use device::WgpuOptions;
 #[cfg(feature = "wgpu")]
 pub use layout::Resident;
+#[cfg(feature = "wgpu")]
+pub use tuning::{Tuning, Variant};
 /// The version of wgpu whose `Device` and `Queue` [`Wgpu`] takes.
 #[cfg(feature = "wgpu")]
 pub use wgpu;
@@ -57,7 +63,8 @@ pub trait MatmulBackend {
     ///
     /// # Errors
     /// [`Rule::BufferLength`] unless `x` holds `batch * k` values and `y` `batch * m`.
-    fn matmul(&self, weights: &Self::Weights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()>;
+    fn matmul(&self, weights: &Self::Weights, x: &[f32], batch: usize, y: &mut [f32])
+    -> Result<()>;
 
     /// Writes the original bytes of the matrix to `dst`: bf16, little-endian, row-major.
     ///
@@ -67,7 +74,6 @@ pub trait MatmulBackend {
 }
 
 /// Rows and columns of a tensor taken as a matrix; an error where it is not BF16.
-#[cfg(feature = "wgpu")]
 fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     if spec.dtype() != Dtype::BF16 {
         return Err(Error::new(Rule::SpecMismatch)
@@ -89,6 +95,10 @@ fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
         _ => Err(too_large()),
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 fn check_len(what: &str, expected: Option<usize>, found: usize) -> Result<()> {
     if expected == Some(found) {

@@ -73,7 +73,8 @@ pub(crate) fn upload(
     }
     let piece_rows = (PIECE_BYTES / (2 * cols)).clamp(1, shard_rows);
     let shard_rows = shard_rows / piece_rows * piece_rows;
-    let mut source = Source { tensor, decoder: &*decoder, cols, bytes: Vec::new(), weights: Vec::new() };
+    let mut source =
+        Source { tensor, decoder: &*decoder, cols, bytes: Vec::new(), weights: Vec::new() };
 
     let mut counts: Vec<Histogram> = Vec::new();
     if form != Some(Resident::Plain) {
@@ -103,10 +104,15 @@ pub(crate) fn upload(
                 let parts = weights.chunks(rows_per_part(n) * cols);
                 let outs = words.chunks_mut(rows_per_part(n) * shape.plain_words());
                 let jobs: Vec<_> = parts.zip(outs).collect();
-                for_each_in_parallel(0, jobs.into_iter(), || (), |(), (part, out)| {
-                    pack_plain(part, &shape, out);
-                    Ok(())
-                })?;
+                for_each_in_parallel(
+                    0,
+                    jobs.into_iter(),
+                    || (),
+                    |(), (part, out)| {
+                        pack_plain(part, &shape, out);
+                        Ok(())
+                    },
+                )?;
                 writer.write(&plain, (first - first_row) * shape.plain_words(), &words)?;
             }
             Buffers::Plain(plain)
@@ -193,10 +199,15 @@ fn dense_parts(
     let parts = weights.chunks(rows_per_part(n_rows) * shape.cols);
     let mut dense: Vec<Dense> = parts.clone().map(|_| Dense::default()).collect();
     let jobs: Vec<_> = parts.zip(&mut dense).collect();
-    for_each_in_parallel(0, jobs.into_iter(), || (), |(), (part, out)| {
-        *out = pack_dense(part, shape, width, base);
-        Ok(())
-    })?;
+    for_each_in_parallel(
+        0,
+        jobs.into_iter(),
+        || (),
+        |(), (part, out)| {
+            *out = pack_dense(part, shape, width, base);
+            Ok(())
+        },
+    )?;
     Ok(dense)
 }
 

@@ -1,6 +1,5 @@
 //! Promises kept on a device. Without one the tests are counted as ignored, out loud; with `BIGSMALL_REQUIRE_GPU=1` they fail.
-#![cfg_attr(not(feature = "wgpu"), allow(dead_code, unused_imports))]
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;
 #[path = "../src/layout.rs"]
@@ -9,14 +8,18 @@ mod layout;
 
 use std::sync::OnceLock;
 
+use bigsmall_codec::Ans;
 use bigsmall_format::{Class, Rule};
-use bigsmall_gpu::{MatmulBackend, Resident, Wgpu, WgpuOptions, WgpuWeights, wgpu};
+use bigsmall_gpu::{MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu};
 use bigsmall_tbe::{Tbe, Width};
 use common::twin::{Twin, fused, unfused};
 use common::*;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
+    if std::env::var_os(CHILD).is_some() {
+        return fill_the_memory();
+    }
     let arguments = Arguments::from_args();
     let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
     let device = Wgpu::headless();
@@ -42,6 +45,8 @@ const TESTS: &[(&str, fn())] = &[
     ("all_bf16_patterns_decode", all_bf16_patterns_decode),
     ("any_bits_at_any_shape_decode", any_bits_at_any_shape_decode),
     ("fused_equals_plain_bit_for_bit", fused_equals_plain_bit_for_bit),
+    ("every_variant_gives_the_same_bits", every_variant_gives_the_same_bits),
+    ("ans_uploads_by_transcoding", ans_uploads_by_transcoding),
     ("products_equal_the_twin", products_equal_the_twin),
     ("errors_keep_within_the_bound", errors_keep_within_the_bound),
     ("tbe_uploads_directly", tbe_uploads_directly),
@@ -109,10 +114,7 @@ fn any_bits_at_any_shape_decode() {
             let tensor = encoded(&weights, rows, cols);
             for form in Resident::ALL {
                 let loaded = gpu().upload_as(&tensor, form).unwrap();
-                assert!(
-                    decompress(gpu(), &loaded) == bytes_of(&weights),
-                    "{rows}x{cols} {form:?}"
-                );
+                assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{rows}x{cols} {form:?}");
             }
         }
     }
@@ -136,6 +138,48 @@ fn fused_equals_plain_bit_for_bit() {
             }
         }
     }
+}
+
+fn every_variant_gives_the_same_bits() {
+    for (rows, cols) in [(40, 1024), (33, 5003), (3, 17 * 1024)] {
+        let tensor = encoded(&model_weights(rows, cols, 40), rows, cols);
+        for form in Resident::ALL {
+            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            for batch in [1, 2, 4, 7, 10, 30, 70] {
+                let x = gpu().new_buffer(batch * cols).unwrap();
+                let y = gpu().new_buffer(batch * rows).unwrap();
+                gpu().write_buffer(&x, &model_x(batch * cols, 41)).unwrap();
+                let [a, b] = [Variant::Fused, Variant::DecodeFirst].map(|variant| {
+                    gpu()
+                        .submit(|e| gpu().matmul_by_into(e, &loaded, &x, batch, &y, variant))
+                        .unwrap();
+                    let mut read = vec![0f32; batch * rows];
+                    gpu().read_buffer(&y, &mut read).unwrap();
+                    bits(&read)
+                });
+                assert_eq!(a, b, "{rows}x{cols} {form:?} batch {batch}");
+            }
+        }
+    }
+    // What tuning finds is kept, and can be replaced.
+    let gpu = Wgpu::headless().unwrap();
+    let loaded = gpu.upload(&encoded(&model_weights(64, 2048, 42), 64, 2048)).unwrap();
+    let x = model_x(100 * 2048, 43);
+    let before = matmul(&gpu, &loaded, &x, 100);
+    let found = gpu.tune(&loaded, 100).unwrap();
+    assert_eq!(gpu.tuning().get(loaded.resident(), 64, 2048, 100), found);
+    for variant in ["fused", "decode-first"] {
+        gpu.set_tuning(format!("dense3 64 2048 128 {variant}").parse().unwrap());
+        assert_eq!(bits(&matmul(&gpu, &loaded, &x, 100)), bits(&before));
+    }
+}
+
+fn ans_uploads_by_transcoding() {
+    let (rows, cols) = (200, 1100);
+    let weights = model_weights(rows, cols, 44);
+    let loaded = gpu().upload(&encoded_by(&Ans::default(), &weights, rows, cols)).unwrap();
+    assert_eq!(loaded.resident(), Resident::Dense3);
+    assert!(decompress(gpu(), &loaded) == bytes_of(&weights));
 }
 
 /// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the same.
@@ -359,7 +403,10 @@ fn rows_are_gathered() {
                     let w = half::bf16::from_bits(*w).to_f32();
                     v.to_bits() == w.to_bits() || (v.is_nan() && w.is_nan())
                 };
-                assert!(row.iter().zip(expected).all(|(v, w)| same(v, w)), "{rows}x{cols} {form:?}");
+                assert!(
+                    row.iter().zip(expected).all(|(v, w)| same(v, w)),
+                    "{rows}x{cols} {form:?}"
+                );
             }
         }
     }
@@ -430,17 +477,44 @@ fn no_adapter_is_an_error() {
     assert_eq!(error.rule(), Rule::BackendMissing);
 }
 
+/// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from the process.
 fn no_memory_is_an_error() {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    // Nothing may be allocated at all.
-    descriptor.memory_budget_thresholds.for_resource_creation = Some(0);
-    let instance = wgpu::Instance::new(descriptor);
-    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
-    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
-    let gpu = Wgpu::from_device(device, queue);
-    let tensor = encoded(&model_weights(8, 64, 37), 8, 64);
-    let error = gpu.upload(&tensor).unwrap_err();
-    assert_eq!(error.rule(), Rule::Memory, "{error:?}");
+    if !cfg!(unix) || !gpu().description().to_lowercase().contains("llvmpipe") {
+        eprintln!("no_memory_is_an_error: only lavapipe's memory can be limited from here");
+        return;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let done = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 4000000; exec \"$0\" --exact no_memory_is_an_error --nocapture"])
+        .arg(exe)
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    let said = said + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("Memory [Limit]"), "{said}");
+}
+
+const CHILD: &str = "BIGSMALL_TEST_NO_MEMORY";
+
+fn fill_the_memory() {
+    let gpu = Wgpu::headless().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        match gpu.new_buffer(200_000_000) {
+            Ok(buffer) => held.push(buffer),
+            Err(error) => {
+                assert_eq!(error.rule(), Rule::Memory, "{error:?}");
+                println!("{error:?}");
+                // What fits still works.
+                drop(held);
+                let weights = gpu.upload(&encoded(&model_weights(8, 64, 37), 8, 64)).unwrap();
+                matmul(&gpu, &weights, &[1.0; 64], 1);
+                return;
+            }
+        }
+    }
+    panic!("6 GB fit into 4 GB");
 }
 
 fn unguarded_loops_change_nothing() {

@@ -1,6 +1,5 @@
 //! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the products keep the contract.
-#![cfg(feature = "wgpu")]
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;
 #[path = "../src/layout.rs"]

@@ -332,9 +332,9 @@ impl Twin {
                     let mut sum = 0.0;
                     for run in 0..8.min((x_stride - k4) / 4) {
                         let mut chain = 0.0;
-                        for at in run * 4..run * 4 + 4 {
-                            let x = Self::x4(x, k4 + at);
-                            for (w, x) in weights(tile[at]).into_iter().zip(x) {
+                        for (i, pair) in tile[run * 4..run * 4 + 4].iter().enumerate() {
+                            let x = Self::x4(x, k4 + run * 4 + i);
+                            for (w, x) in weights(*pair).into_iter().zip(x) {
                                 chain = (self.fma)(w, x, chain);
                             }
                         }

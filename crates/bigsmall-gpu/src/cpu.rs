@@ -1,0 +1,175 @@
+//! The CPU implementation.
+
+use bigsmall_codec::Ans;
+use bigsmall_format::{
+    EncodedTensor, EncodingId, Error, Raw, Result, Rule, TensorEncoding, TensorSpec,
+};
+use bigsmall_tbe::{Matmul, Tbe, TbeView, Width, transcode};
+
+use crate::{MatmulBackend, check_len, matrix_shape};
+
+/// Matrix products on the CPU, straight from the triple-bitmap encoding: for machines without a GPU, and to compare with.
+///
+/// ```
+/// use bigsmall_gpu::{Cpu, MatmulBackend, TensorSpec, Dtype};
+/// use bigsmall_format::{Raw, encode_tensor};
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+/// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
+/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec(), 1)?;
+/// let cpu = Cpu::new(0);
+/// let weights = cpu.upload(&tensor)?;
+/// let mut y = [0.0; 2];
+/// cpu.matmul(&weights, &[3.0, 4.0], 1, &mut y)?;
+/// assert_eq!(y, [3.0, 4.0]);
+/// # Ok::<(), bigsmall_gpu::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    matmul: Matmul,
+    threads: usize,
+}
+
+/// A matrix in the memory of the CPU.
+#[derive(Debug)]
+pub struct CpuWeights {
+    /// The tensor as a matrix: two dimensions.
+    spec: TensorSpec,
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    Tbe(EncodedTensor),
+    Plain(Vec<u8>),
+}
+
+impl CpuWeights {
+    /// The tensor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.spec.name()
+    }
+
+    /// Rows: values of y for each column of x.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.spec.shape()[0] as usize
+    }
+
+    /// Columns: values of x.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.spec.shape()[1] as usize
+    }
+
+    /// Bytes that the weights take.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        match &self.held {
+            Held::Tbe(tensor) => tensor.byte_len(),
+            Held::Plain(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+impl Cpu {
+    /// Works on up to `threads` threads (0: all) with the fastest kernels of this machine.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        Cpu { matmul: Matmul::new(threads), threads }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Cpu::new(0)
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+impl MatmulBackend for Cpu {
+    type Weights = CpuWeights;
+
+    /// TBE stays as it is, ANS is transcoded to it, raw values stay plain.
+    fn upload(&self, tensor: &EncodedTensor) -> Result<CpuWeights> {
+        let (m, k) = matrix_shape(tensor.spec())?;
+        let dtype = tensor.spec().dtype();
+        let spec = TensorSpec::new(tensor.spec().name(), dtype, &[m as u64, k as u64])?;
+        let held = match tensor.encoding() {
+            EncodingId::Tbe => {
+                // A tensor of the same bytes under two dimensions.
+                let (table, payload) = (tensor.table(), tensor.payload().to_vec());
+                let lens = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
+                let head_len = table.head_len() as u32;
+                Held::Tbe(EncodedTensor::new(
+                    spec.clone(),
+                    EncodingId::Tbe,
+                    head_len,
+                    lens,
+                    payload,
+                )?)
+            }
+            _ => {
+                let from = encoding_of(tensor)?;
+                let smaller = match tensor.encoding() {
+                    EncodingId::Raw => None,
+                    _ => Some(transcode(tensor, &*from, &Tbe::new(Width::Three), self.threads)?)
+                        .filter(|tbe| tbe.byte_len() < spec.byte_len()),
+                };
+                match smaller {
+                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(tbe),
+                    Some(tbe) => return self.upload(&tbe),
+                    None => {
+                        let mut bytes = vec![0; spec.byte_len() as usize];
+                        tensor.decode_bytes(
+                            &*from,
+                            0..spec.byte_len(),
+                            &mut bytes,
+                            self.threads,
+                        )?;
+                        Held::Plain(bytes)
+                    }
+                }
+            }
+        };
+        if let Held::Tbe(tensor) = &held {
+            TbeView::new(tensor)?;
+        }
+        Ok(CpuWeights { spec, held })
+    }
+
+    fn matmul(&self, weights: &CpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        match &weights.held {
+            Held::Tbe(tensor) => self.matmul.encoded(&TbeView::new(tensor)?, x, batch, y),
+            Held::Plain(bytes) => self.matmul.plain(&weights.spec, bytes, x, batch, y),
+        }
+    }
+
+    fn decompress(&self, weights: &CpuWeights, dst: &mut [u8]) -> Result<()> {
+        check_len("bytes", usize::try_from(weights.spec.byte_len()).ok(), dst.len())?;
+        match &weights.held {
+            Held::Tbe(tensor) => {
+                TbeView::new(tensor)?.decode(0..weights.spec.n_elements(), dst, self.threads)?;
+            }
+            Held::Plain(bytes) => dst.copy_from_slice(bytes),
+        }
+        Ok(())
+    }
+}
+
+/// The encoding that decodes `tensor`.
+pub(crate) fn encoding_of(tensor: &EncodedTensor) -> Result<Box<dyn TensorEncoding>> {
+    match tensor.encoding() {
+        EncodingId::Raw => Ok(Box::new(Raw)),
+        EncodingId::Tbe => Ok(Box::new(Tbe::default())),
+        EncodingId::Ans => Ok(Box::new(Ans::default())),
+        other => Err(Error::new(Rule::EncodingUnknown)
+            .in_tensor(tensor.spec().name())
+            .found(format!("encoding {other}"))),
+    }
+}
