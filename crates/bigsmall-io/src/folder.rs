@@ -49,6 +49,11 @@ impl Folder {
         os::open_regular(&self.resolve(name)?)
     }
 
+    /// Every file with that ending, by its relative path.
+    pub(crate) fn weights(&self, ending: &str) -> Result<Vec<PathBuf>> {
+        Ok(weights(&self.files()?, ending)?.into_iter().cloned().collect())
+    }
+
     /// The names in the folder itself, in order.
     pub(crate) fn names_in_root(&self) -> Result<Vec<PathBuf>> {
         let named = |e: io::Error| Error::io(e).in_file(&self.root);

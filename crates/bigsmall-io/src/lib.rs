@@ -7,7 +7,9 @@ mod chunk;
 mod compress;
 mod digest;
 mod encodings;
+mod estimate;
 mod folder;
+mod measure;
 mod model;
 mod model_index;
 mod os;
@@ -15,13 +17,17 @@ mod pipeline;
 mod progress;
 mod report;
 mod restore;
+mod transcode;
 
 pub use compress::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
+pub use estimate::{Estimate, estimate};
+pub use measure::{MeasureOptions, Measurement, measure};
 pub use model::{Model, Stored, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report};
 pub use restore::{RestoreOptions, hex, restore, verify};
+pub use transcode::transcode;
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{

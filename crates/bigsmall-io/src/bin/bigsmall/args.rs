@@ -189,6 +189,8 @@ pub(crate) struct Transcode {
     pub(crate) json: bool,
 }
 
+const BACKENDS: [&str; 6] = ["auto", "avx512", "avx2", "neon", "portable", "reference"];
+
 #[derive(Args, Debug)]
 pub(crate) struct Bench {
     /// A safetensors file or a shard.
@@ -196,7 +198,7 @@ pub(crate) struct Bench {
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// The kernels to decode with.
-    #[arg(long, default_value = "auto", value_name = "auto|avx512|avx2|neon|portable|reference")]
+    #[arg(long, default_value = "auto", value_parser = BACKENDS)]
     pub(crate) backend: String,
     /// Measure the bare decoder, without the checksums of its blocks.
     #[arg(long)]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_io::{
-    Class, CompressOptions, Error, Model, Progress, Report, RestoreOptions, Result, hex,
+    Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -75,7 +75,19 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             clap_complete::generate(shell, &mut Cli::command(), "bigsmall", &mut script);
             Ok(String::from_utf8_lossy(&script).into_owned())
         }
-        _ => Err(Error::new(bigsmall_io::Rule::Argument)),
+        Command::Estimate(a) => estimate(&a, progress),
+        Command::Transcode(a) => {
+            let options = CompressOptions {
+                encoding: a.coding.encoding(),
+                threads: a.coding.threads,
+                md5: a.md5,
+                replace: a.force,
+                dry_run: false,
+            };
+            let report = bigsmall_io::transcode(&a.input, &a.output, &options, progress)?;
+            Ok(show("transcoded", &report, begin, a.json))
+        }
+        Command::Bench(a) => bench(&a, progress),
     }
 }
 
@@ -132,6 +144,67 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
         report.original_bytes as f64 / 1e9 / seconds.max(1e-9),
     );
     out
+}
+
+fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
+    let options = CompressOptions {
+        encoding: a.coding.encoding(),
+        threads: a.coding.threads,
+        ..Default::default()
+    };
+    let found = bigsmall_io::estimate(&a.input, &options, progress)?;
+    if a.json {
+        let value = json!({
+            "original_bytes": found.original_bytes,
+            "compressed_bytes": found.compressed_bytes,
+            "ratio": found.ratio(),
+            "seconds": found.seconds,
+        });
+        return Ok(format!("{value}\n"));
+    }
+    Ok(format!(
+        "{} -> about {}: {:.1} % in about {:.1} s\n",
+        bytes(found.original_bytes),
+        bytes(found.compressed_bytes),
+        100.0 * found.ratio(),
+        found.seconds,
+    ))
+}
+
+fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
+    let options = MeasureOptions {
+        encoding: a.coding.encoding(),
+        backend: a.backend.clone(),
+        threads: a.coding.threads,
+        no_checksum: a.no_checksum,
+    };
+    let m = bigsmall_io::measure(&a.input, &options, progress)?;
+    if a.json {
+        let value = json!({
+            "original_bytes": m.original_bytes,
+            "compressed_bytes": m.compressed_bytes,
+            "ratio": m.ratio(),
+            "encode_gbps": m.encode_gbps,
+            "decode_gbps": m.decode_gbps,
+            "memcpy_gbps": m.memcpy_gbps,
+            "decode_vs_memcpy": m.decode_vs_memcpy(),
+            "backend": m.backend,
+            "threads": m.threads,
+        });
+        return Ok(format!("{value}\n"));
+    }
+    Ok(format!(
+        "size    {} -> {}: {:.2} %\nencode  {:.2} GB/s\ndecode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\nmemcpy  {:.2} GB/s\n",
+        bytes(m.original_bytes),
+        bytes(m.compressed_bytes),
+        100.0 * m.ratio(),
+        m.encode_gbps,
+        m.decode_gbps,
+        m.decode_vs_memcpy(),
+        m.backend,
+        m.threads,
+        m.memcpy_gbps,
+    ))
 }
 
 fn inspect(a: &args::Inspect) -> Result<String> {

@@ -1,0 +1,142 @@
+//! How small a model would become and how long that would take, from samples.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bigsmall_format::{
+    BLOCK_UNITS, Error, Header, Limits, ReadAt, Result, Rule, Section, TensorSpec,
+    available_threads,
+};
+
+use crate::digest::FileDigest;
+use crate::folder::{Folder, SAFETENSORS};
+use crate::pipeline::set_len;
+use crate::{CompressOptions, Progress, os};
+
+/// What [`estimate`] expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// Bytes of the safetensors files.
+    pub original_bytes: u64,
+    /// Bytes of the shards, guessed.
+    pub compressed_bytes: u64,
+    /// Seconds that [`compress`](crate::compress) would take here, guessed.
+    pub seconds: f64,
+}
+
+impl Estimate {
+    /// Compressed over original.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        crate::report::ratio(self.original_bytes, self.compressed_bytes)
+    }
+}
+
+/// Runs of blocks that are encoded of one tensor.
+const SAMPLES: u64 = 4;
+
+/// Says how small the safetensors file or folder `input` would become, by encoding a few blocks of every tensor. Identical tensors
+/// are not looked for.
+///
+/// # Errors
+/// Header rules of [`Rule`]; [`Rule::Io`]; [`Rule::Cancelled`].
+pub fn estimate(input: &Path, options: &CompressOptions, progress: &Progress) -> Result<Estimate> {
+    let files = if input.is_dir() {
+        let folder = Folder::open(input)?;
+        let names = folder.weights(SAFETENSORS)?;
+        names.iter().map(|name| folder.resolve(name)).collect::<Result<Vec<PathBuf>>>()?
+    } else {
+        vec![input.to_owned()]
+    };
+    let mut opened = Vec::new();
+    for path in &files {
+        let file = os::open_regular(path)?;
+        let read = Header::read(&file, &Limits::default()).map_err(|e| e.in_file(path))?;
+        progress.expect(file.byte_len());
+        opened.push((file, read));
+    }
+    let mut total = Estimate::default();
+    let mut work = Work::default();
+    for (file, (json, header)) in &opened {
+        let data_at = 8 + json.len() as u64;
+        total.original_bytes += data_at + header.data_len();
+        progress.advance(data_at);
+        // Prelude, fixed part of the index, stored header, trailer.
+        total.compressed_bytes += 16 + 48 + json.len() as u64 + 48;
+        for spec in header.tensors() {
+            if progress.is_cancelled() {
+                return Err(Error::new(Rule::Cancelled));
+            }
+            let range = spec.data_range();
+            let source = Section::new(file, data_at + range.start..data_at + range.end)?;
+            total.compressed_bytes += 32 + 12 * spec.n_blocks();
+            total.compressed_bytes += work
+                .tensor(spec, &source, options)
+                .map_err(|e| e.in_tensor(spec.name()))?;
+            progress.advance(spec.byte_len());
+        }
+    }
+    total.seconds = work.seconds(total.original_bytes, options.threads);
+    Ok(total)
+}
+
+/// What the samples took.
+#[derive(Default)]
+struct Work {
+    bytes: u64,
+    plan: f64,
+    encode: f64,
+    hash: f64,
+}
+
+impl Work {
+    /// The encoded size of a tensor, guessed.
+    fn tensor(
+        &mut self,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+        options: &CompressOptions,
+    ) -> Result<u64> {
+        let encoding = options.encoding.implementation();
+        if spec.byte_len() == 0 || !encoding.supports(spec.dtype()) {
+            return Ok(spec.byte_len());
+        }
+        let begin = Instant::now();
+        let encoder = encoding.plan(spec, source)?;
+        self.plan += begin.elapsed().as_secs_f64();
+        let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
+        let samples = SAMPLES.min(spec.n_blocks());
+        let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+        let mut sampled = 0;
+        for i in 0..samples {
+            let at = i * spec.n_blocks() / samples * block;
+            let len = block.min(spec.byte_len() - at);
+            set_len(&mut units, len as usize)?;
+            source.read_exact_at(at, &mut units)?;
+            let begin = Instant::now();
+            encoder.encode_blocks(&units, &mut out, &mut lens);
+            let middle = Instant::now();
+            let mut digest = FileDigest::new();
+            digest.update(&units);
+            std::hint::black_box(digest.finish());
+            self.encode += (middle - begin).as_secs_f64();
+            self.hash += middle.elapsed().as_secs_f64();
+            sampled += len;
+        }
+        self.bytes += sampled;
+        let guess = (out.len() as f64 * spec.byte_len() as f64 / sampled as f64) as u64;
+        Ok((guess + encoder.head().len() as u64).min(spec.byte_len()))
+    }
+
+    /// Hashing has a thread of its own, everything else is shared by the rest. A guess: checking and writing add a third.
+    fn seconds(&self, original: u64, threads: usize) -> f64 {
+        if self.bytes == 0 {
+            return 0.0;
+        }
+        let threads = if threads == 0 { available_threads() } else { threads } as f64;
+        let scale = original as f64 / self.bytes as f64;
+        let (hash, encode) = (self.hash * scale, self.encode * scale * 1.33 + self.plan);
+        hash.max(encode / threads).max((hash + encode) / (threads.min(available_threads() as f64)))
+    }
+}

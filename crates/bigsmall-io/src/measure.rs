@@ -1,0 +1,264 @@
+//! Size and speed on a file's own tensors, in memory, with `memcpy` as the yardstick.
+
+use std::path::Path;
+use std::time::Instant;
+
+use bigsmall_format::{
+    BlockDecoder, EncodedTensor, Error, Header, Limits, Raw, ReadAt, Result, Rule, Shard,
+    TensorEncoding, available_threads, decode_range, encode_tensor, for_each_in_parallel,
+};
+
+use crate::atomic::Discard;
+use crate::chunk::CHUNK;
+use crate::compress::compress_source;
+use crate::pipeline::zeroed;
+use crate::transcode::Original;
+use crate::{CompressOptions, Encoding, Progress, os};
+
+/// How to measure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeasureOptions {
+    /// The encoding.
+    pub encoding: Encoding,
+    /// The kernels' name; empty or `auto` for the fastest of this machine.
+    pub backend: String,
+    /// Threads that encode, decode and copy; 0: as many as the machine offers.
+    pub threads: usize,
+    /// Decode without verifying the checksums of the blocks, to measure the bare decoder.
+    pub no_checksum: bool,
+}
+
+/// What was measured. Rates are 10^9 bytes of original data a second.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Measurement {
+    /// Bytes of the safetensors file.
+    pub original_bytes: u64,
+    /// Bytes of the shard it makes.
+    pub compressed_bytes: u64,
+    /// Rate of encoding, all passes, from memory to memory.
+    pub encode_gbps: f64,
+    /// Rate of decoding, from memory to memory.
+    pub decode_gbps: f64,
+    /// Rate of copying as many bytes between touched buffers by as many threads, in turn with decoding.
+    pub memcpy_gbps: f64,
+    /// The kernels that decoded.
+    pub backend: &'static str,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// Original bytes that one pass decodes at the least: more than any cache.
+const PASS: u64 = 512 << 20;
+/// Original bytes that are taken from the file at the most.
+const TAKEN: u64 = 1 << 30;
+/// Passes; the median counts.
+const PASSES: usize = 9;
+
+/// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors are repeated over distinct buffers
+/// to at least 512 MiB; of a larger file the first GiB counts for the rates, all of it for the size. Rates are medians of nine
+/// passes of decoding and copying in turn.
+///
+/// Memory: three times what is decoded in one pass.
+///
+/// # Errors
+/// [`Rule::BackendMissing`]; [`Rule::Argument`] for a file without values; those of reading `input`.
+pub fn measure(input: &Path, options: &MeasureOptions, progress: &Progress) -> Result<Measurement> {
+    let (coder, backend) = coder(options)?;
+    let file = os::open_regular(input)?;
+    match Shard::open(&file) {
+        Ok(shard) => measure_source(&Original::new(&shard), &*coder, backend, options, progress),
+        Err(e) if e.rule() == Rule::SafetensorsFile => {
+            measure_source(&file, &*coder, backend, options, progress)
+        }
+        Err(e) => Err(e.in_file(input)),
+    }
+}
+
+/// The encoding with the kernels that were asked for.
+fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static str)> {
+    let wanted = if options.backend.is_empty() { "auto" } else { &options.backend };
+    let missing = || Error::new(Rule::BackendMissing).found(wanted);
+    let tbe = |width| -> Result<(Box<dyn TensorEncoding>, _)> {
+        let mut tbe = bigsmall_tbe::Tbe::new(width);
+        if wanted != "auto" {
+            let all = bigsmall_tbe::Backend::ALL.iter();
+            let backend = all.copied().find(|b| b.name() == wanted).ok_or_else(missing)?;
+            tbe = tbe.with_backend(backend)?;
+        }
+        Ok((Box::new(tbe), tbe.backend().name()))
+    };
+    Ok(match options.encoding {
+        Encoding::Raw => (Box::new(Raw), "raw"),
+        Encoding::Ans(level) => {
+            let backend = bigsmall_codec::Backend::from_name(wanted)?;
+            let ans = bigsmall_codec::Ans::new(level).with_backend(backend)?;
+            (Box::new(ans), backend.name())
+        }
+        Encoding::Tbe3 => tbe(bigsmall_tbe::Width::Three)?,
+        Encoding::Tbe4 => tbe(bigsmall_tbe::Width::Four)?,
+    })
+}
+
+/// A tensor and one of the places it is decoded to.
+struct Copy<'a> {
+    original: &'a [u8],
+    encoded: EncodedTensor,
+    decoder: Box<dyn BlockDecoder>,
+}
+
+fn measure_source(
+    source: &dyn ReadAt,
+    coder: &dyn TensorEncoding,
+    backend: &'static str,
+    options: &MeasureOptions,
+    progress: &Progress,
+) -> Result<Measurement> {
+    let threads = if options.threads == 0 { available_threads() } else { options.threads };
+    let compress = CompressOptions { encoding: options.encoding, threads, ..Default::default() };
+    progress.expect(source.byte_len());
+    let size = compress_source(source, &Discard, &compress, progress)?;
+
+    let (json, header) = Header::read(source, &Limits::default())?;
+    let data_at = 8 + json.len() as u64;
+    let mut tensors = Vec::new();
+    let mut taken = 0;
+    for spec in header.tensors().iter().filter(|t| t.byte_len() > 0) {
+        if taken + spec.byte_len() > TAKEN && taken > 0 {
+            break;
+        }
+        let mut bytes = zeroed(spec.byte_len())?;
+        source.read_exact_at(data_at + spec.data_range().start, &mut bytes)?;
+        taken += spec.byte_len();
+        tensors.push((spec, bytes));
+    }
+    if taken == 0 {
+        return Err(Error::new(Rule::Argument).expected("a file with values to measure"));
+    }
+
+    let mut encoded = Vec::new();
+    let mut encode = Vec::new();
+    for _ in 0..3 {
+        encoded.clear();
+        let begin = Instant::now();
+        for (spec, bytes) in &tensors {
+            stop(progress)?;
+            let tensor = match coder.supports(spec.dtype()) {
+                true => encode_tensor(coder, spec, bytes, threads)?,
+                false => encode_tensor(&Raw, spec, bytes, threads)?,
+            };
+            encoded.push(tensor);
+        }
+        encode.push(begin.elapsed().as_secs_f64());
+    }
+    for (tensor, (spec, bytes)) in encoded.iter_mut().zip(&tensors) {
+        if tensor.byte_len() >= bytes.len().next_multiple_of(8) as u64 {
+            *tensor = encode_tensor(&Raw, spec, bytes, threads)?;
+        }
+    }
+
+    // Distinct buffers for every repetition, all of them touched.
+    let times = PASS.div_ceil(taken);
+    let mut copies = Vec::new();
+    let mut places = Vec::new();
+    let mut originals = Vec::new();
+    for _ in 0..times {
+        originals.push(tensors.iter().map(|(_, bytes)| bytes.clone()).collect::<Vec<_>>());
+    }
+    for original in originals.iter().flatten().zip(encoded.iter().cycle()) {
+        let (original, encoded) = (original.0, original.1.clone());
+        let decoder = match encoded.encoding() == coder.id() {
+            true => encoded.open(coder)?,
+            false => encoded.open(&Raw)?,
+        };
+        places.push(vec![0xA5; original.len()]);
+        copies.push(Copy { original, encoded, decoder });
+    }
+
+    let (mut decode, mut memcpy) = (Vec::new(), Vec::new());
+    for pass in 0..=PASSES {
+        stop(progress)?;
+        let begin = Instant::now();
+        run(&copies, &mut places, threads, |copy, at, dst| {
+            decode_piece(copy, at, dst, options.no_checksum)
+        })?;
+        let middle = Instant::now();
+        if pass == 0 {
+            // The first pass warms up, and shows that what is measured is right.
+            let same = copies.iter().zip(&places).all(|(c, p)| c.original == p);
+            if !same {
+                return Err(Error::new(Rule::ReadBack));
+            }
+            continue;
+        }
+        run(&copies, &mut places, threads, |copy, at, dst| {
+            dst.copy_from_slice(&copy.original[at..at + dst.len()]);
+            Ok(())
+        })?;
+        decode.push((middle - begin).as_secs_f64());
+        memcpy.push(middle.elapsed().as_secs_f64());
+    }
+    let rate = |bytes: u64, seconds: &mut Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)
+    };
+    Ok(Measurement {
+        original_bytes: size.original_bytes,
+        compressed_bytes: size.compressed_bytes,
+        encode_gbps: rate(taken, &mut encode),
+        decode_gbps: rate(taken * times, &mut decode),
+        memcpy_gbps: rate(taken * times, &mut memcpy),
+        backend,
+        threads,
+    })
+}
+
+fn stop(progress: &Progress) -> Result<()> {
+    if progress.is_cancelled() { Err(Error::new(Rule::Cancelled)) } else { Ok(()) }
+}
+
+/// Calls `work` for every piece of 1 MiB of every place.
+fn run(
+    copies: &[Copy<'_>],
+    places: &mut [Vec<u8>],
+    threads: usize,
+    work: impl Fn(&Copy<'_>, usize, &mut [u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let mut pieces = Vec::new();
+    for (copy, place) in copies.iter().zip(places) {
+        for (i, piece) in place.chunks_mut(CHUNK as usize).enumerate() {
+            pieces.push((copy, i * CHUNK as usize, piece));
+        }
+    }
+    for_each_in_parallel(threads, pieces.into_iter(), || (), |(), (copy, at, piece)| {
+        work(copy, at, piece)
+    })
+}
+
+fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -> Result<()> {
+    let Copy { encoded, decoder, .. } = copy;
+    let (spec, table) = (encoded.spec(), encoded.table());
+    if !no_checksum {
+        let range = at as u64..(at + dst.len()) as u64;
+        return decode_range(&**decoder, spec, table, &encoded.payload(), range, dst, 1);
+    }
+    let block = spec.block_bytes();
+    let blocks: Vec<&[u8]> = (at / block..(at + dst.len()).div_ceil(block))
+        .map(|index| encoded.block(index as u64))
+        .collect();
+    decoder.decode_blocks(&blocks, dst)
+}
+
+impl Measurement {
+    /// Compressed over original.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        crate::report::ratio(self.original_bytes, self.compressed_bytes)
+    }
+
+    /// The rate of decoding as a share of that of copying.
+    #[must_use]
+    pub fn decode_vs_memcpy(&self) -> f64 {
+        self.decode_gbps / self.memcpy_gbps
+    }
+}
