@@ -1,11 +1,13 @@
 //! Several implementations of one bitstream. A backend never changes a byte.
 
-mod portable;
+pub(crate) mod portable;
 #[cfg(feature = "reference")]
 mod reference;
 
 use bigsmall_format::{Error, Result, Rule};
 
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
 use crate::head::Head;
 
 /// Lanes of a block: rANS states that share one stream of words.
@@ -21,6 +23,10 @@ pub(crate) const fn element(lane: usize) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
+    /// AVX-512 with VBMI2 (x86-64).
+    Avx512,
+    /// AVX2 (x86-64).
+    Avx2,
     /// Plain Rust, on every machine.
     Portable,
     /// The crate `constriction`, step by step: slow, independent, for tests (feature `reference`).
@@ -29,12 +35,15 @@ pub enum Backend {
 
 impl Backend {
     /// Every backend that this program knows, the fastest first.
-    pub const ALL: &'static [Backend] = &[Backend::Portable, Backend::Reference];
+    pub const ALL: &'static [Backend] =
+        &[Backend::Avx512, Backend::Avx2, Backend::Portable, Backend::Reference];
 
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Backend::Avx512 => "avx512",
+            Backend::Avx2 => "avx2",
             Backend::Portable => "portable",
             Backend::Reference => "reference",
         }
@@ -43,16 +52,13 @@ impl Backend {
     /// Whether this machine and build have it.
     #[must_use]
     pub fn is_available(self) -> bool {
-        match self {
-            Backend::Portable => true,
-            Backend::Reference => cfg!(feature = "reference"),
-        }
+        self.implementation().is_ok()
     }
 
     /// The fastest one that this machine has.
     #[must_use]
     pub fn best() -> Backend {
-        Backend::Portable
+        Backend::ALL.iter().copied().find(|b| b.is_available()).unwrap_or(Backend::Portable)
     }
 
     /// The backend of that name; `auto` is [`best`](Self::best).
@@ -78,13 +84,18 @@ impl Backend {
     }
 
     pub(crate) fn implementation(self) -> Result<&'static dyn EntropyBackend> {
-        match self {
-            Backend::Portable => Ok(&portable::Portable),
+        let found: Option<&'static dyn EntropyBackend> = match self {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => Avx512::new().map(|b| b as _),
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx2 => Avx2::new().map(|b| b as _),
+            Backend::Portable => Some(&portable::Portable),
             #[cfg(feature = "reference")]
-            Backend::Reference => Ok(&reference::Reference),
-            #[cfg(not(feature = "reference"))]
-            Backend::Reference => Err(Error::new(Rule::BackendMissing).found("reference")),
-        }
+            Backend::Reference => Some(&reference::Reference),
+            #[allow(unreachable_patterns)] // where every backend is built in
+            _ => None,
+        };
+        found.ok_or_else(|| Error::new(Rule::BackendMissing).found(self.name()))
     }
 }
 
@@ -94,11 +105,11 @@ pub(crate) struct Job<'a> {
     /// The words and whatever follows them in the block.
     pub(crate) words: &'a [u8],
     /// The next word. In a damaged block it may run past the words: the caller finds out.
-    position: usize,
+    pub(crate) position: usize,
     /// The table of every group of the block.
     pub(crate) group_tables: &'a [u8],
     /// The next group.
-    group: usize,
+    pub(crate) group: usize,
 }
 
 impl<'a> Job<'a> {
@@ -117,27 +128,27 @@ pub(crate) trait EntropyBackend: Sync {
     /// Decodes the next groups of every job, as many as fill its slice of `symbols`.
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]);
 
-    /// Decodes whole blocks into their units, with zeros for carried residual bytes, where the backend has a kernel for this head;
-    /// returns whether it did.
+    /// Decodes the first groups of every job straight into its units, where the backend has a kernel for this head: as many as the
+    /// residuals are complete for. Returns their number, the same for all jobs.
     fn decode_fused(
         &self,
         head: &Head,
         jobs: &mut [Job<'_>],
         residuals: &[&[u8]],
         units: &mut [&mut [u8]],
-    ) -> bool {
+    ) -> usize {
         let _ = (head, jobs, residuals, units);
-        false
+        0
     }
 
-    /// Encodes `symbols`, last to first, beginning with `states` and leaving the decoder's first states there. Appends
-    /// words in the order in which they arise, the reverse of the decoder's.
+    /// Encodes `symbols`, last to first, beginning with `states` and leaving the decoder's first states there. The words end at the
+    /// end of `words`, in the decoder's order; returns where they begin. `words` has room for one word a symbol.
     fn encode(
         &self,
         head: &Head,
         symbols: &[u8],
         group_tables: &[u8],
         states: &mut [u32; LANES],
-        words: &mut Vec<u16>,
-    );
+        words: &mut [u16],
+    ) -> usize;
 }

@@ -159,7 +159,7 @@ fn encode_ans(
     for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
         *state |= u32::from(u16::from_le_bytes(*pair));
     }
-    words.clear();
+    words.resize(n, 0);
     let groups_of = |ids: &[u8], out: &mut [u8]| {
         for (group, out) in out.iter_mut().enumerate() {
             *out = ids[group / head.segment_groups()];
@@ -167,7 +167,8 @@ fn encode_ans(
     };
     let mut group_tables = [0; MAX_GROUPS];
     groups_of(table_ids, &mut group_tables[..n_groups]);
-    backend.encode(head, symbols, &group_tables[..n_groups], &mut states, words);
+    let from = backend.encode(head, symbols, &group_tables[..n_groups], &mut states, words);
+    let words = &words[from..];
 
     // Sections, in order.
     let rice = exceptions::rice_parameter(n, exceptions.len());
@@ -175,8 +176,7 @@ fn encode_ans(
     out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
     out.extend_from_slice(&(words.len() as u32).to_le_bytes());
     write_states(&states, out);
-    // The encoder works from the last symbol to the first: its last word is the decoder's first.
-    out.extend(words.iter().rev().flat_map(|w| w.to_le_bytes()));
+    out.extend(words.iter().flat_map(|w| w.to_le_bytes()));
     pad4(out);
     low_ids.clear();
     if layout.low_bits() > 0 {
@@ -504,15 +504,11 @@ fn decode_ans<const N: usize>(
         let s = &sections[i];
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
-    if backend.decode_fused(head, &mut jobs, &sections.each_ref().map(|s| s.residual), &mut units) {
-        for ((job, s), units) in jobs.iter().zip(&sections).zip(&mut units) {
-            let carried = finish_states(head, job, s)?;
-            add_carried(head, s, &carried, units);
-        }
-    } else {
+    let residuals = sections.each_ref().map(|s| s.residual);
+    let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units);
+    if group < n_groups {
         let mut symbols = [[0; (PIECE + 1) * GROUP]; N];
         let mut low_at = [0; N];
-        let mut group = 0;
         while group < n_groups {
             let left = n_groups - group;
             let count = if left <= PIECE + 1 { left } else { PIECE };
@@ -574,25 +570,6 @@ fn with_carried(head: &Head, s: &Sections<'_>, carried: &[u8]) -> (usize, Vec<u8
     let mut bytes = s.residual[from * each..].to_vec();
     bytes.extend_from_slice(&carried[..total - s.residual.len()]);
     (from, bytes)
-}
-
-/// Units that were decoded with zeros for the carried bytes get them: bits are added, none is taken away.
-fn add_carried(head: &Head, s: &Sections<'_>, carried: &[u8], units: &mut [u8]) {
-    let layout = &head.layout;
-    let each = packed_len(layout.residual_bits);
-    let (from, bytes) = with_carried(head, s, carried);
-    for (group, packed) in (from..).zip(bytes.chunks_exact(each)) {
-        let mut values = [0; GROUP];
-        planes::unpack(packed, layout.residual_bits, &mut values);
-        let begin = group * GROUP * layout.unit_bytes;
-        let units =
-            units[begin..begin + GROUP * layout.unit_bytes].chunks_exact_mut(layout.unit_bytes);
-        for (unit, &value) in units.zip(&values) {
-            let bits = layout.head(0, value).to_le_bytes();
-            let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
-            head_bytes.iter_mut().zip(bits).for_each(|(b, bit)| *b |= bit);
-        }
-    }
 }
 
 /// Symbols, residuals and low bits of the groups `groups` become units. Returns how many bytes of the lows it used.

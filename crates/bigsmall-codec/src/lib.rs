@@ -21,6 +21,7 @@
 //! M. Vose, 1991. The bitstream is specified in FORMAT.md, section 7.
 #![deny(unsafe_code)]
 
+mod arch;
 mod backend;
 mod bits;
 mod block;

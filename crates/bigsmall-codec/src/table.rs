@@ -1,6 +1,9 @@
 //! Frequency tables: made from counts by integer arithmetic, written in about 10 bits a symbol, laid out as alias buckets
 //! (FORMAT.md section 7.3).
 
+use std::ops::Range;
+use std::sync::OnceLock;
+
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::bits::{BitReader, BitWriter};
@@ -169,17 +172,30 @@ impl FrequencyTable {
 pub(crate) struct AliasTable {
     /// For each bucket the first slot that is the donor's (may be the end of the bucket).
     pub(crate) split: Vec<u32>,
-    /// For each bucket the entry of its own symbol: `freq | symbol << 13 | delta << 21`, see [`pack_entry`].
+    /// For each bucket the entry of its own symbol.
     pub(crate) own: Vec<AliasEntry>,
     /// For each bucket the entry of its donor.
     pub(crate) donor: Vec<AliasEntry>,
-    /// For every slot `freq - 1 | rank << 12 | symbol << 24`.
-    pub(crate) slots: Box<[u32; TOTAL as usize]>,
-    /// The slot of rank `r` of symbol `s` is `slot_of[first_rank[s] + r]`.
-    pub(crate) slot_of: Box<[u16; TOTAL as usize]>,
-    /// See `slot_of`.
+    /// Rank 0 of each symbol in [`slot_of`](Self::slot_of).
     pub(crate) first_rank: Vec<u32>,
+    /// The buckets in the form that vector kernels load, where there are 32.
+    pub(crate) buckets32: Option<Box<Buckets32>>,
+    slots: OnceLock<Box<Slots>>,
+    slot_of: OnceLock<Box<SlotOf>>,
 }
+
+/// 32 buckets; entries in one word each: `freq | symbol << 13 | delta << 19`.
+#[derive(Clone, Debug)]
+pub(crate) struct Buckets32 {
+    pub(crate) split: [u32; 32],
+    pub(crate) own: [u32; 32],
+    pub(crate) donor: [u32; 32],
+}
+
+/// For every slot `freq - 1 | rank << 12 | symbol << 24`.
+pub(crate) type Slots = [u32; TOTAL as usize];
+/// The slot of rank `r` of symbol `s` is at `first_rank[s] + r`. One more entry, so that a vector may read two at the last.
+pub(crate) type SlotOf = [u16; TOTAL as usize + 1];
 
 /// One side of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -225,9 +241,10 @@ impl AliasTable {
             split: Vec::with_capacity(n),
             own: Vec::with_capacity(n),
             donor: Vec::with_capacity(n),
-            slots: Box::new([0; TOTAL as usize]),
-            slot_of: Box::new([0; TOTAL as usize]),
             first_rank,
+            buckets32: None,
+            slots: OnceLock::new(),
+            slot_of: OnceLock::new(),
         };
         // Slots of a symbol get their ranks in increasing order.
         let mut next_rank = vec![0; n];
@@ -235,28 +252,64 @@ impl AliasTable {
             let begin = b as u32 * cap;
             let split = begin + keep[b];
             out.split.push(split);
-            let mut side = |symbol: usize, slots: std::ops::Range<u32>| {
-                let freq = freqs[symbol];
-                let first = next_rank[symbol];
-                let entry = AliasEntry {
-                    symbol: symbol as u8,
-                    freq,
-                    delta: (first as i32 - slots.start as i32) as i16,
-                };
-                for (rank, slot) in (first..).zip(slots.clone()) {
-                    out.slots[slot as usize] =
-                        (u32::from(freq) - 1) | rank << 12 | (symbol as u32) << 24;
-                    out.slot_of[(out.first_rank[symbol] + rank) as usize] = slot as u16;
-                }
+            let mut side = |symbol: usize, slots: Range<u32>| {
+                let delta = (next_rank[symbol] as i32 - slots.start as i32) as i16;
                 next_rank[symbol] += slots.len() as u32;
-                entry
+                AliasEntry { symbol: symbol as u8, freq: freqs[symbol], delta }
             };
             let own = side(b, begin..split);
             let donor = side(donor[b], split..begin + cap);
             out.own.push(own);
             out.donor.push(donor);
         }
+        let word = |e: AliasEntry| {
+            u32::from(e.freq) | u32::from(e.symbol) << 13 | (i32::from(e.delta) << 19) as u32
+        };
+        out.buckets32 = (n == 32).then(|| {
+            Box::new(Buckets32 {
+                split: std::array::from_fn(|b| out.split[b]),
+                own: std::array::from_fn(|b| word(out.own[b])),
+                donor: std::array::from_fn(|b| word(out.donor[b])),
+            })
+        });
         out
+    }
+
+    /// Calls `each` with every slot, its entry and its rank.
+    fn for_each_slot(&self, mut each: impl FnMut(u32, AliasEntry, u32)) {
+        let cap = TOTAL / self.split.len() as u32;
+        for (b, &split) in (0..).zip(&self.split) {
+            let (own, donor) = (self.own[b as usize], self.donor[b as usize]);
+            for (entry, slots) in [(own, b * cap..split), (donor, split..(b + 1) * cap)] {
+                for slot in slots {
+                    each(slot, entry, (slot as i32 + i32::from(entry.delta)) as u32);
+                }
+            }
+        }
+    }
+
+    /// What decoding one slot needs, in one word; made when first asked for.
+    pub(crate) fn slots(&self) -> &Slots {
+        self.slots.get_or_init(|| {
+            let mut slots = Box::new([0; TOTAL as usize]);
+            self.for_each_slot(|slot, entry, rank| {
+                slots[slot as usize] =
+                    (u32::from(entry.freq) - 1) | rank << 12 | u32::from(entry.symbol) << 24;
+            });
+            slots
+        })
+    }
+
+    /// The slots in the order of symbols and ranks; made when first asked for.
+    pub(crate) fn slot_of(&self) -> &SlotOf {
+        self.slot_of.get_or_init(|| {
+            let mut slot_of = Box::new([0; TOTAL as usize + 1]);
+            self.for_each_slot(|slot, entry, rank| {
+                let first = self.first_rank[usize::from(entry.symbol)];
+                slot_of[(first + rank) as usize] = slot as u16;
+            });
+            slot_of
+        })
     }
 }
 
@@ -310,14 +363,14 @@ mod tests {
                     alias.donor[bucket]
                 };
                 let rank = (slot as i32 + i32::from(entry.delta)) as u32;
-                let packed = alias.slots[slot as usize];
+                let packed = alias.slots()[slot as usize];
                 assert_eq!(packed & 0xfff, u32::from(entry.freq) - 1);
                 assert_eq!(packed >> 12 & 0xfff, rank);
                 assert_eq!((packed >> 24) as u8, entry.symbol);
                 assert_eq!(rank, seen[entry.symbol as usize], "ranks rise with the slots");
                 seen[entry.symbol as usize] += 1;
                 let first = alias.first_rank[entry.symbol as usize];
-                assert_eq!(u32::from(alias.slot_of[(first + rank) as usize]), slot);
+                assert_eq!(u32::from(alias.slot_of()[(first + rank) as usize]), slot);
             }
             for (s, &f) in table.freqs.iter().enumerate() {
                 assert_eq!(seen[s], u32::from(f));

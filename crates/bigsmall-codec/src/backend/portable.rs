@@ -15,7 +15,7 @@ impl EntropyBackend for Portable {
                 let table = &head.alias[usize::from(job.group_tables[job.group])];
                 job.group += 1;
                 for row in group.as_chunks_mut::<LANES>().0 {
-                    decode_row(job, &table.slots, row);
+                    decode_row(job, table.slots(), row);
                 }
             }
         }
@@ -27,18 +27,20 @@ impl EntropyBackend for Portable {
         symbols: &[u8],
         group_tables: &[u8],
         states: &mut [u32; LANES],
-        words: &mut Vec<u16>,
-    ) {
+        words: &mut [u16],
+    ) -> usize {
+        let mut at = words.len();
         let steps: Vec<Vec<Step>> = (0..head.tables.len()).map(|t| steps(head, t)).collect();
         for (group, &table) in symbols.as_chunks::<GROUP>().0.iter().zip(group_tables).rev() {
             let steps = &steps[usize::from(table)];
-            let slot_of = &head.alias[usize::from(table)].slot_of;
+            let slot_of = &head.alias[usize::from(table)].slot_of();
             for row in group.as_chunks::<LANES>().0.iter().rev() {
                 for lane in (0..LANES).rev() {
                     let step = &steps[usize::from(row[element(lane)])];
                     let mut x = states[lane];
                     if x >> (32 - PRECISION) >= step.freq {
-                        words.push(x as u16);
+                        at -= 1;
+                        words[at] = x as u16;
                         x >>= 16;
                     }
                     let q = (u64::from(x).wrapping_mul(step.reciprocal) >> RECIPROCAL) as u32;
@@ -48,6 +50,7 @@ impl EntropyBackend for Portable {
                 }
             }
         }
+        at
     }
 }
 

@@ -83,7 +83,7 @@ impl WriteWords<u16> for SharedSink<'_> {
 /// For every slot the place in the intervals that it stands for.
 fn place_of_slot(alias: &AliasTable) -> Vec<u16> {
     let mut place = vec![0; TOTAL as usize];
-    for (i, &slot) in alias.slot_of.iter().enumerate() {
+    for (i, &slot) in alias.slot_of()[..TOTAL as usize].iter().enumerate() {
         place[usize::from(slot)] = i as u16;
     }
     place
@@ -123,21 +123,27 @@ impl EntropyBackend for Reference {
         symbols: &[u8],
         group_tables: &[u8],
         states: &mut [u32; LANES],
-        words: &mut Vec<u16>,
-    ) {
+        words: &mut [u16],
+    ) -> usize {
+        let mut written = Vec::new();
         for (group, &table) in symbols.as_chunks::<GROUP>().0.iter().zip(group_tables).rev() {
             let table = usize::from(table);
             for row in group.as_chunks::<LANES>().0.iter().rev() {
                 for lane in (0..LANES).rev() {
-                    let mut coder = AnsCoder::from_raw_parts(SharedSink(words), states[lane]);
+                    let mut coder =
+                        AnsCoder::from_raw_parts(SharedSink(&mut written), states[lane]);
                     coder
                         .encode_symbol(row[element(lane)], Intervals(&head.tables[table]))
                         .expect("the plan gives every coded symbol a frequency");
                     let x = coder.into_raw_parts().1;
-                    let slot = head.alias[table].slot_of[(x % TOTAL) as usize];
+                    let slot = head.alias[table].slot_of()[(x % TOTAL) as usize];
                     states[lane] = replace_low(x, slot);
                 }
             }
         }
+        // The encoder's last word is the decoder's first.
+        let at = words.len() - written.len();
+        words[at..].iter_mut().zip(written.iter().rev()).for_each(|(to, from)| *to = *from);
+        at
     }
 }
