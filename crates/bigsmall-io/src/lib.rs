@@ -8,6 +8,8 @@ mod compress;
 mod digest;
 mod encodings;
 mod estimate;
+#[cfg(test)]
+mod faults;
 mod folder;
 mod measure;
 mod model;

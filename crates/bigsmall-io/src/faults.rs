@@ -1,0 +1,324 @@
+//! Storage that fails: at the n-th read, at the n-th byte written, in what it gives back.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bigsmall_format::{Dtype, Error, Header, ReadAt, Result, Rule, Shard, TensorSpec};
+
+use crate::atomic::Output;
+use crate::compress::compress_source;
+use crate::restore::restore_shard;
+use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
+
+/// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are identical, one that is empty.
+fn plain_file() -> Vec<u8> {
+    let tensor = |name, dtype, shape: &[u64]| TensorSpec::new(name, dtype, shape).unwrap();
+    let tensors = [
+        tensor("large", Dtype::BF16, &[700, 1000]),
+        tensor("empty", Dtype::F32, &[0, 3]),
+        tensor("norm", Dtype::F32, &[1000]),
+        tensor("random", Dtype::U8, &[1500]),
+        tensor("twin", Dtype::BF16, &[700, 1000]),
+    ];
+    let json = Header::synthesise(&tensors).unwrap();
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(&json);
+    let mut x = 1u64;
+    let mut random = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    let large: Vec<u8> = (0..700_000)
+        .flat_map(|_| (0x3C00 | (random() as u16 & 0x80FF)).to_le_bytes())
+        .collect();
+    file.extend_from_slice(&large);
+    file.extend((0..1000).flat_map(|i| (1.0 + 0.001 * i as f32).to_le_bytes()));
+    file.extend((0..1500).map(|_| random() as u8));
+    file.extend_from_slice(&large);
+    file
+}
+
+/// Keeps everything, until it is full.
+struct Disk {
+    bytes: Mutex<Vec<u8>>,
+    room: usize,
+}
+
+impl Disk {
+    fn new(room: usize) -> Self {
+        Disk { bytes: Mutex::new(Vec::new()), room }
+    }
+}
+
+impl Output for Disk {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut kept = self.bytes.lock().unwrap();
+        let n = bytes.len().min(self.room - kept.len());
+        kept.extend_from_slice(&bytes[..n]);
+        if n < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        self.bytes.lock().unwrap().read_exact_at(offset, buf).map(|()| true)
+    }
+}
+
+/// Fails from the `left`-th read on.
+struct Failing<'a> {
+    bytes: &'a [u8],
+    left: AtomicUsize,
+}
+
+impl<'a> Failing<'a> {
+    fn after(reads: usize, bytes: &'a [u8]) -> Self {
+        Failing { bytes, left: AtomicUsize::new(reads) }
+    }
+}
+
+impl ReadAt for Failing<'_> {
+    fn byte_len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        match left {
+            Ok(_) => self.bytes.read_exact_at(offset, buf),
+            Err(_) => Err(Error::io(io::Error::other("the disk is broken")).at(offset)),
+        }
+    }
+}
+
+const ENCODINGS: [Encoding; 3] = [Encoding::Raw, Encoding::Ans(Level::Default), Encoding::Tbe3];
+
+fn options(encoding: Encoding, threads: usize) -> CompressOptions {
+    CompressOptions { encoding, threads, md5: true, ..Default::default() }
+}
+
+fn compressed(plain: &[u8], encoding: Encoding) -> Vec<u8> {
+    let disk = Disk::new(usize::MAX);
+    compress_source(&plain, &disk, &options(encoding, 2), &Progress::default()).unwrap();
+    disk.bytes.into_inner().unwrap()
+}
+
+/// Tries with n = 0, 1, 2 … until it succeeds; every failure before must be of the storage. Returns how often it failed.
+fn fails_until_it_succeeds(mut attempt: impl FnMut(usize) -> Result<()>) -> usize {
+    for n in 0..10_000 {
+        match attempt(n) {
+            Ok(()) => return n,
+            Err(e) => assert_eq!(e.rule(), Rule::Io, "{n}: {e}"),
+        }
+    }
+    panic!("it never succeeds");
+}
+
+#[test]
+fn compress_fails_cleanly_at_every_read() {
+    let plain = plain_file();
+    for encoding in ENCODINGS {
+        for threads in [1, 3] {
+            let n = fails_until_it_succeeds(|n| {
+                let disk = Disk::new(usize::MAX);
+                let source = Failing::after(n, &plain);
+                let done = compress_source(&source, &disk, &options(encoding, threads), &Progress::default());
+                if done.is_err() {
+                    // The bytes so far are no shard: nobody can take them for one.
+                    assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
+                }
+                done.map(|_| ())
+            });
+            assert!(n > 10, "{n} reads only");
+        }
+    }
+}
+
+#[test]
+fn restore_and_verify_fail_cleanly_at_every_read() {
+    let plain = plain_file();
+    for encoding in ENCODINGS {
+        let shard = compressed(&plain, encoding);
+        for threads in [1, 3] {
+            let options = RestoreOptions { threads, ..Default::default() };
+            for write in [false, true] {
+                let n = fails_until_it_succeeds(|n| {
+                    let shard = Shard::open(Failing::after(n, &shard))?;
+                    let disk = Disk::new(usize::MAX);
+                    let output = write.then_some(&disk as &dyn Output);
+                    restore_shard(&shard, output, &options, &Progress::default())?;
+                    assert!(!write || disk.bytes.into_inner().unwrap() == plain);
+                    Ok(())
+                });
+                assert!(n > 8, "{n} reads only");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_fails_cleanly_at_every_read() {
+    let plain = plain_file();
+    let shard: &'static [u8] = compressed(&plain, Encoding::default()).leak();
+    let n = fails_until_it_succeeds(|n| {
+        let model = Model::from_source(Failing::after(n, shard))?;
+        let tensor = model.tensor("large")?;
+        assert!(plain.windows(1000).any(|w| w == &tensor.bytes()[500_000..501_000]));
+        model.rows("twin", 3..5)?;
+        model.encoded("norm")?;
+        Ok(())
+    });
+    assert!(n > 5, "{n} reads only");
+}
+
+#[test]
+fn a_full_disk_is_an_error_at_every_byte() {
+    let plain = plain_file();
+    // Only the small tensors: every byte is tried.
+    let (json, header) = Header::read(&plain, &Default::default()).unwrap();
+    let keep = &header.tensors()[1..4];
+    let small_json = Header::synthesise(keep).unwrap();
+    let mut small = (small_json.len() as u64).to_le_bytes().to_vec();
+    small.extend_from_slice(&small_json);
+    for spec in keep {
+        let range = spec.data_range();
+        let at = 8 + json.len();
+        small.extend_from_slice(&plain[at + range.start as usize..at + range.end as usize]);
+    }
+    for encoding in ENCODINGS {
+        let shard = compressed(&small, encoding);
+        for room in 0..shard.len() {
+            let disk = Disk::new(room);
+            let done = compress_source(&small, &disk, &options(encoding, 1), &Progress::default());
+            assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
+            let bytes = disk.bytes.into_inner().unwrap();
+            assert_eq!(bytes, shard[..room]);
+            assert!(Shard::open(bytes).is_err(), "a prefix of {room} bytes is a shard");
+        }
+        let opened = Shard::open(&shard[..]).unwrap();
+        for room in 0..small.len() {
+            let disk = Disk::new(room);
+            let done = restore_shard(&opened, Some(&disk), &RestoreOptions::default(), &Progress::default());
+            assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
+        }
+    }
+}
+
+/// Flips one bit of everything that is read back.
+struct Liar {
+    disk: Disk,
+    flip: u64,
+    reads: AtomicU64,
+}
+
+impl Output for Liar {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        self.disk.append(bytes)
+    }
+
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        let kept = self.disk.read_back(offset, buf)?;
+        if let Some(byte) = self.flip.checked_sub(offset).and_then(|i| buf.get_mut(i as usize)) {
+            *byte ^= 0x10;
+            self.reads.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(kept)
+    }
+}
+
+#[test]
+fn what_the_disk_does_not_keep_is_noticed_before_the_end() {
+    let plain = plain_file();
+    for encoding in ENCODINGS {
+        let shard = compressed(&plain, encoding);
+        let payloads = Shard::open(&shard[..]).unwrap();
+        let ends: Vec<u64> = [0, 2, 3].map(|i| payloads.payload_range(i).unwrap().end).into();
+        let mut noticed = 0;
+        let step = (ends[2] as usize / 61).max(1);
+        for flip in (16..ends[2]).step_by(step) {
+            let liar = Liar { disk: Disk::new(usize::MAX), flip, reads: AtomicU64::new(0) };
+            let done = compress_source(&plain, &liar, &options(encoding, 2), &Progress::default());
+            if liar.reads.load(Ordering::SeqCst) == 0 {
+                continue;
+            }
+            match done {
+                Err(e) => {
+                    assert_eq!(e.rule(), Rule::ReadBack, "{e}");
+                    noticed += 1;
+                }
+                // Bytes that mean nothing: padding between blocks.
+                Ok(_) => assert_eq!(shard[flip as usize], 0),
+            }
+        }
+        assert!(noticed > 50, "{noticed}");
+    }
+}
+
+#[test]
+fn a_source_that_ends_early_is_an_error() {
+    let plain = plain_file();
+    for cut in [plain.len() - 1, plain.len() / 2, 9] {
+        /// Says that it is longer than it is: a file that was truncated after its length was asked for.
+        struct Truncated<'a>(&'a [u8], u64);
+        impl ReadAt for Truncated<'_> {
+            fn byte_len(&self) -> u64 {
+                self.1
+            }
+            fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+                self.0.read_exact_at(offset, buf)
+            }
+        }
+        let source = Truncated(&plain[..cut], plain.len() as u64);
+        let disk = Disk::new(usize::MAX);
+        let done = compress_source(&source, &disk, &CompressOptions::default(), &Progress::default());
+        assert_eq!(done.unwrap_err().rule(), Rule::Io);
+    }
+}
+
+#[test]
+fn the_bytes_do_not_depend_on_threads() {
+    let plain = plain_file();
+    for encoding in ENCODINGS {
+        let one = Disk::new(usize::MAX);
+        compress_source(&plain, &one, &options(encoding, 1), &Progress::default()).unwrap();
+        for threads in [2, 5, 16] {
+            let many = Disk::new(usize::MAX);
+            compress_source(&plain, &many, &options(encoding, threads), &Progress::default())
+                .unwrap();
+            assert!(*one.bytes.lock().unwrap() == *many.bytes.lock().unwrap(), "{threads}");
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
+    let plain = plain_file();
+    let progress = Progress::default();
+    progress.cancel();
+    let disk = Disk::new(usize::MAX);
+    let done = compress_source(&plain, &disk, &CompressOptions::default(), &progress);
+    assert_eq!(done.unwrap_err().rule(), Rule::Cancelled);
+    assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
+    let shard = compressed(&plain, Encoding::default());
+    let shard = Shard::open(&shard[..]).unwrap();
+    let done = restore_shard(&shard, None, &RestoreOptions::default(), &progress);
+    assert_eq!(done.unwrap_err().rule(), Rule::Cancelled);
+}
+
+#[test]
+fn every_damaged_byte_of_a_shard_is_noticed() {
+    let plain = plain_file();
+    for encoding in ENCODINGS {
+        let shard = compressed(&plain, encoding);
+        let step = shard.len() / 300;
+        for at in (0..shard.len()).step_by(step).chain(shard.len() - 60..shard.len()) {
+            let mut bad = shard.clone();
+            bad[at] ^= 1 << (at % 8);
+            let found = Shard::open(bad).and_then(|shard| {
+                restore_shard(&shard, None, &RestoreOptions::default(), &Progress::default())
+            });
+            assert!(found.is_err(), "byte {at} of {}", shard.len());
+        }
+    }
+}
