@@ -38,6 +38,7 @@ impl Device {
         let offered = adapter.features();
         let mut features = offered
             & (wgpu::Features::TIMESTAMP_QUERY
+                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
                 | wgpu::Features::SUBGROUP
                 | wgpu::Features::SHADER_F16
                 | wgpu::Features::PIPELINE_CACHE);

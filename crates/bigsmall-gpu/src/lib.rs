@@ -31,7 +31,7 @@ mod upload;
 
 #[cfg(feature = "wgpu")]
 pub use backend::{Wgpu, WgpuWeights};
-pub use bigsmall_format::{Dtype, EncodedTensor, Error, Result, Rule, TensorSpec};
+pub use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
 pub use cpu::{Cpu, CpuWeights};
 #[cfg(feature = "wgpu")]
 pub use device::WgpuOptions;
