@@ -6,7 +6,7 @@ use crate::{Dtype, Error, Result, Rule};
 
 /// Units of one block (FORMAT.md section 3): every encoding cuts a tensor into blocks of this many units, the last one
 /// shorter.
-pub const BLOCK_UNITS: usize = 1 << 16;
+pub const BLOCK_UNITS: usize = 1 << 17;
 
 /// Name, dtype, shape and place of a tensor. A spec that exists is valid: its sizes do not overflow and it fills whole bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

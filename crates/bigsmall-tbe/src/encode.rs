@@ -191,9 +191,8 @@ fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> u32 {
     let tiles = block.chunks(TILE * fields.bytes).zip(bitmaps.chunks_exact_mut(8 * per_tile));
     for (tile, (values, bitmaps)) in tiles.enumerate() {
         if tile % (GROUP / TILE) == 0 {
-            let at = tile / (GROUP / TILE) * 2;
-            // At most 65,280: the last group begins 256 weights before the end of a full block.
-            starts[at..at + 2].copy_from_slice(&(escapes.len() as u16).to_le_bytes());
+            let at = tile / (GROUP / TILE) * 4;
+            starts[at..at + 4].copy_from_slice(&(escapes.len() as u32).to_le_bytes());
         }
         // What goes into the bitmaps, one row of bits for each weight: the code, above it the other bits.
         let mut rows = [0u8; TILE];

@@ -5,7 +5,9 @@ use bigsmall_format::{Dtype, Error, Result, Rule};
 /// Weights of one tile: the bits of one bitmap.
 pub(crate) const TILE: usize = 64;
 /// Weights between two stored escape starts.
-pub(crate) const GROUP: usize = 256;
+pub(crate) const GROUP: usize = 512;
+/// An escape start as it is stored, little-endian.
+pub(crate) type Start = [u8; 4];
 /// Bytes of a head.
 pub(crate) const HEAD_LEN: usize = 8;
 
@@ -182,7 +184,7 @@ impl Sections {
     pub(crate) const fn of(head: Head, n: usize) -> Sections {
         let bitmaps = n.div_ceil(TILE) * head.bitmaps_per_tile() * 8;
         let plane = if head.fields.has_plane() { n.next_multiple_of(8) } else { 0 };
-        let starts = (n.div_ceil(GROUP) * 2).next_multiple_of(8);
+        let starts = (n.div_ceil(GROUP) * 4).next_multiple_of(8);
         Sections { bitmaps, plane: bitmaps + plane, starts: bitmaps + plane + starts }
     }
 }

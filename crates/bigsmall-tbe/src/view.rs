@@ -18,7 +18,7 @@ pub struct TbeBlock<'a> {
     n: usize,
     bitmaps: &'a [[u8; 8]],
     plane: &'a [u8],
-    starts: &'a [[u8; 2]],
+    starts: &'a [[u8; 4]],
     escapes: &'a [u8],
 }
 
@@ -53,8 +53,8 @@ impl<'a> TbeBlock<'a> {
         };
         let n_starts = n.div_ceil(GROUP);
         let (starts, starts_padding) =
-            fixed[sections.plane..sections.starts].split_at(2 * n_starts);
-        let starts = starts.as_chunks::<2>().0;
+            fixed[sections.plane..sections.starts].split_at(4 * n_starts);
+        let starts = starts.as_chunks::<4>().0;
 
         let padding = |at: usize| Err(Error::new(Rule::PaddingNotZero).at(place(at)));
         if let (Some(tile), used @ 1..) =
@@ -70,14 +70,14 @@ impl<'a> TbeBlock<'a> {
             return padding(sections.bitmaps + n + at);
         }
         if let Some(at) = starts_padding.iter().position(|&b| b != 0) {
-            return padding(sections.plane + 2 * n_starts + at);
+            return padding(sections.plane + 4 * n_starts + at);
         }
         match (kernels.count_escapes)(&head, bitmaps, starts) {
             Err(group) => {
                 return Err(Error::new(Rule::TbeEscapeStarts)
-                    .at(place(sections.plane + 2 * group))
+                    .at(place(sections.plane + 4 * group))
                     .expected(format!("the number of escape codes before weight {}", group * GROUP))
-                    .found(starts.get(group).map_or(0, |s| u16::from_le_bytes(*s))));
+                    .found(starts.get(group).map_or(0, |s| u32::from_le_bytes(*s))));
             }
             Ok(codes) if codes != escapes.len() => {
                 return length(format!("{} bytes with {codes} escapes", sections.starts + codes));
@@ -106,7 +106,7 @@ impl<'a> TbeBlock<'a> {
             n,
             bitmaps: bytes[..sections.bitmaps].as_chunks::<8>().0,
             plane: &bytes[sections.bitmaps..][..plane_len],
-            starts: bytes[sections.plane..][..2 * n.div_ceil(GROUP)].as_chunks::<2>().0,
+            starts: bytes[sections.plane..][..4 * n.div_ceil(GROUP)].as_chunks::<4>().0,
             escapes: &bytes[sections.starts..],
         }
     }
@@ -145,7 +145,7 @@ impl<'a> TbeBlock<'a> {
 
     /// For every 256 weights the number of escapes before them, as stored: little-endian.
     #[must_use]
-    pub fn escape_starts(&self) -> &'a [[u8; 2]] {
+    pub fn escape_starts(&self) -> &'a [[u8; 4]] {
         self.starts
     }
 
@@ -161,14 +161,14 @@ impl<'a> TbeBlock<'a> {
         }
     }
 
-    /// How many escapes come before weight `index`, in constant time: a stored start and at most four popcounts. For an index
+    /// How many escapes come before weight `index`, in constant time: a stored start and at most eight popcounts. For an index
     /// beyond the last weight, all of them.
     #[must_use]
     pub fn escapes_before(&self, index: usize) -> usize {
         if index >= self.n {
             return self.escapes.len();
         }
-        let mut before = usize::from(u16::from_le_bytes(self.starts[index / GROUP]));
+        let mut before = u32::from_le_bytes(self.starts[index / GROUP]) as usize;
         let tile = index / TILE;
         for t in index / GROUP * (GROUP / TILE)..tile {
             before += self.escape_mask(t).count_ones() as usize;

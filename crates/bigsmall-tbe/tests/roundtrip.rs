@@ -78,18 +78,18 @@ fn no_few_and_only_escapes() {
             let base = oracle::middle(dtype, width.bits());
             for permille in [0, 30, 500] {
                 let mut random = Random(7);
-                let values = random.weights(dtype, width.bits(), base, permille, 70_001);
-                let encoded = check(&spec(dtype, &[70_001]), width, &values);
+                let values = random.weights(dtype, width.bits(), base, permille, 140_001);
+                let encoded = check(&spec(dtype, &[140_001]), width, &values);
                 check_access(&encoded, &values, &mut random);
             }
             // The window covers most, so that an encoder cannot be made to escape everything; the format can.
             let mut random = Random(8);
-            let values = random.weights(dtype, width.bits(), base, 1000, 70_001);
-            let spec = spec(dtype, &[70_001]);
+            let values = random.weights(dtype, width.bits(), base, 1000, 140_001);
+            let spec = spec(dtype, &[140_001]);
             let encoded = oracle::encode(&spec, width.bits(), base, &values);
             let view = TbeView::new(&encoded).unwrap();
             assert_eq!(view.block(0).escapes().len(), BLOCK_UNITS);
-            assert_eq!(view.block(1).escapes().len(), 70_001 - BLOCK_UNITS);
+            assert_eq!(view.block(1).escapes().len(), 140_001 - BLOCK_UNITS);
             for backend in Backend::available() {
                 let tbe = Tbe::new(width).with_backend(backend).unwrap();
                 let mut restored = vec![0; spec.byte_len() as usize];

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable};
+use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable, stream};
 use crate::layout::{Head, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
@@ -41,7 +41,7 @@ macro_rules! enable {
     )* };
 }
 
-fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 2]]) -> Result<usize, usize> {
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
@@ -99,7 +99,7 @@ enable! {
     fn count_escapes_impl(
         head: &Head,
         bitmaps: &[[u8; 8]],
-        starts: &[[u8; 2]]
+        starts: &[[u8; 4]]
     ) -> Result<usize, usize> {
         portable::count(head, bitmaps, starts)
     }
@@ -111,15 +111,26 @@ enable! {
         let n = out.len() / OUT;
         check_run(tiles, 0, n);
         let (whole, rest) = out.split_at_mut(n * OUT);
-        // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above.
-        let used = unsafe {
-            match tiles.head.width {
-                Width::Three => decode_tiles::<3>(tiles, whole),
-                Width::Four => decode_tiles::<4>(tiles, whole),
-            }
+        let mut left = *tiles;
+        let mut decode = |piece: &mut [u8]| {
+            let n = piece.len() / OUT;
+            // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above, and the
+            // pieces have as many tiles as `whole` altogether.
+            let used = unsafe {
+                match tiles.head.width {
+                    Width::Three => decode_tiles::<3>(&left, piece),
+                    Width::Four => decode_tiles::<4>(&left, piece),
+                }
+            };
+            left = left.after(n, used);
         };
+        if whole.len() >= stream::LEAST {
+            stream::fill(whole, &mut decode);
+        } else {
+            decode(whole);
+        }
         if !rest.is_empty() {
-            portable::decode_any(&tiles.after(n, used), rest);
+            portable::decode_any(&left, rest);
         }
     }
 

@@ -1,8 +1,14 @@
 //! Kernels: each algorithm once for every instruction set, behind safe functions that have checked every length.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod stream;
 
 use bigsmall_format::{Error, Rule};
 
@@ -75,6 +81,7 @@ pub(crate) struct Tiles<'a> {
     pub(crate) escapes: &'a [u8],
 }
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl<'a> Tiles<'a> {
     /// What follows `n` tiles that have `used` escapes.
     fn after(&self, n: usize, used: usize) -> Tiles<'a> {
@@ -100,7 +107,7 @@ pub(crate) const fn lane_of(k: usize) -> usize {
 
 /// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift` weights after the first
 /// bitmap's.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
     let width = tiles.head.width.bits();
     assert!(tiles.head.bitmaps_per_tile() == width && shift < 64);
@@ -109,9 +116,27 @@ fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
 }
 
 /// Panics unless `x` has `columns` columns of `n` tiles, `stride` floats apart.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
+}
+
+/// Tiles whose exponents are buffered at a time where a kernel makes two passes.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const RUN: usize = 32;
+/// Bytes of that buffer: one tile more, which takes what [`patch`](avx2) writes past the last.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const EXPONENTS: usize = (RUN + 1) * TILE;
+
+/// The exponents of a run of tiles.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[repr(align(64))]
+struct Exponents([u8; EXPONENTS]);
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Exponents {
+    fn new() -> Self {
+        Exponents([0; EXPONENTS])
+    }
 }
 
 /// The kernels of one backend. A table is handed out only where the machine has the instructions, so that its functions are
@@ -119,7 +144,7 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
 pub(crate) struct Kernels {
     pub(crate) backend: Backend,
     /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
-    pub(crate) count_escapes: fn(&Head, &[[u8; 8]], &[[u8; 2]]) -> Result<usize, usize>,
+    pub(crate) count_escapes: fn(&Head, &[[u8; 8]], &[[u8; 4]]) -> Result<usize, usize>,
     /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
     pub(crate) decode: fn(&Tiles<'_>, &mut [u8]),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
@@ -138,6 +163,10 @@ impl Kernels {
         match backend {
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => avx512::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx2 => avx2::kernels(),
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => neon::kernels(),
             Backend::Portable => Some(&portable::KERNELS),
             _ => None,
         }

@@ -45,18 +45,18 @@ pub(crate) fn escape_mask(code_bitmaps: &[[u8; 8]]) -> u64 {
 pub(super) fn count_escapes(
     head: &Head,
     bitmaps: &[[u8; 8]],
-    starts: &[[u8; 2]],
+    starts: &[[u8; 4]],
 ) -> Result<usize, usize> {
     count(head, bitmaps, starts)
 }
 
 #[inline(always)]
-pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 2]]) -> Result<usize, usize> {
+pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
     let per_tile = head.bitmaps_per_tile();
     let width = head.width.bits();
     let mut total = 0;
     for (group, tiles) in bitmaps.chunks(per_tile * (GROUP / TILE)).enumerate() {
-        if starts.get(group).map(|s| usize::from(u16::from_le_bytes(*s))) != Some(total) {
+        if starts.get(group).map(|s| u32::from_le_bytes(*s) as usize) != Some(total) {
             return Err(group);
         }
         for tile in tiles.chunks_exact(per_tile) {
@@ -169,18 +169,24 @@ pub(super) fn dot_bf16_any(
     chains: &mut Chains,
     mul_add: impl Fn(f32, f32, f32) -> f32,
 ) {
-    let mut sums = *chains;
-    for (weights, x) in weights.as_chunks::<{ 2 * TILE }>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        let pairs = weights.as_chunks::<4>().0;
-        for (i, pair) in pairs.iter().enumerate() {
-            let pair = u32::from_le_bytes(*pair);
-            let lane = super::lane_of(2 * i);
-            sums[lane] = mul_add(f32::from_bits(pair << 16), x[lane], sums[lane]);
-            let lane = super::lane_of(2 * i + 1);
-            sums[lane] = mul_add(f32::from_bits(pair & 0xffff_0000), x[lane], sums[lane]);
+    // Half of the chains at a time, as many as fit in registers: those of the first and of the second eight of 16 weights.
+    for (half, chains) in chains.as_chunks_mut::<{ TILE / 2 }>().0.iter_mut().enumerate() {
+        let mut sums = *chains;
+        let tiles = weights.as_chunks::<{ 2 * TILE }>().0.iter().zip(x.as_chunks::<TILE>().0);
+        for (weights, x) in tiles {
+            let x = &x.as_chunks::<{ TILE / 2 }>().0[half];
+            for quarter in 0..4 {
+                let eight = &weights.as_chunks::<16>().0[2 * quarter + half];
+                for (i, pair) in eight.as_chunks::<4>().0.iter().enumerate() {
+                    let pair = u32::from_le_bytes(*pair);
+                    let (even, odd) = (4 * quarter + i, 16 + 4 * quarter + i);
+                    sums[even] = mul_add(f32::from_bits(pair << 16), x[even], sums[even]);
+                    sums[odd] = mul_add(f32::from_bits(pair & 0xffff_0000), x[odd], sums[odd]);
+                }
+            }
         }
+        *chains = sums;
     }
-    *chains = sums;
 }
 
 #[inline(always)]

@@ -60,8 +60,8 @@ pub fn encode_block(dtype: Dtype, width: usize, base: u8, block: &[u16]) -> Vec<
     let mut escapes = Vec::new();
     let mut starts = Vec::new();
     for (i, &value) in block.iter().enumerate() {
-        if i % 256 == 0 {
-            starts.push(escapes.len() as u16);
+        if i % 512 == 0 {
+            starts.push(escapes.len() as u32);
         }
         let e = exponent(dtype, value);
         if u32::from(e) < base.into() || u32::from(e) >= u32::from(base) + window {
@@ -105,7 +105,7 @@ pub fn decode_block(dtype: Dtype, width: usize, base: u8, n: usize, block: &[u8]
     let tile_bytes = 8 * (width + extra);
     let plane_at = n.div_ceil(64) * tile_bytes;
     let starts_at = plane_at + if plane_bits != 0 { n.div_ceil(8) * 8 } else { 0 };
-    let escapes_at = starts_at + (n.div_ceil(256) * 2).div_ceil(8) * 8;
+    let escapes_at = starts_at + (n.div_ceil(512) * 4).div_ceil(8) * 8;
     let mut next = escapes_at;
     (0..n)
         .map(|i| {

@@ -1,0 +1,200 @@
+//! Speed of the triple-bitmap encoding, in bytes of original data.
+//!
+//! `cargo bench -p bigsmall-tbe` first prints ratios to a yardstick measured in turn with the subject (median of 15 pairs), which
+//! is what counts on a shared machine, then criterion's own figures. `-- ratios` prints the ratios alone, `-- decode` and the like
+//! run a part of criterion's. Data: 256 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than the caches; buffers are
+//! reused, block checksums verified, one thread.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bigsmall_tbe::{
+    Backend, Dtype, EncodedTensor, Matmul, Tbe, TbeView, TensorSpec, Width, encode_tensor,
+    transcode,
+};
+use criterion::{BenchmarkId, Criterion, Throughput};
+
+const M: usize = 32_768;
+const K: usize = 4096;
+const BYTES: usize = 2 * M * K;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Nearly normal: the sum of eight bytes and a little more, unit variance.
+    fn normal(&mut self) -> f32 {
+        let r = self.next();
+        let sum: u32 = r.to_le_bytes().iter().map(|&b| u32::from(b)).sum();
+        let fine = self.next() as u8;
+        (sum as f32 + f32::from(fine) / 256.0 - 1020.5) / 209.0
+    }
+}
+
+fn weights() -> Vec<u8> {
+    let mut random = Random(42);
+    let mut bytes = Vec::with_capacity(BYTES);
+    for _ in 0..M {
+        let scale = 0.02 * (0.2 * random.normal()).exp();
+        for _ in 0..K {
+            let bits = (scale * random.normal()).to_bits();
+            let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+            bytes.extend_from_slice(&(rounded as u16).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+struct Data {
+    spec: TensorSpec,
+    plain: Vec<u8>,
+    out: Vec<u8>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    encoded: Vec<(Width, EncodedTensor)>,
+}
+
+impl Data {
+    fn new() -> Data {
+        let spec = TensorSpec::new("w", Dtype::BF16, &[M as u64, K as u64]).unwrap();
+        let plain = weights();
+        let encoded = Width::ALL
+            .iter()
+            .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain, 0).unwrap()))
+            .collect();
+        let mut random = Random(43);
+        let x = (0..16 * K).map(|_| random.normal()).collect();
+        Data { spec, out: plain.clone(), plain, x, y: vec![0.0; 16 * M], encoded }
+    }
+
+    fn copy(&mut self) {
+        self.out.copy_from_slice(black_box(&self.plain));
+    }
+
+    fn decode(&mut self, width: usize, backend: Backend) {
+        let encoded = &self.encoded[width].1;
+        let tbe = Tbe::default().with_backend(backend).unwrap();
+        encoded.decode_bytes(&tbe, 0..BYTES as u64, &mut self.out, 1).unwrap();
+    }
+
+    fn multiply_plain(&mut self, batch: usize, backend: Backend) {
+        let matmul = Matmul::new(1).with_backend(backend).unwrap();
+        let (x, y) = (&self.x[..batch * K], &mut self.y[..batch * M]);
+        matmul.plain(&self.spec, &self.plain, x, batch, y).unwrap();
+    }
+
+    fn multiply_encoded(&mut self, view: &TbeView<'_>, batch: usize, backend: Backend) {
+        let matmul = Matmul::new(1).with_backend(backend).unwrap();
+        let (x, y) = (&self.x[..batch * K], &mut self.y[..batch * M]);
+        matmul.encoded(view, x, batch, y).unwrap();
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64()
+}
+
+/// The median times of two things done in turn.
+fn in_turn(data: &mut Data, a: impl Fn(&mut Data), b: impl Fn(&mut Data)) -> (f64, f64) {
+    let time = |data: &mut Data, f: &dyn Fn(&mut Data)| {
+        let begin = Instant::now();
+        f(data);
+        begin.elapsed()
+    };
+    a(data);
+    b(data);
+    let (mut times_a, mut times_b) = (Vec::new(), Vec::new());
+    for _ in 0..15 {
+        times_a.push(time(data, &a));
+        times_b.push(time(data, &b));
+    }
+    (median(times_a), median(times_b))
+}
+
+fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
+    let gb = BYTES as f64 / 1e9;
+    let size = |i: usize| encoded[i].byte_len() as f64 / BYTES as f64;
+    println!("size: {:.4} with 3 bitmaps, {:.4} with 4", size(0), size(1));
+    println!("{:30} {:>9} {:>10} {:>7}", "", "GB/s", "yardstick", "ratio");
+    let row = |name: String, (subject, yardstick): (f64, f64)| {
+        let ratio = yardstick / subject;
+        println!("{name:30} {:9.2} {:10.2} {ratio:7.3}", gb / subject, gb / yardstick);
+    };
+    for backend in Backend::available() {
+        for width in 0..2 {
+            let times = in_turn(data, |d| d.decode(width, backend), Data::copy);
+            row(format!("decode{} {backend} / memcpy", width + 3), times);
+        }
+    }
+    for backend in Backend::available() {
+        for (width, encoded) in encoded.iter().enumerate() {
+            let view = TbeView::new(encoded).unwrap();
+            for batch in [1, 4, 16] {
+                let times = in_turn(
+                    data,
+                    |d| d.multiply_encoded(&view, batch, backend),
+                    |d| d.multiply_plain(batch, backend),
+                );
+                row(format!("matmul{} b{batch} {backend} / plain", width + 3), times);
+            }
+        }
+    }
+}
+
+fn main() {
+    let mut data = Data::new();
+    let encoded: Vec<EncodedTensor> = data.encoded.iter().map(|(_, e)| e.clone()).collect();
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if filters.is_empty() || filters.iter().any(|f| f == "ratios") {
+        ratios(&mut data, &encoded);
+    }
+
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    group.bench_function("memcpy", |b| b.iter(|| data.copy()));
+    for backend in Backend::available() {
+        for (i, width) in Width::ALL.iter().enumerate() {
+            let id = BenchmarkId::new(format!("{width:?}"), backend);
+            group.bench_function(id, |b| b.iter(|| data.decode(i, backend)));
+        }
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("matmul");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    for backend in Backend::available() {
+        for batch in [1, 4, 16] {
+            let id = BenchmarkId::new(format!("plain batch {batch}"), backend);
+            group.bench_function(id, |b| b.iter(|| data.multiply_plain(batch, backend)));
+            for (width, encoded) in Width::ALL.iter().zip(&encoded) {
+                let view = TbeView::new(encoded).unwrap();
+                let id = BenchmarkId::new(format!("{width:?} batch {batch}"), backend);
+                let run = |data: &mut Data| data.multiply_encoded(&view, batch, backend);
+                group.bench_function(id, |b| b.iter(|| run(&mut data)));
+            }
+        }
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("encode");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    for &width in Width::ALL {
+        group.bench_function(format!("{width:?}"), |b| {
+            b.iter(|| encode_tensor(&Tbe::new(width), &data.spec, &data.plain, 1).unwrap());
+        });
+    }
+    let (from, to) = (Tbe::new(Width::Four), Tbe::new(Width::Three));
+    group.bench_function("transcode Four to Three", |b| {
+        b.iter(|| transcode(&encoded[1], &from, &to, 1).unwrap());
+    });
+    group.finish();
+}

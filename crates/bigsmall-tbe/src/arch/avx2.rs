@@ -1,0 +1,352 @@
+//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison. Exponents of a run of tiles go to a buffer in the level
+//! 1 cache first, where escapes are patched in without a branch for each; the second pass reads them from there.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::{
+    Backend, Chains, EXPONENTS, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable,
+    stream,
+};
+use crate::layout::{Head, Start, TILE, Width};
+
+/// Bytes of a decoded bf16 tile.
+const OUT: usize = 2 * TILE;
+
+pub(super) fn kernels() -> Option<&'static Kernels> {
+    static KERNELS: Kernels = Kernels {
+        backend: Backend::Avx2,
+        count_escapes,
+        decode,
+        dot_tbe: Some(dot_tbe),
+        dot_bf16,
+        dot_f32,
+    };
+    let found = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt");
+    found.then_some(&KERNELS)
+}
+
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { count_escapes_impl(head, bitmaps, starts) }
+}
+
+fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { decode_impl(tiles, out) }
+}
+
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+    check_run(tiles, shift, x.len() / TILE);
+    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+    unsafe {
+        match (tiles.head.width, shift) {
+            (Width::Three, 0) => dot_tbe_impl::<3, true>(tiles, shift, x, chains),
+            (Width::Three, _) => dot_tbe_impl::<3, false>(tiles, shift, x, chains),
+            (Width::Four, 0) => dot_tbe_impl::<4, true>(tiles, shift, x, chains),
+            (Width::Four, _) => dot_tbe_impl::<4, false>(tiles, shift, x, chains),
+        }
+    }
+}
+
+fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
+    check_dot(weights.len() / OUT, x, stride, chains.len());
+    for (column, chains) in chains.iter_mut().enumerate() {
+        let x = &x[column * stride..];
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+        unsafe { dot_bf16_impl(weights, x, chains) };
+    }
+}
+
+fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
+    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    unsafe { dot_f32_impl(weights, x, chains) }
+}
+
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+fn count_escapes_impl(
+    head: &Head,
+    bitmaps: &[[u8; 8]],
+    starts: &[[u8; 4]],
+) -> Result<usize, usize> {
+    portable::count(head, bitmaps, starts)
+}
+
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
+    portable::dot_f32_any(weights, x, chains, f32::mul_add);
+}
+
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8]) {
+    if tiles.head.fields.mantissa_bits != 7 {
+        return portable::decode_any(tiles, out);
+    }
+    let n = out.len() / OUT;
+    check_run(tiles, 0, n);
+    let (whole, rest) = out.split_at_mut(n * OUT);
+    let mut left = *tiles;
+    let mut decode = |piece: &mut [u8]| {
+        let n = piece.len() / OUT;
+        // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above, and the
+        // pieces have as many tiles as `whole` altogether.
+        let used = unsafe {
+            match tiles.head.width {
+                Width::Three => decode_tiles::<3>(&left, piece),
+                Width::Four => decode_tiles::<4>(&left, piece),
+            }
+        };
+        left = left.after(n, used);
+    };
+    if whole.len() >= stream::LEAST {
+        stream::fill(whole, &mut decode);
+    } else {
+        decode(whole);
+    }
+    if !rest.is_empty() {
+        portable::decode_any(&left, rest);
+    }
+}
+
+/// Writes the exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
+///
+/// # Safety
+/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0.
+#[inline]
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+unsafe fn exponents<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    n: usize,
+    out: &mut Exponents,
+) -> usize {
+    assert!(n <= RUN);
+    let base = _mm256_set1_epi8(tiles.head.base as i8);
+    // Byte i of a vector takes the byte of the bitmap that has its bit, and the bit is tested.
+    let low =
+        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let high = _mm256_add_epi8(low, _mm256_set1_epi8(4));
+    let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let escapes = tiles.escapes;
+    let mut used = 0;
+    for t in 0..n {
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is shifted.
+        let words = unsafe {
+            let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
+            let mut words = here.map(u64::from_le_bytes);
+            if !ALIGNED {
+                let next = *tiles.bitmaps.as_ptr().add((t + 1) * W).cast::<[[u8; 8]; W]>();
+                for (word, next) in words.iter_mut().zip(next) {
+                    *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
+                }
+            }
+            words
+        };
+        let (mut a, mut b) = (base, base);
+        for (j, &word) in words.iter().enumerate() {
+            let word = _mm256_set1_epi64x(word as i64);
+            let one = _mm256_set1_epi8(1 << j);
+            let set = |order| {
+                let bytes = _mm256_shuffle_epi8(word, order);
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+                _mm256_and_si256(set, one)
+            };
+            a = _mm256_add_epi8(a, set(low));
+            b = _mm256_add_epi8(b, set(high));
+        }
+        // SAFETY: `Exponents` holds 64 bytes for each of RUN tiles.
+        unsafe {
+            let out = out.0.as_mut_ptr().add(t * TILE);
+            _mm256_storeu_si256(out.cast(), a);
+            _mm256_storeu_si256(out.add(32).cast(), b);
+        }
+        let mask = words.iter().fold(!0, |mask, word| mask & word);
+        used += patch::<W>(&mut out.0, t, mask, escapes.get(used..).unwrap_or(&[]));
+    }
+    used
+}
+
+/// Puts the escapes of a tile in place; their number. Four are written whether there are or not, since a branch for each
+/// would be mispredicted once a tile: what is not there goes to the first byte of the next tile, which is not yet written.
+#[inline(always)]
+fn patch<const W: usize>(
+    out: &mut [u8; EXPONENTS],
+    tile: usize,
+    mut mask: u64,
+    escapes: &[u8],
+) -> usize {
+    if W == 4 && mask == 0 {
+        return 0;
+    }
+    let n = mask.count_ones() as usize;
+    let begin = tile * TILE;
+    let mut done = 0;
+    if let Some(four) = escapes.first_chunk::<4>() {
+        for &exponent in four {
+            out[(begin + mask.trailing_zeros() as usize) % EXPONENTS] = exponent;
+            mask &= mask.wrapping_sub(1);
+        }
+        done = 4;
+    }
+    if n > done {
+        for &exponent in escapes[done.min(escapes.len())..].iter().take(n - done) {
+            out[(begin + mask.trailing_zeros() as usize) % EXPONENTS] = exponent;
+            mask &= mask.wrapping_sub(1);
+        }
+    }
+    n
+}
+
+/// Unpacked weights: 0, 1, …, 7 and 16, …, 23 of 32, then the others.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack(exponents: __m256i, plane: __m256i) -> (__m256i, __m256i) {
+    // The shifts run over 16 bits; what they carry into the neighbour is cut off.
+    let low = _mm256_or_si256(
+        _mm256_and_si256(plane, _mm256_set1_epi8(0x7f)),
+        _mm256_slli_epi16::<7>(_mm256_and_si256(exponents, _mm256_set1_epi8(1))),
+    );
+    let high = _mm256_or_si256(
+        _mm256_and_si256(plane, _mm256_set1_epi8(0x80_u8 as i8)),
+        _mm256_and_si256(_mm256_srli_epi16::<1>(exponents), _mm256_set1_epi8(0x7f)),
+    );
+    (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
+}
+
+/// Decodes `out.len() / 128` whole tiles; the number of their escapes.
+///
+/// # Safety
+/// [`check_run`] must have passed for as many tiles.
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usize {
+    let mut buffer = Exponents::new();
+    let mut left = *tiles;
+    let mut used_in_all = 0;
+    for out in out.chunks_mut(RUN * OUT) {
+        let n = out.len() / OUT;
+        // SAFETY: the caller promises as many tiles.
+        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer) };
+        let halves = out.as_chunks_mut::<TILE>().0.iter_mut();
+        let planes = left.plane.as_chunks::<32>().0.iter().zip(buffer.0.as_chunks::<32>().0);
+        for (out, (plane, exponents)) in halves.zip(planes) {
+            // SAFETY: each reads 32 bytes of 32 or writes 64 of 64.
+            unsafe {
+                let (even, odd) = unpack(
+                    _mm256_loadu_si256(exponents.as_ptr().cast()),
+                    _mm256_loadu_si256(plane.as_ptr().cast()),
+                );
+                let out = out.as_mut_ptr();
+                let first = _mm256_permute2x128_si256::<0x20>(even, odd);
+                let second = _mm256_permute2x128_si256::<0x31>(even, odd);
+                _mm256_storeu_si256(out.cast(), first);
+                _mm256_storeu_si256(out.add(32).cast(), second);
+            }
+        }
+        used_in_all += used;
+        left = left.after(n, used);
+    }
+    used_in_all
+}
+
+/// Adds the products of 32 weights, given as unpacked pairs, to the chains of that half of a tile.
+///
+/// # Safety
+/// `x` must be valid for reads of 56 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_products(sums: &mut [__m256; 4], even: __m256i, odd: __m256i, x: *const f32) {
+    let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    let weights = [
+        _mm256_slli_epi32::<16>(even),
+        _mm256_and_si256(even, top),
+        _mm256_slli_epi32::<16>(odd),
+        _mm256_and_si256(odd, top),
+    ];
+    for (i, (sum, weights)) in sums.iter_mut().zip(weights).enumerate() {
+        // SAFETY: 16 i + 8 is at most 56.
+        let x = unsafe { _mm256_loadu_ps(x.add(16 * i)) };
+        *sum = _mm256_fmadd_ps(_mm256_castsi256_ps(weights), x, *sum);
+    }
+}
+
+/// The chains of both halves of a tile.
+///
+/// # Safety
+/// `chains` must be valid for reads of 64 floats.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_chains(chains: *const f32) -> [[__m256; 4]; 2] {
+    // SAFETY: as the caller promises: 8 + 48 + 8 is 64.
+    unsafe { [0, 8].map(|half| [0, 16, 32, 48].map(|i| _mm256_loadu_ps(chains.add(half + i)))) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
+    for (half, sums) in sums.into_iter().enumerate() {
+        for (i, sum) in sums.into_iter().enumerate() {
+            // SAFETY: 8 + 48 + 8 is 64.
+            unsafe { _mm256_storeu_ps(chains.as_mut_ptr().add(8 * half + 16 * i), sum) };
+        }
+    }
+}
+
+/// # Safety
+/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    x: &[f32],
+    chains: &mut Chains,
+) {
+    let mut buffer = Exponents::new();
+    let mut left = *tiles;
+    // SAFETY: 64 floats.
+    let mut sums = unsafe { load_chains(chains.as_ptr()) };
+    for x in x.chunks(RUN * TILE) {
+        let n = x.len() / TILE;
+        // SAFETY: the caller promises as many tiles.
+        let used = unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer) };
+        let planes = left.plane.as_chunks::<TILE>().0.iter().zip(buffer.0.as_chunks::<TILE>().0);
+        for (x, (plane, exponents)) in x.as_chunks::<TILE>().0.iter().zip(planes) {
+            for (half, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats.
+                unsafe {
+                    let (even, odd) = unpack(
+                        _mm256_loadu_si256(exponents.as_ptr().add(32 * half).cast()),
+                        _mm256_loadu_si256(plane.as_ptr().add(32 * half).cast()),
+                    );
+                    add_products(sums, even, odd, x.as_ptr().add(8 * half));
+                }
+            }
+        }
+        left = left.after(n, used);
+    }
+    store_chains(sums, chains);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
+    // SAFETY: 64 floats.
+    let mut sums = unsafe { load_chains(chains.as_ptr()) };
+    for (weights, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
+        for (half, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: half is 0 or 1: 64 + 64 of 128 bytes, 8 + 56 of 64 floats.
+            unsafe {
+                let weights = weights.as_ptr().add(64 * half);
+                let a = _mm256_loadu_si256(weights.cast());
+                let b = _mm256_loadu_si256(weights.add(32).cast());
+                // The order in which unpacking a TBE tile leaves the weights.
+                let even = _mm256_permute2x128_si256::<0x20>(a, b);
+                let odd = _mm256_permute2x128_si256::<0x31>(a, b);
+                add_products(sums, even, odd, x.as_ptr().add(8 * half));
+            }
+        }
+    }
+    store_chains(sums, chains);
+}

@@ -1,0 +1,104 @@
+//! Output that bypasses the caches: what is larger than they are need not be read before it is overwritten.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes produced at a time: a few pages would not stay in the level 1 cache beside the input.
+pub(super) const GROUP: usize = 4096;
+/// Outputs from this length on bypass the caches: a run of four blocks, which only larger tensors have.
+pub(super) const LEAST: usize = 1 << 19;
+
+#[repr(align(64))]
+struct Staging([u8; LINE + GROUP]);
+
+/// Fills `out` with what `produce` writes into consecutive pieces of [`GROUP`] bytes, the last one shorter, in whole cache
+/// lines that bypass the caches.
+pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
+    let mut staging = Staging([0; LINE + GROUP]);
+    // What comes before the first boundary of a line in `out` goes out like a left-over: by ordinary stores.
+    let mut held = out.as_ptr().align_offset(LINE).min(out.len());
+    let mut rest = out;
+    if held > 0 {
+        // Begin in the middle of a line of the staging buffer, so that later lines coincide with those of `out`.
+        held = LINE - held % LINE;
+        if held == LINE {
+            held = 0;
+        }
+    }
+    let mut skip = held;
+    while !rest.is_empty() {
+        let n = GROUP.min(rest.len() - (held - skip));
+        produce(&mut staging.0[held..held + n]);
+        held += n;
+        let last = held - skip == rest.len();
+        if skip > 0 {
+            // The line that begins before `out`.
+            let n = (LINE.min(held)) - skip;
+            let (head, after) = rest.split_at_mut(n);
+            head.copy_from_slice(&staging.0[skip..skip + n]);
+            rest = after;
+            staging.0.copy_within(skip + n..held, 0);
+            // What was moved lies in front now; from here on both coincide.
+            held -= skip + n;
+            skip = 0;
+        }
+        let whole = held / LINE * LINE;
+        let (lines, after) = rest.split_at_mut(whole);
+        write_lines(&staging, lines);
+        rest = after;
+        staging.0.copy_within(whole..held, 0);
+        held -= whole;
+        if last {
+            rest.copy_from_slice(&staging.0[..held]);
+            rest = &mut [];
+        }
+    }
+    // SAFETY: SSE is part of x86-64.
+    unsafe { _mm_sfence() };
+}
+
+/// Copies the first `lines.len()` bytes, whole lines, past the caches where `lines` begins at a line.
+fn write_lines(staging: &Staging, lines: &mut [u8]) {
+    let from = &staging.0[..lines.len()];
+    if !lines.as_ptr().addr().is_multiple_of(LINE) {
+        return lines.copy_from_slice(from);
+    }
+    for (line, from) in lines.as_chunks_mut::<LINE>().0.iter_mut().zip(from.as_chunks::<LINE>().0) {
+        for i in 0..LINE / 16 {
+            // SAFETY: both have 64 bytes; `line` begins at a multiple of 64. SSE2 is part of x86-64.
+            unsafe {
+                let value = _mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i));
+                _mm_stream_si128(line.as_mut_ptr().cast::<__m128i>().add(i), value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alignment_and_length() {
+        for offset in 0..LINE {
+            for len in [0, 1, 15, 63, 64, 65, 127, 4095, 4096, 4097, 4159, 4160, 8192, 20_001] {
+                let mut buffer = vec![0u8; offset + len + 100];
+                let mut next = 0u32;
+                fill(&mut buffer[offset..offset + len], |piece| {
+                    for byte in piece {
+                        *byte = (next % 251) as u8 + 1;
+                        next += 1;
+                    }
+                });
+                assert_eq!(next as usize, len);
+                for (i, &byte) in buffer.iter().enumerate() {
+                    let inside = (offset..offset + len).contains(&i);
+                    let expected = if inside { ((i - offset) % 251) as u8 + 1 } else { 0 };
+                    assert_eq!(byte, expected, "offset {offset} length {len} at {i}");
+                }
+            }
+        }
+    }
+}
