@@ -21,6 +21,12 @@ pub(crate) enum Kernel {
     Gather { form: Resident },
     /// Copies x to columns of whole vec4s.
     PadX,
+    /// ANS to bf16.
+    Rans,
+    /// Exceptions, after [`Kernel::Rans`].
+    RansPatch,
+    /// bf16, row-major, to the plain resident form.
+    PackPlain,
 }
 
 /// Columns that the matrix-vector kernels exist for.
@@ -38,7 +44,7 @@ impl Kernel {
     /// Every kernel.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
-        let mut all = vec![Kernel::PadX];
+        let mut all = vec![Kernel::PadX, Kernel::Rans, Kernel::RansPatch, Kernel::PackPlain];
         for form in Resident::ALL {
             all.extend(MATVEC_COLUMNS.map(|columns| Kernel::Matvec { form, columns }));
             all.extend(TILE_COLUMNS.map(|columns| Kernel::Gemm { form, columns }));
@@ -59,6 +65,9 @@ impl Kernel {
             Kernel::DecodePlain { .. } => "decode_plain",
             Kernel::Gather { .. } => "gather",
             Kernel::PadX => "pad_x",
+            Kernel::Rans => "rans",
+            Kernel::RansPatch => "rans_patch",
+            Kernel::PackPlain => "pack_plain",
         }
     }
 
@@ -70,7 +79,10 @@ impl Kernel {
             | Kernel::DecodeRows { form }
             | Kernel::DecodePlain { form }
             | Kernel::Gather { form } => Some(form),
-            Kernel::PadX => None,
+            Kernel::PadX | Kernel::PackPlain => None,
+            // These have parameters of their own.
+            Kernel::Rans => return include_str!("shaders/rans.wgsl").into(),
+            Kernel::RansPatch => return include_str!("shaders/rans_patch.wgsl").into(),
         };
         let mut parts = vec![PARAMS];
         match form {
@@ -101,6 +113,8 @@ impl Kernel {
             Kernel::DecodePlain { .. } => parts.push(include_str!("shaders/decode_plain.wgsl")),
             Kernel::Gather { .. } => parts.push(include_str!("shaders/gather.wgsl")),
             Kernel::PadX => parts.push(include_str!("shaders/pad_x.wgsl")),
+            Kernel::PackPlain => parts.push(include_str!("shaders/pack_plain.wgsl")),
+            Kernel::Rans | Kernel::RansPatch => {}
         }
         parts.concat()
     }

@@ -4,7 +4,7 @@
 //! is what counts on a shared machine, then criterion's own figures. `-- ratios` prints the ratios alone, `-- decode` and the like
 //! run a part of criterion's. Data: 256 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than the caches; buffers are
 //! reused, block checksums verified, one thread.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -6,7 +6,7 @@
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel};
 
-use crate::arch::{Backend, Chains, Kernels, lane_of};
+use crate::arch::{Backend, Chains, DotTbe, Kernels, lane_of};
 use crate::layout::{Fields, TILE};
 use crate::view::TbeView;
 
@@ -260,7 +260,7 @@ impl Rows<'_> {
         first: u64,
         n: usize,
         x: &[f32],
-        dot: fn(&crate::arch::Tiles<'_>, u32, &[f32], &mut Chains),
+        dot: DotTbe,
         chains: &mut Chains,
     ) {
         let mut at = 0;
@@ -385,7 +385,7 @@ impl Tree {
         let mut count = self.count;
         while count & 1 == 1 {
             self.depth -= 1;
-            sum = self.stack[self.depth] + sum;
+            sum += self.stack[self.depth];
             count >>= 1;
         }
         self.stack[self.depth] = sum;

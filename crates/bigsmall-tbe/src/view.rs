@@ -143,7 +143,7 @@ impl<'a> TbeBlock<'a> {
         self.escapes
     }
 
-    /// For every 256 weights the number of escapes before them, as stored: little-endian.
+    /// For every 512 weights the number of escapes before them, as stored: little-endian.
     #[must_use]
     pub fn escape_starts(&self) -> &'a [[u8; 4]] {
         self.starts

@@ -290,7 +290,8 @@ fn a_block_of_another_length_than_the_output() {
     let block = block();
     for backend in Backend::available() {
         let decoder = Tbe::default().with_backend(backend).unwrap().open(&spec(), &head()).unwrap();
-        for n in [0, 1, 63, 64, N - 64, N - 1, N + 5, N + 20, N + 64, BLOCK_UNITS, BLOCK_UNITS + 1] {
+        for n in [0, 1, 63, 64, N - 64, N - 1, N + 5, N + 20, N + 64, BLOCK_UNITS, BLOCK_UNITS + 1]
+        {
             let mut dst = vec![0; 2 * n];
             assert!(decoder.decode_blocks(&[&block], &mut dst).is_err(), "{n}");
         }

@@ -30,7 +30,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
     found.then_some(&KERNELS)
 }
 
-fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
@@ -68,11 +68,7 @@ fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn count_escapes_impl(
-    head: &Head,
-    bitmaps: &[[u8; 8]],
-    starts: &[[u8; 4]],
-) -> Result<usize, usize> {
+fn count_escapes_impl(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     portable::count(head, bitmaps, starts)
 }
 

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable, stream};
-use crate::layout::{Head, TILE, Width};
+use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
@@ -41,7 +41,7 @@ macro_rules! enable {
     )* };
 }
 
-fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
@@ -99,7 +99,7 @@ enable! {
     fn count_escapes_impl(
         head: &Head,
         bitmaps: &[[u8; 8]],
-        starts: &[[u8; 4]]
+        starts: &[Start]
     ) -> Result<usize, usize> {
         portable::count(head, bitmaps, starts)
     }

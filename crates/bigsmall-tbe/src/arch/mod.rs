@@ -12,7 +12,7 @@ mod stream;
 
 use bigsmall_format::{Error, Rule};
 
-use crate::layout::{Head, TILE};
+use crate::layout::{Head, Start, TILE};
 
 pub(crate) use portable::escape_mask;
 
@@ -139,18 +139,21 @@ impl Exponents {
     }
 }
 
+type CountEscapes = fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
+pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains);
+
 /// The kernels of one backend. A table is handed out only where the machine has the instructions, so that its functions are
 /// safe to call.
 pub(crate) struct Kernels {
     pub(crate) backend: Backend,
     /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
-    pub(crate) count_escapes: fn(&Head, &[[u8; 8]], &[[u8; 4]]) -> Result<usize, usize>,
+    pub(crate) count_escapes: CountEscapes,
     /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
     pub(crate) decode: fn(&Tiles<'_>, &mut [u8]),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
     /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is
     /// as good.
-    pub(crate) dot_tbe: Option<fn(tiles: &Tiles<'_>, shift: u32, x: &[f32], &mut Chains)>,
+    pub(crate) dot_tbe: Option<DotTbe>,
     /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x, `stride` floats apart.
     pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], stride: usize, &mut [Chains]),
     /// The same with f32 weights, in the order of the lanes like `x`.

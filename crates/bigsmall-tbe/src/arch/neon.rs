@@ -23,7 +23,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
     std::arch::is_aarch64_feature_detected!("neon").then_some(&KERNELS)
 }
 
-fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
+fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     portable::count(head, bitmaps, starts)
 }
 

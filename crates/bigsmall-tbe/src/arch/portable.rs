@@ -2,7 +2,7 @@
 //! instructions, where a kernel of their own would win nothing.
 
 use super::{Backend, Chains, Kernels, Tiles, check_dot};
-use crate::layout::{GROUP, Head, TILE, Width};
+use crate::layout::{GROUP, Head, Start, TILE, Width};
 
 pub(super) static KERNELS: Kernels =
     Kernels { backend: Backend::Portable, count_escapes, decode, dot_tbe: None, dot_bf16, dot_f32 };
@@ -45,13 +45,13 @@ pub(crate) fn escape_mask(code_bitmaps: &[[u8; 8]]) -> u64 {
 pub(super) fn count_escapes(
     head: &Head,
     bitmaps: &[[u8; 8]],
-    starts: &[[u8; 4]],
+    starts: &[Start],
 ) -> Result<usize, usize> {
     count(head, bitmaps, starts)
 }
 
 #[inline(always)]
-pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[[u8; 4]]) -> Result<usize, usize> {
+pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     let per_tile = head.bitmaps_per_tile();
     let width = head.width.bits();
     let mut total = 0;

@@ -1,0 +1,155 @@
+// Decodes a bf16 tensor in ANS form (FORMAT.md section 7): a workgroup of 32 lanes for each block. The lanes share a stream of
+// 16-bit words, taken in lane order; who needs one is found by an atomic or in workgroup memory, so that no subgroup of 32 is
+// needed. `rans_patch` runs after it.
+struct Ans {
+  n_blocks: u32,
+  m: u32,            // mantissa bits in the coded field
+  symbol_bits: u32,
+  base: u32,
+  first: u32,
+  n_patches: u32,
+  spare0: u32,
+  spare1: u32,
+}
+@group(0) @binding(0) var<uniform> ans: Ans;
+@group(0) @binding(1) var<storage, read> payload: array<u32>;
+@group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
+// 104 words a block: kind, groups, place of the words, their number, place of the residual (or of raw values, or the constant),
+// units, two spare; 32 states; tables of the groups, a byte each.
+@group(0) @binding(3) var<storage, read> blocks: array<u32>;
+// 5 words a bucket: split; frequency | symbol << 16 and rank - slot of the own symbol; the same of the donor.
+@group(0) @binding(4) var<storage, read> tables: array<u32>;
+// For each block 0, or what was wrong: 1 the words, 2 an end state.
+@group(0) @binding(5) var<storage, read_write> verdicts: array<u32>;
+
+const BLOCK_WORDS: u32 = 104u;
+
+// Four masks in turn: one is set, one is read, and one is cleared for later.
+var<workgroup> wanting: array<atomic<u32>, 4>;
+var<workgroup> wrong_lanes: atomic<u32>;
+// The units of two rows, so that a row is written while the next is decoded.
+var<workgroup> units: array<u32, 64>;
+// The fields of the last two groups, whose residual is complete only when the states have ended.
+var<workgroup> fields: array<u32, 512>;
+var<workgroup> carried: array<u32, 32>;
+
+fn payload_byte(at: u32) -> u32 { return (payload[at >> 2u] >> ((at & 3u) * 8u)) & 0xffu; }
+
+// Byte `at` of the packed residual, of which the first `stored` bytes lie at `place` and the rest was carried.
+fn residual_byte(at: u32, place: u32, stored: u32) -> u32 {
+  if (at < stored) { return payload_byte(place + at); }
+  let i = at - stored;
+  return (carried[i >> 1u] >> ((i & 1u) * 8u)) & 0xffu;
+}
+
+// The residual of row `row` (0 to 7) and column `column` of a group: sign in bit 7, mantissa bits at the bottom.
+fn residual(group: u32, row: u32, column: u32, place: u32, stored: u32) -> u32 {
+  let bits = 8u - ans.m;
+  let at = group * bits * 32u + column;
+  if (row < bits) {
+    return residual_byte(at + row * 32u, place, stored) & (0x80u | ((1u << (bits - 1u)) - 1u));
+  }
+  // The rows without bytes of their own have a bit in each byte row.
+  let bit = bits - 1u + row - bits;
+  var value = 0u;
+  for (var k = 0u; k < bits; k++) {
+    let b = (residual_byte(at + k * 32u, place, stored) >> bit) & 1u;
+    value |= b << select(k, 7u, k == bits - 1u);
+  }
+  return value;
+}
+
+fn unit_of(field: u32, r: u32) -> u32 {
+  return (field << (7u - ans.m)) | (r & 0x7fu) | ((r & 0x80u) << 8u);
+}
+
+// The column that a lane codes: even ones first.
+fn column_of(lane: u32) -> u32 { return select(2u * lane - 31u, 2u * lane, lane < 16u); }
+
+@compute @workgroup_size(32)
+fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is there already.
+  let block = min(workgroup.y * grid.x + workgroup.x, ans.n_blocks - 1u);
+  let at = block * BLOCK_WORDS;
+  let kind = blocks[at];
+  let n_groups = blocks[at + 1u];
+  let words_at = blocks[at + 2u] >> 1u;
+  let n_words = blocks[at + 3u];
+  let place = blocks[at + 4u];
+  let n_units = blocks[at + 5u];
+  let out = block * 32768u;
+  if (kind != 2u) {
+    for (var i = lane; i < (n_units + 1u) / 2u; i += 32u) {
+      // A raw block of an odd number of units ends in padding, which is zero.
+      decoded[out + i] = select(place | (place << 16u), payload[(place >> 2u) + i], kind == 0u);
+    }
+  }
+  if (lane < 4u) { atomicStore(&wanting[lane], 0u); }
+  if (lane == 0u) { atomicStore(&wrong_lanes, 0u); }
+  workgroupBarrier();
+
+  let column = column_of(lane);
+  let stored = n_groups * (8u - ans.m) * 32u - min(64u, n_groups * (8u - ans.m) * 32u);
+  let held_from = n_groups - min(2u, n_groups);
+  let bucket_shift = 12u - ans.symbol_bits;
+  var x = blocks[at + 8u + lane];
+  var position = 0u;
+  let rows = n_groups * 8u;
+  for (var i = 0u; i < rows; i++) {
+    let group = i >> 3u;
+    let table = (blocks[at + 40u + (group >> 2u)] >> ((group & 3u) * 8u)) & 0xffu;
+    let slot = x & 4095u;
+    let bucket = ((table << ans.symbol_bits) + (slot >> bucket_shift)) * 5u;
+    let side = bucket + select(1u, 3u, slot >= tables[bucket]);
+    let entry = tables[side];
+    x = (x >> 12u) * (entry & 0xffffu) + slot + tables[side + 1u];
+    let symbol = entry >> 16u;
+    let field = select(ans.base + symbol, ans.first, symbol == 0u);
+    let needs = x < 65536u;
+    if (needs) { atomicOr(&wanting[i & 3u], 1u << lane); }
+    if (group < held_from) {
+      units[(i & 1u) * 32u + column] = unit_of(field, residual(group, i & 7u, column, place, stored));
+    } else {
+      fields[(i - held_from * 8u) * 32u + column] = field;
+    }
+    workgroupBarrier();
+    let who = atomicLoad(&wanting[i & 3u]);
+    if (lane == 0u) { atomicStore(&wanting[(i + 2u) & 3u], 0u); }
+    if (needs) {
+      let w = position + countOneBits(who & ((1u << lane) - 1u));
+      if (w < n_words) {
+        let word = words_at + w;
+        x = (x << 16u) | ((payload[word >> 1u] >> ((word & 1u) * 16u)) & 0xffffu);
+      }
+    }
+    position += countOneBits(who);
+    if (group < held_from && lane < 16u) {
+      let half = (i & 1u) * 32u + lane * 2u;
+      decoded[out + i * 16u + lane] = units[half] | (units[half + 1u] << 16u);
+    }
+  }
+
+  // What the lanes carried, and whether they ended as an encoder begins.
+  carried[lane] = x & 0xffffu;
+  let carrying = min(64u, n_groups * (8u - ans.m) * 32u) / 2u;
+  if (kind == 2u && ((x >> 16u) != 1u || (lane >= carrying && x != 65536u))) {
+    atomicOr(&wrong_lanes, 1u << lane);
+  }
+  workgroupBarrier();
+  for (var i = held_from * 8u; i < rows; i++) {
+    if (lane < 16u) {
+      let c = lane * 2u;
+      let f = (i - held_from * 8u) * 32u + c;
+      let a = unit_of(fields[f], residual(i >> 3u, i & 7u, c, place, stored));
+      let b = unit_of(fields[f + 1u], residual(i >> 3u, i & 7u, c + 1u, place, stored));
+      decoded[out + i * 16u + lane] = a | (b << 16u);
+    }
+  }
+  if (lane == 0u) {
+    var verdict = 0u;
+    if (kind == 2u && position != n_words) { verdict = 1u; }
+    else if (atomicLoad(&wrong_lanes) != 0u) { verdict = 2u; }
+    verdicts[block] = verdict;
+  }
+}

@@ -1,0 +1,33 @@
+// Puts exceptions and the units after the last group in their places: a thread for each. Two of them may share a word, each
+// has its own half.
+struct Ans {
+  n_blocks: u32,
+  m: u32,
+  symbol_bits: u32,
+  base: u32,
+  first: u32,
+  n_patches: u32,
+  spare0: u32,
+  spare1: u32,
+}
+@group(0) @binding(0) var<uniform> ans: Ans;
+// Unit, and its field, or the whole unit with bit 31 set.
+@group(0) @binding(1) var<storage, read> patches: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read_write> decoded: array<atomic<u32>>;
+
+@compute @workgroup_size(256)
+fn rans_patch(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+              @builtin(local_invocation_index) thread: u32) {
+  let i = (workgroup.y * grid.x + workgroup.x) * 256u + thread;
+  if (i >= ans.n_patches) { return; }
+  let patched = patches[i];
+  var mask = 0xffffu;
+  var value = patched.y & 0xffffu;
+  if ((patched.y >> 31u) == 0u) {
+    mask = ((1u << (8u + ans.m)) - 1u) << (7u - ans.m);
+    value = patched.y << (7u - ans.m);
+  }
+  let shift = (patched.x & 1u) * 16u;
+  atomicAnd(&decoded[patched.x >> 1u], ~(mask << shift));
+  atomicOr(&decoded[patched.x >> 1u], value << shift);
+}

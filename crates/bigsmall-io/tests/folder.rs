@@ -1,0 +1,248 @@
+//! Whole model folders: every file comes back as it was, and no name in an index file leads anywhere else.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bigsmall_io::{CompressOptions, Model, Progress, Rule, estimate};
+use common::{Random, compress, names, restore, tensor, verify, write};
+use safetensors::Dtype;
+
+const INDEX: &str = r#"{
+  "metadata": {"total_size": 123},
+  "weight_map": {
+    "a": "model-00001-of-00002.safetensors",
+    "b": "model-00001-of-00002.safetensors",
+    "c": "model-00002-of-00002.safetensors"
+  }
+}
+"#;
+
+/// A model in two shards with what usually lies beside it.
+fn make(dir: &Path) {
+    let mut random = Random(11);
+    let weights = |random: &mut Random| random.weights(5000);
+    let t = |name: &str, bytes| tensor(name, Dtype::BF16, &[50, 100], bytes);
+    std::fs::create_dir_all(dir.join("1_Pooling")).unwrap();
+    write(
+        &dir.join("model-00001-of-00002.safetensors"),
+        &[t("a", weights(&mut random)), t("b", weights(&mut random))],
+    );
+    write(&dir.join("model-00002-of-00002.safetensors"), &[t("c", weights(&mut random))]);
+    std::fs::write(dir.join("model.safetensors.index.json"), INDEX).unwrap();
+    std::fs::write(dir.join("config.json"), "{\"hidden_size\": 100}\n").unwrap();
+    std::fs::write(dir.join("tokenizer.model"), random.bytes(3000)).unwrap();
+    std::fs::write(dir.join("1_Pooling/config.json"), "{}").unwrap();
+    write(&dir.join("1_Pooling/extra.safetensors"), &[t("d", weights(&mut random))]);
+}
+
+/// Every file of a folder and its bytes.
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let name = PathBuf::from(path.file_name().unwrap());
+            found.extend(tree(&path).into_iter().map(|(n, b)| (name.join(n), b)));
+        } else {
+            found.insert(path.file_name().unwrap().into(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_folder_comes_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    let report = compress(&path("model"), &path("small")).unwrap();
+    assert_eq!(report.files.len(), 3);
+    assert_eq!(
+        names(&path("small")),
+        [
+            "1_Pooling",
+            "config.json",
+            "model-00001-of-00002.bs",
+            "model-00002-of-00002.bs",
+            "model.bs.index.json",
+            "tokenizer.model"
+        ]
+    );
+    let index = std::fs::read_to_string(path("small/model.bs.index.json")).unwrap();
+    assert_eq!(index, INDEX.replace(".safetensors", ".bs"));
+    assert_eq!(verify(&path("small")).unwrap().original_bytes, report.original_bytes);
+    restore(&path("small"), &path("back")).unwrap();
+    assert_eq!(tree(&path("model")), tree(&path("back")));
+    assert_eq!(names(dir.path()), ["back", "model", "small"]);
+
+    let model = Model::open(path("small")).unwrap();
+    assert_eq!(model.tensors().map(|t| t.name()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(model.stored("c").unwrap().shard, "model-00002-of-00002.bs");
+    let guess =
+        estimate(&path("model"), &CompressOptions::default(), &Progress::default()).unwrap();
+    assert_eq!(guess.original_bytes, report.original_bytes);
+    let off = guess.compressed_bytes as f64 / report.compressed_bytes as f64;
+    assert!((0.9..1.1).contains(&off), "{off}");
+}
+
+#[test]
+fn an_index_file_that_cannot_be_translated_is_carried_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    // The escape hides the ending; the text cannot be had back from a translation.
+    let text = INDEX.replace(".safetensors", ".safetensor\\u0073");
+    std::fs::write(path("model/model.safetensors.index.json"), &text).unwrap();
+    compress(&path("model"), &path("small")).unwrap();
+    assert_eq!(Model::open(path("small")).unwrap().tensors().count(), 3);
+    restore(&path("small"), &path("back")).unwrap();
+    assert_eq!(tree(&path("model")), tree(&path("back")));
+}
+
+#[test]
+fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    std::fs::create_dir(path("small")).unwrap();
+    std::fs::write(path("small/precious"), "1").unwrap();
+    assert_eq!(compress(&path("model"), &path("small")).unwrap_err().rule(), Rule::OutputExists);
+    assert_eq!(names(&path("small")), ["precious"]);
+    let options = CompressOptions { replace: true, ..Default::default() };
+    // A failure leaves the old one as it was.
+    std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
+    let error = bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default());
+    assert_eq!(error.unwrap_err().rule(), Rule::HeaderLength);
+    assert_eq!(names(&path("small")), ["precious"]);
+    std::fs::remove_file(path("model/bad.safetensors")).unwrap();
+    bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default()).unwrap();
+    assert!(!path("small/precious").exists() && path("small/config.json").exists());
+    assert_eq!(names(dir.path()), ["model", "small"]);
+}
+
+#[test]
+fn a_job_never_writes_into_its_own_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    let before = tree(&path("model"));
+    let options = CompressOptions { replace: true, ..Default::default() };
+    for output in ["model", "model/out", "model/1_Pooling", "model/1_Pooling/deep", "model/../model", ""] {
+        let done = bigsmall_io::compress(&path("model"), &path(output), &options, &Progress::default());
+        assert_eq!(done.unwrap_err().rule(), Rule::SameFile, "{output}");
+    }
+    assert_eq!(before, tree(&path("model")));
+}
+
+/// What a stranger's index file may try: the folder, and the rule that stops it.
+#[test]
+fn hostile_folders() {
+    type Case = (&'static str, fn(&Path), Rule);
+    fn index(dir: &Path, map: &str) {
+        let text = format!("{{\"weight_map\":{{{map}}}}}");
+        std::fs::write(dir.join("model.bs.index.json"), text).unwrap();
+    }
+    let cases: &[Case] = &[
+        ("dots", |d| index(d, r#""a":"../outside.bs""#), Rule::ModelPath),
+        ("absolute", |d| index(d, r#""a":"/tmp/outside.bs""#), Rule::ModelPath),
+        ("drive", |d| index(d, r#""a":"C:\\s.bs""#), Rule::ModelPath),
+        ("host", |d| index(d, r#""a":"\\\\host\\s.bs""#), Rule::ModelPath),
+        ("empty", |d| index(d, r#""a":"""#), Rule::ModelPath),
+        ("dot", |d| index(d, r#""a":".""#), Rule::ModelPath),
+        ("missing shard", |d| index(d, r#""a":"nowhere.bs""#), Rule::Io),
+        ("directory", |d| {
+            std::fs::create_dir(d.join("dir.bs")).unwrap();
+            index(d, r#""a":"dir.bs""#);
+        }, Rule::NotARegularFile),
+        ("tensor absent from its shard", |d| {
+            index(d, r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs","c":"model-00002-of-00002.bs""#);
+        }, Rule::ModelTensor),
+        ("tensor the index does not name", |d| index(d, r#""a":"model-00001-of-00002.bs""#), Rule::ModelTensor),
+        ("tensor nowhere", |d| {
+            index(d, r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs","x":"model-00001-of-00002.bs""#);
+        }, Rule::ModelTensor),
+        ("tensor in two shards", |d| {
+            std::fs::copy(d.join("model-00001-of-00002.bs"), d.join("twin.bs")).unwrap();
+            index(d, r#""a":"model-00001-of-00002.bs","b":"twin.bs""#);
+        }, Rule::ModelTensor),
+        ("two entries", |d| index(d, r#""a":"model-00001-of-00002.bs","a":"model-00002-of-00002.bs""#), Rule::ModelTensor),
+        ("not an index", |d| std::fs::write(d.join("model.bs.index.json"), "[1]").unwrap(), Rule::ModelIndex),
+        ("two index files", |d| {
+            std::fs::copy(d.join("model.bs.index.json"), d.join("other.bs.index.json")).unwrap();
+        }, Rule::ModelIndex),
+        ("several shards without an index", |d| {
+            std::fs::remove_file(d.join("model.bs.index.json")).unwrap();
+        }, Rule::ModelIndex),
+        ("a million shards", |d| {
+            let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"{i}\":\"{i}.bs\"")).collect();
+            index(d, &entries.join(","));
+        }, Rule::TooManyShards),
+        #[cfg(unix)]
+        ("link out of the folder", |d| {
+            std::fs::rename(d.join("model-00002-of-00002.bs"), d.join("../outside.bs")).unwrap();
+            std::os::unix::fs::symlink("../outside.bs", d.join("model-00002-of-00002.bs")).unwrap();
+        }, Rule::ModelPath),
+        #[cfg(unix)]
+        ("link in a circle", |d| {
+            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+            std::os::unix::fs::symlink("model-00002-of-00002.bs", d.join("model-00002-of-00002.bs")).unwrap();
+        }, Rule::Io),
+        #[cfg(unix)]
+        ("pipe", |d| {
+            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+            let made = std::process::Command::new("mkfifo").arg(d.join("model-00002-of-00002.bs")).status();
+            assert!(made.unwrap().success());
+        }, Rule::NotARegularFile),
+        #[cfg(unix)]
+        ("device", |d| {
+            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", d.join("model-00002-of-00002.bs")).unwrap();
+        }, Rule::ModelPath),
+    ];
+    for (name, spoil, rule) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, small) = (dir.path().join("model"), dir.path().join("small"));
+        make(&model);
+        std::fs::remove_dir_all(model.join("1_Pooling")).unwrap();
+        compress(&model, &small).unwrap();
+        assert!(Model::open(&small).is_ok());
+        spoil(&small);
+        let opened = Model::open(&small).map(|_| ()).unwrap_err();
+        assert_eq!(opened.rule(), *rule, "open, {name}: {opened}");
+        // Restoring is stricter or as strict; it may take a folder whose shards are sound without an index.
+        if let Err(e) = verify(&small) {
+            let io = [Rule::Io, Rule::NotARegularFile, Rule::ModelPath];
+            assert!(e.rule() == *rule || io.contains(&e.rule()), "verify, {name}: {e}");
+        }
+        let back = dir.path().join("back");
+        if restore(&small, &back).is_err() {
+            assert!(!back.exists(), "{name}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn the_snapshots_of_a_hub_cache_may_link_to_its_blobs() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("models--owner--name");
+    let (blobs, snapshot) = (cache.join("blobs"), cache.join("snapshots/abc"));
+    std::fs::create_dir_all(&snapshot).unwrap();
+    make(&blobs);
+    std::fs::remove_dir_all(blobs.join("1_Pooling")).unwrap();
+    for name in names(&blobs) {
+        symlink(Path::new("../../blobs").join(&name), snapshot.join(&name)).unwrap();
+    }
+    let (small, back) = (dir.path().join("small"), dir.path().join("back"));
+    compress(&snapshot, &small).unwrap();
+    restore(&small, &back).unwrap();
+    assert_eq!(tree(&back), tree(&blobs));
+    // What leads out of the cache is refused there too.
+    std::fs::write(dir.path().join("secret"), "1").unwrap();
+    symlink(dir.path().join("secret"), snapshot.join("config2.json")).unwrap();
+    let error = compress(&snapshot, &dir.path().join("small2")).unwrap_err();
+    assert_eq!(error.rule(), Rule::ModelPath);
+}
