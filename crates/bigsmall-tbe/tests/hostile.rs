@@ -1,5 +1,7 @@
 //! Damaged and forged payloads: each is refused with the right rule by every reader, on every backend; nothing panics.
 
+#![allow(clippy::unwrap_used)]
+
 mod oracle;
 
 use bigsmall_tbe::{
@@ -129,7 +131,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
         "an escape code moved to another group",
         |_, b| {
             escape(b, 1029);
-            unescape(b, 3)
+            unescape(b, 3);
         },
         Rule::TbeEscapeStarts,
         8 + STARTS + 4,
@@ -155,7 +157,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
         "starts decreasing",
         |_, b| {
             b[STARTS] = 12;
-            b[STARTS + 4] = 11
+            b[STARTS + 4] = 11;
         },
         Rule::TbeEscapeStarts,
         8 + STARTS,

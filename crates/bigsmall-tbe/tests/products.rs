@@ -1,5 +1,7 @@
 //! Products of encoded matrices: the bits of the plain product, for every backend and number of threads, and close to exact.
 
+#![allow(clippy::unwrap_used)]
+
 mod oracle;
 
 use bigsmall_tbe::{

@@ -1,5 +1,7 @@
 //! Every value comes back, and the bytes are those that an independent implementation writes.
 
+#![allow(clippy::unwrap_used)]
+
 mod oracle;
 
 use bigsmall_tbe::{

@@ -1,5 +1,7 @@
 //! From one encoding to another gives what encoding the original gives.
 
+#![allow(clippy::unwrap_used)]
+
 mod oracle;
 
 use bigsmall_tbe::{

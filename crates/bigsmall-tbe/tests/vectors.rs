@@ -1,5 +1,7 @@
 //! The test vectors of FORMAT.md section 8.
 
+#![allow(clippy::unwrap_used)]
+
 mod oracle;
 
 use bigsmall_tbe::{Dtype, Tbe, TbeView, TensorSpec, Width, encode_tensor};

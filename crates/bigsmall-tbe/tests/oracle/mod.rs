@@ -1,5 +1,5 @@
 //! An independent implementation of FORMAT.md section 8 with one `BitVec` for each bitmap, and inputs for the tests.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bigsmall_tbe::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
 use bitvec::prelude::*;
@@ -47,7 +47,7 @@ fn others(dtype: Dtype, value: u16) -> u16 {
 }
 
 fn pad8(out: &mut Vec<u8>) {
-    while out.len() % 8 != 0 {
+    while !out.len().is_multiple_of(8) {
         out.push(0);
     }
 }
