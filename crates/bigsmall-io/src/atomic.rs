@@ -190,7 +190,9 @@ impl WriteBehind {
 
     fn finish(self) -> io::Result<()> {
         drop(self.wake);
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the write-behind thread failed")))
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the write-behind thread failed")))
     }
 }
 
@@ -234,11 +236,13 @@ impl AtomicDir {
     /// Makes the directory and its names durable (its files are so already) and gives it its name.
     pub(crate) fn commit(self) -> Result<()> {
         let named = |e: io::Error| Error::io(e).in_file(&self.target);
-        os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| match e.kind() {
-            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
-                Error::new(Rule::OutputExists).in_file(&self.target)
+        os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| {
+            match e.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                    Error::new(Rule::OutputExists).in_file(&self.target)
+                }
+                _ => named(e),
             }
-            _ => named(e),
         })?;
         // The name is gone: there is nothing left to remove.
         let _ = self.temp.keep();

@@ -264,9 +264,8 @@ pub(crate) fn compress_source(
                 }
                 let at = data_at + chunk.data.start;
                 let bytes = plain.take((chunk.data.end - chunk.data.start) as usize);
-                let bytes = bytes.and_then(|mut bytes| {
-                    source.read_exact_at(at, &mut bytes).map(|()| bytes)
-                });
+                let bytes = bytes
+                    .and_then(|mut bytes| source.read_exact_at(at, &mut bytes).map(|()| bytes));
                 let bytes = match bytes {
                     Ok(bytes) => bytes,
                     Err(error) => {
@@ -369,7 +368,9 @@ fn find_shared(
         let step = (spec.byte_len() - sample) / 4;
         set_len(&mut a, (5 * sample) as usize)?;
         for (i, piece) in a.chunks_mut(sample as usize).enumerate() {
-            source.read_exact_at(at + i as u64 * step, piece).map_err(|e| e.in_tensor(spec.name()))?;
+            source
+                .read_exact_at(at + i as u64 * step, piece)
+                .map_err(|e| e.in_tensor(spec.name()))?;
         }
         let key = (spec.dtype(), spec.byte_len(), xxh3(&a));
         match first.get(&key) {
@@ -552,7 +553,8 @@ impl<'a> Coder<'a> {
         let original = job.part_bytes(part);
         let head = written.plan.encoder.head();
         let head_len = if part.bytes.start == 0 { written.plan.padded_head() } else { 0 };
-        let blocks_len: usize = written.lens.iter().map(|&n| (n as usize).next_multiple_of(8)).sum();
+        let blocks_len: usize =
+            written.lens.iter().map(|&n| (n as usize).next_multiple_of(8)).sum();
         set_len(&mut scratch.encoded, head_len + blocks_len)?;
         let kept = self.output.read_back(written.at - head_len as u64, &mut scratch.encoded)?;
         let (found_head, blocks) = scratch.encoded.split_at(head_len);

@@ -71,9 +71,8 @@ pub fn estimate(input: &Path, options: &CompressOptions, progress: &Progress) ->
             let range = spec.data_range();
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
             total.compressed_bytes += 32 + 12 * spec.n_blocks();
-            total.compressed_bytes += work
-                .tensor(spec, &source, options)
-                .map_err(|e| e.in_tensor(spec.name()))?;
+            total.compressed_bytes +=
+                work.tensor(spec, &source, options).map_err(|e| e.in_tensor(spec.name()))?;
             progress.advance(spec.byte_len());
         }
     }

@@ -31,9 +31,8 @@ fn plain_file() -> Vec<u8> {
         x ^= x << 17;
         x
     };
-    let large: Vec<u8> = (0..700_000)
-        .flat_map(|_| (0x3C00 | (random() as u16 & 0x80FF)).to_le_bytes())
-        .collect();
+    let large: Vec<u8> =
+        (0..700_000).flat_map(|_| (0x3C00 | (random() as u16 & 0x80FF)).to_le_bytes()).collect();
     file.extend_from_slice(&large);
     file.extend((0..1000).flat_map(|i| (1.0 + 0.001 * i as f32).to_le_bytes()));
     file.extend((0..1500).map(|_| random() as u8));
@@ -123,7 +122,12 @@ fn compress_fails_cleanly_at_every_read() {
             let n = fails_until_it_succeeds(|n| {
                 let disk = Disk::new(usize::MAX);
                 let source = Failing::after(n, &plain);
-                let done = compress_source(&source, &disk, &options(encoding, threads), &Progress::default());
+                let done = compress_source(
+                    &source,
+                    &disk,
+                    &options(encoding, threads),
+                    &Progress::default(),
+                );
                 if done.is_err() {
                     // The bytes so far are no shard: nobody can take them for one.
                     assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
@@ -199,7 +203,12 @@ fn a_full_disk_is_an_error_at_every_byte() {
         let opened = Shard::open(&shard[..]).unwrap();
         for room in 0..small.len() {
             let disk = Disk::new(room);
-            let done = restore_shard(&opened, Some(&disk), &RestoreOptions::default(), &Progress::default());
+            let done = restore_shard(
+                &opened,
+                Some(&disk),
+                &RestoreOptions::default(),
+                &Progress::default(),
+            );
             assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
         }
     }
@@ -271,7 +280,8 @@ fn a_source_that_ends_early_is_an_error() {
         }
         let source = Truncated(&plain[..cut], plain.len() as u64);
         let disk = Disk::new(usize::MAX);
-        let done = compress_source(&source, &disk, &CompressOptions::default(), &Progress::default());
+        let done =
+            compress_source(&source, &disk, &CompressOptions::default(), &Progress::default());
         assert_eq!(done.unwrap_err().rule(), Rule::Io);
     }
 }

@@ -191,10 +191,8 @@ impl<'a> Out<'a> {
             return Err(Error::new(Rule::Cancelled));
         }
         if !self.names.insert(name.to_owned()) {
-            return Err(Error::new(Rule::Argument).found(format!(
-                "two files would become {:?}",
-                name.display().to_string()
-            )));
+            return Err(Error::new(Rule::Argument)
+                .found(format!("two files would become {:?}", name.display().to_string())));
         }
         let path = self.to.join(name);
         let mut folder = path.parent().unwrap_or(self.to);
@@ -221,9 +219,8 @@ impl<'a> Out<'a> {
 
     /// Makes the names in every folder durable.
     fn sync(&self) -> Result<()> {
-        let sync = |folder: &PathBuf| {
-            os::sync_dir(folder).map_err(|e| Error::io(e).in_file(folder))
-        };
+        let sync =
+            |folder: &PathBuf| os::sync_dir(folder).map_err(|e| Error::io(e).in_file(folder));
         self.folders.iter().try_for_each(sync)
     }
 }

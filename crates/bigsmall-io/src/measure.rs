@@ -230,9 +230,12 @@ fn run(
             pieces.push((copy, i * CHUNK as usize, piece));
         }
     }
-    for_each_in_parallel(threads, pieces.into_iter(), || (), |(), (copy, at, piece)| {
-        work(copy, at, piece)
-    })
+    for_each_in_parallel(
+        threads,
+        pieces.into_iter(),
+        || (),
+        |(), (copy, at, piece)| work(copy, at, piece),
+    )
 }
 
 fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -> Result<()> {

@@ -174,8 +174,21 @@ mod tests {
     #[test]
     fn names_that_lead_out_are_refused() {
         let bad = [
-            "../s.bs", "/s.bs", "C:\\s.bs", "C:s.bs", "\\\\host\\s.bs", "", ".", "..", "a/../s.bs",
-            "a//s.bs", "./s.bs", "s.bs/", "a\\..\\s.bs", "s\0.bs", "//host/s.bs",
+            "../s.bs",
+            "/s.bs",
+            "C:\\s.bs",
+            "C:s.bs",
+            "\\\\host\\s.bs",
+            "",
+            ".",
+            "..",
+            "a/../s.bs",
+            "a//s.bs",
+            "./s.bs",
+            "s.bs/",
+            "a\\..\\s.bs",
+            "s\0.bs",
+            "//host/s.bs",
         ];
         for name in bad {
             let text = serde_json::json!({"weight_map": {"t": name}}).to_string();

@@ -124,9 +124,9 @@ impl Drop for Buffer<'_> {
 pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     if len > buffer.len() {
         let more = len - buffer.len();
-        buffer.try_reserve_exact(more).map_err(|_| {
-            Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer"))
-        })?;
+        buffer
+            .try_reserve_exact(more)
+            .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))?;
     }
     buffer.resize(len, 0);
     Ok(())

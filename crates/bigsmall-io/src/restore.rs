@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bigsmall_format::{
-    BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range,
-};
+use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
 
 use crate::atomic::{AtomicFile, Output};
 use crate::chunk::{Chunk, Part, chunks};
@@ -349,7 +347,8 @@ impl ReadAt for Window<'_> {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let offset = offset.checked_sub(self.at).ok_or_else(|| Error::new(Rule::RangeOutOfBounds))?;
+        let offset =
+            offset.checked_sub(self.at).ok_or_else(|| Error::new(Rule::RangeOutOfBounds))?;
         self.bytes.read_exact_at(offset, buf)
     }
 

@@ -29,7 +29,8 @@ pub fn transcode(
     }
     let shard = Shard::open(os::open_regular(input)?)?;
     progress.expect(shard.original_len());
-    let had_md5 = (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));
+    let had_md5 =
+        (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));
     let options = CompressOptions { md5: options.md5 || had_md5, ..*options };
     let source = Original::new(&shard);
     let target = match options.dry_run {
@@ -97,7 +98,8 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
             buf = rest;
             at += n as u64;
         }
-        let mut data = at - prefix_len;
+        // Still before the data only where the buffer is full.
+        let mut data = at.saturating_sub(prefix_len);
         let tensors = self.shard.tensors();
         let mut index = tensors.partition_point(|t| t.data_range().end <= data);
         while !buf.is_empty() {

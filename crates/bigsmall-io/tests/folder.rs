@@ -113,7 +113,8 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     let options = CompressOptions { replace: true, ..Default::default() };
     // A failure leaves the old one as it was.
     std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
-    let error = bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default());
+    let error =
+        bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default());
     assert_eq!(error.unwrap_err().rule(), Rule::HeaderLength);
     assert_eq!(names(&path("small")), ["precious"]);
     std::fs::remove_file(path("model/bad.safetensors")).unwrap();
@@ -129,8 +130,11 @@ fn a_job_never_writes_into_its_own_input() {
     make(&path("model"));
     let before = tree(&path("model"));
     let options = CompressOptions { replace: true, ..Default::default() };
-    for output in ["model", "model/out", "model/1_Pooling", "model/1_Pooling/deep", "model/../model", ""] {
-        let done = bigsmall_io::compress(&path("model"), &path(output), &options, &Progress::default());
+    for output in
+        ["model", "model/out", "model/1_Pooling", "model/1_Pooling/deep", "model/../model", ""]
+    {
+        let done =
+            bigsmall_io::compress(&path("model"), &path(output), &options, &Progress::default());
         assert_eq!(done.unwrap_err().rule(), Rule::SameFile, "{output}");
     }
     assert_eq!(before, tree(&path("model")));
@@ -152,54 +156,126 @@ fn hostile_folders() {
         ("empty", |d| index(d, r#""a":"""#), Rule::ModelPath),
         ("dot", |d| index(d, r#""a":".""#), Rule::ModelPath),
         ("missing shard", |d| index(d, r#""a":"nowhere.bs""#), Rule::Io),
-        ("directory", |d| {
-            std::fs::create_dir(d.join("dir.bs")).unwrap();
-            index(d, r#""a":"dir.bs""#);
-        }, Rule::NotARegularFile),
-        ("tensor absent from its shard", |d| {
-            index(d, r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs","c":"model-00002-of-00002.bs""#);
-        }, Rule::ModelTensor),
-        ("tensor the index does not name", |d| index(d, r#""a":"model-00001-of-00002.bs""#), Rule::ModelTensor),
-        ("tensor nowhere", |d| {
-            index(d, r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs","x":"model-00001-of-00002.bs""#);
-        }, Rule::ModelTensor),
-        ("tensor in two shards", |d| {
-            std::fs::copy(d.join("model-00001-of-00002.bs"), d.join("twin.bs")).unwrap();
-            index(d, r#""a":"model-00001-of-00002.bs","b":"twin.bs""#);
-        }, Rule::ModelTensor),
-        ("two entries", |d| index(d, r#""a":"model-00001-of-00002.bs","a":"model-00002-of-00002.bs""#), Rule::ModelTensor),
-        ("not an index", |d| std::fs::write(d.join("model.bs.index.json"), "[1]").unwrap(), Rule::ModelIndex),
-        ("two index files", |d| {
-            std::fs::copy(d.join("model.bs.index.json"), d.join("other.bs.index.json")).unwrap();
-        }, Rule::ModelIndex),
-        ("several shards without an index", |d| {
-            std::fs::remove_file(d.join("model.bs.index.json")).unwrap();
-        }, Rule::ModelIndex),
-        ("a million shards", |d| {
-            let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"{i}\":\"{i}.bs\"")).collect();
-            index(d, &entries.join(","));
-        }, Rule::TooManyShards),
+        (
+            "directory",
+            |d| {
+                std::fs::create_dir(d.join("dir.bs")).unwrap();
+                index(d, r#""a":"dir.bs""#);
+            },
+            Rule::NotARegularFile,
+        ),
+        (
+            "tensor absent from its shard",
+            |d| {
+                index(
+                    d,
+                    r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs","c":"model-00002-of-00002.bs""#,
+                );
+            },
+            Rule::ModelTensor,
+        ),
+        (
+            "tensor the index does not name",
+            |d| index(d, r#""a":"model-00001-of-00002.bs""#),
+            Rule::ModelTensor,
+        ),
+        (
+            "tensor nowhere",
+            |d| {
+                index(
+                    d,
+                    r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs","x":"model-00001-of-00002.bs""#,
+                );
+            },
+            Rule::ModelTensor,
+        ),
+        (
+            "tensor in two shards",
+            |d| {
+                std::fs::copy(d.join("model-00001-of-00002.bs"), d.join("twin.bs")).unwrap();
+                index(d, r#""a":"model-00001-of-00002.bs","b":"twin.bs""#);
+            },
+            Rule::ModelTensor,
+        ),
+        (
+            "two entries",
+            |d| index(d, r#""a":"model-00001-of-00002.bs","a":"model-00002-of-00002.bs""#),
+            Rule::ModelTensor,
+        ),
+        (
+            "not an index",
+            |d| std::fs::write(d.join("model.bs.index.json"), "[1]").unwrap(),
+            Rule::ModelIndex,
+        ),
+        (
+            "two index files",
+            |d| {
+                std::fs::copy(d.join("model.bs.index.json"), d.join("other.bs.index.json"))
+                    .unwrap();
+            },
+            Rule::ModelIndex,
+        ),
+        (
+            "several shards without an index",
+            |d| {
+                std::fs::remove_file(d.join("model.bs.index.json")).unwrap();
+            },
+            Rule::ModelIndex,
+        ),
+        (
+            "a million shards",
+            |d| {
+                let entries: Vec<String> =
+                    (0..1_000_000).map(|i| format!("\"{i}\":\"{i}.bs\"")).collect();
+                index(d, &entries.join(","));
+            },
+            Rule::TooManyShards,
+        ),
         #[cfg(unix)]
-        ("link out of the folder", |d| {
-            std::fs::rename(d.join("model-00002-of-00002.bs"), d.join("../outside.bs")).unwrap();
-            std::os::unix::fs::symlink("../outside.bs", d.join("model-00002-of-00002.bs")).unwrap();
-        }, Rule::ModelPath),
+        (
+            "link out of the folder",
+            |d| {
+                std::fs::rename(d.join("model-00002-of-00002.bs"), d.join("../outside.bs"))
+                    .unwrap();
+                std::os::unix::fs::symlink("../outside.bs", d.join("model-00002-of-00002.bs"))
+                    .unwrap();
+            },
+            Rule::ModelPath,
+        ),
         #[cfg(unix)]
-        ("link in a circle", |d| {
-            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
-            std::os::unix::fs::symlink("model-00002-of-00002.bs", d.join("model-00002-of-00002.bs")).unwrap();
-        }, Rule::Io),
+        (
+            "link in a circle",
+            |d| {
+                std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+                std::os::unix::fs::symlink(
+                    "model-00002-of-00002.bs",
+                    d.join("model-00002-of-00002.bs"),
+                )
+                .unwrap();
+            },
+            Rule::Io,
+        ),
         #[cfg(unix)]
-        ("pipe", |d| {
-            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
-            let made = std::process::Command::new("mkfifo").arg(d.join("model-00002-of-00002.bs")).status();
-            assert!(made.unwrap().success());
-        }, Rule::NotARegularFile),
+        (
+            "pipe",
+            |d| {
+                std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+                let made = std::process::Command::new("mkfifo")
+                    .arg(d.join("model-00002-of-00002.bs"))
+                    .status();
+                assert!(made.unwrap().success());
+            },
+            Rule::NotARegularFile,
+        ),
         #[cfg(unix)]
-        ("device", |d| {
-            std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
-            std::os::unix::fs::symlink("/dev/zero", d.join("model-00002-of-00002.bs")).unwrap();
-        }, Rule::ModelPath),
+        (
+            "device",
+            |d| {
+                std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
+                std::os::unix::fs::symlink("/dev/zero", d.join("model-00002-of-00002.bs")).unwrap();
+            },
+            Rule::ModelPath,
+        ),
     ];
     for (name, spoil, rule) in cases {
         let dir = tempfile::tempdir().unwrap();

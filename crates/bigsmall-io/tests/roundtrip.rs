@@ -3,7 +3,7 @@
 mod common;
 
 use bigsmall_io::{
-    CompressOptions, EncodingId, Model, Progress, RestoreOptions, Rule, Shard, transcode,
+    CompressOptions, Encoding, EncodingId, Model, Progress, RestoreOptions, Rule, Shard, transcode,
 };
 use common::{DTYPES, ENCODINGS, Random, Tensor, compress, restore, tensor, verify, write};
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ fn every_dtype() -> Vec<Tensor> {
     let mut random = Random(3);
     let mut tensors = Vec::new();
     for dtype in DTYPES {
-        for n in [0usize, 8, 1000, 300_000] {
+        for n in [0usize, 8, 1000, 200_000] {
             let len = n * dtype.bitsize() / 8;
             let plain = random.bytes(len);
             let few = plain.iter().map(|b| b & 0x41).collect();
@@ -39,10 +39,8 @@ fn every_dtype_comes_back_in_every_encoding() {
     let original = std::fs::read(&plain).unwrap();
     for encoding in ENCODINGS {
         let shard = dir.path().join("m.bs");
-        let options =
-            CompressOptions { encoding, replace: true, md5: true, ..Default::default() };
-        let report =
-            bigsmall_io::compress(&plain, &shard, &options, &Progress::default()).unwrap();
+        let options = CompressOptions { encoding, replace: true, md5: true, ..Default::default() };
+        let report = bigsmall_io::compress(&plain, &shard, &options, &Progress::default()).unwrap();
         assert_eq!(report.original_bytes, original.len() as u64);
         assert_eq!(report.compressed_bytes, std::fs::metadata(&shard).unwrap().len());
         assert_eq!(report.files[0].n_tensors, tensors.len() as u64);
@@ -71,9 +69,11 @@ fn a_tensor_is_raw_where_that_is_smaller() {
         .iter()
         .map(|&n| tensor(&format!("noise.{n}"), Dtype::U8, &[n], random.bytes(n)))
         .collect();
-    tensors.extend(sizes.iter().map(|&n| {
-        tensor(&format!("weights.{n}"), Dtype::BF16, &[n / 2], random.weights(n / 2))
-    }));
+    tensors.extend(
+        sizes.iter().map(|&n| {
+            tensor(&format!("weights.{n}"), Dtype::BF16, &[n / 2], random.weights(n / 2))
+        }),
+    );
     write(&plain, &tensors);
     compress(&plain, &shard).unwrap();
     let opened = Shard::open(std::fs::File::open(&shard).unwrap()).unwrap();
@@ -135,8 +135,9 @@ fn transcoding_needs_no_original_and_gives_the_same_bytes_as_compressing() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     write(&path("m.safetensors"), &every_dtype());
-    for from in ENCODINGS {
-        for to in [ENCODINGS[0], ENCODINGS[2], ENCODINGS[4]] {
+    let encodings = [Encoding::Raw, Encoding::default(), Encoding::Tbe3];
+    for from in encodings {
+        for to in encodings {
             let progress = Progress::default();
             let options =
                 |encoding| CompressOptions { encoding, replace: true, ..Default::default() };
@@ -144,8 +145,8 @@ fn transcoding_needs_no_original_and_gives_the_same_bytes_as_compressing() {
             bigsmall_io::compress(&plain, &path("from.bs"), &options(from), &progress).unwrap();
             bigsmall_io::compress(&plain, &path("direct.bs"), &options(to), &progress).unwrap();
             transcode(&path("from.bs"), &path("to.bs"), &options(to), &progress).unwrap();
-            let same = std::fs::read(path("to.bs")).unwrap()
-                == std::fs::read(path("direct.bs")).unwrap();
+            let same =
+                std::fs::read(path("to.bs")).unwrap() == std::fs::read(path("direct.bs")).unwrap();
             assert!(same, "{from:?} to {to:?}");
         }
     }

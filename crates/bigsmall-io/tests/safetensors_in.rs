@@ -25,10 +25,7 @@ fn hostile_headers() {
         ("duplicate tensor", one(format!("{{{},{}}}", good(), good())), Rule::DataRange),
         (
             "duplicate empty tensor",
-            (
-                format!("{{{0},{0}}}", entry("a", "U8", "[0]", "[0,0]")).into_bytes(),
-                vec![],
-            ),
+            (format!("{{{0},{0}}}", entry("a", "U8", "[0]", "[0,0]")).into_bytes(), vec![]),
             Rule::HeaderDuplicate,
         ),
         (
@@ -48,37 +45,74 @@ fn hostile_headers() {
         ),
         (
             "duplicate deep inside",
-            one(r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":{"y":{"k":1,"k":2}}}}"#.into()),
+            one(r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":{"y":{"k":1,"k":2}}}}"#
+                .into()),
             Rule::HeaderDuplicate,
         ),
         ("deep arrays", one(deep("[", "]")), Rule::HeaderSyntax),
         ("deep objects", one(deep(r#"{"k":"#, "}")), Rule::HeaderSyntax),
-        ("offset 1e3", one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4e0]"))), Rule::HeaderSyntax),
-        ("offset -1", one(format!("{{{}}}", entry("a", "U8", "[4]", "[-1,3]"))), Rule::HeaderSyntax),
-        ("offset 1.0", one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4.0]"))), Rule::HeaderSyntax),
+        (
+            "offset 1e3",
+            one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4e0]"))),
+            Rule::HeaderSyntax,
+        ),
+        (
+            "offset -1",
+            one(format!("{{{}}}", entry("a", "U8", "[4]", "[-1,3]"))),
+            Rule::HeaderSyntax,
+        ),
+        (
+            "offset 1.0",
+            one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4.0]"))),
+            Rule::HeaderSyntax,
+        ),
         (
             "offset 2^64",
             one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,18446744073709551616]"))),
             Rule::HeaderSyntax,
         ),
-        ("begin after end", one(format!("{{{}}}", entry("a", "U8", "[4]", "[4,0]"))), Rule::DataRange),
+        (
+            "begin after end",
+            one(format!("{{{}}}", entry("a", "U8", "[4]", "[4,0]"))),
+            Rule::DataRange,
+        ),
         ("hole", one(format!("{{{}}}", entry("a", "U8", "[3]", "[1,4]"))), Rule::DataRange),
         (
             "overlap",
-            one(format!("{{{},{}}}", entry("a", "U8", "[3]", "[0,3]"), entry("b", "U8", "[3]", "[1,4]"))),
+            one(format!(
+                "{{{},{}}}",
+                entry("a", "U8", "[3]", "[0,3]"),
+                entry("b", "U8", "[3]", "[1,4]")
+            )),
             Rule::DataRange,
         ),
         ("trailing bytes", (format!("{{{}}}", good()).into_bytes(), vec![0; 5]), Rule::DataLength),
         ("missing bytes", (format!("{{{}}}", good()).into_bytes(), vec![0; 3]), Rule::DataLength),
-        ("range not the shape's", one(format!("{{{}}}", entry("a", "U8", "[3]", "[0,4]"))), Rule::DataRange),
-        ("range not the dtype's", one(format!("{{{}}}", entry("a", "U16", "[4]", "[0,4]"))), Rule::DataRange),
-        ("lone surrogate", one(format!("{{{}}}", entry(r"\ud800", "U8", "[4]", "[0,4]"))), Rule::HeaderSyntax),
+        (
+            "range not the shape's",
+            one(format!("{{{}}}", entry("a", "U8", "[3]", "[0,4]"))),
+            Rule::DataRange,
+        ),
+        (
+            "range not the dtype's",
+            one(format!("{{{}}}", entry("a", "U16", "[4]", "[0,4]"))),
+            Rule::DataRange,
+        ),
+        (
+            "lone surrogate",
+            one(format!("{{{}}}", entry(r"\ud800", "U8", "[4]", "[0,4]"))),
+            Rule::HeaderSyntax,
+        ),
         (
             "metadata not a string",
             one(format!(r#"{{"__metadata__":{{"k":1}},{}}}"#, good())),
             Rule::HeaderSyntax,
         ),
-        ("unknown dtype", one(format!("{{{}}}", entry("a", "Q3", "[4]", "[0,4]"))), Rule::DtypeUnknown),
+        (
+            "unknown dtype",
+            one(format!("{{{}}}", entry("a", "Q3", "[4]", "[0,4]"))),
+            Rule::DtypeUnknown,
+        ),
         (
             "shape overflows",
             one(format!("{{{}}}", entry("a", "U8", "[9223372036854775808,2]", "[0,4]"))),
@@ -95,14 +129,22 @@ fn hostile_headers() {
             one(format!("{{{}}}", entry("a", "U8", &format!("{:?}", [1; 255]), "[0,1]"))),
             Rule::RankTooLarge,
         ),
-        ("offsets not a pair", one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4,4]"))), Rule::HeaderEntry),
+        (
+            "offsets not a pair",
+            one(format!("{{{}}}", entry("a", "U8", "[4]", "[0,4,4]"))),
+            Rule::HeaderEntry,
+        ),
         ("field missing", one(r#"{"a":{"dtype":"U8","shape":[4]}}"#.into()), Rule::HeaderEntry),
         (
             "long name",
             one(format!("{{{}}}", entry(&"n".repeat(70_000), "U8", "[4]", "[0,4]"))),
             Rule::NameTooLong,
         ),
-        ("name not UTF-8", ([b"{\"\xff\":", &format!("{{{}}}", good()).into_bytes()[5..]].concat(), vec![0; 4]), Rule::HeaderSyntax),
+        (
+            "name not UTF-8",
+            ([b"{\"\xff\":", &format!("{{{}}}", good()).into_bytes()[5..]].concat(), vec![0; 4]),
+            Rule::HeaderSyntax,
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     let (plain, shard) = (dir.path().join("m"), dir.path().join("m.bs"));
@@ -172,7 +214,11 @@ fn unusual_and_sound() {
         write_raw(&path("m"), json.as_bytes(), &data);
         compress(&path("m"), &path("m.bs")).unwrap_or_else(|e| panic!("{name}: {e}"));
         restore(&path("m.bs"), &path("back")).unwrap();
-        assert_eq!(std::fs::read(path("m")).unwrap(), std::fs::read(path("back")).unwrap(), "{name}");
+        assert_eq!(
+            std::fs::read(path("m")).unwrap(),
+            std::fs::read(path("back")).unwrap(),
+            "{name}"
+        );
         std::fs::remove_file(path("m.bs")).unwrap();
         std::fs::remove_file(path("back")).unwrap();
     }

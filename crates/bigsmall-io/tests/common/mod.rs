@@ -8,7 +8,7 @@ use bigsmall_io::{CompressOptions, Encoding, Level, Progress, Report, RestoreOpt
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-pub const ENCODINGS: [Encoding; 6] = [
+pub(crate) const ENCODINGS: [Encoding; 6] = [
     Encoding::Raw,
     Encoding::Ans(Level::Fast),
     Encoding::Ans(Level::Default),
@@ -18,7 +18,7 @@ pub const ENCODINGS: [Encoding; 6] = [
 ];
 
 /// Every dtype of safetensors 0.8.
-pub const DTYPES: [Dtype; 22] = [
+pub(crate) const DTYPES: [Dtype; 22] = [
     Dtype::BOOL,
     Dtype::F4,
     Dtype::F6_E2M3,
@@ -43,69 +43,70 @@ pub const DTYPES: [Dtype; 22] = [
     Dtype::U64,
 ];
 
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| (self.next() >> 32) as u8).collect()
     }
 
     /// bf16 values as weights have them: exponents near each other, all else random.
-    pub fn weights(&mut self, n: usize) -> Vec<u8> {
-        let value = |r: u64| (((r >> 20) as u16 & 0x80FF) | 0x3C00).wrapping_sub(
-            (r.trailing_zeros() as u16).min(20) << 7,
-        );
+    pub(crate) fn weights(&mut self, n: usize) -> Vec<u8> {
+        let value = |r: u64| {
+            (((r >> 20) as u16 & 0x80FF) | 0x3C00)
+                .wrapping_sub((r.trailing_zeros() as u16).min(20) << 7)
+        };
         (0..n).flat_map(|_| value(self.next()).to_le_bytes()).collect()
     }
 }
 
-pub struct Tensor {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
-pub fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Tensor {
+pub(crate) fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Tensor {
     Tensor { name: name.into(), dtype, shape: shape.into(), bytes }
 }
 
 /// Writes a safetensors file with metadata.
-pub fn write(path: &Path, tensors: &[Tensor]) {
-    let views = tensors.iter().map(|t| {
-        (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap())
-    });
+pub(crate) fn write(path: &Path, tensors: &[Tensor]) {
+    let views = tensors
+        .iter()
+        .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     std::fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
 }
 
 /// A file by hand: header, then data.
-pub fn write_raw(path: &Path, json: &[u8], data: &[u8]) {
+pub(crate) fn write_raw(path: &Path, json: &[u8], data: &[u8]) {
     let len = (json.len() as u64).to_le_bytes();
     std::fs::write(path, [&len[..], json, data].concat()).unwrap();
 }
 
-pub fn compress(input: &Path, output: &Path) -> Result<Report> {
+pub(crate) fn compress(input: &Path, output: &Path) -> Result<Report> {
     bigsmall_io::compress(input, output, &CompressOptions::default(), &Progress::default())
 }
 
-pub fn restore(input: &Path, output: &Path) -> Result<Report> {
+pub(crate) fn restore(input: &Path, output: &Path) -> Result<Report> {
     bigsmall_io::restore(input, output, &RestoreOptions::default(), &Progress::default())
 }
 
-pub fn verify(input: &Path) -> Result<Report> {
+pub(crate) fn verify(input: &Path) -> Result<Report> {
     bigsmall_io::verify(input, &RestoreOptions::default(), &Progress::default())
 }
 
 /// The names in a folder, temporaries included.
-pub fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<String> =
         entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();

@@ -9,8 +9,10 @@ use clap_complete::Shell;
 /// Lossless compression of neural-network weights: a safetensors file in, a smaller .bs file out, every bit back.
 #[derive(Parser, Debug)]
 #[command(name = "bigsmall", version, about, long_about = None)]
-#[command(after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, 3 the file is damaged, \
-4 the file or machine is not supported, 5 a limit was reached.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, 3 the file is damaged, \
+4 the file or machine is not supported, 5 a limit was reached."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_io::{
-    Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result, hex,
+    Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result,
+    hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -261,7 +262,8 @@ fn inspect(a: &args::Inspect) -> Result<String> {
         });
         return Ok(format!("{value}\n"));
     }
-    let head = format!("{:>12} {:>12}  {:<5} {:<8} name, shape\n", "original", "stored", "as", "dtype");
+    let head =
+        format!("{:>12} {:>12}  {:<5} {:<8} name, shape\n", "original", "stored", "as", "dtype");
     let (original, compressed) = (bytes(original), bytes(compressed));
     Ok(format!("{head}{table}{original} <-> {compressed}: {:.2} %\n", 100.0 * ratio))
 }

@@ -1,0 +1,241 @@
+//! The command: exit codes, JSON, what is refused.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{Random, names, tensor, write, write_raw};
+use safetensors::Dtype;
+use serde_json::Value;
+
+fn bigsmall(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
+    command.current_dir(dir).args(args).output().unwrap()
+}
+
+fn code(dir: &Path, args: &[&str]) -> i32 {
+    bigsmall(dir, args).status.code().unwrap()
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    let output = bigsmall(dir, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn model(dir: &Path) {
+    let mut random = Random(13);
+    let a = random.weights(200_000);
+    write(
+        &dir.join("m.safetensors"),
+        &[
+            tensor("layers.0.w", Dtype::BF16, &[200, 1000], a.clone()),
+            tensor("layers.1.w", Dtype::BF16, &[200, 1000], a),
+            tensor("odd\u{1b}[31mname", Dtype::U8, &[3], vec![1, 2, 3]),
+        ],
+    );
+}
+
+#[test]
+fn the_main_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs", "--md5"]), 0);
+    assert_eq!(code(d, &["verify", "m.bs"]), 0);
+    assert_eq!(code(d, &["restore", "m.bs", "-o", "back"]), 0);
+    assert_eq!(code(d, &["decompress", "m.bs", "-o", "back2"]), 0);
+    let original = std::fs::read(d.join("m.safetensors")).unwrap();
+    assert!(std::fs::read(d.join("back")).unwrap() == original);
+    assert!(std::fs::read(d.join("back2")).unwrap() == original);
+    // Everything in one folder: nothing else is left.
+    assert_eq!(names(d), ["back", "back2", "m.bs", "m.safetensors"]);
+}
+
+#[test]
+fn json_has_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    let original = std::fs::metadata(d.join("m.safetensors")).unwrap().len();
+    let sizes = |v: &Value, compressed: Option<u64>| {
+        assert_eq!(v["original_bytes"], original);
+        if let Some(compressed) = compressed {
+            assert_eq!(v["compressed_bytes"], compressed);
+        }
+        let ratio = v["compressed_bytes"].as_f64().unwrap() / original as f64;
+        assert!((v["ratio"].as_f64().unwrap() - ratio).abs() < 1e-9);
+    };
+    let dry = json(d, &["compress", "m.safetensors", "--dry-run", "--json"]);
+    assert_eq!(names(d), ["m.safetensors"]);
+    let done = json(d, &["compress", "m.safetensors", "-o", "m.bs", "--md5", "--json"]);
+    let compressed = std::fs::metadata(d.join("m.bs")).unwrap().len();
+    sizes(&done, Some(compressed));
+    // A dry run without the MD5 sums: 16 bytes less a tensor.
+    sizes(&dry, Some(compressed - 3 * 16));
+    let found = json(d, &["inspect", "m.bs", "--json"]);
+    sizes(&found, Some(compressed));
+    assert_eq!(found["tensors"].as_array().unwrap().len(), 3);
+    assert_eq!(found["tensors"][1]["shares"], "layers.0.w");
+    assert_eq!(found["tensors"][0]["dtype"], "BF16");
+    assert_eq!(found["tensors"][0]["encoding"], "ans");
+    assert_eq!(found["tensors"][0]["shape"], serde_json::json!([200, 1000]));
+    let one = json(d, &["inspect", "m.bs", "--json", "--tensor", "layers.1.w"]);
+    assert_eq!(one["tensors"].as_array().unwrap().len(), 1);
+    let verified = json(d, &["verify", "m.bs", "--md5", "--json"]);
+    sizes(&verified, Some(compressed));
+    // MD5 of 01 02 03, from outside.
+    let md5 = &verified["files"][0]["md5"]["odd\u{1b}[31mname"];
+    assert_eq!(md5, "5289df737df57326fcdd22597afb1fac");
+    assert_eq!(verified["files"][0]["sha256"], done["files"][0]["sha256"]);
+    sizes(&json(d, &["restore", "m.bs", "-o", "back", "--json"]), Some(compressed));
+    let guess = json(d, &["estimate", "m.safetensors", "--json"]);
+    sizes(&guess, None);
+    assert!(guess["seconds"].as_f64().unwrap() >= 0.0);
+    let small = json(d, &["transcode", "m.bs", "-o", "t.bs", "--encoding", "tbe3", "--json"]);
+    sizes(&small, Some(std::fs::metadata(d.join("t.bs")).unwrap().len()));
+}
+
+#[test]
+#[ignore = "takes 1.5 GB of memory and some seconds"]
+fn bench_has_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    for input in ["m.safetensors", "m.bs"] {
+        let found = json(d, &["bench", input, "--json", "--threads", "1"]);
+        for key in ["encode_gbps", "decode_gbps", "memcpy_gbps", "decode_vs_memcpy", "ratio"] {
+            assert!(found[key].as_f64().unwrap() > 0.0, "{key}");
+        }
+        for key in ["original_bytes", "compressed_bytes", "threads"] {
+            assert!(found[key].as_u64().unwrap() > 0, "{key}");
+        }
+        assert!(found["backend"].is_string());
+    }
+}
+
+#[test]
+fn exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    let write_file = |name: &str, bytes: &[u8]| std::fs::write(d.join(name), bytes).unwrap();
+    let shard = std::fs::read(d.join("m.bs")).unwrap();
+    let mut damaged = shard.clone();
+    damaged[1000] ^= 4;
+    write_file("damaged.bs", &damaged);
+    write_file("short.bs", &shard[..shard.len() - 1]);
+    write_file("empty.bs", b"");
+    write_file("python.bs", &[b"BGSM".as_slice(), &[4; 100]].concat());
+    let deep = entry_of_rank(100);
+    write_raw(&d.join("rank.safetensors"), deep.as_bytes(), &[0]);
+    std::fs::create_dir(d.join("emptydir")).unwrap();
+    let cases: &[(i32, &[&str])] = &[
+        (1, &["compress", "nobody.safetensors", "-o", "x.bs"]),
+        (1, &["verify", "nobody.bs"]),
+        (1, &["compress", "m.safetensors", "-o", "nodir/x.bs"]),
+        (2, &[]),
+        (2, &["frobnicate"]),
+        (2, &["compress", "m.safetensors"]),
+        (2, &["compress", "m.safetensors", "-o", "x.bs", "--level", "huge"]),
+        (2, &["compress", "m.safetensors", "-o", "x.bs", "--threads", "-1"]),
+        (2, &["compress", "m.safetensors", "-o", "m.bs"]),
+        (2, &["restore", "m.bs", "-o", "m.safetensors"]),
+        (2, &["compress", "m.safetensors", "-o", "m.safetensors", "--force"]),
+        (2, &["compress", "m.safetensors", "-o", "./m.safetensors", "--force"]),
+        (2, &["restore", "m.bs", "-o", "m.bs", "--force"]),
+        (2, &["transcode", "m.bs", "-o", "m.bs", "--force"]),
+        (2, &["compress", "emptydir", "-o", "x"]),
+        (2, &["inspect", "m.bs", "--tensor", "nobody"]),
+        (2, &["bench", "m.bs", "--backend", "abacus"]),
+        (3, &["verify", "damaged.bs"]),
+        (3, &["restore", "damaged.bs", "-o", "x"]),
+        (3, &["verify", "short.bs"]),
+        (3, &["inspect", "empty.bs"]),
+        (3, &["compress", "m.bs", "-o", "x.bs"]),
+        (4, &["verify", "python.bs"]),
+        (4, &["restore", "python.bs", "-o", "x"]),
+        (4, &["inspect", "python.bs"]),
+        (4, &["compress", "python.bs", "-o", "x.bs"]),
+        (4, &["verify", "m.safetensors"]),
+        (
+            4,
+            &[
+                "bench",
+                "m.bs",
+                "--backend",
+                if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" },
+            ],
+        ),
+        (5, &["compress", "rank.safetensors", "-o", "x.bs"]),
+    ];
+    let before = names(d);
+    for (expected, args) in cases {
+        let output = bigsmall(d, args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(*expected), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty() && !stderr.is_empty(), "{args:?}");
+        assert_eq!(names(d), before, "{args:?}");
+    }
+    assert!(std::fs::read(d.join("m.bs")).unwrap() == shard);
+    // With leave to replace it, the same bytes again.
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs", "--force"]), 0);
+    assert!(std::fs::read(d.join("m.bs")).unwrap() == shard);
+}
+
+fn entry_of_rank(rank: usize) -> String {
+    format!(r#"{{"a":{{"dtype":"U8","shape":{:?},"data_offsets":[0,1]}}}}"#, vec![1; rank])
+}
+
+#[test]
+fn messages_say_what_a_file_is_and_escape_strange_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    std::fs::write(d.join("python.bs"), [b"BGSM".as_slice(), &[4; 100]].concat()).unwrap();
+    for command in ["verify", "inspect"] {
+        let output = bigsmall(d, &[command, "python.bs"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("Python package") && text.contains("restore it with"), "{text}");
+    }
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs", "--md5"]), 0);
+    for args in [&["inspect", "m.bs"][..], &["verify", "m.bs", "--md5"]] {
+        let output = bigsmall(d, args);
+        assert!(!output.stdout.contains(&0x1B), "{args:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(r"odd\u{1b}[31mname"));
+    }
+}
+
+#[test]
+fn completions_for_every_shell() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = bigsmall(dir.path(), &["completions", shell]);
+        assert!(output.status.success() && output.stdout.len() > 1000, "{shell}");
+    }
+}
+
+#[test]
+fn a_folder_is_compressed_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    std::fs::create_dir(d.join("in")).unwrap();
+    model(&d.join("in"));
+    std::fs::write(d.join("in/config.json"), "{}").unwrap();
+    let done = json(d, &["compress", "in", "-o", "small", "--json"]);
+    assert_eq!(done["files"][0]["name"], "m.safetensors");
+    assert_eq!(names(&d.join("small")), ["config.json", "m.bs"]);
+    assert_eq!(code(d, &["compress", "in", "-o", "small"]), 2);
+    assert_eq!(code(d, &["verify", "small"]), 0);
+    assert_eq!(code(d, &["inspect", "small"]), 0);
+    assert_eq!(code(d, &["restore", "small", "-o", "back"]), 0);
+    for name in ["config.json", "m.safetensors"] {
+        let same = std::fs::read(d.join("in").join(name)).unwrap()
+            == std::fs::read(d.join("back").join(name)).unwrap();
+        assert!(same, "{name}");
+    }
+    assert_eq!(names(d), ["back", "in", "small"]);
+}
