@@ -183,14 +183,19 @@ fn patch<const W: usize>(
     let mut done = 0;
     if let Some(four) = escapes.first_chunk::<4>() {
         for &exponent in four {
-            out[(begin + mask.trailing_zeros() as usize) % EXPONENTS] = exponent;
+            // Always there: the buffer has a tile more than is filled.
+            if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
+                *out = exponent;
+            }
             mask &= mask.wrapping_sub(1);
         }
         done = 4;
     }
     if n > done {
         for &exponent in escapes[done.min(escapes.len())..].iter().take(n - done) {
-            out[(begin + mask.trailing_zeros() as usize) % EXPONENTS] = exponent;
+            if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
+                *out = exponent;
+            }
             mask &= mask.wrapping_sub(1);
         }
     }

@@ -3,9 +3,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{
-    Backend, Chains, EXPONENTS, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable,
-};
+use super::{Backend, Chains, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
@@ -115,7 +113,10 @@ unsafe fn exponents<const W: usize>(
         let mut mask = words.iter().fold(!0, |mask, word| mask & word);
         let n = mask.count_ones() as usize;
         for &exponent in tiles.escapes.get(used..).unwrap_or(&[]).iter().take(n) {
-            out.0[(t * TILE + mask.trailing_zeros() as usize) % EXPONENTS] = exponent;
+            // Always there: the buffer has a tile more than is filled.
+            if let Some(out) = out.0.get_mut(t * TILE + mask.trailing_zeros() as usize) {
+                *out = exponent;
+            }
             mask &= mask.wrapping_sub(1);
         }
         used += n;

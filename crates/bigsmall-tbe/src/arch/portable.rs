@@ -52,16 +52,28 @@ pub(super) fn count_escapes(
 
 #[inline(always)]
 pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
-    let per_tile = head.bitmaps_per_tile();
-    let width = head.width.bits();
+    match (head.width, head.fields.extra_bitmaps()) {
+        (Width::Three, 0) => count_in::<3, 3>(bitmaps, starts),
+        (Width::Three, 3) => count_in::<3, 6>(bitmaps, starts),
+        (Width::Three, _) => count_in::<3, 7>(bitmaps, starts),
+        (Width::Four, 0) => count_in::<4, 4>(bitmaps, starts),
+        (Width::Four, 3) => count_in::<4, 7>(bitmaps, starts),
+        (Width::Four, _) => count_in::<4, 8>(bitmaps, starts),
+    }
+}
+
+/// With `N` bitmaps for each tile, of which the first `W` hold the codes.
+#[inline(always)]
+fn count_in<const W: usize, const N: usize>(
+    bitmaps: &[[u8; 8]],
+    starts: &[Start],
+) -> Result<usize, usize> {
     let mut total = 0;
-    for (group, tiles) in bitmaps.chunks(per_tile * (GROUP / TILE)).enumerate() {
+    for (group, tiles) in bitmaps.as_chunks::<N>().0.chunks(GROUP / TILE).enumerate() {
         if starts.get(group).map(|s| u32::from_le_bytes(*s) as usize) != Some(total) {
             return Err(group);
         }
-        for tile in tiles.chunks_exact(per_tile) {
-            total += escape_mask(&tile[..width]).count_ones() as usize;
-        }
+        total += tiles.iter().map(|t| escape_mask(&t[..W]).count_ones() as usize).sum::<usize>();
     }
     Ok(total)
 }
