@@ -9,6 +9,8 @@ use bigsmall_format::{Error, Result, Rule};
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
 use crate::head::Head;
+use crate::planes::GROUP;
+use crate::units::{self, CostTable};
 
 /// Lanes of a block: rANS states that share one stream of words.
 pub(crate) const LANES: usize = 32;
@@ -127,6 +129,29 @@ impl<'a> Job<'a> {
 pub(crate) trait EntropyBackend: Sync {
     /// Decodes the next groups of every job, as many as fill its slice of `symbols`.
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]);
+
+    /// [`units::split`].
+    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+        units::split(head, units, symbols, residual);
+    }
+
+    /// [`units::choose_tables`].
+    fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+        units::choose_tables(head, costs, symbols, ids);
+    }
+
+    /// [`units::join`].
+    fn join(
+        &self,
+        head: &Head,
+        symbols: &[[u8; GROUP]],
+        residual: &[u8],
+        lows: &[u8],
+        widths: &[u8],
+        units: &mut [u8],
+    ) -> usize {
+        units::join(head, symbols, residual, lows, widths, units)
+    }
 
     /// Decodes the first groups of every job straight into its units, where the backend has a kernel for this head: as many as the
     /// residuals are complete for. Returns their number, the same for all jobs.

@@ -7,8 +7,8 @@ use crate::backend::{EntropyBackend, Job, LANES};
 use crate::bits::{BitReader, BitWriter};
 use crate::exceptions;
 use crate::head::Head;
-use crate::plan::low_width;
-use crate::planes::{self, GROUP, packed_len};
+use crate::planes::{GROUP, packed_len};
+use crate::units::{CostTable, low_len, low_width, pack_lows};
 
 const KIND_RAW: u8 = 0;
 const KIND_CONSTANT: u8 = 1;
@@ -29,13 +29,11 @@ const PIECE: usize = 16;
 /// is kept between blocks.
 #[derive(Default)]
 pub(crate) struct BlockScratch {
-    heads: Vec<u16>,
     symbols: Vec<u8>,
     table_ids: Vec<u8>,
     low_ids: Vec<u8>,
     exceptions: Vec<(u32, u16)>,
     words: Vec<u16>,
-    lows: Vec<u64>,
     residual: Vec<u8>,
 }
 
@@ -43,7 +41,7 @@ pub(crate) struct BlockScratch {
 pub(crate) fn encode(
     head: &Head,
     backend: &dyn EntropyBackend,
-    costs: &CostTable,
+    tables: (&CostTable, &StandIns),
     units: &[u8],
     scratch: &mut BlockScratch,
     out: &mut Vec<u8>,
@@ -54,7 +52,7 @@ pub(crate) fn encode(
         out.extend_from_slice(&units[..CONSTANT_LEN - HEADER]);
         return CONSTANT_LEN;
     }
-    let fits = encode_ans(head, backend, costs, units, scratch, out);
+    let fits = encode_ans(head, backend, tables, units, scratch, out);
     if !fits || out.len() - begin >= HEADER + units.len() {
         out.truncate(begin);
         out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
@@ -67,47 +65,72 @@ fn is_constant(units: &[u8], unit_bytes: usize) -> bool {
     units.len() > unit_bytes && units[unit_bytes..] == units[..units.len() - unit_bytes]
 }
 
-/// For every symbol of the window what it costs under each table: one vector addition a unit finds the best table.
-pub(crate) struct CostTable {
-    costs: Vec<[u32; 8]>,
+/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its place. The symbols from `first` to
+/// `last` stay themselves; where others do too, or none, they are looked up.
+pub(crate) struct StandIns(Vec<StandIn>);
+
+struct StandIn {
+    map: [u8; 256],
+    first: u8,
+    last: u8,
 }
 
-impl CostTable {
-    pub(crate) fn new(head: &Head) -> CostTable {
-        // One more entry for everything outside the window, which costs the same under every table.
-        let mut costs = vec![[0; 8]; (1 << head.symbol_bits) + 1];
-        for (t, table) in head.tables.iter().enumerate() {
-            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = cost);
-        }
-        CostTable { costs }
+impl StandIns {
+    pub(crate) fn new(head: &Head) -> StandIns {
+        let each = head.tables.iter().map(|table| {
+            let freqs = table.freqs();
+            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
+            let common = table.most_frequent();
+            let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
+            let below = (0..usize::from(common)).rev().take_while(|&s| coded(s)).count();
+            let above = (usize::from(common) + 1..256).take_while(|&s| coded(s)).count();
+            StandIn { map, first: common - below as u8, last: common + above as u8 }
+        });
+        StandIns(each.collect())
     }
+}
 
-    fn best(&self, head: &Head, heads: &[u16]) -> u8 {
-        let outside = self.costs.len() - 1;
-        let mut sums = [0u32; 8];
-        for &h in heads {
-            let symbol = usize::from(head.symbol(head.layout.field(h))).min(outside);
-            let costs = &self.costs[symbol];
-            for (sum, cost) in sums.iter_mut().zip(costs) {
-                *sum += cost;
+/// Replaces symbols that their table has not, listing them as exceptions.
+fn replace_exceptions(
+    head: &Head,
+    stand_ins: &StandIns,
+    table_ids: &[u8],
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) {
+    const PIECE: usize = 64;
+    exceptions.clear();
+    let unit_bytes = head.layout.unit_bytes;
+    for (i, symbols) in symbols.as_chunks_mut::<PIECE>().0.iter_mut().enumerate() {
+        let table = &stand_ins.0[usize::from(table_ids[i * PIECE / head.segment])];
+        let span = table.last - table.first;
+        if symbols.iter().fold(true, |all, s| all & (s.wrapping_sub(table.first) <= span)) {
+            continue;
+        }
+        for (j, symbol) in symbols.iter_mut().enumerate() {
+            let coded = table.map[usize::from(*symbol)];
+            if coded != *symbol {
+                let position = i * PIECE + j;
+                let unit = &units[position * unit_bytes..][..unit_bytes];
+                let mut h = [0];
+                head.layout.split_heads(unit, &mut h);
+                exceptions.push((position as u32, head.layout.field(h[0])));
+                *symbol = coded;
             }
         }
-        let sums = &sums[..head.tables.len()];
-        let least = sums.iter().zip(0..).min_by_key(|(sum, _)| **sum);
-        least.map_or(0, |(_, id)| id)
     }
 }
 
 fn encode_ans(
     head: &Head,
     backend: &dyn EntropyBackend,
-    costs: &CostTable,
+    (costs, stand_ins): (&CostTable, &StandIns),
     units: &[u8],
     scratch: &mut BlockScratch,
     out: &mut Vec<u8>,
 ) -> bool {
-    let BlockScratch { heads, symbols, table_ids, low_ids, exceptions, words, lows, residual } =
-        scratch;
+    let BlockScratch { symbols, table_ids, low_ids, exceptions, words, residual } = scratch;
     let layout = &head.layout;
     let n_groups = units.len() / layout.unit_bytes / GROUP;
     if n_groups == 0 {
@@ -115,43 +138,14 @@ fn encode_ans(
     }
     let n = n_groups * GROUP;
     let (units, tail) = units.split_at(n * layout.unit_bytes);
-    heads.resize(n, 0);
-    layout.split_heads(units, heads);
-
-    // Tables, symbols, exceptions.
     symbols.resize(n, 0);
-    table_ids.clear();
-    exceptions.clear();
-    for (segment, (heads, symbols)) in
-        heads.chunks(head.segment).zip(symbols.chunks_mut(head.segment)).enumerate()
-    {
-        let id = if head.tables.len() > 1 { costs.best(head, heads) } else { 0 };
-        table_ids.push(id);
-        let table = &head.tables[usize::from(id)];
-        let (freqs, stand_in) = (table.freqs(), table.most_frequent());
-        for (i, (&h, symbol)) in heads.iter().zip(symbols).enumerate() {
-            let field = layout.field(h);
-            let s = head.symbol(field);
-            let coded = freqs.get(usize::from(s)).is_some_and(|&f| f > 0);
-            *symbol = if coded { s as u8 } else { stand_in };
-            if !coded {
-                exceptions.push(((segment * head.segment + i) as u32, field));
-            }
-        }
-    }
+    residual.clear();
+    residual.resize(n_groups * packed_len(layout.residual_bits), 0);
+    backend.split(head, units, symbols, residual);
+    backend.choose_tables(head, costs, symbols, table_ids);
+    replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions);
     if exceptions.len() > usize::from(u16::MAX) {
         return false;
-    }
-
-    // Residuals.
-    residual.clear();
-    if layout.residual_bits > 0 {
-        residual.resize(n_groups * packed_len(layout.residual_bits), 0);
-        let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
-        for (heads, packed) in heads.as_chunks::<GROUP>().0.iter().zip(packed) {
-            let values: [u8; GROUP] = std::array::from_fn(|i| layout.residual(heads[i]));
-            planes::pack(&values, layout.residual_bits, packed);
-        }
     }
     // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing.
     let carried = residual.split_off(residual.len() - carried_len(residual.len()));
@@ -180,11 +174,8 @@ fn encode_ans(
     pad4(out);
     low_ids.clear();
     if layout.low_bits() > 0 {
-        lows.resize(head.segment, 0);
         for units in units.chunks(head.segment * layout.unit_bytes) {
-            let lows = &mut lows[..units.len() / layout.unit_bytes];
-            layout.split_lows(units, lows);
-            let need = low_width(lows, layout.low_bits());
+            let need = low_width(layout, units);
             // The narrowest width that keeps everything; the first keeps all bits.
             let id = head.low_widths.iter().rposition(|&w| w >= need).unwrap_or(0);
             low_ids.push(id as u8);
@@ -198,11 +189,7 @@ fn encode_ans(
     if layout.low_bits() > 0 {
         for (units, &id) in units.chunks(head.segment * layout.unit_bytes).zip(&*low_ids) {
             let width = u32::from(head.low_widths[usize::from(id)]);
-            for group in units.chunks_exact(GROUP * layout.unit_bytes) {
-                let lows = &mut lows[..GROUP];
-                layout.split_lows(group, lows);
-                pack_lows(lows, layout.low_bits(), width, out);
-            }
+            pack_lows(layout, units, width, out);
         }
     }
     out.extend_from_slice(residual);
@@ -251,47 +238,6 @@ fn carried_len(residual_len: usize) -> usize {
 
 fn pad4(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
-}
-
-/// Bytes of a group whose low bits are `width` wide.
-fn low_len(width: u32) -> usize {
-    width as usize * GROUP / 8
-}
-
-/// The upper `width` of the `low_bits` low bits: whole bytes as planes, then the bits above them packed.
-fn pack_lows(lows: &[u64], low_bits: u32, width: u32, out: &mut Vec<u8>) {
-    let shift = low_bits - width;
-    for byte in 0..width / 8 {
-        // A shift by 64 cannot happen: low_bits is at most 48.
-        out.extend(lows.iter().map(|&v| (v >> (shift + 8 * byte)) as u8));
-    }
-    let bits = width % 8;
-    if bits > 0 {
-        let top = |i: usize| (lows[i] >> (low_bits - bits)) as u8 & ((1 << bits) - 1);
-        let values: [u8; GROUP] = std::array::from_fn(|i| planes::spread(top(i), bits));
-        let at = out.len();
-        out.resize(at + packed_len(bits), 0);
-        planes::pack(&values, bits, &mut out[at..]);
-    }
-}
-
-/// Adds the low bits of one group to `lows`, which the caller has zeroed.
-fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
-    let shift = low_bits - width;
-    let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);
-    for (byte, plane) in planes.chunks_exact(GROUP).enumerate() {
-        for (low, &b) in lows.iter_mut().zip(plane) {
-            *low |= u64::from(b) << (shift + 8 * byte as u32);
-        }
-    }
-    let bits = width % 8;
-    if bits > 0 {
-        let mut values = [0; GROUP];
-        planes::unpack(rest, bits, &mut values);
-        for (low, &v) in lows.iter_mut().zip(&values) {
-            *low |= u64::from(planes::unspread(v, bits)) << (low_bits - bits);
-        }
-    }
 }
 
 /// The sections of an ANS block, each of its exact length.
@@ -520,13 +466,23 @@ fn decode_ans<const N: usize>(
                     .then(|| finish_states(head, &jobs[i], s))
                     .transpose()?;
                 let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
-                low_at[i] += put_together(
+                let each = packed_len(head.layout.residual_bits);
+                // The last groups end in what the states carried.
+                let whole;
+                let residual = match last {
+                    None => &s.residual[group * each..],
+                    Some(carried) => {
+                        let missing = n_groups * each - s.residual.len();
+                        whole = [&s.residual[group * each..], &carried[..missing]].concat();
+                        &whole
+                    }
+                };
+                low_at[i] += backend.join(
                     head,
-                    s,
-                    group..group + count,
-                    &symbols[i],
-                    last.as_ref(),
-                    low_at[i],
+                    &symbols[i].as_chunks().0[..count],
+                    residual,
+                    &s.lows[low_at[i]..],
+                    &s.group_widths[group..group + count],
                     &mut units[i][piece],
                 );
             }
@@ -560,90 +516,6 @@ fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CA
         *bytes = (state as u16).to_le_bytes();
     }
     Ok(carried)
-}
-
-/// The packed residual of the groups of the end, carried bytes included: group index and bytes.
-fn with_carried(head: &Head, s: &Sections<'_>, carried: &[u8]) -> (usize, Vec<u8>) {
-    let each = packed_len(head.layout.residual_bits);
-    let total = s.n_groups * each;
-    let from = s.residual.len() / each.max(1);
-    let mut bytes = s.residual[from * each..].to_vec();
-    bytes.extend_from_slice(&carried[..total - s.residual.len()]);
-    (from, bytes)
-}
-
-/// Symbols, residuals and low bits of the groups `groups` become units. Returns how many bytes of the lows it used.
-fn put_together(
-    head: &Head,
-    s: &Sections<'_>,
-    groups: std::ops::Range<usize>,
-    symbols: &[u8],
-    carried: Option<&[u8; CARRIED]>,
-    low_at: usize,
-    units: &mut [u8],
-) -> usize {
-    let layout = &head.layout;
-    let each = packed_len(layout.residual_bits);
-    let end = carried.map(|carried| with_carried(head, s, carried));
-    let mut lows_used = 0;
-    for ((group, symbols), units) in groups
-        .zip(symbols.as_chunks::<GROUP>().0)
-        .zip(units.chunks_exact_mut(GROUP * layout.unit_bytes))
-    {
-        let mut residual = [0; GROUP];
-        if layout.residual_bits > 0 {
-            let packed = match &end {
-                Some((from, bytes)) if group >= *from => &bytes[(group - from) * each..][..each],
-                _ => &s.residual[group * each..][..each],
-            };
-            unpack_any(packed, layout.residual_bits, &mut residual);
-        }
-        let shift = layout.field_shift();
-        let (base, first) = (head.base, head.first);
-        let field = |symbol: u8| if symbol == 0 { first } else { base + u16::from(symbol) };
-        match (layout.unit_bytes, layout.head_bytes) {
-            (1, _) => {
-                for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
-                    *unit = (field(symbol) << shift) as u8 | r;
-                }
-            }
-            (2, 2) => {
-                let units = units.as_chunks_mut::<2>().0;
-                for ((unit, &symbol), &r) in units.iter_mut().zip(symbols).zip(&residual) {
-                    // Sign extension takes bit 7 to bit 15; the field overwrites nothing, since it is 0 there.
-                    let sign_and_low = r as i8 as i16 as u16 & (0x8000 | 0x7f);
-                    *unit = (field(symbol) << shift | sign_and_low).to_le_bytes();
-                }
-            }
-            _ => {
-                let mut lows = [0u64; GROUP];
-                let width = u32::from(s.group_widths[group]);
-                let packed = &s.lows[low_at + lows_used..][..low_len(width)];
-                unpack_lows(packed, layout.low_bits(), width, &mut lows);
-                lows_used += packed.len();
-                for (i, unit) in units.chunks_exact_mut(layout.unit_bytes).enumerate() {
-                    let top = layout.head(field(symbols[i]), residual[i]);
-                    let value = lows[i] | u64::from(top) << layout.low_bits();
-                    unit.copy_from_slice(&value.to_le_bytes()[..layout.unit_bytes]);
-                }
-            }
-        }
-    }
-    lows_used
-}
-
-/// [`planes::unpack`] with the width known to the compiler, which then makes vectors of it.
-fn unpack_any(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
-    match bits {
-        1 => planes::unpack(packed, 1, values),
-        2 => planes::unpack(packed, 2, values),
-        3 => planes::unpack(packed, 3, values),
-        4 => planes::unpack(packed, 4, values),
-        5 => planes::unpack(packed, 5, values),
-        6 => planes::unpack(packed, 6, values),
-        7 => planes::unpack(packed, 7, values),
-        _ => planes::unpack(packed, 8, values),
-    }
 }
 
 fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<()> {

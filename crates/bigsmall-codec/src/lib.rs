@@ -32,6 +32,7 @@ mod plan;
 mod planes;
 mod slice;
 mod table;
+mod units;
 
 use bits::BitWriter;
 
@@ -120,7 +121,8 @@ impl Ans {
 struct Encoder {
     head: head::Head,
     head_bytes: Vec<u8>,
-    costs: block::CostTable,
+    costs: units::CostTable,
+    stand_ins: block::StandIns,
     backend: &'static dyn backend::EntropyBackend,
     block_bytes: usize,
 }
@@ -144,7 +146,8 @@ impl TensorEncoding for Ans {
         let head = plan::plan(spec, source, self.level)?;
         Ok(Box::new(Encoder {
             head_bytes: head.write(),
-            costs: block::CostTable::new(&head),
+            costs: units::CostTable::new(&head),
+            stand_ins: block::StandIns::new(&head),
             head,
             backend: self.backend.implementation()?,
             block_bytes: spec.block_bytes(),
@@ -166,8 +169,14 @@ impl BlockEncoder for Encoder {
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
         let mut scratch = block::BlockScratch::default();
         for units in units.chunks(self.block_bytes) {
-            let len =
-                block::encode(&self.head, self.backend, &self.costs, units, &mut scratch, out);
+            let len = block::encode(
+                &self.head,
+                self.backend,
+                (&self.costs, &self.stand_ins),
+                units,
+                &mut scratch,
+                out,
+            );
             out.resize(out.len().next_multiple_of(8), 0);
             lens.push(len as u32);
         }

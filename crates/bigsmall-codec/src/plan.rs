@@ -7,6 +7,7 @@ use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::planes::GROUP;
 use crate::table::FrequencyTable;
+use crate::units::low_width;
 use crate::{BitWriter, Level};
 
 /// Units that are read in one piece.
@@ -30,7 +31,7 @@ struct Effort {
     symbol_bits: u32,
 }
 
-fn effort(level: Level, is_float: bool) -> Effort {
+fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
     match (level, is_float) {
         (_, false) => Effort {
             sample: 1 << 18,
@@ -50,11 +51,12 @@ fn effort(level: Level, is_float: bool) -> Effort {
         },
         (Level::Default, _) => Effort {
             sample: 1 << 18,
-            mantissa: &[1],
+            // With heads of one byte a second mantissa bit costs no speed: their slots are gathered in any case.
+            mantissa: if head_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],
             rounds: 5,
             tables: MAX_TABLES,
-            symbol_bits: 5,
+            symbol_bits: 6,
         },
         (Level::Small, _) => Effort {
             sample: 1 << 20,
@@ -81,7 +83,6 @@ fn sample(spec: &TensorSpec, source: &dyn ReadAt, layout: Layout, most: u64) -> 
     let mut heads = Vec::with_capacity((n_runs * RUN) as usize);
     let mut group_widths = Vec::new();
     let mut buffer = Vec::new();
-    let mut lows = vec![0u64; GROUP];
     for i in 0..n_runs {
         let begin = (i * all_runs / n_runs) * RUN;
         let end = n.min(begin + RUN);
@@ -98,25 +99,18 @@ fn sample(spec: &TensorSpec, source: &dyn ReadAt, layout: Layout, most: u64) -> 
         heads.resize(at + (end - begin) as usize, 0);
         layout.split_heads(units, &mut heads[at..]);
         if layout.low_bits() > 0 {
-            for group in units.chunks_exact(GROUP * layout.unit_bytes) {
-                layout.split_lows(group, &mut lows);
-                group_widths.push(low_width(&lows, layout.low_bits()));
-            }
+            let groups = units.chunks_exact(GROUP * layout.unit_bytes);
+            group_widths.extend(groups.map(|group| low_width(&layout, group)));
         }
     }
     Ok(Sample { heads, group_widths })
 }
 
-/// How many of the low bits are left when the zeros that all `lows` end in are dropped.
-pub(crate) fn low_width(lows: &[u64], low_bits: u32) -> u8 {
-    let all = lows.iter().fold(0, |a, b| a | b);
-    low_bits.saturating_sub(all.trailing_zeros()) as u8
-}
-
 /// Decides the head for `spec`.
 pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
     let dtype = spec.dtype();
-    let effort = effort(level, Layout::is_float(dtype));
+    let head_bytes = Layout::new(dtype, 0).map_or(1, |l| l.head_bytes);
+    let effort = effort(level, Layout::is_float(dtype), head_bytes);
     let mut best: Option<(u64, Head)> = None;
     let mut sampled = None;
     for &m in effort.mantissa {

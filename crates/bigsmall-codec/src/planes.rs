@@ -16,8 +16,39 @@ pub(crate) const fn packed_len(bits: u32) -> usize {
     bits as usize * COLUMNS
 }
 
+/// [`pack`] with the width known to the compiler, which then makes vectors of it.
+#[inline(always)]
+pub(crate) fn pack_any(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
+    match bits {
+        1 => pack(values, 1, out),
+        2 => pack(values, 2, out),
+        3 => pack(values, 3, out),
+        4 => pack(values, 4, out),
+        5 => pack(values, 5, out),
+        6 => pack(values, 6, out),
+        7 => pack(values, 7, out),
+        _ => pack(values, 8, out),
+    }
+}
+
+/// [`unpack`] with the width known to the compiler.
+#[inline(always)]
+pub(crate) fn unpack_any(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
+    match bits {
+        1 => unpack(packed, 1, values),
+        2 => unpack(packed, 2, values),
+        3 => unpack(packed, 3, values),
+        4 => unpack(packed, 4, values),
+        5 => unpack(packed, 5, values),
+        6 => unpack(packed, 6, values),
+        7 => unpack(packed, 7, values),
+        _ => unpack(packed, 8, values),
+    }
+}
+
 /// Packs 256 spread values of `bits` bits (1 to 8).
-pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
+#[inline(always)]
+fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
     let (own, spilled) = values.split_at(bits as usize * COLUMNS);
     out.copy_from_slice(own);
     for (t, row) in spilled.chunks_exact(COLUMNS).enumerate() {
@@ -33,7 +64,7 @@ pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
 
 /// Unpacks what [`pack`] packed.
 #[inline(always)]
-pub(crate) fn unpack(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
+fn unpack(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
     let (own, spilled) = values.split_at_mut(bits as usize * COLUMNS);
     let mask = 0x80 | ((1u16 << (bits - 1)) - 1) as u8;
     for (value, byte) in own.iter_mut().zip(packed) {

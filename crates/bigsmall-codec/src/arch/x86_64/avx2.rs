@@ -7,6 +7,7 @@ use crate::backend::{EntropyBackend, Job, LANES};
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::table::{Slots, TOTAL};
+use crate::units::{self, CostTable};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx2(());
@@ -247,7 +248,54 @@ fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; RO
     done
 }
 
+// The plain loops, compiled for these instructions.
+
+#[target_feature(enable = "avx2,popcnt")]
+fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+    units::split(head, units, symbols, residual);
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    units::choose_tables(head, costs, symbols, ids);
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+fn join(
+    head: &Head,
+    symbols: &[[u8; GROUP]],
+    residual: &[u8],
+    lows: &[u8],
+    widths: &[u8],
+    units: &mut [u8],
+) -> usize {
+    units::join(head, symbols, residual, lows, widths, units)
+}
+
 impl EntropyBackend for Avx2 {
+    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { split(head, units, symbols, residual) }
+    }
+
+    fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { choose_tables(head, costs, symbols, ids) }
+    }
+
+    fn join(
+        &self,
+        head: &Head,
+        symbols: &[[u8; GROUP]],
+        residual: &[u8],
+        lows: &[u8],
+        widths: &[u8],
+        units: &mut [u8],
+    ) -> usize {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { join(head, symbols, residual, lows, widths, units) }
+    }
+
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
             let groups = symbols.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;

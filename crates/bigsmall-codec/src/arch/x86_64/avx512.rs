@@ -8,7 +8,8 @@ use crate::backend::{EntropyBackend, Job, LANES};
 use crate::block::STATE_MIN;
 use crate::head::Head;
 use crate::planes::GROUP;
-use crate::table::{Buckets32, SlotOf, TOTAL};
+use crate::table::{Buckets32, SlotOf, Slots, TOTAL};
+use crate::units::{self, CostTable};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -230,60 +231,89 @@ fn decode_fused<const N: usize>(
     group
 }
 
-/// One group's symbols by gathering slots, for any number of symbols.
+/// Where the entries of states come from: vectors of 32 buckets, or slots in memory.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Buckets(Registers),
+    Slots(&'a Slots),
+}
+
+/// One step of 16 lanes: their symbols, and their states moved on.
 ///
 /// # Safety
-/// [`WORDS_AHEAD`] words can be read at `words`.
+/// 16 words can be read at `words`.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-unsafe fn gather_group(
-    states: &mut [__m512i; 2],
-    words: &mut *const u16,
-    slots: &[u32; TOTAL as usize],
-    symbols: &mut [[u8; LANES]; ROWS],
-) {
-    let low12 = _mm512_set1_epi32(TOTAL as i32 - 1);
-    for row in symbols {
-        let entry = states.map(|x| {
-            let slot = _mm512_and_si512(x, low12);
-            // SAFETY: a slot of 12 bits lies within the 4096 entries.
-            unsafe { _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast()) }
-        });
-        for (x, &e) in states.iter_mut().zip(&entry) {
-            let q = _mm512_srli_epi32::<12>(*x);
-            let rank = _mm512_and_si512(_mm512_srli_epi32::<12>(e), low12);
-            let freq_less_1 = _mm512_and_si512(e, low12);
-            let product = _mm512_mullo_epi32(freq_less_1, q);
-            let y = _mm512_add_epi32(_mm512_add_epi32(product, q), rank);
-            // SAFETY: a group takes at most 256 words, so 16 more can be read before each step.
-            *x = unsafe { refill(y, words) };
+unsafe fn symbols16(x: &mut __m512i, source: &Source<'_>, words: &mut *const u16) -> __m512i {
+    match source {
+        Source::Buckets(table) => {
+            let entry = look_up(*x, table);
+            // SAFETY: passed on.
+            *x = unsafe { step(*x, entry, words) };
+            _mm512_and_si512(_mm512_srli_epi32::<13>(entry), _mm512_set1_epi32(0x1f))
         }
-        let even = _mm512_srli_epi32::<24>(entry[0]);
-        let odd = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<24>(entry[1]));
-        let bytes = _mm512_cvtepi16_epi8(_mm512_or_si512(even, odd));
-        // SAFETY: a row is 32 bytes.
-        unsafe { _mm256_storeu_si256(row.as_mut_ptr().cast(), bytes) };
+        Source::Slots(slots) => {
+            let low12 = _mm512_set1_epi32(TOTAL as i32 - 1);
+            let slot = _mm512_and_si512(*x, low12);
+            // SAFETY: a slot of 12 bits lies within the 4096 entries.
+            let entry = unsafe { _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast()) };
+            let q = _mm512_srli_epi32::<12>(*x);
+            let rank = _mm512_and_si512(_mm512_srli_epi32::<12>(entry), low12);
+            let product = _mm512_mullo_epi32(_mm512_and_si512(entry, low12), q);
+            let y = _mm512_add_epi32(_mm512_add_epi32(product, q), rank);
+            // SAFETY: passed on.
+            *x = unsafe { refill(y, words) };
+            _mm512_srli_epi32::<24>(entry)
+        }
     }
 }
 
-/// Decodes symbols of one job as long as no kernel would read past the block; returns the groups done.
+/// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups done.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]) -> usize {
-    let mut states = load_states(&job.states);
+fn decode_symbols<const N: usize>(
+    head: &Head,
+    jobs: &mut [Job<'_>; N],
+    groups: &mut [&mut [[[u8; LANES]; ROWS]]; N],
+) -> usize {
+    let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
+    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let mut done = 0;
-    for symbols in groups {
-        if !words_ahead(job) {
-            break;
+    while done < n && jobs.iter().all(words_ahead) {
+        let sources: [Source<'_>; N] = std::array::from_fn(|i| {
+            let table = &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])];
+            match &table.buckets32 {
+                Some(buckets) => Source::Buckets(load_table(buckets)),
+                None => Source::Slots(table.slots()),
+            }
+        });
+        let mut words: [*const u16; N] =
+            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
+        for row in 0..ROWS {
+            for i in 0..N {
+                // SAFETY: `words_ahead` saw 256 words for this group and 16 more.
+                let (even, odd) = unsafe {
+                    (
+                        symbols16(&mut states[i][0], &sources[i], &mut words[i]),
+                        symbols16(&mut states[i][1], &sources[i], &mut words[i]),
+                    )
+                };
+                let both = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
+                let to = &mut groups[i][done][row];
+                // SAFETY: a row is 32 bytes.
+                unsafe {
+                    _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(both));
+                }
+            }
         }
-        let slots = head.alias[usize::from(job.group_tables[job.group])].slots();
-        let begin: *const u16 = job.words[2 * job.position..].as_ptr().cast();
-        let mut words = begin;
-        // SAFETY: `words_ahead` saw that many words.
-        unsafe { gather_group(&mut states, &mut words, slots, symbols) };
-        job.position += (words as usize - begin as usize) / 2;
-        job.group += 1;
+        for (job, words) in jobs.iter_mut().zip(words) {
+            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
+            job.group += 1;
+        }
         done += 1;
     }
-    store_states(states, &mut job.states);
+    for (job, states) in jobs.iter_mut().zip(states) {
+        store_states(states, &mut job.states);
+    }
     done
 }
 
@@ -317,11 +347,28 @@ impl EncodeTable<'_> {
             slot_of: alias.slot_of(),
         }
     }
+
+    /// The three tables as vectors, where they have 32 entries.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn vectors(&self) -> Option<[[__m512i; 2]; 3]> {
+        let pair = |t: &[u32]| {
+            let t: &[u32; 32] = t.try_into().ok()?;
+            // SAFETY: both halves of 32 entries.
+            Some(unsafe {
+                [
+                    _mm512_loadu_si512(t.as_ptr().cast()),
+                    _mm512_loadu_si512(t.as_ptr().add(16).cast()),
+                ]
+            })
+        };
+        Some([pair(&self.freq_rank)?, pair(&self.reciprocal)?, pair(&self.shift)?])
+    }
 }
 
 /// Encodes one group, last row to first. `room` is the end of the free part of `words`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn encode_group(
+fn encode_group<const SMALL: bool>(
     states: &mut [__m512i; 2],
     table: &EncodeTable<'_>,
     symbols: &[[u8; LANES]; ROWS],
@@ -329,6 +376,7 @@ fn encode_group(
     room: &mut usize,
 ) {
     let low16 = _mm512_set1_epi32(0xffff);
+    let small = if SMALL { table.vectors() } else { None };
     for row in symbols.iter().rev() {
         // SAFETY: a row is 32 bytes.
         let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
@@ -337,13 +385,19 @@ fn encode_group(
         for half in [1, 0] {
             let s = symbols[half];
             let x = states[half];
-            // SAFETY: the tables have 2^symbol_bits entries, and every symbol is less: the planner's window.
-            let (freq_rank, reciprocal, shift) = unsafe {
-                (
-                    _mm512_i32gather_epi32::<4>(s, table.freq_rank.as_ptr().cast()),
-                    _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
-                    _mm512_i32gather_epi32::<4>(s, table.shift.as_ptr().cast()),
-                )
+            let (freq_rank, reciprocal, shift) = match &small {
+                Some(small) => {
+                    let look_up = |t: &[__m512i; 2]| _mm512_permutex2var_epi32(t[0], s, t[1]);
+                    (look_up(&small[0]), look_up(&small[1]), look_up(&small[2]))
+                }
+                // SAFETY: the caller has seen that every symbol is less than the tables' length.
+                None => unsafe {
+                    (
+                        _mm512_i32gather_epi32::<4>(s, table.freq_rank.as_ptr().cast()),
+                        _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
+                        _mm512_i32gather_epi32::<4>(s, table.shift.as_ptr().cast()),
+                    )
+                },
             };
             let freq = _mm512_and_si512(freq_rank, low16);
             let first_rank = _mm512_srli_epi32::<16>(freq_rank);
@@ -387,24 +441,83 @@ fn encode(
     let mut vectors = load_states(states);
     let mut room = words.len();
     for (group, &table) in groups.iter().zip(group_tables).rev() {
-        encode_group(&mut vectors, &tables[usize::from(table)], group, words, &mut room);
+        let table = &tables[usize::from(table)];
+        if table.freq_rank.len() == 32 {
+            encode_group::<true>(&mut vectors, table, group, words, &mut room);
+        } else {
+            encode_group::<false>(&mut vectors, table, group, words, &mut room);
+        }
     }
     store_states(vectors, states);
     room
 }
 
+// The plain loops, compiled for these instructions.
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+    units::split(head, units, symbols, residual);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    units::choose_tables(head, costs, symbols, ids);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn join(
+    head: &Head,
+    symbols: &[[u8; GROUP]],
+    residual: &[u8],
+    lows: &[u8],
+    widths: &[u8],
+    units: &mut [u8],
+) -> usize {
+    units::join(head, symbols, residual, lows, widths, units)
+}
+
 impl EntropyBackend for Avx512 {
+    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { split(head, units, symbols, residual) }
+    }
+
+    fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { choose_tables(head, costs, symbols, ids) }
+    }
+
+    fn join(
+        &self,
+        head: &Head,
+        symbols: &[[u8; GROUP]],
+        residual: &[u8],
+        lows: &[u8],
+        widths: &[u8],
+        units: &mut [u8],
+    ) -> usize {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { join(head, symbols, residual, lows, widths, units) }
+    }
+
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
+        let mut groups = symbols.iter_mut().map(|s| s.as_chunks_mut().0.as_chunks_mut().0);
+        let mut next = || groups.next().unwrap_or_default();
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        let done = unsafe {
+            match jobs {
+                [_] => decode_symbols(head, jobs.try_into().expect("one job"), &mut [next()]),
+                [_, _] => {
+                    let jobs = jobs.try_into().expect("two jobs");
+                    decode_symbols(head, jobs, &mut [next(), next()])
+                }
+                _ => 0,
+            }
+        };
+        // The last groups of a small or damaged block: where a vector would read past its end.
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
-            let groups = symbols.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;
-            // SAFETY: `self` is the proof that the machine has the instructions.
-            let done = unsafe { decode_symbols(head, job, groups) };
-            // The last groups of a small or damaged block: where a vector would read past its end.
-            Portable.decode_symbols(
-                head,
-                std::slice::from_mut(job),
-                &mut [groups[done..].as_flattened_mut().as_flattened_mut()],
-            );
+            let rest = &mut symbols[done * GROUP..];
+            Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
         }
     }
 

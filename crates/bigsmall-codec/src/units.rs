@@ -1,0 +1,264 @@
+//! Units come apart into symbols, residuals and low bits, and together again, group by group. Plain loops that compilers turn
+//! into vectors; backends compile them once more for their instructions.
+
+use crate::head::Head;
+use crate::layout::Layout;
+use crate::planes::{self, GROUP, packed_len};
+
+/// Stands for a field outside the window, where the window has fewer than 256 symbols.
+pub(crate) const OUTSIDE: u8 = u8::MAX;
+
+/// What each symbol costs under each table: one vector addition a unit finds the best table of a segment.
+pub(crate) struct CostTable(Box<[[u32; 8]; 256]>);
+
+impl CostTable {
+    pub(crate) fn new(head: &Head) -> CostTable {
+        // Symbols outside the window cost the same under every table: nothing.
+        let mut costs = Box::new([[0; 8]; 256]);
+        for (t, table) in head.tables.iter().enumerate() {
+            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = cost);
+        }
+        CostTable(costs)
+    }
+
+    /// The cheapest of `n` tables for a segment, the first among equals.
+    #[inline(always)]
+    fn best(&self, n: usize, symbols: &[u8]) -> u8 {
+        let mut sums = [[0u32; 8]; 2];
+        let (pairs, rest) = symbols.as_chunks::<2>();
+        for pair in pairs {
+            for (sums, &s) in sums.iter_mut().zip(pair) {
+                let costs = &self.0[usize::from(s)];
+                sums.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+            }
+        }
+        for &s in rest {
+            let costs = &self.0[usize::from(s)];
+            sums[0].iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        let [a, b] = sums;
+        let totals = a.iter().zip(b).map(|(a, b)| a + b);
+        totals.zip(0..).take(n).min().map_or(0, |(_, id)| id)
+    }
+}
+
+/// The table of each segment.
+#[inline(always)]
+pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    let n = head.tables.len();
+    ids.clear();
+    ids.extend(symbols.chunks(head.segment).map(|s| if n > 1 { costs.best(n, s) } else { 0 }));
+}
+
+/// Takes the symbols, or [`OUTSIDE`], and the packed residuals out of whole groups of units.
+#[inline(always)]
+pub(crate) fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+    match (head.layout.unit_bytes, head.layout.head_bytes) {
+        (1, _) => split_as(head, units, symbols, residual, |[b]: [u8; 1]| u16::from(b)),
+        (2, 1) => split_as(head, units, symbols, residual, |[_, b]: [u8; 2]| u16::from(b)),
+        (2, _) => split_as(head, units, symbols, residual, u16::from_le_bytes),
+        (4, _) => split_as(head, units, symbols, residual, |[_, _, a, b]: [u8; 4]| {
+            u16::from_le_bytes([a, b])
+        }),
+        _ => split_as(head, units, symbols, residual, |[_, _, _, _, _, _, a, b]: [u8; 8]| {
+            u16::from_le_bytes([a, b])
+        }),
+    }
+}
+
+#[inline(always)]
+fn split_as<const N: usize>(
+    head: &Head,
+    units: &[u8],
+    symbols: &mut [u8],
+    residual: &mut [u8],
+    head_of: impl Fn([u8; N]) -> u16,
+) {
+    let layout = &head.layout;
+    let (shift, field_mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
+    let (base, first) = (head.base, head.first);
+    let n_symbols = 1u16 << head.symbol_bits;
+    let low_mask = ((1u16 << shift) - 1) as u8;
+    let sign_shift = 8 * layout.head_bytes as u32 - 8;
+    let mut packed = residual.chunks_exact_mut(packed_len(layout.residual_bits).max(1));
+    let groups = units.as_chunks::<N>().0.as_chunks::<GROUP>().0;
+    for (units, symbols) in groups.iter().zip(symbols.as_chunks_mut::<GROUP>().0) {
+        let mut heads = [0u16; GROUP];
+        for (h, unit) in heads.iter_mut().zip(units) {
+            *h = head_of(*unit);
+        }
+        for (symbol, &h) in symbols.iter_mut().zip(&heads) {
+            let field = h >> shift & field_mask;
+            let s = field.wrapping_sub(base);
+            let inside = s != 0 && s < n_symbols;
+            let s = if inside { s as u8 } else { OUTSIDE };
+            *symbol = if field == first { 0 } else { s };
+        }
+        if layout.residual_bits > 0
+            && let Some(packed) = packed.next()
+        {
+            let mut values = [0u8; GROUP];
+            for (value, &h) in values.iter_mut().zip(&heads) {
+                *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
+            }
+            planes::pack_any(&values, layout.residual_bits, packed);
+        }
+    }
+}
+
+/// The other way: units from symbols, packed residuals and packed low bits of whole groups, `widths` the low width of each.
+/// Returns how many bytes of `lows` were used.
+#[inline(always)]
+pub(crate) fn join(
+    head: &Head,
+    symbols: &[[u8; GROUP]],
+    residual: &[u8],
+    lows: &[u8],
+    widths: &[u8],
+    units: &mut [u8],
+) -> usize {
+    let layout = &head.layout;
+    let mut used = 0;
+    let unit_bytes = layout.unit_bytes;
+    let groups = symbols.iter().zip(widths).zip(units.chunks_exact_mut(GROUP * unit_bytes));
+    for (g, ((symbols, &width), units)) in groups.enumerate() {
+        let heads = join_heads(head, symbols, residual, g);
+        if layout.low_bits() == 0 {
+            if layout.head_bytes == 1 {
+                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h as u8);
+            } else {
+                let units = units.as_chunks_mut::<2>().0;
+                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h.to_le_bytes());
+            }
+            continue;
+        }
+        let width = u32::from(width);
+        let packed = &lows[used..used + low_len(width)];
+        used += packed.len();
+        match unit_bytes {
+            2 if width == 8 => {
+                let units = units.as_chunks_mut::<2>().0;
+                for ((unit, &h), &low) in units.iter_mut().zip(&heads).zip(packed) {
+                    *unit = [low, h as u8];
+                }
+            }
+            4 if width == 16 => {
+                let units = units.as_chunks_mut::<4>().0;
+                let (low, high) = packed.split_at(GROUP);
+                for (((unit, &h), &low), &high) in units.iter_mut().zip(&heads).zip(low).zip(high) {
+                    let value = u32::from(low) | u32::from(high) << 8 | u32::from(h) << 16;
+                    *unit = value.to_le_bytes();
+                }
+            }
+            _ => {
+                let mut lows = [0u64; GROUP];
+                unpack_lows(packed, layout.low_bits(), width, &mut lows);
+                for ((unit, &h), low) in units.chunks_exact_mut(unit_bytes).zip(&heads).zip(lows) {
+                    let value = low | u64::from(h) << layout.low_bits();
+                    unit.copy_from_slice(&value.to_le_bytes()[..unit_bytes]);
+                }
+            }
+        }
+    }
+    used
+}
+
+/// The heads of group `g`.
+#[inline(always)]
+fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8], g: usize) -> [u16; GROUP] {
+    let layout = &head.layout;
+    let shift = layout.field_shift();
+    let (base, first) = (head.base, head.first);
+    let mut heads = [0u16; GROUP];
+    for (h, &symbol) in heads.iter_mut().zip(symbols) {
+        let field = if symbol == 0 { first } else { base + u16::from(symbol) };
+        *h = field << shift;
+    }
+    if layout.residual_bits > 0 {
+        let each = packed_len(layout.residual_bits);
+        let mut values = [0u8; GROUP];
+        planes::unpack_any(&residual[g * each..][..each], layout.residual_bits, &mut values);
+        // Sign extension takes bit 7 to bit 15, where the head has two bytes.
+        let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
+        for (h, &value) in heads.iter_mut().zip(&values) {
+            *h |= value as i8 as i16 as u16 & keep;
+        }
+    }
+    heads
+}
+
+/// Bytes of a group whose low bits are `width` wide.
+pub(crate) fn low_len(width: u32) -> usize {
+    width as usize * GROUP / 8
+}
+
+/// How many of the low bits a segment needs: those above the zeros that all its units end in.
+#[inline(always)]
+pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
+    let all = match layout.unit_bytes {
+        2 => units.as_chunks::<2>().0.iter().fold(0, |all, u| all | u64::from(u[0])),
+        4 => {
+            let all =
+                units.as_chunks::<4>().0.iter().fold(0, |all, u| all | u32::from_le_bytes(*u));
+            u64::from(all & 0xffff)
+        }
+        _ => {
+            let all =
+                units.as_chunks::<8>().0.iter().fold(0, |all, u| all | u64::from_le_bytes(*u));
+            all & 0xffff_ffff_ffff
+        }
+    };
+    layout.low_bits().saturating_sub(all.trailing_zeros()) as u8
+}
+
+/// Appends the upper `width` of the low bits of each group of `units`: whole bytes as planes, then the bits above them packed.
+#[inline(always)]
+pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec<u8>) {
+    let low_bits = layout.low_bits();
+    for group in units.chunks_exact(GROUP * layout.unit_bytes) {
+        match layout.unit_bytes {
+            2 if width == 8 => out.extend(group.as_chunks::<2>().0.iter().map(|u| u[0])),
+            4 if width == 16 => {
+                out.extend(group.as_chunks::<4>().0.iter().map(|u| u[0]));
+                out.extend(group.as_chunks::<4>().0.iter().map(|u| u[1]));
+            }
+            _ => {
+                let mut lows = [0u64; GROUP];
+                layout.split_lows(group, &mut lows);
+                let shift = low_bits - width;
+                for byte in 0..width / 8 {
+                    // A shift by 64 cannot happen: there are at most 48 low bits.
+                    out.extend(lows.iter().map(|&v| (v >> (shift + 8 * byte)) as u8));
+                }
+                let bits = width % 8;
+                if bits > 0 {
+                    let top = |i: usize| (lows[i] >> (low_bits - bits)) as u8 & ((1 << bits) - 1);
+                    let values = std::array::from_fn(|i| planes::spread(top(i), bits));
+                    let at = out.len();
+                    out.resize(at + packed_len(bits), 0);
+                    planes::pack_any(&values, bits, &mut out[at..]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the low bits of one group to `lows`, which the caller has zeroed.
+#[inline(always)]
+fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
+    let shift = low_bits - width;
+    let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);
+    for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
+        for (low, &b) in lows.iter_mut().zip(plane) {
+            *low |= u64::from(b) << (shift + 8 * byte);
+        }
+    }
+    let bits = width % 8;
+    if bits > 0 {
+        let mut values = [0; GROUP];
+        planes::unpack_any(rest, bits, &mut values);
+        for (low, &v) in lows.iter_mut().zip(&values) {
+            *low |= u64::from(planes::unspread(v, bits)) << (low_bits - bits);
+        }
+    }
+}
