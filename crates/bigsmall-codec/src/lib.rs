@@ -32,7 +32,14 @@ mod plan;
 mod planes;
 mod slice;
 mod table;
+#[cfg(test)]
+mod vectors;
 mod units;
+
+/// The README's programs run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 use bits::BitWriter;
 
