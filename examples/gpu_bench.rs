@@ -16,12 +16,13 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bigsmall_codec::Ans;
 use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, Rule, TensorSpec, encode_tensor};
 use bigsmall_gpu::{MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu};
 
 const SHAPES: &str = "4096x4096,11008x4096,4096x11008,14336x4096,28672x8192,8192x28672";
 const BATCHES: &str = "1,2,4,8,16,32,64,128";
-const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,decode-first3,decode-first4";
+const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,rans,decode-first3,decode-first4";
 
 struct Options {
     selftest: bool,
@@ -354,6 +355,10 @@ fn bench_shape(
     // What plain weights took and gave, by batch.
     let mut plain_times: HashMap<usize, f64> = HashMap::new();
     let mut plain_bits: HashMap<usize, Vec<u32>> = HashMap::new();
+    if wants("rans") {
+        rows.push(bench_rans(gpu, clock, options, bandwidth, &tensor)?);
+        rows.last().inspect(|row| row.print());
+    }
     let x = model_x(options.batches.iter().max().copied().unwrap_or(0) * k, 2);
     for form in [Resident::Plain, Resident::Dense3, Resident::Dense4] {
         let suffix = match form {
@@ -431,6 +436,39 @@ fn bench_shape(
     Ok(())
 }
 
+/// The decoding of the ANS form, for loading.
+fn bench_rans(
+    gpu: &Wgpu,
+    clock: &Clock<'_>,
+    options: &Options,
+    bandwidth: f64,
+    tensor: &EncodedTensor,
+) -> Result<Row> {
+    let original = tensor.payload();
+    let spec = tensor.spec();
+    let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
+    let n = (4 * options.cache_bytes).div_ceil(encoded.byte_len().max(1)).clamp(1, 64);
+    let all = (0..n).map(|_| gpu.load_ans(&encoded)).collect::<Result<Vec<_>>>()?;
+    let decoded = gpu.new_buffer(spec.byte_len().div_ceil(4) as usize)?;
+    let microseconds =
+        clock.median(|e, run| gpu.decode_ans_into(e, &all[run % all.len()], &decoded))?;
+    gpu.check_ans(&all[0])?;
+    let mut bytes = vec![0u8; spec.byte_len() as usize];
+    gpu.read_buffer(&decoded, &mut bytes)?;
+    let moved_bytes = (all[0].byte_len() + spec.byte_len()) as f64;
+    Ok(Row {
+        shape: (spec.shape()[0] as usize, spec.shape()[1] as usize),
+        batch: 0,
+        kernel: "rans".into(),
+        microseconds,
+        moved_bytes,
+        of_copy: moved_bytes / microseconds / 1e3 / bandwidth,
+        vs_plain: f64::NAN,
+        mismatches: bytes.iter().zip(original).filter(|(a, b)| a != b).count(),
+        of_bound: 0.0,
+    })
+}
+
 /// Compares every kernel with plain weights and with f64, on shapes around every boundary.
 fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
     let (mut checks, mut mismatches) = (0, 0);
@@ -452,6 +490,12 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
     for (what, m, k, weights) in cases {
         let tensor = encoded(&weights, m, k)?;
         let plain = gpu.upload_as(&tensor, Resident::Plain)?;
+        let ans = encode_tensor(&Ans::default(), tensor.spec(), &tensor.payload(), 0)?;
+        let mut bytes = vec![0; 2 * m * k];
+        let decoded = gpu.upload_decoding(&ans);
+        let decoded = decoded.and_then(|decoded| gpu.decompress(&decoded, &mut bytes));
+        let same = decoded.is_ok() && bytes == tensor.payload()[..2 * m * k];
+        check(same, &|| format!("{m}x{k} {what}: rANS does not decode"));
         for form in Resident::ALL {
             let loaded = gpu.upload_as(&tensor, form)?;
             let mut bytes = vec![0; 2 * m * k];

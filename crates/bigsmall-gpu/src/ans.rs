@@ -3,14 +3,12 @@
 //! cannot check without decoding (the words, the end states) the kernel reports.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule};
+use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, Error, Result, Rule};
 
 /// Units of a group.
 const GROUP: usize = 256;
 /// Words that describe a block: see [`AnsPlan::blocks`].
-pub(crate) const BLOCK_WORDS: usize = 8 + 32 + 64;
-/// Words of one bucket of an alias table.
-pub(crate) const BUCKET_WORDS: usize = 5;
+pub(crate) const BLOCK_WORDS: usize = 8 + 32 + BLOCK_UNITS / GROUP / 4;
 
 /// A tensor in ANS form, ready for the kernel `rans`.
 pub(crate) struct AnsPlan {
@@ -23,7 +21,7 @@ pub(crate) struct AnsPlan {
     pub(crate) first: u32,
     pub(crate) n_units: u64,
     /// For each block: kind, groups, byte offset of the words, number of words, byte offset of the residual (or of the values of
-    /// a raw block, or the value of a constant one), units, two of nothing; 32 states; the tables of 256 groups, a byte each.
+    /// a raw block, or the value of a constant one), units, two of nothing; 32 states; the tables of the groups, a byte each.
     pub(crate) blocks: Vec<u32>,
     /// For each table and bucket: split, then frequency | symbol << 16 and rank minus slot of its own symbol and of its donor.
     pub(crate) tables: Vec<u32>,
@@ -63,7 +61,7 @@ impl Bits<'_> {
     fn done(&self) -> bool {
         let used = self.at.div_ceil(8);
         used == self.bytes.len()
-            && (self.at % 8 == 0 || self.bytes[used - 1] >> (self.at % 8) == 0)
+            && (self.at.is_multiple_of(8) || self.bytes[used - 1] >> (self.at % 8) == 0)
     }
 }
 
@@ -179,7 +177,9 @@ impl AnsPlan {
                 .found(format!("{} in encoding {}", spec.dtype(), tensor.encoding())));
         }
         if tensor.byte_len() >= 1 << 31 || spec.byte_len() >= 1 << 31 {
-            return Err(Error::new(Rule::Device).expected("less than 2 GiB").found(spec.byte_len()));
+            return Err(Error::new(Rule::Device)
+                .expected("less than 2 GiB")
+                .found(spec.byte_len()));
         }
         let head = Head::read(tensor.head())?;
         let n_blocks = tensor.table().n_blocks();
@@ -207,8 +207,14 @@ impl AnsPlan {
         Ok(plan)
     }
 
-    fn read_block(&mut self, head: &Head, block: &[u8], place: usize, n_units: usize) -> Result<()> {
-        let first_unit = (self.blocks.len() / BLOCK_WORDS * bigsmall_format::BLOCK_UNITS) as u32;
+    fn read_block(
+        &mut self,
+        head: &Head,
+        block: &[u8],
+        place: usize,
+        n_units: usize,
+    ) -> Result<()> {
+        let first_unit = (self.blocks.len() / BLOCK_WORDS * BLOCK_UNITS) as u32;
         let length = || Error::new(Rule::AnsBlockLength).found(block.len());
         let (&header, mut rest) = block.split_first_chunk::<8>().ok_or_else(length)?;
         let body = (place + 8) as u32;
@@ -254,7 +260,8 @@ impl AnsPlan {
 
         // The states: 4 bits of length each, then the bits below the leading one.
         let (_, lengths) = take(16)?;
-        let lengths: Vec<u32> = lengths.iter().flat_map(|&b| [b & 15, b >> 4]).map(u32::from).collect();
+        let lengths: Vec<u32> =
+            lengths.iter().flat_map(|&b| [b & 15, b >> 4]).map(u32::from).collect();
         let n_bytes = lengths.iter().map(|n| 16 + *n as usize).sum::<usize>().div_ceil(8);
         let (_, packed) = take(n_bytes.next_multiple_of(4))?;
         let mut bits = Bits { bytes: &packed[..n_bytes], at: 0 };
@@ -301,8 +308,9 @@ impl AnsPlan {
 
         // Exceptions, then the units after the last group.
         let tail = 2 * (n_units - n_groups * GROUP);
-        let (exceptions, tail) =
-            rest.split_at_checked(rest.len().checked_sub(tail).ok_or_else(length)?).ok_or_else(length)?;
+        let (exceptions, tail) = rest
+            .split_at_checked(rest.len().checked_sub(tail).ok_or_else(length)?)
+            .ok_or_else(length)?;
         let mut bits = Bits { bytes: exceptions, at: 0 };
         let wrong = || Error::new(Rule::AnsException);
         let n = n_groups * GROUP;
@@ -336,7 +344,7 @@ impl AnsPlan {
 /// The field of an exception: below the window, above it, or in it.
 fn read_field(bits: &mut Bits<'_>, head: &Head) -> Option<u32> {
     let window_end = head.base + (1 << head.symbol_bits);
-    let mut distance = |bits: &mut Bits<'_>| {
+    let distance = |bits: &mut Bits<'_>| {
         let n = bits.ones(12)?;
         let value = 1 << n | bits.pull(n)?;
         Some((value - 1) * 2 + bits.pull(1)?)

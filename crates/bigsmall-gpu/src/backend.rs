@@ -32,7 +32,7 @@ use crate::{MatmulBackend, check_len};
 /// # Ok::<(), bigsmall_gpu::Error>(())
 /// ```
 pub struct Wgpu {
-    device: Device,
+    pub(crate) device: Device,
     pipelines: Pipelines,
     tuning: Mutex<Tuning>,
 }
@@ -46,6 +46,14 @@ pub struct WgpuWeights {
 }
 
 impl WgpuWeights {
+    pub(crate) fn new(name: &str, matrix: Matrix) -> Self {
+        WgpuWeights { name: name.into(), matrix, params: Mutex::default() }
+    }
+
+    pub(crate) fn shards(&self) -> &[Shard] {
+        &self.matrix.shards
+    }
+
     /// The tensor's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -183,7 +191,7 @@ impl Wgpu {
             .device
             .guarded(|| upload(&self.device, tensor, encoding, form))
             .map_err(|e| e.in_tensor(name))?;
-        Ok(WgpuWeights { name: name.into(), matrix, params: Mutex::default() })
+        Ok(WgpuWeights::new(name, matrix))
     }
 
     /// [`upload`](MatmulBackend::upload) into a form of the caller's choice.
@@ -524,7 +532,7 @@ impl Wgpu {
         Ok(padded)
     }
 
-    fn params(
+    pub(crate) fn params(
         &self,
         weights: &WgpuWeights,
         shard: &Shard,
@@ -577,7 +585,7 @@ impl Wgpu {
         self.dispatch_bound(encoder, kernel, &bindings, grid);
     }
 
-    fn dispatch_bound(
+    pub(crate) fn dispatch_bound(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         kernel: Kernel,
@@ -607,7 +615,7 @@ impl Wgpu {
     }
 
     /// Insists that `buffer` holds `bytes` and can be bound as a whole.
-    fn check_bound(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
+    pub(crate) fn check_bound(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
         check_size(buffer, bytes)?;
         let most = self.device.limits.max_storage_buffer_binding_size;
         if buffer.size() > most {
@@ -723,7 +731,7 @@ fn groups(n: u64) -> u64 {
 }
 
 /// A grid of at least `n` workgroups within the device's limit for each dimension.
-fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
+pub(crate) fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
     let most = u64::from(device.limits.max_compute_workgroups_per_dimension);
     let x = n.min(most);
     let y = n.div_ceil(x.max(1));

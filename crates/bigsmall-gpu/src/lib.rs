@@ -16,8 +16,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "wgpu")]
+mod ans;
+#[cfg(feature = "wgpu")]
 mod backend;
 mod cpu;
+#[cfg(feature = "wgpu")]
+mod decode;
 #[cfg(feature = "wgpu")]
 mod device;
 #[cfg(feature = "wgpu")]
@@ -33,6 +37,8 @@ mod upload;
 pub use backend::{Wgpu, WgpuWeights};
 pub use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
 pub use cpu::{Cpu, CpuWeights};
+#[cfg(feature = "wgpu")]
+pub use decode::AnsTensor;
 #[cfg(feature = "wgpu")]
 pub use device::WgpuOptions;
 #[cfg(feature = "wgpu")]

@@ -63,14 +63,7 @@ pub(crate) fn upload(
         let form = form.unwrap_or(Resident::Plain);
         return Ok(Matrix { rows, shape, form, base: 0, shards: Vec::new() });
     }
-    let limit = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
-    // No buffer of a shard is larger than its rows in plain form, and the shaders index those by u32.
-    let shard_rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
-    if shard_rows == 0 {
-        return Err(Error::new(Rule::Device)
-            .expected(format!("rows of at most {limit} bytes in a buffer"))
-            .found(format!("{cols} columns")));
-    }
+    let shard_rows = shard_rows(device, &shape)?;
     let piece_rows = (PIECE_BYTES / (2 * cols)).clamp(1, shard_rows);
     let shard_rows = shard_rows / piece_rows * piece_rows;
     let mut source =
@@ -91,7 +84,7 @@ pub(crate) fn upload(
     };
 
     let mut shards = Vec::new();
-    let mut writer = Writer { device, staged: 0 };
+    let mut writer = Writer::new(device);
     for first_row in (0..rows).step_by(shard_rows) {
         let n_rows = shard_rows.min(rows - first_row);
         let pieces = (first_row..first_row + n_rows).step_by(piece_rows);
@@ -155,6 +148,19 @@ pub(crate) fn upload(
     }
     writer.flush()?;
     Ok(Matrix { rows, shape, form, base, shards })
+}
+
+/// Rows that one shard may have.
+pub(crate) fn shard_rows(device: &Device, shape: &RowShape) -> Result<usize> {
+    let limit = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
+    // No buffer of a shard is larger than its rows in plain form, and the shaders index those by u32.
+    let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
+    if rows == 0 {
+        return Err(Error::new(Rule::Device)
+            .expected(format!("rows of at most {limit} bytes in a buffer"))
+            .found(format!("{} columns", shape.cols)));
+    }
+    Ok(rows)
 }
 
 /// The form that takes the fewest bytes among the wanted ones, and its window.
@@ -235,23 +241,41 @@ impl Source<'_> {
 }
 
 /// Writes to buffers, and lets the device take what was written before much of it piles up.
-struct Writer<'a> {
+pub(crate) struct Writer<'a> {
     device: &'a Device,
     staged: u64,
 }
 
-impl Writer<'_> {
-    fn write(&mut self, buffer: &wgpu::Buffer, at_word: usize, words: &[u32]) -> Result<()> {
-        if words.is_empty() {
+impl<'a> Writer<'a> {
+    pub(crate) fn new(device: &'a Device) -> Self {
+        Writer { device, staged: 0 }
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        buffer: &wgpu::Buffer,
+        at_word: usize,
+        words: &[u32],
+    ) -> Result<()> {
+        self.write_bytes(buffer, 4 * at_word as u64, bytemuck::cast_slice(words))
+    }
+
+    /// `bytes` are whole words.
+    pub(crate) fn write_bytes(
+        &mut self,
+        buffer: &wgpu::Buffer,
+        at: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if bytes.is_empty() {
             return Ok(());
         }
-        let bytes: &[u8] = bytemuck::cast_slice(words);
-        self.device.queue.write_buffer(buffer, 4 * at_word as u64, bytes);
+        self.device.queue.write_buffer(buffer, at, bytes);
         self.staged += bytes.len() as u64;
         if self.staged >= STAGED_BYTES { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) -> Result<()> {
         self.staged = 0;
         self.device.queue.submit([]);
         self.device.wait()

@@ -8,8 +8,8 @@ mod layout;
 
 use std::sync::OnceLock;
 
-use bigsmall_codec::Ans;
-use bigsmall_format::{Class, Rule};
+use bigsmall_codec::{Ans, Level};
+use bigsmall_format::{Class, EncodedTensor, Rule};
 use bigsmall_gpu::{MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu};
 use bigsmall_tbe::{Tbe, Width};
 use common::twin::{Twin, fused, unfused};
@@ -47,6 +47,8 @@ const TESTS: &[(&str, fn())] = &[
     ("fused_equals_plain_bit_for_bit", fused_equals_plain_bit_for_bit),
     ("every_variant_gives_the_same_bits", every_variant_gives_the_same_bits),
     ("ans_uploads_by_transcoding", ans_uploads_by_transcoding),
+    ("ans_decodes_on_the_device", ans_decodes_on_the_device),
+    ("damaged_ans_is_an_error", damaged_ans_is_an_error),
     ("products_equal_the_twin", products_equal_the_twin),
     ("errors_keep_within_the_bound", errors_keep_within_the_bound),
     ("tbe_uploads_directly", tbe_uploads_directly),
@@ -180,6 +182,87 @@ fn ans_uploads_by_transcoding() {
     let loaded = gpu().upload(&encoded_by(&Ans::default(), &weights, rows, cols)).unwrap();
     assert_eq!(loaded.resident(), Resident::Dense3);
     assert!(decompress(gpu(), &loaded) == bytes_of(&weights));
+}
+
+fn decoded_on_device(tensor: &EncodedTensor) -> (Vec<u8>, bigsmall_gpu::Result<()>) {
+    let ans = gpu().load_ans(tensor).unwrap();
+    let n = tensor.spec().byte_len() as usize;
+    let dst = gpu().new_buffer(n.div_ceil(4)).unwrap();
+    gpu().submit(|e| gpu().decode_ans_into(e, &ans, &dst)).unwrap();
+    let mut bytes = vec![0u8; n];
+    gpu().read_buffer(&dst, &mut bytes).unwrap();
+    (bytes, gpu().check_ans(&ans))
+}
+
+fn ans_decodes_on_the_device() {
+    for (weights, rows, cols) in ans_cases() {
+        for level in [Level::Fast, Level::Default, Level::Small] {
+            let tensor = encoded_by(&Ans::new(level), &weights, rows, cols);
+            let (bytes, verdict) = decoded_on_device(&tensor);
+            assert!(verdict.is_ok(), "{rows}x{cols} {level:?}: {verdict:?}");
+            assert!(bytes == bytes_of(&weights), "{rows}x{cols} {level:?}");
+        }
+        let tensor = encoded_by(&Ans::default(), &weights, rows, cols);
+        let loaded = gpu().upload_decoding(&tensor).unwrap();
+        assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{rows}x{cols}");
+        // The plain form is word for word that of an upload.
+        let uploaded = gpu().upload_as(&tensor, Resident::Plain).unwrap();
+        let finite = weights.iter().all(|w| w & 0x7f80 != 0x7f80);
+        let x = model_x(cols, 52);
+        if finite {
+            assert_eq!(
+                bits(&matmul(gpu(), &loaded, &x, 1)),
+                bits(&matmul(gpu(), &uploaded, &x, 1))
+            );
+        }
+    }
+}
+
+/// Any bit of the payload changed and sealed again: an error of the plan or of the kernel, or values that the CPU decodes to
+/// the same. Never a crash, never another outcome than the CPU's.
+fn damaged_ans_is_an_error() {
+    let (rows, cols) = (2, 3000);
+    let tensor = encoded_by(&Ans::default(), &model_weights(rows, cols, 53), rows, cols);
+    let table = tensor.table();
+    let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
+    let mut random = Random(54);
+    let (mut refused, mut noticed, mut harmless) = (0, 0, 0);
+    for _ in 0..300 {
+        let mut payload = tensor.payload().to_vec();
+        let at = random.next() as usize % (8 * payload.len());
+        payload[at / 8] ^= 1 << (at % 8);
+        let damaged = EncodedTensor::new(
+            tensor.spec().clone(),
+            tensor.encoding(),
+            table.head_len() as u32,
+            lens.clone(),
+            payload,
+        );
+        let Ok(damaged) = damaged else { continue };
+        let mut expected = vec![0; 2 * rows * cols];
+        let on_cpu =
+            damaged.decode_bytes(&Ans::default(), 0..(2 * rows * cols) as u64, &mut expected, 1);
+        let Err(error) = gpu().load_ans(&damaged).map(drop) else {
+            let (bytes, verdict) = decoded_on_device(&damaged);
+            match (verdict, on_cpu) {
+                (Ok(()), Ok(())) => {
+                    assert!(bytes == expected, "bit {at}");
+                    harmless += 1;
+                }
+                (Err(a), Err(b)) => {
+                    assert_eq!(a.class(), b.class(), "bit {at}");
+                    noticed += 1;
+                }
+                (gpu, cpu) => panic!("bit {at}: GPU {gpu:?}, CPU {cpu:?}"),
+            }
+            continue;
+        };
+        assert_eq!(error.class(), Class::Corrupt);
+        let cpu = on_cpu.expect_err("the CPU refuses it too");
+        assert_eq!(cpu.class(), Class::Corrupt, "bit {at}: {error:?}");
+        refused += 1;
+    }
+    assert!(refused > 0 && noticed > 0 && harmless > 0, "{refused} {noticed} {harmless}");
 }
 
 /// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the same.

@@ -1,14 +1,21 @@
 //! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the products keep the contract.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
+#[path = "../src/ans.rs"]
+mod ans;
 mod common;
 #[path = "../src/layout.rs"]
 #[allow(dead_code)]
 mod layout;
 
+#[path = "common/rans_twin.rs"]
+mod rans_twin;
+
+use bigsmall_codec::{Ans, Level};
 use common::twin::{Twin, fused, unfused};
 use common::*;
 use layout::Resident;
+use rans_twin::RansTwin;
 
 /// Shapes around every boundary: vec4, step, block, segment.
 const SHAPES: &[(usize, usize)] = &[
@@ -97,5 +104,21 @@ fn sums_keep_within_the_bound() {
     }
     for cols in [4096, 28672, 49152] {
         assert!(Twin::chains(cols, 1).0 <= 64 && Twin::chains(cols, 64).0 <= 64);
+    }
+}
+
+#[test]
+fn ans_decodes_as_the_codec_does() {
+    for (weights, rows, cols) in ans_cases() {
+        for level in [Level::Fast, Level::Default, Level::Small] {
+            let tensor = encoded_by(&Ans::new(level), &weights, rows, cols);
+            let plan = ans::AnsPlan::new(&tensor).unwrap();
+            let payload =
+                tensor.payload().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+            let twin = RansTwin { plan: &plan, payload: payload.collect() };
+            let (units, verdicts) = twin.decode();
+            assert!(verdicts.iter().all(|&v| v == 0), "{rows}x{cols} {level:?}: {verdicts:?}");
+            assert!(units == weights, "{rows}x{cols} {level:?}");
+        }
     }
 }

@@ -8,21 +8,19 @@ struct Ans {
   base: u32,
   first: u32,
   n_patches: u32,
-  spare0: u32,
-  spare1: u32,
+  block_units: u32,  // units of a full block
+  spare: u32,
 }
 @group(0) @binding(0) var<uniform> ans: Ans;
 @group(0) @binding(1) var<storage, read> payload: array<u32>;
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
-// 104 words a block: kind, groups, place of the words, their number, place of the residual (or of raw values, or the constant),
+// For each block: kind, groups, place of the words, their number, place of the residual (or of raw values, or the constant),
 // units, two spare; 32 states; tables of the groups, a byte each.
 @group(0) @binding(3) var<storage, read> blocks: array<u32>;
 // 5 words a bucket: split; frequency | symbol << 16 and rank - slot of the own symbol; the same of the donor.
 @group(0) @binding(4) var<storage, read> tables: array<u32>;
 // For each block 0, or what was wrong: 1 the words, 2 an end state.
 @group(0) @binding(5) var<storage, read_write> verdicts: array<u32>;
-
-const BLOCK_WORDS: u32 = 104u;
 
 // Four masks in turn: one is set, one is read, and one is cleared for later.
 var<workgroup> wanting: array<atomic<u32>, 4>;
@@ -71,14 +69,14 @@ fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
         @builtin(local_invocation_index) lane: u32) {
   // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is there already.
   let block = min(workgroup.y * grid.x + workgroup.x, ans.n_blocks - 1u);
-  let at = block * BLOCK_WORDS;
+  let at = block * (40u + ans.block_units / 1024u);
   let kind = blocks[at];
   let n_groups = blocks[at + 1u];
   let words_at = blocks[at + 2u] >> 1u;
   let n_words = blocks[at + 3u];
   let place = blocks[at + 4u];
   let n_units = blocks[at + 5u];
-  let out = block * 32768u;
+  let out = block * (ans.block_units / 2u);
   if (kind != 2u) {
     for (var i = lane; i < (n_units + 1u) / 2u; i += 32u) {
       // A raw block of an odd number of units ends in padding, which is zero.

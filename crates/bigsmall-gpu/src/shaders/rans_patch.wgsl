@@ -7,8 +7,8 @@ struct Ans {
   base: u32,
   first: u32,
   n_patches: u32,
-  spare0: u32,
-  spare1: u32,
+  block_units: u32,  // units of a full block
+  spare: u32,
 }
 @group(0) @binding(0) var<uniform> ans: Ans;
 // Unit, and its field, or the whole unit with bit 31 set.

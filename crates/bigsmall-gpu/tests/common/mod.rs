@@ -110,3 +110,22 @@ pub fn bound(cols: usize, batch: usize) -> f64 {
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
+
+/// Matrices for every kind of block: coded, constant, raw; with and without exceptions; a tail; every level.
+pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
+    vec![
+        (model_weights(200, 1100, 45), 200, 1100),
+        (model_weights(7, 301, 46), 7, 301),
+        (model_weights(1, 256, 47), 1, 256),
+        (model_weights(1, 700, 48), 1, 700),
+        (any_bits(3 * 65_536 / 2, 49, false), 96, 1024),
+        (vec![0x3f80; 70_000], 70, 1000),
+        ((0..=u16::MAX).collect(), 64, 1024),
+        (
+            [vec![0; 70_000], model_weights(100, 700, 50), any_bits(70_001, 51, false)].concat(),
+            1,
+            210_001,
+        ),
+        (vec![1], 1, 1),
+    ]
+}

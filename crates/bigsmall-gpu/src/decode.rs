@@ -1,0 +1,190 @@
+//! ANS decoded on the device: for loading.
+
+use bigsmall_format::{BLOCK_UNITS, EncodedTensor, Error, Result, Rule};
+
+use crate::ans::AnsPlan;
+use crate::backend::{Wgpu, WgpuWeights, fold};
+use crate::kernels::Kernel;
+use crate::layout::{Resident, RowShape};
+use crate::matrix_shape;
+use crate::upload::{Buffers, Matrix, Shard, Writer, shard_rows};
+
+/// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size.
+pub struct AnsTensor {
+    name: Box<str>,
+    n_blocks: u64,
+    n_patches: u64,
+    n_units: u64,
+    params: wgpu::Buffer,
+    payload: wgpu::Buffer,
+    blocks: wgpu::Buffer,
+    tables: wgpu::Buffer,
+    patches: wgpu::Buffer,
+    verdicts: wgpu::Buffer,
+}
+
+impl AnsTensor {
+    /// Bytes that it takes on the device.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        [&self.payload, &self.blocks, &self.tables, &self.patches, &self.verdicts]
+            .map(wgpu::Buffer::size)
+            .iter()
+            .sum()
+    }
+}
+
+impl std::fmt::Debug for AnsTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnsTensor")
+            .field("name", &self.name)
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Wgpu {
+    /// Takes a bf16 tensor in ANS form to the device as it is. Headers, tables and exceptions are validated first; what only
+    /// decoding shows, [`check_ans`](Self::check_ans) reports.
+    ///
+    /// Memory on the host: an index of half a per cent, and 32 MiB.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that breaks the format;
+    /// [`Rule::Device`] for one that exceeds what the device can bind; [`Rule::Memory`].
+    pub fn load_ans(&self, tensor: &EncodedTensor) -> Result<AnsTensor> {
+        let name = tensor.spec().name();
+        let load = || {
+            let plan = AnsPlan::new(tensor)?;
+            let device = &self.device;
+            let most = device.limits.max_storage_buffer_binding_size;
+            if tensor.byte_len() > most {
+                return Err(Error::new(Rule::Device)
+                    .expected(format!("at most {most} bytes"))
+                    .found(tensor.byte_len()));
+            }
+            let n_blocks = tensor.table().n_blocks();
+            let loaded = AnsTensor {
+                name: name.into(),
+                n_blocks,
+                n_patches: plan.patches.len() as u64,
+                n_units: plan.n_units,
+                params: device.uniform(bytemuck::cast_slice(&[
+                    n_blocks as u32,
+                    plan.m,
+                    plan.symbol_bits,
+                    plan.base,
+                    plan.first,
+                    plan.patches.len() as u32,
+                    BLOCK_UNITS as u32,
+                    0,
+                ])),
+                payload: device.storage("ANS payload", tensor.byte_len().div_ceil(4) as usize)?,
+                blocks: device.storage("ANS blocks", plan.blocks.len())?,
+                tables: device.storage("ANS tables", plan.tables.len())?,
+                patches: device.storage("ANS patches", 2 * plan.patches.len())?,
+                verdicts: device.storage("ANS verdicts", n_blocks as usize)?,
+            };
+            let mut writer = Writer::new(device);
+            // Padded to multiples of 8 bytes, so that whole words are all there is.
+            for (i, piece) in tensor.payload().chunks(16 << 20).enumerate() {
+                writer.write_bytes(&loaded.payload, i as u64 * (16 << 20), piece)?;
+            }
+            writer.write(&loaded.blocks, 0, &plan.blocks)?;
+            writer.write(&loaded.tables, 0, &plan.tables)?;
+            writer.write(&loaded.patches, 0, plan.patches.as_flattened())?;
+            writer.flush()?;
+            Ok(loaded)
+        };
+        self.device.guarded(load).map_err(|e| e.in_tensor(name))
+    }
+
+    /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`] when `dst` is too short (in whole words); [`Rule::Device`] when it is larger than the device can
+    /// bind.
+    pub fn decode_ans_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensor: &AnsTensor,
+        dst: &wgpu::Buffer,
+    ) -> Result<()> {
+        self.check_bound(dst, 4 * tensor.n_units.div_ceil(2))?;
+        if tensor.n_blocks == 0 {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            let bindings = [
+                (0, &tensor.params),
+                (1, &tensor.payload),
+                (2, dst),
+                (3, &tensor.blocks),
+                (4, &tensor.tables),
+                (5, &tensor.verdicts),
+            ];
+            let grid = fold(tensor.n_blocks, &self.device)?;
+            self.dispatch_bound(encoder, Kernel::Rans, &bindings, grid);
+            if tensor.n_patches > 0 {
+                let bindings = [(0, &tensor.params), (1, &tensor.patches), (2, dst)];
+                let grid = fold(tensor.n_patches.div_ceil(256), &self.device)?;
+                self.dispatch_bound(encoder, Kernel::RansPatch, &bindings, grid);
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits, and says whether the last decoding of `tensor` found it whole.
+    ///
+    /// # Errors
+    /// [`Rule::AnsWords`], [`Rule::AnsEndState`], [`Rule::DeviceLost`].
+    pub fn check_ans(&self, tensor: &AnsTensor) -> Result<()> {
+        let mut verdicts = vec![0u32; tensor.n_blocks as usize];
+        self.read_buffer(&tensor.verdicts, &mut verdicts)?;
+        match verdicts.iter().position(|&v| v != 0) {
+            None => Ok(()),
+            Some(block) => {
+                let rule = if verdicts[block] == 1 { Rule::AnsWords } else { Rule::AnsEndState };
+                Err(Error::new(rule).in_tensor(&tensor.name).found(format!("in block {block}")))
+            }
+        }
+    }
+
+    /// Takes a matrix in ANS form to the device, decodes it there, and keeps it in the plain resident form: the fewest bytes on
+    /// the way, the most in place.
+    ///
+    /// # Errors
+    /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans).
+    pub fn upload_decoding(&self, tensor: &EncodedTensor) -> Result<WgpuWeights> {
+        let (rows, cols) = matrix_shape(tensor.spec())?;
+        let shape = RowShape::new(cols);
+        let name = tensor.spec().name();
+        let mut matrix = Matrix { rows, shape, form: Resident::Plain, base: 0, shards: Vec::new() };
+        if rows == 0 || cols == 0 {
+            return Ok(WgpuWeights::new(name, matrix));
+        }
+        let ans = self.load_ans(tensor)?;
+        let flat = self.device.storage("decoded", (rows * cols).div_ceil(2))?;
+        let most_rows = shard_rows(&self.device, &shape)?;
+        for first_row in (0..rows).step_by(most_rows) {
+            let rows = most_rows.min(rows - first_row);
+            let plain = self.device.storage("plain weights", rows * shape.plain_words())?;
+            matrix.shards.push(Shard { first_row, rows, buffers: Buffers::Plain(plain) });
+        }
+        let weights = WgpuWeights::new(name, matrix);
+        self.submit(|encoder| {
+            self.decode_ans_into(encoder, &ans, &flat)?;
+            for shard in weights.shards() {
+                let Buffers::Plain(plain) = &shard.buffers else { continue };
+                let params = self.params(&weights, shard, 0, 0, 0, 0);
+                let blocks = (shape.blocks + usize::from(shape.tail != 0)) as u64;
+                let grid = fold((shard.rows as u64 * blocks).div_ceil(8), &self.device)?;
+                let bindings = [(0, &params), (1, &flat), (2, plain)];
+                self.dispatch_bound(encoder, Kernel::PackPlain, &bindings, grid);
+            }
+            Ok(())
+        })?;
+        self.check_ans(&ans)?;
+        Ok(weights)
+    }
+}
