@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir, TempPath};
 use crate::os;
 
 /// After how many bytes the system is asked to write them to the disk, while the work goes on.
-const WRITE_BEHIND: u64 = 32 << 20;
+const WRITE_BEHIND: u64 = 16 << 20;
 
 /// Where a job's bytes go: a file, nothing at all, or in tests a storage that fails.
 pub(crate) trait Output: Sync {

@@ -317,6 +317,29 @@ fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
 }
 
 #[test]
+fn a_shard_that_restores_to_something_else_is_noticed() {
+    use bigsmall_format::{Raw, ShardWriter, encode_tensor};
+    let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
+    let shard = |sha256| {
+        let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
+        writer.write_tensor(&encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap()).unwrap();
+        Shard::open(writer.finish(sha256).unwrap()).unwrap()
+    };
+    let restored = |shard: &Shard<Vec<u8>>| {
+        let disk = Disk::new(usize::MAX);
+        let done =
+            restore_shard(shard, Some(&disk), &RestoreOptions::default(), &Progress::default());
+        (done, disk.bytes.into_inner().unwrap())
+    };
+    // Every checksum is right and the SHA-256 is not.
+    let (done, bytes) = restored(&shard([7; 32]));
+    assert_eq!(done.unwrap_err().rule(), Rule::ContentDigest);
+    let mut digest = crate::digest::FileDigest::new();
+    digest.update(&bytes);
+    assert_eq!(restored(&shard(digest.finish())).0.unwrap().n_tensors, 1);
+}
+
+#[test]
 fn every_damaged_byte_of_a_shard_is_noticed() {
     let plain = plain_file();
     for encoding in ENCODINGS {

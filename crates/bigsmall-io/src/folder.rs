@@ -27,7 +27,7 @@ pub(crate) struct Folder {
 
 impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let named = |e: io::Error| Error::io(e).in_file(&path);
+        let named = |e: io::Error| Error::io(e).in_file(path);
         let root = path.canonicalize().map_err(named)?;
         let snapshots = root.parent().filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
         let model = snapshots.and_then(Path::parent).filter(|m| m.join("blobs").is_dir());
@@ -310,11 +310,14 @@ pub(crate) fn compress_folder(
     Ok(Report::of(reports))
 }
 
-/// The shards of a folder, its files, and its index files, all checked.
+/// The name of an index file and its text.
+type IndexFile = (PathBuf, String);
+
+/// The files of a folder of shards, its shards and its index files checked.
 fn open_shards(
     folder: &Folder,
     progress: &Progress,
-) -> Result<(BTreeSet<PathBuf>, Vec<(PathBuf, String)>)> {
+) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>)> {
     let files = folder.files()?;
     for name in weights(&files, SHARD)? {
         let shard = Shard::open(folder.open_file(name)?).map_err(|e| e.in_file(name))?;

@@ -142,9 +142,9 @@ pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// How many threads code and how many chunks may be under way.
+/// How many threads code and how many chunks may be under way. One thread hashes, so that more than some hundred have nothing to do.
 pub(crate) fn sizes(threads: usize) -> (usize, usize) {
-    let threads = if threads == 0 { available_threads() } else { threads };
+    let threads = if threads == 0 { available_threads() } else { threads }.min(256);
     (threads, (24 + 4 * threads).min(64))
 }
 

@@ -248,14 +248,14 @@ pub(crate) fn restore_shard<R: ReadAt>(
             .found(hex(&sha256)));
     }
     let mut n_shared = 0;
-    for index in 0..tensors.len() {
+    for (index, spec) in tensors.iter().enumerate() {
         let entry = shard.entry(index)?;
         n_shared += u64::from(entry.shares().is_some());
         if let (Some(found), Some(stored)) = (md5s.get(index), entry.md5())
             && *found != stored
         {
             return Err(Error::new(Rule::ContentDigest)
-                .in_tensor(tensors[index].name())
+                .in_tensor(spec.name())
                 .expected(hex(&stored))
                 .found(hex(found)));
         }

@@ -1,5 +1,6 @@
 //! Group I, seen from outside: the process is killed, starved and raced, and the output is absent, old or complete.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;
 
@@ -298,6 +299,26 @@ fn a_file_truncated_while_it_is_open_is_an_error() {
     std::fs::rename(d.join("other"), d.join("n.bs")).unwrap();
     assert!(opened.tensor("w").unwrap() == whole);
     assert!(verify(&d.join("n.bs")).is_err());
+}
+
+#[test]
+fn a_source_that_changes_while_it_is_compressed_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(&d.join("m"), 1, 3_000_000);
+    let mut child = command(d, &["compress", "m", "-o", "m.bs", "--threads", "1"]).spawn().unwrap();
+    use std::io::Write;
+    let mut file = std::fs::OpenOptions::new().append(true).open(d.join("m")).unwrap();
+    let status = loop {
+        file.write_all(&[0]).unwrap();
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    // 1 where the change came while it was read, 3 where the header did not fit the file any more.
+    assert!(matches!(status.code(), Some(1 | 3)), "{status}");
+    assert_eq!(names(d), ["m"]);
 }
 
 /// The most memory that a run of the command had resident, in MiB.
