@@ -1,4 +1,4 @@
-//! Getting a device, hearing from it when something is wrong, and the calls of wgpu that are `unsafe`.
+//! Getting a device, hearing from it when something is wrong, and the call of wgpu that is `unsafe`.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,11 +12,9 @@ use bigsmall_format::{Error, Result, Rule};
 pub struct WgpuOptions {
     /// Take the first adapter whose name contains this, ignoring case; otherwise the one that wgpu thinks fastest.
     pub adapter: Option<String>,
-    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off by default; it gains speed
+    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off by default; it may gain speed
     /// and changes no result.
     pub unguarded_loops: bool,
-    /// Ask for cooperative matrices, which are experimental in wgpu, where the adapter has them. Off by default.
-    pub cooperative_matrix: bool,
     /// Ask for less than the adapter's limits: for tests, or to leave room for others.
     pub limits: Option<wgpu::Limits>,
 }
@@ -36,26 +34,14 @@ impl Device {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapter = find_adapter(&instance, options)?;
         let offered = adapter.features();
-        let mut features = offered
-            & (wgpu::Features::TIMESTAMP_QUERY
-                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
-                | wgpu::Features::SUBGROUP
-                | wgpu::Features::SHADER_F16
-                | wgpu::Features::PIPELINE_CACHE);
-        let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        let cooperative = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        if options.cooperative_matrix && offered.contains(cooperative) {
-            features |= cooperative;
-            // SAFETY: experimental features may hold bugs of wgpu. The caller asked for this one by name, and our shaders
-            // use it only within the shapes that the adapter lists.
-            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
-        }
+        let features = offered
+            & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
         let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("bigsmall"),
             required_features: features,
             required_limits: limits,
-            experimental_features: experimental,
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         });
