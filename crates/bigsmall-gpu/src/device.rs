@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bigsmall_format::{Error, Result, Rule};
 
@@ -188,15 +190,20 @@ impl Device {
         bytes: u64,
         take: impl FnOnce(&[u8]),
     ) -> Result<()> {
-        let mapped = Arc::new(OnceLock::new());
-        let told = Arc::clone(&mapped);
+        let (told, hear) = std::sync::mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
-            let _ = told.set(result);
+            // Nobody listens where the wait below has failed.
+            let _ = told.send(result);
         });
-        self.wait()?;
-        match mapped.get() {
-            Some(Ok(())) => {}
-            _ => return Err(Error::new(Rule::DeviceLost).found("a result could not be read back")),
+        let failed = || Error::new(Rule::DeviceLost).found("a result could not be read back");
+        loop {
+            self.wait()?;
+            // Another thread that waits may have been given our answer and not yet have passed it on.
+            match hear.recv_timeout(Duration::from_millis(20)) {
+                Ok(Ok(())) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(failed()),
+            }
         }
         let view =
             buffer.get_mapped_range(0..bytes).map_err(|e| Error::new(Rule::DeviceLost).found(e))?;

@@ -60,6 +60,7 @@ const TESTS: &[(&str, fn())] = &[
     ("more_workgroups_than_a_dimension_holds", more_workgroups_than_a_dimension_holds),
     ("rows_are_gathered", rows_are_gathered),
     ("layers_chain_on_the_device", layers_chain_on_the_device),
+    ("threads_share_a_device", threads_share_a_device),
     ("a_lost_device_is_an_error", a_lost_device_is_an_error),
     ("no_adapter_is_an_error", no_adapter_is_an_error),
     ("no_memory_is_an_error", no_memory_is_an_error),
@@ -560,6 +561,25 @@ fn layers_chain_on_the_device() {
     let mut bytes = vec![0u8; 2 * m * k];
     gpu().read_buffer(&decoded, &mut bytes).unwrap();
     assert!(bytes == bytes_of(&up_weights));
+}
+
+/// A thread that waits may hand out what another one waits for.
+fn threads_share_a_device() {
+    let (rows, cols) = (16, 128);
+    let weights = gpu().upload(&encoded(&model_weights(rows, cols, 60), rows, cols)).unwrap();
+    let expected: Vec<Vec<u32>> =
+        (0..16).map(|t| bits(&matmul(gpu(), &weights, &model_x(cols, t), 1))).collect();
+    std::thread::scope(|scope| {
+        for (t, expected) in expected.iter().enumerate() {
+            let weights = &weights;
+            scope.spawn(move || {
+                let x = model_x(cols, t as u64);
+                for _ in 0..300 {
+                    assert_eq!(&bits(&matmul(gpu(), weights, &x, 1)), expected);
+                }
+            });
+        }
+    });
 }
 
 fn a_lost_device_is_an_error() {
