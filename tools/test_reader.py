@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Checks the reader against the test vectors of FORMAT.md and the files in goldens/."""
+import re
+import struct
+import unittest
+from pathlib import Path
+
+import basics
+import payloads
+import reader
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = (ROOT / "FORMAT.md").read_text(encoding="utf-8").splitlines()
+
+
+def vector(name):
+    """What stands behind `name:` in FORMAT.md, with the lines further indented and without comments."""
+    start = next(i for i, line in enumerate(LINES) if line.startswith(f"    {name}:"))
+    words = LINES[start][len(f"    {name}:"):].split()
+    for line in LINES[start + 1:]:
+        if not line.startswith(8 * " "):
+            break
+        words += line.split("#")[0].split()
+    return words
+
+
+def hex_vector(name):
+    return bytes.fromhex("".join(vector(name)))
+
+
+def number_vector(name):
+    return [int(word, 0) for word in vector(name)]
+
+
+def pack(values, n):
+    """7.4, bit by bit."""
+    packed = bytearray(32 * n)
+    for k in range(n):
+        for c in range(32):
+            own = values[32 * k + c]
+            byte = (own >> (n - 1)) << 7 | own & ((1 << (n - 1)) - 1)
+            for t in range(8 - n):
+                byte |= (values[32 * (n + t) + c] >> k & 1) << (n - 1 + t)
+            packed[32 * k + c] = byte
+    return bytes(packed)
+
+
+class Vectors(unittest.TestCase):
+    def test_xxh3(self):
+        for length in (0, 3, 7, 16, 100, 200, 240, 2000):
+            stored = number_vector(f"xxh3 of {length} bytes")
+            self.assertEqual([basics.xxh3(bytes(31 * i % 256 for i in range(length)))], stored, length)
+
+    def test_alias_layout(self):
+        frequencies = number_vector("frequencies")
+        bits = basics.Bits(hex_vector("table bytes"), "table")
+        self.assertEqual(payloads.read_frequencies(bits, 5), frequencies)
+        bits.finish()
+        slots = payloads.alias_layout(frequencies)
+        for slot, symbol, rank in (map(int, word.split(":")) for word in
+                                   vector("slots, as slot:symbol:rank")):
+            self.assertEqual(slots[slot], (symbol, rank))
+        keep, donor = number_vector("keep"), number_vector("donor")
+        for slot, (symbol, _) in enumerate(slots):
+            bucket = slot // 128
+            self.assertEqual(symbol, bucket if slot % 128 < keep[bucket] else donor[bucket])
+
+    def test_packing(self):
+        for n in range(1, 9):
+            values = bytes(i * i // 8 % (1 << n) for i in range(256))
+            packed = pack(values, n)
+            self.assertEqual([basics.xxh3(packed)], number_vector(f"packed {n}"))
+            self.assertEqual(payloads.unpack(packed, n), values)
+        begins = hex_vector("packed 3 begins")
+        self.assertEqual(pack([i * i // 8 % 8 for i in range(256)], 3)[:len(begins)], begins)
+
+    def test_low_planes(self):
+        lows = [32 * (40503 * i % 2048) for i in range(256)]
+        planes = bytes(low >> 5 & 255 for low in lows) + pack([low >> 13 for low in lows], 3)
+        begin = hex_vector("low planes begin")
+        self.assertEqual(planes[:len(begin)], begin)
+        self.assertEqual([basics.xxh3(planes)], number_vector("low planes"))
+        self.assertEqual(payloads.read_low_planes(basics.Sections(planes, "planes"), 16, 11), lows)
+
+    def test_exceptions(self):
+        stored = [tuple(map(int, word.split(":"))) for word in vector("exceptions, as position:field")]
+        spec = reader.Fields(base=112, symbol_bits=5, field_bits=9, coded=[set()])
+        fields = 512 * [None]
+        bits = basics.Bits(hex_vector("exception bytes"), "exceptions")
+        payloads.replace_exceptions(spec, bits, len(stored), 3, [0, 0], fields)
+        self.assertEqual([(i, field) for i, field in enumerate(fields) if field is not None], stored)
+
+    def test_tbe(self):
+        starts = [i for i, line in enumerate(LINES) if re.match("    .* width [34] base ", line)]
+        self.assertEqual(len(starts), 5)
+        for start in starts:
+            dtype, _, width, _, base = LINES[start].split()
+            size = basics.UNIT_BYTES[dtype]
+            values = [int(word, 16) for word in LINES[start + 1].split()[1:]]
+            block = bytes.fromhex("".join(LINES[start + 2].split()[1:]))
+            spec = payloads.read_tbe_head(bytes([int(width), int(base), 0, 0, 0, 0, 0, 0]), dtype)
+            self.assertEqual(payloads.decode_tbe_block(spec, block, size * len(values)),
+                             struct.pack(f"<{len(values)}{basics.UNIT_LAYOUT[size]}", *values), dtype)
+
+    def test_frame(self):
+        """A BF16 frame with a name of one byte and one block, its fields read at their places."""
+        frame = hex_vector("frame")
+        ones = [bin(i % 256).count("1") for i in range(261)]
+        units = [(i % 2) << 15 | (240 + ones[i]) << 6 | 29 * i % 64 for i in range(261)]
+        units[7], units[100] = 0x0001, 0x7fc1
+        head_length, _, head_checksum, shape = struct.unpack_from("<IQQQ", frame, 12)
+        block_length, checksum, frame_checksum = struct.unpack_from("<QQQ", frame, 48)
+        self.assertEqual((shape, basics.xxh3(frame[:64])), (261, frame_checksum))
+        tensor = reader.Fields(dtype="BF16", size=522)
+        record = reader.Fields(tensor=tensor, encoding=frame[9], head=head_length, offset=72,
+                               length=len(frame) - 72, checksum=head_checksum,
+                               blocks=[(522, block_length, checksum)])
+        self.assertEqual(payloads.decode_tensor(frame, record), struct.pack("<261H", *units))
+
+    def test_shard(self):
+        self.assertEqual(reader.restore(hex_vector("shard"))[-3:], b"\1\2\3")
+
+    def test_no_bit_of_a_shard_changes_unnoticed(self):
+        shard = hex_vector("shard")
+        for bit in range(8 * len(shard)):
+            damaged = bytearray(shard)
+            damaged[bit // 8] ^= 1 << bit % 8
+            with self.assertRaises(basics.Corrupt, msg=f"bit {bit}"):
+                reader.restore(bytes(damaged))
+
+
+class Goldens(unittest.TestCase):
+    def test_goldens(self):
+        shards = sorted((ROOT / "goldens").glob("**/*.bs"))
+        self.assertTrue(shards)
+        for shard in shards:
+            with self.subTest(shard.name):
+                restored = reader.restore(shard.read_bytes())
+                original = shard.with_suffix(".safetensors")
+                if original.exists():
+                    self.assertEqual(restored, original.read_bytes())
+
+
+if __name__ == "__main__":
+    unittest.main()
