@@ -141,6 +141,34 @@ struct Large {
     raw: AtomicBool,
 }
 
+/// Hands out what the chunks of large tensors share, and has the next one planned meanwhile.
+struct Larges<'a> {
+    tensors: &'a [TensorSpec],
+    shared: &'a [Option<usize>],
+    ahead: Option<(usize, Arc<Large>)>,
+}
+
+impl<'a> Larges<'a> {
+    fn new(tensors: &'a [TensorSpec], shared: &'a [Option<usize>]) -> Self {
+        Larges { tensors, shared, ahead: None }
+    }
+
+    /// For the tensor that begins now; `plan` is called for the one after it.
+    fn begin(&mut self, tensor: usize, plan: impl Fn(usize, Arc<Large>)) -> Arc<Large> {
+        let ahead = self.ahead.take_if(|(at, _)| *at == tensor);
+        let large = ahead.map_or_else(Arc::default, |(_, large)| large);
+        let is_next = |&i: &usize| self.tensors[i].byte_len() > CHUNK && self.shared[i].is_none();
+        if self.ahead.is_none()
+            && let Some(next) = (tensor + 1..self.tensors.len()).find(is_next)
+        {
+            let next_large = Arc::default();
+            plan(next, Arc::clone(&next_large));
+            self.ahead = Some((next, next_large));
+        }
+        large
+    }
+}
+
 /// One chunk on its way.
 struct Job<'p> {
     chunk: Chunk,
@@ -174,6 +202,8 @@ struct EncodedPart {
 
 /// Work for the coding threads.
 enum Task<'p> {
+    /// Plan the large tensor of that place: sent one tensor ahead, so that nobody waits for a plan.
+    Plan(usize, Arc<Large>),
     Encode(Arc<Job<'p>>),
     Check(Arc<Job<'p>>, Vec<Written>),
 }
@@ -197,7 +227,7 @@ pub(crate) fn compress_source(
     let (json, header) = Header::read(source, &Limits::default())?;
     let data_at = 8 + json.len() as u64;
     let tensors = header.tensors();
-    let shared = find_shared(source, data_at, tensors)?;
+    let shared: &[Option<usize>] = &find_shared(source, data_at, tensors)?;
     let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
     let writer = ShardWriter::new(
         std::io::BufWriter::with_capacity(64 << 10, Appender::new(output)),
@@ -216,7 +246,7 @@ pub(crate) fn compress_source(
     let coder = Coder {
         encoding: options.encoding.implementation(),
         tensors,
-        shared: &shared,
+        shared,
         source,
         data_at,
         output,
@@ -257,6 +287,7 @@ pub(crate) fn compress_source(
             })?;
         }
         spawn(scope, "read", move || {
+            let mut larges = Larges::new(tensors, shared);
             let mut large = None;
             for chunk in chunks(tensors) {
                 if control.stopped() {
@@ -277,7 +308,9 @@ pub(crate) fn compress_source(
                     && !part.is_whole(&tensors[part.tensor])
                 {
                     if part.bytes.start == 0 {
-                        large = Some(Arc::new(Large::default()));
+                        large = Some(larges.begin(part.tensor, |tensor, large| {
+                            let _ = to_work.send(Task::Plan(tensor, large));
+                        }));
                     }
                 } else {
                     large = None;
@@ -301,7 +334,7 @@ pub(crate) fn compress_source(
         let mut sink = Sink {
             writer,
             tensors,
-            shared: &shared,
+            shared,
             md5: options.md5,
             to_check,
             pending: Vec::new(),
@@ -441,6 +474,14 @@ impl Drop for Settle<'_, '_> {
 impl<'a> Coder<'a> {
     fn run(&self, task: Task<'a>, scratch: &mut Scratch) {
         match task {
+            Task::Plan(tensor, large) => {
+                let spec = &self.tensors[tensor];
+                if !self.control.stopped()
+                    && let Err(error) = self.plan(&large, spec)
+                {
+                    self.control.fail(spec.data_range().start, error);
+                }
+            }
             Task::Encode(job) => {
                 let settle = Settle(&job);
                 if self.control.stopped() {
@@ -489,15 +530,9 @@ impl<'a> Coder<'a> {
         Ok(out)
     }
 
-    /// Encodes some blocks of a large tensor, planning it first where no other thread has; `None` where it is stored raw.
-    fn encode_large(
-        &self,
-        large: &Large,
-        spec: &TensorSpec,
-        bytes: &[u8],
-        out: &mut Encoded<'_>,
-    ) -> Result<Option<Arc<Plan>>> {
-        if !self.encoding.supports(spec.dtype()) || large.raw.load(Ordering::Relaxed) {
+    /// The plan of a large tensor, made by the first thread that asks; `None` where the encoding does not take it.
+    fn plan<'l>(&self, large: &'l Large, spec: &TensorSpec) -> Result<Option<&'l Arc<Plan>>> {
+        if !self.encoding.supports(spec.dtype()) {
             return Ok(None);
         }
         let mut failure = None;
@@ -505,17 +540,30 @@ impl<'a> Coder<'a> {
             let range = spec.data_range();
             Section::new(self.source, self.data_at + range.start..self.data_at + range.end)
                 .and_then(|source| Plan::new(self.encoding, spec, &source))
-                .map_err(|e| failure = Some(e))
+                .map_err(|e| failure = Some(e.in_tensor(spec.name())))
                 .ok()
         });
-        match (plan, failure) {
-            (Some(plan), _) => {
-                plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
-                Ok(Some(Arc::clone(plan)))
-            }
-            // The thread that planned has the error; it comes first in the order of the data or is not worth more.
-            (None, failure) => Err(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))),
+        match plan {
+            Some(plan) => Ok(Some(plan)),
+            // The thread that planned has the error.
+            None => Err(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))),
         }
+    }
+
+    /// Encodes some blocks of a large tensor; `None` where it is stored raw.
+    fn encode_large(
+        &self,
+        large: &Large,
+        spec: &TensorSpec,
+        bytes: &[u8],
+        out: &mut Encoded<'_>,
+    ) -> Result<Option<Arc<Plan>>> {
+        if large.raw.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let Some(plan) = self.plan(large, spec)? else { return Ok(None) };
+        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
+        Ok(Some(Arc::clone(plan)))
     }
 
     /// Encodes a whole tensor, or stores it raw where that is no larger.

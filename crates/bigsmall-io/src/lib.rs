@@ -1,4 +1,4 @@
-//! Files in and out of bigsmall.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -18,7 +18,9 @@ fn hostile_headers() {
         let (open, close) = (open.repeat(200_000), close.repeat(200_000));
         format!(r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":{open}{close}}}}}"#)
     };
-    let cases: Vec<(&str, (Vec<u8>, Vec<u8>), Rule)> = vec![
+    /// Header and data.
+    type File = (Vec<u8>, Vec<u8>);
+    let cases: Vec<(&str, File, Rule)> = vec![
         ("leading space", one(format!(" {{{}}}", good())), Rule::HeaderStart),
         ("byte order mark", one(format!("\u{feff}{{{}}}", good())), Rule::HeaderStart),
         ("array", one("[]".into()), Rule::HeaderStart),
