@@ -153,7 +153,8 @@ fn encode_ans(
     for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
         *state |= u32::from(u16::from_le_bytes(*pair));
     }
-    words.resize(n, 0);
+    // One more than there can be: a backend may write a word and not keep it.
+    words.resize(n + 1, 0);
     let groups_of = |ids: &[u8], out: &mut [u8]| {
         for (group, out) in out.iter_mut().enumerate() {
             *out = ids[group / head.segment_groups()];
@@ -218,7 +219,7 @@ fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
     let mut states = [STATE_MIN; LANES];
     let lengths = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
     for (state, length) in states.iter_mut().zip(lengths) {
-        let short = || Error::new(Rule::AnsLaneState);
+        let short = || Error::new(Rule::AnsBlockLength);
         let low = bits.pull(16).ok_or_else(short)?;
         let high = bits.pull(u32::from(length)).ok_or_else(short)?;
         *state = (1 << length | high) << 16 | low;

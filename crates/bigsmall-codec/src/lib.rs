@@ -32,8 +32,6 @@ mod plan;
 mod planes;
 mod slice;
 mod table;
-#[cfg(test)]
-mod vectors;
 mod units;
 
 /// The README's programs run as tests.

@@ -94,11 +94,9 @@ rules! {
     AnsBlockHeader: Corrupt, "an ANS block's header is out of range";
     AnsBlockLength: Corrupt, "an ANS block's sections do not fill it exactly";
     AnsTableId: Corrupt, "a segment names a frequency table or a low width that does not exist";
-    AnsLaneState: Corrupt, "a lane's state is out of range";
     AnsWords: Corrupt, "the word stream is exhausted early or not used up";
     AnsEndState: Corrupt, "a lane does not end in a valid state";
     AnsException: Corrupt, "an exception is out of order or out of range";
-    AnsSymbol: Corrupt, "a decoded symbol lies outside the dtype";
     PaddingNotZero: Corrupt, "padding is not zero";
     ConstantBlock: Corrupt, "a constant block does not repeat one unit";
     // TBE payloads.

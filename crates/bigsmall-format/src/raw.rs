@@ -5,7 +5,7 @@ use crate::{
     TensorSpec,
 };
 
-/// The values as they are, cut into blocks (FORMAT.md section 7): for what nothing else makes smaller.
+/// The values as they are, cut into blocks (FORMAT.md section 10): for what nothing else makes smaller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;
 

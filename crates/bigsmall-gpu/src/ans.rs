@@ -267,7 +267,7 @@ impl AnsPlan {
         let mut bits = Bits { bytes: &packed[..n_bytes], at: 0 };
         let mut states = Vec::with_capacity(32);
         for n in lengths {
-            let bits = bits.pull(16 + n).ok_or_else(|| Error::new(Rule::AnsLaneState))?;
+            let bits = bits.pull(16 + n).ok_or_else(|| Error::new(Rule::AnsBlockLength))?;
             states.push(1u32 << (16 + n) | bits);
         }
         if !bits.done() || !zeros(&packed[n_bytes..]) {

@@ -1,0 +1,113 @@
+//! The test vectors of FORMAT.md section 7.6, read out of that file: neither can change without the other. They are checked
+//! against the oracle, which is written from the text, and the frame against every backend; `agree` and `hostile` compare the
+//! oracle with the backends on everything else.
+
+mod oracle;
+
+use bigsmall_codec::*;
+use bigsmall_format::xxh3;
+use oracle::{Bits, Head};
+
+/// The specification stands at the root of the repository and is no part of the published crate.
+fn specification() -> Option<String> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let in_repository = root.join("crates/bigsmall-codec").exists();
+    in_repository.then(|| std::fs::read_to_string(root.join("FORMAT.md")).unwrap())
+}
+
+/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that are indented deeper. What
+/// follows a `#` is comment.
+fn vector<'a>(specification: &'a str, key: &str) -> Vec<&'a str> {
+    let mut lines = specification.lines();
+    let first = lines
+        .by_ref()
+        .find_map(|line| line.strip_prefix("    ")?.strip_prefix(key)?.strip_prefix(':'))
+        .unwrap_or_else(|| panic!("FORMAT.md lacks the vector `{key}`"));
+    let more = lines.take_while(|line| line.starts_with("        "));
+    let code = |line: &'a str| line.split('#').next().unwrap_or("");
+    std::iter::once(first).chain(more).flat_map(|line| code(line).split_whitespace()).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn list<T: std::fmt::Display>(of: impl IntoIterator<Item = T>) -> String {
+    of.into_iter().map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn vectors() {
+    let Some(text) = specification() else { return };
+    let mut wrong = Vec::new();
+    let mut check = |key: &str, ours: String| {
+        let theirs = vector(&text, key);
+        if theirs.join(" ") != ours && theirs.concat() != ours {
+            wrong.push(format!("{key}: {ours}"));
+        }
+    };
+
+    let freqs: Vec<u32> = vector(&text, "frequencies").iter().map(|f| f.parse().unwrap()).collect();
+    let mut bits = Bits::default();
+    oracle::push_table(&mut bits, &freqs);
+    check("table bytes", hex(&bits.bytes(1)));
+    let alias = oracle::alias(&freqs);
+    check("keep", list(&alias.keep));
+    check("donor", list(&alias.donor));
+    let slots = [0, 1, 127, 128, 1279, 1280, 2000, 3000, 4095];
+    let slot = |i: usize| format!("{i}:{}:{}", alias.slots[i].0, alias.slots[i].2);
+    check("slots, as slot:symbol:rank", list(slots.map(slot)));
+
+    for n in 1..=8 {
+        let values: Vec<u8> = (0..256).map(|i| (i * i / 8 % (1 << n)) as u8).collect();
+        let packed = oracle::pack(&values, n);
+        assert_eq!(oracle::unpack(&packed, n), values);
+        check(&format!("packed {n}"), format!("{:#018x}", xxh3(&packed)));
+        if n == 3 {
+            check("packed 3 begins", hex(&packed[..32]));
+        }
+    }
+    let lows: Vec<u64> = (0..256).map(|i| i * 40503 % 2048 * 32).collect();
+    let packed = oracle::pack_lows(&lows, 16, 11);
+    check("low planes begin", hex(&packed[..16]));
+    check("low planes", format!("{:#018x}", xxh3(&packed)));
+
+    let head = Head::plain(Dtype::BF16, 1, 112, vec![freqs]);
+    let exceptions: Vec<(usize, u32)> = vector(&text, "exceptions, as position:field")
+        .iter()
+        .map(|pair| pair.split_once(':').unwrap())
+        .map(|(position, field)| (position.parse().unwrap(), field.parse().unwrap()))
+        .collect();
+    check("exception bytes", hex(&oracle::write_exceptions(&head, &exceptions, 3).bytes(1)));
+
+    // The bytes of the frame are what the encoder chose once; what counts is that they are read for ever.
+    let units: Vec<u8> = (0..261u16)
+        .map(|i| match i {
+            7 => 0x0001,
+            100 => 0x7fc1,
+            _ => i % 2 << 15 | (240 + (i % 256).count_ones() as u16) << 6 | 29 * i % 64,
+        })
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let spec = TensorSpec::new("v", Dtype::BF16, &[261]).unwrap();
+    let ours = encode_tensor(&Ans::default(), &spec, &units, 1).unwrap().to_bytes();
+    let theirs = vector(&text, "frame").concat();
+    if theirs.contains('?') {
+        wrong.push(format!("frame: {}", hex(&ours)));
+    }
+    assert!(wrong.is_empty(), "FORMAT.md should say\n{}", wrong.join("\n"));
+
+    let digits = theirs.as_bytes().chunks(2).map(|d| std::str::from_utf8(d).unwrap());
+    let frame: Vec<u8> = digits.map(|d| u8::from_str_radix(d, 16).unwrap()).collect();
+    let tensor = EncodedTensor::from_bytes(&frame).unwrap();
+    assert_eq!(tensor.spec(), &spec);
+    let head = Head::read(Dtype::BF16, tensor.head()).unwrap();
+    assert_eq!(head.write(), tensor.head());
+    assert_eq!(oracle::decode(&head, tensor.block(0), 261).unwrap(), units);
+    for &backend in Backend::ALL.iter().filter(|b| b.is_available()) {
+        let ans = Ans::default().with_backend(backend).unwrap();
+        let mut back = vec![0; units.len()];
+        tensor.decode_bytes(&ans, 0..units.len() as u64, &mut back, 1).unwrap();
+        assert_eq!(back, units, "{backend:?}");
+    }
+}

@@ -1,0 +1,119 @@
+//! FORMAT.md and this crate say the same: vectors, rules and limits are read out of that file.
+
+use bigsmall_format::*;
+
+/// The specification stands at the root of the repository and is no part of the published crate.
+fn specification() -> Option<String> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let in_repository = root.join("crates/bigsmall-format").exists();
+    in_repository.then(|| std::fs::read_to_string(root.join("FORMAT.md")).unwrap())
+}
+
+/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that are indented deeper. What
+/// follows a `#` is comment.
+fn vector(specification: &str, key: &str) -> Option<String> {
+    let mut lines = specification.lines();
+    let first = lines
+        .by_ref()
+        .find_map(|line| line.strip_prefix("    ")?.strip_prefix(key)?.strip_prefix(':'))?;
+    let more = lines.take_while(|line| line.starts_with("        "));
+    let code = |line: &str| line.split('#').next().unwrap_or("").trim().to_owned();
+    Some(std::iter::once(first).chain(more).map(code).collect())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn checksums() {
+    let Some(text) = specification() else { return };
+    let mut wrong = Vec::new();
+    for n in [0usize, 3, 7, 16, 100, 200, 240, 2000] {
+        let bytes: Vec<u8> = (0..n).map(|i| (31 * i) as u8).collect();
+        let ours = format!("xxh3 of {n} bytes: {:#018x}", xxh3(&bytes));
+        if !text.contains(&format!("    {ours}\n")) {
+            wrong.push(ours);
+        }
+    }
+    assert!(wrong.is_empty(), "FORMAT.md should say\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_whole_shard() {
+    let Some(text) = specification() else { return };
+    let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
+    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
+    let mut writer = ShardWriter::synthesised(Vec::new(), &[spec]).unwrap();
+    writer.begin(EncodingId::Raw, &[]).unwrap();
+    writer.blocks(encoded.payload(), &[3]).unwrap();
+    let md5 = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128;
+    writer.end(Some(md5.to_be_bytes())).unwrap();
+    // SHA-256 of the length 56, `{"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}`, three spaces, 1 2 3.
+    let sha256 = [
+        0xb2, 0x4b, 0x5d, 0x9f, 0x29, 0xa0, 0x2e, 0x3e, 0x7b, 0xc9, 0x69, 0x55, 0x4d, 0x23, 0xb7, 0xe7, 0xdf, 0x98, 0x94, 0x19, 0x30, 0xbb, 0xe4, 0xef, 0x10, 0x81, 0x83, 0xd9, 0x8f, 0xa1, 0xed, 0x96,
+    ];
+    let shard = writer.finish(sha256).unwrap();
+    assert_eq!(vector(&text, "shard"), Some(hex(&shard)));
+    assert_eq!(Shard::open(shard).unwrap().sha256(), sha256);
+}
+
+/// Every rule that bytes can break stands in the specification, and what stands there is a rule.
+#[test]
+fn rules() {
+    let Some(text) = specification() else { return };
+    let named: std::collections::BTreeSet<&str> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| {
+            word.starts_with(|c: char| c.is_ascii_uppercase())
+                && word.chars().all(|c| c.is_ascii_alphanumeric())
+                && word.contains(|c: char| c.is_ascii_lowercase())
+        })
+        .collect();
+    for name in &named {
+        assert!(Rule::ALL.iter().any(|r| format!("{r:?}") == *name), "no rule `{name}`");
+    }
+    // Not about the bytes of a shard or frame: folders, devices, what a caller asks for.
+    let elsewhere = |rule: Rule| {
+        let name = format!("{rule:?}");
+        name.starts_with("Model")
+            || name.starts_with("Device")
+            || [Rule::TooManyShards, Rule::Memory, Rule::BackendMissing, Rule::EncodingRefuses]
+                .contains(&rule)
+    };
+    for &rule in Rule::ALL {
+        let of_bytes = matches!(rule.class(), Class::Corrupt | Class::Unsupported | Class::Limit);
+        if of_bytes && !elsewhere(rule) {
+            assert!(named.contains(&*format!("{rule:?}")), "FORMAT.md lacks `{rule:?}`");
+        }
+    }
+    // The class that the text gives.
+    for &rule in Rule::ALL.iter().filter(|r| r.class() == Class::Unsupported && !elsewhere(**r)) {
+        assert!(text.contains(&format!("`{rule:?}`, Unsupported")), "{rule:?}");
+    }
+}
+
+#[test]
+fn numbers() {
+    let Some(text) = specification() else { return };
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let limits = Limits::default();
+    assert_eq!((limits.max_header_bytes, limits.max_index_bytes), (100_000_000, 1 << 30));
+    assert_eq!((limits.max_tensors, limits.max_rank, limits.max_name_bytes), (1 << 20, 64, 65_536));
+    assert_eq!(BLOCK_UNITS, 131_072);
+    for sentence in [
+        "100,000,000 bytes of safetensors header (`HeaderTooLarge`), 2^30 bytes of index (`IndexTooLarge`), 2^20 tensors \
+         (`TooManyTensors`), 64 dimensions (`RankTooLarge`), 65,536 bytes of a name (`NameTooLong`)",
+        "A *block* is 131,072 (2^17) consecutive units",
+    ] {
+        assert!(text.contains(sentence), "FORMAT.md lacks `{sentence}`");
+    }
+    for &dtype in Dtype::ALL {
+        let place = text.find(&format!("{dtype}")).unwrap_or_else(|| panic!("{dtype}"));
+        let before = &text[..place];
+        let bits = before.rfind(" bits: ").map(|at| before[..at].rsplit(' ').next().unwrap());
+        assert_eq!(bits, Some(&*dtype.bits().to_string()), "{dtype}");
+    }
+}
