@@ -167,7 +167,7 @@ pub(crate) trait EntropyBackend: Sync {
     }
 
     /// Encodes `symbols`, last to first, beginning with `states` and leaving the decoder's first states there. The words end at the
-    /// end of `words`, in the decoder's order; returns where they begin. `words` has room for one word a symbol.
+    /// end of `words`, in the decoder's order; returns where they begin. `words` has room for one word a symbol and one more.
     fn encode(
         &self,
         head: &Head,

@@ -91,6 +91,7 @@ impl Layout {
     }
 
     /// Takes the heads out of `units`.
+    #[inline(always)]
     pub(crate) fn split_heads(&self, units: &[u8], heads: &mut [u16]) {
         match (self.unit_bytes, self.head_bytes) {
             (1, _) => heads.iter_mut().zip(units).for_each(|(h, &b)| *h = u16::from(b)),
@@ -112,6 +113,7 @@ impl Layout {
 }
 
 /// `out[i] = f(element i)` for elements of `N` bytes.
+#[inline(always)]
 fn each<const N: usize, T>(units: &[u8], out: &mut [T], f: impl Fn([u8; N]) -> T) {
     for (out, unit) in out.iter_mut().zip(units.as_chunks::<N>().0) {
         *out = f(*unit);

@@ -17,8 +17,8 @@ const OUTSIDE: u64 = 20 << 8;
 
 /// How much work a level puts into the plan.
 struct Effort {
-    /// Units to look at, at most.
-    sample: u64,
+    /// Units to look at: a quarter of the tensor, but at least and at most so many.
+    sample: (u64, u64),
     /// Mantissa bits in the field, tried in turn.
     mantissa: &'static [u32],
     /// Segment lengths, tried in turn.
@@ -34,7 +34,7 @@ struct Effort {
 fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
     match (level, is_float) {
         (_, false) => Effort {
-            sample: 1 << 18,
+            sample: (1 << 16, 1 << 17),
             mantissa: &[0],
             segments: &[1024],
             rounds: 3,
@@ -42,7 +42,7 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
             symbol_bits: 8,
         },
         (Level::Fast, _) => Effort {
-            sample: 1 << 16,
+            sample: (1 << 15, 1 << 16),
             mantissa: &[1],
             segments: &[1024],
             rounds: 2,
@@ -50,19 +50,19 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
             symbol_bits: 5,
         },
         (Level::Default, _) => Effort {
-            sample: 1 << 18,
+            sample: (1 << 16, 1 << 18),
             // With heads of one byte a second mantissa bit costs no speed: their slots are gathered in any case.
             mantissa: if head_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],
-            rounds: 5,
+            rounds: 3,
             tables: MAX_TABLES,
             symbol_bits: 6,
         },
         (Level::Small, _) => Effort {
-            sample: 1 << 20,
+            sample: (1 << 20, 1 << 20),
             mantissa: &[1, 2, 3],
             segments: &[256, 512, 1024, 4096],
-            rounds: 10,
+            rounds: 8,
             tables: MAX_TABLES,
             symbol_bits: 8,
         },
@@ -75,11 +75,16 @@ struct Sample {
     group_widths: Vec<u8>,
 }
 
-fn sample(spec: &TensorSpec, source: &dyn ReadAt, layout: Layout, most: u64) -> Result<Sample> {
+fn sample(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    layout: Layout,
+    (least, most): (u64, u64),
+) -> Result<Sample> {
     let n = spec.n_units() / GROUP as u64 * GROUP as u64;
     let unit = layout.unit_bytes as u64;
     let all_runs = n.div_ceil(RUN);
-    let n_runs = all_runs.min(most.div_ceil(RUN));
+    let n_runs = all_runs.min((n / 4).clamp(least, most).div_ceil(RUN));
     let mut heads = Vec::with_capacity((n_runs * RUN) as usize);
     let mut group_widths = Vec::new();
     let mut buffer = Vec::new();
@@ -128,8 +133,9 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         let beyond = |f: u16| f != first && f.wrapping_sub(base) == 0;
         let symbols: Vec<u16> =
             fields.iter().map(|&f| if beyond(f) { u16::MAX } else { symbol(f) }).collect();
+        let groups = histograms(&symbols, 1 << symbol_bits);
         for &segment in effort.segments {
-            let histograms = histograms(&symbols, segment, 1 << symbol_bits);
+            let histograms = groups.merged(segment / GROUP);
             let outside =
                 symbols.iter().filter(|&&s| u32::from(s) >> symbol_bits != 0).count() as u64;
             let (mut cost, tables) = cluster(&histograms, &effort);
@@ -179,19 +185,38 @@ struct Histograms {
     n_symbols: usize,
 }
 
-fn histograms(symbols: &[u16], segment: usize, n_symbols: usize) -> Histograms {
-    let mut counts = vec![0u16; symbols.len().div_ceil(segment).max(1) * n_symbols];
-    for (symbols, counts) in symbols.chunks(segment).zip(counts.chunks_exact_mut(n_symbols)) {
-        for &s in symbols {
-            if let Some(count) = counts.get_mut(usize::from(s)) {
-                *count += 1;
+/// The histograms of groups.
+fn histograms(symbols: &[u16], n_symbols: usize) -> Histograms {
+    let mut counts = vec![0u16; symbols.len().div_ceil(GROUP).max(1) * n_symbols];
+    for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
+        // Two histograms: equal neighbours need not wait for each other.
+        let mut both = [[0u16; 257]; 2];
+        for pair in symbols.chunks(2) {
+            for (h, &s) in both.iter_mut().zip(pair) {
+                h[usize::from(s).min(256)] += 1;
             }
+        }
+        for (s, count) in counts.iter_mut().enumerate() {
+            *count = both[0][s] + both[1][s];
         }
     }
     Histograms { counts, n_symbols }
 }
 
 impl Histograms {
+    /// The histograms of segments of `groups` groups.
+    fn merged(&self, groups: usize) -> Histograms {
+        let n_symbols = self.n_symbols;
+        let mut counts = vec![0; self.len().div_ceil(groups) * n_symbols];
+        let segments = counts.chunks_exact_mut(n_symbols);
+        for (to, from) in segments.zip(self.counts.chunks(groups * n_symbols)) {
+            for from in from.chunks_exact(n_symbols) {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            }
+        }
+        Histograms { counts, n_symbols }
+    }
+
     fn iter(&self) -> impl Iterator<Item = &[u16]> {
         self.counts.chunks_exact(self.n_symbols)
     }
@@ -215,12 +240,10 @@ fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable
         })
         .collect();
     order.sort_by_key(|&i| means[i]);
+    // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot earn that.
+    let most = effort.tables.min(n / 2).max(1);
     let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
-    for k in [1, 2, 4, 8] {
-        // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot earn that.
-        if k > effort.tables || (k > 1 && k * 2 > n) {
-            break;
-        }
+    for k in [1, 1 << most.ilog2()] {
         let mut assigned = vec![0usize; n];
         for (rank, &i) in order.iter().enumerate() {
             assigned[i] = rank * k / n;
@@ -228,6 +251,9 @@ fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable
         let (cost, tables) = lloyd(histograms, &mut assigned, k, effort.rounds);
         if best.as_ref().is_none_or(|(least, _)| cost < *least) {
             best = Some((cost, tables));
+        }
+        if most == 1 {
+            break;
         }
     }
     best.unwrap_or_else(|| (0, vec![FrequencyTable::from_counts(&vec![0; histograms.n_symbols])]))

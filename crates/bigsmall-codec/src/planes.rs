@@ -16,68 +16,44 @@ pub(crate) const fn packed_len(bits: u32) -> usize {
     bits as usize * COLUMNS
 }
 
-/// [`pack`] with the width known to the compiler, which then makes vectors of it.
-#[inline(always)]
-pub(crate) fn pack_any(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
-    match bits {
-        1 => pack(values, 1, out),
-        2 => pack(values, 2, out),
-        3 => pack(values, 3, out),
-        4 => pack(values, 4, out),
-        5 => pack(values, 5, out),
-        6 => pack(values, 6, out),
-        7 => pack(values, 7, out),
-        _ => pack(values, 8, out),
-    }
-}
-
-/// [`unpack`] with the width known to the compiler.
-#[inline(always)]
-pub(crate) fn unpack_any(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
-    match bits {
-        1 => unpack(packed, 1, values),
-        2 => unpack(packed, 2, values),
-        3 => unpack(packed, 3, values),
-        4 => unpack(packed, 4, values),
-        5 => unpack(packed, 5, values),
-        6 => unpack(packed, 6, values),
-        7 => unpack(packed, 7, values),
-        _ => unpack(packed, 8, values),
-    }
-}
+/// A row of 32 bytes as words of 8: shifts that stay within each byte, eight at a time.
+const WORDS: usize = COLUMNS / 8;
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// Packs 256 spread values of `bits` bits (1 to 8).
-#[inline(always)]
-fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
+pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
     let (own, spilled) = values.split_at(bits as usize * COLUMNS);
     out.copy_from_slice(own);
-    for (t, row) in spilled.chunks_exact(COLUMNS).enumerate() {
-        for (k, bytes) in out.chunks_exact_mut(COLUMNS).enumerate() {
-            let from = if k as u32 == bits - 1 { 7 } else { k as u32 };
-            let to = bits - 1 + t as u32;
-            for (byte, value) in bytes.iter_mut().zip(row) {
-                *byte |= (value >> from & 1) << to;
+    for (t, row) in (0..).zip(spilled.chunks_exact(COLUMNS)) {
+        let to = bits - 1 + t;
+        for (k, bytes) in (0..).zip(out.chunks_exact_mut(COLUMNS)) {
+            let from = if k == bits - 1 { 7 } else { k };
+            for (byte, value) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(row.as_chunks().0) {
+                let bit = u64::from_le_bytes(*value) >> from & ONES;
+                *byte = (u64::from_le_bytes(*byte) | bit << to).to_le_bytes();
             }
         }
     }
 }
 
 /// Unpacks what [`pack`] packed.
-#[inline(always)]
-fn unpack(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
+pub(crate) fn unpack(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
     let (own, spilled) = values.split_at_mut(bits as usize * COLUMNS);
     let mask = 0x80 | ((1u16 << (bits - 1)) - 1) as u8;
     for (value, byte) in own.iter_mut().zip(packed) {
         *value = byte & mask;
     }
-    for (t, row) in spilled.chunks_exact_mut(COLUMNS).enumerate() {
-        row.fill(0);
-        for (k, bytes) in packed.chunks_exact(COLUMNS).enumerate() {
-            let to = if k as u32 == bits - 1 { 7 } else { k as u32 };
-            let from = bits - 1 + t as u32;
-            for (value, byte) in row.iter_mut().zip(bytes) {
-                *value |= (byte >> from & 1) << to;
+    for (t, row) in (0..).zip(spilled.chunks_exact_mut(COLUMNS)) {
+        let from = bits - 1 + t;
+        let mut words = [0u64; WORDS];
+        for (k, bytes) in (0..).zip(packed.chunks_exact(COLUMNS)) {
+            let to = if k == bits - 1 { 7 } else { k };
+            for (word, byte) in words.iter_mut().zip(bytes.as_chunks().0) {
+                *word |= (u64::from_le_bytes(*byte) >> from & ONES) << to;
             }
+        }
+        for (value, word) in row.as_chunks_mut().0.iter_mut().zip(words) {
+            *value = word.to_le_bytes();
         }
     }
 }

@@ -47,33 +47,15 @@ impl CostTable {
 pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
     let n = head.tables.len();
     ids.clear();
-    ids.extend(symbols.chunks(head.segment).map(|s| if n > 1 { costs.best(n, s) } else { 0 }));
+    // A loop rather than an iterator's adapter, which would not be compiled for the backend's instructions.
+    for symbols in symbols.chunks(head.segment) {
+        ids.push(if n > 1 { costs.best(n, symbols) } else { 0 });
+    }
 }
 
 /// Takes the symbols, or [`OUTSIDE`], and the packed residuals out of whole groups of units.
 #[inline(always)]
 pub(crate) fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
-    match (head.layout.unit_bytes, head.layout.head_bytes) {
-        (1, _) => split_as(head, units, symbols, residual, |[b]: [u8; 1]| u16::from(b)),
-        (2, 1) => split_as(head, units, symbols, residual, |[_, b]: [u8; 2]| u16::from(b)),
-        (2, _) => split_as(head, units, symbols, residual, u16::from_le_bytes),
-        (4, _) => split_as(head, units, symbols, residual, |[_, _, a, b]: [u8; 4]| {
-            u16::from_le_bytes([a, b])
-        }),
-        _ => split_as(head, units, symbols, residual, |[_, _, _, _, _, _, a, b]: [u8; 8]| {
-            u16::from_le_bytes([a, b])
-        }),
-    }
-}
-
-#[inline(always)]
-fn split_as<const N: usize>(
-    head: &Head,
-    units: &[u8],
-    symbols: &mut [u8],
-    residual: &mut [u8],
-    head_of: impl Fn([u8; N]) -> u16,
-) {
     let layout = &head.layout;
     let (shift, field_mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
     let (base, first) = (head.base, head.first);
@@ -81,12 +63,10 @@ fn split_as<const N: usize>(
     let low_mask = ((1u16 << shift) - 1) as u8;
     let sign_shift = 8 * layout.head_bytes as u32 - 8;
     let mut packed = residual.chunks_exact_mut(packed_len(layout.residual_bits).max(1));
-    let groups = units.as_chunks::<N>().0.as_chunks::<GROUP>().0;
-    for (units, symbols) in groups.iter().zip(symbols.as_chunks_mut::<GROUP>().0) {
+    let groups = units.chunks_exact(GROUP * layout.unit_bytes);
+    for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
         let mut heads = [0u16; GROUP];
-        for (h, unit) in heads.iter_mut().zip(units) {
-            *h = head_of(*unit);
-        }
+        layout.split_heads(units, &mut heads);
         for (symbol, &h) in symbols.iter_mut().zip(&heads) {
             let field = h >> shift & field_mask;
             let s = field.wrapping_sub(base);
@@ -101,7 +81,7 @@ fn split_as<const N: usize>(
             for (value, &h) in values.iter_mut().zip(&heads) {
                 *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
             }
-            planes::pack_any(&values, layout.residual_bits, packed);
+            planes::pack(&values, layout.residual_bits, packed);
         }
     }
 }
@@ -177,7 +157,7 @@ fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8], g: usize) -> 
     if layout.residual_bits > 0 {
         let each = packed_len(layout.residual_bits);
         let mut values = [0u8; GROUP];
-        planes::unpack_any(&residual[g * each..][..each], layout.residual_bits, &mut values);
+        planes::unpack(&residual[g * each..][..each], layout.residual_bits, &mut values);
         // Sign extension takes bit 7 to bit 15, where the head has two bytes.
         let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
         for (h, &value) in heads.iter_mut().zip(&values) {
@@ -193,7 +173,6 @@ pub(crate) fn low_len(width: u32) -> usize {
 }
 
 /// How many of the low bits a segment needs: those above the zeros that all its units end in.
-#[inline(always)]
 pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
     let all = match layout.unit_bytes {
         2 => units.as_chunks::<2>().0.iter().fold(0, |all, u| all | u64::from(u[0])),
@@ -212,7 +191,6 @@ pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
 }
 
 /// Appends the upper `width` of the low bits of each group of `units`: whole bytes as planes, then the bits above them packed.
-#[inline(always)]
 pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec<u8>) {
     let low_bits = layout.low_bits();
     for group in units.chunks_exact(GROUP * layout.unit_bytes) {
@@ -236,15 +214,15 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
                     let values = std::array::from_fn(|i| planes::spread(top(i), bits));
                     let at = out.len();
                     out.resize(at + packed_len(bits), 0);
-                    planes::pack_any(&values, bits, &mut out[at..]);
+                    planes::pack(&values, bits, &mut out[at..]);
                 }
             }
         }
     }
 }
 
-/// Adds the low bits of one group to `lows`, which the caller has zeroed.
-#[inline(always)]
+/// Adds the low bits of one group to `lows`, which the caller has zeroed. Widths that are not whole bytes are rare: one copy of
+/// this serves all backends.
 fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
     let shift = low_bits - width;
     let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);
@@ -256,7 +234,7 @@ fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]
     let bits = width % 8;
     if bits > 0 {
         let mut values = [0; GROUP];
-        planes::unpack_any(rest, bits, &mut values);
+        planes::unpack(rest, bits, &mut values);
         for (low, &v) in lows.iter_mut().zip(&values) {
             *low |= u64::from(planes::unspread(v, bits)) << (low_bits - bits);
         }

@@ -157,6 +157,7 @@ impl BlockTable {
         BlockTable::new(spec, head_len, head_hash, u32s(lens).collect(), u64s(hashes).collect())
     }
 
+    #[cfg(feature = "shard")]
     pub(crate) fn head_hash(&self) -> u64 {
         self.head_hash
     }

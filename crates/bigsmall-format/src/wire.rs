@@ -51,6 +51,7 @@ impl<'a> Cursor<'a> {
         self.array::<1>().map(|[b]| b)
     }
 
+    #[cfg(feature = "shard")]
     pub(crate) fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_le_bytes)
     }

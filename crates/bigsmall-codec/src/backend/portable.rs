@@ -37,12 +37,12 @@ impl EntropyBackend for Portable {
             for row in group.as_chunks::<LANES>().0.iter().rev() {
                 for lane in (0..LANES).rev() {
                     let step = &steps[usize::from(row[element(lane)])];
-                    let mut x = states[lane];
-                    if x >> (32 - PRECISION) >= step.freq {
-                        at -= 1;
-                        words[at] = x as u16;
-                        x >>= 16;
-                    }
+                    // Without a branch: which lanes give a word is as good as random.
+                    let x = states[lane];
+                    let full = u32::from(x >> (32 - PRECISION) >= step.freq);
+                    words[at - 1] = x as u16;
+                    at -= full as usize;
+                    let x = x >> (16 * full);
                     let q = (u64::from(x).wrapping_mul(step.reciprocal) >> RECIPROCAL) as u32;
                     let rank = x - q * step.freq;
                     let slot = slot_of[((step.first_rank + rank) % TOTAL) as usize];
@@ -99,10 +99,11 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
         let slot = slots[(x % TOTAL) as usize];
         let q = x >> PRECISION;
         let y = q * (slot & 0xfff) + q + (slot >> 12 & 0xfff);
-        let refill = y < STATE_MIN;
+        // Without a branch: which lanes need a word is as good as random.
+        let refill = u32::from(y < STATE_MIN);
         let word = u32::from(u16::from_le_bytes(words[used % LANES]));
-        job.states[lane] = if refill { y << 16 | word } else { y };
-        used += usize::from(refill);
+        job.states[lane] = y << (16 * refill) | word & refill.wrapping_neg();
+        used += refill as usize;
         row[element(lane)] = (slot >> 24) as u8;
     }
     job.position = begin + used;
