@@ -115,7 +115,8 @@ def read_low_planes(sections, low_bits, width):
 
 def decode_ans_block(spec, block, size):
     """7.5."""
-    require(len(block) >= 8 and block[0] <= 2, "AnsBlockHeader", "kind of a block")
+    require(len(block) >= 8, "AnsBlockLength", f"{len(block)} bytes")
+    require(block[0] <= 2, "AnsBlockHeader", f"kind {block[0]}")
     if block[0] == 2:
         return decode_ans_sections(spec, Sections(block, "AnsBlockLength"), size)
     content = block[8:]
