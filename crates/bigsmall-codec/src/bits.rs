@@ -72,7 +72,7 @@ impl<'a> BitReader<'a> {
     pub(crate) fn only_padding_left(&self, align: usize) -> bool {
         let used = self.at.div_ceil(8);
         let whole = self.bytes.len() == used.next_multiple_of(align);
-        let rest_of_byte = self.at % 8 == 0 || self.bytes[used - 1] >> (self.at % 8) == 0;
+        let rest_of_byte = self.at.is_multiple_of(8) || self.bytes[used - 1] >> (self.at % 8) == 0;
         whole && rest_of_byte && self.bytes[used..].iter().all(|&b| b == 0)
     }
 }

@@ -29,7 +29,7 @@ static LOG2: [u32; TOTAL as usize + 1] = {
         let mut log = whole;
         let mut i = 0;
         while i < LOG_FRACTION {
-            x = x * x >> 31;
+            x = (x * x) >> 31;
             log <<= 1;
             if x >= 1 << 32 {
                 x >>= 1;

@@ -161,7 +161,7 @@ fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8], g: usize) -> 
         // Sign extension takes bit 7 to bit 15, where the head has two bytes.
         let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
         for (h, &value) in heads.iter_mut().zip(&values) {
-            *h |= value as i8 as i16 as u16 & keep;
+            *h |= i16::from(value as i8) as u16 & keep;
         }
     }
     heads

@@ -83,7 +83,7 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
     // 32 words that may be needed; beyond the end of the block there are zeros, and the caller sees that too many were used.
     let bytes = job.words.get(2 * begin..2 * begin + 2 * LANES);
     let padded;
-    let words = match bytes.and_then(|b| b.as_chunks::<2>().0.as_array::<LANES>()) {
+    let words: &[[u8; 2]; LANES] = match bytes.and_then(|b| b.as_chunks::<2>().0.try_into().ok()) {
         Some(words) => words,
         None => {
             let mut copy = [[0; 2]; LANES];

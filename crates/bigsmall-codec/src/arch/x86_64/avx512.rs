@@ -233,6 +233,7 @@ fn decode_fused<const N: usize>(
 
 /// Where the entries of states come from: vectors of 32 buckets, or slots in memory.
 #[derive(Clone, Copy)]
+#[allow(clippy::large_enum_variant)] // lives in registers for one group
 enum Source<'a> {
     Buckets(Registers),
     Slots(&'a Slots),
@@ -288,6 +289,7 @@ fn decode_symbols<const N: usize>(
         });
         let mut words: [*const u16; N] =
             std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
+        #[allow(clippy::needless_range_loop)] // several arrays are walked in step
         for row in 0..ROWS {
             for i in 0..N {
                 // SAFETY: `words_ahead` saw 256 words for this group and 16 more.
