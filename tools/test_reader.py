@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Checks the reader against the test vectors of FORMAT.md and the files in goldens/."""
+import hashlib
 import re
 import struct
 import unittest
@@ -131,14 +132,12 @@ class Vectors(unittest.TestCase):
 
 class Goldens(unittest.TestCase):
     def test_goldens(self):
-        shards = sorted((ROOT / "goldens").glob("**/*.bs"))
-        self.assertTrue(shards)
-        for shard in shards:
-            with self.subTest(shard.name):
-                restored = reader.restore(shard.read_bytes())
-                original = shard.with_suffix(".safetensors")
-                if original.exists():
-                    self.assertEqual(restored, original.read_bytes())
+        sums = (ROOT / "goldens" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        self.assertTrue(sums)
+        for digest, name in (line.split() for line in sums):
+            with self.subTest(name):
+                shard = (ROOT / "goldens" / name).with_suffix(".bs")
+                self.assertEqual(hashlib.sha256(reader.restore(shard.read_bytes())).hexdigest(), digest)
 
 
 if __name__ == "__main__":
