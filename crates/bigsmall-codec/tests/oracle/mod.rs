@@ -1,6 +1,6 @@
 //! An implementation of FORMAT.md section 7 written from its text: one bit at a time, as slow as it is plain. It shares no
 //! code with the crate, encodes whatever choices it is given, and is what every backend is compared with.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
 use bigsmall_codec::{Dtype, EncodedTensor, Rule, TensorSpec};
 use bigsmall_format::EncodingId;
@@ -215,7 +215,7 @@ impl Head {
         let first = u32::from(u16::from_le_bytes([bytes[6], bytes[7]]));
         ensure(base + (1 << w) <= 1 << field_bits)?;
         ensure(first < 1 << field_bits)?;
-        ensure(first == base || first < base || first >= base + (1 << w))?;
+        ensure(first <= base || first >= base + (1 << w))?;
         let k = usize::from(bytes[8]);
         let low_bits = Head::low_bits_of(dtype);
         ensure(if low_bits == 0 { k == 0 } else { (1..=4).contains(&k) })?;
@@ -414,7 +414,7 @@ pub fn write_exceptions(head: &Head, exceptions: &[(usize, u32)], q: u32) -> Bit
         before = position as i64;
         bits.unary(gap >> q);
         bits.push(gap, q);
-        let mut distance = |bits: &mut Bits, d: u32| {
+        let distance = |bits: &mut Bits, d: u32| {
             let a = d / 2 + 1;
             let length = 31 - a.leading_zeros();
             bits.unary(length.into());
@@ -696,7 +696,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
         let position = next + gap as usize;
         next = position + 1;
         let (base, end) = (i64::from(head.base), i64::from(head.base) + (1 << head.w));
-        let mut distance = |reader: &mut Reader| -> Option<i64> {
+        let distance = |reader: &mut Reader| -> Option<i64> {
             let length = reader.unary().filter(|&n| n <= 12)? as u32;
             let a = 1 << length | reader.pull(length)? as i64;
             Some((a - 1) * 2 + reader.pull(1)? as i64)

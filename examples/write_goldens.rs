@@ -1,0 +1,443 @@
+//! Writes the golden files: one shard for every feature of the format, with the safetensors file that it restores to.
+//!
+//! `cargo run -p bigsmall-examples --example write_goldens` compares them with `goldens/`; with `-- --write` it replaces what
+//! differs. Files of a released version are never replaced: a newer encoder gets files of new names beside them.
+
+use bigsmall_codec::{Ans, Level};
+use bigsmall_format::{
+    BLOCK_UNITS, Dtype, Header, Limits, Raw, Result, ShardWriter, TensorEncoding, TensorSpec,
+    encode_tensor,
+};
+use bigsmall_tbe::{Tbe, Width};
+use half::{bf16, f16};
+use md5::{Digest as _, Md5};
+use sha2::Sha256;
+
+/// A shard, and what it restores to.
+pub struct Golden {
+    /// The files' name without its ending.
+    pub name: &'static str,
+    /// The shard.
+    pub shard: Vec<u8>,
+    /// The safetensors file.
+    pub original: Vec<u8>,
+}
+
+impl Golden {
+    /// Whether the original stands beside the shard; of a larger one the sum has to do.
+    pub fn keeps_original(&self) -> bool {
+        self.original.len() <= 60_000
+    }
+}
+
+/// How a tensor is stored.
+enum Store {
+    Raw,
+    Ans(Level),
+    Tbe(Width),
+    /// As the payload of an earlier tensor.
+    Share(usize),
+}
+use Store::Share;
+
+const ANS: Store = Store::Ans(Level::Default);
+const SMALL: Store = Store::Ans(Level::Small);
+
+struct Tensor {
+    /// The name as the header writes it, escapes and all.
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    bytes: Vec<u8>,
+    store: Store,
+}
+
+fn tensor(name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>, store: Store) -> Tensor {
+    Tensor { name: name.into(), dtype, shape: shape.into(), bytes, store }
+}
+
+/// A vector of as many elements as the bytes fill.
+fn vector(name: &str, dtype: Dtype, bytes: Vec<u8>, store: Store) -> Tensor {
+    let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+    tensor(name, dtype, &[n], bytes, store)
+}
+
+/// The entries of a header, the data in the order given.
+fn entries(tensors: &[Tensor]) -> Vec<String> {
+    let mut at = 0;
+    let entry = |t: &Tensor| {
+        let begin = at;
+        at += t.bytes.len();
+        let Tensor { name, dtype, shape, .. } = t;
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{at}]}}"#)
+    };
+    tensors.iter().map(entry).collect()
+}
+
+/// A shard of `tensors`, which stand in the order of their data, with the header `json`.
+fn shard(
+    name: &'static str,
+    json: Option<String>,
+    tensors: &[Tensor],
+    md5: bool,
+) -> Result<Golden> {
+    let data: Vec<u8> = tensors.iter().flat_map(|t| t.bytes.iter().copied()).collect();
+    let (json, mut writer) = match json {
+        Some(json) => {
+            let writer =
+                ShardWriter::new(Vec::new(), json.clone().into_bytes(), data.len() as u64)?;
+            (json.into_bytes(), writer)
+        }
+        None => {
+            let specs: Result<Vec<_>> =
+                tensors.iter().map(|t| TensorSpec::new(&t.name, t.dtype, &t.shape)).collect();
+            let specs = specs?;
+            (Header::synthesise(&specs)?, ShardWriter::synthesised(Vec::new(), &specs)?)
+        }
+    };
+    let specs = Header::parse(&json, data.len() as u64, &Limits::default())?;
+    for (spec, t) in specs.tensors().iter().zip(tensors) {
+        let digest = md5.then(|| Md5::digest(&t.bytes).into());
+        let encoding: Box<dyn TensorEncoding> = match t.store {
+            Store::Raw => Box::new(Raw),
+            Store::Ans(level) => Box::new(Ans::new(level)),
+            Store::Tbe(width) => Box::new(Tbe::new(width)),
+            Share(earlier) => {
+                writer.share(earlier, digest)?;
+                continue;
+            }
+        };
+        let encoded = encode_tensor(&*encoding, spec, &t.bytes, 0)?;
+        let table = encoded.table();
+        let blocks = table.blocks_range(0..table.n_blocks());
+        let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
+        writer.begin(encoded.encoding(), encoded.head())?;
+        writer.blocks(&encoded.payload()[blocks.start as usize..], &lens)?;
+        writer.end(digest)?;
+    }
+    let mut original = (json.len() as u64).to_le_bytes().to_vec();
+    original.extend(json);
+    original.extend(data);
+    let shard = writer.finish(Sha256::digest(&original).into())?;
+    Ok(Golden { name, shard, original })
+}
+
+/// A shard with a plain header.
+fn plain(name: &'static str, tensors: &[Tensor]) -> Result<Golden> {
+    shard(name, Some(format!("{{{}}}", entries(tensors).join(","))), tensors, false)
+}
+
+/// xorshift64: integers alone, so that every machine makes the same values.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.bits() >> 20) % n
+    }
+
+    /// About normally distributed, the standard deviation about 0.6; sums and products that are exact.
+    fn weight(&mut self) -> f64 {
+        (0..4).map(|_| self.below(1 << 16) as f64).sum::<f64>() / 65536.0 - 2.0
+    }
+}
+
+/// The bits of a number in a dtype of 8 bits or more.
+fn element(dtype: Dtype, value: f64) -> u64 {
+    match dtype {
+        Dtype::BF16 => bf16::from_f64(value).to_bits().into(),
+        Dtype::F16 => f16::from_f64(value).to_bits().into(),
+        Dtype::F32 => (value as f32).to_bits().into(),
+        Dtype::F64 => value.to_bits(),
+        Dtype::C64 => {
+            let half = u64::from((value as f32).to_bits());
+            half << 32 | half ^ 0x8000_0000
+        }
+        // The upper byte of an F16; the exponent one bit shorter, its bias 8 less.
+        Dtype::F8_E5M2 | Dtype::F8_E5M2FNUZ => u64::from(f16::from_f64(value).to_bits() >> 8),
+        Dtype::F8_E4M3 | Dtype::F8_E4M3FNUZ => {
+            let bits = f16::from_f64(value).to_bits();
+            let magnitude = ((bits & 0x7fff) >> 7).saturating_sub(8 << 3).min(0x7e);
+            u64::from(bits >> 8 & 0x80 | magnitude)
+        }
+        Dtype::F8_E8M0 => u64::from((value as f32).to_bits() >> 23 & 0xff),
+        Dtype::BOOL => u64::from(value > 0.0),
+        _ => (value * 40.0) as i64 as u64,
+    }
+}
+
+/// `n` weights, or as many bytes of four-bit codes for a dtype below 8 bits.
+fn weights(random: &mut Random, dtype: Dtype, n: usize, scale: f64) -> Vec<u8> {
+    let mut out = Vec::new();
+    for _ in 0..n {
+        let value = random.weight() * scale;
+        match dtype.bits() / 8 {
+            0 => out.push((random.below(4) << 4 | random.below(5)) as u8),
+            width => out.extend(&element(dtype, value).to_le_bytes()[..width as usize]),
+        }
+    }
+    out
+}
+
+fn units<const N: usize>(n: usize, mut unit: impl FnMut(usize) -> u64) -> Vec<u8> {
+    (0..n).flat_map(|i| unit(i).to_le_bytes().into_iter().take(N).collect::<Vec<_>>()).collect()
+}
+
+/// Every golden file.
+///
+/// # Errors
+/// Those of the encoders, on a bug.
+pub fn goldens() -> Result<Vec<Golden>> {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let r = &mut random;
+    let mut out = Vec::new();
+
+    // Every dtype, raw and as ANS; 288 bytes fill whole elements of every one.
+    let of_every_dtype = |r: &mut Random, store: fn() -> Store, bytes: usize| {
+        let one = |&dtype: &Dtype| {
+            let width = (dtype.bits() as usize / 8).max(1);
+            vector(dtype.name(), dtype, weights(r, dtype, bytes / width, 1.0), store())
+        };
+        Dtype::ALL.iter().map(one).collect::<Vec<_>>()
+    };
+    out.push(plain("raw-dtypes", &of_every_dtype(r, || Store::Raw, 48))?);
+    let mut tensors = of_every_dtype(r, || ANS, 288);
+    // Floats long enough for a group and a tail.
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64] {
+        let name = format!("{dtype} group");
+        tensors.push(vector(&name, dtype, weights(r, dtype, 300, 0.02), ANS));
+    }
+    out.push(plain("ans-dtypes", &tensors)?);
+
+    // Rows of different scales have tables of their own.
+    let mut rows = Vec::new();
+    for i in 0..48 {
+        let scale = [1.0, 0.4, 0.11, 0.03][i / 2 % 4];
+        rows.extend(weights(r, Dtype::BF16, 256, scale));
+    }
+    let rows = tensor("rows", Dtype::BF16, &[48, 256], rows, ANS);
+    let three = units::<1>(12 * 1024, |i| match i / 1024 % 3 {
+        0 => r.below(3),
+        1 => 100 + r.below(4),
+        _ => 200 + r.below(2) * r.below(2),
+    });
+    out.push(plain("ans-tables", &[rows, vector("bytes", Dtype::U8, three, ANS)])?);
+
+    // Mantissa bits that can be predicted.
+    let skewed = |r: &mut Random, m: u64| {
+        units::<2>(1500, |_| {
+            let exponent = 120 + (r.bits() | 64).trailing_zeros() as u64;
+            let top = if r.below(16) == 0 { 1 << (7 - m) } else { 0 };
+            exponent << 7 | top | r.below(1 << (7 - m)) | r.below(2) << 15
+        })
+    };
+    let e5m2 = units::<1>(260, |_| (12 + r.below(3)) << 2 | r.below(2) << 7);
+    let (m2, m3) = (skewed(r, 2), skewed(r, 3));
+    let tensors = [
+        vector("m = 2", Dtype::BF16, m2, SMALL),
+        vector("m = 3", Dtype::BF16, m3, SMALL),
+        vector("one bit of residual", Dtype::F8_E5M2, e5m2, SMALL),
+    ];
+    out.push(plain("ans-mantissa", &tensors)?);
+
+    // Exceptions on both sides of the window, within it, and zeros in the place of its lowest field.
+    let odd = |i: usize, w: u64| match i {
+        5 | 700 => 0x0001,
+        100 | 101 => 0x7fc1,
+        300 => 0xffff,
+        // Rare, but not far from the others.
+        400 | 900 => 117 << 7,
+        _ => w,
+    };
+    let mut of_bf16 = |scale: f64| element(Dtype::BF16, r.weight() * scale);
+    let exceptions = units::<2>(1100, |i| odd(i, of_bf16(0.5)));
+    let zeros = units::<2>(1100, |i| if i % 3 == 0 { 0 } else { odd(i, of_bf16(0.5)) });
+    let tensors = [
+        vector("exceptions", Dtype::BF16, exceptions, ANS),
+        vector("zeros", Dtype::BF16, zeros, ANS),
+    ];
+    out.push(plain("ans-exceptions", &tensors)?);
+
+    // Low bits that end in zeros, segment by segment.
+    let narrowed = |i: usize, w: f64| match i / 1024 % 4 {
+        0 => w,
+        1 => f64::from(bf16::from_f64(w)),
+        2 => f64::from(f16::from_f64(w)),
+        _ => f64::from(w as f32),
+    };
+    let f32s = units::<4>(4200, |i| element(Dtype::F32, narrowed(i, r.weight() * 0.3)));
+    let f64s = units::<8>(4200, |i| element(Dtype::F64, narrowed(i, r.weight() * 0.3)));
+    let f16s = units::<2>(2100, |i| {
+        element(Dtype::F16, r.weight()) & if i < 1024 { 0xffff } else { 0xffc0 }
+    });
+    let tensors = [
+        vector("f32", Dtype::F32, f32s, ANS),
+        vector("f64", Dtype::F64, f64s, ANS),
+        vector("f16", Dtype::F16, f16s, ANS),
+    ];
+    out.push(plain("ans-low-bits", &tensors)?);
+
+    // Several blocks: coded, constant, raw, of one group less or more than full.
+    let skewed = |r: &mut Random, n: usize| units::<1>(n, |_| u64::from(r.below(120) == 0) * 7);
+    let mut mixed = skewed(r, BLOCK_UNITS);
+    mixed.extend([42; BLOCK_UNITS]);
+    mixed.extend(units::<1>(777, |_| r.bits()));
+    let mut pair = skewed(r, 2 * BLOCK_UNITS);
+    pair.extend(skewed(r, 700));
+    let (one_less, one_more) = (skewed(r, BLOCK_UNITS - 1), skewed(r, BLOCK_UNITS + 1));
+    let mut constant = units::<2>(2 * BLOCK_UNITS, |_| 0x3f80);
+    constant.extend(weights(r, Dtype::BF16, 600, 1.0));
+    let tensors = [
+        vector("mixed", Dtype::U8, mixed, ANS),
+        vector("pair", Dtype::I16, pair, ANS),
+        vector("one less", Dtype::I8, one_less, ANS),
+        vector("one more", Dtype::BOOL, one_more, ANS),
+        vector("constant", Dtype::BF16, constant, ANS),
+        vector("raw", Dtype::U8, vec![9; BLOCK_UNITS / 64], Store::Raw),
+    ];
+    out.push(plain("ans-blocks", &tensors)?);
+
+    // TBE.
+    for (name, width) in [("tbe3", Width::Three), ("tbe4", Width::Four)] {
+        let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2];
+        let one = |dtype: Dtype| {
+            tensor(dtype.name(), dtype, &[7, 99], weights(r, dtype, 693, 0.1), Store::Tbe(width))
+        };
+        let mut tensors: Vec<_> = dtypes.into_iter().map(one).collect();
+        tensors.push(vector("one", Dtype::BF16, vec![0x80, 0x3f], Store::Tbe(width)));
+        tensors.push(vector("none", Dtype::F16, vec![], Store::Tbe(width)));
+        out.push(plain(name, &tensors)?);
+    }
+
+    // Shapes at the edges.
+    let bytes = |r: &mut Random, n| units::<1>(n, |_| r.bits());
+    let tensors = [
+        tensor("scalar", Dtype::F32, &[], bytes(r, 4), Store::Raw),
+        tensor("scalar, ANS", Dtype::BF16, &[], bytes(r, 2), ANS),
+        tensor("nothing", Dtype::F32, &[0], vec![], Store::Raw),
+        tensor("nothing, ANS", Dtype::BF16, &[0], vec![], ANS),
+        tensor("nothing of three dimensions", Dtype::I64, &[2, 0, 3], vec![], Store::Raw),
+        tensor("ones", Dtype::U8, &[1; 64], bytes(r, 1), ANS),
+        tensor("odd begin", Dtype::F64, &[2, 1], bytes(r, 16), Store::Raw),
+        tensor("four bits", Dtype::F4, &[2, 3, 1], bytes(r, 3), ANS),
+        tensor("six bits", Dtype::F6_E3M2, &[4, 5], bytes(r, 15), Store::Raw),
+        tensor("constant", Dtype::I32, &[4, 4], vec![0; 64], ANS),
+        tensor("too short for a constant", Dtype::I32, &[3, 5], vec![0; 60], ANS),
+    ];
+    out.push(plain("shapes", &tensors)?);
+
+    // One payload for several tensors, of another shape too; MD5 of each.
+    let tied = weights(r, Dtype::BF16, 320, 0.05);
+    let tensors = [
+        tensor("embed", Dtype::BF16, &[32, 10], tied.clone(), ANS),
+        vector("raw", Dtype::U8, bytes(r, 20), Store::Raw),
+        tensor("head", Dtype::BF16, &[32, 10], tied.clone(), Share(0)),
+        tensor("flat", Dtype::BF16, &[320], tied, Share(0)),
+        vector("nothing", Dtype::U8, vec![], Store::Raw),
+        vector("nothing again", Dtype::U8, vec![], Share(4)),
+    ];
+    let json = format!("{{{}}}", entries(&tensors).join(","));
+    out.push(shard("shared-md5", Some(json), &tensors, true)?);
+
+    // A header made by the writer.
+    let tensors = [
+        tensor("a", Dtype::BF16, &[2, 150], weights(r, Dtype::BF16, 300, 0.05), ANS),
+        tensor("", Dtype::F16, &[2], bytes(r, 4), Store::Raw),
+        tensor("\n\u{1b}[31m", Dtype::I64, &[1], bytes(r, 8), Store::Raw),
+    ];
+    out.push(shard("synthesised", None, &tensors, true)?);
+
+    // Names that are no identifiers.
+    let names = [
+        "",
+        r"NUL \u0000 inside",
+        r"line\nfeed and tab\t",
+        r"\u001b[31mred\u001b[0m",
+        "é",
+        "e\u{301}",
+        r"\u0041\ud83d\ude00",
+        "モデル.層.0",
+        "../../x",
+        r"C:\\windows\\x",
+        r#"quote \" and backslash \\"#,
+        "dtype",
+        "\u{202e}reversed",
+        "\u{7f}",
+    ];
+    let mut tensors: Vec<_> =
+        names.iter().map(|name| vector(name, Dtype::U8, bytes(r, 2), Store::Raw)).collect();
+    tensors.push(vector(&"long ".repeat(300), Dtype::U8, bytes(r, 2), Store::Raw));
+    out.push(plain("names", &tensors)?);
+
+    // A header in an order of its own, with all that safetensors allows besides.
+    let tensors = [
+        vector("z", Dtype::U8, bytes(r, 3), Store::Raw),
+        vector("m", Dtype::U8, vec![], Store::Raw),
+        vector("a", Dtype::U8, vec![], Store::Raw),
+        vector("k", Dtype::F32, bytes(r, 8), Store::Raw),
+    ];
+    let e = entries(&tensors);
+    let json = format!(
+        "{{ {},\n\t\"__metadata__\" : {{\"format\":\"pt\",\"\":\"\\u00e9 \\\"x\\\"\"}}, {},{},{} }}  \r\n ",
+        e[3].replace('}', r#","quant":{"bits":[4,-1.5e3,null,true],"of":{"a":{},"b":[]}}}"#),
+        e[1],
+        e[0],
+        e[2]
+    );
+    out.push(shard("header", Some(json), &tensors, false)?);
+    let json = r#"{"__metadata__":{"only":"this"}}"#.to_owned();
+    out.push(shard("no-tensors", Some(json), &[], false)?);
+    Ok(out)
+}
+
+/// The SHA-256 of every original, as `sha256sum` writes them.
+pub fn sums(goldens: &[Golden]) -> String {
+    let line = |g: &Golden| {
+        let digest: String =
+            Sha256::digest(&g.original).iter().map(|b| format!("{b:02x}")).collect();
+        format!("{digest}  {}.safetensors\n", g.name)
+    };
+    goldens.iter().map(line).collect()
+}
+
+/// Name and contents of every file that belongs in `goldens/`.
+pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
+    for golden in goldens {
+        files.push((format!("{}.bs", golden.name), golden.shard.clone()));
+        if golden.keeps_original() {
+            files.push((format!("{}.safetensors", golden.name), golden.original.clone()));
+        }
+    }
+    files
+}
+
+#[allow(dead_code)] // the test of the same name takes the rest of this file
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
+    let write = std::env::args().any(|a| a == "--write");
+    let mut total = 0;
+    for (name, bytes) in files(&goldens()?) {
+        total += bytes.len();
+        let path = folder.join(&name);
+        let same = std::fs::read(&path).is_ok_and(|found| found == bytes);
+        let state = match (same, write) {
+            (true, _) => "as it was",
+            (false, true) => {
+                std::fs::create_dir_all(&folder)?;
+                std::fs::write(&path, &bytes)?;
+                "written"
+            }
+            (false, false) => "differs",
+        };
+        println!("{:>8}  {name:<28} {state}", bytes.len());
+    }
+    println!("{total:>8}  in all");
+    Ok(())
+}
