@@ -14,18 +14,18 @@ use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
 /// A shard, and what it restores to.
-pub struct Golden {
+pub(crate) struct Golden {
     /// The files' name without its ending.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The shard.
-    pub shard: Vec<u8>,
+    pub(crate) shard: Vec<u8>,
     /// The safetensors file.
-    pub original: Vec<u8>,
+    pub(crate) original: Vec<u8>,
 }
 
 impl Golden {
     /// Whether the original stands beside the shard; of a larger one the sum has to do.
-    pub fn keeps_original(&self) -> bool {
+    pub(crate) fn keeps_original(&self) -> bool {
         self.original.len() <= 60_000
     }
 }
@@ -193,7 +193,7 @@ fn units<const N: usize>(n: usize, mut unit: impl FnMut(usize) -> u64) -> Vec<u8
 ///
 /// # Errors
 /// Those of the encoders, on a bug.
-pub fn goldens() -> Result<Vec<Golden>> {
+pub(crate) fn goldens() -> Result<Vec<Golden>> {
     let mut random = Random(0x1234_5678_9abc_def1);
     let r = &mut random;
     let mut out = Vec::new();
@@ -232,7 +232,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     // Mantissa bits that can be predicted.
     let skewed = |r: &mut Random, m: u64| {
         units::<2>(1500, |_| {
-            let exponent = 120 + (r.bits() | 64).trailing_zeros() as u64;
+            let exponent = 120 + u64::from((r.bits() | 64).trailing_zeros());
             let top = if r.below(16) == 0 { 1 << (7 - m) } else { 0 };
             exponent << 7 | top | r.below(1 << (7 - m)) | r.below(2) << 15
         })
@@ -397,7 +397,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
 }
 
 /// The SHA-256 of every original, as `sha256sum` writes them.
-pub fn sums(goldens: &[Golden]) -> String {
+pub(crate) fn sums(goldens: &[Golden]) -> String {
     let line = |g: &Golden| {
         let digest: String =
             Sha256::digest(&g.original).iter().map(|b| format!("{b:02x}")).collect();
@@ -407,7 +407,7 @@ pub fn sums(goldens: &[Golden]) -> String {
 }
 
 /// Name and contents of every file that belongs in `goldens/`.
-pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
     for golden in goldens {
         files.push((format!("{}.bs", golden.name), golden.shard.clone()));
