@@ -39,6 +39,8 @@ mod units;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+use std::sync::Mutex;
+
 use bits::BitWriter;
 
 pub use backend::Backend;
@@ -130,6 +132,8 @@ struct Encoder {
     stand_ins: block::StandIns,
     backend: &'static dyn backend::EntropyBackend,
     block_bytes: usize,
+    /// Memory of earlier calls, for the next ones: fresh memory costs as much as coding.
+    scratch: Mutex<Vec<block::BlockScratch>>,
 }
 
 struct Decoder {
@@ -156,6 +160,7 @@ impl TensorEncoding for Ans {
             head,
             backend: self.backend.implementation()?,
             block_bytes: spec.block_bytes(),
+            scratch: Mutex::default(),
         }))
     }
 
@@ -172,7 +177,8 @@ impl BlockEncoder for Encoder {
     }
 
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
-        let mut scratch = block::BlockScratch::default();
+        let lock = "no thread panics while it holds this lock";
+        let mut scratch = self.scratch.lock().expect(lock).pop().unwrap_or_default();
         for units in units.chunks(self.block_bytes) {
             let len = block::encode(
                 &self.head,
@@ -185,6 +191,7 @@ impl BlockEncoder for Encoder {
             out.resize(out.len().next_multiple_of(8), 0);
             lens.push(len as u32);
         }
+        self.scratch.lock().expect(lock).push(scratch);
     }
 }
 

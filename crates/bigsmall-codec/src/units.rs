@@ -21,35 +21,30 @@ impl CostTable {
         CostTable(costs)
     }
 
-    /// The cheapest of `n` tables for a segment, the first among equals.
+    /// The costs of one symbol.
     #[inline(always)]
-    fn best(&self, n: usize, symbols: &[u8]) -> u8 {
-        let mut sums = [[0u32; 8]; 2];
-        let (pairs, rest) = symbols.as_chunks::<2>();
-        for pair in pairs {
-            for (sums, &s) in sums.iter_mut().zip(pair) {
-                let costs = &self.0[usize::from(s)];
-                sums.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
-            }
-        }
-        for &s in rest {
-            let costs = &self.0[usize::from(s)];
-            sums[0].iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
-        }
-        let [a, b] = sums;
-        let totals = a.iter().zip(b).map(|(a, b)| a + b);
-        totals.zip(0..).take(n).min().map_or(0, |(_, id)| id)
+    pub(crate) fn of(&self, symbol: u8) -> &[u32; 8] {
+        &self.0[usize::from(symbol)]
     }
 }
 
+/// The table with the least cost, the first among equals.
+pub(crate) fn cheapest(sums: &[u32]) -> u8 {
+    sums.iter().zip(0..).min().map_or(0, |(_, id)| id)
+}
+
 /// The table of each segment.
-#[inline(always)]
 pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
     let n = head.tables.len();
     ids.clear();
-    // A loop rather than an iterator's adapter, which would not be compiled for the backend's instructions.
-    for symbols in symbols.chunks(head.segment) {
-        ids.push(if n > 1 { costs.best(n, symbols) } else { 0 });
+    for segment in symbols.chunks(head.segment) {
+        let mut sums = [0u32; 8];
+        if n > 1 {
+            for &s in segment {
+                sums.iter_mut().zip(costs.of(s)).for_each(|(sum, cost)| *sum += cost);
+            }
+        }
+        ids.push(cheapest(&sums[..n]));
     }
 }
 

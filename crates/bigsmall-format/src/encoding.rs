@@ -136,6 +136,8 @@ pub fn encode_tensor(
             let begin = index as u64 * run_bytes;
             let range = begin..spec.byte_len().min(begin + run_bytes);
             let units = read_or_borrow(source, range, scratch)?;
+            // Most tensors end up below this: growing step by step would copy every block several times.
+            bytes.reserve(units.len() / 8 * 7);
             encoder.encode_blocks(units, bytes, lens);
             Ok(())
         },
@@ -231,9 +233,12 @@ pub fn decode_range(
                 slices[n] = &padded[..table.block_len(index)];
                 n += 1;
             }
+            let starts = blocks.clone().map(|index| table.padded_block_range(index).start);
             let decode = |dst: &mut [u8]| {
-                decoder.decode_blocks(&slices[..n], dst).map_err(|e| {
-                    e.in_tensor(spec.name()).at(table.blocks_range(blocks.clone()).start)
+                decoder.decode_blocks(&slices[..n], dst).map_err(|error| {
+                    locate(decoder, &slices[..n], starts, dst, block_bytes as usize)
+                        .unwrap_or(error)
+                        .in_tensor(spec.name())
                 })
             };
             let covered =
@@ -249,6 +254,21 @@ pub fn decode_range(
             }
         },
     )
+}
+
+/// The error of the first of `blocks` that does not decode, its offset that in the payload.
+#[cold]
+fn locate(
+    decoder: &dyn BlockDecoder,
+    blocks: &[&[u8]],
+    starts: impl Iterator<Item = u64>,
+    dst: &mut [u8],
+    block_bytes: usize,
+) -> Option<Error> {
+    blocks.iter().zip(dst.chunks_mut(block_bytes)).zip(starts).find_map(|((block, dst), start)| {
+        let error = decoder.decode_blocks(&[block], dst).err()?;
+        Some(error.in_part_at(start).at(start))
+    })
 }
 
 const _: () = assert!(BLOCK_UNITS.is_power_of_two());

@@ -13,7 +13,10 @@ use crate::chunk::CHUNK;
 use crate::compress::compress_source;
 use crate::pipeline::zeroed;
 use crate::transcode::Original;
-use crate::{CompressOptions, Encoding, Progress, os};
+use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
+
+/// Blocks that are encoded at once.
+const RUN: usize = 4;
 
 /// How to measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,20 +139,23 @@ fn measure_source(
         return Err(Error::new(Rule::Argument).expected("a file with values to measure"));
     }
 
-    let mut encoded = Vec::new();
+    let coder_of = |spec: &TensorSpec| match coder.supports(spec.dtype()) {
+        true => coder,
+        false => &Raw,
+    };
     let mut encode = Vec::new();
     for _ in 0..3 {
-        encoded.clear();
         let begin = Instant::now();
         for (spec, bytes) in &tensors {
             stop(progress)?;
-            let tensor = match coder.supports(spec.dtype()) {
-                true => encode_tensor(coder, spec, bytes, threads)?,
-                false => encode_tensor(&Raw, spec, bytes, threads)?,
-            };
-            encoded.push(tensor);
+            encode_run_by_run(coder_of(spec), spec, bytes, threads)?;
         }
         encode.push(begin.elapsed().as_secs_f64());
+    }
+    let mut encoded = Vec::new();
+    for (spec, bytes) in &tensors {
+        stop(progress)?;
+        encoded.push(encode_tensor(coder_of(spec), spec, bytes, threads)?);
     }
     for (tensor, (spec, bytes)) in encoded.iter_mut().zip(&tensors) {
         if tensor.byte_len() >= bytes.len().next_multiple_of(8) as u64 {
@@ -235,6 +241,29 @@ fn run(
         pieces.into_iter(),
         || (),
         |(), (copy, at, piece)| work(copy, at, piece),
+    )
+}
+
+/// All passes of encoding one tensor, planning included, into memory that is used again for every run of blocks, as
+/// `compress` does it.
+fn encode_run_by_run(
+    coder: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    bytes: &Vec<u8>,
+    threads: usize,
+) -> Result<()> {
+    let encoder = coder.plan(spec, bytes)?;
+    for_each_in_parallel(
+        threads,
+        bytes.chunks(RUN * spec.block_bytes()),
+        || (Vec::new(), Vec::new()),
+        |(out, lens), units| {
+            out.clear();
+            lens.clear();
+            encoder.encode_blocks(units, out, lens);
+            std::hint::black_box(out);
+            Ok(())
+        },
     )
 }
 

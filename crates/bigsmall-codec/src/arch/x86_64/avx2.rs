@@ -255,9 +255,35 @@ fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
     units::split(head, units, symbols, residual);
 }
 
-#[target_feature(enable = "avx2,popcnt")]
-fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-    units::choose_tables(head, costs, symbols, ids);
+/// [`units::choose_tables`] with the sums of the eight tables in one register.
+#[target_feature(enable = "avx2")]
+pub(super) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    let n = head.tables.len();
+    if n == 1 {
+        return units::choose_tables(head, costs, symbols, ids);
+    }
+    // SAFETY: eight costs are one vector.
+    let of = |s: u8| unsafe { _mm256_loadu_si256(costs.of(s).as_ptr().cast()) };
+    ids.clear();
+    for segment in symbols.chunks(head.segment) {
+        let zero = _mm256_setzero_si256();
+        let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
+        let (fours, rest) = segment.as_chunks::<4>();
+        for &[p, q, r, s] in fours {
+            a = _mm256_add_epi32(a, of(p));
+            b = _mm256_add_epi32(b, of(q));
+            c = _mm256_add_epi32(c, of(r));
+            d = _mm256_add_epi32(d, of(s));
+        }
+        for &s in rest {
+            a = _mm256_add_epi32(a, of(s));
+        }
+        let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+        let mut sums = [0u32; 8];
+        // SAFETY: eight sums are one vector.
+        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum) };
+        ids.push(units::cheapest(&sums[..n]));
+    }
 }
 
 #[target_feature(enable = "avx2,popcnt")]

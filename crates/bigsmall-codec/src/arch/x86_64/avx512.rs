@@ -462,11 +462,6 @@ fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-    units::choose_tables(head, costs, symbols, ids);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 fn join(
     head: &Head,
     symbols: &[[u8; GROUP]],
@@ -485,8 +480,8 @@ impl EntropyBackend for Avx512 {
     }
 
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { choose_tables(head, costs, symbols, ids) }
+        // SAFETY: a machine with AVX-512 has AVX2.
+        unsafe { super::avx2::choose_tables(head, costs, symbols, ids) }
     }
 
     fn join(
