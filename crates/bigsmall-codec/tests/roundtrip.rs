@@ -1,4 +1,5 @@
 //! Every bit of every dtype comes back. Raise the number of cases with `PROPTEST_CASES=10000`.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 use bigsmall_codec::*;
 use proptest::prelude::*;
