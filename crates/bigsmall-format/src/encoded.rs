@@ -378,10 +378,12 @@ impl EncodedTensor {
         let encoding = EncodingId::from_code(code)
             .ok_or_else(|| Error::new(Rule::EncodingUnknown).at(9).found(code))?;
         let len = usize::try_from(table.payload_len()).unwrap_or(usize::MAX);
+        let begin = cursor.position();
         let payload = cursor.take(len)?;
         if cursor.remaining() != 0 {
             return Err(Error::new(Rule::FrameTrailing).at(cursor.position()));
         }
         EncodedTensor::from_parts(spec, encoding, table, payload.to_vec())
+            .map_err(|e| e.in_part_at(begin))
     }
 }

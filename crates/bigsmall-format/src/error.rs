@@ -190,6 +190,18 @@ impl Error {
         self
     }
 
+    /// Moves the offset of something corrupt from a part to the whole, in which the part begins at `begin`. The offsets of
+    /// sources are those of the whole already.
+    #[must_use]
+    pub(crate) fn in_part_at(mut self, begin: u64) -> Self {
+        if self.class() == Class::Corrupt
+            && let Some(offset) = &mut self.0.offset
+        {
+            *offset = offset.saturating_add(begin);
+        }
+        self
+    }
+
     /// Says what was expected.
     #[must_use]
     pub fn expected(mut self, what: impl fmt::Display) -> Self {
@@ -222,7 +234,8 @@ impl Error {
         self.0.tensor.as_deref()
     }
 
-    /// The byte offset, where there is one.
+    /// The byte offset, where there is one: in the file or frame that was read, or in the payload for an
+    /// [`EncodedTensor`](crate::EncodedTensor) and [`decode_range`](crate::decode_range), which know no file.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.0.offset

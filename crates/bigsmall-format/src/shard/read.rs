@@ -114,7 +114,8 @@ impl<R: ReadAt> Shard<R> {
         let trailer = index.get(trailer_at..).unwrap_or(&[]);
         check_trailer_fields(trailer)?;
         index.truncate(trailer_at);
-        let parsed = parse_index(&index, &index_range, limits)?;
+        let parsed = parse_index(&index, index_range.start, limits)
+            .map_err(|e| e.in_part_at(index_range.start))?;
         Ok(Shard {
             source,
             header_range: parsed.header_range,
@@ -264,6 +265,7 @@ impl<R: ReadAt> Shard<R> {
             .read_exact_at(range.start, &mut payload)
             .map_err(|e| e.in_tensor(spec.name()))?;
         EncodedTensor::from_parts(spec.clone(), encoding, table.clone(), payload)
+            .map_err(|e| e.in_part_at(range.start))
     }
 
     /// Reads and checks the head of tensor `index` and opens it with `encoding`, which must be the tensor's.
@@ -288,11 +290,12 @@ impl<R: ReadAt> Shard<R> {
         let mut head = vec![0; padded as usize];
         self.source.read_exact_at(entry.offset, &mut head).map_err(named)?;
         let padding = head.split_off(table.head_len());
-        table.check_head(&head).map_err(named)?;
+        let in_file = |e: Error| named(e.in_part_at(entry.offset).at(entry.offset));
+        table.check_head(&head).map_err(in_file)?;
         if padding.iter().any(|&b| b != 0) {
-            return Err(named(Error::new(Rule::PaddingNotZero)).at(entry.offset));
+            return Err(in_file(Error::new(Rule::PaddingNotZero)));
         }
-        encoding.open(spec, &head).map_err(named)
+        encoding.open(spec, &head).map_err(in_file)
     }
 
     /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads (0: all), with the decoder from
@@ -309,9 +312,11 @@ impl<R: ReadAt> Shard<R> {
         threads: usize,
     ) -> Result<()> {
         let (spec, _, table) = self.resolve(index)?;
-        let payload = Section::new(&self.source, self.payload_range(index)?)
+        let place = self.payload_range(index)?;
+        let payload = Section::new(&self.source, place.clone())
             .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(spec.name()))?;
         decode_range(decoder, spec, table, &payload, range, dst, threads)
+            .map_err(|e| e.in_part_at(place.start))
     }
 }
 
@@ -390,7 +395,8 @@ struct Parsed {
     flags: u32,
 }
 
-fn parse_index(index: &[u8], place: &Range<u64>, limits: &Limits) -> Result<Parsed> {
+/// Offsets of errors are those in the index, which begins at `begin`.
+fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     let mut cursor = Cursor::new(index, Rule::IndexTruncated);
     let header_len = cursor.u64()?;
     let sha256 = cursor.bytes::<32>()?;
@@ -414,26 +420,28 @@ fn parse_index(index: &[u8], place: &Range<u64>, limits: &Limits) -> Result<Pars
             .expected(format!("{count} records"))
             .found(format!("{} bytes", cursor.remaining())));
     }
-    let header = Header::parse_stored(json, limits, count)?;
+    let header = Header::parse_stored(json, limits, count)
+        .map_err(|e| e.in_part_at(INDEX_FIXED as u64).at(INDEX_FIXED as u64))?;
     if header.tensors().len() != count {
         return Err(Error::new(Rule::EntryCount).expected(header.tensors().len()).found(count));
     }
     let mut entries: Vec<ShardEntry> = Vec::with_capacity(count);
     let mut at = PRELUDE_LEN;
     for spec in header.tensors() {
+        let record_at = cursor.position();
         let entry = read_record(&mut cursor, spec, header.tensors(), &entries, &mut at)
-            .map_err(|e| e.in_tensor(spec.name()))?;
+            .map_err(|e| e.in_tensor(spec.name()).at(record_at))?;
         entries.push(entry);
     }
     if cursor.remaining() != 0 {
         return Err(Error::new(Rule::IndexTrailing)
-            .at(place.start.saturating_add(cursor.position()))
+            .at(cursor.position())
             .found(format!("{} bytes", cursor.remaining())));
     }
-    if at != place.start {
+    if at != begin {
         return Err(Error::new(Rule::IndexRange)
-            .at(at)
-            .expected(format!("payloads up to {}", place.start))
+            .at(0)
+            .expected(format!("payloads up to {begin}"))
             .found(at));
     }
     Ok(Parsed { header_range, header, entries, sha256, flags })
