@@ -328,7 +328,7 @@ mod tests {
                         2 => 100,
                         3 => 1 << (s % 24),
                         4 => s.wrapping_mul(2654435761) >> 12,
-                        _ => u32::from(s % 7 == 0) * (s + 1),
+                        _ => u32::from(s.is_multiple_of(7)) * (s + 1),
                     })
                     .collect();
                 out.push(FrequencyTable::from_counts(&counts));

@@ -249,10 +249,10 @@ fn run(
 fn encode_run_by_run(
     coder: &dyn TensorEncoding,
     spec: &TensorSpec,
-    bytes: &Vec<u8>,
+    bytes: &[u8],
     threads: usize,
 ) -> Result<()> {
-    let encoder = coder.plan(spec, bytes)?;
+    let encoder = coder.plan(spec, &bytes)?;
     for_each_in_parallel(
         threads,
         bytes.chunks(RUN * spec.block_bytes()),
