@@ -4,7 +4,8 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde_json::value::RawValue;
 
 use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
@@ -190,6 +191,16 @@ impl Context<'_> {
     }
 }
 
+/// A string where none belongs is not repeated in the error, as serde would: it may be as long as the file. For
+/// `deserialize_any`, since serde_json asks the visitor of no other.
+macro_rules! no_strings {
+    () => {
+        fn visit_str<E: serde_core::de::Error>(self, _: &str) -> Result<Self::Value, E> {
+            Err(E::invalid_type(Unexpected::Other("a string"), &self))
+        }
+    };
+}
+
 /// The whole header: an object of tensors and `__metadata__`.
 struct Top<'a> {
     context: &'a Context<'a>,
@@ -257,7 +268,7 @@ impl<'de> DeserializeSeed<'de> for Entry<'_> {
     type Value = TensorSpec;
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
-        d.deserialize_map(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -267,6 +278,8 @@ impl<'de> Visitor<'de> for Entry<'_> {
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
     }
+
+    no_strings!();
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
@@ -335,7 +348,7 @@ impl<'de> DeserializeSeed<'de> for Integers {
     type Value = Option<Vec<u64>>;
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
-        d.deserialize_seq(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -346,15 +359,22 @@ impl<'de> Visitor<'de> for Integers {
         f.write_str("an array of unsigned integers")
     }
 
+    no_strings!();
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut out = Vec::new();
-        while let Some(n) = seq.next_element::<u64>()? {
+        while let Some(n) = seq.next_element::<&RawValue>()? {
             if out.len() == self.most {
                 // The rest is read so that the parser stays in step; it is linear in the input.
-                while seq.next_element::<u64>()?.is_some() {}
+                while seq.next_element::<&RawValue>()?.is_some() {}
                 return Ok(None);
             }
-            out.push(n);
+            // Digits alone: JSON writes 1e3 and 1.0 too, and a parser that takes them for integers reads another file.
+            let n = n.get();
+            let n = if n.bytes().all(|b| b.is_ascii_digit()) { n.parse().ok() } else { None };
+            out.push(n.ok_or_else(|| {
+                serde_core::de::Error::custom("expected an integer from 0 to 2^64 - 1")
+            })?);
         }
         Ok(Some(out))
     }
@@ -367,7 +387,7 @@ impl<'de> DeserializeSeed<'de> for Metadata<'_> {
     type Value = ();
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_map(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -377,6 +397,8 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of strings")
     }
+
+    no_strings!();
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut keys = Keys::default();

@@ -80,12 +80,12 @@ impl<'a> Cursor<'a> {
 }
 
 /// `n` little-endian u32 at the front of `bytes`.
-pub(crate) fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+pub(crate) fn u32s(bytes: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {
     bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
 }
 
 /// Little-endian u64s of `bytes`.
-pub(crate) fn u64s(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+pub(crate) fn u64s(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '_ {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
 }
 

@@ -32,27 +32,58 @@ pub struct Shard<R> {
     flags: u32,
 }
 
-/// What the index says of one tensor.
+/// What the index says of one tensor. Small, since an index may have a million of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardEntry {
-    encoding: u8,
-    owner: Option<u32>,
-    offset: u64,
-    table: Option<BlockTable>,
-    md5: Option<[u8; 16]>,
+    payload: Payload,
+    md5: Option<Box<[u8; 16]>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Payload {
+    Own {
+        offset: u64,
+        table: BlockTable,
+        encoding: u8,
+    },
+    /// That of an earlier tensor, which has its own.
+    Shared(u32),
 }
 
 impl ShardEntry {
     /// The tensor whose payload this one shares, as a place in the order of tensors.
     #[must_use]
     pub fn shares(&self) -> Option<usize> {
-        self.owner.map(|i| i as usize)
+        match self.payload {
+            Payload::Own { .. } => None,
+            Payload::Shared(owner) => Some(owner as usize),
+        }
     }
 
     /// MD5 of the original bytes, where it was asked for when compressing.
     #[must_use]
     pub fn md5(&self) -> Option<[u8; 16]> {
-        self.md5
+        self.md5.as_deref().copied()
+    }
+}
+
+/// A tensor and the payload that it has or shares.
+struct Resolved<'a> {
+    spec: &'a TensorSpec,
+    offset: u64,
+    table: &'a BlockTable,
+    encoding: u8,
+}
+
+impl Resolved<'_> {
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.table.payload_len())
+    }
+
+    fn encoding(&self) -> Result<EncodingId> {
+        EncodingId::from_code(self.encoding).ok_or_else(|| {
+            Error::new(Rule::EncodingUnknown).in_tensor(self.spec.name()).found(self.encoding)
+        })
     }
 }
 
@@ -208,18 +239,19 @@ impl<R: ReadAt> Shard<R> {
             .ok_or_else(|| Error::new(Rule::TensorMissing).found(format!("place {index}")))
     }
 
-    /// Spec and the record that has the payload.
-    fn resolve(&self, index: usize) -> Result<(&TensorSpec, &ShardEntry, &BlockTable)> {
+    fn resolve(&self, index: usize) -> Result<Resolved<'_>> {
         let spec = self.tensors().get(index);
         let spec = spec.ok_or_else(|| Error::new(Rule::TensorMissing))?;
         let entry = self.entry(index)?;
-        let entry = match entry.owner {
-            Some(owner) => self.entry(owner as usize)?,
+        let entry = match entry.shares() {
+            Some(owner) => self.entry(owner)?,
             None => entry,
         };
-        match &entry.table {
-            Some(table) => Ok((spec, entry, table)),
-            None => Err(Error::new(Rule::SharedPayload).in_tensor(spec.name())),
+        match &entry.payload {
+            &Payload::Own { offset, ref table, encoding } => {
+                Ok(Resolved { spec, offset, table, encoding })
+            }
+            Payload::Shared(_) => Err(Error::new(Rule::SharedPayload).in_tensor(spec.name())),
         }
     }
 
@@ -228,10 +260,7 @@ impl<R: ReadAt> Shard<R> {
     /// # Errors
     /// [`Rule::EncodingUnknown`] for one of a later version; the other tensors stay readable.
     pub fn encoding(&self, index: usize) -> Result<EncodingId> {
-        let (spec, entry, _) = self.resolve(index)?;
-        EncodingId::from_code(entry.encoding).ok_or_else(|| {
-            Error::new(Rule::EncodingUnknown).in_tensor(spec.name()).found(entry.encoding)
-        })
+        self.resolve(index)?.encoding()
     }
 
     /// Where the payload of tensor `index` lies in the file.
@@ -239,8 +268,7 @@ impl<R: ReadAt> Shard<R> {
     /// # Errors
     /// [`Rule::TensorMissing`].
     pub fn payload_range(&self, index: usize) -> Result<Range<u64>> {
-        let (_, entry, table) = self.resolve(index)?;
-        Ok(entry.offset..entry.offset.saturating_add(table.payload_len()))
+        Ok(self.resolve(index)?.range())
     }
 
     /// The block table of tensor `index`.
@@ -248,7 +276,7 @@ impl<R: ReadAt> Shard<R> {
     /// # Errors
     /// [`Rule::TensorMissing`].
     pub fn table(&self, index: usize) -> Result<&BlockTable> {
-        Ok(self.resolve(index)?.2)
+        Ok(self.resolve(index)?.table)
     }
 
     /// Reads tensor `index` in its encoded form, one read, every checksum verified. Memory: the payload.
@@ -256,15 +284,14 @@ impl<R: ReadAt> Shard<R> {
     /// # Errors
     /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`]; those of the source.
     pub fn encoded(&self, index: usize) -> Result<EncodedTensor> {
-        let (spec, _, table) = self.resolve(index)?;
-        let encoding = self.encoding(index)?;
-        let range = self.payload_range(index)?;
+        let resolved = self.resolve(index)?;
+        let (spec, encoding, range) = (resolved.spec, resolved.encoding()?, resolved.range());
         let len = range.end.saturating_sub(range.start);
         let mut payload = vec![0; usize::try_from(len).map_err(|_| Error::new(Rule::Memory))?];
         self.source
             .read_exact_at(range.start, &mut payload)
             .map_err(|e| e.in_tensor(spec.name()))?;
-        EncodedTensor::from_parts(spec.clone(), encoding, table.clone(), payload)
+        EncodedTensor::from_parts(spec.clone(), encoding, resolved.table.clone(), payload)
             .map_err(|e| e.in_part_at(range.start))
     }
 
@@ -277,9 +304,10 @@ impl<R: ReadAt> Shard<R> {
         index: usize,
         encoding: &dyn TensorEncoding,
     ) -> Result<Box<dyn BlockDecoder>> {
-        let (spec, entry, table) = self.resolve(index)?;
+        let resolved = self.resolve(index)?;
+        let Resolved { spec, offset, table, .. } = resolved;
         let named = |e: Error| e.in_tensor(spec.name());
-        if encoding.id() != self.encoding(index)? {
+        if encoding.id() != resolved.encoding()? {
             return Err(named(Error::new(Rule::SpecMismatch)));
         }
         if !encoding.supports(spec.dtype()) {
@@ -288,9 +316,9 @@ impl<R: ReadAt> Shard<R> {
         // The zero bytes between the head and the first block have no checksum: they are looked at.
         let padded = table.blocks_range(0..0).start;
         let mut head = vec![0; padded as usize];
-        self.source.read_exact_at(entry.offset, &mut head).map_err(named)?;
+        self.source.read_exact_at(offset, &mut head).map_err(named)?;
         let padding = head.split_off(table.head_len());
-        let in_file = |e: Error| named(e.in_part_at(entry.offset).at(entry.offset));
+        let in_file = |e: Error| named(e.in_part_at(offset).at(offset));
         table.check_head(&head).map_err(in_file)?;
         if padding.iter().any(|&b| b != 0) {
             return Err(in_file(Error::new(Rule::PaddingNotZero)));
@@ -311,8 +339,9 @@ impl<R: ReadAt> Shard<R> {
         dst: &mut [u8],
         threads: usize,
     ) -> Result<()> {
-        let (spec, _, table) = self.resolve(index)?;
-        let place = self.payload_range(index)?;
+        let resolved = self.resolve(index)?;
+        let Resolved { spec, table, .. } = resolved;
+        let place = resolved.range();
         let payload = Section::new(&self.source, place.clone())
             .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(spec.name()))?;
         decode_range(decoder, spec, table, &payload, range, dst, threads)
@@ -464,11 +493,11 @@ fn read_record(
     let place = cursor.u64()?;
     let length = cursor.u64()?;
     let head_hash = cursor.u64()?;
-    let md5 = if flags & RECORD_MD5 != 0 { Some(cursor.bytes::<16>()?) } else { None };
+    let md5 = if flags & RECORD_MD5 != 0 { Some(Box::new(cursor.bytes::<16>()?)) } else { None };
     if flags & RECORD_SHARED != 0 {
         let owner = usize::try_from(place).ok().and_then(|i| Some((i, before.get(i)?)));
         let same = owner.filter(|(i, entry)| {
-            entry.owner.is_none()
+            entry.shares().is_none()
                 && specs.get(*i).is_some_and(|other| {
                     (other.dtype(), other.byte_len()) == (spec.dtype(), spec.byte_len())
                 })
@@ -479,8 +508,7 @@ fn read_record(
         if (encoding, head_len, length, head_hash) != (0, 0, 0, 0) {
             return Err(Error::new(Rule::ReservedNotZero).found("in a shared record"));
         }
-        let owner = Some(owner as u32);
-        return Ok(ShardEntry { encoding, owner, offset: 0, table: None, md5 });
+        return Ok(ShardEntry { payload: Payload::Shared(owner as u32), md5 });
     }
     if place != *at {
         return Err(Error::new(Rule::PayloadRange).expected(*at).found(place));
@@ -490,5 +518,5 @@ fn read_record(
         return Err(Error::new(Rule::PayloadLength).expected(table.payload_len()).found(length));
     }
     *at = at.checked_add(length).ok_or_else(|| Error::new(Rule::PayloadRange).found(length))?;
-    Ok(ShardEntry { encoding, owner: None, offset: place, table: Some(table), md5 })
+    Ok(ShardEntry { payload: Payload::Own { offset: place, table, encoding }, md5 })
 }

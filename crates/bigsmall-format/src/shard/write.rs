@@ -172,7 +172,8 @@ impl<W: Write> ShardWriter<W> {
     pub fn end(&mut self, md5: Option<[u8; 16]>) -> Result<()> {
         let open = self.open.take().ok_or_else(|| self.misuse("an open tensor"))?;
         let spec = self.next_tensor()?;
-        let table = BlockTable::new(spec, open.head_len, open.head_hash, open.lens, open.hashes)
+        let (lens, hashes) = (open.lens.into_iter(), open.hashes.into_iter());
+        let table = BlockTable::new(spec, open.head_len, open.head_hash, lens, hashes)
             .map_err(|e| self.misuse(&format!("{e}")))?;
         let length = table.payload_len();
         self.record(
