@@ -362,6 +362,12 @@ pub(crate) fn decode(
     block_bytes: usize,
     dst: &mut [u8],
 ) -> Result<()> {
+    let unit_bytes = head.layout.unit_bytes;
+    if !dst.len().is_multiple_of(unit_bytes) {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("a multiple of {unit_bytes} bytes"))
+            .found(dst.len()));
+    }
     let mut pending: Option<(Sections<'_>, &mut [u8])> = None;
     let mut pieces = dst.chunks_mut(block_bytes);
     for block in blocks {
