@@ -445,6 +445,8 @@ pub struct Choices {
     pub low_widths: Vec<usize>,
     /// Rice parameter.
     pub q: u32,
+    /// Lanes and the states that they begin with, and so end with in the decoder: for what no encoder should do.
+    pub begin: Vec<(usize, u32)>,
 }
 
 /// Encodes units as a block of kind 2.
@@ -489,6 +491,9 @@ pub fn encode(head: &Head, units: &[u8], choices: &Choices) -> Block {
     let mut states = [1u32 << 16; LANES];
     for (lane, z) in carried.chunks(2).enumerate() {
         states[lane] += u32::from(u16::from_le_bytes([z[0], z[1]]));
+    }
+    for &(lane, state) in &choices.begin {
+        states[lane] = state;
     }
     let aliases: Vec<Alias> = head.tables.iter().map(|t| alias(t)).collect();
     let slot_of: Vec<std::collections::HashMap<_, _>> = aliases

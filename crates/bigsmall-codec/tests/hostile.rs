@@ -1,0 +1,1008 @@
+//! Damaged and forged ANS payloads: each is refused under the right rule by every backend and every reader; what is read is what
+//! the oracle reads. Checksums are right throughout, so that the decoder itself is reached.
+#![allow(clippy::unwrap_used, clippy::type_complexity)]
+
+mod oracle;
+
+use bigsmall_codec::*;
+use bigsmall_format::{BLOCK_UNITS, BlockDecoder, ReadAt, Shard, ShardWriter};
+use oracle::{Bits, Block, Choices, Head};
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 8
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+fn backends() -> impl Iterator<Item = Ans> {
+    let available = Backend::ALL.iter().copied().filter(|b| b.is_available());
+    available.map(|b| Ans::default().with_backend(b).unwrap())
+}
+
+fn spec(dtype: Dtype, n_units: usize) -> TensorSpec {
+    let bits = (n_units * dtype.unit_bytes() * 8) as u64;
+    TensorSpec::new("h", dtype, &[bits / u64::from(dtype.bits())]).unwrap()
+}
+
+/// A source that lends nothing.
+struct Copying<'a>(&'a [u8]);
+
+impl ReadAt for Copying<'_> {
+    fn byte_len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_exact_at(offset, buf)
+    }
+}
+
+type Outcome = std::result::Result<Vec<u8>, Rule>;
+
+/// What every backend says of one block, whatever its length.
+fn by_blocks(ans: &Ans, spec: &TensorSpec, head: &[u8], block: &[u8]) -> Outcome {
+    let decoder = ans.open(spec, head).map_err(|e| {
+        assert_eq!(e.tensor(), Some("h"));
+        assert_eq!(e.class(), Class::Corrupt);
+        e.rule()
+    })?;
+    let mut dst = vec![0x5a; spec.byte_len() as usize];
+    decoder.decode_blocks(&[block], &mut dst).map_err(|e| {
+        assert_eq!(e.class(), Class::Corrupt);
+        e.rule()
+    })?;
+    Ok(dst)
+}
+
+/// The oracle's opinion; the tensor has one block.
+fn by_oracle(spec: &TensorSpec, head: &[u8], block: &[u8]) -> Outcome {
+    let head = Head::read(spec.dtype(), head)?;
+    oracle::decode(&head, block, spec.n_units() as usize)
+}
+
+/// What every reader on every backend says of a sealed tensor of one block. They agree, with the oracle too; on the rule only
+/// if `same_rule`, since what breaks several rules may be refused under any of them.
+fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: &str) -> Outcome {
+    let expected = by_oracle(spec, head, block);
+    let mut first: Option<Outcome> = None;
+    let n = spec.byte_len();
+    let sealed = oracle::seal(spec, head, &[block.to_vec()]);
+    for ans in backends() {
+        let what = || format!("{what}, {:?}", ans.backend());
+        let found = by_blocks(&ans, spec, head, block);
+        match (&found, &expected) {
+            (Ok(found), Ok(expected)) => assert!(found == expected, "{}", what()),
+            (Err(found), Err(expected)) if same_rule => assert_eq!(found, expected, "{}", what()),
+            (Err(_), Err(_)) => {}
+            _ => panic!(
+                "{}: {:?}, the oracle {:?}",
+                what(),
+                found.as_ref().err(),
+                expected.as_ref().err()
+            ),
+        }
+        let found = first.get_or_insert(found);
+        assert_eq!(found.as_ref().err(), by_blocks(&ans, spec, head, block).err().as_ref());
+        let sealed = match &sealed {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                assert_eq!((error.rule(), error.tensor()), (Rule::BlockLength, Some("h")));
+                continue;
+            }
+        };
+        let check = |read: &mut dyn FnMut(&mut [u8]) -> Result<()>| {
+            let mut dst = vec![0xa5; n as usize];
+            let result = read(&mut dst);
+            if let Err(error) = &result {
+                assert_eq!(error.tensor(), Some("h"), "{}", what());
+                assert!(error.offset().is_some(), "{}: {error:?}", what());
+            }
+            let result = result.map(|()| dst).map_err(|e| e.rule());
+            assert!(result == *found, "{}: {:?} {:?}", what(), result.err(), found.as_ref().err());
+        };
+        // A frame.
+        let frame = EncodedTensor::from_bytes(&sealed.to_bytes()).unwrap();
+        check(&mut |dst| {
+            frame.decode_bytes(&ans, 0..n, dst, 2).map_err(|e| {
+                // The head has no place among the blocks.
+                if e.offset().is_none() { e.at(0) } else { e }
+            })
+        });
+        // A shard, borrowed and copied.
+        let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(spec)).unwrap();
+        writer.write_tensor(sealed).unwrap();
+        let bytes = writer.finish([0; 32]).unwrap();
+        let shard = Shard::open(&bytes[..]).unwrap();
+        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst, 1));
+        let shard = Shard::open(Copying(&bytes)).unwrap();
+        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst, 1));
+    }
+    first.unwrap()
+}
+
+/// A head, units and the choices of an encoder.
+struct Kit {
+    head: Head,
+    units: Vec<u8>,
+    choices: Choices,
+}
+
+impl Kit {
+    fn n_units(&self) -> usize {
+        self.units.len() / self.head.dtype.unit_bytes()
+    }
+
+    fn spec(&self) -> TensorSpec {
+        spec(self.head.dtype, self.n_units())
+    }
+
+    fn block(&self) -> Block {
+        oracle::encode(&self.head, &self.units, &self.choices)
+    }
+}
+
+/// Frequencies that sum to 4096: about halved from the middle outwards, some of them 0.
+fn frequencies(w: u32, random: &mut Random) -> Vec<u32> {
+    let n = 1usize << w;
+    let mut freqs = vec![0u32; n];
+    let mut left = 4096;
+    let middle = random.below(n as u64) as usize;
+    for k in 0..n {
+        let s = if k % 2 == 0 { middle + k / 2 } else { middle + n - k / 2 - 1 } % n;
+        let f = match random.below(8) {
+            0 => 0,
+            _ => (left / 3).max(1).min(left),
+        };
+        freqs[s] = f;
+        left -= f;
+    }
+    freqs[middle] += left;
+    freqs
+}
+
+/// A kit of any kind, valid.
+fn kit(dtype: Dtype, m: u32, w: u32, n_tables: usize, n_units: usize, seed: u64) -> Kit {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let tables: Vec<_> = (0..n_tables).map(|_| frequencies(w, &mut random)).collect();
+    let mut head = Head::plain(dtype, m, 0, tables);
+    let room = (1u64 << head.field_bits()) - (1 << w) + 1;
+    head.base = random.below(room) as u32;
+    let fields = 1u32 << head.field_bits();
+    head.first = match random.below(2) {
+        0 if head.base > 0 => random.below(head.base.into()) as u32,
+        1 if head.base + (1 << w) < fields => fields - 1,
+        _ => head.base,
+    };
+    head.log_segment = 8 + random.below(3) as u32;
+    if head.low_bits() > 0 {
+        let all = head.low_bits() as u8;
+        head.low_widths = vec![all];
+        let more = [all - 1, all / 2, all / 3, 3, 0];
+        for &width in &more[..random.below(6) as usize] {
+            if width < *head.low_widths.last().unwrap() && head.low_widths.len() < 4 {
+                head.low_widths.push(width);
+            }
+        }
+    }
+    let segments = n_units >> head.log_segment;
+    let choices = Choices {
+        tables: (0..=segments).map(|_| random.below(n_tables as u64) as usize).collect(),
+        low_widths: (0..=segments)
+            .map(|_| random.below(head.low_widths.len().max(1) as u64) as usize)
+            .collect(),
+        q: random.below(8) as u32,
+        begin: vec![],
+    };
+    let mut units = vec![];
+    for i in 0..n_units {
+        let segment = i >> head.log_segment;
+        let low = if head.low_bits() > 0 {
+            let width = u32::from(head.low_widths[choices.low_widths[segment]]);
+            let low = random.next() & ((1 << width) - 1);
+            low << (head.low_bits() - width)
+        } else {
+            0
+        };
+        let residual = match head.residual_bits() {
+            0 => 0,
+            r => random.below(1 << r) as u8,
+        };
+        let field = match random.below(40) {
+            // As far from the window as an exception reaches.
+            0 => {
+                let from = head.base.saturating_sub(16_000);
+                let end = fields.min(head.base + (1 << w) + 16_000);
+                from + random.below((end - from).into()) as u32
+            }
+            _ => {
+                // A symbol as often as its frequency says.
+                let mut at = random.below(4096) as u32;
+                let table = &head.tables[choices.tables[segment]];
+                let symbol = table.iter().position(|&f| {
+                    let here = at < f;
+                    at = at.wrapping_sub(f);
+                    here
+                });
+                match symbol.unwrap() as u32 {
+                    0 => head.first,
+                    s => head.base + s,
+                }
+            }
+        };
+        units.extend(head.join(field, residual, low));
+    }
+    Kit { head, units, choices }
+}
+
+const DTYPES: [(Dtype, u32); 9] = [
+    (Dtype::BF16, 7),
+    (Dtype::F16, 2),
+    (Dtype::F32, 7),
+    (Dtype::F64, 4),
+    (Dtype::F8_E4M3, 3),
+    (Dtype::F8_E5M2, 2),
+    (Dtype::F8_E4M3FNUZ, 3),
+    (Dtype::U8, 0),
+    (Dtype::I32, 0),
+];
+
+/// Whatever the specification allows is read by every backend as the oracle reads it, and what the encoder writes is read by
+/// the oracle.
+#[test]
+fn every_valid_choice_is_read() {
+    let mut random = Random(77);
+    let mut n = 0;
+    for (dtype, most) in DTYPES {
+        for m in 0..=most {
+            for _ in 0..6 {
+                let field_bits = Head::plain(dtype, m, 0, vec![vec![0; 32]]).field_bits();
+                if field_bits < 5 {
+                    continue;
+                }
+                let w = 5 + random.below(u64::from(field_bits.min(8)) - 4) as u32;
+                let n_tables = 1 + random.below(8) as usize;
+                let n_units = 256 + 4 * random.below(500) as usize;
+                let kit = kit(dtype, m, w, n_tables, n_units, random.next());
+                let what = format!("{:?}", kit.head);
+                let head = kit.head.write();
+                assert_eq!(Head::read(dtype, &head).unwrap().write(), head, "{what}");
+                let decoded = outcome(&kit.spec(), &head, &kit.block().bytes(), true, &what);
+                assert!(decoded.unwrap() == kit.units, "{what}");
+                n += 1;
+
+                let level = [Level::Fast, Level::Default, Level::Small][n % 3];
+                let spec = kit.spec();
+                let ours = encode_tensor(&Ans::new(level), &spec, &kit.units, 1).unwrap();
+                let read = by_oracle(&spec, ours.head(), ours.block(0)).unwrap();
+                assert!(read == kit.units, "{what}, encoded by the crate");
+            }
+        }
+    }
+    assert!(n > 150, "{n}");
+}
+
+/// A kit of everything: two tables of which one lacks symbols, exceptions on all sides, a tail.
+fn bf16() -> Kit {
+    let mut first = vec![0; 32];
+    first[3..9].copy_from_slice(&[1000, 1500, 1000, 500, 90, 6]);
+    let mut second = vec![128; 32];
+    second[0] = 0;
+    second[1] = 256;
+    let mut head = Head::plain(Dtype::BF16, 1, 200, vec![first, second]);
+    head.first = 0;
+    let mut random = Random(5);
+    let units = (0..700u32).flat_map(|i| {
+        let field = match i {
+            10 => 0,
+            20 => 199,
+            21 => 232,
+            30 => 511,
+            40 => 201,
+            300 => 100,
+            400 => 200,
+            _ => 203 + (random.below(16) as u32 % 5),
+        };
+        head.join(field, random.below(128) as u8, 0)
+    });
+    let units = units.collect();
+    let choices = Choices { tables: vec![0, 1], low_widths: vec![], q: 4, begin: vec![] };
+    Kit { head, units, choices }
+}
+
+/// Three tables, three low widths, more segments than one byte of numbers.
+fn f32() -> Kit {
+    let mut random = Random(9);
+    let tables = (0..3).map(|_| frequencies(5, &mut random)).collect();
+    let mut head = Head::plain(Dtype::F32, 1, 100, tables);
+    head.low_widths = vec![16, 11, 0];
+    let choices = Choices {
+        tables: vec![0, 1, 2, 1, 0],
+        low_widths: vec![2, 1, 0, 1, 2],
+        q: 3,
+        begin: vec![],
+    };
+    let units = (0..1300u32).flat_map(|i| {
+        let width = u32::from(head.low_widths[choices.low_widths[(i as usize / 256).min(4)]]);
+        let low = (random.next() & ((1 << width) - 1)) << (16 - width);
+        head.join(100 + random.below(32) as u32, random.below(128) as u8, low)
+    });
+    let units = units.collect();
+    Kit { head, units, choices }
+}
+
+fn bytes() -> Kit {
+    kit(Dtype::U8, 0, 8, 1, 600, 3)
+}
+
+/// A residual of one bit, whose 32 bytes are all carried, by half of the lanes.
+fn e5m2() -> Kit {
+    let mut kit = kit(Dtype::F8_E5M2, 2, 6, 2, 300, 4);
+    kit.head.log_segment = 8;
+    kit.choices.tables = vec![1];
+    kit
+}
+
+/// What must come of a case.
+type HeadCase = (&'static str, fn(&mut Vec<u8>), Rule);
+
+#[test]
+fn heads() {
+    /// The head of a BF16 tensor with these frequencies.
+    fn of(freqs: &[u32]) -> Vec<u8> {
+        let mut out = Head::plain(Dtype::BF16, 1, 100, vec![vec![128; 32]]).write();
+        out.truncate(14);
+        let mut bits = Bits::default();
+        oracle::push_table(&mut bits, freqs);
+        out.extend(bits.bytes(1));
+        out
+    }
+    let mut sum_below = vec![128; 32];
+    sum_below[7] = 127;
+    let mut sum_above = vec![128; 32];
+    sum_above[31] = 129;
+    let mut one = vec![0; 32];
+    one[9] = 4096;
+    let mut more = vec![0; 32];
+    more[9] = 4097;
+    let spec = spec(Dtype::BF16, 300);
+    for (name, freqs, ok) in [
+        ("a sum of 4095", sum_below, false),
+        ("a sum of 4097", sum_above, false),
+        ("all the mass at one symbol", one, true),
+        ("a frequency of 4097", more, false),
+        ("a frequency of 8191", [&[8191][..], &[0; 31]].concat(), false),
+        ("a frequency of 8192", [&[8192][..], &[0; 31]].concat(), false),
+        ("a frequency of 32767", [&[32767][..], &[0; 31]].concat(), false),
+        ("no frequencies", vec![0; 32], false),
+        ("a table of 31 symbols", [[132; 31], [4; 31]].concat()[..31].to_vec(), false),
+        ("sums that wrap at 2^16", vec![4096; 17].into_iter().chain(vec![0; 15]).collect(), false),
+    ] {
+        let head = of(&freqs);
+        let raw = [&[0; 8][..], &[7; 600]].concat();
+        let found = outcome(&spec, &head, &raw, true, name);
+        assert_eq!(found.err(), (!ok).then_some(Rule::FrequencyTable), "{name}");
+    }
+
+    let bf16: &[HeadCase] = &[
+        ("empty", Vec::clear, Rule::AnsHead),
+        ("13 bytes", |h| h.truncate(13), Rule::AnsHead),
+        ("no table", |h| h.truncate(14), Rule::FrequencyTable),
+        ("a table cut short", |h| h.truncate(h.len() - 1), Rule::FrequencyTable),
+        ("a byte more", |h| h.push(0), Rule::AnsHead),
+        ("a bit behind the tables", |h| *h.last_mut().unwrap() |= 0x80, Rule::AnsHead),
+        ("m 8", |h| h[0] = 8, Rule::AnsHead),
+        ("m 16", |h| h[0] = 16, Rule::AnsHead),
+        ("m 255", |h| h[0] = 255, Rule::AnsHead),
+        ("4 symbol bits", |h| h[1] = 4, Rule::AnsHead),
+        ("0 symbol bits", |h| h[1] = 0, Rule::AnsHead),
+        ("9 symbol bits", |h| h[1] = 9, Rule::AnsHead),
+        ("255 symbol bits", |h| h[1] = 255, Rule::AnsHead),
+        ("6 symbol bits for a table of 5", |h| h[1] = 6, Rule::FrequencyTable),
+        ("segments of 2^7", |h| h[2] = 7, Rule::AnsHead),
+        ("segments of 2^0", |h| h[2] = 0, Rule::AnsHead),
+        ("segments of 2^17", |h| h[2] = 17, Rule::AnsHead),
+        ("segments of 2^255", |h| h[2] = 255, Rule::AnsHead),
+        ("no tables", |h| h[3] = 0, Rule::AnsHead),
+        ("9 tables", |h| h[3] = 9, Rule::AnsHead),
+        ("255 tables", |h| h[3] = 255, Rule::AnsHead),
+        ("one table fewer than there are", |h| h[3] = 1, Rule::AnsHead),
+        ("one table more than there are", |h| h[3] = 3, Rule::FrequencyTable),
+        (
+            "a window past the field",
+            |h| h[4..6].copy_from_slice(&481u16.to_le_bytes()),
+            Rule::AnsHead,
+        ),
+        ("base 65535", |h| h[4..6].fill(0xff), Rule::AnsHead),
+        (
+            "first inside the window",
+            |h| h[6..8].copy_from_slice(&201u16.to_le_bytes()),
+            Rule::AnsHead,
+        ),
+        (
+            "first at the window's end",
+            |h| h[6..8].copy_from_slice(&231u16.to_le_bytes()),
+            Rule::AnsHead,
+        ),
+        (
+            "first beyond the field",
+            |h| h[6..8].copy_from_slice(&512u16.to_le_bytes()),
+            Rule::AnsHead,
+        ),
+        ("first 65535", |h| h[6..8].fill(0xff), Rule::AnsHead),
+        ("a low width without low bits", |h| h[8] = 1, Rule::AnsHead),
+        ("255 low widths", |h| h[8] = 255, Rule::AnsHead),
+        ("reserved", |h| h[9] = 1, Rule::ReservedNotZero),
+        ("an unused low width", |h| h[10] = 1, Rule::ReservedNotZero),
+        ("the last unused low width", |h| h[13] = 1, Rule::ReservedNotZero),
+    ];
+    run_heads(&self::bf16(), bf16);
+    let f32: &[HeadCase] = &[
+        ("no low width", |h| h[8..14].fill(0), Rule::AnsHead),
+        ("5 low widths", |h| h[8] = 5, Rule::AnsHead),
+        ("the first not all", |h| h[10] = 15, Rule::AnsHead),
+        ("the first more than all", |h| h[10] = 17, Rule::AnsHead),
+        ("two equal", |h| h[11] = 16, Rule::AnsHead),
+        ("rising", |h| h[12] = 12, Rule::AnsHead),
+        ("a fourth, uncounted", |h| h[13] = 1, Rule::ReservedNotZero),
+        ("a fourth, equal", |h| h[8] = 4, Rule::AnsHead),
+    ];
+    run_heads(&self::f32(), f32);
+    run_heads(&bytes(), &[("m 1", |h| h[0] = 1, Rule::AnsHead)]);
+    // A field of four bits has no window of 32.
+    let mut head = Head::plain(Dtype::F8_E4M3, 1, 0, vec![vec![128; 32]]);
+    assert!(Head::read(Dtype::F8_E4M3, &head.write()).is_ok());
+    head.m = 0;
+    let e4m3 = self::spec(Dtype::F8_E4M3, 300);
+    let raw = [&[0; 8][..], &[7; 300]].concat();
+    assert_eq!(outcome(&e4m3, &head.write(), &raw, true, "m 0"), Err(Rule::AnsHead));
+    // Every other value of every byte before the tables.
+    for kit in [self::bf16(), self::f32(), bytes(), e5m2()] {
+        let head = kit.head.write();
+        let block = kit.block().bytes();
+        for at in 0..14 {
+            for value in 0..=255 {
+                let mut damaged = head.clone();
+                damaged[at] = value;
+                let what = format!("{} {value} at {at}", kit.head.dtype);
+                let _ = outcome_quick(&kit.spec(), &damaged, &block, &what);
+            }
+        }
+    }
+}
+
+fn run_heads(kit: &Kit, cases: &[HeadCase]) {
+    let block = kit.block().bytes();
+    let head = kit.head.write();
+    let sound = outcome(&kit.spec(), &head, &block, true, "undamaged");
+    assert!(sound.unwrap() == kit.units);
+    for (name, damage, rule) in cases {
+        let mut head = head.clone();
+        damage(&mut head);
+        assert_eq!(outcome(&kit.spec(), &head, &block, true, name), Err(*rule), "{name}");
+    }
+}
+
+/// Backends and oracle alone: for damage in great numbers.
+fn outcome_quick(spec: &TensorSpec, head: &[u8], block: &[u8], what: &str) -> Outcome {
+    let expected = by_oracle(spec, head, block);
+    let mut first = None;
+    for ans in backends() {
+        let found = by_blocks(&ans, spec, head, block);
+        let same = match (&found, &expected) {
+            (Ok(found), Ok(expected)) => found == expected,
+            (Err(_), Err(_)) => true,
+            _ => false,
+        };
+        let opinions = (found.as_ref().err(), expected.as_ref().err());
+        assert!(same, "{what}, {:?}: backend and oracle say {opinions:?}", ans.backend());
+        let first = first.get_or_insert_with(|| found.clone());
+        assert_eq!(found.err(), first.as_ref().err().copied(), "{what}, {:?}", ans.backend());
+    }
+    first.unwrap()
+}
+
+type BlockCase = (&'static str, fn(&Kit, &mut Block), Rule);
+
+fn run_blocks(kit: &Kit, cases: &[BlockCase]) {
+    for (name, damage, rule) in cases {
+        let mut block = kit.block();
+        damage(kit, &mut block);
+        let found = outcome(&kit.spec(), &kit.head.write(), &block.bytes(), true, name);
+        assert_eq!(found.err(), Some(*rule), "{name}");
+    }
+}
+
+/// The words of a block.
+fn words(block: &Block) -> Vec<u16> {
+    let n = u32::from_le_bytes(block.header[4..8].try_into().unwrap()) as usize;
+    let words = block.words.chunks(2).map(|w| u16::from_le_bytes([w[0], w[1]]));
+    words.take(n).collect()
+}
+
+/// The block as if the encoder had begun with other states.
+fn begun_with(kit: &Kit, begin: &[(usize, u32)]) -> Block {
+    let choices = Choices { begin: begin.to_vec(), ..kit.choices.clone() };
+    oracle::encode(&kit.head, &kit.units, &choices)
+}
+
+/// The exceptions of the bf16 kit.
+fn exceptions() -> Vec<(usize, u32)> {
+    vec![(10, 0), (20, 199), (21, 232), (30, 511), (40, 201), (300, 100), (400, 200)]
+}
+
+#[test]
+fn blocks() {
+    let kit = bf16();
+    // The kit's exceptions are those of the list, but for the zero, which has a symbol that the first table lacks.
+    let mut block = kit.block();
+    block.set_exceptions(&kit.head, &exceptions(), 4);
+    assert_eq!(block.bytes(), kit.block().bytes());
+    run_blocks(
+        &kit,
+        &[
+            ("kind 3", |_, b| b.header[0] = 3, Rule::AnsBlockHeader),
+            ("kind 255", |_, b| b.header[0] = 255, Rule::AnsBlockHeader),
+            ("raw of another length", |_, b| b.header[0] = 0, Rule::AnsBlockLength),
+            ("constant of another length", |_, b| b.header[0] = 1, Rule::ConstantBlock),
+            ("Rice parameter 16", |_, b| b.header[1] = 16, Rule::AnsBlockHeader),
+            ("Rice parameter 255", |_, b| b.header[1] = 255, Rule::AnsBlockHeader),
+            (
+                "more words than units",
+                |_, b| b.header[4..8].copy_from_slice(&513u32.to_le_bytes()),
+                Rule::AnsBlockHeader,
+            ),
+            ("2^32-1 words", |_, b| b.header[4..8].fill(0xff), Rule::AnsBlockHeader),
+            (
+                "as many words as units, not there",
+                |_, b| b.header[4..8].copy_from_slice(&512u32.to_le_bytes()),
+                Rule::AnsBlockLength,
+            ),
+            (
+                "a word left over",
+                |_, b| {
+                    let mut words = words(b);
+                    words.push(0);
+                    b.set_words(&words);
+                },
+                Rule::AnsWords,
+            ),
+            (
+                "two words left over",
+                |_, b| {
+                    let mut words = words(b);
+                    words.extend([1, 2]);
+                    b.set_words(&words);
+                },
+                Rule::AnsWords,
+            ),
+            (
+                "a word too few",
+                |_, b| {
+                    let mut words = words(b);
+                    words.pop();
+                    b.set_words(&words);
+                },
+                Rule::AnsWords,
+            ),
+            ("no words", |_, b| b.set_words(&[]), Rule::AnsWords),
+            (
+                "padding of the states",
+                |_, b| *b.states.last_mut().unwrap() |= 0x80,
+                Rule::PaddingNotZero,
+            ),
+            (
+                "padding of the words",
+                |_, b| {
+                    let mut words = words(b);
+                    if words.len().is_multiple_of(2) {
+                        words.push(0);
+                        b.set_words(&words);
+                    }
+                    *b.words.last_mut().unwrap() = 1;
+                },
+                Rule::PaddingNotZero,
+            ),
+            ("a bit behind the numbers of tables", |_, b| b.ids[0] |= 4, Rule::PaddingNotZero),
+            ("padding of the numbers", |_, b| b.ids[1] = 1, Rule::PaddingNotZero),
+            ("padding of the numbers, last", |_, b| b.ids[3] = 0x80, Rule::PaddingNotZero),
+            ("another table", |_, b| b.ids[0] ^= 1, Rule::AnsWords),
+            (
+                "a lane that ends above",
+                |k, b| *b = begun_with(k, &[(5, 1 << 17)]),
+                Rule::AnsEndState,
+            ),
+            (
+                "a lane that ends far above",
+                |k, b| *b = begun_with(k, &[(31, u32::MAX)]),
+                Rule::AnsEndState,
+            ),
+            ("no tail", |_, b| b.tail.clear(), Rule::AnsBlockLength),
+            ("a byte more", |_, b| b.tail.push(0), Rule::AnsException),
+            (
+                "residual a byte short",
+                |_, b| b.residual.truncate(b.residual.len() - 1),
+                Rule::AnsException,
+            ),
+            ("no residual", |_, b| b.residual.clear(), Rule::AnsBlockLength),
+            ("an exception more", |_, b| b.header[2] += 1, Rule::AnsException),
+            ("an exception fewer", |_, b| b.header[2] -= 1, Rule::AnsException),
+            ("65,535 exceptions", |_, b| b.header[2..4].fill(0xff), Rule::AnsException),
+            ("no exceptions", |_, b| b.header[2..4].fill(0), Rule::AnsException),
+            ("a byte behind the exceptions", |_, b| b.exceptions.push(0), Rule::AnsException),
+            (
+                "a bit behind the exceptions",
+                |k, b| {
+                    let mut bits = oracle::write_exceptions(&k.head, &exceptions(), 4);
+                    assert!(!bits.0.len().is_multiple_of(8));
+                    bits.push(1, 1);
+                    b.exceptions = bits.bytes(1);
+                },
+                Rule::AnsException,
+            ),
+            ("ones without end", |_, b| b.exceptions.fill(0xff), Rule::AnsException),
+            ("ones for 60,000 bytes", |_, b| b.exceptions = vec![0xff; 3000], Rule::AnsException),
+            ("another Rice parameter", |_, b| b.header[1] = 5, Rule::AnsException),
+            (
+                "an exception that has a symbol",
+                |k, b| {
+                    let mut list = exceptions();
+                    list[0].1 = 204;
+                    b.set_exceptions(&k.head, &list, 4);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "an exception of the first field that has a symbol",
+                |k, b| {
+                    let mut list = exceptions();
+                    // The second table has symbol 1, field 201; the first has not.
+                    list[5].1 = 201;
+                    b.set_exceptions(&k.head, &list, 4);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "an exception beyond the groups",
+                |k, b| {
+                    let mut list = exceptions();
+                    list.push((512, 100));
+                    b.set_exceptions(&k.head, &list, 4);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "an exception in the tail",
+                |k, b| {
+                    let mut list = exceptions();
+                    list.push((699, 100));
+                    b.set_exceptions(&k.head, &list, 4);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "an exception far beyond",
+                |k, b| {
+                    let mut list = exceptions();
+                    list.push((60_000, 100));
+                    b.set_exceptions(&k.head, &list, 0);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "a field of 512",
+                |k, b| {
+                    let mut list = exceptions();
+                    list[3].1 = 512;
+                    b.set_exceptions(&k.head, &list, 4);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "a field below 0",
+                |_, b| {
+                    // Distance 200 below a window that begins at 200.
+                    let mut bits = Bits::default();
+                    bits.unary(0);
+                    bits.push(0, 4);
+                    bits.push(0, 1);
+                    bits.unary(6);
+                    bits.push(101 - 64, 6);
+                    bits.push(0, 1);
+                    b.header[2..4].copy_from_slice(&[1, 0]);
+                    b.exceptions = bits.bytes(1);
+                },
+                Rule::AnsException,
+            ),
+            (
+                "a distance of 13 bits",
+                |_, b| {
+                    let mut bits = Bits::default();
+                    bits.unary(0);
+                    bits.push(0, 4);
+                    bits.push(0, 1);
+                    bits.unary(13);
+                    bits.push(0, 14);
+                    b.header[2..4].copy_from_slice(&[1, 0]);
+                    b.exceptions = bits.bytes(1);
+                },
+                Rule::AnsException,
+            ),
+        ],
+    );
+    // A lane's state cannot be below the bound: the shortest form is the bound itself, which is a state like others.
+    let mut block = kit.block();
+    block.lengths.fill(0);
+    block.states = vec![0; 64];
+    let found = outcome(&kit.spec(), &kit.head.write(), &block.bytes(), true, "least states");
+    assert!(matches!(found, Err(Rule::AnsWords | Rule::AnsEndState)));
+    let mut block = kit.block();
+    block.set_states(&[u32::MAX; 32]);
+    let found = outcome(&kit.spec(), &kit.head.write(), &block.bytes(), true, "greatest states");
+    assert!(matches!(found, Err(Rule::AnsWords | Rule::AnsEndState)));
+
+    run_blocks(
+        &f32(),
+        &[
+            ("table 3 of 3", |_, b| b.ids[0] |= 3, Rule::AnsTableId),
+            ("table 3 of 3, the last segment", |_, b| b.ids[1] |= 3, Rule::AnsTableId),
+            ("low width 3 of 3", |_, b| b.ids[1] |= 0x0c, Rule::AnsTableId),
+            ("low width 3 of 3, the last segment", |_, b| b.ids[2] |= 0x0c, Rule::AnsTableId),
+            (
+                "low planes a byte short",
+                |_, b| b.lows.truncate(b.lows.len() - 1),
+                Rule::AnsException,
+            ),
+            ("no low planes", |_, b| b.lows.clear(), Rule::AnsBlockLength),
+        ],
+    );
+    let kit = e5m2();
+    assert!(kit.block().residual.is_empty());
+    run_blocks(
+        &kit,
+        &[
+            (
+                "a lane that carries nothing ends elsewhere",
+                |k, b| *b = begun_with(k, &[(16, (1 << 16) + 1)]),
+                Rule::AnsEndState,
+            ),
+            (
+                "the last lane ends elsewhere",
+                |k, b| *b = begun_with(k, &[(31, (1 << 16) + 0x8000)]),
+                Rule::AnsEndState,
+            ),
+        ],
+    );
+    // What a lane does carry may be anything.
+    let other = begun_with(&kit, &[(15, (1 << 16) + 0xffff)]);
+    let found = outcome(&kit.spec(), &kit.head.write(), &other.bytes(), true, "carried");
+    assert!(found.is_ok());
+}
+
+#[test]
+fn blocks_of_other_kinds() {
+    let head = bf16().head.write();
+    let check = |name: &str, n_units: usize, block: &[u8], expected: Option<Rule>| {
+        let found = outcome(&spec(Dtype::BF16, n_units), &head, block, true, name);
+        assert_eq!(found.err(), expected, "{name}");
+    };
+    let raw = |n: usize| [&[0; 8][..], &vec![7; n]].concat();
+    check("raw", 300, &raw(600), None);
+    check("raw, one unit", 1, &raw(2), None);
+    check("raw, a byte short", 300, &raw(599), Some(Rule::AnsBlockLength));
+    check("raw, a byte long", 300, &raw(601), Some(Rule::AnsBlockLength));
+    check("raw, the header alone", 300, &raw(0), Some(Rule::AnsBlockLength));
+    check("raw, seven bytes", 3, &[0; 7], Some(Rule::AnsBlockLength));
+    for at in 1..8 {
+        let mut block = raw(600);
+        block[at] = 1;
+        check("raw, reserved bytes", 300, &block, Some(Rule::AnsBlockHeader));
+    }
+    let constant = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[0x80, 0x3f].repeat(28)].concat();
+    check("constant", 300, &constant, None);
+    check("constant of 64 bytes", 32, &constant, None);
+    check("constant of a full block", BLOCK_UNITS, &constant, None);
+    check("constant of 62 bytes", 31, &constant, Some(Rule::ConstantBlock));
+    check("constant of 2 bytes", 1, &constant, Some(Rule::ConstantBlock));
+    check("constant, a byte short", 300, &constant[..63], Some(Rule::ConstantBlock));
+    check("constant, a byte long", 300, &[&constant[..], &[0]].concat(), Some(Rule::ConstantBlock));
+    for at in 1..8 {
+        let mut block = constant.clone();
+        block[at] = 0x10;
+        check("constant, reserved bytes", 300, &block, Some(Rule::AnsBlockHeader));
+    }
+    for at in 8..64 {
+        let mut block = constant.clone();
+        block[at] ^= 1;
+        check("not constant", 300, &block, Some(Rule::ConstantBlock));
+    }
+    check("empty", 300, &[], Some(Rule::AnsBlockHeader));
+    check("one byte", 300, &[2], Some(Rule::AnsBlockLength));
+    // No group, so nothing to decode.
+    let mut short = bf16().block().bytes();
+    check("ANS of 255 units", 255, &short, Some(Rule::AnsBlockHeader));
+    short[4..8].fill(0);
+    check("ANS of one unit", 1, &short, Some(Rule::AnsBlockHeader));
+    // The same block as one of another length.
+    let block = bf16().block().bytes();
+    for n in [256, 511, 512, 699, 701, 768, 1024, BLOCK_UNITS] {
+        let found = outcome(&spec(Dtype::BF16, n), &head, &block, false, "another length");
+        assert!(found.is_err(), "{n}");
+    }
+}
+
+/// Buffers and blocks that do not fit together are the caller's mistake, and an error.
+#[test]
+fn misuse_is_an_error() {
+    let kit = bf16();
+    let (block, head) = (kit.block().bytes(), kit.head.write());
+    for ans in backends() {
+        let decoder: Box<dyn BlockDecoder> = ans.open(&kit.spec(), &head).unwrap();
+        let mut dst = vec![0; 3 * BLOCK_UNITS * 2];
+        for n in [0, 1, 2, 511, 512, 513, 1023, 1025, 1399, 1401, 1402, 2 * BLOCK_UNITS]
+            .into_iter()
+            .chain([2 * BLOCK_UNITS + 1, 2 * BLOCK_UNITS + 1400])
+        {
+            assert!(decoder.decode_blocks(&[&block], &mut dst[..n]).is_err(), "{n}");
+            assert!(decoder.decode_blocks(&[&block, &block], &mut dst[..n]).is_err(), "{n}");
+        }
+        assert!(decoder.decode_blocks(&[], &mut dst[..1400]).is_err());
+        assert!(decoder.decode_blocks(&[], &mut []).is_ok());
+        decoder.decode_blocks(&[&block], &mut dst[..1400]).unwrap();
+        assert!(dst[..1400] == kit.units);
+        // A decoder of BF16 for an odd number of bytes.
+        let raw = [&[0; 8][..], &[7; 601]].concat();
+        let constant = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[7; 56]].concat();
+        for block in [raw, constant] {
+            let error = decoder.decode_blocks(&[&block], &mut dst[..601]).unwrap_err();
+            assert_eq!((error.rule(), error.class()), (Rule::BufferLength, Class::Usage));
+        }
+    }
+}
+
+/// One damaged block among sound ones: found wherever it stands, its offset named, whichever blocks a backend takes together.
+#[test]
+fn one_bad_block_among_several() {
+    let n_units = 4 * BLOCK_UNITS + 1000;
+    let mut random = Random(12);
+    let bytes: Vec<u8> = (0..n_units)
+        .flat_map(|_| {
+            let value = 0x3c00 + (random.below(8) * random.below(8) * 64) + random.below(64);
+            (value as u16).to_le_bytes()
+        })
+        .collect();
+    let spec = spec(Dtype::BF16, n_units);
+    let sound = encode_tensor(&Ans::default(), &spec, &bytes, 0).unwrap();
+    let blocks: Vec<Vec<u8>> = (0..5).map(|i| sound.block(i).to_vec()).collect();
+    assert!(blocks.iter().all(|b| b[0] == 2), "every block is coded");
+    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+        ("a state", |b| b[26] ^= 0x10),
+        ("the last word", |b| {
+            let lengths: usize =
+                b[8..24].iter().map(|&l| 32 + usize::from(l & 15) + usize::from(l >> 4)).sum();
+            let words = 24 + lengths.div_ceil(32) * 4;
+            let n = u32::from_le_bytes(b[4..8].try_into().unwrap()) as usize;
+            b[words + 2 * n - 1] ^= 0x40;
+        }),
+        ("the number of words", |b| b[4] ^= 1),
+        ("the number of exceptions", |b| b[2] ^= 1),
+        ("its length", |b| b.push(0)),
+    ];
+    let mut refused = 0;
+    for i in 0..5 {
+        for (what, damage) in damages {
+            let mut blocks = blocks.clone();
+            damage(&mut blocks[i]);
+            let units = spec.block_byte_len(i as u64) / 2;
+            let head = Head::read(Dtype::BF16, sound.head()).unwrap();
+            // Some damage makes another block that is as valid.
+            let Some(expected) = oracle::decode(&head, &blocks[i], units).err() else { continue };
+            refused += 1;
+            let tensor = oracle::seal(&spec, sound.head(), &blocks).unwrap();
+            let place = tensor.table().padded_block_range(i as u64);
+            for ans in backends().filter(|a| a.backend() != Backend::Reference) {
+                for threads in [1, 2] {
+                    let mut dst = vec![0; bytes.len()];
+                    let error = tensor
+                        .decode_bytes(&ans, 0..spec.byte_len(), &mut dst, threads)
+                        .unwrap_err();
+                    let what = format!("{what} of block {i}, {:?}", ans.backend());
+                    assert_eq!(error.tensor(), Some("h"), "{what}");
+                    assert!(place.contains(&error.offset().unwrap()), "{what}: {error:?}");
+                    assert_eq!(error.rule(), expected, "{what}");
+                    // The other blocks do not suffer.
+                    for k in (0..5u64).filter(|&k| k != i as u64) {
+                        let from = k as usize * spec.block_bytes();
+                        let range = from..from + spec.block_byte_len(k);
+                        let wanted = range.start as u64..range.end as u64;
+                        tensor.decode_bytes(&ans, wanted, &mut dst[range.clone()], 1).unwrap();
+                        assert!(dst[range.clone()] == bytes[range], "{what}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 15, "{refused}");
+}
+
+/// Every single bit of head and block, and every length: no panic, and every backend says what the oracle says, to the last
+/// bit of what is decoded.
+#[test]
+fn every_bit_and_every_cut() {
+    let (mut refused, mut read) = (0, 0);
+    for kit in [bf16(), f32(), bytes(), e5m2(), kit(Dtype::F64, 4, 5, 2, 260, 8)] {
+        let spec = kit.spec();
+        let (head, block) = (kit.head.write(), kit.block().bytes());
+        let name = kit.head.dtype;
+        let mut count = |outcome: Outcome| match outcome {
+            Ok(_) => read += 1,
+            Err(_) => refused += 1,
+        };
+        for bit in 0..8 * head.len() {
+            let mut damaged = head.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let what = format!("{name}: bit {bit} of the head");
+            count(outcome_quick(&spec, &damaged, &block, &what));
+        }
+        for len in 0..head.len() {
+            let what = format!("{name}: {len} bytes of the head");
+            let found = outcome_quick(&spec, &head[..len], &block, &what);
+            assert!(found.is_err(), "{what}");
+        }
+        // Of the residual and the low planes, which may be anything, every 37th bit will do.
+        let parts = kit.block();
+        let free = parts.lows.len() + parts.residual.len();
+        let free_from = block.len() - free - parts.exceptions.len() - parts.tail.len();
+        for bit in 0..8 * block.len() {
+            if (free_from..free_from + free).contains(&(bit / 8)) && bit % 37 != 0 {
+                continue;
+            }
+            let mut damaged = block.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let what = format!("{name}: bit {bit} of the block");
+            let found = outcome_quick(&spec, &head, &damaged, &what);
+            count(found);
+        }
+        for len in 0..block.len() {
+            let what = format!("{name}: {len} bytes of the block");
+            let found = outcome_quick(&spec, &head, &block[..len], &what);
+            assert!(found.is_err(), "{what}");
+        }
+    }
+    assert!(refused > 5000 && read > 1000, "{refused} refused, {read} read");
+}
+
+/// Noise in the place of blocks, and random damage in several places at once.
+#[test]
+fn random_damage() {
+    let mut random = Random(99);
+    let kits = [bf16(), f32(), bytes(), e5m2()];
+    for round in 0..3000 {
+        let kit = &kits[round % kits.len()];
+        let (mut head, mut block) = (kit.head.write(), kit.block().bytes());
+        for _ in 0..=random.below(4) {
+            let target = if random.below(8) == 0 { &mut head } else { &mut block };
+            let at = random.below(target.len() as u64) as usize;
+            match random.below(5) {
+                0 => target[at] = random.next() as u8,
+                1 => target.truncate(at.max(1)),
+                2 => target.insert(at, random.next() as u8),
+                3 => target[at..].iter_mut().for_each(|b| *b = random.next() as u8),
+                _ => {
+                    let from = random.below(target.len() as u64) as usize;
+                    target[at] = target[from];
+                }
+            }
+        }
+        let _ = outcome_quick(&kit.spec(), &head, &block, &format!("round {round}"));
+    }
+}
