@@ -1,177 +1,394 @@
 #!/usr/bin/env python3
 """Restores a safetensors file from a `.bs` shard: python3 reader.py FILE.bs OUT.safetensors
 
-Written from FORMAT.md alone, with Python's standard library (3.9 or later), to be read beside it and to
-check other readers against: the envelope and the index here, what everything needs in `basics.py`, the
-encodings in `payloads.py`. Numbers in comments are sections of FORMAT.md. File and result are held in
-memory. It sets none of the limits of section 1; everything else is checked.
-
+Written from FORMAT.md alone, with Python's standard library (3.9 or later), to be read beside it and to check
+other readers against. Comments have its section numbers, errors the names of its rules. File and result are
+held in memory; everything but the limits of section 1 is checked, before anything is written.
 Exit codes: 0 restored, 1 reading or writing failed, 2 wrong use, 3 corrupt, 4 unsupported.
 """
 import hashlib
 import json
+import math
 import struct
 import sys
-from types import SimpleNamespace as Fields
+from pathlib import Path
+from types import SimpleNamespace
 
-from basics import (BLOCK_UNITS, Corrupt, Sections, Unsupported, block_sizes, padded, require,
-                    require_checksum, require_zeros, tensor_bytes)
-from payloads import decode_tensor
+# 1. Conventions
+class Refused(Exception):
+    """Its arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if there is one."""
 
+def require(holds, rule, found, otherwise="corrupt"):
+    if not holds:
+        raise Refused(otherwise, rule, found)
+
+class Source:
+    """Bytes that hold one thing after the other; where they end early, `rule` is broken."""
+    def __init__(self, data, rule):
+        self.data, self.rule, self.bit = data, rule, 0
+    def left(self):
+        return len(self.data) - self.bit // 8
+    def bits(self, n):  # the next n bits of a bit string, as a number
+        start, self.bit = self.bit, self.bit + n
+        require(self.bit <= 8 * len(self.data), self.rule, f"{n} bits are not there")
+        return int.from_bytes(self.data[start // 8:(self.bit + 7) // 8], "little") >> start % 8 & (1 << n) - 1
+    def ones(self, most):  # counts one bits up to the zero that ends them
+        n = 0
+        while self.bits(1):
+            n += 1
+        require(n <= most, self.rule, f"{n} one bits in a row")
+        return n
+    def take(self, length, multiple=1):  # the next bytes, which are padded to a multiple
+        taken = self.bits(8 * length).to_bytes(length, "little")
+        self.pad(multiple)
+        return taken
+    def pad(self, multiple):
+        require(self.bits(-self.bit % (8 * multiple)) == 0, "PaddingNotZero", f"before byte {self.bit // 8}")
+    def numbers(self, layout, multiple=1):
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), multiple))
+
+DTYPE_BITS = {name: bits for bits, names in {
+    4: "F4", 6: "F6_E2M3 F6_E3M2", 16: "BF16 F16 I16 U16", 32: "F32 I32 U32", 64: "F64 C64 I64 U64",
+    8: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"}.items() for name in names.split()}
+UNIT_BYTES = {**dict.fromkeys(DTYPE_BITS, 1), "BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # section 3
+
+# 2. Checksums: XXH3 of 64 bits, seed 0, with the secret of its specification
+SECRET = bytes.fromhex(
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
+    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364eac5ac8334d3ebc3c581a0fffa1363eb"
+    "170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e")
+MASK, P1, P2, P3 = 2**64 - 1, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+LANES = 0xC2B2AE3D, P1, P2, P3, 0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1
+
+def word(data, at, size=8):
+    return int.from_bytes(data[at:at + size], "little")
+def key(at):
+    return word(SECRET, at) ^ word(SECRET, at + 8)
+def fold(a, b):
+    return a * b & MASK ^ a * b >> 64
+def mix(data, at, key_at):
+    return fold(word(data, at) ^ word(SECRET, key_at), word(data, at + 8) ^ word(SECRET, key_at + 8))
+
+def stir(h, steps=(37, 0x165667919E3779F9, 32)):  # steps are shifts and factors in turn
+    h &= MASK
+    for i, step in enumerate(steps):
+        h = h * step & MASK if i % 2 else h ^ h >> step
+    return h
+
+def xxh3(data):
+    n = len(data)
+    if n <= 3:
+        ends = (data[0] << 16 | data[n // 2] << 24 | data[-1] | n << 8) if n else 0
+        return stir(ends ^ (word(SECRET, 0, 4) ^ word(SECRET, 4, 4) if n else key(56)), [33, P2, 29, P3, 32])
+    if n <= 8:
+        h = (word(data, 0, 4) << 32 | word(data, n - 4, 4)) ^ key(8)
+        h = (h ^ (h << 49 | h >> 15) ^ (h << 24 | h >> 40)) * 0x9FB21C651E98DF25 & MASK
+        return stir((h ^ (h >> 35) + n) * 0x9FB21C651E98DF25, [28])
+    if n <= 16:
+        low, high = word(data, 0) ^ key(24), word(data, n - 8) ^ key(40)
+        return stir(n + int.from_bytes(low.to_bytes(8, "little"), "big") + high + fold(low, high))
+    if n <= 128:
+        return stir(n * P1 + sum(mix(data, 16 * i, 32 * i) + mix(data, n - 16 * i - 16, 32 * i + 16)
+                                 for i in range((n + 31) // 32)))
+    if n <= 240:
+        h = stir(n * P1 + sum(mix(data, i, i) for i in range(0, 128, 16)))
+        return stir(h + sum(mix(data, i, i - 125) for i in range(128, n - 15, 16)) + mix(data, n - 16, 119))
+    keys = [struct.unpack_from("<8Q", SECRET, at) for at in (*range(0, 136, 8), 121, 11)]
+    stripes = [(64 * i, keys[i % 16]) for i in range((n - 1) // 64)] + [(n - 64, keys[17])]
+    lanes = LANES
+    for i, (at, secrets) in enumerate(stripes, 1):
+        values = struct.unpack_from("<8Q", data, at)
+        mixed = [value ^ secret for value, secret in zip(values, secrets)]
+        lanes = [lanes[j] + values[j ^ 1] + (mixed[j] & 0xFFFFFFFF) * (mixed[j] >> 32) for j in range(8)]
+        if i % 16 == 0 and i < len(stripes):
+            lanes = [(stir(lane, [47]) ^ secret) * LANES[7] & MASK for lane, secret in zip(lanes, keys[16])]
+    ends = [lane & MASK ^ secret for lane, secret in zip(lanes, keys[18])]
+    return stir(n * P1 + sum(map(fold, ends[::2], ends[1::2])))
 
 # 4. Shard: envelope
-
-MAGIC = b"\x89bsmall\n"
-VERSION = 1
-
-
-def read_envelope(data):
-    """Checks prelude and trailer; returns offset and bytes of the index."""
-    if data[:4] == b"BGSM":
-        raise Unsupported("a file of the Python package (PythonPackageFile)")
-    if data[-8:] != MAGIC and data[8:9] == b"{":
-        raise Unsupported("a safetensors file (SafetensorsFile)")
+def read_envelope(data):  # returns payloads and index
+    magic = b"\x89bsmall\n"
+    require(data[:4] != b"BGSM", "PythonPackageFile", data[:4], "unsupported")
+    require(data[-8:] == magic or data[8:9] != b"{", "SafetensorsFile", data[:9], "unsupported")
     require(len(data) >= 64, "ShardTooShort", f"{len(data)} bytes")
-    offset, length, needed, _, version, reserved, checksum = struct.unpack("<QQIIH6sQ", data[-48:-8])
-    require(data[-8:] == MAGIC, "ShardMagic", "there is no trailer")
-    require(offset >= 16 and offset + length + 48 == len(data), "IndexRange",
-            f"index of {length} bytes at {offset}")
-    require_checksum(data[offset:-16], checksum, "IndexChecksum", "the index")
-    require(version > 0, "VersionZero", "version 0")
-    if version > VERSION or needed:
-        raise Unsupported(f"version {version}, features {needed:#x} (Version, RequiredFeature)")
-    require_zeros(reserved, "ReservedNotZero", "reserved field of the trailer")
-    require(data[:8] == MAGIC, "ShardMagic", "there is no prelude")
-    require(data[8:16] == bytes([1, 0, 0, 0, 0, 0, 0, 0]), "ReservedNotZero", "prelude after its magic")
-    return offset, data[offset:-48]
-
+    require(data[-8:] == magic, "ShardMagic", data[-8:])
+    offset, length, features, _, version, reserved, checksum = struct.unpack("<QQIIH6sQ", data[-48:-8])
+    require(offset >= 16 and offset + length + 48 == len(data), "IndexRange", f"{length} bytes at {offset}")
+    require(xxh3(data[offset:-16]) == checksum, "IndexChecksum", "another checksum")
+    require(version > 0, "VersionZero", version)
+    require(version <= 1, "Version", version, "unsupported")
+    require(features == 0, "RequiredFeature", f"{features:#x}", "unsupported")
+    require(data[:8] == magic, "ShardMagic", data[:8])
+    require(data[8:16] + reserved == b"\1" + bytes(13), "ReservedNotZero", data[8:16] + reserved)
+    return Source(data[16:offset], "PayloadRange"), Source(data[offset:-48], "IndexTruncated")
 
 # 5. Shard: index
-
-def read_index(index, end):
-    """Returns digest, stored header, and the records with their tensors, in the order of tensors."""
-    sections = Sections(index, "IndexTruncated")
-    header_length, digest, count, flags = sections.numbers("Q32sII")
+def restore(data):  # returns the bytes of the safetensors file that a shard holds
+    payloads, index = read_envelope(data)
+    header_length, digest, n, flags = index.numbers("Q32sII")
     require(flags < 2, "ReservedNotZero", "flags of the index")
-    header = sections.take(header_length, 8)
+    header = index.take(header_length, 8)
     tensors = read_stored_header(header)
-    require(count == len(tensors), "EntryCount", f"{count} records for {len(tensors)} tensors")
-    records, payload_end = [], 16
-    for tensor in tensors:
-        record = read_record(sections, tensor, records)
-        if not record.shared:
-            require(record.offset == payload_end, "PayloadRange", f"payload of {tensor.name!r}")
-            payload_end += record.length
-            require(payload_end <= end, "PayloadRange", f"payload of {tensor.name!r}")
-        records.append(record)
-    require(sections.left() == 0, "IndexTrailing", "bytes after the last record")
-    require(payload_end == end, "IndexRange", "bytes between the last payload and the index")
-    return digest, header, records
-
-
-def read_stored_header(header):
-    """Returns the tensors, in the order of their data."""
-    require(header[:1] == b"{", "HeaderStart", "the stored header does not begin with {")
-    try:
-        found = json.loads(header.decode(), object_pairs_hook=json_object, parse_int=json_integer,
-                           parse_constant=json_integer)
-        json.dumps(found, ensure_ascii=False).encode()  # fails for lone surrogates
-    except (ValueError, RecursionError) as error:
-        raise Corrupt(f"stored header: {error} (HeaderSyntax)") from None
-    metadata = found.pop("__metadata__", {})
-    require(isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()),
-            "HeaderEntry", "__metadata__ is not an object of strings")
-    tensors = sorted((read_entry(*entry) for entry in found.items()), key=lambda t: (t.begin, t.end))
-    ends = [0, *(tensor.end for tensor in tensors)]
-    for tensor, begin in zip(tensors, ends):
-        require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange",
-                f"tensor {tensor.name!r}")
-    return tensors
-
-
-def json_object(pairs):
-    require(len(dict(pairs)) == len(pairs), "HeaderDuplicate", "a key stands twice")
-    return dict(pairs)
-
-
-def json_integer(text):
-    """What is no integer of 64 bits becomes a float, which entries refuse; NaN and its like fail."""
-    if text.lstrip("-").isdigit():
-        return int(text) if text.isdigit() and len(text) <= 20 and int(text) < 2**64 else float(text)
-    raise ValueError(f"{text} is no number")
-
-
-def read_entry(name, entry):
-    what = f"entry of {name!r}"
-    require(isinstance(entry, dict) and len(entry) <= 3 + 64, "HeaderEntry", what)
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    require(isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list)
-            and len(offsets) == 2, "HeaderEntry", what)
-    require(all(type(number) is int for number in shape + offsets), "HeaderSyntax", what)
-    size = tensor_bytes(dtype, shape)
-    return Fields(name=name, dtype=dtype, size=size, begin=offsets[0], end=offsets[1])
-
-
-def read_record(sections, tensor, earlier):
-    what = f"record of {tensor.name!r}"
-    encoding, flags, reserved, head, offset, length, checksum = sections.numbers("BBHIQQQ")
-    require(flags < 4 and reserved == 0, "ReservedNotZero", what)
-    record = Fields(tensor=tensor, shared=flags & 1, encoding=encoding, head=head, offset=offset,
-                    length=length, checksum=checksum, md5=sections.take(16) if flags & 2 else None)
-    if record.shared:
-        require_zeros([encoding, head, length, checksum], "ReservedNotZero", what)
-        require(offset < len(earlier), "SharedPayload", what)
-        other = earlier[offset]
-        require(not other.shared and other.tensor.dtype == tensor.dtype
-                and other.tensor.size == tensor.size, "SharedPayload", what)
-        return record
-    require(tensor.size // (8 * BLOCK_UNITS) <= sections.left(), "IndexTruncated", what)
-    sizes = block_sizes(tensor)
-    lengths = sections.numbers(f"{len(sizes)}I", 8)
-    record.blocks = list(zip(sizes, lengths, sections.numbers(f"{len(sizes)}Q")))
-    require(all(min(size, 56) <= stored <= 2 * size + 4096 for size, stored in zip(sizes, lengths)),
-            "BlockLength", what)
-    require(length == sum(padded(part, 8) for part in (head, *lengths)), "PayloadLength", what)
-    return record
-
-
-def restore(data):
-    """The bytes of the safetensors file that a shard holds."""
-    end, index = read_envelope(data)
-    digest, header, records = read_index(index, end)
-    decoded = []
-    for record in records:
+    require(n == len(tensors), "EntryCount", f"{n} records for {len(tensors)} tensors")
+    for place, tensor in enumerate(tensors):
         try:
-            tensor = decoded[record.offset] if record.shared else decode_tensor(data, record)
-            md5 = hashlib.md5(tensor, usedforsecurity=False).digest()
-            require(record.md5 in (None, md5), "ContentDigest", "MD5 differs")
-        except (Corrupt, Unsupported) as error:
-            raise type(error)(f"tensor {record.tensor.name!r}: {error}") from None
-        decoded.append(tensor)
-    restored = b"".join([struct.pack("<Q", len(header)), header, *decoded])
-    require(hashlib.sha256(restored).digest() == digest, "ContentDigest", "SHA-256 differs")
+            tensor.content = read_tensor(tensor, tensors[:place], index, payloads)
+        except Refused as error:
+            raise Refused(*error.args, tensor.name) from None
+    require(index.left() == 0, "IndexTrailing", f"{index.left()} bytes")
+    require(payloads.left() == 0, "IndexRange", f"{payloads.left()} bytes between payloads and index")
+    restored = b"".join([struct.pack("<Q", len(header)), header, *(tensor.content for tensor in tensors)])
+    require(hashlib.sha256(restored).digest() == digest, "ContentDigest", "another SHA-256")
     return restored
 
+def read_stored_header(header):  # returns the tensors in the order of their data
+    require(header[:1] == b"{", "HeaderStart", header[:1])
+    try:
+        entries = json.loads(header.decode(), object_pairs_hook=json_object, parse_int=json_number,
+                             parse_float=json_number, parse_constant=json_number)
+        json.dumps(entries, ensure_ascii=False).encode()  # fails for lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise Refused("corrupt", "HeaderSyntax", error) from None
+    metadata = entries.pop("__metadata__", {})
+    require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderEntry", metadata)
+    tensors = sorted((read_entry(*entry) for entry in entries.items()), key=lambda t: (t.begin, t.end))
+    for tensor, begin in zip(tensors, [0, *(tensor.end for tensor in tensors)]):
+        require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange", tensor.name)
+    return tensors
+
+def json_object(pairs):
+    require(len(dict(pairs)) == len(pairs), "HeaderDuplicate", [name for name, _ in pairs])
+    return dict(pairs)
+
+def json_number(text):
+    require(math.isfinite(float(text)), "HeaderSyntax", text)
+    return int(text) if text.isdigit() else float(text)
+
+def read_entry(name, entry):
+    require(type(entry) is dict and len(entry) <= 3 + 64, "HeaderEntry", name)
+    dtype, shape, offsets = map(entry.get, ("dtype", "shape", "data_offsets"))
+    sound = [type(dtype), type(shape), type(offsets)] == [str, list, list] and len(offsets) == 2
+    require(sound, "HeaderEntry", name)
+    require(all(type(number) is int for number in shape + offsets), "HeaderSyntax", name)
+    require(dtype in DTYPE_BITS, "DtypeUnknown", dtype, "unsupported")
+    elements = math.prod(filter(None, shape))
+    require(elements < 2**64 and elements * DTYPE_BITS[dtype] < 2**63, "ShapeOverflow", shape)
+    size, bits_over = divmod(0 if 0 in shape else elements * DTYPE_BITS[dtype], 8)
+    require(bits_over == 0, "SubByteTotal", shape)
+    return SimpleNamespace(name=name, dtype=dtype, size=size, begin=offsets[0], end=offsets[1])
+
+def read_tensor(tensor, earlier, index, payloads):  # reads a record and decodes its payload
+    encoding, flags, reserved, head_length, offset, length, checksum = index.numbers("BBHIQQQ")
+    require(flags < 4 and reserved == 0, "ReservedNotZero", f"flags {flags}")
+    md5, tensor.shared = index.take(16) if flags & 2 else None, flags & 1
+    if tensor.shared:
+        require(encoding == head_length == length == checksum == 0, "ReservedNotZero", "shared record")
+        other = earlier[offset] if offset < len(earlier) else tensor
+        alike = (other.dtype, other.size) == (tensor.dtype, tensor.size)
+        require(alike and not other.shared, "SharedPayload", offset)
+        content = other.content
+    else:
+        starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])  # section 3: of the blocks
+        require(12 * len(starts) <= index.left(), "IndexTruncated", f"{len(starts)} blocks")
+        sizes = [min(starts.step, tensor.size - start) for start in starts]
+        lengths, checksums = index.numbers(f"{len(starts)}I", 8), index.numbers(f"{len(starts)}Q")
+        possible = all(min(size, 56) <= stored <= 2 * size + 4096 for size, stored in zip(sizes, lengths))
+        require(possible, "BlockLength", lengths)
+        require(length == sum(part + -part % 8 for part in (head_length, *lengths)), "PayloadLength", length)
+        require(offset == 16 + payloads.bit // 8, "PayloadRange", offset)
+        head, blocks = payloads.take(head_length, 8), [payloads.take(length, 8) for length in lengths]
+        require(xxh3(head) == checksum, "HeadChecksum", "another checksum")
+        for i, block in enumerate(blocks):
+            require(xxh3(block + bytes(-len(block) % 8)) == checksums[i], "BlockChecksum", f"block {i}")
+        require(encoding <= 2, "EncodingUnknown", encoding, "unsupported")
+        decode = (decode_raw, decode_ans, decode_tbe)[encoding]
+        content = b"".join(decode(head, tensor.dtype, zip(blocks, sizes)))
+    require(md5 in (None, hashlib.md5(content, usedforsecurity=False).digest()), "ContentDigest", "MD5")
+    return content
+
+def decode_raw(head, _, blocks):  # 10.
+    require(not head, "PayloadLength", "a raw payload with a head")
+    for block, size in blocks:
+        require(len(block) == size, "BlockLength", f"{len(block)} bytes for {size}")
+        yield block
+
+# 7. ANS
+ANS_FLOATS = {"BF16": (16, 8), "F16": (8, 5), "F32": (16, 8), "F64": (16, 11), "F8_E4M3": (8, 4),
+              "F8_E4M3FNUZ": (8, 4), "F8_E5M2": (8, 5), "F8_E5M2FNUZ": (8, 5)}  # head bits, exponent bits
+
+def decode_ans(head, dtype, blocks):  # 7.1, 7.2
+    source, ans = Source(head, "AnsHead"), SimpleNamespace(unit_bytes=UNIT_BYTES[dtype])
+    m, ans.w, log_segment, n_tables, ans.base, first, k, reserved, *widths = source.numbers("4B2H6B")
+    head_bits, exponent_bits = ANS_FLOATS.get(dtype, (8, 8))
+    ans.field_bits, ans.r = exponent_bits + m, head_bits - exponent_bits - m
+    require(m == 0 or dtype in ANS_FLOATS and ans.r >= 1, "AnsHead", f"m {m}")
+    require(5 <= ans.w <= min(8, ans.field_bits), "AnsHead", f"{ans.w} symbol bits")
+    require(8 <= log_segment <= 16 and 1 <= n_tables <= 8, "AnsHead", f"{log_segment}, {n_tables} tables")
+    ans.top, fields = ans.base + (1 << ans.w), range(1 << ans.field_bits)
+    outside = first in fields and not ans.base <= first < ans.top
+    require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead", f"{ans.base}, {first}")
+    require(not any([reserved, *widths[k:]]), "ReservedNotZero", "in an ANS head")
+    ans.low_bits, ans.widths = 8 * ans.unit_bytes - head_bits, widths[:k] or [0]
+    falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
+    require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
+    symbols = [first, *range(ans.base + 1, ans.top)]
+    ans.segment, ans.tables = 1 << log_segment - 8, [read_table(source, symbols) for _ in range(n_tables)]
+    source.pad(1)
+    require(source.left() == 0, "AnsHead", f"{source.left()} bytes after the tables")
+    for block, size in blocks:
+        yield decode_ans_block(ans, block, size)
+
+def read_table(source, fields):  # 7.3; returns field, frequency and rank of every slot
+    symbols, size, frequencies = range(len(fields)), 4096 // len(fields), []
+    for _ in symbols:
+        bits = source.bits(4)
+        require(bits <= 13, "FrequencyTable", f"frequency of {bits} bits")
+        frequencies.append(1 << bits - 1 | source.bits(bits - 1) if bits else 0)
+    require(sum(frequencies) == 4096, "FrequencyTable", f"sum {sum(frequencies)}")
+    left, keep, donor = list(frequencies), [size for _ in symbols], list(symbols)
+    small, large = [s for s in symbols if left[s] < size], [s for s in symbols if left[s] >= size]
+    while small and large:
+        s, giver = small.pop(), large[-1]
+        keep[s], donor[s] = left[s], giver
+        left[giver] -= size - left[s]
+        if left[giver] < size:
+            small.append(large.pop())
+    slots = [s for b in symbols for s in keep[b] * [b] + (size - keep[b]) * [donor[b]]]
+    ranks = [iter(range(4096)) for _ in symbols]
+    return [(fields[s], frequencies[s], next(ranks[s])) for s in slots]
+
+def unpack(packed, n):  # 7.4: 256 values of n bits
+    values = [byte >> 7 << n - 1 | byte & (1 << n - 1) - 1 for byte in packed]
+    for bit in range(n - 1, 7):
+        values += [sum((packed[32 * k + c] >> bit & 1) << k for k in range(n)) for c in range(32)]
+    return values
+
+def read_low_planes(source, low_bits, v):  # 7.4: the low bits of the units of a group
+    planes = [source.take(256) for _ in range(v // 8)] + [unpack(source.take(32 * (v % 8)), v % 8)]
+    return [sum(part << 8 * b for b, part in enumerate(unit)) << low_bits - v for unit in zip(*planes)]
+
+def decode_ans_block(ans, block, size):  # 7.5
+    source = Source(block, "AnsBlockLength")
+    kind, q, exceptions, n_words = source.numbers("BBHI")
+    require(kind == 2 or kind < 2 and not q | exceptions | n_words, "AnsBlockHeader", block[:8])
+    if kind == 0:
+        require(source.left() == size, "AnsBlockLength", f"{source.left()} bytes for {size}")
+        return block[8:]
+    if kind == 1:
+        decoded = block[8:8 + ans.unit_bytes] * (size // ans.unit_bytes)
+        require(size >= 64 and decoded[:56] == block[8:], "ConstantBlock", block[8:])
+        return decoded
+    groups, tail = divmod(size, 256 * ans.unit_bytes)
+    require(groups >= 1 and q <= 15 and n_words <= 256 * groups, "AnsBlockHeader", block[:8])
+    lengths = [half for byte in source.take(16) for half in (byte & 15, byte >> 4)]
+    states = [source.bits(16) | (1 << length | source.bits(length)) << 16 for length in lengths]
+    source.pad(4)
+    words = source.numbers(f"{n_words}H", 4)
+    tables = read_ids(source, ans.tables, groups, ans.segment)
+    widths = read_ids(source, ans.widths, groups, ans.segment)
+    source.pad(4)
+    lows = [low for v in widths for low in read_low_planes(source, ans.low_bits, v)]
+    carried = min(64, 32 * ans.r * groups)
+    packed = source.take(32 * ans.r * groups - carried)
+    codes = Source(source.take(max(0, source.left() - tail)), "AnsException")
+    fields = decode_lanes(states, words, tables)
+    ends = [state - 65536 for state in states]
+    require(all(0 <= z < 65536 for z in ends) and not any(ends[carried // 2:]), "AnsEndState", ends)
+    packed = Source(packed + struct.pack("<32H", *ends)[:carried], "AnsBlockLength")
+    patch_exceptions(ans, codes, exceptions, q, tables, fields)
+    residuals = [value for _ in range(groups) for value in unpack(packed.take(32 * ans.r), ans.r)]
+    below = max(0, ans.r - 1)  # bits of the residual that stand below the field; its sign stands above
+    units = [((residual >> below << ans.field_bits | field) << below | residual & (1 << below) - 1)
+             << ans.low_bits | low for field, residual, low in zip(fields, residuals, lows)]
+    return b"".join(unit.to_bytes(ans.unit_bytes, "little") for unit in units) + source.take(tail)
+
+def read_ids(source, choices, groups, segment):  # what is chosen for every group, by its segment
+    ids = [source.bits((len(choices) - 1).bit_length()) for _ in range(0, groups, segment)]
+    require(max(ids) < len(choices), "AnsTableId", max(ids))
+    return [choices[ids[g // segment]] for g in range(groups)]
+
+def decode_lanes(states, words, tables):  # the fields of all groups; the end states remain in `states`
+    fields, used = [], 0
+    supply = words + 256 * len(tables) * (0,)  # as many as can be asked for, so that it is enough to count
+    for table in tables:
+        for _ in range(8):
+            row = 32 * [0]
+            for lane, state in enumerate(states):
+                field, frequency, rank = table[state % 4096]
+                state = frequency * (state >> 12) + rank
+                if state < 65536:
+                    state, used = state << 16 | supply[used], used + 1
+                states[lane], row[2 * lane if lane < 16 else 2 * lane - 31] = state, field
+            fields += row
+    require(used == len(words), "AnsWords", f"{used} words used of {len(words)}")
+    return fields
+
+def patch_exceptions(ans, codes, exceptions, q, tables, fields):
+    position = -1
+    for _ in range(exceptions):
+        position += 1 + (codes.ones(len(fields)) << q | codes.bits(q))
+        require(position < len(fields), "AnsException", f"position {position}")
+        side = codes.bits(1) and 1 + codes.bits(1)  # of the window: 0 below, 1 above, 2 inside
+        if side == 2:
+            field = ans.base + codes.bits(ans.w)
+        else:
+            n = codes.ones(12)
+            distance = 2 * ((1 << n | codes.bits(n)) - 1) + codes.bits(1)
+            field = ans.top + distance if side else ans.base - 1 - distance
+        coded = any(field == of for of, _, _ in tables[position // 256])
+        require(0 <= field < 1 << ans.field_bits and not coded, "AnsException", f"field {field}")
+        fields[position] = field
+    codes.pad(1)
+    require(codes.left() == 0, "AnsException", f"{codes.left()} bytes after the last")
+
+# 8. TBE payloads
+TBE_FLOATS = {"BF16": (8, 7, 0), "F16": (5, 10, 3), "F8_E4M3": (4, 3, 4), "F8_E5M2": (5, 2, 3)}
+
+def decode_tbe(head, dtype, blocks):
+    require(dtype in TBE_FLOATS, "EncodingDtype", dtype)
+    e, m, x = TBE_FLOATS[dtype]
+    require(len(head) == 8 and head[0] in (3, 4), "TbeHead", head)
+    w, base, *reserved = head
+    escape = (1 << w) - 1
+    require(base + escape <= 1 << e, "TbeHead", f"base {base}")
+    require(not any(reserved), "ReservedNotZero", "in a TBE head")
+    for block, size in blocks:
+        source, n = Source(block, "TbeBlockLength"), size // UNIT_BYTES[dtype]
+        tiles = [source.numbers(f"{w + x}Q") for _ in range(0, n, 64)]
+        bits = [sum((word >> i & 1) << j for j, word in enumerate(tile)) for tile in tiles for i in range(64)]
+        require(not any(bits[n:]), "PaddingNotZero", "in the last tile")
+        codes, others = [b & escape for b in bits[:n]], [b >> w for b in bits[:n]]
+        if UNIT_BYTES[dtype] == 2:
+            others = [high << 8 | low for high, low in zip(others, source.take(n, 8))]
+        starts = source.numbers(f"{-(-n // 512)}I", 8)
+        require(starts == tuple(codes[:at].count(escape) for at in range(0, n, 512)), "TbeEscapeStarts", n)
+        escapes = source.take(source.left())
+        require(len(escapes) == codes.count(escape), "TbeBlockLength", f"{len(escapes)} escapes")
+        for exponent in set(escapes):
+            require(not 0 <= exponent - base < escape, "TbeEscapeInWindow", exponent)
+            require(exponent < 1 << e, "TbeEscapeField", exponent)
+        rest = iter(escapes)
+        exponents = [next(rest) if code == escape else base + code for code in codes]
+        units = [((o >> m << e) + exponent << m) + o % (1 << m) for o, exponent in zip(others, exponents)]
+        yield b"".join(unit.to_bytes(UNIT_BYTES[dtype], "little") for unit in units)
 
 def main(arguments):
     if len(arguments) != 2:
         print("usage: reader.py FILE.bs OUT.safetensors", file=sys.stderr)
         return 2
-    source, target = arguments
     try:
-        with open(source, "rb") as file:
-            restored = restore(file.read())
-        with open(target, "wb") as file:
-            file.write(restored)
-    except (Corrupt, Unsupported) as error:
-        print(f"{source}: {type(error).__name__.lower()}: {error}", file=sys.stderr)
-        return error.exit_code
+        restored = restore(Path(arguments[0]).read_bytes())
+        Path(arguments[1]).write_bytes(restored)
+    except Refused as error:
+        kind, rule, *what = error.args
+        print(f"{arguments[0]}: {kind}: {rule} {what!a}", file=sys.stderr)
+        return {"corrupt": 3, "unsupported": 4}[kind]
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{target}: {len(restored)} bytes, SHA-256 {hashlib.sha256(restored).hexdigest()}")
+    print(f"{arguments[1]}: {len(restored)} bytes, SHA-256 {hashlib.sha256(restored).hexdigest()}")
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -5,9 +5,8 @@ import re
 import struct
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
-import basics
-import payloads
 import reader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,19 +49,19 @@ class Vectors(unittest.TestCase):
     def test_xxh3(self):
         for length in (0, 3, 7, 16, 100, 200, 240, 2000):
             stored = number_vector(f"xxh3 of {length} bytes")
-            self.assertEqual([basics.xxh3(bytes(31 * i % 256 for i in range(length)))], stored, length)
+            self.assertEqual([reader.xxh3(bytes(31 * i % 256 for i in range(length)))], stored, length)
 
-    def test_alias_layout(self):
+    def test_table(self):
         frequencies = number_vector("frequencies")
-        bits = basics.Bits(hex_vector("table bytes"), "table")
-        self.assertEqual(payloads.read_frequencies(bits, 5), frequencies)
-        bits.finish()
-        slots = payloads.alias_layout(frequencies)
+        source = reader.Source(hex_vector("table bytes"), "table")
+        table = reader.read_table(source, range(32))
+        source.pad(1)
+        self.assertEqual(source.left(), 0)
         for slot, symbol, rank in (map(int, word.split(":")) for word in
                                    vector("slots, as slot:symbol:rank")):
-            self.assertEqual(slots[slot], (symbol, rank))
+            self.assertEqual(table[slot], (symbol, frequencies[symbol], rank))
         keep, donor = number_vector("keep"), number_vector("donor")
-        for slot, (symbol, _) in enumerate(slots):
+        for slot, (symbol, _, _) in enumerate(table):
             bucket = slot // 128
             self.assertEqual(symbol, bucket if slot % 128 < keep[bucket] else donor[bucket])
 
@@ -70,8 +69,8 @@ class Vectors(unittest.TestCase):
         for n in range(1, 9):
             values = bytes(i * i // 8 % (1 << n) for i in range(256))
             packed = pack(values, n)
-            self.assertEqual([basics.xxh3(packed)], number_vector(f"packed {n}"))
-            self.assertEqual(payloads.unpack(packed, n), values)
+            self.assertEqual([reader.xxh3(packed)], number_vector(f"packed {n}"))
+            self.assertEqual(reader.unpack(packed, n), list(values))
         begins = hex_vector("packed 3 begins")
         self.assertEqual(pack([i * i // 8 % 8 for i in range(256)], 3)[:len(begins)], begins)
 
@@ -80,15 +79,15 @@ class Vectors(unittest.TestCase):
         planes = bytes(low >> 5 & 255 for low in lows) + pack([low >> 13 for low in lows], 3)
         begin = hex_vector("low planes begin")
         self.assertEqual(planes[:len(begin)], begin)
-        self.assertEqual([basics.xxh3(planes)], number_vector("low planes"))
-        self.assertEqual(payloads.read_low_planes(basics.Sections(planes, "planes"), 16, 11), lows)
+        self.assertEqual([reader.xxh3(planes)], number_vector("low planes"))
+        self.assertEqual(reader.read_low_planes(reader.Source(planes, "planes"), 16, 11), lows)
 
     def test_exceptions(self):
         stored = [tuple(map(int, word.split(":"))) for word in vector("exceptions, as position:field")]
-        spec = reader.Fields(base=112, symbol_bits=5, field_bits=9, coded=[set()])
+        ans = SimpleNamespace(base=112, top=144, w=5, field_bits=9)
         fields = 512 * [None]
-        bits = basics.Bits(hex_vector("exception bytes"), "exceptions")
-        payloads.replace_exceptions(spec, bits, len(stored), 3, [0, 0], fields)
+        codes = reader.Source(hex_vector("exception bytes"), "exceptions")
+        reader.patch_exceptions(ans, codes, len(stored), 3, [[], []], fields)
         self.assertEqual([(i, field) for i, field in enumerate(fields) if field is not None], stored)
 
     def test_tbe(self):
@@ -96,12 +95,12 @@ class Vectors(unittest.TestCase):
         self.assertEqual(len(starts), 5)
         for start in starts:
             dtype, _, width, _, base = LINES[start].split()
-            size = basics.UNIT_BYTES[dtype]
+            size = reader.UNIT_BYTES[dtype]
             values = [int(word, 16) for word in LINES[start + 1].split()[1:]]
             block = bytes.fromhex("".join(LINES[start + 2].split()[1:]))
-            spec = payloads.read_tbe_head(bytes([int(width), int(base), 0, 0, 0, 0, 0, 0]), dtype)
-            self.assertEqual(payloads.decode_tbe_block(spec, block, size * len(values)),
-                             struct.pack(f"<{len(values)}{basics.UNIT_LAYOUT[size]}", *values), dtype)
+            head = bytes([int(width), int(base), 0, 0, 0, 0, 0, 0])
+            decoded = b"".join(reader.decode_tbe(head, dtype, [(block, size * len(values))]))
+            self.assertEqual(decoded, b"".join(value.to_bytes(size, "little") for value in values), dtype)
 
     def test_frame(self):
         """A BF16 frame with a name of one byte and one block, its fields read at their places."""
@@ -111,12 +110,13 @@ class Vectors(unittest.TestCase):
         units[7], units[100] = 0x0001, 0x7fc1
         head_length, _, head_checksum, shape = struct.unpack_from("<IQQQ", frame, 12)
         block_length, checksum, frame_checksum = struct.unpack_from("<QQQ", frame, 48)
-        self.assertEqual((shape, basics.xxh3(frame[:64])), (261, frame_checksum))
-        tensor = reader.Fields(dtype="BF16", size=522)
-        record = reader.Fields(tensor=tensor, encoding=frame[9], head=head_length, offset=72,
-                               length=len(frame) - 72, checksum=head_checksum,
-                               blocks=[(522, block_length, checksum)])
-        self.assertEqual(payloads.decode_tensor(frame, record), struct.pack("<261H", *units))
+        self.assertEqual((shape, reader.xxh3(frame[:64])), (261, frame_checksum))
+        tensor = SimpleNamespace(dtype="BF16", size=522)
+        record = struct.pack("<BBHIQQQ", frame[9], 0, 0, head_length, 16, len(frame) - 72, head_checksum)
+        index = reader.Source(record + struct.pack("<QQ", block_length, checksum), "index")
+        payloads = reader.Source(frame[72:], "payloads")
+        self.assertEqual(reader.read_tensor(tensor, [], index, payloads), struct.pack("<261H", *units))
+        self.assertEqual((index.left(), payloads.left()), (0, 0))
 
     def test_shard(self):
         self.assertEqual(reader.restore(hex_vector("shard"))[-3:], b"\1\2\3")
@@ -126,8 +126,9 @@ class Vectors(unittest.TestCase):
         for bit in range(8 * len(shard)):
             damaged = bytearray(shard)
             damaged[bit // 8] ^= 1 << bit % 8
-            with self.assertRaises(basics.Corrupt, msg=f"bit {bit}"):
+            with self.assertRaises(reader.Refused, msg=f"bit {bit}") as refused:
                 reader.restore(bytes(damaged))
+            self.assertEqual(refused.exception.args[0], "corrupt", f"bit {bit}")
 
 
 class Goldens(unittest.TestCase):
