@@ -125,14 +125,36 @@ impl<'a> Job<'a> {
     }
 }
 
+/// One block to encode, last symbol to first.
+pub(crate) struct EncodeJob<'a> {
+    /// Whole groups of symbols; each has a frequency in its group's table.
+    pub(crate) symbols: &'a [u8],
+    /// The table of every group.
+    pub(crate) group_tables: &'a [u8],
+    /// The decoder's end states to begin with; afterwards its first states.
+    pub(crate) states: &'a mut [u32; LANES],
+    /// Room for one word a symbol and [`ROOM`] more. The words end at its end, in the decoder's order.
+    pub(crate) words: &'a mut [u16],
+    /// Where they begin.
+    pub(crate) begin: &'a mut usize,
+}
+
+/// A backend may write so many words before the first that it keeps.
+pub(crate) const ROOM: usize = 32;
+
 /// The entropy coder of a backend. Implementations are this crate's own.
 pub(crate) trait EntropyBackend: Sync {
     /// Decodes the next groups of every job, as many as fill its slice of `symbols`.
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]);
 
-    /// [`units::split`].
-    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
-        units::split(head, units, symbols, residual);
+    /// [`units::split_symbols`].
+    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
+        units::split_symbols(head, units, symbols);
+    }
+
+    /// [`units::split_residual`].
+    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
+        units::split_residual(head, units, residual);
     }
 
     /// [`units::choose_tables`].
@@ -166,14 +188,6 @@ pub(crate) trait EntropyBackend: Sync {
         0
     }
 
-    /// Encodes `symbols`, last to first, beginning with `states` and leaving the decoder's first states there. The words end at the
-    /// end of `words`, in the decoder's order; returns where they begin. `words` has room for one word a symbol and one more.
-    fn encode(
-        &self,
-        head: &Head,
-        symbols: &[u8],
-        group_tables: &[u8],
-        states: &mut [u32; LANES],
-        words: &mut [u16],
-    ) -> usize;
+    /// Encodes every job.
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]);
 }

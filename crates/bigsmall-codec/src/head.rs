@@ -6,7 +6,7 @@ use bigsmall_format::{Dtype, Error, Result, Rule};
 use crate::bits::{BitReader, BitWriter};
 use crate::layout::Layout;
 use crate::planes::GROUP;
-use crate::table::{AliasTable, FrequencyTable};
+use crate::table::{AliasTable, EncodeTable, FrequencyTable};
 
 /// Frequency tables of one tensor, at most.
 pub(crate) const MAX_TABLES: usize = 8;
@@ -70,6 +70,12 @@ impl Head {
     /// The field of `symbol`.
     pub(crate) fn field(&self, symbol: u8) -> u16 {
         if symbol == 0 { self.first } else { self.base + u16::from(symbol) }
+    }
+
+    /// What encoding with table `id` needs.
+    pub(crate) fn encode_table(&self, id: u8) -> &EncodeTable {
+        let id = usize::from(id);
+        self.alias[id].encode(&self.tables[id])
     }
 
     /// Bits that name a segment's table.

@@ -126,14 +126,11 @@ impl Ans {
 }
 
 struct Encoder {
-    head: head::Head,
+    blocks: block::Encoder,
     head_bytes: Vec<u8>,
-    costs: units::CostTable,
-    stand_ins: block::StandIns,
-    backend: &'static dyn backend::EntropyBackend,
     block_bytes: usize,
-    /// Memory of earlier calls, for the next ones: fresh memory costs as much as coding.
-    scratch: Mutex<Vec<block::BlockScratch>>,
+    /// Memory of earlier calls, for the next ones.
+    scratch: Mutex<Vec<block::Scratch>>,
 }
 
 struct Decoder {
@@ -155,10 +152,7 @@ impl TensorEncoding for Ans {
         let head = plan::plan(spec, source, self.level)?;
         Ok(Box::new(Encoder {
             head_bytes: head.write(),
-            costs: units::CostTable::new(&head),
-            stand_ins: block::StandIns::new(&head),
-            head,
-            backend: self.backend.implementation()?,
+            blocks: block::Encoder::new(head, self.backend.implementation()?),
             block_bytes: spec.block_bytes(),
             scratch: Mutex::default(),
         }))
@@ -179,18 +173,7 @@ impl BlockEncoder for Encoder {
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
         let lock = "no thread panics while it holds this lock";
         let mut scratch = self.scratch.lock().expect(lock).pop().unwrap_or_default();
-        for units in units.chunks(self.block_bytes) {
-            let len = block::encode(
-                &self.head,
-                self.backend,
-                (&self.costs, &self.stand_ins),
-                units,
-                &mut scratch,
-                out,
-            );
-            out.resize(out.len().next_multiple_of(8), 0);
-            lens.push(len as u32);
-        }
+        self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
         self.scratch.lock().expect(lock).push(scratch);
     }
 }

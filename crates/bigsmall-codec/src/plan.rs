@@ -6,14 +6,14 @@ use bigsmall_format::{ReadAt, Result, TensorSpec};
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::planes::GROUP;
-use crate::table::FrequencyTable;
-use crate::units::low_width;
+use crate::table::{COST_FRACTION, FrequencyTable};
+use crate::units::{OUTSIDE, low_width};
 use crate::{BitWriter, Level};
 
 /// Units that are read in one piece.
 const RUN: u64 = 4096;
-/// What a unit outside the window costs in 1/256 bit, whatever the table.
-const OUTSIDE: u64 = 20 << 8;
+/// What a unit outside the window costs, whatever the table, in the units of [`FrequencyTable::costs`] as all costs here.
+const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// How much work a level puts into the plan.
 struct Effort {
@@ -124,23 +124,17 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
             Some(sample) => sample,
             None => sampled.insert(sample(spec, source, layout, effort.sample)?),
         };
-        let fields: Vec<u16> = sample.heads.iter().map(|&h| layout.field(h)).collect();
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        let (base, first) = window(&fields, &layout, symbol_bits);
-        let symbol = |f: u16| if f == first { 0 } else { f.wrapping_sub(base) };
-        // Outside the window, and `base` where another field took its symbol: beyond the last symbol.
-        let beyond = |f: u16| f != first && f.wrapping_sub(base) == 0;
-        let symbols: Vec<u16> =
-            fields.iter().map(|&f| if beyond(f) { u16::MAX } else { symbol(f) }).collect();
+        let (base, first) = window(&sample.heads, &layout, symbol_bits);
+        let symbols = symbols(&sample.heads, &layout, (base, first), symbol_bits);
         let groups = histograms(&symbols, 1 << symbol_bits);
+        let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
             let histograms = groups.merged(segment / GROUP);
-            let outside =
-                symbols.iter().filter(|&&s| u32::from(s) >> symbol_bits != 0).count() as u64;
             let (mut cost, tables) = cluster(&histograms, &effort);
-            cost += outside * OUTSIDE;
-            cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << 8;
+            cost += outside * OUTSIDE_COST;
+            cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << COST_FRACTION;
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
             cost += low_cost;
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -156,11 +150,18 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
 
 /// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of its symbol 0: its own, or
 /// field 0 (zeros and subnormals) where that is more common and lies outside.
-fn window(fields: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
-    let mut counts = vec![0u64; 1 << layout.field_bits];
-    for &f in fields {
-        counts[usize::from(f)] += 1;
+fn window(heads: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
+    // Four histograms: equal neighbours need not wait for each other.
+    let n_fields = 1 << layout.field_bits;
+    let mut four = vec![0u32; 4 * n_fields];
+    // The sample is whole groups.
+    for heads in heads.as_chunks::<4>().0 {
+        for (&h, i) in heads.iter().zip(0..) {
+            four[i * n_fields + usize::from(layout.field(h))] += 1;
+        }
     }
+    let counts: Vec<u64> =
+        (0..n_fields).map(|f| (0..4).map(|i| u64::from(four[i * n_fields + f])).sum()).collect();
     let width = 1usize << symbol_bits;
     let mut covered: u64 = counts[..width].iter().sum();
     // The best window, and the best of those whose symbol 0 gives way to field 0.
@@ -179,6 +180,20 @@ fn window(fields: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
     if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
 }
 
+/// The symbols of `heads`, or [`OUTSIDE`] for those beyond the window.
+fn symbols(heads: &[u16], layout: &Layout, (base, first): (u16, u16), symbol_bits: u32) -> Vec<u8> {
+    let n_symbols = 1u16 << symbol_bits;
+    let (shift, mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
+    let symbol = |&h: &u16| {
+        let f = h >> shift & mask;
+        let s = f.wrapping_sub(base);
+        // The field `base` lies outside where another one took its symbol.
+        let s = if s != 0 && s < n_symbols { s as u8 } else { OUTSIDE };
+        if f == first { 0 } else { s }
+    };
+    heads.iter().map(symbol).collect()
+}
+
 /// Counts of the symbols of every segment, one after the other.
 struct Histograms {
     counts: Vec<u16>,
@@ -186,18 +201,19 @@ struct Histograms {
 }
 
 /// The histograms of groups.
-fn histograms(symbols: &[u16], n_symbols: usize) -> Histograms {
+fn histograms(symbols: &[u8], n_symbols: usize) -> Histograms {
     let mut counts = vec![0u16; symbols.len().div_ceil(GROUP).max(1) * n_symbols];
     for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
-        // Two histograms: equal neighbours need not wait for each other.
-        let mut both = [[0u16; 257]; 2];
-        for pair in symbols.chunks(2) {
-            for (h, &s) in both.iter_mut().zip(pair) {
-                h[usize::from(s).min(256)] += 1;
-            }
+        // Four histograms: equal neighbours need not wait for each other, and a quarter of a group can be counted in a byte.
+        let mut four = [[0u8; 256]; 4];
+        for &[a, b, c, d] in symbols.as_chunks().0 {
+            four[0][usize::from(a)] += 1;
+            four[1][usize::from(b)] += 1;
+            four[2][usize::from(c)] += 1;
+            four[3][usize::from(d)] += 1;
         }
         for (s, count) in counts.iter_mut().enumerate() {
-            *count = both[0][s] + both[1][s];
+            *count = four.iter().map(|of| u16::from(of[s])).sum();
         }
     }
     Histograms { counts, n_symbols }
@@ -221,12 +237,16 @@ impl Histograms {
         self.counts.chunks_exact(self.n_symbols)
     }
 
+    fn total(&self) -> u64 {
+        self.counts.iter().map(|&n| u64::from(n)).sum()
+    }
+
     fn len(&self) -> usize {
         self.counts.len() / self.n_symbols
     }
 }
 
-/// Divides the segments among tables so that coding them costs least; returns the cost in 1/256 bit, tables included.
+/// Divides the segments among tables so that coding them costs least; returns the cost, tables included.
 /// Lloyd's algorithm, begun from the segments in the order of their mean symbol.
 fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable>) {
     let n = histograms.len();
@@ -281,26 +301,28 @@ fn lloyd(
         let costs: Vec<_> = tables.iter().map(FrequencyTable::costs).collect();
         let mut total = 0;
         for (h, c) in histograms.iter().zip(&mut *assigned) {
-            let cost = |table: &Vec<u32>| -> u32 {
-                h.iter().zip(table).map(|(&n, &cost)| u32::from(n) * cost).sum()
+            // Both fit 15 bits: vectors multiply and add them in one instruction.
+            let cost = |table: &Vec<u16>| -> i32 {
+                let each = h.iter().zip(table);
+                each.map(|(&n, &cost)| i32::from(n as i16) * i32::from(cost as i16)).sum()
             };
             let (least, at) =
                 costs.iter().enumerate().map(|(i, table)| (cost(table), i)).min().unwrap_or((0, 0));
-            total += u64::from(least);
+            total += least as u64;
             *c = at;
         }
         if round + 1 >= rounds {
             let mut bits = BitWriter::default();
             tables.iter().for_each(|t| t.write(&mut bits));
-            total += (bits.finish().len() as u64 * 8) << 8;
-            total += (histograms.len() as u64 * u64::from(id_bits(k))) << 8;
+            total += (bits.finish().len() as u64 * 8) << COST_FRACTION;
+            total += (histograms.len() as u64 * u64::from(id_bits(k))) << COST_FRACTION;
             return (total, tables);
         }
     }
     unreachable!("the loop returns after the last round")
 }
 
-/// Chooses the low widths that segments may have, and what the low bits then cost in 1/256 bit.
+/// Chooses the low widths that segments may have, and what the low bits then cost.
 fn low_widths(group_widths: &[u8], segment: usize, layout: &Layout) -> (u64, Vec<u8>) {
     let all = layout.low_bits();
     if all == 0 {
@@ -334,5 +356,5 @@ fn low_widths(group_widths: &[u8], segment: usize, layout: &Layout) -> (u64, Vec
         }
     }
     widths.sort_unstable_by(|a, b| b.cmp(a));
-    (bits(&widths) << 8, widths)
+    (bits(&widths) << COST_FRACTION, widths)
 }

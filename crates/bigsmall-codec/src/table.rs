@@ -18,6 +18,11 @@ const LOG_FRACTION: u32 = 20;
 /// About what an exception costs, in bits: gap, field and the symbol that stands in.
 const EXCEPTION_BITS: u64 = 20;
 
+/// Fraction bits of a cost.
+pub(crate) const COST_FRACTION: u32 = 6;
+/// The greatest cost, that of an exception: less than 20 bits, so that 64 costs can be added in 16 bits.
+pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
+
 /// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs decide bytes.
 static LOG2: [u32; TOTAL as usize + 1] = {
     let mut table = [0; TOTAL as usize + 1];
@@ -106,11 +111,13 @@ impl FrequencyTable {
         &self.freqs
     }
 
-    /// What each symbol costs in 1/256 bit.
-    pub(crate) fn costs(&self) -> Vec<u32> {
+    /// What each symbol costs in units of 2^-[`COST_FRACTION`] bit, at most [`MAX_COST`].
+    pub(crate) fn costs(&self) -> Vec<u16> {
+        let shift = LOG_FRACTION - COST_FRACTION;
+        let half = 1 << (shift - 1);
         let cost = |&f: &u16| match f {
-            0 => (EXCEPTION_BITS as u32) << 8,
-            f => ((PRECISION << LOG_FRACTION) - LOG2[f as usize]) >> (LOG_FRACTION - 8),
+            0 => MAX_COST,
+            f => (((PRECISION << LOG_FRACTION) - LOG2[f as usize] + half) >> shift) as u16,
         };
         self.freqs.iter().map(cost).collect()
     }
@@ -176,12 +183,67 @@ pub(crate) struct AliasTable {
     pub(crate) own: Vec<AliasEntry>,
     /// For each bucket the entry of its donor.
     pub(crate) donor: Vec<AliasEntry>,
-    /// Rank 0 of each symbol in [`slot_of`](Self::slot_of).
-    pub(crate) first_rank: Vec<u32>,
     /// The buckets in the form that vector kernels load, where there are 32.
     pub(crate) buckets32: Option<Box<Buckets32>>,
     slots: OnceLock<Box<Slots>>,
-    slot_of: OnceLock<Box<SlotOf>>,
+    encode: OnceLock<Box<EncodeTable>>,
+}
+
+/// What encoding with a table needs, made for vectors that divide by multiplying: quotients may come out one too small, remainders
+/// then one frequency too large, and the table of slots sets both right.
+#[derive(Clone, Debug)]
+pub(crate) struct EncodeTable {
+    /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
+    pub(crate) reciprocal: Vec<u32>,
+    /// For each symbol `freq | k << 13 | first << 17`.
+    pub(crate) fields: Vec<u32>,
+    /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same and 4096, what the quotient
+    /// lacks. One more entry, so that a vector may read two at the last.
+    pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
+}
+
+impl EncodeTable {
+    fn new(freqs: &[u16], alias: &AliasTable) -> EncodeTable {
+        let mut slots = [0; 2 * TOTAL as usize + 1];
+        let mut first_rank = vec![0; freqs.len()];
+        let mut sum = 0;
+        for (first, &f) in first_rank.iter_mut().zip(freqs) {
+            *first = sum;
+            sum += u32::from(f);
+        }
+        alias.for_each_slot(|slot, entry, rank| {
+            let at = (2 * first_rank[usize::from(entry.symbol)] + rank) as usize;
+            slots[at] = slot as u16;
+            slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
+        });
+        // A symbol that the table has not is never encoded. Its entry keeps even so within the slots.
+        let freq_first = freqs.iter().zip(&first_rank).map(|(&f, &first)| match f {
+            0 => (TOTAL, 0),
+            f => (u32::from(f), 2 * first),
+        });
+        EncodeTable {
+            reciprocal: freq_first
+                .clone()
+                .map(|(f, _)| (((1u64 << (32 + f.ilog2())) - 1) / u64::from(f)) as u32)
+                .collect(),
+            fields: freq_first.map(|(f, first)| f | f.ilog2() << 13 | first << 17).collect(),
+            slots,
+        }
+    }
+
+    /// The frequency of a symbol.
+    pub(crate) fn freq(&self, symbol: u8) -> u32 {
+        self.fields[usize::from(symbol)] & 0x1fff
+    }
+
+    /// One step of one lane that has given its word already: x / freq << 12 | slot.
+    pub(crate) fn step(&self, x: u32, symbol: u8) -> u32 {
+        let (fields, reciprocal) =
+            (self.fields[usize::from(symbol)], self.reciprocal[usize::from(symbol)]);
+        let q = ((u64::from(x) * u64::from(reciprocal)) >> (32 + (fields >> 13 & 15))) as u32;
+        let r = x - q * (fields & 0x1fff);
+        (q << PRECISION) + u32::from(self.slots[((fields >> 17) + r) as usize])
+    }
 }
 
 /// 32 buckets; entries in one word each: `freq | symbol << 13 | delta << 19`.
@@ -194,8 +256,6 @@ pub(crate) struct Buckets32 {
 
 /// For every slot `freq - 1 | rank << 12 | symbol << 24`.
 pub(crate) type Slots = [u32; TOTAL as usize];
-/// The slot of rank `r` of symbol `s` is at `first_rank[s] + r`. One more entry, so that a vector may read two at the last.
-pub(crate) type SlotOf = [u16; TOTAL as usize + 1];
 
 /// One side of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,20 +291,13 @@ impl AliasTable {
                 small.push(l);
             }
         }
-        let mut first_rank = Vec::with_capacity(n);
-        let mut sum = 0;
-        for &f in freqs {
-            first_rank.push(sum);
-            sum += u32::from(f);
-        }
         let mut out = AliasTable {
             split: Vec::with_capacity(n),
             own: Vec::with_capacity(n),
             donor: Vec::with_capacity(n),
-            first_rank,
             buckets32: None,
             slots: OnceLock::new(),
-            slot_of: OnceLock::new(),
+            encode: OnceLock::new(),
         };
         // Slots of a symbol get their ranks in increasing order.
         let mut next_rank = vec![0; n];
@@ -300,16 +353,9 @@ impl AliasTable {
         })
     }
 
-    /// The slots in the order of symbols and ranks; made when first asked for.
-    pub(crate) fn slot_of(&self) -> &SlotOf {
-        self.slot_of.get_or_init(|| {
-            let mut slot_of = Box::new([0; TOTAL as usize + 1]);
-            self.for_each_slot(|slot, entry, rank| {
-                let first = self.first_rank[usize::from(entry.symbol)];
-                slot_of[(first + rank) as usize] = slot as u16;
-            });
-            slot_of
-        })
+    /// What encoding with `table`, the one that this was made of, needs; made when first asked for.
+    pub(crate) fn encode(&self, table: &FrequencyTable) -> &EncodeTable {
+        self.encode.get_or_init(|| Box::new(EncodeTable::new(&table.freqs, self)))
     }
 }
 
@@ -369,8 +415,12 @@ mod tests {
                 assert_eq!((packed >> 24) as u8, entry.symbol);
                 assert_eq!(rank, seen[entry.symbol as usize], "ranks rise with the slots");
                 seen[entry.symbol as usize] += 1;
-                let first = alias.first_rank[entry.symbol as usize];
-                assert_eq!(u32::from(alias.slot_of()[(first + rank) as usize]), slot);
+                // Encoding undoes it: every quotient, the least and greatest among them.
+                let (freq, encode) = (u32::from(entry.freq), alias.encode(&table));
+                for q in [16, 17, 1000, 0xf_ffff] {
+                    let x = q * freq + rank;
+                    assert_eq!(encode.step(x, entry.symbol), q << PRECISION | slot);
+                }
             }
             for (s, &f) in table.freqs.iter().enumerate() {
                 assert_eq!(seen[s], u32::from(f));

@@ -1,20 +1,21 @@
 //! Units come apart into symbols, residuals and low bits, and together again, group by group. Plain loops that compilers turn
 //! into vectors; backends compile them once more for their instructions.
 
-use crate::head::Head;
+use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
 use crate::planes::{self, GROUP, packed_len};
+use crate::table::MAX_COST;
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;
 
 /// What each symbol costs under each table: one vector addition a unit finds the best table of a segment.
-pub(crate) struct CostTable(Box<[[u32; 8]; 256]>);
+pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {
     pub(crate) fn new(head: &Head) -> CostTable {
         // Symbols outside the window cost the same under every table: nothing.
-        let mut costs = Box::new([[0; 8]; 256]);
+        let mut costs = Box::new([[0; MAX_TABLES]; 256]);
         for (t, table) in head.tables.iter().enumerate() {
             costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = cost);
         }
@@ -23,7 +24,7 @@ impl CostTable {
 
     /// The costs of one symbol.
     #[inline(always)]
-    pub(crate) fn of(&self, symbol: u8) -> &[u32; 8] {
+    pub(crate) fn of(&self, symbol: u8) -> &[u16; MAX_TABLES] {
         &self.0[usize::from(symbol)]
     }
 }
@@ -38,26 +39,29 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
     let n = head.tables.len();
     ids.clear();
     for segment in symbols.chunks(head.segment) {
-        let mut sums = [0u32; 8];
+        let mut sums = [0u32; MAX_TABLES];
         if n > 1 {
-            for &s in segment {
-                sums.iter_mut().zip(costs.of(s)).for_each(|(sum, cost)| *sum += cost);
+            // So many costs can be added in 16 bits.
+            const PIECE: usize = (u16::MAX / MAX_COST) as usize;
+            for piece in segment.chunks(PIECE) {
+                let mut of_piece = [0u16; MAX_TABLES];
+                for &s in piece {
+                    of_piece.iter_mut().zip(costs.of(s)).for_each(|(sum, cost)| *sum += cost);
+                }
+                sums.iter_mut().zip(of_piece).for_each(|(sum, piece)| *sum += u32::from(piece));
             }
         }
         ids.push(cheapest(&sums[..n]));
     }
 }
 
-/// Takes the symbols, or [`OUTSIDE`], and the packed residuals out of whole groups of units.
+/// Takes the symbols, or [`OUTSIDE`], out of whole groups of units.
 #[inline(always)]
-pub(crate) fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let layout = &head.layout;
     let (shift, field_mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
     let (base, first) = (head.base, head.first);
     let n_symbols = 1u16 << head.symbol_bits;
-    let low_mask = ((1u16 << shift) - 1) as u8;
-    let sign_shift = 8 * layout.head_bytes as u32 - 8;
-    let mut packed = residual.chunks_exact_mut(packed_len(layout.residual_bits).max(1));
     let groups = units.chunks_exact(GROUP * layout.unit_bytes);
     for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
         let mut heads = [0u16; GROUP];
@@ -69,15 +73,27 @@ pub(crate) fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mu
             let s = if inside { s as u8 } else { OUTSIDE };
             *symbol = if field == first { 0 } else { s };
         }
-        if layout.residual_bits > 0
-            && let Some(packed) = packed.next()
-        {
-            let mut values = [0u8; GROUP];
-            for (value, &h) in values.iter_mut().zip(&heads) {
-                *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
-            }
-            planes::pack(&values, layout.residual_bits, packed);
+    }
+}
+
+/// Takes the residuals out of whole groups of units and packs them. `residual` has just the length that they take.
+#[inline(always)]
+pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
+    let layout = &head.layout;
+    if layout.residual_bits == 0 {
+        return;
+    }
+    let low_mask = ((1u16 << layout.field_shift()) - 1) as u8;
+    let sign_shift = 8 * layout.head_bytes as u32 - 8;
+    let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
+    for (units, packed) in units.chunks_exact(GROUP * layout.unit_bytes).zip(packed) {
+        let mut heads = [0u16; GROUP];
+        layout.split_heads(units, &mut heads);
+        let mut values = [0u8; GROUP];
+        for (value, &h) in values.iter_mut().zip(&heads) {
+            *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
         }
+        planes::pack(&values, layout.residual_bits, packed);
     }
 }
 

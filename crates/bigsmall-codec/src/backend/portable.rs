@@ -1,6 +1,6 @@
 //! Plain Rust.
 
-use super::{EntropyBackend, Job, LANES, element};
+use super::{EncodeJob, EntropyBackend, Job, LANES, element};
 use crate::block::STATE_MIN;
 use crate::head::Head;
 use crate::planes::GROUP;
@@ -21,60 +21,27 @@ impl EntropyBackend for Portable {
         }
     }
 
-    fn encode(
-        &self,
-        head: &Head,
-        symbols: &[u8],
-        group_tables: &[u8],
-        states: &mut [u32; LANES],
-        words: &mut [u16],
-    ) -> usize {
-        let mut at = words.len();
-        let steps: Vec<Vec<Step>> = (0..head.tables.len()).map(|t| steps(head, t)).collect();
-        for (group, &table) in symbols.as_chunks::<GROUP>().0.iter().zip(group_tables).rev() {
-            let steps = &steps[usize::from(table)];
-            let slot_of = &head.alias[usize::from(table)].slot_of();
-            for row in group.as_chunks::<LANES>().0.iter().rev() {
-                for lane in (0..LANES).rev() {
-                    let step = &steps[usize::from(row[element(lane)])];
-                    // Without a branch: which lanes give a word is as good as random.
-                    let x = states[lane];
-                    let full = u32::from(x >> (32 - PRECISION) >= step.freq);
-                    words[at - 1] = x as u16;
-                    at -= full as usize;
-                    let x = x >> (16 * full);
-                    let q = (u64::from(x).wrapping_mul(step.reciprocal) >> RECIPROCAL) as u32;
-                    let rank = x - q * step.freq;
-                    let slot = slot_of[((step.first_rank + rank) % TOTAL) as usize];
-                    states[lane] = q << PRECISION | u32::from(slot);
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
+        for job in jobs {
+            let mut at = job.words.len();
+            let groups = job.symbols.as_chunks::<GROUP>().0.iter().zip(job.group_tables);
+            for (group, &table) in groups.rev() {
+                let table = head.encode_table(table);
+                for row in group.as_chunks::<LANES>().0.iter().rev() {
+                    for lane in (0..LANES).rev() {
+                        let symbol = row[element(lane)];
+                        let x = job.states[lane];
+                        // Without a branch: which lanes give a word is as good as random.
+                        let full = u32::from(x >> (32 - PRECISION) >= table.freq(symbol));
+                        job.words[at - 1] = x as u16;
+                        at -= full as usize;
+                        job.states[lane] = table.step(x >> (16 * full), symbol);
+                    }
                 }
             }
+            *job.begin = at;
         }
-        at
     }
-}
-
-/// Division by a frequency: x / f = x * ceil(2^44 / f) >> 44 for x < f * 2^20, exact since the error x / 2^44 stays below
-/// 1 / f; the product stays below 2^64 since f (f - 1) < 2^24.
-const RECIPROCAL: u32 = 44;
-
-/// What encoding one symbol needs.
-#[derive(Clone, Copy)]
-struct Step {
-    freq: u32,
-    first_rank: u32,
-    reciprocal: u64,
-}
-
-fn steps(head: &Head, table: usize) -> Vec<Step> {
-    let freqs = head.tables[table].freqs();
-    let first_rank = &head.alias[table].first_rank;
-    let step = |(&f, &first_rank): (&u16, &u32)| Step {
-        freq: u32::from(f),
-        first_rank,
-        reciprocal: (1u64 << RECIPROCAL).div_ceil(u64::from(f.max(1))),
-    };
-    freqs.iter().zip(first_rank).map(step).collect()
 }
 
 #[inline(always)]

@@ -10,10 +10,10 @@ use constriction::stream::stack::AnsCoder;
 use constriction::stream::{Decode, Encode};
 use constriction::{BitArray, Stack};
 
-use super::{EntropyBackend, Job, LANES, element};
+use super::{EncodeJob, EntropyBackend, Job, LANES, element};
 use crate::head::Head;
 use crate::planes::GROUP;
-use crate::table::{AliasTable, FrequencyTable, PRECISION, TOTAL};
+use crate::table::{FrequencyTable, PRECISION, TOTAL};
 
 pub(crate) struct Reference;
 
@@ -80,13 +80,17 @@ impl WriteWords<u16> for SharedSink<'_> {
     }
 }
 
-/// For every slot the place in the intervals that it stands for.
-fn place_of_slot(alias: &AliasTable) -> Vec<u16> {
-    let mut place = vec![0; TOTAL as usize];
-    for (i, &slot) in alias.slot_of()[..TOTAL as usize].iter().enumerate() {
-        place[usize::from(slot)] = i as u16;
+/// For every slot its place among the intervals, and for every place its slot.
+fn places(head: &Head, table: usize) -> [Vec<u16>; 2] {
+    let freqs = head.tables[table].freqs();
+    let (mut place_of, mut slot_of) = (vec![0; TOTAL as usize], vec![0; TOTAL as usize]);
+    for (slot, &entry) in head.alias[table].slots().iter().enumerate() {
+        let (symbol, rank) = ((entry >> 24) as usize, (entry >> 12 & 0xfff) as u16);
+        let place = freqs[..symbol].iter().sum::<u16>() + rank;
+        place_of[slot] = place;
+        slot_of[usize::from(place)] = slot as u16;
     }
-    place
+    [place_of, slot_of]
 }
 
 fn replace_low(state: u32, by: u16) -> u32 {
@@ -95,7 +99,7 @@ fn replace_low(state: u32, by: u16) -> u32 {
 
 impl EntropyBackend for Reference {
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
-        let places: Vec<_> = head.alias.iter().map(place_of_slot).collect();
+        let places: Vec<_> = (0..head.tables.len()).map(|t| places(head, t)).collect();
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
             let position = Cell::new(job.position);
             for group in symbols.as_chunks_mut::<GROUP>().0 {
@@ -104,7 +108,7 @@ impl EntropyBackend for Reference {
                 for row in group.as_chunks_mut::<LANES>().0 {
                     for lane in 0..LANES {
                         let x = job.states[lane];
-                        let x = replace_low(x, places[table][(x % TOTAL) as usize]);
+                        let x = replace_low(x, places[table][0][(x % TOTAL) as usize]);
                         let words = SharedWords { words: job.words, position: &position };
                         let mut coder = AnsCoder::from_raw_parts(words, x);
                         let Ok(symbol) = coder.decode_symbol(Intervals(&head.tables[table]));
@@ -117,33 +121,30 @@ impl EntropyBackend for Reference {
         }
     }
 
-    fn encode(
-        &self,
-        head: &Head,
-        symbols: &[u8],
-        group_tables: &[u8],
-        states: &mut [u32; LANES],
-        words: &mut [u16],
-    ) -> usize {
-        let mut written = Vec::new();
-        for (group, &table) in symbols.as_chunks::<GROUP>().0.iter().zip(group_tables).rev() {
-            let table = usize::from(table);
-            for row in group.as_chunks::<LANES>().0.iter().rev() {
-                for lane in (0..LANES).rev() {
-                    let mut coder =
-                        AnsCoder::from_raw_parts(SharedSink(&mut written), states[lane]);
-                    coder
-                        .encode_symbol(row[element(lane)], Intervals(&head.tables[table]))
-                        .expect("the plan gives every coded symbol a frequency");
-                    let x = coder.into_raw_parts().1;
-                    let slot = head.alias[table].slot_of()[(x % TOTAL) as usize];
-                    states[lane] = replace_low(x, slot);
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
+        let places: Vec<_> = (0..head.tables.len()).map(|t| places(head, t)).collect();
+        for job in jobs {
+            let mut written = Vec::new();
+            let groups = job.symbols.as_chunks::<GROUP>().0.iter().zip(job.group_tables);
+            for (group, &table) in groups.rev() {
+                let table = usize::from(table);
+                for row in group.as_chunks::<LANES>().0.iter().rev() {
+                    for lane in (0..LANES).rev() {
+                        let sink = SharedSink(&mut written);
+                        let mut coder = AnsCoder::from_raw_parts(sink, job.states[lane]);
+                        coder
+                            .encode_symbol(row[element(lane)], Intervals(&head.tables[table]))
+                            .expect("the plan gives every coded symbol a frequency");
+                        let x = coder.into_raw_parts().1;
+                        let slot = places[table][1][(x % TOTAL) as usize];
+                        job.states[lane] = replace_low(x, slot);
+                    }
                 }
             }
+            // The encoder's last word is the decoder's first.
+            *job.begin = job.words.len() - written.len();
+            let words = &mut job.words[*job.begin..];
+            words.iter_mut().zip(written.iter().rev()).for_each(|(to, from)| *to = *from);
         }
-        // The encoder's last word is the decoder's first.
-        let at = words.len() - written.len();
-        words[at..].iter_mut().zip(written.iter().rev()).for_each(|(to, from)| *to = *from);
-        at
     }
 }

@@ -3,11 +3,11 @@
 use std::arch::x86_64::*;
 
 use crate::backend::portable::Portable;
-use crate::backend::{EntropyBackend, Job, LANES};
+use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::head::Head;
 use crate::planes::GROUP;
-use crate::table::{Slots, TOTAL};
-use crate::units::{self, CostTable};
+use crate::table::{EncodeTable, Slots, TOTAL};
+use crate::units;
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx2(());
@@ -248,42 +248,108 @@ fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; RO
     done
 }
 
+/// For every set of lanes the shuffle that moves their words of 16 bits to the end.
+static COMPACT: [[u8; 16]; 256] = {
+    let mut table = [[0x80; 16]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut lane, mut to) = (8, 8);
+        while lane > 0 {
+            lane -= 1;
+            if mask >> lane & 1 == 1 {
+                to -= 1;
+                table[mask][2 * to] = 2 * lane as u8;
+                table[mask][2 * to + 1] = 2 * lane as u8 + 1;
+            }
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// Encodes one row, last lanes to first. `room` words of `words` are free, 32 of them beyond need.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+fn encode_row(
+    states: &mut [__m256i; VECTORS],
+    table: &EncodeTable,
+    row: &[u8; LANES],
+    words: &mut [u16],
+    room: &mut usize,
+) {
+    let low16 = _mm256_set1_epi32(0xffff);
+    // A symbol that the table has not got would be looked up as another one.
+    let symbol_mask = _mm256_set1_epi32(table.fields.len() as i32 - 1);
+    // SAFETY: a row is 32 bytes, two vectors.
+    let pairs: [__m256i; 2] = std::array::from_fn(|half| unsafe {
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(16 * half).cast()))
+    });
+    for v in (0..VECTORS).rev() {
+        // The first two vectors hold the even elements, in the lower bytes.
+        let pair = pairs[v % 2];
+        let s = if v < 2 { pair } else { _mm256_srli_epi32::<8>(pair) };
+        let s = _mm256_and_si256(s, symbol_mask);
+        // SAFETY: the tables are as long as each other, a power of two, and every symbol is less.
+        let (reciprocal, fields) = unsafe {
+            (
+                _mm256_i32gather_epi32::<4>(table.reciprocal.as_ptr().cast(), s),
+                _mm256_i32gather_epi32::<4>(table.fields.as_ptr().cast(), s),
+            )
+        };
+        let x = states[v];
+        let freq = _mm256_and_si256(fields, _mm256_set1_epi32(0x1fff));
+        let stays = _mm256_cmpgt_epi32(freq, _mm256_srli_epi32::<20>(x));
+        let full = !_mm256_movemask_ps(_mm256_castsi256_ps(stays)) as u8;
+        let low = _mm256_packus_epi32(_mm256_and_si256(x, low16), _mm256_setzero_si256());
+        let low = _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(low));
+        let to = &mut words[*room - 8..*room];
+        *room -= full.count_ones() as usize;
+        // SAFETY: `to` has 8 words; the shuffle is one of 256.
+        unsafe {
+            let compact = _mm_loadu_si128(COMPACT[usize::from(full)].as_ptr().cast());
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_shuffle_epi8(low, compact));
+        }
+        let x = _mm256_srlv_epi32(x, _mm256_andnot_si256(stays, _mm256_set1_epi32(16)));
+        let even = _mm256_mul_epu32(x, reciprocal);
+        let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(x), _mm256_srli_epi64::<32>(reciprocal));
+        let high = _mm256_blend_epi32::<0xaa>(_mm256_srli_epi64::<32>(even), odd);
+        let shift = _mm256_and_si256(_mm256_srli_epi32::<13>(fields), _mm256_set1_epi32(15));
+        let q = _mm256_srlv_epi32(high, shift);
+        let r = _mm256_sub_epi32(x, _mm256_mullo_epi32(q, freq));
+        let at = _mm256_add_epi32(_mm256_srli_epi32::<17>(fields), r);
+        // SAFETY: whatever the state, the remainder is less than twice the frequency, and so is `at` less than twice 4096; the
+        // table has one entry more, so 4 bytes can be read at each.
+        let slot = unsafe { _mm256_i32gather_epi32::<2>(table.slots.as_ptr().cast(), at) };
+        let slot = _mm256_and_si256(slot, low16);
+        states[v] = _mm256_add_epi32(_mm256_slli_epi32::<12>(q), slot);
+    }
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+fn encode(head: &Head, job: &mut EncodeJob<'_>) {
+    let mut states = load_states(job.states);
+    let mut room = job.words.len();
+    let groups = job.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
+    for (group, &table) in groups.iter().zip(job.group_tables).rev() {
+        let table = head.encode_table(table);
+        for row in group.iter().rev() {
+            encode_row(&mut states, table, row, job.words, &mut room);
+        }
+    }
+    store_states(states, job.states);
+    *job.begin = room;
+}
+
 // The plain loops, compiled for these instructions.
 
 #[target_feature(enable = "avx2,popcnt")]
-fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
-    units::split(head, units, symbols, residual);
+fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
+    units::split_symbols(head, units, symbols);
 }
 
-/// [`units::choose_tables`] with the sums of the eight tables in one register.
-#[target_feature(enable = "avx2")]
-pub(super) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-    let n = head.tables.len();
-    if n == 1 {
-        return units::choose_tables(head, costs, symbols, ids);
-    }
-    // SAFETY: eight costs are one vector.
-    let of = |s: u8| unsafe { _mm256_loadu_si256(costs.of(s).as_ptr().cast()) };
-    ids.clear();
-    for segment in symbols.chunks(head.segment) {
-        let zero = _mm256_setzero_si256();
-        let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
-        let (fours, rest) = segment.as_chunks::<4>();
-        for &[p, q, r, s] in fours {
-            a = _mm256_add_epi32(a, of(p));
-            b = _mm256_add_epi32(b, of(q));
-            c = _mm256_add_epi32(c, of(r));
-            d = _mm256_add_epi32(d, of(s));
-        }
-        for &s in rest {
-            a = _mm256_add_epi32(a, of(s));
-        }
-        let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
-        let mut sums = [0u32; 8];
-        // SAFETY: eight sums are one vector.
-        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum) };
-        ids.push(units::cheapest(&sums[..n]));
-    }
+#[target_feature(enable = "avx2,popcnt")]
+fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
+    units::split_residual(head, units, residual);
 }
 
 #[target_feature(enable = "avx2,popcnt")]
@@ -299,14 +365,14 @@ fn join(
 }
 
 impl EntropyBackend for Avx2 {
-    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split(head, units, symbols, residual) }
+        unsafe { split_symbols(head, units, symbols) }
     }
 
-    fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { choose_tables(head, costs, symbols, ids) }
+        unsafe { split_residual(head, units, residual) }
     }
 
     fn join(
@@ -367,14 +433,10 @@ impl EntropyBackend for Avx2 {
         }
     }
 
-    fn encode(
-        &self,
-        head: &Head,
-        symbols: &[u8],
-        group_tables: &[u8],
-        states: &mut [u32; LANES],
-        words: &mut [u16],
-    ) -> usize {
-        Portable.encode(head, symbols, group_tables, states, words)
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
+        for job in jobs {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { encode(head, job) }
+        }
     }
 }

@@ -4,11 +4,11 @@
 use std::arch::x86_64::*;
 
 use crate::backend::portable::Portable;
-use crate::backend::{EntropyBackend, Job, LANES};
+use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::block::STATE_MIN;
-use crate::head::Head;
+use crate::head::{Head, MAX_TABLES};
 use crate::planes::GROUP;
-use crate::table::{Buckets32, SlotOf, Slots, TOTAL};
+use crate::table::{Buckets32, EncodeTable, MAX_COST, Slots, TOTAL};
 use crate::units::{self, CostTable};
 
 /// Proof that the machine has the instructions.
@@ -319,146 +319,243 @@ fn decode_symbols<const N: usize>(
     done
 }
 
-/// What encoding a symbol of one table needs, as memory to gather from.
-struct EncodeTable<'a> {
-    /// `freq | first rank << 16`.
-    freq_rank: Vec<u32>,
-    /// floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
-    reciprocal: Vec<u32>,
-    /// k.
-    shift: Vec<u32>,
-    slot_of: &'a SlotOf,
+/// The columns of an [`EncodeTable`] of 32 symbols as vectors.
+#[derive(Clone, Copy)]
+struct EncodeRegisters {
+    reciprocal: [__m512i; 2],
+    fields: [__m512i; 2],
 }
 
-impl EncodeTable<'_> {
-    fn new(head: &Head, table: usize) -> EncodeTable<'_> {
-        let freqs = head.tables[table].freqs();
-        let alias = &head.alias[table];
-        let k = |f: u16| f.max(1).ilog2();
-        EncodeTable {
-            freq_rank: freqs
-                .iter()
-                .zip(&alias.first_rank)
-                .map(|(&f, &rank)| u32::from(f) | rank << 16)
-                .collect(),
-            reciprocal: freqs
-                .iter()
-                .map(|&f| (((1u64 << (32 + k(f))) - 1) / u64::from(f.max(1))) as u32)
-                .collect(),
-            shift: freqs.iter().map(|&f| k(f)).collect(),
-            slot_of: alias.slot_of(),
-        }
-    }
-
-    /// The three tables as vectors, where they have 32 entries.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn vectors(&self) -> Option<[[__m512i; 2]; 3]> {
-        let pair = |t: &[u32]| {
-            let t: &[u32; 32] = t.try_into().ok()?;
-            // SAFETY: both halves of 32 entries.
-            Some(unsafe {
-                [
-                    _mm512_loadu_si512(t.as_ptr().cast()),
-                    _mm512_loadu_si512(t.as_ptr().add(16).cast()),
-                ]
-            })
-        };
-        Some([pair(&self.freq_rank)?, pair(&self.reciprocal)?, pair(&self.shift)?])
+/// For 16 symbols reciprocal and fields.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
+    // A symbol that the table has not got would be looked up as another one.
+    let s = _mm512_and_si512(s, _mm512_set1_epi32(table.fields.len() as i32 - 1));
+    // SAFETY: the tables are as long as each other, a power of two, and every symbol is less.
+    unsafe {
+        (
+            _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
+            _mm512_i32gather_epi32::<4>(s, table.fields.as_ptr().cast()),
+        )
     }
 }
 
-/// Encodes one group, last row to first. `room` is the end of the free part of `words`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn encode_group<const SMALL: bool>(
-    states: &mut [__m512i; 2],
-    table: &EncodeTable<'_>,
-    symbols: &[[u8; LANES]; ROWS],
-    words: &mut [u16],
-    room: &mut usize,
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_encode(table: &EncodeTable) -> Option<EncodeRegisters> {
+    let pair = |t: &[u32]| {
+        let t: &[u32; 32] = t.try_into().ok()?;
+        // SAFETY: both halves of 32 entries.
+        Some(unsafe {
+            [_mm512_loadu_si512(t.as_ptr().cast()), _mm512_loadu_si512(t.as_ptr().add(16).cast())]
+        })
+    };
+    Some(EncodeRegisters { reciprocal: pair(&table.reciprocal)?, fields: pair(&table.fields)? })
+}
+
+/// What one block of the encoder needs.
+struct Encoding<'a> {
+    states: [__m512i; 2],
+    words: &'a mut [u16],
+    /// Words of `words` that are still free.
+    room: usize,
+}
+
+/// Encodes one group of each of `N` blocks, last row to first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+fn encode_group<const N: usize, const SMALL: bool>(
+    blocks: &mut [Encoding<'_>; N],
+    tables: &[&EncodeTable; N],
+    symbols: &[&[[u8; LANES]; ROWS]; N],
 ) {
     let low16 = _mm512_set1_epi32(0xffff);
-    let small = if SMALL { table.vectors() } else { None };
-    for row in symbols.iter().rev() {
-        // SAFETY: a row is 32 bytes.
-        let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
-        let row = _mm512_cvtepu8_epi16(row);
-        let symbols = [_mm512_and_si512(row, low16), _mm512_srli_epi32::<16>(row)];
-        for half in [1, 0] {
-            let s = symbols[half];
-            let x = states[half];
-            let (freq_rank, reciprocal, shift) = match &small {
-                Some(small) => {
-                    let look_up = |t: &[__m512i; 2]| _mm512_permutex2var_epi32(t[0], s, t[1]);
-                    (look_up(&small[0]), look_up(&small[1]), look_up(&small[2]))
-                }
-                // SAFETY: the caller has seen that every symbol is less than the tables' length.
-                None => unsafe {
-                    (
-                        _mm512_i32gather_epi32::<4>(s, table.freq_rank.as_ptr().cast()),
-                        _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
-                        _mm512_i32gather_epi32::<4>(s, table.shift.as_ptr().cast()),
-                    )
-                },
-            };
-            let freq = _mm512_and_si512(freq_rank, low16);
-            let first_rank = _mm512_srli_epi32::<16>(freq_rank);
-            let full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
+    // The lower halves of two vectors of 16 lanes, one after the other.
+    let lower: [i16; 32] = std::array::from_fn(|i| 2 * i as i16);
+    // SAFETY: 32 indices of 16 bits are one vector.
+    let lower = unsafe { _mm512_loadu_si512(lower.as_ptr().cast()) };
+    let registers: [_; N] = std::array::from_fn(|i| load_encode(tables[i]));
+    for row in (0..ROWS).rev() {
+        for i in 0..N {
+            let block = &mut blocks[i];
+            // SAFETY: a row is 32 bytes.
+            let row = unsafe { _mm256_loadu_si256(symbols[i][row].as_ptr().cast()) };
+            let row = _mm512_cvtepu8_epi16(row);
+            let symbols = [_mm512_and_si512(row, low16), _mm512_srli_epi32::<16>(row)];
+            let both = _mm512_permutex2var_epi16(block.states[0], lower, block.states[1]);
+            let mut full = [0; 2];
+            for half in 0..2 {
+                let (s, x) = (symbols[half], block.states[half]);
+                let (reciprocal, fields) = match &registers[i] {
+                    Some(r) if SMALL => (
+                        _mm512_permutex2var_epi32(r.reciprocal[0], s, r.reciprocal[1]),
+                        _mm512_permutex2var_epi32(r.fields[0], s, r.fields[1]),
+                    ),
+                    _ => look_up_encode(s, tables[i]),
+                };
+                let freq = _mm512_and_si512(fields, _mm512_set1_epi32(0x1fff));
+                full[half] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
+                let x = _mm512_mask_srli_epi32::<16>(x, full[half], x);
+                let even = _mm512_mul_epu32(x, reciprocal);
+                let odd = _mm512_mul_epu32(
+                    _mm512_srli_epi64::<32>(x),
+                    _mm512_srli_epi64::<32>(reciprocal),
+                );
+                let high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
+                let shift =
+                    _mm512_and_si512(_mm512_srli_epi32::<13>(fields), _mm512_set1_epi32(15));
+                let q = _mm512_srlv_epi32(high, shift);
+                let r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
+                let at = _mm512_add_epi32(_mm512_srli_epi32::<17>(fields), r);
+                // SAFETY: whatever the state, the remainder is less than twice the frequency, and so is `at` less than twice
+                // 4096; the table has one entry more, so 4 bytes can be read at each.
+                let slot =
+                    unsafe { _mm512_i32gather_epi32::<2>(at, tables[i].slots.as_ptr().cast()) };
+                let slot = _mm512_and_si512(slot, low16);
+                block.states[half] = _mm512_add_epi32(_mm512_slli_epi32::<12>(q), slot);
+            }
+            let full = u32::from(full[0]) | u32::from(full[1]) << 16;
             let n = full.count_ones() as usize;
-            *room -= n;
-            let out = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x));
-            let to = &mut words[*room..*room + n];
+            let to = &mut block.words[block.room - n..block.room];
+            block.room -= n;
             // SAFETY: the mask has as many ones as `to` has words.
             unsafe {
-                _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), ((1u32 << n) - 1) as u16, out);
+                _mm512_mask_storeu_epi16(
+                    to.as_mut_ptr().cast(),
+                    ((1u64 << n) - 1) as u32,
+                    _mm512_maskz_compress_epi16(full, both),
+                );
             }
-            let x = _mm512_mask_srli_epi32::<16>(x, full, x);
-            // q = x / freq: the upper half of a product is it or one less.
-            let even = _mm512_mul_epu32(x, reciprocal);
-            let odd =
-                _mm512_mul_epu32(_mm512_srli_epi64::<32>(x), _mm512_srli_epi64::<32>(reciprocal));
-            let high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
-            let q = _mm512_srlv_epi32(high, shift);
-            let r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
-            let one_less = _mm512_cmpge_epu32_mask(r, freq);
-            let q = _mm512_mask_add_epi32(q, one_less, q, _mm512_set1_epi32(1));
-            let r = _mm512_mask_sub_epi32(r, one_less, r, freq);
-            let at = _mm512_add_epi32(first_rank, r);
-            // SAFETY: first rank + rank is less than 4096, and the table has one entry more, so 4 bytes can be read at each.
-            let slot = unsafe { _mm512_i32gather_epi32::<2>(at, table.slot_of.as_ptr().cast()) };
-            let slot = _mm512_and_si512(slot, low16);
-            states[half] = _mm512_or_si512(_mm512_slli_epi32::<12>(q), slot);
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn encode(
-    tables: &[EncodeTable<'_>],
-    groups: &[[[u8; LANES]; ROWS]],
-    group_tables: &[u8],
-    states: &mut [u32; LANES],
-    words: &mut [u16],
-) -> usize {
-    let mut vectors = load_states(states);
-    let mut room = words.len();
-    for (group, &table) in groups.iter().zip(group_tables).rev() {
-        let table = &tables[usize::from(table)];
-        if table.freq_rank.len() == 32 {
-            encode_group::<true>(&mut vectors, table, group, words, &mut room);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
+    let groups = jobs.each_ref().map(|j| j.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0);
+    let group_tables = jobs.each_ref().map(|j| j.group_tables);
+    let mut blocks = jobs.each_mut().map(|job| Encoding {
+        states: load_states(job.states),
+        room: job.words.len(),
+        words: job.words,
+    });
+    for group in (0..groups[0].len()).rev() {
+        let tables = group_tables.map(|t| head.encode_table(t[group]));
+        let symbols = groups.map(|g| &g[group]);
+        if head.symbol_bits == 5 {
+            encode_group::<N, true>(&mut blocks, &tables, &symbols);
         } else {
-            encode_group::<false>(&mut vectors, table, group, words, &mut room);
+            encode_group::<N, false>(&mut blocks, &tables, &symbols);
         }
     }
-    store_states(vectors, states);
-    room
+    let done = blocks.map(|b| (b.states, b.room));
+    for (job, (states, room)) in jobs.iter_mut().zip(done) {
+        store_states(states, job.states);
+        *job.begin = room;
+    }
+}
+
+/// For 16 lanes of two sums in 16 bits each their totals in 32 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(sums: __m256i) -> __m256i {
+    let low = _mm256_and_si256(sums, _mm256_set1_epi32(0xffff));
+    _mm256_add_epi32(low, _mm256_srli_epi32::<16>(sums))
+}
+
+/// [`units::choose_tables`] for tables of 32 symbols: the costs of 32 symbols at once, table by table.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+    /// Rows whose costs, those of both halves of a vector together, can be added in 16 bits.
+    const PIECE: usize = (u16::MAX / MAX_COST) as usize / 2;
+    let n = head.tables.len();
+    let of_table: [__m512i; MAX_TABLES] = std::array::from_fn(|t| {
+        let of_symbols: [u16; 32] = std::array::from_fn(|s| costs.of(s as u8)[t]);
+        // SAFETY: 32 costs of 16 bits are one vector.
+        unsafe { _mm512_loadu_si512(of_symbols.as_ptr().cast()) }
+    });
+    let outside = _mm512_set1_epi16(32);
+    ids.clear();
+    for segment in symbols.chunks(head.segment) {
+        let mut sums = [_mm256_setzero_si256(); MAX_TABLES];
+        for piece in segment.as_chunks::<LANES>().0.chunks(PIECE) {
+            let mut of_piece = [_mm512_setzero_si512(); MAX_TABLES];
+            for row in piece {
+                // SAFETY: a row is 32 bytes.
+                let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
+                let row = _mm512_cvtepu8_epi16(row);
+                // Symbols outside the window cost nothing.
+                let inside = _mm512_cmplt_epu16_mask(row, outside);
+                for t in 0..MAX_TABLES {
+                    let cost = _mm512_permutexvar_epi16(row, of_table[t]);
+                    of_piece[t] = _mm512_mask_add_epi16(of_piece[t], inside, of_piece[t], cost);
+                }
+            }
+            for t in 0..MAX_TABLES {
+                let (low, high) = (
+                    _mm512_castsi512_si256(of_piece[t]),
+                    _mm512_extracti64x4_epi64::<1>(of_piece[t]),
+                );
+                sums[t] = _mm256_add_epi32(sums[t], widen(_mm256_add_epi16(low, high)));
+            }
+        }
+        let pairs: [__m256i; 4] =
+            std::array::from_fn(|i| _mm256_hadd_epi32(sums[2 * i], sums[2 * i + 1]));
+        let fours = [_mm256_hadd_epi32(pairs[0], pairs[1]), _mm256_hadd_epi32(pairs[2], pairs[3])];
+        let mut totals = [0u32; MAX_TABLES];
+        for (totals, fours) in totals.as_chunks_mut::<4>().0.iter_mut().zip(fours) {
+            let (low, high) = (_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+            // SAFETY: four sums are one vector.
+            unsafe {
+                _mm_storeu_si128(totals.as_mut_ptr().cast(), _mm_add_epi32(low, high));
+            }
+        }
+        ids.push(units::cheapest(&totals[..n]));
+    }
+}
+
+/// [`units::split_residual`] for residuals of [`FUSED_BITS`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
+    let (low, sign) = (_mm512_set1_epi16(0x3f), _mm512_set1_epi16(0x80));
+    for (rows, packed) in groups.iter().zip(packed) {
+        let values = rows.each_ref().map(|row| {
+            // SAFETY: a row is 32 units, one vector.
+            let units = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+            let sign = _mm512_and_si512(_mm512_srli_epi16::<8>(units), sign);
+            _mm512_cvtepi16_epi8(_mm512_or_si512(sign, _mm512_and_si512(units, low)))
+        });
+        // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. No bit crosses a byte.
+        let last = values[ROWS - 1];
+        let bits = [
+            _mm256_slli_epi16::<6>(last),
+            _mm256_slli_epi16::<5>(last),
+            _mm256_slli_epi16::<4>(last),
+            _mm256_slli_epi16::<3>(last),
+            _mm256_slli_epi16::<2>(last),
+            _mm256_slli_epi16::<1>(last),
+            _mm256_srli_epi16::<1>(last),
+        ];
+        let spilled = _mm256_set1_epi8(0x40);
+        for (k, to) in packed.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let bytes = _mm256_or_si256(values[k], _mm256_and_si256(bits[k], spilled));
+            // SAFETY: a byte row is 32 bytes.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
+        }
+    }
 }
 
 // The plain loops, compiled for these instructions.
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn split(head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
-    units::split(head, units, symbols, residual);
+fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
+    units::split_symbols(head, units, symbols);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
+    units::split_residual(head, units, residual);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
@@ -474,14 +571,32 @@ fn join(
 }
 
 impl EntropyBackend for Avx512 {
-    fn split(&self, head: &Head, units: &[u8], symbols: &mut [u8], residual: &mut [u8]) {
+    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split(head, units, symbols, residual) }
+        unsafe { split_symbols(head, units, symbols) }
+    }
+
+    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
+        let layout = &head.layout;
+        let fits =
+            (layout.unit_bytes, layout.head_bytes, layout.residual_bits) == (2, 2, FUSED_BITS);
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe {
+            if fits {
+                let groups = units.as_chunks().0.as_chunks().0;
+                pack_residual(groups, residual.as_chunks_mut().0);
+            } else {
+                split_residual(head, units, residual);
+            }
+        }
     }
 
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-        // SAFETY: a machine with AVX-512 has AVX2.
-        unsafe { super::avx2::choose_tables(head, costs, symbols, ids) }
+        if head.symbol_bits != 5 || head.tables.len() == 1 {
+            return units::choose_tables(head, costs, symbols, ids);
+        }
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { choose_tables(head, costs, symbols, ids) }
     }
 
     fn join(
@@ -558,22 +673,20 @@ impl EntropyBackend for Avx512 {
         }
     }
 
-    fn encode(
-        &self,
-        head: &Head,
-        symbols: &[u8],
-        group_tables: &[u8],
-        states: &mut [u32; LANES],
-        words: &mut [u16],
-    ) -> usize {
-        let most = ((1u16 << head.symbol_bits) - 1) as u8;
-        // A fold, not `all`: without an early end it becomes vectors.
-        let inside = symbols.iter().fold(true, |inside, &s| inside & (s <= most));
-        assert!(inside, "symbols lie in the window");
-        assert!(words.len() >= symbols.len(), "room for one word a symbol");
-        let tables: Vec<_> = (0..head.tables.len()).map(|t| EncodeTable::new(head, t)).collect();
-        let groups = symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { encode(&tables, groups, group_tables, states, words) }
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
+        let n_groups = |job: &EncodeJob<'_>| job.symbols.len() / GROUP;
+        match jobs {
+            [a, b] if n_groups(a) == n_groups(b) => {
+                let jobs = jobs.try_into().expect("two jobs");
+                // SAFETY: `self` is the proof that the machine has the instructions.
+                unsafe { encode::<2>(head, jobs) }
+            }
+            _ => {
+                for job in jobs {
+                    // SAFETY: `self` is the proof that the machine has the instructions.
+                    unsafe { encode(head, std::array::from_mut(job)) }
+                }
+            }
+        }
     }
 }

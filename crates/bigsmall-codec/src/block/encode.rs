@@ -1,0 +1,271 @@
+//! Units to blocks.
+
+use super::*;
+use crate::backend::{EncodeJob, EntropyBackend, ROOM};
+use crate::bits::BitWriter;
+use crate::exceptions;
+use crate::head::Head;
+use crate::planes::packed_len;
+use crate::units::{CostTable, low_width, pack_lows};
+
+/// Blocks that are encoded at once: two keep both halves of the machine busy.
+const AT_ONCE: usize = 2;
+
+/// Encodes the blocks of one tensor.
+pub(crate) struct Encoder {
+    pub(crate) head: Head,
+    costs: CostTable,
+    stand_ins: StandIns,
+    backend: &'static dyn EntropyBackend,
+}
+
+/// Memory that is kept between calls: fresh memory costs as much as coding.
+#[derive(Default)]
+pub(crate) struct Scratch([Parts; AT_ONCE]);
+
+/// What a block comes apart into before its sections are written.
+#[derive(Default)]
+struct Parts {
+    symbols: Vec<u8>,
+    table_ids: Vec<u8>,
+    group_tables: Vec<u8>,
+    exceptions: Vec<(u32, u16)>,
+    states: [u32; LANES],
+    words: Vec<u16>,
+    /// Where the words begin.
+    begin: usize,
+}
+
+impl Encoder {
+    pub(crate) fn new(head: Head, backend: &'static dyn EntropyBackend) -> Encoder {
+        let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
+        Encoder { head, costs, stand_ins, backend }
+    }
+
+    /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to `out`, each padded to a multiple
+    /// of 8 bytes, and their lengths without the padding to `lens`.
+    pub(crate) fn encode(
+        &self,
+        units: &[u8],
+        block_bytes: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) {
+        let unit_bytes = self.head.layout.unit_bytes;
+        for units in units.chunks(AT_ONCE * block_bytes) {
+            let mut kinds = [KIND_RAW; AT_ONCE];
+            let blocks = || units.chunks(block_bytes);
+            for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.0) {
+                if is_constant(units, unit_bytes) && units.len() >= CONSTANT_LEN {
+                    *kind = KIND_CONSTANT;
+                } else if self.take_apart(units, parts) {
+                    *kind = KIND_ANS;
+                }
+            }
+            let coded = scratch.0.iter_mut().zip(kinds).filter(|(_, kind)| *kind == KIND_ANS);
+            let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job()).collect();
+            self.backend.encode(&self.head, &mut jobs);
+            for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.0) {
+                let begin = out.len();
+                if kind == KIND_ANS {
+                    self.write(units, parts, out);
+                }
+                if kind == KIND_CONSTANT {
+                    out.extend_from_slice(&[KIND_CONSTANT, 0, 0, 0, 0, 0, 0, 0]);
+                    out.extend_from_slice(&units[..CONSTANT_LEN - HEADER]);
+                } else if kind == KIND_RAW || out.len() - begin >= HEADER + units.len() {
+                    out.truncate(begin);
+                    out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
+                    out.extend_from_slice(units);
+                }
+                lens.push((out.len() - begin) as u32);
+                out.resize(out.len().next_multiple_of(8), 0);
+            }
+        }
+    }
+
+    /// Everything up to the entropy coder; false where the block cannot be coded.
+    fn take_apart(&self, units: &[u8], parts: &mut Parts) -> bool {
+        let Encoder { head, backend, .. } = self;
+        let layout = &head.layout;
+        let n_groups = units.len() / layout.unit_bytes / GROUP;
+        if n_groups == 0 {
+            return false;
+        }
+        let Parts { symbols, table_ids, group_tables, exceptions, states, words, .. } = parts;
+        let n = n_groups * GROUP;
+        let units = &units[..n * layout.unit_bytes];
+        symbols.resize(n, 0);
+        backend.split_symbols(head, units, symbols);
+        backend.choose_tables(head, &self.costs, symbols, table_ids);
+        replace_exceptions(head, &self.stand_ins, table_ids, units, symbols, exceptions);
+        if exceptions.len() > usize::from(u16::MAX) {
+            return false;
+        }
+        group_tables.clear();
+        group_tables.extend((0..n_groups).map(|g| table_ids[g / head.segment_groups()]));
+        // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing. They lie in the last two groups.
+        let mut last = [0; 2 * GROUP];
+        let last_groups = n_groups.min(2);
+        let last = &mut last[..last_groups * packed_len(layout.residual_bits)];
+        let last_units = last_groups * GROUP * layout.unit_bytes;
+        backend.split_residual(head, &units[units.len() - last_units..], last);
+        let carried = &last[last.len() - carried_len(last.len())..];
+        *states = [STATE_MIN; LANES];
+        for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
+            *state |= u32::from(u16::from_le_bytes(*pair));
+        }
+        words.resize(n + ROOM, 0);
+        true
+    }
+
+    /// The sections, in order.
+    fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) {
+        let Encoder { head, backend, .. } = self;
+        let layout = &head.layout;
+        let Parts { table_ids, exceptions, states, words, begin, .. } = parts;
+        let n_groups = units.len() / layout.unit_bytes / GROUP;
+        let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
+        let words = &mut words[*begin..];
+        let rice = exceptions::rice_parameter(n_groups * GROUP, exceptions.len());
+        out.extend_from_slice(&[KIND_ANS, rice as u8]);
+        out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
+        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        write_states(states, out);
+        words.iter_mut().for_each(|w| *w = w.to_le());
+        out.extend_from_slice(bytemuck::cast_slice(words));
+        pad4(out);
+        let mut low_ids = Vec::new();
+        if layout.low_bits() > 0 {
+            for units in units.chunks(head.segment * layout.unit_bytes) {
+                let need = low_width(layout, units);
+                // The narrowest width that keeps everything; the first keeps all bits.
+                let id = head.low_widths.iter().rposition(|&w| w >= need).unwrap_or(0);
+                low_ids.push(id as u8);
+            }
+        }
+        let mut bits = BitWriter::default();
+        table_ids.iter().for_each(|&id| bits.push(u32::from(id), head.table_id_bits()));
+        low_ids.iter().for_each(|&id| bits.push(u32::from(id), head.low_id_bits()));
+        out.extend(bits.finish());
+        pad4(out);
+        if layout.low_bits() > 0 {
+            for (units, &id) in units.chunks(head.segment * layout.unit_bytes).zip(&low_ids) {
+                let width = u32::from(head.low_widths[usize::from(id)]);
+                pack_lows(layout, units, width, out);
+            }
+        }
+        let residual_at = out.len();
+        let residual_len = n_groups * packed_len(layout.residual_bits);
+        out.resize(residual_at + residual_len, 0);
+        backend.split_residual(head, units, &mut out[residual_at..]);
+        out.truncate(out.len() - carried_len(residual_len));
+        out.extend(exceptions::write(head, exceptions, rice));
+        out.extend_from_slice(tail);
+    }
+}
+
+impl Parts {
+    fn job(&mut self) -> EncodeJob<'_> {
+        EncodeJob {
+            symbols: &self.symbols,
+            group_tables: &self.group_tables,
+            states: &mut self.states,
+            words: &mut self.words,
+            begin: &mut self.begin,
+        }
+    }
+}
+
+/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its place. The symbols from `first` to
+/// `last` stay themselves; where others do too, or none, they are looked up.
+struct StandIns(Vec<StandIn>);
+
+struct StandIn {
+    map: [u8; 256],
+    first: u8,
+    last: u8,
+}
+
+impl StandIns {
+    fn new(head: &Head) -> StandIns {
+        let each = head.tables.iter().map(|table| {
+            let freqs = table.freqs();
+            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
+            let common = table.most_frequent();
+            let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
+            let below = (0..usize::from(common)).rev().take_while(|&s| coded(s)).count();
+            let above = (usize::from(common) + 1..256).take_while(|&s| coded(s)).count();
+            StandIn { map, first: common - below as u8, last: common + above as u8 }
+        });
+        StandIns(each.collect())
+    }
+}
+
+impl StandIn {
+    /// Whether all of `symbols` certainly stay themselves.
+    #[inline(always)]
+    fn keeps<const N: usize>(&self, symbols: &[u8; N]) -> bool {
+        let span = self.last - self.first;
+        // A fold, not `all`: without an early end it becomes vectors.
+        symbols.iter().fold(true, |all, s| all & (s.wrapping_sub(self.first) <= span))
+    }
+}
+
+/// Replaces symbols that their table has not, listing them as exceptions.
+fn replace_exceptions(
+    head: &Head,
+    stand_ins: &StandIns,
+    table_ids: &[u8],
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) {
+    /// Symbols that are looked at together: first many, and where one of them is an exception, few.
+    const MANY: usize = 64;
+    const FEW: usize = 16;
+    exceptions.clear();
+    let unit_bytes = head.layout.unit_bytes;
+    for (i, symbols) in symbols.as_chunks_mut::<MANY>().0.iter_mut().enumerate() {
+        let table = &stand_ins.0[usize::from(table_ids[i * MANY / head.segment])];
+        if table.keeps(symbols) {
+            continue;
+        }
+        for (j, symbols) in symbols.as_chunks_mut::<FEW>().0.iter_mut().enumerate() {
+            if table.keeps(symbols) {
+                continue;
+            }
+            for (k, symbol) in symbols.iter_mut().enumerate() {
+                let coded = table.map[usize::from(*symbol)];
+                if coded != *symbol {
+                    let position = i * MANY + j * FEW + k;
+                    let unit = &units[position * unit_bytes..][..unit_bytes];
+                    let mut h = [0];
+                    head.layout.split_heads(unit, &mut h);
+                    exceptions.push((position as u32, head.layout.field(h[0])));
+                    *symbol = coded;
+                }
+            }
+        }
+    }
+}
+
+/// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large ones: for each 4 bits for its
+/// length, then the bits below the leading one.
+fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
+    let length = |s: u32| s.ilog2() - 16;
+    for pair in states.as_chunks::<2>().0 {
+        out.push((length(pair[0]) | length(pair[1]) << 4) as u8);
+    }
+    let mut bits = BitWriter::default();
+    for &s in states {
+        bits.push(s & ((1 << s.ilog2()) - 1), s.ilog2());
+    }
+    out.extend(bits.finish());
+    pad4(out);
+}
+
+fn pad4(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}
