@@ -43,6 +43,7 @@ macro_rules! rules {
 rules! {
     Io: Io, "reading or writing failed";
     SourceChanged: Io, "the file changed while it was read";
+    Remote: Io, "the server did not answer as it should";
     // Envelope.
     ShardTooShort: Corrupt, "too short to be a shard";
     ShardMagic: Corrupt, "not a bigsmall shard";

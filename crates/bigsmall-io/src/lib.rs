@@ -3,6 +3,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod atomic;
+#[cfg(feature = "candle")]
+pub mod candle;
 mod chunk;
 mod compress;
 mod digest;
@@ -11,6 +13,7 @@ mod estimate;
 #[cfg(test)]
 mod faults;
 mod folder;
+mod layers;
 mod measure;
 mod model;
 mod model_index;
@@ -19,16 +22,19 @@ mod pipeline;
 mod progress;
 mod report;
 mod restore;
+mod stream;
 mod transcode;
 
 pub use compress::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
+pub use layers::layer_of;
 pub use measure::{MeasureOptions, Measurement, measure};
 pub use model::{Model, Stored, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report};
 pub use restore::{RestoreOptions, hex, restore, verify};
+pub use stream::{Layer, StreamOptions, StreamingLoader};
 pub use transcode::transcode;
 
 pub use bigsmall_codec::Level;

@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::{
-    BlockDecoder, EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec,
+    BlockDecoder, EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, available_threads,
 };
 
 use crate::folder::{Folder, SHARD};
+use crate::layers::group;
 use crate::model_index::ModelIndex;
 use crate::pipeline::zeroed;
+use crate::stream::read_layer;
 use crate::{encoding, os};
 
 /// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are read when they are asked for,
@@ -71,6 +73,10 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    pub(crate) fn new(spec: TensorSpec, bytes: Vec<u8>) -> Self {
+        Tensor { spec, bytes }
+    }
+
     /// Name, dtype and shape; for a range of rows the shape is that of the range.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
@@ -204,6 +210,36 @@ impl Model {
         self
     }
 
+    pub(crate) fn threads(&self) -> usize {
+        if self.threads == 0 { available_threads() } else { self.threads }
+    }
+
+    /// How many threads read at once.
+    pub(crate) fn readers(&self) -> usize {
+        2
+    }
+
+    pub(crate) fn shard(&self, index: usize) -> &Shard<impl ReadAt + use<>> {
+        &self.shards[index].shard
+    }
+
+    /// Shard and place of every tensor, in the order of [`tensors`](Self::tensors).
+    pub(crate) fn places_in_order(&self) -> Vec<(usize, usize)> {
+        let shards = self.shards.iter().enumerate();
+        shards.flat_map(|(s, open)| (0..open.shard.tensors().len()).map(move |t| (s, t))).collect()
+    }
+
+    /// The layers in the order in which the model runs; see [`layer_of`](crate::layer_of).
+    #[must_use]
+    pub fn layers(&self) -> Vec<&str> {
+        self.grouped().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The layers and the places of their tensors in the order of [`tensors`](Self::tensors).
+    pub(crate) fn grouped(&self) -> Vec<(&str, Vec<usize>)> {
+        group(self.tensors().map(TensorSpec::name))
+    }
+
     /// The tensors, shard after shard, in the order of their data.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorSpec> {
         self.shards.iter().flat_map(|s| s.shard.tensors())
@@ -264,9 +300,15 @@ impl Model {
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
     pub fn tensor_into(&self, name: &str, dst: &mut [u8]) -> Result<()> {
-        let (shard, index, spec) = self.place(name)?;
+        let whole = 0..self.spec(name)?.byte_len();
+        self.bytes_into(name, whole, dst)
+    }
+
+    /// Decodes the original bytes `range` of the tensor `name` into `dst`.
+    pub(crate) fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
+        let (shard, index, _) = self.place(name)?;
         let decoder = decoder(shard, index)?;
-        shard.decode(index, &*decoder, 0..spec.byte_len(), dst, self.threads)
+        shard.decode(index, &*decoder, range, dst, self.threads)
     }
 
     /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that hold them are read.
@@ -291,10 +333,8 @@ impl Model {
     /// # Errors
     /// Those of [`rows`](Self::rows); [`Rule::BufferLength`].
     pub fn rows_into(&self, name: &str, rows: Range<u64>, dst: &mut [u8]) -> Result<()> {
-        let (shard, index, spec) = self.place(name)?;
-        let range = spec.row_bytes(rows)?;
-        let decoder = decoder(shard, index)?;
-        shard.decode(index, &*decoder, range, dst, self.threads)
+        let range = self.spec(name)?.row_bytes(rows)?;
+        self.bytes_into(name, range, dst)
     }
 
     /// All tensors of a layer, in the order of their data: those named `prefix` or beginning with `prefix` and a dot, so that
@@ -308,12 +348,12 @@ impl Model {
             Some(rest) => rest.is_empty() || rest.starts_with('.'),
             None => false,
         };
-        let names = self.tensors().map(TensorSpec::name).filter(|name| within(name));
-        let found = names.map(|name| self.tensor(name)).collect::<Result<Vec<_>>>()?;
+        let found = self.tensors().enumerate().filter(|(_, t)| within(t.name()));
+        let found: Vec<usize> = found.map(|(place, _)| place).collect();
         if found.is_empty() {
             return Err(Error::new(Rule::TensorMissing).in_tensor(prefix));
         }
-        Ok(found)
+        read_layer(self, found)
     }
 
     /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum verified. Memory: the payload.

@@ -122,14 +122,16 @@ impl Drop for Buffer<'_> {
 
 /// Makes `buffer` hold `len` bytes of any value; an error where there is no memory for them.
 pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    if len > buffer.len() {
-        let more = len - buffer.len();
-        buffer
-            .try_reserve_exact(more)
-            .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))?;
-    }
+    reserve(buffer, len)?;
     buffer.resize(len, 0);
     Ok(())
+}
+
+/// Makes room for `len` bytes in all; an error where there is no memory for them.
+pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
+    buffer
+        .try_reserve_exact(len.saturating_sub(buffer.len()))
+        .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))
 }
 
 /// `len` bytes of zeros; an error where there is no memory for them.

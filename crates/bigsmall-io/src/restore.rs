@@ -336,9 +336,10 @@ fn decode_part<R: ReadAt>(
 }
 
 /// A piece of a payload that is in memory.
-struct Window<'a> {
-    at: u64,
-    bytes: &'a [u8],
+pub(crate) struct Window<'a> {
+    /// Where it begins in the payload.
+    pub(crate) at: u64,
+    pub(crate) bytes: &'a [u8],
 }
 
 impl ReadAt for Window<'_> {

@@ -304,6 +304,22 @@ impl<R: ReadAt> Shard<R> {
         index: usize,
         encoding: &dyn TensorEncoding,
     ) -> Result<Box<dyn BlockDecoder>> {
+        let Resolved { spec, offset, table, .. } = self.resolve(index)?;
+        let mut head = vec![0; table.blocks_range(0..0).start as usize];
+        self.source.read_exact_at(offset, &mut head).map_err(|e| e.in_tensor(spec.name()))?;
+        self.decoder_from(index, encoding, &head)
+    }
+
+    /// The same where the payload has been read already, or at least its first bytes up to the first block.
+    ///
+    /// # Errors
+    /// Those of [`decoder`](Self::decoder) but the source's; [`Rule::BufferLength`] when `payload` ends before the first block.
+    pub fn decoder_from(
+        &self,
+        index: usize,
+        encoding: &dyn TensorEncoding,
+        payload: &[u8],
+    ) -> Result<Box<dyn BlockDecoder>> {
         let resolved = self.resolve(index)?;
         let Resolved { spec, offset, table, .. } = resolved;
         let named = |e: Error| e.in_tensor(spec.name());
@@ -314,16 +330,18 @@ impl<R: ReadAt> Shard<R> {
             return Err(named(Error::new(Rule::EncodingDtype)).found(spec.dtype()));
         }
         // The zero bytes between the head and the first block have no checksum: they are looked at.
-        let padded = table.blocks_range(0..0).start;
-        let mut head = vec![0; padded as usize];
-        self.source.read_exact_at(offset, &mut head).map_err(named)?;
-        let padding = head.split_off(table.head_len());
+        let padded = table.blocks_range(0..0).start as usize;
+        let parts = payload.get(..padded).and_then(|p| p.split_at_checked(table.head_len()));
+        let Some((head, padding)) = parts else {
+            let error = Error::new(Rule::BufferLength).expected(format!("{padded} bytes"));
+            return Err(named(error.found(payload.len())));
+        };
         let in_file = |e: Error| named(e.in_part_at(offset).at(offset));
-        table.check_head(&head).map_err(in_file)?;
+        table.check_head(head).map_err(in_file)?;
         if padding.iter().any(|&b| b != 0) {
             return Err(in_file(Error::new(Rule::PaddingNotZero)));
         }
-        encoding.open(spec, &head).map_err(in_file)
+        encoding.open(spec, head).map_err(in_file)
     }
 
     /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads (0: all), with the decoder from
@@ -340,12 +358,27 @@ impl<R: ReadAt> Shard<R> {
         threads: usize,
     ) -> Result<()> {
         let resolved = self.resolve(index)?;
-        let Resolved { spec, table, .. } = resolved;
-        let place = resolved.range();
-        let payload = Section::new(&self.source, place.clone())
-            .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(spec.name()))?;
-        decode_range(decoder, spec, table, &payload, range, dst, threads)
-            .map_err(|e| e.in_part_at(place.start))
+        let payload = Section::new(&self.source, resolved.range())
+            .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(resolved.spec.name()))?;
+        self.decode_from(index, decoder, &payload, range, dst, threads)
+    }
+
+    /// The same where the blocks that are touched have been read already: `payload` stands for the whole payload of tensor `index`.
+    ///
+    /// # Errors
+    /// Those of [`decode_range`].
+    pub fn decode_from(
+        &self,
+        index: usize,
+        decoder: &dyn BlockDecoder,
+        payload: &dyn ReadAt,
+        range: Range<u64>,
+        dst: &mut [u8],
+        threads: usize,
+    ) -> Result<()> {
+        let Resolved { spec, offset, table, .. } = self.resolve(index)?;
+        decode_range(decoder, spec, table, payload, range, dst, threads)
+            .map_err(|e| e.in_part_at(offset))
     }
 }
 
