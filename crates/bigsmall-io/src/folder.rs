@@ -2,27 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, Header, Limits, Result, Rule, Shard, TensorSpec};
+use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule, Shard, TensorSpec};
 
 use crate::atomic::{AtomicDir, AtomicFile, Output};
 use crate::compress::compress_file;
-use crate::model_index::{ModelIndex, translate};
+use crate::model_index::{ModelIndex, check_name, translate};
 use crate::restore::{restore_file, restore_shard};
+use crate::source::{RemoteFolder, Source};
 use crate::{CompressOptions, FileReport, Progress, Report, RestoreOptions, os};
 
 pub(crate) const SAFETENSORS: &str = ".safetensors";
 pub(crate) const SHARD: &str = ".bs";
 const INDEX: &str = ".index.json";
+/// Bytes of other files that are copied at a time.
+const COPY: u64 = 8 << 20;
 
 /// A folder in which nothing leads out.
-pub(crate) struct Folder {
-    root: PathBuf,
-    /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose snapshots are links to its blobs.
-    bounds: PathBuf,
+pub(crate) struct Folder(Kind);
+
+// Without any of the features there is nothing remote.
+#[cfg_attr(not(any(feature = "http", feature = "cloud")), allow(dead_code))]
+enum Kind {
+    Local {
+        root: PathBuf,
+        /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose snapshots are links to its blobs.
+        bounds: PathBuf,
+    },
+    Remote(Box<dyn RemoteFolder>),
 }
 
 impl Folder {
@@ -31,22 +40,43 @@ impl Folder {
         let root = path.canonicalize().map_err(named)?;
         let snapshots = root.parent().filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
         let model = snapshots.and_then(Path::parent).filter(|m| m.join("blobs").is_dir());
-        Ok(Folder { bounds: model.unwrap_or(&root).to_owned(), root })
+        Ok(Folder(Kind::Local { bounds: model.unwrap_or(&root).to_owned(), root }))
     }
 
-    /// The file behind `name`, a relative path that has been checked. Links are followed as long as they stay in bounds.
+    #[cfg(any(feature = "http", feature = "cloud"))]
+    pub(crate) fn remote(files: impl RemoteFolder + 'static) -> Self {
+        Folder(Kind::Remote(Box::new(files)))
+    }
+
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.0, Kind::Remote(_))
+    }
+
+    /// The file behind `name` on this machine, a relative path that has been checked. Links are followed as long as they stay in
+    /// bounds.
     pub(crate) fn resolve(&self, name: &Path) -> Result<PathBuf> {
-        let path = self.root.join(name);
+        let Kind::Local { root, bounds } = &self.0 else {
+            return Err(Error::new(Rule::Argument)
+                .in_file(name)
+                .expected("a file on this machine"));
+        };
+        let path = root.join(name);
         let found = path.canonicalize().map_err(|e| Error::io(e).in_file(&path))?;
-        if !found.starts_with(&self.bounds) {
+        if !found.starts_with(bounds) {
             return Err(Error::new(Rule::ModelPath).in_file(&path));
         }
         Ok(found)
     }
 
     /// Opens a regular file of the folder.
-    pub(crate) fn open_file(&self, name: &Path) -> Result<File> {
-        os::open_regular(&self.resolve(name)?)
+    pub(crate) fn open_file(&self, name: &Path) -> Result<Source> {
+        match &self.0 {
+            Kind::Local { .. } => Ok(Source::new(os::open_regular(&self.resolve(name)?)?)),
+            Kind::Remote(files) => {
+                let text = name.components().map(|c| c.as_os_str().to_string_lossy());
+                files.open(&text.collect::<Vec<_>>().join("/"))
+            }
+        }
     }
 
     /// Every file with that ending, by its relative path.
@@ -56,8 +86,12 @@ impl Folder {
 
     /// The names in the folder itself, in order.
     pub(crate) fn names_in_root(&self) -> Result<Vec<PathBuf>> {
-        let named = |e: io::Error| Error::io(e).in_file(&self.root);
-        let entries = std::fs::read_dir(&self.root).map_err(named)?;
+        let Kind::Local { root, .. } = &self.0 else {
+            let in_root = |f: &PathBuf| f.components().count() == 1;
+            return Ok(self.files()?.into_iter().filter(in_root).collect());
+        };
+        let named = |e: io::Error| Error::io(e).in_file(root);
+        let entries = std::fs::read_dir(root).map_err(named)?;
         let names = entries.map(|entry| entry.map(|e| PathBuf::from(e.file_name())));
         let mut names = names.collect::<io::Result<Vec<_>>>().map_err(named)?;
         names.sort();
@@ -66,10 +100,22 @@ impl Folder {
 
     /// Every file, by its relative path, in the order of the names; `.git` is left out.
     fn files(&self) -> Result<BTreeSet<PathBuf>> {
+        let root = match &self.0 {
+            Kind::Local { root, .. } => root,
+            Kind::Remote(files) => {
+                let mut found = BTreeSet::new();
+                for name in files.names()? {
+                    // A stranger's words, which become paths on this machine.
+                    check_name(&name)?;
+                    found.insert(PathBuf::from(name));
+                }
+                return Ok(found);
+            }
+        };
         let mut files = BTreeSet::new();
         let mut folders = vec![PathBuf::new()];
         while let Some(folder) = folders.pop() {
-            let path = self.root.join(&folder);
+            let path = root.join(&folder);
             let named = |e: io::Error| Error::io(e).in_file(&path);
             for entry in std::fs::read_dir(&path).map_err(named)? {
                 let entry = entry.map_err(named)?;
@@ -83,7 +129,7 @@ impl Folder {
                 }
                 // A link to a folder is refused like a pipe: it may lead round in a circle.
                 if !self.resolve(&name)?.is_file() {
-                    let path = self.root.join(&name);
+                    let path = root.join(&name);
                     return Err(Error::new(Rule::NotARegularFile).in_file(&path));
                 }
                 files.insert(name);
@@ -144,7 +190,9 @@ fn check_index(
     }
     for (shard, mut wanted) in wanted {
         let path = base.join(shard);
-        folder.resolve(&path)?;
+        if !folder.is_remote() {
+            folder.resolve(&path)?;
+        }
         for spec in tensors(&path)? {
             if !wanted.remove(spec.name()) {
                 return Err(Error::new(Rule::ModelTensor)
@@ -205,9 +253,15 @@ impl<'a> Out<'a> {
 
     fn copy(&mut self, name: &Path) -> Result<()> {
         let target = AtomicFile::create(&self.place(name)?, false)?;
-        let mut source = self.from.open_file(name)?;
-        let named = |e: io::Error| Error::io(e).in_file(name);
-        io::copy(&mut source, &mut crate::atomic::Appender::new(&target)).map_err(named)?;
+        let source = self.from.open_file(name)?;
+        let mut buffer = vec![0; COPY.min(source.byte_len()) as usize];
+        let mut at = 0;
+        while at < source.byte_len() {
+            let piece = &mut buffer[..COPY.min(source.byte_len() - at) as usize];
+            source.read_exact_at(at, piece).map_err(|e| e.in_file(name))?;
+            target.append(piece)?;
+            at += piece.len() as u64;
+        }
         target.commit()
     }
 
@@ -262,7 +316,7 @@ pub(crate) fn compress_folder(
             .found(shard.display()));
     }
     for name in weights(&files, SAFETENSORS)? {
-        progress.expect(folder.open_file(name)?.metadata()?.len());
+        progress.expect(folder.open_file(name)?.byte_len());
     }
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
@@ -338,15 +392,15 @@ fn open_shards(
 /// Restores every shard of a folder; see [`restore`](crate::restore).
 pub(crate) fn restore_folder(
     input: &Path,
+    folder: &Folder,
     output: &Path,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
     check_apart(input, output)?;
-    let folder = Folder::open(input)?;
-    let (files, indices) = open_shards(&folder, progress)?;
+    let (files, indices) = open_shards(folder, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
-    let mut out = Out::new(&folder, target.path(), progress);
+    let mut out = Out::new(folder, target.path(), progress);
     let inner = RestoreOptions { replace: false, ..*options };
     let mut reports = Vec::new();
     for name in &files {
@@ -376,12 +430,11 @@ pub(crate) fn restore_folder(
 
 /// Verifies every shard of a folder; see [`verify`](crate::verify).
 pub(crate) fn verify_folder(
-    input: &Path,
+    folder: &Folder,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let folder = Folder::open(input)?;
-    let (files, _) = open_shards(&folder, progress)?;
+    let (files, _) = open_shards(folder, progress)?;
     let mut reports = Vec::new();
     for name in weights(&files, SHARD)? {
         let report = Shard::open(folder.open_file(name)?)

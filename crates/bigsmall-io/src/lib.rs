@@ -6,6 +6,8 @@ mod atomic;
 #[cfg(feature = "candle")]
 pub mod candle;
 mod chunk;
+#[cfg(feature = "cloud")]
+mod cloud;
 mod compress;
 mod digest;
 mod encodings;
@@ -13,6 +15,10 @@ mod estimate;
 #[cfg(test)]
 mod faults;
 mod folder;
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "hub")]
+mod hub;
 mod layers;
 mod measure;
 mod model;
@@ -22,12 +28,17 @@ mod pipeline;
 mod progress;
 mod report;
 mod restore;
+mod source;
 mod stream;
 mod transcode;
 
+#[cfg(feature = "cloud")]
+pub use cloud::CloudFile;
 pub use compress::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
+#[cfg(feature = "http")]
+pub use http::{HttpFile, HttpOptions};
 pub use layers::layer_of;
 pub use measure::{MeasureOptions, Measurement, measure};
 pub use model::{Model, Stored, Tensor};

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use bigsmall_format::{
     BlockDecoder, EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, available_threads,
+    for_each_in_parallel,
 };
 
-use crate::folder::{Folder, SHARD};
+use crate::folder::SHARD;
 use crate::layers::group;
 use crate::model_index::ModelIndex;
 use crate::pipeline::zeroed;
+use crate::source::{Input, REMOTE_THREADS, Source};
 use crate::stream::read_layer;
-use crate::{encoding, os};
+use crate::{encoding, source};
 
 /// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are read when they are asked for,
 /// from any thread, each block checked before it is decoded.
@@ -41,28 +43,13 @@ pub struct Model {
     /// Shard and place of every tensor, by its name.
     places: HashMap<Box<str>, (usize, usize)>,
     threads: usize,
+    /// Whether reads may take their time, so that many are to be under way.
+    patient: bool,
 }
 
 struct Open {
     name: String,
     shard: Shard<Source>,
-}
-
-/// Whatever a shard is read from.
-struct Source(Box<dyn ReadAt>);
-
-impl ReadAt for Source {
-    fn byte_len(&self) -> u64 {
-        self.0.byte_len()
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(offset, buf)
-    }
-
-    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        self.0.bytes_at(range)
-    }
 }
 
 /// A tensor's original bytes, or some of its rows.
@@ -115,15 +102,24 @@ pub struct Stored {
 impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json` names, or its only `.bs` file.
     ///
+    /// `path` may also be a URL: `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`),
+    /// `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`,
+    /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`), `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the
+    /// environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are needed are fetched.
+    ///
     /// # Errors
     /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and [`Rule::ModelTensor`] for a folder that
-    /// contradicts itself; [`Rule::Io`].
+    /// contradicts itself; [`Rule::Io`]; [`Rule::Remote`]; [`Rule::BackendMissing`] for a URL without its feature.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if !path.is_dir() {
-            return Self::from_source(os::open_regular(path)?).map_err(|e| e.in_file(path));
-        }
-        let folder = Folder::open(path)?;
+        let mut model = Model::empty(source::url(path).is_some());
+        let folder = match source::open(path)? {
+            Input::File(source) => {
+                model.add("", Shard::open(source).map_err(|e| e.in_file(path))?)?;
+                return Ok(model);
+            }
+            Input::Folder(folder) => folder,
+        };
         let names: Vec<PathBuf> = folder.names_in_root()?;
         let (shards, indices): (Vec<&PathBuf>, Vec<&PathBuf>) = (
             names.iter().filter(|n| n.to_string_lossy().ends_with(SHARD)).collect(),
@@ -139,25 +135,34 @@ impl Model {
                     .found(format!("{} and {}", found.len(), shards.len())));
             }
         };
-        let open = |name: &Path| {
-            let file = folder.open_file(name)?;
-            Shard::open(Source(Box::new(file))).map_err(|e| e.in_file(name))
-        };
-        let mut model = Model { shards: Vec::new(), places: HashMap::new(), threads: 0 };
-        match index {
-            None => {
-                for name in shards {
-                    model.add(&name.to_string_lossy(), open(name)?)?;
-                }
-            }
+        let index = match index {
+            None => None,
             Some(name) => {
-                let (_, index) =
-                    ModelIndex::read(&folder.open_file(name)?).map_err(|e| e.in_file(name))?;
-                for shard in index.shards() {
-                    model.add(shard, open(Path::new(shard))?)?;
-                }
-                model.check(&index)?;
+                Some(ModelIndex::read(&folder.open_file(name)?).map_err(|e| e.in_file(name))?.1)
             }
+        };
+        let shards: Vec<String> = match &index {
+            None => shards.iter().map(|name| name.to_string_lossy().into_owned()).collect(),
+            Some(index) => index.shards().into_iter().map(str::to_owned).collect(),
+        };
+        let mut opened: Vec<Option<Shard<Source>>> = shards.iter().map(|_| None).collect();
+        let readers = model.readers();
+        for_each_in_parallel(
+            readers,
+            shards.iter().zip(&mut opened),
+            || (),
+            |(), (name, to)| {
+                let name = Path::new(name);
+                let shard = folder.open_file(name).and_then(Shard::open);
+                *to = Some(shard.map_err(|e| e.in_file(name))?);
+                Ok(())
+            },
+        )?;
+        for (name, shard) in shards.iter().zip(opened.into_iter().flatten()) {
+            model.add(name, shard)?;
+        }
+        if let Some(index) = index {
+            model.check(&index)?;
         }
         Ok(model)
     }
@@ -167,9 +172,13 @@ impl Model {
     /// # Errors
     /// Those of [`Shard::open`].
     pub fn from_source(source: impl ReadAt + 'static) -> Result<Self> {
-        let mut model = Model { shards: Vec::new(), places: HashMap::new(), threads: 0 };
-        model.add("", Shard::open(Source(Box::new(source)))?)?;
+        let mut model = Model::empty(true);
+        model.add("", Shard::open(Source::new(source))?)?;
         Ok(model)
+    }
+
+    fn empty(patient: bool) -> Self {
+        Model { shards: Vec::new(), places: HashMap::new(), threads: 0, patient }
     }
 
     fn add(&mut self, name: &str, shard: Shard<Source>) -> Result<()> {
@@ -211,12 +220,16 @@ impl Model {
     }
 
     pub(crate) fn threads(&self) -> usize {
-        if self.threads == 0 { available_threads() } else { self.threads }
+        match (self.threads, self.patient) {
+            (0, false) => available_threads(),
+            (0, true) => available_threads().max(REMOTE_THREADS),
+            (n, _) => n,
+        }
     }
 
     /// How many threads read at once.
     pub(crate) fn readers(&self) -> usize {
-        2
+        if self.patient { REMOTE_THREADS } else { 2 }
     }
 
     pub(crate) fn shard(&self, index: usize) -> &Shard<impl ReadAt + use<>> {
@@ -308,7 +321,7 @@ impl Model {
     pub(crate) fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let (shard, index, _) = self.place(name)?;
         let decoder = decoder(shard, index)?;
-        shard.decode(index, &*decoder, range, dst, self.threads)
+        shard.decode(index, &*decoder, range, dst, self.threads())
     }
 
     /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that hold them are read.

@@ -95,7 +95,7 @@ fn wrong(found: String) -> Error {
 }
 
 /// A shard's name is a relative path of plain components on every system: nothing that leads out, no drive, no stream.
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let plain = |name: &str| {
         let components = Path::new(name).components();
         !name.is_empty()

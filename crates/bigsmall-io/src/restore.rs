@@ -1,7 +1,6 @@
 //! The restore walk: read, check, decode, hash, write; all at once, in the order of the data. Verifying is the same without
 //! writing.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -12,6 +11,7 @@ use crate::atomic::{AtomicFile, Output};
 use crate::chunk::{Chunk, Part, chunks};
 use crate::digest::{FileDigest, TensorDigests};
 use crate::pipeline::{Buffer, Control, Pool, lock, next, set_len, sizes, spawn};
+use crate::source::{self, Input};
 use crate::{FileReport, Progress, Report, encoding, folder, os};
 
 /// How to restore or verify.
@@ -30,8 +30,8 @@ pub struct RestoreOptions {
     pub replace: bool,
 }
 
-/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model folder it was made from. The
-/// SHA-256 of every file is compared with that of the original before it gets its name.
+/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model folder it was made from; `input` may
+/// be a URL as in [`Model::open`](crate::Model::open). The SHA-256 of every file is compared with that of the original before it gets its name.
 ///
 /// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
 ///
@@ -58,17 +58,21 @@ pub fn restore(
     if os::same_file(input, output) {
         return Err(Error::new(Rule::SameFile).in_file(output));
     }
-    if input.is_dir() {
-        return folder::restore_folder(input, output, options, progress);
-    }
-    let shard = Shard::open(os::open_regular(input)?)?;
+    let options = &source::patient(input, options);
+    let source = match source::open(input)? {
+        Input::Folder(from) => {
+            return folder::restore_folder(input, &from, output, options, progress);
+        }
+        Input::File(source) => source,
+    };
+    let shard = Shard::open(source)?;
     progress.expect(shard.original_len());
     Ok(Report::of(vec![restore_file(&shard, input, output, options, progress)?]))
 }
 
 /// Restores the shard that was opened as `input`.
 pub(crate) fn restore_file(
-    shard: &Shard<File>,
+    shard: &Shard<impl ReadAt>,
     input: &Path,
     output: &Path,
     options: &RestoreOptions,
@@ -89,10 +93,12 @@ pub(crate) fn restore_file(
 /// # Errors
 /// Those of [`restore`] but for the output's.
 pub fn verify(input: &Path, options: &RestoreOptions, progress: &Progress) -> Result<Report> {
-    if input.is_dir() {
-        return folder::verify_folder(input, options, progress);
-    }
-    let shard = Shard::open(os::open_regular(input)?)?;
+    let options = &source::patient(input, options);
+    let source = match source::open(input)? {
+        Input::Folder(from) => return folder::verify_folder(&from, options, progress),
+        Input::File(source) => source,
+    };
+    let shard = Shard::open(source)?;
     progress.expect(shard.original_len());
     let mut report = restore_shard(&shard, None, options, progress)?;
     report.name = crate::report::file_name(input);

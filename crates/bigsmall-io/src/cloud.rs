@@ -1,0 +1,252 @@
+//! Files in object stores: S3 and what speaks its protocol, GCS, Azure.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use bigsmall_format::{Error, ReadAt, Result, Rule, for_each_in_parallel};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme};
+use tokio::runtime::Runtime;
+
+use crate::folder::{Folder, SHARD};
+use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
+
+/// Fetched from the end on opening, and kept.
+const TAIL: u64 = 256 << 10;
+
+/// Bytes of one request; longer reads become several, side by side.
+const REQUEST: usize = 4 << 20;
+
+/// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted from the end); the last 256 KiB are
+/// kept. Reads fetch the bytes that were asked for and no others, several at a time, all of the object that was opened: its ETag is
+/// compared.
+///
+/// Requests run on a runtime of this crate's own, and the calling thread waits for them without entering a runtime: callers may have one
+/// of theirs or none. In asynchronous code call it where blocking is allowed.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use bigsmall_io::{CloudFile, Model};
+/// use object_store::aws::AmazonS3Builder;
+/// let store = AmazonS3Builder::from_env().with_bucket_name("models").build()?;
+/// let file = CloudFile::open(Arc::new(store), "llama/model.bs")?;
+/// let norm = Model::from_source(file)?.tensor("model.norm.weight")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct CloudFile {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    byte_len: u64,
+    e_tag: Option<String>,
+    tail: Vec<u8>,
+}
+
+/// Runs `work` on threads of our own and waits for it.
+fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+    static RUNTIME: OnceLock<std::io::Result<Runtime>> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(2).thread_name("bigsmall cloud").enable_all().build()
+    });
+    let runtime = runtime.as_ref().map_err(|e| Error::new(Rule::Memory).found(e))?;
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        let _ = send.send(work.await);
+    });
+    receive.recv().map_err(|_| Error::new(Rule::Io).found("a request was given up"))
+}
+
+fn failed(error: object_store::Error) -> Error {
+    match error {
+        object_store::Error::Precondition { .. } => Error::new(Rule::SourceChanged),
+        object_store::Error::NotFound { path, .. } => {
+            Error::new(Rule::Remote).expected("an object").found(format!("nothing at {path:?}"))
+        }
+        other => Error::io(std::io::Error::other(other)),
+    }
+}
+
+impl CloudFile {
+    /// Opens the object `path` of `store`.
+    ///
+    /// # Errors
+    /// [`Rule::Io`], [`Rule::Remote`] where there is no such object.
+    pub fn open(store: Arc<dyn ObjectStore>, path: &str) -> Result<Self> {
+        let path = Path::parse(path).map_err(|e| Error::new(Rule::Argument).found(e))?;
+        Self::open_path(store, path)
+    }
+
+    fn open_path(store: Arc<dyn ObjectStore>, path: Path) -> Result<Self> {
+        let named = path.to_string();
+        Self::try_open(store, path).map_err(|e| e.in_file(named))
+    }
+
+    fn try_open(store: Arc<dyn ObjectStore>, path: Path) -> Result<Self> {
+        let request = GetOptions { range: Some(GetRange::Suffix(TAIL)), ..Default::default() };
+        let (at, of) = (Arc::clone(&store), path.clone());
+        let answer = wait(async move {
+            let found = at.get_opts(&of, request).await?;
+            let (meta, range) = (found.meta.clone(), found.range.clone());
+            Ok((meta, range, found.bytes().await?))
+        })?;
+        match answer {
+            Ok((meta, range, bytes)) => {
+                let expected = meta.size - meta.size.min(TAIL)..meta.size;
+                if range != expected || bytes.len() as u64 != range.end - range.start {
+                    return Err(Error::new(Rule::Remote)
+                        .expected(format!("bytes {expected:?}"))
+                        .found(format!("{} bytes of {range:?}", bytes.len())));
+                }
+                let (byte_len, e_tag) = (meta.size, meta.e_tag);
+                Ok(CloudFile { store, path, byte_len, e_tag, tail: bytes.into() })
+            }
+            Err(error @ object_store::Error::NotFound { .. }) => Err(failed(error)),
+            // No ranges from the end, or nothing in it at all: ask for the length.
+            Err(_) => {
+                let (at, of) = (Arc::clone(&store), path.clone());
+                let head = GetOptions { head: true, ..Default::default() };
+                let answer = wait(async move { at.get_opts(&of, head).await.map(|r| r.meta) })?;
+                let meta = answer.map_err(failed)?;
+                let (byte_len, e_tag) = (meta.size, meta.e_tag);
+                let mut file = CloudFile { store, path, byte_len, e_tag, tail: Vec::new() };
+                let mut tail = vec![0; byte_len.min(TAIL) as usize];
+                file.fetch(byte_len - tail.len() as u64, &mut tail)?;
+                file.tail = tail;
+                Ok(file)
+            }
+        }
+    }
+
+    fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let range = offset..offset + buf.len() as u64;
+        let request = GetOptions {
+            range: Some(GetRange::Bounded(range.clone())),
+            if_match: self.e_tag.clone(),
+            ..Default::default()
+        };
+        let (at, of) = (Arc::clone(&self.store), self.path.clone());
+        let answer = wait(async move {
+            let found = at.get_opts(&of, request).await?;
+            let (meta, range) = (found.meta.clone(), found.range.clone());
+            Ok((meta, range, found.bytes().await?))
+        })?;
+        let (meta, found, bytes) = answer.map_err(|e| failed(e).at(offset))?;
+        if meta.e_tag != self.e_tag || meta.size != self.byte_len {
+            return Err(Error::new(Rule::SourceChanged).at(offset));
+        }
+        if found != range || bytes.len() != buf.len() {
+            return Err(Error::new(Rule::Remote)
+                .at(offset)
+                .expected(format!("bytes {range:?}"))
+                .found(format!("{} bytes of {found:?}", bytes.len())));
+        }
+        buf.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn tail_at(&self) -> u64 {
+        self.byte_len - self.tail.len() as u64
+    }
+}
+
+impl ReadAt for CloudFile {
+    fn byte_len(&self) -> u64 {
+        self.byte_len
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.byte_len);
+        let Some(end) = end else {
+            return Err(Error::new(Rule::Io)
+                .at(offset)
+                .expected(format!("{} bytes", buf.len()))
+                .found(format!("a source of {} bytes", self.byte_len)));
+        };
+        // What the tail holds need not come again.
+        let fetched = self.tail_at().clamp(offset, end) - offset;
+        let (fetched, kept) = buf.split_at_mut(fetched as usize);
+        if !kept.is_empty() {
+            let from = (offset + fetched.len() as u64 - self.tail_at()) as usize;
+            kept.copy_from_slice(&self.tail[from..from + kept.len()]);
+        }
+        let pieces = fetched.chunks_mut(REQUEST).enumerate();
+        for_each_in_parallel(
+            REMOTE_THREADS,
+            pieces,
+            || (),
+            |(), (n, piece)| self.fetch(offset + (n * REQUEST) as u64, piece),
+        )
+        .map_err(|e| e.in_file(self.path.as_ref()))
+    }
+
+    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        let (start, end) =
+            (range.start.checked_sub(self.tail_at())?, range.end.checked_sub(self.tail_at())?);
+        self.tail.get(start as usize..usize::try_from(end).ok()?)
+    }
+}
+
+/// A URL: of a shard where it ends with `.bs`, else of a folder.
+pub(crate) fn open(url: &str) -> Result<Input> {
+    let wrong = |e: &dyn std::fmt::Display| Error::new(Rule::Argument).found(e);
+    let parsed = url::Url::parse(url).map_err(|e| wrong(&e))?;
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| wrong(&e))?;
+    let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            AmazonS3Builder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            GoogleCloudStorageBuilder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            MicrosoftAzureBuilder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
+        }
+        _ => return Err(Error::new(Rule::Argument).found(url)),
+    };
+    let store = store.map_err(|e| wrong(&e))?;
+    if path.as_ref().ends_with(SHARD) {
+        return Ok(Input::File(Source::new(CloudFile::open_path(store, path)?)));
+    }
+    Ok(Input::Folder(Folder::remote(Objects { store, prefix: path })))
+}
+
+/// The objects below a prefix.
+struct Objects {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+}
+
+impl RemoteFolder for Objects {
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut folders = vec![self.prefix.clone()];
+        while let Some(folder) = folders.pop() {
+            let store = Arc::clone(&self.store);
+            let answer = wait(async move { store.list_with_delimiter(Some(&folder)).await })?;
+            let found = answer.map_err(failed)?;
+            folders.extend(found.common_prefixes);
+            let prefix = self.prefix.as_ref();
+            for object in found.objects {
+                let name = object.location.as_ref().strip_prefix(prefix);
+                let name = name.map(|n| n.trim_start_matches('/')).filter(|n| !n.is_empty());
+                names.extend(name.map(str::to_owned));
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, name: &str) -> Result<Source> {
+        let path = format!("{}/{name}", self.prefix);
+        let path = Path::parse(path.trim_start_matches('/'));
+        let path = path.map_err(|e| Error::new(Rule::ModelPath).found(e))?;
+        Ok(Source::new(CloudFile::open_path(Arc::clone(&self.store), path)?))
+    }
+}

@@ -1,0 +1,262 @@
+//! Models of the Hugging Face Hub: its URLs, and the cache that its own programs keep.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bigsmall_format::{Error, Result, Rule};
+
+use crate::folder::{Folder, SHARD};
+use crate::http::{Client, HttpFile, HttpOptions, encoded};
+use crate::model_index::check_name;
+use crate::source::{Input, RemoteFolder, Source};
+
+/// What `hf://owner/name@revision/path` names.
+#[derive(Debug, PartialEq, Eq)]
+struct Place<'a> {
+    owner: &'a str,
+    name: &'a str,
+    revision: &'a str,
+    /// A file; the whole repository where there is none.
+    path: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    fn parse(url: &'a str) -> Result<Self> {
+        let wrong = || {
+            Error::new(Rule::Argument)
+                .expected("hf://owner/name, hf://owner/name@revision/file.bs")
+                .found(format!("{url:?}"))
+        };
+        let rest = url.split_once("://").ok_or_else(wrong)?.1;
+        let (owner, rest) = rest.split_once('/').ok_or_else(wrong)?;
+        let (repository, path) = rest.split_once('/').map_or((rest, None), |(r, p)| (r, Some(p)));
+        let (name, revision) = repository.split_once('@').unwrap_or((repository, "main"));
+        let path = path.filter(|p| !p.is_empty());
+        // What the Hub allows in names; none of it means anything in a path or a URL.
+        let plain = |s: &str| {
+            !s.is_empty()
+                && !s.starts_with('.')
+                && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        if !plain(owner) || !plain(name) || revision.is_empty() {
+            return Err(wrong());
+        }
+        // A branch may have a slash in its name, written as %2F, and becomes a part of a path.
+        check_name(&revision.replace("%2F", "/"))?;
+        path.map_or(Ok(()), check_name)?;
+        Ok(Place { owner, name, revision, path })
+    }
+
+    /// A commit never changes: what is cached of it is right.
+    fn is_commit(&self) -> bool {
+        self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit())
+    }
+}
+
+/// What the environment says, by the names that the Hub's own programs use.
+struct Settings {
+    endpoint: String,
+    token: Option<String>,
+    cache: Option<PathBuf>,
+    offline: bool,
+}
+
+impl Settings {
+    fn of_environment() -> Self {
+        let var = |name| env::var(name).ok().filter(|v| !v.is_empty());
+        let path = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let home = || {
+            let home = path("HOME").or_else(|| path("USERPROFILE"));
+            path("HF_HOME").or_else(|| Some(home?.join(".cache").join("huggingface")))
+        };
+        let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        Settings {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: var("HF_TOKEN"),
+            cache: path("HF_HUB_CACHE").or_else(|| Some(home()?.join("hub"))),
+            offline: var("HF_HUB_OFFLINE").is_some_and(|v| !matches!(&*v, "0" | "false" | "no")),
+        }
+    }
+}
+
+/// The cache's folder of one repository.
+struct Cache(Option<PathBuf>);
+
+impl Cache {
+    /// The folder of a commit, where it is there.
+    fn snapshot(&self, commit: &str) -> Option<PathBuf> {
+        let found = self.0.as_ref()?.join("snapshots").join(commit);
+        found.is_dir().then_some(found)
+    }
+
+    /// The folder of the commit that a branch or tag had when it was fetched.
+    fn revision(&self, revision: &str) -> Option<PathBuf> {
+        let text = std::fs::read_to_string(self.0.as_ref()?.join("refs").join(revision)).ok()?;
+        let commit = text.trim();
+        check_name(commit).ok()?;
+        self.snapshot(commit)
+    }
+}
+
+/// Whether `snapshot` has the weights that are needed: the cache holds only the files that somebody asked for.
+fn is_whole(snapshot: &Path, weights: &[String]) -> bool {
+    !weights.is_empty() && weights.iter().all(|name| snapshot.join(name).is_file())
+}
+
+fn local(snapshot: &Path, path: Option<&str>) -> Result<Input> {
+    let folder = Folder::open(snapshot)?;
+    match path {
+        Some(path) => Ok(Input::File(folder.open_file(Path::new(path))?)),
+        None => Ok(Input::Folder(folder)),
+    }
+}
+
+/// Opens a repository or one of its files: from the cache where it holds them, else from the Hub.
+pub(crate) fn open(url: &str) -> Result<Input> {
+    let place = Place::parse(url)?;
+    let settings = Settings::of_environment();
+    let Place { owner, name, path, .. } = place;
+    let revision = place.revision.replace("%2F", "/");
+    let cache = Cache(settings.cache.map(|c| c.join(format!("models--{owner}--{name}"))));
+    let known = || cache.snapshot(&revision).or_else(|| cache.revision(&revision));
+    let has = |snapshot: &PathBuf| match path {
+        Some(path) => snapshot.join(path).is_file(),
+        None => has_model(snapshot),
+    };
+    if settings.offline || place.is_commit() {
+        if let Some(snapshot) = known().filter(has) {
+            return local(&snapshot, path);
+        }
+        if settings.offline {
+            return Err(Error::new(Rule::Io).found("not in the cache, and HF_HUB_OFFLINE is set"));
+        }
+    }
+    let client = Client::new(HttpOptions { token: settings.token, ..Default::default() });
+    let repository = format!("{}/{owner}/{name}", settings.endpoint);
+    let in_url = encoded(&revision).replace('/', "%2F");
+    let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);
+    let (commit, names) = match client.text(&listing).and_then(|text| listed(&text)) {
+        Ok(found) => found,
+        // No network: what the cache has is better than nothing. A refusal is an answer and stays one.
+        Err(error) if error.rule() == Rule::Io => {
+            return match known().filter(has) {
+                Some(snapshot) => local(&snapshot, path),
+                None => Err(error),
+            };
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(snapshot) = cache.snapshot(&commit) {
+        let wanted = match path {
+            Some(path) => vec![path.to_owned()],
+            None => names.iter().filter(|n| is_weights(n)).cloned().collect(),
+        };
+        if is_whole(&snapshot, &wanted) {
+            return local(&snapshot, path);
+        }
+    }
+    let files = Repository { client, base: format!("{repository}/resolve/{commit}/"), names };
+    match path {
+        Some(path) => Ok(Input::File(files.open(path)?)),
+        None => Ok(Input::Folder(Folder::remote(files))),
+    }
+}
+
+/// Whether a file belongs to the weights: a shard, or an index file of shards.
+fn is_weights(name: &str) -> bool {
+    name.ends_with(SHARD) || name.ends_with(".bs.index.json")
+}
+
+/// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index file, or some shard.
+fn has_model(snapshot: &Path) -> bool {
+    crate::Model::open(snapshot).is_ok()
+}
+
+/// Commit and files of a repository, as the Hub's API lists them.
+fn listed(text: &str) -> Result<(String, Vec<String>)> {
+    let wrong = || Error::new(Rule::Remote).expected("a listing of the repository's files");
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().found(e))?;
+    let commit = value.get("sha").and_then(|v| v.as_str()).ok_or_else(wrong)?;
+    check_name(commit)?;
+    let files = value.get("siblings").and_then(|v| v.as_array()).ok_or_else(wrong)?;
+    let names = files.iter().map(|file| file.get("rfilename")?.as_str().map(str::to_owned));
+    Ok((commit.to_owned(), names.collect::<Option<_>>().ok_or_else(wrong)?))
+}
+
+/// The files of one commit.
+struct Repository {
+    client: Arc<Client>,
+    base: String,
+    names: Vec<String>,
+}
+
+impl RemoteFolder for Repository {
+    fn names(&self) -> Result<Vec<String>> {
+        // Git's own settings are no part of a model.
+        Ok(self.names.iter().filter(|n| *n != ".gitattributes").cloned().collect())
+    }
+
+    fn open(&self, name: &str) -> Result<Source> {
+        let url = format!("{}{}", self.base, encoded(name));
+        Ok(Source::new(HttpFile::open_with(&self.client, &url)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_and_nothing_leads_out() {
+        let place = |owner, name, revision, path| Place { owner, name, revision, path };
+        for (url, expected) in [
+            ("hf://o/n", place("o", "n", "main", None)),
+            ("hf://o/n/", place("o", "n", "main", None)),
+            ("hf://o/n@v1.0", place("o", "n", "v1.0", None)),
+            ("hf://o/n/a/m.bs", place("o", "n", "main", Some("a/m.bs"))),
+            (
+                "hf://o-1/n_2.x@refs%2Fpr%2F3/m.bs",
+                place("o-1", "n_2.x", "refs%2Fpr%2F3", Some("m.bs")),
+            ),
+        ] {
+            assert_eq!(Place::parse(url).unwrap(), expected, "{url}");
+        }
+        for url in [
+            "hf://",
+            "hf://o",
+            "hf://o/",
+            "hf:///n",
+            "hf://../n",
+            "hf://o/..",
+            "hf://o/n@",
+            "hf://o/n/../x",
+            "hf://o/n@../x",
+            "hf://o/n@..%2F..",
+            "hf://o/n//x",
+            "hf://o/n\\x",
+            "hf://o?/n",
+            "hf://o/n#x",
+        ] {
+            assert!(Place::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn listings_of_another_form_are_refused() {
+        let good = r#"{"sha":"abc","siblings":[{"rfilename":"m.bs"}],"more":1}"#;
+        assert_eq!(listed(good).unwrap(), ("abc".into(), vec!["m.bs".into()]));
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"sha":1,"siblings":[]}"#,
+            r#"{"sha":"a"}"#,
+            r#"{"sha":"..","siblings":[]}"#,
+            r#"{"sha":"a/../../b","siblings":[]}"#,
+            r#"{"sha":"a","siblings":[{}]}"#,
+        ] {
+            assert!(listed(bad).is_err(), "{bad}");
+        }
+    }
+}
