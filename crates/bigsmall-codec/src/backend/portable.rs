@@ -67,10 +67,10 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
         let q = x >> PRECISION;
         let y = q * (slot & 0xfff) + q + (slot >> 12 & 0xfff);
         // Without a branch: which lanes need a word is as good as random.
-        let refill = u32::from(y < STATE_MIN);
+        let refill = y < STATE_MIN;
         let word = u32::from(u16::from_le_bytes(words[used % LANES]));
-        job.states[lane] = y << (16 * refill) | word & refill.wrapping_neg();
-        used += refill as usize;
+        job.states[lane] = std::hint::select_unpredictable(refill, y << 16 | word, y);
+        used += usize::from(refill);
         row[element(lane)] = (slot >> 24) as u8;
     }
     job.position = begin + used;
