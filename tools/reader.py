@@ -109,7 +109,7 @@ def xxh3(data):
 # 4. Shard: envelope
 def read_envelope(data):  # returns payloads and index
     magic = b"\x89bsmall\n"
-    require(data[:4] != b"BGSM", "PythonPackageFile", data[:4], "unsupported")
+    require(data[-8:] == magic or data[:4] != b"BGSM", "PythonPackageFile", data[:4], "unsupported")
     require(data[-8:] == magic or data[8:9] != b"{", "SafetensorsFile", data[:9], "unsupported")
     require(len(data) >= 64, "ShardTooShort", f"{len(data)} bytes")
     require(data[-8:] == magic, "ShardMagic", data[-8:])
@@ -133,7 +133,7 @@ def restore(data):  # returns the bytes of the safetensors file that a shard hol
     require(n == len(tensors), "EntryCount", f"{n} records for {len(tensors)} tensors")
     for place, tensor in enumerate(tensors):
         try:
-            tensor.content = read_tensor(tensor, tensors[:place], index, payloads)
+            tensor.content = read_tensor(tensor, place, tensors, index, payloads)
         except Refused as error:
             raise Refused(*error.args, tensor.name) from None
     require(index.left() == 0, "IndexTrailing", f"{index.left()} bytes")
@@ -151,7 +151,7 @@ def read_stored_header(header):  # returns the tensors in the order of their dat
     except (ValueError, RecursionError) as error:
         raise Refused("corrupt", "HeaderSyntax", error) from None
     metadata = entries.pop("__metadata__", {})
-    require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderEntry", metadata)
+    require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderSyntax", metadata)
     tensors = sorted((read_entry(*entry) for entry in entries.items()), key=lambda t: (t.begin, t.end))
     for tensor, begin in zip(tensors, [0, *(tensor.end for tensor in tensors)]):
         require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange", tensor.name)
@@ -166,10 +166,11 @@ def json_number(text):
     return int(text) if text.isdigit() else float(text)
 
 def read_entry(name, entry):
-    require(type(entry) is dict and len(entry) <= 3 + 64, "HeaderEntry", name)
-    dtype, shape, offsets = map(entry.get, ("dtype", "shape", "data_offsets"))
-    sound = [type(dtype), type(shape), type(offsets)] == [str, list, list] and len(offsets) == 2
-    require(sound, "HeaderEntry", name)
+    require(type(entry) is dict, "HeaderSyntax", name)
+    require(len({"dtype", "shape", "data_offsets", *entry}) == len(entry) <= 3 + 64, "HeaderEntry", name)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    require([type(dtype), type(shape), type(offsets)] == [str, list, list], "HeaderSyntax", name)
+    require(len(offsets) == 2, "HeaderEntry", name)
     require(all(type(number) is int for number in shape + offsets), "HeaderSyntax", name)
     require(dtype in DTYPE_BITS, "DtypeUnknown", dtype, "unsupported")
     elements = math.prod(filter(None, shape))
@@ -178,13 +179,13 @@ def read_entry(name, entry):
     require(bits_over == 0, "SubByteTotal", shape)
     return SimpleNamespace(name=name, dtype=dtype, size=size, begin=offsets[0], end=offsets[1])
 
-def read_tensor(tensor, earlier, index, payloads):  # reads a record and decodes its payload
+def read_tensor(tensor, place, tensors, index, payloads):  # reads a record and decodes its payload
     encoding, flags, reserved, head_length, offset, length, checksum = index.numbers("BBHIQQQ")
     require(flags < 4 and reserved == 0, "ReservedNotZero", f"flags {flags}")
     md5, tensor.shared = index.take(16) if flags & 2 else None, flags & 1
     if tensor.shared:
         require(encoding == head_length == length == checksum == 0, "ReservedNotZero", "shared record")
-        other = earlier[offset] if offset < len(earlier) else tensor
+        other = tensors[offset] if offset < place else tensor
         alike = (other.dtype, other.size) == (tensor.dtype, tensor.size)
         require(alike and not other.shared, "SharedPayload", offset)
         content = other.content
@@ -194,7 +195,7 @@ def read_tensor(tensor, earlier, index, payloads):  # reads a record and decodes
         sizes = [min(starts.step, tensor.size - start) for start in starts]
         lengths, checksums = index.numbers(f"{len(starts)}I", 8), index.numbers(f"{len(starts)}Q")
         possible = all(min(size, 56) <= stored <= 2 * size + 4096 for size, stored in zip(sizes, lengths))
-        require(possible, "BlockLength", lengths)
+        require(possible, "BlockLength", lengths[:9])
         require(length == sum(part + -part % 8 for part in (head_length, *lengths)), "PayloadLength", length)
         require(offset == 16 + payloads.bit // 8, "PayloadRange", offset)
         head, blocks = payloads.take(head_length, 8), [payloads.take(length, 8) for length in lengths]
@@ -232,7 +233,7 @@ def decode_ans(head, dtype, blocks):  # 7.1, 7.2
     ans.low_bits, ans.widths = 8 * ans.unit_bytes - head_bits, widths[:k] or [0]
     falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
     require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
-    symbols = [first, *range(ans.base + 1, ans.top)]
+    symbols, source.rule = [first, *range(ans.base + 1, ans.top)], "FrequencyTable"
     ans.segment, ans.tables = 1 << log_segment - 8, [read_table(source, symbols) for _ in range(n_tables)]
     source.pad(1)
     require(source.left() == 0, "AnsHead", f"{source.left()} bytes after the tables")

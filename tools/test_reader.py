@@ -115,7 +115,7 @@ class Vectors(unittest.TestCase):
         record = struct.pack("<BBHIQQQ", frame[9], 0, 0, head_length, 16, len(frame) - 72, head_checksum)
         index = reader.Source(record + struct.pack("<QQ", block_length, checksum), "index")
         payloads = reader.Source(frame[72:], "payloads")
-        self.assertEqual(reader.read_tensor(tensor, [], index, payloads), struct.pack("<261H", *units))
+        self.assertEqual(reader.read_tensor(tensor, 0, [], index, payloads), struct.pack("<261H", *units))
         self.assertEqual((index.left(), payloads.left()), (0, 0))
 
     def test_shard(self):

@@ -1,5 +1,7 @@
 //! Bits, least significant first.
 
+use bigsmall_format::{Error, Result, Rule};
+
 /// Appends bits to bytes.
 #[derive(Default)]
 pub(crate) struct BitWriter {
@@ -68,11 +70,16 @@ impl<'a> BitReader<'a> {
         Some(ones)
     }
 
-    /// Whether nothing is left but the zeros that fill up the last `align` bytes.
-    pub(crate) fn only_padding_left(&self, align: usize) -> bool {
+    /// Insists that nothing is left but the zeros that fill up the last `align` bytes; `longer` is broken where bytes are.
+    pub(crate) fn finish(&self, align: usize, longer: Rule) -> Result<()> {
         let used = self.at.div_ceil(8);
-        let whole = self.bytes.len() == used.next_multiple_of(align);
+        if self.bytes.len() != used.next_multiple_of(align) {
+            return Err(Error::new(longer).found("bytes after the last bits"));
+        }
         let rest_of_byte = self.at.is_multiple_of(8) || self.bytes[used - 1] >> (self.at % 8) == 0;
-        whole && rest_of_byte && self.bytes[used..].iter().all(|&b| b == 0)
+        if !rest_of_byte || self.bytes[used..].iter().any(|&b| b != 0) {
+            return Err(Error::new(Rule::PaddingNotZero).found("after the last bits"));
+        }
+        Ok(())
     }
 }

@@ -104,8 +104,5 @@ pub(crate) fn read(
             None => return Err(wrong("a field outside the dtype")),
         }
     }
-    if !bits.only_padding_left(1) {
-        return Err(wrong("bits after the last one"));
-    }
-    Ok(())
+    bits.finish(1, Rule::AnsException)
 }

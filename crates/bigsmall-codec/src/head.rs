@@ -168,9 +168,7 @@ impl Head {
         let tables = (0..n_tables)
             .map(|_| FrequencyTable::read(&mut bits, 1 << symbol_bits))
             .collect::<Result<Vec<_>>>()?;
-        if !bits.only_padding_left(1) {
-            return Err(wrong(FIXED as u64, "nothing after the tables", &"more bytes"));
-        }
+        bits.finish(1, Rule::AnsHead).map_err(|e| e.at(FIXED as u64))?;
         let segment = 1 << segment;
         Ok(Head::new(m, layout, symbol_bits, (base, first), segment, widths.to_vec(), tables))
     }

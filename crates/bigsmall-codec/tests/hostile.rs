@@ -399,7 +399,7 @@ fn heads() {
         ("no table", |h| h.truncate(14), Rule::FrequencyTable),
         ("a table cut short", |h| h.truncate(h.len() - 1), Rule::FrequencyTable),
         ("a byte more", |h| h.push(0), Rule::AnsHead),
-        ("a bit behind the tables", |h| *h.last_mut().unwrap() |= 0x80, Rule::AnsHead),
+        ("a bit behind the tables", |h| *h.last_mut().unwrap() |= 0x80, Rule::PaddingNotZero),
         ("m 8", |h| h[0] = 8, Rule::AnsHead),
         ("m 16", |h| h[0] = 16, Rule::AnsHead),
         ("m 255", |h| h[0] = 255, Rule::AnsHead),
@@ -647,7 +647,7 @@ fn blocks() {
                     bits.push(1, 1);
                     b.exceptions = bits.bytes(1);
                 },
-                Rule::AnsException,
+                Rule::PaddingNotZero,
             ),
             ("ones without end", |_, b| b.exceptions.fill(0xff), Rule::AnsException),
             ("ones for 60,000 bytes", |_, b| b.exceptions = vec![0xff; 3000], Rule::AnsException),

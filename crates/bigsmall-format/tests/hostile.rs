@@ -135,6 +135,13 @@ fn envelope() {
         ("magics, 64 bytes", [&forge::MAGIC[..]; 8].concat(), Rule::IndexRange),
         ("the Python package", b"BGSM\x01\0\0\0{}".to_vec(), Rule::PythonPackageFile),
         ("the Python package, longer", [&b"BGSM"[..], &[7; 100]].concat(), Rule::PythonPackageFile),
+        ("the Python package's magic alone", b"BGSM".to_vec(), Rule::PythonPackageFile),
+        (
+            "the Python package's magic and ours",
+            [&b"BGSM"[..], &[7; 100], &forge::MAGIC].concat(),
+            Rule::IndexRange,
+        ),
+        ("safetensors without tensors", b"\x02\0\0\0\0\0\0\0{}".to_vec(), Rule::SafetensorsFile),
         (
             "safetensors",
             [&60u64.to_le_bytes()[..], b"{", &[b' '; 59]].concat(),

@@ -340,6 +340,48 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
 }
 
 #[test]
+fn a_wrong_md5_is_noticed_and_names_its_tensor() {
+    use bigsmall_format::{EncodingId, ShardWriter};
+    let right = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128.to_be_bytes();
+    let specs = ["a", "b", "a again"].map(|name| TensorSpec::new(name, Dtype::U8, &[3]).unwrap());
+    let shard = |md5s: [Option<[u8; 16]>; 3], sha256| {
+        let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
+        for md5 in &md5s[..2] {
+            writer.begin(EncodingId::Raw, &[]).unwrap();
+            writer.blocks(&[1, 2, 3, 0, 0, 0, 0, 0], &[3]).unwrap();
+            writer.end(*md5).unwrap();
+        }
+        writer.share(0, md5s[2]).unwrap();
+        Shard::open(writer.finish(sha256).unwrap()).unwrap()
+    };
+    let (options, progress) = (RestoreOptions::default(), Progress::default());
+    let disk = Disk::new(usize::MAX);
+    let _ = restore_shard(&shard([None; 3], [0; 32]), Some(&disk), &options, &progress);
+    let mut digest = crate::digest::FileDigest::new();
+    digest.update(&disk.bytes.into_inner().unwrap());
+    let sha256 = digest.finish();
+
+    let disk = Disk::new(usize::MAX);
+    for output in [None, Some(&disk as &dyn Output)] {
+        let run = |md5s, sha256| restore_shard(&shard(md5s, sha256), output, &options, &progress);
+        let report = run([Some(right), None, Some(right)], sha256).unwrap();
+        assert_eq!(report.md5s, [], "nobody asked for them");
+        for (wrong, spec) in specs.iter().enumerate() {
+            // The others stored right, or not stored at all.
+            for other in [Some(right), None] {
+                let mut md5s = [other; 3];
+                md5s[wrong] = Some(right.map(|byte| !byte));
+                let error = run(md5s, sha256).unwrap_err();
+                assert_eq!(error.rule(), Rule::ContentDigest);
+                assert_eq!(error.tensor(), Some(spec.name()));
+            }
+        }
+        // Where nothing fits, the tensor is what to know.
+        assert_eq!(run([Some([0; 16]); 3], [0; 32]).unwrap_err().tensor(), Some("a"));
+    }
+}
+
+#[test]
 fn every_damaged_byte_of_a_shard_is_noticed() {
     let plain = plain_file();
     for encoding in ENCODINGS {

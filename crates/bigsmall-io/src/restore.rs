@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
+use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, ShardEntry, decode_range};
 
 use crate::atomic::{AtomicFile, Output};
 use crate::chunk::{Chunk, Part, chunks};
@@ -31,7 +31,8 @@ pub struct RestoreOptions {
 }
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model folder it was made from; `input` may
-/// be a URL as in [`Model::open`](crate::Model::open). The SHA-256 of every file is compared with that of the original before it gets its name.
+/// be a URL as in [`Model::open`](crate::Model::open). The SHA-256 of every file is compared with that of the original before it gets its
+/// name; where a shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
 ///
 /// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
 ///
@@ -86,7 +87,7 @@ pub(crate) fn restore_file(
 }
 
 /// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and compares the SHA-256 of the
-/// file they make with that of the original. Writes nothing.
+/// file they make with that of the original, and their MD5s with those that the shard keeps. Writes nothing.
 ///
 /// Memory: at most 256 MiB and the index.
 ///
@@ -128,7 +129,7 @@ impl Drop for Settle<'_, '_> {
     }
 }
 
-/// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the SHA-256.
+/// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the SHA-256 and the stored MD5s.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
     output: Option<&dyn Output>,
@@ -139,6 +140,8 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let tensors = shard.tensors();
     let json = shard.header_json();
     let prefix = [&(json.len() as u64).to_le_bytes()[..], json].concat();
+    let stored_md5 = |index| shard.entry(index).ok().and_then(ShardEntry::md5);
+    let any_md5 = options.md5 || (0..tensors.len()).any(|i| stored_md5(i).is_some());
     let control = Control::new(progress);
     let (threads, in_flight) = sizes(options.threads);
     let pool = Pool::new(in_flight);
@@ -162,7 +165,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
             }
             digest.finish()
         })?;
-        let digester = match options.md5 {
+        let digester = match any_md5 {
             false => None,
             true => Some(spawn(scope, "md5", move || {
                 let (mut digests, mut found) = (TensorDigests::default(), Vec::new());
@@ -219,7 +222,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
                 // Nobody listens any more after a failure, and then nothing is lost.
                 let _ = to_work.send(Arc::clone(&job));
                 let _ = to_hash.send(Arc::clone(&job));
-                if options.md5 {
+                if any_md5 {
                     let _ = to_md5.send(Arc::clone(&job));
                 }
                 if output.is_some() {
@@ -247,24 +250,27 @@ pub(crate) fn restore_shard<R: ReadAt>(
         Ok((sha256, digester.map(|d| d.join().map_err(failed)).transpose()?.unwrap_or_default()))
     });
     control.outcome()?;
-    let (sha256, md5s) = result?;
+    let (sha256, mut md5s) = result?;
+    // The MD5s first, since they name the tensor.
+    for ((index, spec), found) in tensors.iter().enumerate().zip(&md5s) {
+        if let Some(stored) = stored_md5(index).filter(|stored| stored != found) {
+            return Err(Error::new(Rule::ContentDigest)
+                .in_tensor(spec.name())
+                .expected(format!("MD5 {}", hex(&stored)))
+                .found(hex(found)));
+        }
+    }
     if sha256 != shard.sha256() {
         return Err(Error::new(Rule::ContentDigest)
             .expected(hex(&shard.sha256()))
             .found(hex(&sha256)));
     }
+    if !options.md5 {
+        md5s.clear();
+    }
     let mut n_shared = 0;
-    for (index, spec) in tensors.iter().enumerate() {
-        let entry = shard.entry(index)?;
-        n_shared += u64::from(entry.shares().is_some());
-        if let (Some(found), Some(stored)) = (md5s.get(index), entry.md5())
-            && *found != stored
-        {
-            return Err(Error::new(Rule::ContentDigest)
-                .in_tensor(spec.name())
-                .expected(hex(&stored))
-                .found(hex(found)));
-        }
+    for index in 0..tensors.len() {
+        n_shared += u64::from(shard.entry(index)?.shares().is_some());
     }
     Ok(FileReport {
         name: String::new(),

@@ -288,9 +288,7 @@ fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
         let high = bits.pull(u32::from(length)).ok_or_else(short)?;
         *state = (1 << length | high) << 16 | low;
     }
-    if !bits.only_padding_left(4) {
-        return Err(Error::new(Rule::PaddingNotZero).found("after the states"));
-    }
+    bits.finish(4, Rule::AnsBlockLength)?;
     Ok(states)
 }
 

@@ -65,6 +65,15 @@ impl Reader {
         self.bits.len() == self.at.div_ceil(8).next_multiple_of(align) * 8
             && self.bits[self.at..].iter().all(|b| !b)
     }
+
+    /// Nothing follows but the padding of the last byte.
+    fn finish(&self, longer: Rule) -> Result<(), Rule> {
+        match self.bits.len() - self.at {
+            0..8 if self.rest_is_padding(1) => Ok(()),
+            0..8 => Err(Rule::PaddingNotZero),
+            _ => Err(longer),
+        }
+    }
 }
 
 /// Section 7.1: bytes of a unit, head bits, exponent bits (0 for what has no sign and no exponent).
@@ -244,7 +253,7 @@ impl Head {
             }
             tables.push(freqs);
         }
-        ensure(reader.rest_is_padding(1))?;
+        reader.finish(Rule::AnsHead)?;
         Ok(Head { dtype, m, w, log_segment, base, first, low_widths, tables })
     }
 
@@ -724,9 +733,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
     for _ in 0..count {
         exception().ok_or(Rule::AnsException)?;
     }
-    if !reader.rest_is_padding(1) {
-        return Err(Rule::AnsException);
-    }
+    reader.finish(Rule::AnsException)?;
     let mut out: Vec<u8> =
         units.iter().flat_map(|&(field, residual, low)| head.join(field, residual, low)).collect();
     out.extend(&block.tail);

@@ -108,6 +108,7 @@ impl<R: ReadAt> Shard<R> {
         source.read_exact_at(tail_at, &mut tail)?;
         let index_range = match read_trailer(&tail, byte_len) {
             Ok(found) => found,
+            Err(error) if tail.ends_with(&MAGIC) => return Err(error),
             Err(error) => return Err(explain(&source, error)),
         };
         let index_len = index_range.end.saturating_sub(index_range.start);
@@ -434,16 +435,17 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Says what a file is instead of a shard, where its first bytes show it.
+/// Says what a file without the trailer's magic is instead of a shard, where its first bytes show it.
 fn explain(source: &dyn ReadAt, error: Error) -> Error {
     let mut start = [0; 9];
-    if source.byte_len() < 9 || source.read_exact_at(0, &mut start).is_err() {
+    let len = source.byte_len().min(start.len() as u64) as usize;
+    if start.get_mut(..len).is_none_or(|start| source.read_exact_at(0, start).is_err()) {
         return error;
     }
     if let Some(rule) = recognise(&start) {
         return Error::new(rule);
     }
-    if start.ends_with(b"{") && error.rule() == Rule::ShardMagic {
+    if start.ends_with(b"{") {
         return Error::new(Rule::SafetensorsFile);
     }
     error
