@@ -811,6 +811,19 @@ fn headers() {
             json(format!("{{{}}}", good().replace('}', r#","x":NaN}"#))),
             Rule::HeaderSyntax,
         ),
+        (
+            "a number beyond f64 in an unknown field",
+            json(format!("{{{}}}", good().replace('}', r#","x":[1e309]}"#))),
+            Rule::HeaderSyntax,
+        ),
+        (
+            "the same in digits alone",
+            json(format!(
+                "{{{}}}",
+                good().replace('}', &format!(r#","x":-{}}}"#, "9".repeat(310)))
+            )),
+            Rule::HeaderSyntax,
+        ),
         ("not UTF-8", [&b"{\"\xff\":"[..], &json(good())[4..], b"}"].concat(), Rule::HeaderSyntax),
         (
             "UTF-8 too long",
@@ -1069,6 +1082,11 @@ fn headers() {
         ("the largest tensor", one("U8", "[1152921504606846975]", "[0,1152921504606846975]"), 1),
         ("a scalar", one("F64", "[]", "[0,8]"), 1),
         ("100 arrays deep", deep("[", "]", 98), 1),
+        (
+            "large and small numbers in an unknown field",
+            json(format!("{{{}}}", good().replace('}', r#","x":[-9.9e307,1e-999]}"#))),
+            1,
+        ),
         (
             "64 unknown fields",
             json(format!(
