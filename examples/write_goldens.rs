@@ -227,7 +227,15 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
         1 => 100 + r.below(4),
         _ => 200 + r.below(2) * r.below(2),
     });
-    out.push(plain("ans-tables", &[rows, vector("bytes", Dtype::U8, three, ANS)])?);
+    // Half of the segments are alike: of four clusters one is left empty.
+    let alike = units::<1>(8 * 1024, |i| match i / 1024 % 4 {
+        0 | 1 => i as u64 % 4,
+        2 => 100 + i as u64 * i as u64 % 7,
+        _ => 200 + i as u64 / 3 % 2,
+    });
+    let bytes = [("bytes", three), ("alike", alike)];
+    let [three, alike] = bytes.map(|(name, units)| vector(name, Dtype::U8, units, ANS));
+    out.push(plain("ans-tables", &[rows, three, alike])?);
 
     // Mantissa bits that can be predicted.
     let skewed = |r: &mut Random, m: u64| {

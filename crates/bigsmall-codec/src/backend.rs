@@ -6,6 +6,8 @@ mod reference;
 
 use bigsmall_format::{Error, Result, Rule};
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
 use crate::head::Head;
@@ -29,6 +31,8 @@ pub enum Backend {
     Avx512,
     /// AVX2 (x86-64).
     Avx2,
+    /// NEON (64-bit ARM).
+    Neon,
     /// Plain Rust, on every machine.
     Portable,
     /// The crate `constriction`, step by step: slow, independent, for tests (feature `reference`).
@@ -38,7 +42,7 @@ pub enum Backend {
 impl Backend {
     /// Every backend that this program knows, the fastest first.
     pub const ALL: &'static [Backend] =
-        &[Backend::Avx512, Backend::Avx2, Backend::Portable, Backend::Reference];
+        &[Backend::Avx512, Backend::Avx2, Backend::Neon, Backend::Portable, Backend::Reference];
 
     /// The name on the command line.
     #[must_use]
@@ -46,6 +50,7 @@ impl Backend {
         match self {
             Backend::Avx512 => "avx512",
             Backend::Avx2 => "avx2",
+            Backend::Neon => "neon",
             Backend::Portable => "portable",
             Backend::Reference => "reference",
         }
@@ -91,6 +96,8 @@ impl Backend {
             Backend::Avx512 => Avx512::new().map(|b| b as _),
             #[cfg(target_arch = "x86_64")]
             Backend::Avx2 => Avx2::new().map(|b| b as _),
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => Some(&Neon),
             Backend::Portable => Some(&portable::Portable),
             #[cfg(feature = "reference")]
             Backend::Reference => Some(&reference::Reference),

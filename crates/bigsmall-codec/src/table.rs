@@ -248,6 +248,7 @@ impl EncodeTable {
 
 /// 32 buckets; entries in one word each: `freq | symbol << 13 | delta << 19`.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 pub(crate) struct Buckets32 {
     pub(crate) split: [u32; 32],
     pub(crate) own: [u32; 32],

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
-    for_each_in_parallel,
+    available_threads, for_each_in_parallel,
 };
 
 /// Which encoding a payload has (FORMAT.md section 6).
@@ -107,6 +107,8 @@ pub trait BlockDecoder: Send + Sync {
 
 /// How many blocks are handled at once: enough for kernels that interleave blocks, few enough for a level 2 cache.
 const RUN: usize = 4;
+/// Runs that a thread encodes before they are put together: enough that starting threads costs nothing beside them.
+const RUNS_A_THREAD: usize = 8;
 
 /// Encodes a tensor in memory with `encoding` on up to `threads` threads (0: all). The bytes do not depend on `threads`.
 ///
@@ -127,28 +129,38 @@ pub fn encode_tensor(
     let encoder = encoding.plan(spec, source)?;
     let run_bytes = (spec.block_bytes() * RUN) as u64;
     let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;
-    let mut runs = vec![(Vec::new(), Vec::new()); n_runs];
-    for_each_in_parallel(
-        threads,
-        runs.iter_mut().enumerate(),
-        Vec::new,
-        |scratch, (index, (bytes, lens))| {
-            let begin = index as u64 * run_bytes;
-            let range = begin..spec.byte_len().min(begin + run_bytes);
-            let units = read_or_borrow(source, range, scratch)?;
-            // Most tensors end up below this: growing step by step would copy every block several times.
-            bytes.reserve(units.len() / 8 * 7);
-            encoder.encode_blocks(units, bytes, lens);
-            Ok(())
-        },
-    )?;
     let mut payload = encoder.head().to_vec();
     crate::wire::pad8(&mut payload);
     let mut lens = Vec::with_capacity(spec.n_blocks() as usize);
-    payload.reserve_exact(runs.iter().map(|(bytes, _)| bytes.len()).sum());
-    for (bytes, run_lens) in runs {
-        payload.extend_from_slice(&bytes);
-        lens.extend_from_slice(&run_lens);
+    // A few runs for each thread go into memory that the next ones use again, then, in order, into the payload.
+    let threads = if threads == 0 { available_threads() } else { threads };
+    let at_once = if threads == 1 { 1 } else { threads.saturating_mul(RUNS_A_THREAD) };
+    let mut outputs = vec![(Vec::new(), Vec::new()); n_runs.min(at_once)];
+    let at_once = outputs.len();
+    for first in (0..n_runs).step_by(at_once.max(1)) {
+        let outputs = &mut outputs[..at_once.min(n_runs - first)];
+        for_each_in_parallel(
+            threads,
+            (first..).zip(outputs.iter_mut()).collect::<Vec<_>>().into_iter(),
+            Vec::new,
+            |scratch, (index, (bytes, lens))| {
+                let begin = index as u64 * run_bytes;
+                let range = begin..spec.byte_len().min(begin + run_bytes);
+                bytes.clear();
+                lens.clear();
+                encoder.encode_blocks(read_or_borrow(source, range, scratch)?, bytes, lens);
+                Ok(())
+            },
+        )?;
+        if first == 0 {
+            // What follows will not differ much: growing step by step would copy the payload several times.
+            let encoded: usize = outputs.iter().map(|(bytes, _)| bytes.len()).sum();
+            payload.reserve(encoded / outputs.len().max(1) * n_runs / 64 * 65);
+        }
+        for (bytes, run_lens) in outputs {
+            payload.extend_from_slice(bytes);
+            lens.extend_from_slice(run_lens);
+        }
     }
     EncodedTensor::new(spec.clone(), encoding.id(), encoder.head().len() as u32, lens, payload)
 }

@@ -4,7 +4,7 @@ use bigsmall_codec::Ans;
 use bigsmall_format::{
     EncodedTensor, EncodingId, Error, Raw, Result, Rule, TensorEncoding, TensorSpec,
 };
-use bigsmall_tbe::{Matmul, Tbe, TbeView, Width, transcode};
+use bigsmall_tbe::{Matmul, Tbe, TbeTensor, Width, transcode};
 
 use crate::{MatmulBackend, check_len, matrix_shape};
 
@@ -39,7 +39,8 @@ pub struct CpuWeights {
 
 #[derive(Debug)]
 enum Held {
-    Tbe(EncodedTensor),
+    /// Validated once.
+    Tbe(TbeTensor),
     Plain(Vec<u8>),
 }
 
@@ -66,7 +67,7 @@ impl CpuWeights {
     #[must_use]
     pub fn byte_len(&self) -> u64 {
         match &self.held {
-            Held::Tbe(tensor) => tensor.byte_len(),
+            Held::Tbe(tensor) => tensor.view().tensor().byte_len(),
             Held::Plain(bytes) => bytes.len() as u64,
         }
     }
@@ -106,13 +107,9 @@ impl MatmulBackend for Cpu {
                 let (table, payload) = (tensor.table(), tensor.payload().to_vec());
                 let lens = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
                 let head_len = table.head_len() as u32;
-                Held::Tbe(EncodedTensor::new(
-                    spec.clone(),
-                    EncodingId::Tbe,
-                    head_len,
-                    lens,
-                    payload,
-                )?)
+                let id = EncodingId::Tbe;
+                let tensor = EncodedTensor::new(spec.clone(), id, head_len, lens, payload)?;
+                Held::Tbe(TbeTensor::new(tensor)?)
             }
             _ => {
                 let from = encoding_of(tensor)?;
@@ -122,7 +119,7 @@ impl MatmulBackend for Cpu {
                         .filter(|tbe| tbe.byte_len() < spec.byte_len()),
                 };
                 match smaller {
-                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(tbe),
+                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(TbeTensor::new(tbe)?),
                     Some(tbe) => return self.upload(&tbe),
                     None => {
                         let mut bytes = vec![0; spec.byte_len() as usize];
@@ -137,15 +134,12 @@ impl MatmulBackend for Cpu {
                 }
             }
         };
-        if let Held::Tbe(tensor) = &held {
-            TbeView::new(tensor)?;
-        }
         Ok(CpuWeights { spec, held })
     }
 
     fn matmul(&self, weights: &CpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
         match &weights.held {
-            Held::Tbe(tensor) => self.matmul.encoded(&TbeView::new(tensor)?, x, batch, y),
+            Held::Tbe(tensor) => self.matmul.encoded(&tensor.view(), x, batch, y),
             Held::Plain(bytes) => self.matmul.plain(&weights.spec, bytes, x, batch, y),
         }
     }
@@ -154,7 +148,7 @@ impl MatmulBackend for Cpu {
         check_len("bytes", usize::try_from(weights.spec.byte_len()).ok(), dst.len())?;
         match &weights.held {
             Held::Tbe(tensor) => {
-                TbeView::new(tensor)?.decode(0..weights.spec.n_elements(), dst, self.threads)?;
+                tensor.view().decode(0..weights.spec.n_elements(), dst, self.threads)?;
             }
             Held::Plain(bytes) => dst.copy_from_slice(bytes),
         }
