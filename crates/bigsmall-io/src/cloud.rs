@@ -9,7 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::Runtime;
 
 use crate::folder::{Folder, SHARD};
@@ -198,16 +198,27 @@ pub(crate) fn open(url: &str) -> Result<Input> {
     let wrong = |e: &dyn std::fmt::Display| Error::new(Rule::Argument).found(e);
     let parsed = url::Url::parse(url).map_err(|e| wrong(&e))?;
     let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| wrong(&e))?;
+    let retry = RetryConfig {
+        max_retries: 5,
+        retry_timeout: std::time::Duration::from_secs(60),
+        ..Default::default()
+    };
     let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            AmazonS3Builder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
-        }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            GoogleCloudStorageBuilder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            MicrosoftAzureBuilder::from_env().with_url(url).build().map(|s| Arc::new(s) as _)
-        }
+        ObjectStoreScheme::AmazonS3 => AmazonS3Builder::from_env()
+            .with_url(url)
+            .with_retry(retry)
+            .build()
+            .map(|s| Arc::new(s) as _),
+        ObjectStoreScheme::GoogleCloudStorage => GoogleCloudStorageBuilder::from_env()
+            .with_url(url)
+            .with_retry(retry)
+            .build()
+            .map(|s| Arc::new(s) as _),
+        ObjectStoreScheme::MicrosoftAzure => MicrosoftAzureBuilder::from_env()
+            .with_url(url)
+            .with_retry(retry)
+            .build()
+            .map(|s| Arc::new(s) as _),
         _ => return Err(Error::new(Rule::Argument).found(url)),
     };
     let store = store.map_err(|e| wrong(&e))?;

@@ -5,6 +5,7 @@
 mod atomic;
 #[cfg(feature = "candle")]
 pub mod candle;
+mod card;
 mod chunk;
 #[cfg(feature = "cloud")]
 mod cloud;
@@ -37,6 +38,7 @@ pub use cloud::CloudFile;
 pub use compress::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
+pub use folder::index;
 #[cfg(feature = "http")]
 pub use http::{HttpFile, HttpOptions};
 pub use layers::layer_of;

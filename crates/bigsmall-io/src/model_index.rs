@@ -69,7 +69,16 @@ impl ModelIndex {
         ModelIndex { weight_map }
     }
 
-    fn to_json(&self) -> String {
+    /// An index file as the Hub's programs write it. `total_size` counts the bytes of all tensors.
+    pub(crate) fn to_json(&self, total_size: u64) -> String {
+        let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
+        let map: serde_json::Map<String, serde_json::Value> = map.collect();
+        let metadata = serde_json::json!({ "total_size": total_size });
+        let value = serde_json::json!({ "metadata": metadata, "weight_map": map });
+        format!("{value:#}\n")
+    }
+
+    fn map_to_json(&self) -> String {
         let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
         let map: serde_json::Map<String, serde_json::Value> = map.collect();
         serde_json::json!({ "weight_map": map }).to_string()
@@ -87,7 +96,7 @@ pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, boo
     if same && translated.replace(&to_end, &from_end) == text {
         return Ok((translated, true));
     }
-    Ok((if same { translated } else { wanted.to_json() }, false))
+    Ok((if same { translated } else { wanted.map_to_json() }, false))
 }
 
 fn wrong(found: String) -> Error {

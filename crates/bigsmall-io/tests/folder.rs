@@ -64,6 +64,7 @@ fn a_folder_comes_back_as_it_was() {
         names(&path("small")),
         [
             "1_Pooling",
+            "README.md",
             "config.json",
             "model-00001-of-00002.bs",
             "model-00002-of-00002.bs",
@@ -322,4 +323,127 @@ fn the_snapshots_of_a_hub_cache_may_link_to_its_blobs() {
     symlink(dir.path().join("secret"), snapshot.join("config2.json")).unwrap();
     let error = compress(&snapshot, &dir.path().join("small2")).unwrap_err();
     assert_eq!(error.rule(), Rule::ModelPath);
+}
+
+/// Lines of the card's table: name, bytes, compressed bytes, SHA-256.
+fn card_lines(card: &str) -> Vec<&str> {
+    card.lines().filter(|l| l.starts_with("| ") && l.contains('`')).collect()
+}
+
+#[test]
+fn a_model_card_is_written_beside_the_weights_and_never_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    let report = compress(&path("model"), &path("small")).unwrap();
+    let card = std::fs::read_to_string(path("small/README.md")).unwrap();
+    assert!(card.starts_with("---\nlibrary_name: bigsmall\n"));
+    let lines = card_lines(&card);
+    assert_eq!(lines.len(), 3);
+    for (line, file) in lines.iter().zip(&report.files) {
+        for part in [
+            file.name.clone(),
+            file.original_bytes.to_string(),
+            file.compressed_bytes.to_string(),
+            bigsmall_io::hex(&file.sha256),
+        ] {
+            assert!(line.contains(&part), "{line} lacks {part}");
+        }
+    }
+    // Beside a card of the model's own it takes another name; both come back as they were.
+    std::fs::write(path("model/readme.MD"), "# Mine\n").unwrap();
+    compress(&path("model"), &path("small2")).unwrap();
+    assert!(names(&path("small2")).contains(&"BIGSMALL.md".to_owned()));
+    assert!(!names(&path("small2")).contains(&"README.md".to_owned()));
+    restore(&path("small2"), &path("back2")).unwrap();
+    assert_eq!(tree(&path("model")), tree(&path("back2")));
+    // Where both names are taken there is none.
+    std::fs::write(path("model/BIGSMALL.md"), "also mine").unwrap();
+    compress(&path("model"), &path("small3")).unwrap();
+    restore(&path("small3"), &path("back3")).unwrap();
+    assert_eq!(tree(&path("model")), tree(&path("back3")));
+    // A card among the files to be kept would be lost: it is refused.
+    std::fs::write(path("model/BIGSMALL.md"), &card).unwrap();
+    let error = compress(&path("model"), &path("small4")).unwrap_err();
+    assert_eq!(error.rule(), Rule::Argument, "{error}");
+}
+
+#[test]
+fn the_output_is_the_same_however_the_work_was_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    compress(&path("model"), &path("at_once")).unwrap();
+    let expected = tree(&path("at_once"));
+    let weights = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "1_Pooling/extra.safetensors",
+    ];
+    // Every worker has some of the files, in any order, with any number of threads.
+    for (n, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
+        let out = path(&format!("split{n}"));
+        std::fs::create_dir_all(out.join("1_Pooling")).unwrap();
+        for i in order {
+            let shard = out.join(weights[i].replace(".safetensors", ".bs"));
+            let options = CompressOptions { threads: 1 + n, ..Default::default() };
+            let input = path("model").join(weights[i]);
+            bigsmall_io::compress(&input, &shard, &options, &Progress::default()).unwrap();
+        }
+        let report = bigsmall_io::index(&out, Some(&path("model")), false).unwrap();
+        assert_eq!(report.files.len(), 3);
+        assert_eq!(tree(&out), expected);
+        // Once more changes nothing.
+        bigsmall_io::index(&out, Some(&path("model")), false).unwrap();
+        assert_eq!(tree(&out), expected);
+        restore(&out, &path(&format!("back{n}"))).unwrap();
+        assert_eq!(tree(&path(&format!("back{n}"))), tree(&path("model")));
+    }
+}
+
+#[test]
+fn shards_alone_become_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    std::fs::create_dir(path("out")).unwrap();
+    let shard = |from: &str, to: &str| {
+        let options = CompressOptions { replace: true, ..Default::default() };
+        let from = path("model").join(from);
+        bigsmall_io::compress(&from, &path("out").join(to), &options, &Progress::default()).unwrap()
+    };
+    shard("model-00001-of-00002.safetensors", "x-1.bs");
+    assert_eq!(bigsmall_io::index(&path("out"), None, false).unwrap().files.len(), 1);
+    assert_eq!(names(&path("out")), ["README.md", "x-1.bs"]);
+    shard("model-00002-of-00002.safetensors", "x-2.bs");
+    bigsmall_io::index(&path("out"), None, false).unwrap();
+    assert_eq!(names(&path("out")), ["README.md", "model.bs.index.json", "x-1.bs", "x-2.bs"]);
+    let text = std::fs::read_to_string(path("out/model.bs.index.json")).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected = serde_json::json!({
+        "metadata": {"total_size": 30_000},
+        "weight_map": {"a": "x-1.bs", "b": "x-1.bs", "c": "x-2.bs"},
+    });
+    assert_eq!(value, expected);
+    assert_eq!(Model::open(path("out")).unwrap().tensors().count(), 3);
+    restore(&path("out"), &path("back")).unwrap();
+    let names = names(&path("back"));
+    assert_eq!(names, ["model.safetensors.index.json", "x-1.safetensors", "x-2.safetensors"]);
+
+    // The same tensor twice; a shard of another file; one that is missing; an index file that says something else.
+    let rule = |original: Option<&Path>| {
+        bigsmall_io::index(&path("out"), original, false).unwrap_err().rule()
+    };
+    std::fs::copy(path("out/x-1.bs"), path("out/x-3.bs")).unwrap();
+    assert_eq!(rule(None), Rule::ModelTensor);
+    std::fs::remove_file(path("out/x-3.bs")).unwrap();
+    assert_eq!(rule(Some(&path("model"))), Rule::Io);
+    shard("model-00002-of-00002.safetensors", "model-00001-of-00002.bs");
+    std::fs::remove_file(path("out/x-2.bs")).unwrap();
+    assert_eq!(rule(Some(&path("model"))), Rule::Io);
+    std::fs::create_dir_all(path("out/1_Pooling")).unwrap();
+    shard("1_Pooling/extra.safetensors", "1_Pooling/extra.bs");
+    assert_eq!(rule(Some(&path("model"))), Rule::ModelIndex);
+    assert_eq!(rule(None), Rule::OutputExists);
+    bigsmall_io::index(&path("out"), None, true).unwrap();
 }

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show what is in a shard or a folder of shards.
     Inspect(Inspect),
+    /// Make one model of the shards that several machines wrote into a folder.
+    Index(Index),
     /// Say from samples how small a file or folder would become, and how long that would take.
     Estimate(Estimate),
     /// Write a shard anew in another encoding, without the original.
@@ -117,7 +119,7 @@ pub(crate) struct Compress {
 
 #[derive(Args, Debug)]
 pub(crate) struct Restore {
-    /// A shard, or a folder of shards.
+    /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
     pub(crate) input: PathBuf,
     /// The safetensors file or folder to write.
     #[arg(short, long, value_name = "OUT")]
@@ -135,7 +137,7 @@ pub(crate) struct Restore {
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// A shard, or a folder of shards.
+    /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
     pub(crate) input: PathBuf,
     /// Threads that decode; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -150,11 +152,26 @@ pub(crate) struct Verify {
 
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
-    /// A shard, or a folder of shards.
+    /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
     pub(crate) input: PathBuf,
     /// Show this tensor alone.
     #[arg(long, value_name = "NAME")]
     pub(crate) tensor: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Index {
+    /// The folder of shards; the index file and the model card are written into it.
+    pub(crate) dir: PathBuf,
+    /// The folder that the shards were made from: its other files are carried over.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) original: Option<PathBuf>,
+    /// Replace files that say something else.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

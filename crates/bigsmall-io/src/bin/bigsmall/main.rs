@@ -71,6 +71,10 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             Ok(show("verified", &report, begin, a.json))
         }
         Command::Inspect(a) => inspect(&a),
+        Command::Index(a) => {
+            let report = bigsmall_io::index(&a.dir, a.original.as_deref(), a.force)?;
+            Ok(show("indexed", &report, begin, a.json))
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "bigsmall", &mut script);

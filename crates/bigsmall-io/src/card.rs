@@ -1,0 +1,99 @@
+//! The model card of a compressed folder: what a visitor of the Hub sees, and what is left out when the folder is restored.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{ReadAt, Result};
+
+use crate::{FileReport, hex};
+
+/// The card's name, and what it is called where the model has a card of its own.
+const NAMES: [&str; 2] = ["README.md", "BIGSMALL.md"];
+
+/// How every card begins, and no file of a model does: by this it is known again.
+const BEGIN: &str = "---
+library_name: bigsmall
+tags:
+- bigsmall
+- lossless-compression
+---
+<!-- Written by bigsmall, and left out when the folder is restored. -->
+";
+
+/// The name that a card takes beside the files of a model; `None` where they have both names.
+pub(crate) fn name(files: &BTreeSet<PathBuf>) -> Option<&'static str> {
+    let taken = |name: &&str| {
+        // Some file systems take `readme.md` for the same.
+        files.iter().any(|f| f.to_str().is_some_and(|f| f.eq_ignore_ascii_case(name)))
+    };
+    NAMES.into_iter().find(|name| !taken(name))
+}
+
+/// Whether the file `name` of a folder may be a card.
+pub(crate) fn may_be(name: &Path) -> bool {
+    NAMES.iter().any(|card| name == Path::new(card))
+}
+
+/// Whether `file` is a card.
+pub(crate) fn is_card(file: &dyn ReadAt) -> Result<bool> {
+    let mut begin = [0; BEGIN.len()];
+    if file.byte_len() < BEGIN.len() as u64 {
+        return Ok(false);
+    }
+    file.read_exact_at(0, &mut begin)?;
+    Ok(begin == BEGIN.as_bytes())
+}
+
+/// The card of a model whose safetensors files `files` describe. It depends on nothing else.
+pub(crate) fn text(files: &[FileReport]) -> String {
+    let mut files: Vec<&FileReport> = files.iter().collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let (original, compressed) = files.iter().fold((0, 0), |(original, compressed), f| {
+        (original + f.original_bytes, compressed + f.compressed_bytes)
+    });
+    // In integers, so that every machine rounds the same way.
+    let share = u128::from(compressed) * 10_000 / u128::from(original.max(1));
+    let mut out = String::from(BEGIN);
+    let _ = write!(
+        out,
+        "
+# Compressed weights
+
+{original} bytes of weights in {compressed} ({}.{:02} %), compressed without loss: restoring gives back the identical files.
+
+## How to load
+
+```console
+$ cargo install bigsmall-io --features cli,hub
+$ bigsmall verify hf://OWNER/NAME
+$ bigsmall restore hf://OWNER/NAME -o model
+```
+
+In Rust, with only the bytes fetched that are needed:
+
+```rust
+let model = bigsmall_io::Model::open(\"hf://OWNER/NAME\")?;
+let tensor = model.tensor(\"NAME OF A TENSOR\")?;
+```
+
+## Files
+
+| file restored | bytes | compressed | SHA-256 of the restored file |
+|---|---|---|---|
+",
+        share / 100,
+        share % 100
+    );
+    for f in files {
+        let name = f.name.replace('|', "\\|").escape_debug().to_string();
+        let _ = writeln!(
+            out,
+            "| {name} | {} | {} | `{}` |",
+            f.original_bytes,
+            f.compressed_bytes,
+            hex(&f.sha256)
+        );
+    }
+    out
+}

@@ -1,0 +1,190 @@
+//! Object stores: one in memory, also from inside a caller's runtime, and a server that speaks S3.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bigsmall_io::{CloudFile, Model, ReadAt as _, Rule};
+use common::{Random, Tensor, tensor, write};
+use object_store::aws::AmazonS3Builder;
+use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use safetensors::Dtype;
+
+fn tensors(seed: u64) -> Vec<Tensor> {
+    let mut random = Random(seed);
+    let mut matrix = |name: &str| tensor(name, Dtype::BF16, &[1000, 900], random.weights(900_000));
+    vec![matrix("model.layers.0.w"), matrix("model.layers.1.w")]
+}
+
+fn shard(tensors: &[Tensor]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("m"), tensors);
+    common::compress(&dir.path().join("m"), &dir.path().join("m.bs")).unwrap();
+    std::fs::read(dir.path().join("m.bs")).unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn put(store: &dyn ObjectStore, path: &str, bytes: Vec<u8>) {
+    runtime().block_on(store.put(&path.into(), bytes.into())).unwrap();
+}
+
+fn check(model: &Model, tensors: &[Tensor]) {
+    for t in tensors {
+        assert!(model.tensor(&t.name).unwrap().bytes() == t.bytes, "{}", t.name);
+    }
+}
+
+#[test]
+fn shards_in_a_store_are_read_with_and_without_a_runtime_of_the_callers() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let expected = tensors(1);
+    put(&*store, "a/m.bs", shard(&expected));
+    let read = || {
+        let file = CloudFile::open(Arc::clone(&store), "a/m.bs").unwrap();
+        check(&Model::from_source(file).unwrap(), &expected);
+    };
+    read();
+    runtime().block_on(async { read() });
+    let one = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    one.block_on(async { read() });
+    runtime().block_on(async { tokio::spawn(async {}).await.unwrap() });
+    let missing = CloudFile::open(Arc::clone(&store), "a/n.bs").err().unwrap();
+    assert_eq!(missing.rule(), Rule::Remote, "{missing}");
+    let wrong = CloudFile::open(Arc::clone(&store), "a//../m.bs").err().unwrap();
+    assert_eq!(wrong.rule(), Rule::Argument, "{wrong}");
+    put(&*store, "empty.bs", Vec::new());
+    let empty = CloudFile::open(Arc::clone(&store), "empty.bs").unwrap();
+    assert_eq!(empty.byte_len(), 0);
+    assert_eq!(Model::from_source(empty).err().unwrap().rule(), Rule::ShardTooShort);
+}
+
+#[test]
+fn an_object_that_changes_is_noticed() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    put(&*store, "m.bs", shard(&tensors(1)));
+    let file = CloudFile::open(Arc::clone(&store), "m.bs").unwrap();
+    let model = Model::from_source(file).unwrap();
+    put(&*store, "m.bs", shard(&tensors(2)));
+    let error = model.tensor("model.layers.0.w").unwrap_err();
+    assert_eq!(error.rule(), Rule::SourceChanged, "{error}");
+}
+
+/// A server that speaks S3: that of the Python package `moto`.
+struct S3 {
+    child: Child,
+    endpoint: String,
+}
+
+impl S3 {
+    /// `None` where the package is not installed.
+    fn start() -> Option<Self> {
+        let python = |args: &[&str]| {
+            let mut command = Command::new("python3");
+            command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        let found = python(&["-c", "import moto.server"]).status().is_ok_and(|s| s.success());
+        if !found {
+            eprintln!("SKIPPED: python3 has no moto.server (pip install 'moto[server]')");
+            return None;
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = python(&["-m", "moto.server", "-p", &port.to_string()]).spawn().unwrap();
+        let server = S3 { child, endpoint: format!("http://127.0.0.1:{port}") };
+        let begin = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(120), "moto does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let request = "PUT /models HTTP/1.1\r\nHost: s3.amazonaws.com\r\nContent-Length: 0\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request\r\n\
+             Connection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Some(server)
+    }
+
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        let builder = AmazonS3Builder::new().with_bucket_name("models").with_region("us-east-1");
+        let builder = builder.with_endpoint(&self.endpoint).with_allow_http(true);
+        Arc::new(builder.with_access_key_id("a").with_secret_access_key("b").build().unwrap())
+    }
+
+    fn run(&self, dir: &Path, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
+        for (name, value) in [
+            ("AWS_ENDPOINT_URL", &*self.endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("NO_PROXY", "*"),
+        ] {
+            command.env(name, value);
+        }
+        command.current_dir(dir).args(args).output().unwrap()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_command_takes_what_lies_in_s3() {
+    let Some(server) = S3::start() else { return };
+    let store = server.store();
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let expected = tensors(3);
+    std::fs::create_dir_all(d.join("plain/sub")).unwrap();
+    write(&d.join("plain/model.safetensors"), &expected);
+    std::fs::write(d.join("plain/config.json"), "{}").unwrap();
+    std::fs::write(d.join("plain/sub/note.txt"), "text").unwrap();
+    common::compress(&d.join("plain"), &d.join("small")).unwrap();
+    for name in common::names(&d.join("small")).iter().filter(|n| *n != "sub") {
+        put(&*store, &format!("team/m/{name}"), std::fs::read(d.join("small").join(name)).unwrap());
+    }
+    put(&*store, "team/m/sub/note.txt", b"text".to_vec());
+    put(&*store, "team/other/x.txt", b"not ours".to_vec());
+
+    let file = CloudFile::open(Arc::clone(&store), "team/m/model.bs").unwrap();
+    check(&Model::from_source(file).unwrap(), &expected);
+    let done = |args: &[&str]| {
+        let output = server.run(d, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(done(&["inspect", "s3://models/team/m/model.bs"]).contains("model.layers.1.w"));
+    assert!(done(&["inspect", "s3://models/team/m"]).contains("model.layers.1.w"));
+    done(&["verify", "s3://models/team/m/"]);
+    done(&["restore", "s3://models/team/m/model.bs", "-o", "one"]);
+    let read = |name: &str| std::fs::read(d.join(name)).unwrap();
+    assert!(read("one") == read("plain/model.safetensors"));
+    done(&["restore", "s3://models/team/m", "-o", "all"]);
+    assert_eq!(common::names(&d.join("all")), common::names(&d.join("plain")));
+    for name in ["model.safetensors", "config.json", "sub/note.txt"] {
+        assert!(read(&format!("all/{name}")) == read(&format!("plain/{name}")), "{name}");
+    }
+    for (code, url) in [(1, "s3://models/team/m/none.bs"), (2, "s3://models/empty")] {
+        let output = server.run(d, &["verify", url]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{url}: {stderr}");
+    }
+}

@@ -1,0 +1,617 @@
+//! Group I-remote: real servers on the loopback interface, good ones and hostile ones.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod common;
+#[path = "common/server.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bigsmall_io::{
+    HttpFile, HttpOptions, Layer, Model, ReadAt, Rule, StreamOptions, StreamingLoader,
+};
+use common::{Random, Tensor, tensor, write};
+use safetensors::Dtype;
+use server::{Reply, Request, Server, serve};
+
+fn quick() -> HttpOptions {
+    HttpOptions {
+        attempts: 3,
+        backoff: Duration::from_millis(1),
+        timeout: Duration::from_secs(20),
+        ..Default::default()
+    }
+}
+
+/// A model in one shard, and its tensors.
+fn shard(tensors: &[Tensor]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("m"), tensors);
+    common::compress(&dir.path().join("m"), &dir.path().join("m.bs")).unwrap();
+    std::fs::read(dir.path().join("m.bs")).unwrap()
+}
+
+/// Four layers of 1.5 MB, mostly one matrix each.
+fn layers() -> Vec<Tensor> {
+    let mut random = Random(7);
+    let mut out = Vec::new();
+    for n in 0..4 {
+        let name = |part: &str| format!("model.layers.{n}.{part}.weight");
+        out.push(tensor(&name("up"), Dtype::BF16, &[1000, 700], random.weights(700_000)));
+        out.push(tensor(&name("norm"), Dtype::BF16, &[700], random.weights(700)));
+        out.push(tensor(&name("q"), Dtype::BF16, &[70, 700], random.weights(49_000)));
+    }
+    out
+}
+
+/// A model whose index does not fit in what opening fetches.
+fn long_index() -> Vec<Tensor> {
+    let name = |n: u32| format!("{}.{n}", "a name that takes space in the header ".repeat(5));
+    (0..1200).map(|n| tensor(&name(n), Dtype::U8, &[1], vec![n as u8])).collect()
+}
+
+fn open(url: &str) -> bigsmall_io::Result<Model> {
+    Model::from_source(HttpFile::open(url, &quick())?)
+}
+
+fn check(model: &Model, tensors: &[Tensor]) {
+    for t in tensors {
+        assert!(model.tensor(&t.name).unwrap().bytes() == t.bytes, "{}", t.name);
+    }
+}
+
+/// A server of one file.
+fn good(file: &Arc<Vec<u8>>) -> Server {
+    let file = Arc::clone(file);
+    Server::new(move |request, _| serve(request, &file, "e"))
+}
+
+#[test]
+fn opening_takes_one_request_and_two_for_a_long_index() {
+    for (tensors, expected) in [(layers(), 1), (long_index(), 2)] {
+        let bytes = Arc::new(shard(&tensors));
+        let server = good(&bytes);
+        let model = open(&server.url("m.bs")).unwrap();
+        assert_eq!(server.n_requests(), expected);
+        assert!(server.requests().iter().all(|r| r.header("accept-encoding") == Some("identity")));
+        check(&model, &tensors[..12]);
+    }
+}
+
+#[test]
+fn servers_without_ranges_from_the_end_take_three_requests_at_the_most() {
+    type Answer = fn(&Request, &[u8]) -> Reply;
+    let ignored: Answer = |_, file| serve(&Request::default(), file, "e");
+    let refused: Answer = |_, _| Reply::status(416);
+    let unknown: Answer = |_, _| Reply::status(501).with("ETag", "\"of the error page\"");
+    let counted: Answer =
+        |_, file| Reply::status(416).with("Content-Range", format!("bytes */{}", file.len()));
+    for (tensors, extra) in [(layers(), 0), (long_index(), 1)] {
+        let bytes = Arc::new(shard(&tensors));
+        for (answer, requests, head) in
+            [(ignored, 2, false), (counted, 2, false), (refused, 3, true), (unknown, 3, true)]
+        {
+            let file = Arc::clone(&bytes);
+            let server = Server::new(move |request, _| match request.is_suffix() {
+                true => answer(request, &file),
+                false => serve(request, &file, "e"),
+            });
+            let model = open(&server.url("m.bs")).unwrap();
+            let expected = if head { requests } else { requests + extra };
+            assert_eq!(server.n_requests(), expected);
+            assert!(server.n_requests() <= 3);
+            assert_eq!(server.requests().iter().any(|r| r.method == "HEAD"), head);
+            check(&model, &tensors[..3]);
+        }
+    }
+}
+
+#[test]
+fn one_layer_costs_its_compressed_size_and_is_fetched_in_parallel() {
+    let tensors = layers();
+    let bytes = Arc::new(shard(&tensors));
+    let file = Arc::clone(&bytes);
+    let together = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (now, peak) = (Arc::clone(&together), Arc::clone(&most));
+    let server = Server::new(move |request, _| {
+        peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // Long enough for another request to arrive, where there is one.
+        if !request.is_suffix() && peak.load(Ordering::SeqCst) < 2 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        now.fetch_sub(1, Ordering::SeqCst);
+        serve(request, &file, "e")
+    });
+    let model = open(&server.url("m.bs")).unwrap();
+    let layer = "model.layers.1";
+    let names = model.tensors().map(|t| t.name()).filter(|n| n.starts_with(layer));
+    let compressed: u64 = names.map(|n| model.stored(n).unwrap().compressed_bytes).sum();
+    let before = (server.sent(), server.n_requests());
+    let found = model.layer(layer).unwrap();
+    assert_eq!(found.len(), 3);
+    for t in &found {
+        let expected = tensors.iter().find(|e| e.name == t.spec().name()).unwrap();
+        assert!(t.bytes() == expected.bytes);
+    }
+    let fetched = server.sent() - before.0;
+    println!("{fetched} bytes for {compressed}, {} requests", server.n_requests() - before.1);
+    assert!(fetched * 100 <= compressed * 105, "{fetched} for {compressed}");
+    assert!(most.load(Ordering::SeqCst) > 1);
+
+    // The whole of it, streamed: all payloads once.
+    let before = server.sent();
+    let mut loader = StreamingLoader::new(model, &StreamOptions::default()).unwrap();
+    let mut layer = Layer::default();
+    while loader.next_into(&mut layer).unwrap() {
+        for t in layer.tensors() {
+            let expected = tensors.iter().find(|e| e.name == t.spec().name()).unwrap();
+            assert!(t.bytes() == expected.bytes);
+        }
+    }
+    assert!(server.sent() - before <= bytes.len() as u64);
+
+    // Some rows: the blocks that hold them.
+    let model = open(&server.url("m.bs")).unwrap();
+    let before = server.sent();
+    model.rows("model.layers.2.up.weight", 10..20).unwrap();
+    assert!(server.sent() - before < 200_000);
+}
+
+#[test]
+fn failures_that_pass_are_tried_again_and_others_are_not() {
+    let tensors = layers();
+    let bytes = Arc::new(shard(&tensors));
+    let passing: [fn(Reply) -> Reply; 7] = [
+        |_| Reply::status(503).with("Retry-After", 0),
+        |_| Reply::status(429),
+        |_| Reply::status(500),
+        |good| Reply { cut: Some(good.body.len() / 2), ..good },
+        |good| Reply { cut: Some(0), ..good },
+        |_| Reply { silence: Some(Duration::ZERO), ..Default::default() },
+        |_| Reply { raw: Some(b"220 mail.example.org ESMTP\r\n".to_vec()), ..Default::default() },
+    ];
+    for failure in passing {
+        // Every third request is answered as it should be.
+        let file = Arc::clone(&bytes);
+        let server = Server::new(move |request, n| {
+            let good = serve(request, &file, "e");
+            if n % 3 == 2 { good } else { failure(good) }
+        });
+        let options = HttpOptions { attempts: 20, ..quick() };
+        let file = HttpFile::open(&server.url("m.bs"), &options).unwrap();
+        check(&Model::from_source(file).unwrap(), &tensors);
+        // Never: an error, after as many attempts as were allowed.
+        let file = Arc::clone(&bytes);
+        let server = Server::new(move |request, _| failure(serve(request, &file, "e")));
+        let error = open(&server.url("m.bs")).err().unwrap();
+        assert!(matches!(error.rule(), Rule::Io | Rule::Remote), "{error}");
+        assert_eq!(server.n_requests(), 3);
+    }
+    for status in [400, 401, 403, 404, 410, 418, 304, 204] {
+        let server = Server::new(move |_, _| Reply::status(status));
+        let error = open(&server.url("m.bs")).err().unwrap();
+        assert_eq!(error.rule(), Rule::Remote, "{error}");
+        // 400 may mean the range from the end: it is asked for the length too.
+        assert!(server.n_requests() <= 2);
+    }
+    // Nobody there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let error = open(&format!("http://127.0.0.1:{port}/m.bs")).err().unwrap();
+    assert_eq!(error.rule(), Rule::Io, "{error}");
+}
+
+#[test]
+fn wrong_answers_end_in_errors() {
+    let bytes = Arc::new(shard(&layers()));
+    /// From a good answer and the file a bad one.
+    type Spoil = fn(Reply, &[u8]) -> Reply;
+    let cases: [(&str, Spoil); 12] = [
+        ("ranges ignored", |_, file| serve(&Request::default(), file, "e")),
+        ("another range", |good, _| {
+            let len = good.body.len();
+            good.with("Content-Range", format!("bytes 1-{len}/{}", len + 1))
+        }),
+        ("a range of another length", |good, file| {
+            good.with("Content-Range", format!("bytes 0-7/{}", file.len()))
+        }),
+        ("no range", |good, _| good.with("Content-Range", "")),
+        ("a range of no form", |good, _| good.with("Content-Range", "bytes 0..9")),
+        ("a length of the file that is none", |good, file| {
+            good.with("Content-Range", format!("bytes 0-{}/1", file.len()))
+        }),
+        ("too short a body", |mut good, _| {
+            good.body.pop();
+            good
+        }),
+        ("too long a body", |mut good, _| {
+            good.body.push(0);
+            good
+        }),
+        ("packed", |good, _| good.with("Content-Encoding", "gzip")),
+        ("a page with advice", |_, _| Reply {
+            body: b"<html>".repeat(50_000),
+            ..Reply::status(200)
+        }),
+        ("nothing to say", |_, _| Reply::status(204)),
+        ("endless headers", |_, _| Reply {
+            raw: Some(b"HTTP/1.1 206 X\r\nA: b\r\n".repeat(20_000)),
+            ..Default::default()
+        }),
+    ];
+    for (name, spoil) in cases {
+        // On opening.
+        let file = Arc::clone(&bytes);
+        let server = Server::new(move |request, _| spoil(serve(request, &file, "e"), &file));
+        let error = open(&server.url("m.bs")).err().unwrap_or_else(|| panic!("{name}"));
+        // A server that tells of another file, in the right form, has one that is no shard.
+        let rules = match name {
+            "another range" => [Rule::IndexRange, Rule::IndexRange],
+            _ => [Rule::Remote, Rule::Io],
+        };
+        assert!(rules.contains(&error.rule()), "{name}: {error}");
+        // Later.
+        let file = Arc::clone(&bytes);
+        let server = Server::new(move |request, n| {
+            let good = serve(request, &file, "e");
+            if n == 0 { good } else { spoil(good, &file) }
+        });
+        let model = open(&server.url("m.bs")).unwrap();
+        let error = model.tensor("model.layers.0.up.weight").unwrap_err();
+        let rules = [Rule::Remote, Rule::Io, Rule::SourceChanged];
+        assert!(rules.contains(&error.rule()), "{name}: {error}");
+        assert!(error.to_string().contains("m.bs"), "{name}: {error}");
+    }
+    // The right form and the wrong bytes: what checksums are for.
+    let file = Arc::clone(&bytes);
+    let server = Server::new(move |request, n| {
+        let mut good = serve(request, &file, "e");
+        if n > 0 {
+            good.body[7] ^= 1;
+        }
+        good
+    });
+    let error = open(&server.url("m.bs")).unwrap().tensor("model.layers.0.up.weight").unwrap_err();
+    assert!(matches!(error.rule(), Rule::HeadChecksum | Rule::BlockChecksum), "{error}");
+}
+
+#[test]
+fn small_files_need_no_ranges_and_empty_ones_are_no_shards() {
+    let tensors = [tensor("w", Dtype::U8, &[3], vec![1, 2, 3])];
+    let bytes = shard(&tensors);
+    for chunked in [false, true] {
+        let file = bytes.clone();
+        let server = Server::new(move |_, _| match chunked {
+            false => serve(&Request::default(), &file, "e"),
+            true => {
+                let head = "HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n";
+                let size = format!("{:x}\r\n", file.len());
+                let parts = [head.as_bytes(), size.as_bytes(), &file, b"\r\n0\r\n\r\n"];
+                Reply { raw: Some(parts.concat()), ..Default::default() }
+            }
+        });
+        check(&open(&server.url("m.bs")).unwrap(), &tensors);
+        assert_eq!(server.n_requests(), 1);
+    }
+    let server = Server::new(|request, _| serve(request, b"", "e"));
+    assert_eq!(open(&server.url("m.bs")).err().unwrap().rule(), Rule::ShardTooShort);
+    let server = Server::new(|request, _| serve(request, &[0; 100], "e"));
+    assert_eq!(open(&server.url("m.bs")).err().unwrap().rule(), Rule::ShardMagic);
+}
+
+#[test]
+fn a_file_that_changes_between_requests_is_noticed() {
+    let bytes = Arc::new(shard(&layers()));
+    let changes: [fn(Reply, usize) -> Reply; 3] = [
+        |good, _| good.with("ETag", "\"another\""),
+        // Without a name for the state: the length tells.
+        |good, len| {
+            let range = good.headers.iter().find(|(n, _)| n == "Content-Range").unwrap().1.clone();
+            let (range, _) = range.split_once('/').unwrap();
+            good.with("Content-Range", format!("{range}/{}", len + 1))
+        },
+        |_, len| Reply::status(416).with("Content-Range", format!("bytes */{}", len - 1)),
+    ];
+    for change in changes {
+        let file = Arc::clone(&bytes);
+        let server = Server::new(move |request, n| {
+            let good = serve(request, &file, "e");
+            if n == 0 { good } else { change(good, file.len()) }
+        });
+        let model = open(&server.url("m.bs")).unwrap();
+        let error = model.tensor("model.layers.3.q.weight").unwrap_err();
+        assert_eq!(error.rule(), Rule::SourceChanged, "{error}");
+        // Not tried again: it will not change back.
+        assert!(server.n_requests() <= 2);
+    }
+}
+
+#[test]
+fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
+    let tensors = layers();
+    let bytes = Arc::new(shard(&tensors));
+    let other = good(&bytes);
+    let elsewhere = other.url("signed?a=b");
+    let home = Server::new(move |request, _| match &*request.path {
+        "/m.bs" => Reply::redirect("/moved/m.bs"),
+        "/moved/m.bs" => Reply::redirect(&elsewhere),
+        _ => Reply::status(404),
+    });
+    let options = HttpOptions { token: Some("hf_secret".into()), ..quick() };
+    let file = HttpFile::open(&home.url("m.bs"), &options).unwrap();
+    check(&Model::from_source(file).unwrap(), &tensors[..2]);
+    assert!(home.n_requests() > 4 && home.n_requests() == 2 * other.n_requests());
+    for request in home.requests() {
+        assert_eq!(request.header("authorization"), Some("Bearer hf_secret"));
+    }
+    for request in other.requests() {
+        assert_eq!(request.header("authorization"), None);
+        assert_eq!(request.path, "/signed?a=b");
+    }
+    // The same port by another name is another host.
+    let file = Arc::clone(&bytes);
+    let port = Arc::new(AtomicUsize::new(0));
+    let known = Arc::clone(&port);
+    let server = Server::new(move |request, _| match &*request.path {
+        "/m.bs" => Reply::redirect(format!("http://localhost:{}/x", known.load(Ordering::SeqCst))),
+        _ => serve(request, &file, "e"),
+    });
+    port.store(server.address.port().into(), Ordering::SeqCst);
+    HttpFile::open(&server.url("m.bs"), &options).unwrap();
+    let tokens: Vec<bool> =
+        server.requests().iter().map(|r| r.header("authorization").is_some()).collect();
+    assert_eq!(tokens, [true, false]);
+    assert!(server.other_host("x").contains("localhost"));
+    // To itself, to another scheme, to nowhere.
+    for location in ["/m.bs", "file:///etc/passwd", "ftp://h/x", "", "http://"] {
+        let server = Server::new(move |_, _| Reply::redirect(location));
+        let error = HttpFile::open(&server.url("m.bs"), &quick()).err().unwrap();
+        assert!(matches!(error.rule(), Rule::Remote | Rule::Io), "{location:?}: {error}");
+        assert!(server.n_requests() <= 33);
+    }
+}
+
+#[test]
+fn a_server_that_says_nothing_is_given_up() {
+    let slow = HttpOptions { attempts: 2, timeout: Duration::from_millis(300), ..quick() };
+    let silent =
+        Server::new(|_, _| Reply { silence: Some(Duration::from_secs(60)), ..Default::default() });
+    let error = HttpFile::open(&silent.url("m.bs"), &slow).err().unwrap();
+    assert_eq!(error.rule(), Rule::Io, "{error}");
+    assert_eq!(silent.n_requests(), 2);
+    // A body that is promised and never comes.
+    let bytes = Arc::new(shard(&layers()));
+    let promised = Server::new(move |request, n| {
+        let good = serve(request, &bytes, "e");
+        let silence = (n > 0).then_some(Duration::from_secs(60));
+        Reply { silence, ..good }
+    });
+    let file = HttpFile::open(&promised.url("m.bs"), &slow).unwrap();
+    let error = file.read_exact_at(0, &mut [0; 100]).unwrap_err();
+    assert_eq!(error.rule(), Rule::Io, "{error}");
+}
+
+/// The command, with nothing of the machine's own settings.
+fn bigsmall(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
+    for name in ["HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HOME", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.env("NO_PROXY", "*").env("HOME", dir).current_dir(dir).args(args);
+    command.envs(env.iter().copied()).output().unwrap()
+}
+
+fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A model folder in two shards with other files, compressed: the original's files and the compressed ones.
+fn model_folder(dir: &Path) -> [BTreeMap<String, Vec<u8>>; 2] {
+    let (plain, small) = (dir.join("plain"), dir.join("small"));
+    std::fs::create_dir_all(plain.join("sub")).unwrap();
+    let tensors = layers();
+    let mut map = serde_json::Map::new();
+    for (part, name) in tensors.chunks(6).zip(["model-1.safetensors", "model-2.safetensors"]) {
+        write(&plain.join(name), part);
+        map.extend(part.iter().map(|t| (t.name.clone(), name.into())));
+    }
+    let index = serde_json::json!({ "metadata": {"total_size": 1}, "weight_map": map });
+    std::fs::write(plain.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::write(plain.join("config.json"), "{}").unwrap();
+    std::fs::write(plain.join("sub/a file+name.txt"), "text").unwrap();
+    std::fs::write(plain.join("README.md"), "# A model\n").unwrap();
+    common::compress(&plain, &small).unwrap();
+    [files(&plain), files(&small)]
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for name in common::names(dir) {
+        let path = dir.join(&name);
+        if path.is_dir() {
+            found.extend(files(&path).into_iter().map(|(n, b)| (format!("{name}/{n}"), b)));
+        } else {
+            found.insert(name, std::fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+/// A path of a URL as its server understands it.
+fn decoded(path: &str) -> String {
+    let mut out = Vec::new();
+    let mut bytes = path.bytes();
+    while let Some(b) = bytes.next() {
+        if b == b'%' {
+            let hex: String = bytes.by_ref().take(2).map(char::from).collect();
+            out.push(u8::from_str_radix(&hex, 16).unwrap());
+        } else {
+            out.push(b);
+        }
+    }
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn the_command_takes_urls() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let [plain, small] = model_folder(d);
+    let served = small.clone();
+    let server = Server::new(move |request, _| {
+        let name = decoded(request.path.trim_start_matches("/m/").split('?').next().unwrap());
+        match served.get(&name) {
+            Some(file) => serve(request, file, &name),
+            None => Reply::status(404),
+        }
+    });
+    let one = server.url("m/model-1.bs?download=true");
+    assert!(done(&bigsmall(d, &["inspect", &one], &[])).contains("model.layers.0.up.weight"));
+    done(&bigsmall(d, &["verify", &one], &[]));
+    done(&bigsmall(d, &["restore", &one, "-o", "one"], &[]));
+    assert!(std::fs::read(d.join("one")).unwrap() == plain["model-1.safetensors"]);
+    // A model in shards by its index file: the shards, and the index file itself.
+    let all = server.url("m/model.bs.index.json");
+    let shown = done(&bigsmall(d, &["inspect", &all, "--json"], &[]));
+    assert_eq!(shown.matches("\"dtype\":\"BF16\"").count(), 12);
+    done(&bigsmall(d, &["verify", &all], &[]));
+    done(&bigsmall(d, &["restore", &all, "-o", "all"], &[]));
+    let found = files(&d.join("all"));
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|(name, bytes)| plain[name] == *bytes));
+    // What is not there, what is no address.
+    for (code, url) in [
+        (1, server.url("m/other.bs")),
+        (2, "gopher://h/m.bs".to_owned()),
+        (2, "hf://owner".to_owned()),
+        (2, "hf://../etc".to_owned()),
+    ] {
+        let output = bigsmall(d, &["restore", &url, "-o", "x"], &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{url}: {stderr}");
+        assert!(!d.join("x").exists() && !stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[test]
+fn index_files_that_lead_out_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["../m.bs", "/m.bs", "http://other/m.bs", "a//b.bs"] {
+        let index = serde_json::json!({ "weight_map": { "w": name } }).to_string();
+        let server = Server::new(move |request, _| serve(request, index.as_bytes(), "e"));
+        let url = server.url("model.bs.index.json");
+        assert_eq!(Model::open(&url).err().unwrap().rule(), Rule::ModelPath);
+        let output = bigsmall(dir.path(), &["restore", &url, "-o", "x"], &[]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(server.requests().iter().all(|r| r.path == "/model.bs.index.json"));
+    }
+}
+
+/// The Hub: its API, its `resolve` URLs, and large files elsewhere.
+fn hub(files: BTreeMap<String, Vec<u8>>, storage: String, commit: &'static str) -> Server {
+    Server::new(move |request, _| {
+        if request.header("authorization") != Some("Bearer hf_secret") {
+            return Reply::status(401);
+        }
+        let path = &*request.path;
+        if ["main", "v1", commit].iter().any(|r| path == format!("/api/models/o/n/revision/{r}")) {
+            let names = files.keys().map(|n| serde_json::json!({ "rfilename": n }));
+            let all: Vec<_> = names.collect();
+            let body = serde_json::json!({ "sha": commit, "siblings": all }).to_string();
+            return Reply { body: body.into(), ..Reply::status(200) };
+        }
+        let Some(name) = path.strip_prefix(&format!("/o/n/resolve/{commit}/")) else {
+            return Reply::status(404);
+        };
+        match files.get(&decoded(name)) {
+            Some(_) if name.ends_with(".bs") => Reply::redirect(format!("{storage}{name}")),
+            Some(file) => serve(request, file, name),
+            None => Reply::status(404),
+        }
+    })
+}
+
+#[test]
+fn models_of_the_hub_come_whole_and_from_the_cache_where_it_has_them() {
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let [plain, small] = model_folder(d);
+    let stored = small.clone();
+    let storage = Server::new(move |request, _| {
+        assert_eq!(request.header("authorization"), None);
+        serve(request, &stored[request.path.trim_start_matches('/')], "e")
+    });
+    let mut listed = small.clone();
+    listed.insert(".gitattributes".into(), b"*.bs filter=lfs".to_vec());
+    let server = hub(listed, storage.url(""), COMMIT);
+    let endpoint = server.url("");
+    let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+    let shown = done(&bigsmall(d, &["inspect", "hf://o/n"], &env));
+    assert!(shown.contains("model.layers.3.q.weight"), "{shown}");
+    done(&bigsmall(d, &["verify", "hf://o/n@v1"], &env));
+    done(&bigsmall(d, &["restore", "hf://o/n", "-o", "back"], &env));
+    assert!(files(&d.join("back")) == plain);
+    done(&bigsmall(d, &["restore", "hf://o/n/model-2.bs", "-o", "two"], &env));
+    assert!(std::fs::read(d.join("two")).unwrap() == plain["model-2.safetensors"]);
+    // Without the token, and what does not exist.
+    for (url, env) in [("hf://o/n", &env[..1]), ("hf://o/none", &env), ("hf://o/n@v9", &env)] {
+        let output = bigsmall(d, &["verify", url], env);
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("HTTP 40") && !stderr.contains("hf_secret"), "{stderr}");
+    }
+
+    // The cache as the Hub's programs write it: used where it has the commit, also without a network.
+    let cache = d.join("cache");
+    let repository = cache.join("models--o--n");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repository.join("blobs")).unwrap();
+    std::fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    let cache = cache.to_str().unwrap();
+    let cached = [env[0], env[1], ("HF_HUB_CACHE", cache)];
+    std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+    let before = storage.n_requests();
+    done(&bigsmall(d, &["inspect", "hf://o/n"], &cached));
+    assert!(storage.n_requests() > before, "a snapshot without its weights is no model");
+    for (name, bytes) in &small {
+        std::fs::create_dir_all(snapshot.join(name).parent().unwrap()).unwrap();
+        std::fs::write(snapshot.join(name), bytes).unwrap();
+    }
+    let before = (storage.n_requests(), server.n_requests());
+    done(&bigsmall(d, &["verify", "hf://o/n"], &cached));
+    assert_eq!((storage.n_requests(), server.n_requests()), (before.0, before.1 + 1));
+    done(&bigsmall(d, &["verify", &format!("hf://o/n@{COMMIT}")], &cached));
+    assert_eq!((storage.n_requests(), server.n_requests()), (before.0, before.1 + 1));
+    let offline = [("HF_HUB_OFFLINE", "1"), ("HF_HUB_CACHE", cache), env[0]];
+    done(&bigsmall(d, &["restore", "hf://o/n", "-o", "cached"], &offline));
+    assert!(files(&d.join("cached")) == plain);
+    assert_eq!(bigsmall(d, &["verify", "hf://o/other"], &offline).status.code(), Some(1));
+    assert_eq!(server.n_requests(), before.1 + 1);
+}
+
+#[test]
+fn names_of_the_hub_never_lead_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    std::fs::create_dir(d.join("in")).unwrap();
+    for name in ["../stolen", "/stolen", "a/../../stolen", "C:\\stolen", "a\\..\\stolen"] {
+        let file = shard(&[tensor("w", Dtype::U8, &[1], vec![1])]);
+        let files = BTreeMap::from([("m.bs".to_owned(), file), (name.to_owned(), b"x".to_vec())]);
+        let storage = Server::new(|_, _| Reply::status(404));
+        let server = hub(files, storage.url(""), "abc");
+        let endpoint = server.url("");
+        let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+        let output = bigsmall(&d.join("in"), &["restore", "hf://o/n", "-o", "out"], &env);
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!d.join("stolen").exists() && !d.join("in/out").exists());
+    }
+}

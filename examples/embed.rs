@@ -1,0 +1,90 @@
+//! Embeds sentences with a BERT model whose weights come straight from a shard, and ranks them by how near they are.
+//!
+//! `cargo run --release -p bigsmall-examples --features candle --example embed -- DIR [ORIGINAL.safetensors]`
+//!
+//! DIR is a model folder such as MiniLM's, with `config.json` and `tokenizer.json`, compressed or not yet; one that is not is compressed
+//! into a temporary folder first. Where the original weights are there, the vectors that they give must be the same, bit for bit.
+
+use std::path::{Path, PathBuf};
+
+use bigsmall_io::{CompressOptions, Model, Progress, candle::var_builder, compress};
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::bert::{BertModel, Config};
+use tokenizers::{PaddingParams, Tokenizer};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const QUERY: &str = "How do I make a neural network take less space?";
+const SENTENCES: [&str; 6] = [
+    "Compressing the weights of a model makes its files smaller.",
+    "Entropy coding spends fewer bits on what comes often.",
+    "The cat sleeps on the warm windowsill.",
+    "Quantisation stores each weight with fewer bits.",
+    "We had soup and bread for lunch.",
+    "Trains to the coast leave every hour.",
+];
+
+fn main() -> Result<()> {
+    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
+    let dir = args.next().ok_or("usage: embed DIR [ORIGINAL.safetensors]")?;
+    let temporary = tempfile::tempdir()?;
+    let original =
+        args.next().or_else(|| Some(dir.join("model.safetensors")).filter(|p| p.exists()));
+    let shards = if dir.join("model.safetensors").exists() {
+        let shards = temporary.path().join("compressed");
+        let report = compress(&dir, &shards, &CompressOptions::default(), &Progress::default())?;
+        println!("compressed to {:.2} %", 100.0 * report.ratio());
+        shards
+    } else {
+        dir
+    };
+    let weights = var_builder(Model::open(&shards)?, DType::F32, &Device::Cpu);
+    let vectors = embed(&shards, weights)?;
+
+    let rows = vectors.to_vec2::<f32>()?;
+    let nearness = |row: &[f32]| rows[0].iter().zip(row).map(|(a, b)| a * b).sum::<f32>();
+    let mut ranked: Vec<(f32, &str)> =
+        rows[1..].iter().zip(SENTENCES).map(|(row, text)| (nearness(row), text)).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    println!("{QUERY}");
+    for (score, text) in ranked {
+        println!("  {score:6.3}  {text}");
+    }
+
+    if let Some(original) = original {
+        let bytes = std::fs::read(original)?;
+        let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)?;
+        let expected = embed(&shards, weights)?.to_vec2::<f32>()?;
+        let bits = |rows: &[Vec<f32>]| -> Vec<u32> {
+            rows.iter().flatten().map(|v| v.to_bits()).collect()
+        };
+        if bits(&rows) != bits(&expected) {
+            return Err("the vectors differ from those of the original weights".into());
+        }
+        println!("every bit of {} vectors equals that from the original weights", rows.len());
+    }
+    Ok(())
+}
+
+/// The vectors of the query and of all sentences, each of length 1: means over the tokens of the last layer.
+fn embed(dir: &Path, weights: VarBuilder<'_>) -> Result<Tensor> {
+    let config: Config = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
+    let model = BertModel::load(weights, &config)?;
+    let mut tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
+    tokenizer.with_padding(Some(PaddingParams::default()));
+    let texts: Vec<&str> = std::iter::once(QUERY).chain(SENTENCES).collect();
+    let encoded = tokenizer.encode_batch(texts, true)?;
+    let ids: Vec<&[u32]> = encoded.iter().map(|e| e.get_ids()).collect();
+    let masks: Vec<&[u32]> = encoded.iter().map(|e| e.get_attention_mask()).collect();
+    let tensor = |rows: &[&[u32]]| {
+        Tensor::from_vec(rows.concat(), (rows.len(), rows[0].len()), &Device::Cpu)
+    };
+    let (ids, mask) = (tensor(&ids)?, tensor(&masks)?);
+    let states = model.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
+    let mask = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
+    let sums = states.broadcast_mul(&mask)?.sum(1)?;
+    let means = sums.broadcast_div(&mask.sum(1)?)?;
+    let lengths = means.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    Ok(means.broadcast_div(&lengths)?)
+}
