@@ -228,7 +228,7 @@ fn a_folder_is_compressed_and_restored() {
     std::fs::write(d.join("in/config.json"), "{}").unwrap();
     let done = json(d, &["compress", "in", "-o", "small", "--json"]);
     assert_eq!(done["files"][0]["name"], "m.safetensors");
-    assert_eq!(names(&d.join("small")), ["config.json", "m.bs"]);
+    assert_eq!(names(&d.join("small")), ["README.md", "config.json", "m.bs"]);
     assert_eq!(code(d, &["compress", "in", "-o", "small"]), 2);
     assert_eq!(code(d, &["verify", "small"]), 0);
     assert_eq!(code(d, &["inspect", "small"]), 0);
@@ -238,5 +238,20 @@ fn a_folder_is_compressed_and_restored() {
             == std::fs::read(d.join("back").join(name)).unwrap();
         assert!(same, "{name}");
     }
+    assert_eq!(names(&d.join("back")), names(&d.join("in")));
     assert_eq!(names(d), ["back", "in", "small"]);
+
+    // Shard by shard, as several machines would.
+    std::fs::create_dir(d.join("split")).unwrap();
+    assert_eq!(code(d, &["compress", "in/m.safetensors", "-o", "split/m.bs"]), 0);
+    let indexed = json(d, &["index", "split", "--original", "in", "--json"]);
+    assert_eq!(indexed["files"][0]["sha256"], done["files"][0]["sha256"]);
+    assert_eq!(names(&d.join("split")), names(&d.join("small")));
+    for name in names(&d.join("small")) {
+        let read = |dir: &str| std::fs::read(d.join(dir).join(&name)).unwrap();
+        assert!(read("split") == read("small"), "{name}");
+    }
+    std::fs::write(d.join("split/config.json"), "{ }").unwrap();
+    assert_eq!(code(d, &["index", "split", "--original", "in"]), 2);
+    assert_eq!(code(d, &["index", "split", "--original", "in", "--force"]), 0);
 }
