@@ -150,14 +150,14 @@ impl StreamingLoader {
         &self.progress
     }
 
-    /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the last one. On an error `layer` is
-    /// empty, and the loader is at its end.
+    /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the last one, which `layer` keeps. On an
+    /// error `layer` is empty, and the loader is at its end.
     ///
     /// # Errors
     /// [`Rule::BlockChecksum`], the rules of the encodings, [`Rule::Io`], [`Rule::Memory`], [`Rule::Cancelled`].
     pub fn next_into(&mut self, layer: &mut Layer) -> Result<bool> {
-        let spare = std::mem::take(layer).tensors;
         let Some(wanted) = self.feed.layers.get(self.next) else { return Ok(false) };
+        let spare = std::mem::take(layer).tensors;
         // Set back below: whatever leaves this function early leaves the loader at its end.
         let at = std::mem::replace(&mut self.next, self.feed.layers.len());
         if self.progress.is_cancelled() {

@@ -1,0 +1,64 @@
+//! The README's Rust compiles: each of its blocks stands in this file, word for word.
+#![allow(clippy::unwrap_used, unused_variables, dead_code)] // what the README leaves to its reader
+
+use bigsmall_format::{TensorSpec, encode_tensor};
+use bigsmall_io::{Layer, StreamOptions, StreamingLoader};
+use bigsmall_tbe::{Matmul, Tbe, TbeTensor};
+use half::bf16;
+
+fn run(layer: Layer) {}
+
+fn read() -> bigsmall_io::Result<()> {
+    let model = bigsmall_io::Model::open("model.bs")?; // or "hf://owner/name", "https://...", "s3://...": see below
+    let rows = model.rows("model.embed_tokens.weight", 1000..1016)?;
+    for layer in StreamingLoader::new(model, &StreamOptions::default())? {
+        run(layer?);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "candle")]
+fn candle(
+    config: candle_transformers::models::bert::Config,
+) -> Result<(), Box<dyn std::error::Error>> {
+    use bigsmall_io::{Model, candle::var_builder};
+    use candle_core::{DType, Device};
+    use candle_transformers::models::bert::BertModel;
+
+    let weights = var_builder(Model::open("model.bs")?, DType::F32, &Device::Cpu); // of bigsmall_io::candle
+    let bert = BertModel::load(weights, &config)?;
+    Ok(())
+}
+
+fn codec(mut weights: Vec<bf16>) -> bigsmall_codec::Result<()> {
+    let small: Vec<u8> = bigsmall_codec::encode(&weights); // &[bf16], &[f16], &[f32], ...
+    bigsmall_codec::decode(&small, &mut weights)?; // into memory you own
+    Ok(())
+}
+
+fn multiply(
+    spec: TensorSpec,
+    weights: Vec<u8>,
+    x: Vec<f32>,
+    batch: usize,
+    mut y: Vec<f32>,
+) -> bigsmall_tbe::Result<()> {
+    let matrix = TbeTensor::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)?;
+    Matmul::new(0).encoded(&matrix.view(), &x, batch, &mut y)?; // bigsmall-tbe, on a CPU
+    Ok(())
+}
+
+#[test]
+fn every_block_of_rust_is_compiled() {
+    let bare = |text: &str| -> String { text.chars().filter(|c| !c.is_whitespace()).collect() };
+    let here = bare(include_str!("readme.rs"));
+    let readme = include_str!("../../README.md");
+    let mut n = 0;
+    for block in readme.split("```rust").skip(1) {
+        let (_, block) = block.split_once('\n').unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        assert!(here.contains(&bare(block)), "examples/tests/readme.rs lacks\n{block}");
+        n += 1;
+    }
+    assert_eq!(n, 4);
+}
