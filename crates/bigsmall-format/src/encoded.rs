@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::wire::{Cursor, align8, pad8, u32s, u64s};
+use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
 use crate::{
     BlockDecoder, Dtype, EncodingId, Error, Limits, Result, Rule, TensorEncoding, TensorSpec,
     decode_range, xxh3,
@@ -49,7 +49,7 @@ impl BlockTable {
                 .expected(format!("{} blocks", spec.n_blocks()))
                 .found(lens.len()));
         }
-        let mut blocks = Vec::with_capacity(lens.len());
+        let mut blocks = room_for(lens.len())?;
         let mut begin = align8(u64::from(head_len));
         for (index, (len, hash)) in lens.zip(hashes).enumerate() {
             // At least 56 bytes, or all of a smaller block: this caps what a small file can swell to. At most a little more
@@ -404,7 +404,8 @@ impl EncodedTensor {
         if cursor.remaining() != 0 {
             return Err(Error::new(Rule::FrameTrailing).at(cursor.position()));
         }
-        EncodedTensor::from_parts(spec, encoding, table, payload.to_vec())
-            .map_err(|e| e.in_part_at(begin))
+        let mut owned = room_for(payload.len())?;
+        owned.extend_from_slice(payload);
+        EncodedTensor::from_parts(spec, encoding, table, owned).map_err(|e| e.in_part_at(begin))
     }
 }

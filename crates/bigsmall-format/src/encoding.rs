@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::wire::set_len;
 use crate::{
     BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
     available_threads, for_each_in_parallel,
@@ -173,7 +174,7 @@ fn read_or_borrow<'a>(
     match source.bytes_at(range.clone()) {
         Some(bytes) => Ok(bytes),
         None => {
-            scratch.resize((range.end - range.start) as usize, 0);
+            set_len(scratch, (range.end - range.start) as usize)?;
             source.read_exact_at(range.start, scratch)?;
             Ok(scratch)
         }
@@ -258,7 +259,7 @@ pub fn decode_range(
             if covered == (begin..begin + piece.len() as u64) {
                 decode(piece)
             } else {
-                decoded.resize((covered.end - covered.start) as usize, 0);
+                set_len(decoded, (covered.end - covered.start) as usize)?;
                 decode(decoded)?;
                 let from = (begin - covered.start) as usize;
                 piece.copy_from_slice(&decoded[from..from + piece.len()]);

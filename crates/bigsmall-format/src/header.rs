@@ -7,6 +7,7 @@ use std::fmt;
 use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
+use crate::wire::{room_for, zeroed};
 use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
 /// A parsed safetensors header: the tensors in the order of their data.
@@ -66,7 +67,12 @@ impl Header {
         })?;
 
         // The order of the data; the sort is stable, so empty tensors keep the header's order.
-        tensors.sort_by_key(|t| (t.data_range().start, t.data_range().end));
+        let place = |t: &TensorSpec| (t.data_range().start, t.data_range().end);
+        if !tensors.is_sorted_by_key(place) {
+            // Sorting takes memory that it cannot be refused: it is asked for first.
+            drop(std::hint::black_box(room_for::<TensorSpec>(tensors.len())?));
+            tensors.sort_by_key(place);
+        }
         let mut at = 0;
         for t in &tensors {
             let range = t.data_range();
@@ -81,7 +87,8 @@ impl Header {
         if let Some(found) = data_len.filter(|&n| n != at) {
             return Err(Error::new(Rule::DataLength).expected(format!("{at} bytes")).found(found));
         }
-        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        let mut by_name: Vec<u32> = room_for(tensors.len())?;
+        by_name.extend(0..tensors.len() as u32);
         let name = |i: &u32| tensors.get(*i as usize).map_or("", |t| t.name());
         by_name.sort_unstable_by(|a, b| name(a).cmp(name(b)));
         let mut neighbours = by_name.iter().zip(by_name.iter().skip(1));
@@ -120,7 +127,7 @@ impl Header {
                 .expected(format!("at most {} bytes", limits.max_header_bytes))
                 .found(len));
         }
-        let mut json = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let mut json = zeroed(len)?;
         source.read_exact_at(8, &mut json)?;
         let header = Header::parse(&json, data_len, limits)?;
         Ok((json, header))
@@ -224,7 +231,7 @@ impl<'de> Visitor<'de> for Top<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Context { limits, .. } = self.context;
-        let mut tensors = Vec::with_capacity(self.count);
+        let mut tensors = room_for(self.count).map_err(|e| self.context.fail::<A::Error>(e))?;
         let mut metadata = false;
         while let Some(name) = map.next_key::<String>()? {
             if name.len() > limits.max_name_bytes {
@@ -246,6 +253,10 @@ impl<'de> Visitor<'de> for Top<'_> {
                     .expected(format!("at most {}", limits.max_tensors));
                 return Err(self.context.fail(error));
             }
+            tensors.try_reserve(1).map_err(|_| {
+                let error = Error::new(Rule::Memory).expected("room for one more tensor");
+                self.context.fail::<A::Error>(error)
+            })?;
             tensors.push(map.next_value_seed(Entry { context: self.context, name: &name })?);
         }
         Ok(tensors)

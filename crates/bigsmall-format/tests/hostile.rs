@@ -98,6 +98,7 @@ fn run(base: fn() -> Forge, cases: &[Case]) {
     }
 }
 
+// C-10: the fourth has no values.
 /// Five tensors: two with values, one that shares a payload, an empty one, one of four bits an element.
 fn sound() -> Forge {
     let mut forge = Forge::new(
@@ -125,14 +126,18 @@ fn two_blocks() -> Forge {
 #[test]
 fn envelope() {
     let raw: &[(&str, Vec<u8>, Rule)] = &[
+        // A-01
         ("empty file", vec![], Rule::ShardTooShort),
+        // A-02
         ("one byte", vec![0x89], Rule::ShardTooShort),
         ("47 bytes", vec![0; 47], Rule::ShardTooShort),
+        // A-03
         ("a trailer of zeros", vec![0; 48], Rule::ShardMagic),
         ("a shard of zeros", vec![0; 64], Rule::ShardMagic),
         ("magics alone", [&forge::MAGIC[..]; 6].concat(), Rule::ShardTooShort),
         ("63 bytes", [&[0; 55], &forge::MAGIC[..]].concat(), Rule::ShardTooShort),
         ("magics, 64 bytes", [&forge::MAGIC[..]; 8].concat(), Rule::IndexRange),
+        // A-04
         ("the Python package", b"BGSM\x01\0\0\0{}".to_vec(), Rule::PythonPackageFile),
         ("the Python package, longer", [&b"BGSM"[..], &[7; 100]].concat(), Rule::PythonPackageFile),
         ("the Python package's magic alone", b"BGSM".to_vec(), Rule::PythonPackageFile),
@@ -156,30 +161,38 @@ fn envelope() {
     run(
         sound,
         &[
+            // A-05
             ("version 0", |f| f.version = 0, Refused(Rule::VersionZero)),
             ("version 2", |f| f.version = 2, Refused(Rule::Version)),
+            // A-06
             ("version 65535", |f| f.version = 0xffff, Refused(Rule::Version)),
+            // A-07
             ("a required feature", |f| f.required = 1, Refused(Rule::RequiredFeature)),
             ("another", |f| f.required = 1 << 31, Refused(Rule::RequiredFeature)),
+            // A-08
             ("ignorable features", |f| f.ignorable = u32::MAX, Expect::Ok),
             (
                 "the future with reserved bytes and features",
                 |f| (f.version, f.required, f.reserved) = (3, 1, [9; 6]),
                 Refused(Rule::Version),
             ),
+            // A-09
             ("reserved bytes, first", |f| f.reserved[0] = 1, Refused(Rule::ReservedNotZero)),
             ("reserved bytes, last", |f| f.reserved[5] = 0x80, Refused(Rule::ReservedNotZero)),
             ("no magic at the end", |f| f.magic[0] ^= 0x80, Refused(Rule::ShardMagic)),
+            // A-10
             ("foreign magic", |f| f.magic = *b"PAR1PAR1", Refused(Rule::ShardMagic)),
             ("line ends changed", |f| f.magic[7] = b'\r', Refused(Rule::ShardMagic)),
             ("no magic at the beginning", |f| f.prelude[1] = b'B', Refused(Rule::ShardMagic)),
             ("version of the prelude", |f| f.prelude[8] = 2, Refused(Rule::ReservedNotZero)),
             ("reserved in the prelude", |f| f.prelude[15] = 1, Refused(Rule::ReservedNotZero)),
+            // A-11
             ("a byte after the trailer", |f| f.after = vec![0], Refused(Rule::ShardMagic)),
             ("48 bytes after", |f| f.after = vec![0; 48], Refused(Rule::ShardMagic)),
             ("a line end after", |f| f.after = b"\n".to_vec(), Refused(Rule::ShardMagic)),
             ("the magic again", |f| f.after = f.magic.to_vec(), Refused(Rule::IndexRange)),
             (
+                // A-12
                 "bytes before the prelude",
                 |f| f.before = b"#!/bin/sh\nexit\n\n".to_vec(),
                 Refused(Rule::IndexRange),
@@ -202,6 +215,7 @@ fn envelope() {
                 },
                 Refused(Rule::IndexRange),
             ),
+            // A-13
             ("two shards", |f| f.before = sound().bytes(), Refused(Rule::IndexRange)),
             (
                 "two shards, the second as it was",
@@ -224,9 +238,12 @@ fn index_lengths() {
             ("index in the prelude", |f| f.index_offset = Some(15), Refused(Rule::IndexRange)),
             ("index at 2^64-1", |f| f.index_offset = Some(u64::MAX), Refused(Rule::IndexRange)),
             ("length 0", |f| f.index_len = Some(0), Refused(Rule::IndexRange)),
+            // B-02
             ("length 2^64-1", |f| f.index_len = Some(u64::MAX), Refused(Rule::IndexRange)),
+            // B-01
             ("length beyond the file", |f| f.index_len = Some(1 << 40), Refused(Rule::IndexRange)),
             (
+                // B-03
                 "offset + length wraps to the right sum",
                 |f| {
                     let end = (16 + f.payloads.len() + f.index().len()) as u64;
@@ -241,11 +258,13 @@ fn index_lengths() {
                 Refused(Rule::IndexRange),
             ),
             (
+                // B-05
                 "over the trailer",
                 |f| f.index_len = Some(f.index().len() as u64 + 8),
                 Refused(Rule::IndexRange),
             ),
             (
+                // B-04
                 "over a payload",
                 |f| {
                     f.index_offset = Some(8 + f.payloads.len() as u64);
@@ -260,6 +279,23 @@ fn index_lengths() {
                     f.index_len = Some((f.payloads.len() + f.index().len()) as u64);
                 },
                 Refused(Rule::IndexTruncated),
+            ),
+            // B-10
+            (
+                "begins a byte early",
+                |f| {
+                    f.index_offset = Some(15 + f.payloads.len() as u64);
+                    f.index_len = Some(1 + f.index().len() as u64);
+                },
+                Refused(Rule::IndexTruncated),
+            ),
+            (
+                "begins a byte late",
+                |f| {
+                    f.index_offset = Some(17 + f.payloads.len() as u64);
+                    f.index_len = Some(f.index().len() as u64 - 1);
+                },
+                Refused(Rule::ReservedNotZero),
             ),
             (
                 "begins late",
@@ -277,7 +313,9 @@ fn index_lengths() {
                 },
                 Refused(Rule::IndexTruncated),
             ),
+            // B-09
             ("checksum", |f| f.checksum = Some(1), Refused(Rule::IndexChecksum)),
+            // B-06
             ("count 2^32-1", |f| f.count = Some(u32::MAX), Refused(Rule::TooManyTensors)),
             (
                 "count above the limit",
@@ -289,11 +327,13 @@ fn index_lengths() {
             ("count one less", |f| f.count = Some(4), Refused(Rule::EntryCount)),
             ("count one more", |f| f.count = Some(6), Refused(Rule::EntryCount)),
             (
+                // B-07
                 "a record less than counted",
                 |f| drop((f.records.pop(), f.count = Some(5))),
                 Named(Rule::IndexTruncated, "c"),
             ),
             (
+                // B-08
                 "a record more than counted",
                 |f| {
                     f.records.push(Record::shared(0));
@@ -303,6 +343,7 @@ fn index_lengths() {
             ),
             ("a byte after the records", |f| f.index_tail = vec![0], Refused(Rule::IndexTrailing)),
             (
+                // C-20
                 "a header of fewer tensors",
                 |f| {
                     let last = f.header.windows(5).position(|w| w == br#","c":"#).unwrap();
@@ -386,6 +427,7 @@ fn records() {
             ),
             ("an MD5 unannounced", |f| f.records[1].flags = 0, Named(Rule::PaddingNotZero, "b")),
             (
+                // C-01
                 "payload past the end",
                 |f| f.records[4].place += 1 << 40,
                 Named(Rule::PayloadRange, "c"),
@@ -395,6 +437,7 @@ fn records() {
                 |f| (f.records[4].lens[0], f.records[4].length) = (10, 16),
                 Refused(Rule::IndexRange),
             ),
+            // C-02
             ("payloads overlap", |f| f.records[1].place -= 8, Named(Rule::PayloadRange, "b")),
             ("payload in the prelude", |f| f.records[0].place = 8, Named(Rule::PayloadRange, "a")),
             ("payload at 0", |f| f.records[0].place = 0, Named(Rule::PayloadRange, "a")),
@@ -405,6 +448,7 @@ fn records() {
                 Named(Rule::PayloadRange, "b"),
             ),
             (
+                // C-03
                 "the same range twice",
                 |f| {
                     f.records[2] = f.records[1].clone();
@@ -412,6 +456,7 @@ fn records() {
                 Named(Rule::PayloadRange, "tied"),
             ),
             (
+                // C-04
                 "a hole between payloads",
                 |f| {
                     (0..8).for_each(|_| f.payloads.insert(8, 0));
@@ -422,6 +467,7 @@ fn records() {
                 Named(Rule::PayloadRange, "b"),
             ),
             ("a hole before the index", |f| f.payloads.extend([0; 8]), Refused(Rule::IndexRange)),
+            // C-05
             ("length 0 of a payload", |f| f.records[1].length = 0, Named(Rule::PayloadLength, "b")),
             ("length one more", |f| f.records[1].length += 1, Named(Rule::PayloadLength, "b")),
             ("length 2^64-1", |f| f.records[1].length = u64::MAX, Named(Rule::PayloadLength, "b")),
@@ -479,8 +525,10 @@ fn records() {
                 |f| f.records[1].head_len = u32::MAX,
                 Named(Rule::PayloadLength, "b"),
             ),
+            // C-17
             ("shared with itself", |f| f.records[2].place = 2, Named(Rule::SharedPayload, "tied")),
             (
+                // C-18
                 "shared with a later one",
                 |f| f.records[2].place = 4,
                 Named(Rule::SharedPayload, "tied"),
@@ -507,6 +555,7 @@ fn records() {
                 Named(Rule::SharedPayload, "tied"),
             ),
             (
+                // C-19
                 "shared in a circle",
                 |f| (f.records[0], f.records[1]) = (Record::shared(1), Record::shared(0)),
                 Named(Rule::SharedPayload, "a"),
@@ -597,13 +646,16 @@ fn several_blocks() {
                 |f| f.records[0].hashes.swap(0, 1),
                 Named(Rule::BlockChecksum, "w"),
             ),
+            // G-13
             ("exchanged lengths", |f| f.records[0].lens.swap(0, 1), Named(Rule::BlockLength, "w")),
             (
+                // G-19
                 "a full block of 55 bytes",
                 |f| f.records[0].lens[0] = 55,
                 Named(Rule::BlockLength, "w"),
             ),
             (
+                // C-15, G-14
                 "a full block of 56 bytes, which raw has not",
                 |f| {
                     f.records[0].lens[0] = 56;
@@ -644,6 +696,7 @@ fn several_blocks() {
 }
 
 #[test]
+// C-16
 fn an_unknown_encoding_hides_only_its_tensor() {
     let mut forge = sound();
     forge.records[0].encoding = 77;
@@ -683,6 +736,7 @@ impl TensorEncoding for Refusing {
 }
 
 #[test]
+// C-13
 fn an_encoding_that_does_not_take_the_dtype() {
     let mut forge = sound();
     forge.records[1].encoding = 2;
@@ -696,6 +750,7 @@ fn an_encoding_that_does_not_take_the_dtype() {
 /// Integers of the index and the trailer set to what overflows, one field at a time, at every place and width, the checksum made
 /// right again. What is neither in the stored header nor free to take any value is refused.
 #[test]
+// A-16
 fn every_integer_field() {
     let forge = sound();
     let bytes = forge.bytes();
@@ -782,8 +837,10 @@ fn headers() {
     let json = |text: String| text.into_bytes();
     let cases: Vec<(&str, Vec<u8>, Rule)> = vec![
         ("nothing", vec![], Rule::HeaderStart),
+        // E-05
         ("leading space", json(format!(" {{{}}}", good())), Rule::HeaderStart),
         ("leading line end", json(format!("\n{{{}}}", good())), Rule::HeaderStart),
+        // E-06
         ("byte order mark", json(format!("\u{feff}{{{}}}", good())), Rule::HeaderStart),
         ("UTF-16", json(good()).iter().flat_map(|&b| [b, 0]).collect(), Rule::HeaderStart),
         ("an array", json("[]".into()), Rule::HeaderStart),
@@ -824,6 +881,7 @@ fn headers() {
             )),
             Rule::HeaderSyntax,
         ),
+        // D-03
         ("not UTF-8", [&b"{\"\xff\":"[..], &json(good())[4..], b"}"].concat(), Rule::HeaderSyntax),
         (
             "UTF-8 too long",
@@ -836,6 +894,7 @@ fn headers() {
             Rule::HeaderSyntax,
         ),
         (
+            // E-18
             "a lone surrogate",
             json(format!("{{{}}}", entry(r"\ud800", "U8", "[4]", "[0,4]"))),
             Rule::HeaderSyntax,
@@ -862,13 +921,17 @@ fn headers() {
         ("a shape of -1", one("U8", "[-1]", "[0,4]"), Rule::HeaderSyntax),
         ("a shape of 4.0", one("U8", "[4.0]", "[0,4]"), Rule::HeaderSyntax),
         ("an offset 4e0", one("U8", "[4]", "[0,4e0]"), Rule::HeaderSyntax),
+        // E-09
         ("an offset 1e3", one("U8", "[1000]", "[0,1e3]"), Rule::HeaderSyntax),
+        // E-10
         ("an offset -1", one("U8", "[4]", "[-1,3]"), Rule::HeaderSyntax),
         ("an offset -0", one("U8", "[4]", "[-0,4]"), Rule::HeaderSyntax),
+        // E-11
         ("an offset 4.0", one("U8", "[4]", "[0,4.0]"), Rule::HeaderSyntax),
         ("an offset 04", one("U8", "[4]", "[0,04]"), Rule::HeaderSyntax),
         ("an offset 0x4", one("U8", "[4]", "[0,0x4]"), Rule::HeaderSyntax),
         ("an offset +4", one("U8", "[4]", "[0,+4]"), Rule::HeaderSyntax),
+        // E-12
         ("an offset 2^64", one("U8", "[4]", "[0,18446744073709551616]"), Rule::HeaderSyntax),
         (
             "an offset of 400 digits",
@@ -877,14 +940,17 @@ fn headers() {
         ),
         ("an offset null", one("U8", "[4]", "[0,null]"), Rule::HeaderSyntax),
         ("offsets 2^64-1", one("U8", "[4]", "[18446744073709551615,3]"), Rule::DataRange),
+        // E-13
         ("begin after end", one("U8", "[4]", "[4,0]"), Rule::DataRange),
         ("a hole at the beginning", one("U8", "[3]", "[1,4]"), Rule::DataRange),
         (
+            // E-14
             "a hole between",
             json(format!("{{{},{}}}", good(), entry("b", "U8", "[1]", "[5,6]"))),
             Rule::DataRange,
         ),
         (
+            // E-15
             "an overlap",
             json(format!("{{{},{}}}", good(), entry("b", "U8", "[3]", "[3,6]"))),
             Rule::DataRange,
@@ -899,6 +965,7 @@ fn headers() {
             json(format!("{{{},{}}}", good(), entry("b", "U8", "[0]", "[2,2]"))),
             Rule::DataRange,
         ),
+        // C-21, E-17
         ("a range longer than the shape", one("U8", "[3]", "[0,4]"), Rule::DataRange),
         ("a range shorter than the shape", one("U16", "[4]", "[0,4]"), Rule::DataRange),
         ("three offsets", one("U8", "[4]", "[0,4,4]"), Rule::HeaderEntry),
@@ -926,13 +993,17 @@ fn headers() {
             )),
             Rule::HeaderEntry,
         ),
+        // C-12
         ("an unknown dtype", one("Q3", "[4]", "[0,4]"), Rule::DtypeUnknown),
         ("a dtype in small letters", one("u8", "[4]", "[0,4]"), Rule::DtypeUnknown),
         ("no name of a dtype", one("", "[4]", "[0,4]"), Rule::DtypeUnknown),
+        // C-07
         ("[2^63, 2]", one("U8", "[9223372036854775808,2]", "[0,0]"), Rule::ShapeOverflow),
+        // C-08
         ("[2^64-1, 2, 0]", one("U8", "[18446744073709551615,2,0]", "[0,0]"), Rule::ShapeOverflow),
         ("[0, 2^64-1, 2]", one("U8", "[0,18446744073709551615,2]", "[0,0]"), Rule::ShapeOverflow),
         (
+            // C-06
             "2^60 bytes",
             one("U8", "[1152921504606846976]", "[0,1152921504606846976]"),
             Rule::ShapeOverflow,
@@ -942,9 +1013,11 @@ fn headers() {
             one("F4", "[1152921504606846977]", "[0,576460752303423488]"),
             Rule::SubByteTotal,
         ),
+        // C-14
         ("half a byte", one("F4", "[7]", "[0,4]"), Rule::SubByteTotal),
         ("six bits", one("F6_E2M3", "[1]", "[0,1]"), Rule::SubByteTotal),
         ("rank 65", one("U8", &format!("{:?}", [1; 65]), "[0,1]"), Rule::RankTooLarge),
+        // C-09
         ("rank 255", one("U8", &format!("{:?}", [1; 255]), "[0,1]"), Rule::RankTooLarge),
         (
             "rank 10^6",
@@ -952,11 +1025,13 @@ fn headers() {
             Rule::RankTooLarge,
         ),
         (
+            // D-06
             "a name of 65,537 bytes",
             json(format!("{{{}}}", entry(&"n".repeat(65_537), "U8", "[4]", "[0,4]"))),
             Rule::NameTooLong,
         ),
         (
+            // D-01, E-07
             "a tensor twice",
             json(format!(
                 "{{{0},{0},{1}}}",
@@ -1008,6 +1083,7 @@ fn headers() {
             Rule::HeaderDuplicate,
         ),
         (
+            // E-07
             "twice within an unknown field",
             json(format!("{{{}}}", good().replace('}', r#","x":[{"y":{"k":1,"k":2}}]}"#))),
             Rule::HeaderDuplicate,
@@ -1022,14 +1098,17 @@ fn headers() {
             json(r#"{"__metadata__":{"k":"1","l":"","k":"1"}}"#.into()),
             Rule::HeaderDuplicate,
         ),
+        // E-19
         ("metadata of numbers", json(r#"{"__metadata__":{"k":1}}"#.into()), Rule::HeaderSyntax),
         ("metadata of objects", json(r#"{"__metadata__":{"k":{}}}"#.into()), Rule::HeaderSyntax),
         ("metadata null", json(r#"{"__metadata__":null}"#.into()), Rule::HeaderSyntax),
         (
+            // D-05
             "metadata that is a tensor",
             json(format!("{{{}}}", entry("__metadata__", "U8", "[4]", "[0,4]"))),
             Rule::HeaderSyntax,
         ),
+        // E-08
         ("200,000 arrays deep", deep("[", "]", 200_000), Rule::HeaderSyntax),
         ("200,000 objects deep", deep(r#"{"k":"#, "}", 200_000), Rule::HeaderSyntax),
         (
@@ -1068,18 +1147,21 @@ fn headers() {
     ] {
         assert_eq!(Header::parse(&json, 4, &limits).unwrap_err().tensor(), Some(tensor));
     }
+    // E-16
     for (data_len, rule) in [(3, Rule::DataLength), (5, Rule::DataLength), (0, Rule::DataLength)] {
         let error = Header::parse(&one("U8", "[4]", "[0,4]"), data_len, &limits).unwrap_err();
         assert_eq!(error.rule(), rule);
     }
     // Odd, and sound.
     for (name, json, n) in [
+        // E-21
         ("no tensors", json("{}".into()), 0),
         ("no tensors, metadata", json(r#"{"__metadata__":{"a":"b"}}"#.into()), 0),
         ("whitespace", json("{ }\r\n\t  ".into()), 0),
         ("64 dimensions", one("U8", &format!("{:?}", [1; 64]), "[0,1]"), 1),
         ("nothing of 2^58 rows", one("U8", "[0,288230376151711744]", "[0,0]"), 1),
         ("the largest tensor", one("U8", "[1152921504606846975]", "[0,1152921504606846975]"), 1),
+        // C-11
         ("a scalar", one("F64", "[]", "[0,8]"), 1),
         ("100 arrays deep", deep("[", "]", 98), 1),
         (
@@ -1088,6 +1170,7 @@ fn headers() {
             1,
         ),
         (
+            // E-20
             "64 unknown fields",
             json(format!(
                 "{{{}}}",
@@ -1116,6 +1199,7 @@ fn headers() {
 }
 
 #[test]
+// D-02, D-04, D-07, D-08
 fn names() {
     let names = [
         "",
@@ -1178,12 +1262,18 @@ fn lengths_of_headers() {
         ("an empty file", 0, 0, Rule::HeaderLength),
         ("seven bytes", 7, 0, Rule::HeaderLength),
         ("eight bytes", 8, 0, Rule::HeaderLength),
+        // E-01
         ("length 0", 100, 0, Rule::HeaderLength),
+        // E-02
         ("a byte beyond the file", 100, 93, Rule::HeaderLength),
+        // E-03
         ("length 2^64-1", 100, u64::MAX, Rule::HeaderLength),
         ("length 2^63", u64::MAX, 1 << 63, Rule::HeaderTooLarge),
         ("length 2^64-1 of a file as long", u64::MAX, u64::MAX, Rule::HeaderLength),
+        // E-04
         ("100 MB and a byte", 1 << 40, 100_000_001, Rule::HeaderTooLarge),
+        // D-06
+        ("a name of a gigabyte", 1 << 40, (1 << 30) + 60, Rule::HeaderTooLarge),
         ("ten million tensors", 1 << 40, 540_000_000, Rule::HeaderTooLarge),
     ] {
         let error = Header::read(&Claims(file, u64::to_le_bytes(len)), &limits).unwrap_err();
@@ -1286,6 +1376,8 @@ fn frames() {
         ("length of the dtype, one less", |f| f.dtype_len = Some(1), Rule::PaddingNotZero),
         ("name not UTF-8", |f| f.name = vec![0xc0, 0xaf], Rule::HeaderSyntax),
         ("length of the name", |f| f.name_len = Some(60_000), Rule::FrameTruncated),
+        // D-06
+        ("length of the name 2^30", |f| f.name_len = Some(1 << 30), Rule::NameTooLong),
         ("length of the name 2^64-1", |f| f.name_len = Some(u64::MAX), Rule::NameTooLong),
         ("name too long", |f| f.name = vec![b'n'; 65_537], Rule::NameTooLong),
         ("rank 65", |f| f.shape = vec![1; 65], Rule::RankTooLarge),

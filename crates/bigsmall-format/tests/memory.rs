@@ -17,6 +17,13 @@ struct Counting;
 thread_local! {
     /// Bytes held, the most that ever were, and all that were ever asked for.
     static HELD: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
+    /// The most bytes that one request of this thread is given.
+    static LARGEST: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Whether a request is refused, as by a system that has no more memory.
+fn refused(bytes: usize) -> bool {
+    LARGEST.try_with(|largest| bytes > largest.get()).unwrap_or(false)
 }
 
 fn count(more: usize, less: usize) {
@@ -28,21 +35,30 @@ fn count(more: usize, less: usize) {
     });
 }
 
-// SAFETY: every call goes to `System` unchanged.
+// SAFETY: every call goes to `System` unchanged, or is refused as an allocator may.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if refused(layout.size()) {
+            return std::ptr::null_mut();
+        }
         count(layout.size(), 0);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if refused(layout.size()) {
+            return std::ptr::null_mut();
+        }
         count(layout.size(), 0);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if refused(new_size) {
+            return std::ptr::null_mut();
+        }
         // Both are held for a moment, at worst.
         count(new_size, layout.size());
         // SAFETY: the caller's promise, passed on.
@@ -257,6 +273,7 @@ fn claims() {
         sparse(forge, 0)
     };
     let all =
+        // B-06
         open("2^32-1 records", &small(|f| f.count = Some(u32::MAX)), Some(Rule::TooManyTensors));
     assert!(all < 10_000, "{all}");
     let all =
@@ -293,6 +310,7 @@ fn claims() {
 
 /// Ten million tiny entries, in the three places that may claim them; what is parsed grows as the input does.
 #[test]
+// B-11
 fn ten_million_tiny_entries() {
     // The count in the index.
     let mut forge = Forge::new("{}");
@@ -315,5 +333,92 @@ fn ten_million_tiny_entries() {
     });
     for pair in asked.windows(2) {
         assert!(pair[1] < pair[0] * 5 / 2, "{asked:?}");
+    }
+}
+
+/// What `f` returns when no request may be larger than `largest`.
+fn starved<T>(largest: usize, f: impl FnOnce() -> T) -> T {
+    LARGEST.with(|cell| cell.set(largest));
+    let value = f();
+    LARGEST.with(|cell| cell.set(usize::MAX));
+    value
+}
+
+// I-15: every request whose size comes from a file may be refused, and that is an error.
+#[test]
+fn refused_memory_is_an_error() {
+    // A shard with many tensors, and one with a large one.
+    let n = 3000;
+    let specs: Vec<_> =
+        (0..n).map(|i| TensorSpec::new(&name(i), Dtype::U8, &[1]).unwrap()).collect();
+    let mut many = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
+    for spec in &specs {
+        many.write_tensor(&encode_tensor(&Raw, spec, &vec![1], 1).unwrap()).unwrap();
+    }
+    let many = many.finish([0; 32]).unwrap();
+    let spec = TensorSpec::new("w", Dtype::U8, &[1_000_000]).unwrap();
+    let tensor = encode_tensor(&Raw, &spec, &vec![7; 1_000_000], 1).unwrap();
+    let mut large = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
+    large.write_tensor(&tensor).unwrap();
+    let large = large.finish([0; 32]).unwrap();
+    let frame = tensor.to_bytes();
+    let json = Header::synthesise(&specs).unwrap();
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend(&json);
+    file.resize(file.len() + n, 0);
+    // The same tensors with their data in another order.
+    let backwards: Vec<String> = (0..n)
+        .map(|i| {
+            let (at, name) = (n - 1 - i, name(i));
+            format!(r#""{name}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#, at + 1)
+        })
+        .collect();
+    let backwards = format!("{{{}}}", backwards.join(","));
+
+    /// A source that lends nothing.
+    struct Copying<'a>(&'a [u8]);
+    impl ReadAt for Copying<'_> {
+        fn byte_len(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            self.0.read_exact_at(offset, buf)
+        }
+    }
+    let mut dst = vec![0; 1_000_000];
+    type Job<'a> = (&'a str, Box<dyn FnMut() -> Result<()> + 'a>);
+    let jobs: Vec<Job<'_>> = vec![
+        ("open", Box::new(|| Shard::open(Copying(&many)).map(drop))),
+        ("header", Box::new(|| Header::read(&Copying(&file), &Limits::default()).map(drop))),
+        (
+            "backwards",
+            Box::new(|| {
+                Header::parse(backwards.as_bytes(), n as u64, &Limits::default()).map(drop)
+            }),
+        ),
+        ("encoded", Box::new(|| Shard::open(Copying(&large))?.encoded(0).map(drop))),
+        ("frame", Box::new(|| EncodedTensor::from_bytes(&frame).map(drop))),
+        (
+            "decode",
+            Box::new(|| {
+                let shard = Shard::open(Copying(&large))?;
+                shard.decode(0, &*shard.decoder(0, &Raw)?, 3..999_000, &mut dst[3..999_000], 1)
+            }),
+        ),
+    ];
+    for (what, mut job) in jobs {
+        let (mut refused, mut done) = (0, false);
+        // Small things, such as a name, may be had throughout.
+        for largest in (11..25).map(|bits| 1 << bits) {
+            match starved(largest, &mut job) {
+                Ok(()) => done = true,
+                Err(error) => {
+                    assert_eq!(error.rule(), Rule::Memory, "{what}, {largest} bytes: {error}");
+                    assert!(!done, "{what}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(done && refused > 2, "{what}: refused {refused} times");
     }
 }

@@ -9,8 +9,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bigsmall_format::{
-    BlockDecoder, BlockEncoder, EncodingId, Error, Header, Limits, Raw, ReadAt, Result, Rule,
-    Section, ShardWriter, TensorEncoding, TensorSpec, xxh3,
+    BLOCK_UNITS, BlockDecoder, BlockEncoder, EncodingId, Error, Header, Limits, Raw, ReadAt,
+    Result, Rule, Section, ShardWriter, TensorEncoding, TensorSpec, xxh3,
 };
 
 use crate::atomic::{Appender, AtomicFile, Discard, Output};
@@ -191,6 +191,16 @@ struct Encoded<'p> {
     bytes: Buffer<'p>,
     lens: Vec<u32>,
     parts: Vec<EncodedPart>,
+}
+
+impl Encoded<'_> {
+    /// Makes room for `original`, encoded or raw; an error where there is no memory for it.
+    fn reserve_for(&mut self, original: &[u8]) -> Result<()> {
+        // Of every block its values and a header at the most.
+        let most = original.len() + 16 * (original.len() / BLOCK_UNITS + 1);
+        let room = self.bytes.try_reserve(most);
+        room.map_err(|_| Error::new(Rule::Memory).expected(format!("{most} bytes for a buffer")))
+    }
 }
 
 struct EncodedPart {
@@ -517,6 +527,7 @@ impl<'a> Coder<'a> {
             let spec = &self.tensors[part.tensor];
             let bytes = job.part_bytes(part);
             let (at, lens_at) = (out.bytes.len(), out.lens.len());
+            out.reserve_for(bytes)?;
             let mut plan = None;
             if self.shared[part.tensor].is_none() {
                 plan = match &job.large {
@@ -562,6 +573,7 @@ impl<'a> Coder<'a> {
             return Ok(None);
         }
         let Some(plan) = self.plan(large, spec)? else { return Ok(None) };
+        out.reserve_for(bytes)?;
         plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
         Ok(Some(Arc::clone(plan)))
     }

@@ -7,7 +7,7 @@ use super::{
     INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_FIXED, RECORD_MD5, RECORD_SHARED,
     TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
 };
-use crate::wire::Cursor;
+use crate::wire::{Cursor, room_for, zeroed};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
     Rule, Section, TensorEncoding, TensorSpec, decode_range, xxh3,
@@ -104,7 +104,7 @@ impl<R: ReadAt> Shard<R> {
         let byte_len = source.byte_len();
         let tail_len = byte_len.min(TAIL);
         let tail_at = byte_len.saturating_sub(tail_len);
-        let mut tail = vec![0; tail_len as usize];
+        let mut tail = zeroed(tail_len)?;
         source.read_exact_at(tail_at, &mut tail)?;
         let index_range = match read_trailer(&tail, byte_len) {
             Ok(found) => found,
@@ -123,8 +123,7 @@ impl<R: ReadAt> Shard<R> {
             tail.split_off((tail_len.saturating_sub(checked_len)) as usize)
         } else {
             drop(tail);
-            let len = usize::try_from(checked_len).map_err(|_| Error::new(Rule::Memory))?;
-            let mut index = vec![0; len];
+            let mut index = zeroed(checked_len)?;
             source.read_exact_at(index_range.start, &mut index)?;
             index
         };
@@ -288,7 +287,7 @@ impl<R: ReadAt> Shard<R> {
         let resolved = self.resolve(index)?;
         let (spec, encoding, range) = (resolved.spec, resolved.encoding()?, resolved.range());
         let len = range.end.saturating_sub(range.start);
-        let mut payload = vec![0; usize::try_from(len).map_err(|_| Error::new(Rule::Memory))?];
+        let mut payload = zeroed(len).map_err(|e| e.in_tensor(spec.name()))?;
         self.source
             .read_exact_at(range.start, &mut payload)
             .map_err(|e| e.in_tensor(spec.name()))?;
@@ -306,8 +305,9 @@ impl<R: ReadAt> Shard<R> {
         encoding: &dyn TensorEncoding,
     ) -> Result<Box<dyn BlockDecoder>> {
         let Resolved { spec, offset, table, .. } = self.resolve(index)?;
-        let mut head = vec![0; table.blocks_range(0..0).start as usize];
-        self.source.read_exact_at(offset, &mut head).map_err(|e| e.in_tensor(spec.name()))?;
+        let named = |e: Error| e.in_tensor(spec.name());
+        let mut head = zeroed(table.blocks_range(0..0).start).map_err(named)?;
+        self.source.read_exact_at(offset, &mut head).map_err(named)?;
         self.decoder_from(index, encoding, &head)
     }
 
@@ -489,7 +489,7 @@ fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     if header.tensors().len() != count {
         return Err(Error::new(Rule::EntryCount).expected(header.tensors().len()).found(count));
     }
-    let mut entries: Vec<ShardEntry> = Vec::with_capacity(count);
+    let mut entries: Vec<ShardEntry> = room_for(count)?;
     let mut at = PRELUDE_LEN;
     for spec in header.tensors() {
         let record_at = cursor.position();
