@@ -376,14 +376,19 @@ fn heads() {
     more[9] = 4097;
     let spec = spec(Dtype::BF16, 300);
     for (name, freqs, ok) in [
+        // G-01
         ("a sum of 4095", sum_below, false),
+        // G-02
         ("a sum of 4097", sum_above, false),
+        // G-05
         ("all the mass at one symbol", one, true),
         ("a frequency of 4097", more, false),
         ("a frequency of 8191", [&[8191][..], &[0; 31]].concat(), false),
         ("a frequency of 8192", [&[8192][..], &[0; 31]].concat(), false),
         ("a frequency of 32767", [&[32767][..], &[0; 31]].concat(), false),
+        // G-06
         ("no frequencies", vec![0; 32], false),
+        // G-07
         ("a table of 31 symbols", [[132; 31], [4; 31]].concat()[..31].to_vec(), false),
         ("sums that wrap at 2^16", vec![4096; 17].into_iter().chain(vec![0; 15]).collect(), false),
     ] {
@@ -405,6 +410,7 @@ fn heads() {
         ("m 255", |h| h[0] = 255, Rule::AnsHead),
         ("4 symbol bits", |h| h[1] = 4, Rule::AnsHead),
         ("0 symbol bits", |h| h[1] = 0, Rule::AnsHead),
+        // G-07
         ("9 symbol bits", |h| h[1] = 9, Rule::AnsHead),
         ("255 symbol bits", |h| h[1] = 255, Rule::AnsHead),
         ("6 symbol bits for a table of 5", |h| h[1] = 6, Rule::FrequencyTable),
@@ -412,6 +418,7 @@ fn heads() {
         ("segments of 2^0", |h| h[2] = 0, Rule::AnsHead),
         ("segments of 2^17", |h| h[2] = 17, Rule::AnsHead),
         ("segments of 2^255", |h| h[2] = 255, Rule::AnsHead),
+        // G-06
         ("no tables", |h| h[3] = 0, Rule::AnsHead),
         ("9 tables", |h| h[3] = 9, Rule::AnsHead),
         ("255 tables", |h| h[3] = 255, Rule::AnsHead),
@@ -557,6 +564,7 @@ fn blocks() {
             ("Rice parameter 16", |_, b| b.header[1] = 16, Rule::AnsBlockHeader),
             ("Rice parameter 255", |_, b| b.header[1] = 255, Rule::AnsBlockHeader),
             (
+                // G-15
                 "more words than units",
                 |_, b| b.header[4..8].copy_from_slice(&513u32.to_le_bytes()),
                 Rule::AnsBlockHeader,
@@ -568,6 +576,7 @@ fn blocks() {
                 Rule::AnsBlockLength,
             ),
             (
+                // G-10
                 "a word left over",
                 |_, b| {
                     let mut words = words(b);
@@ -586,6 +595,7 @@ fn blocks() {
                 Rule::AnsWords,
             ),
             (
+                // G-11
                 "a word too few",
                 |_, b| {
                     let mut words = words(b);
@@ -594,8 +604,10 @@ fn blocks() {
                 },
                 Rule::AnsWords,
             ),
+            // G-11
             ("no words", |_, b| b.set_words(&[]), Rule::AnsWords),
             (
+                // G-18
                 "padding of the states",
                 |_, b| *b.states.last_mut().unwrap() |= 0x80,
                 Rule::PaddingNotZero,
@@ -617,6 +629,7 @@ fn blocks() {
             ("padding of the numbers, last", |_, b| b.ids[3] = 0x80, Rule::PaddingNotZero),
             ("another table", |_, b| b.ids[0] ^= 1, Rule::AnsWords),
             (
+                // G-09
                 "a lane that ends above",
                 |k, b| *b = begun_with(k, &[(5, 1 << 17)]),
                 Rule::AnsEndState,
@@ -627,8 +640,10 @@ fn blocks() {
                 Rule::AnsEndState,
             ),
             ("no tail", |_, b| b.tail.clear(), Rule::AnsBlockLength),
+            // G-12
             ("a byte more", |_, b| b.tail.push(0), Rule::AnsException),
             (
+                // G-17
                 "residual a byte short",
                 |_, b| b.residual.truncate(b.residual.len() - 1),
                 Rule::AnsException,
@@ -636,6 +651,7 @@ fn blocks() {
             ("no residual", |_, b| b.residual.clear(), Rule::AnsBlockLength),
             ("an exception more", |_, b| b.header[2] += 1, Rule::AnsException),
             ("an exception fewer", |_, b| b.header[2] -= 1, Rule::AnsException),
+            // G-15
             ("65,535 exceptions", |_, b| b.header[2..4].fill(0xff), Rule::AnsException),
             ("no exceptions", |_, b| b.header[2..4].fill(0), Rule::AnsException),
             ("a byte behind the exceptions", |_, b| b.exceptions.push(0), Rule::AnsException),
@@ -739,6 +755,7 @@ fn blocks() {
             ),
         ],
     );
+    // G-08
     // A lane's state cannot be below the bound: the shortest form is the bound itself, which is a state like others.
     let mut block = kit.block();
     block.lengths.fill(0);
@@ -753,6 +770,7 @@ fn blocks() {
     run_blocks(
         &f32(),
         &[
+            // G-16
             ("table 3 of 3", |_, b| b.ids[0] |= 3, Rule::AnsTableId),
             ("table 3 of 3, the last segment", |_, b| b.ids[1] |= 3, Rule::AnsTableId),
             ("low width 3 of 3", |_, b| b.ids[1] |= 0x0c, Rule::AnsTableId),
@@ -871,6 +889,7 @@ fn misuse_is_an_error() {
 
 /// One damaged block among sound ones: found wherever it stands, its offset named, whichever blocks a backend takes together.
 #[test]
+// G-13
 fn one_bad_block_among_several() {
     let n_units = 4 * BLOCK_UNITS + 1000;
     let mut random = Random(12);

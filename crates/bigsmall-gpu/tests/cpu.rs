@@ -7,7 +7,7 @@ mod common;
 mod layout;
 
 use bigsmall_codec::Ans;
-use bigsmall_format::{Dtype, Raw, Rule, TensorEncoding, TensorSpec, encode_tensor};
+use bigsmall_format::{Class, Dtype, Raw, Rule, TensorEncoding, TensorSpec, encode_tensor};
 use bigsmall_gpu::{Cpu, MatmulBackend};
 use bigsmall_tbe::{Tbe, Width};
 use common::*;
@@ -70,4 +70,13 @@ fn callers_mistakes_are_errors() {
     let spec = TensorSpec::new("w", Dtype::F32, &[2]).unwrap();
     let tensor = encode_tensor(&Raw, &spec, &vec![0; 8], 1).unwrap();
     assert_eq!(cpu.upload(&tensor).unwrap_err().rule(), Rule::SpecMismatch);
+}
+
+// J-05
+#[test]
+fn malformed_tbe_is_refused() {
+    for (name, tensor) in malformed_tbe() {
+        let error = Cpu::default().upload(&tensor).map(drop).expect_err(name);
+        assert_eq!((error.class(), error.tensor()), (Class::Corrupt, Some("w")), "{name}");
+    }
 }

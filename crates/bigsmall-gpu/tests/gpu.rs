@@ -49,6 +49,7 @@ const TESTS: &[(&str, fn())] = &[
     ("ans_uploads_by_transcoding", ans_uploads_by_transcoding),
     ("ans_decodes_on_the_device", ans_decodes_on_the_device),
     ("damaged_ans_is_an_error", damaged_ans_is_an_error),
+    ("malformed_tbe_is_never_uploaded", malformed_tbe_is_never_uploaded),
     ("ans_words_left_over_are_an_error", ans_words_left_over_are_an_error),
     ("products_equal_the_twin", products_equal_the_twin),
     ("errors_keep_within_the_bound", errors_keep_within_the_bound),
@@ -112,6 +113,7 @@ const SHAPES: &[(usize, usize)] = &[
     (4, 18 * 1024 + 512),
 ];
 
+// J-09, J-10
 fn any_bits_at_any_shape_decode() {
     for &(rows, cols) in SHAPES {
         for weights in [any_bits(rows * cols, 11, false), model_weights(rows, cols, 12)] {
@@ -226,6 +228,7 @@ fn ans_decodes_on_the_device() {
 
 /// Any bit of the payload changed and sealed again: an error of the plan or of the kernel, or values that the CPU decodes to
 /// the same. Never a crash, never another outcome than the CPU's.
+// J-05
 fn damaged_ans_is_an_error() {
     let (rows, cols) = (2, 3000);
     let tensor = encoded_by(&Ans::default(), &model_weights(rows, cols, 53), rows, cols);
@@ -269,6 +272,14 @@ fn damaged_ans_is_an_error() {
         refused += 1;
     }
     assert!(refused > 0 && noticed > 0 && harmless > 0, "{refused} {noticed} {harmless}");
+}
+
+// J-05
+fn malformed_tbe_is_never_uploaded() {
+    for (name, tensor) in malformed_tbe() {
+        let error = gpu().upload(&tensor).map(drop).expect_err(name);
+        assert_eq!((error.class(), error.tensor()), (Class::Corrupt, Some("w")), "{name}");
+    }
 }
 
 /// A block that decodes to the end, though two of its words are left.
@@ -387,6 +398,7 @@ fn the_smallest_form_is_chosen() {
     assert_eq!(noise.resident(), Resident::Plain);
 }
 
+// J-06
 fn nothing_to_multiply_is_no_error() {
     for (rows, cols, batch) in [(5, 0, 3), (0, 5, 3), (0, 0, 1), (5, 4, 0)] {
         let weights = gpu().upload(&encoded(&vec![0; rows * cols], rows, cols)).unwrap();
@@ -404,6 +416,7 @@ fn nothing_to_multiply_is_no_error() {
     }
 }
 
+// J-07
 fn wrong_lengths_are_errors() {
     let (rows, cols) = (8, 100);
     let weights = gpu().upload(&encoded(&model_weights(rows, cols, 25), rows, cols)).unwrap();
@@ -443,6 +456,7 @@ fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
     Wgpu::headless_with(&options).unwrap()
 }
 
+// J-02
 fn rows_split_by_the_limits() {
     let (rows, cols) = (150, 1100);
     let weights = model_weights(rows, cols, 26);
@@ -482,6 +496,7 @@ fn rows_split_by_the_limits() {
     assert_eq!(small.upload(&wide).unwrap_err().rule(), Rule::Device);
 }
 
+// J-08
 fn more_workgroups_than_a_dimension_holds() {
     // Eight rows a workgroup: 600,000 rows need 75,000.
     let (rows, cols) = (600_000, 1);
@@ -582,6 +597,7 @@ fn threads_share_a_device() {
     });
 }
 
+// J-03
 fn a_lost_device_is_an_error() {
     let (rows, cols) = (8, 64);
     let tensor = encoded(&model_weights(rows, cols, 36), rows, cols);
@@ -610,6 +626,7 @@ fn a_lost_device_is_an_error() {
     }
 }
 
+// J-01
 fn no_adapter_is_an_error() {
     let mut options = WgpuOptions::default();
     options.adapter = Some("an adapter that nobody has".into());
@@ -618,6 +635,7 @@ fn no_adapter_is_an_error() {
 }
 
 /// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from the process.
+// J-04
 fn no_memory_is_an_error() {
     if !cfg!(unix) || !gpu().description().to_lowercase().contains("llvmpipe") {
         eprintln!("no_memory_is_an_error: only lavapipe's memory can be limited from here");

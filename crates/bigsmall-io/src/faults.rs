@@ -115,6 +115,7 @@ fn fails_until_it_succeeds(mut attempt: impl FnMut(usize) -> Result<()>) -> usiz
 }
 
 #[test]
+// I-03, I-08
 fn compress_fails_cleanly_at_every_read() {
     let plain = plain_file();
     for encoding in ENCODINGS {
@@ -140,6 +141,7 @@ fn compress_fails_cleanly_at_every_read() {
 }
 
 #[test]
+// I-03
 fn restore_and_verify_fail_cleanly_at_every_read() {
     let plain = plain_file();
     for encoding in ENCODINGS {
@@ -177,6 +179,7 @@ fn a_model_fails_cleanly_at_every_read() {
 }
 
 #[test]
+// I-06, I-08
 fn a_full_disk_is_an_error_at_every_byte() {
     let plain = plain_file();
     // Only the small tensors: every byte is tried.
@@ -265,6 +268,7 @@ fn what_the_disk_does_not_keep_is_noticed_before_the_end() {
 }
 
 #[test]
+// I-04
 fn a_source_that_ends_early_is_an_error() {
     let plain = plain_file();
     for cut in [plain.len() - 1, plain.len() / 2, 9] {

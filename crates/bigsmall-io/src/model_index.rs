@@ -181,6 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
+    // F-01, F-02, F-03, F-04, F-05, F-06
     fn names_that_lead_out_are_refused() {
         let bad = [
             "../s.bs",
@@ -232,6 +233,7 @@ mod tests {
     }
 
     #[test]
+    // F-14
     fn a_million_shards_are_over_the_limit() {
         let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"t{i}\":\"{i}.bs\"")).collect();
         let text = format!("{{\"weight_map\":{{{}}}}}", entries.join(","));

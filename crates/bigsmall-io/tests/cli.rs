@@ -147,6 +147,7 @@ fn exit_codes() {
         (2, &["restore", "m.bs", "-o", "m.safetensors"]),
         (2, &["compress", "m.safetensors", "-o", "m.safetensors", "--force"]),
         (2, &["compress", "m.safetensors", "-o", "./m.safetensors", "--force"]),
+        // I-16
         (2, &["restore", "m.bs", "-o", "m.bs", "--force"]),
         (2, &["transcode", "m.bs", "-o", "m.bs", "--force"]),
         (2, &["compress", "emptydir", "-o", "x"]),

@@ -151,14 +151,21 @@ fn hostile_folders() {
         std::fs::write(dir.join("model.bs.index.json"), text).unwrap();
     }
     let cases: &[Case] = &[
+        // F-01
         ("dots", |d| index(d, r#""a":"../outside.bs""#), Rule::ModelPath),
+        // F-02
         ("absolute", |d| index(d, r#""a":"/tmp/outside.bs""#), Rule::ModelPath),
+        // F-03
         ("drive", |d| index(d, r#""a":"C:\\s.bs""#), Rule::ModelPath),
+        // F-04
         ("host", |d| index(d, r#""a":"\\\\host\\s.bs""#), Rule::ModelPath),
+        // F-05
         ("empty", |d| index(d, r#""a":"""#), Rule::ModelPath),
+        // F-06
         ("dot", |d| index(d, r#""a":".""#), Rule::ModelPath),
         ("missing shard", |d| index(d, r#""a":"nowhere.bs""#), Rule::Io),
         (
+            // F-11
             "directory",
             |d| {
                 std::fs::create_dir(d.join("dir.bs")).unwrap();
@@ -167,6 +174,7 @@ fn hostile_folders() {
             Rule::NotARegularFile,
         ),
         (
+            // F-12
             "tensor absent from its shard",
             |d| {
                 index(
@@ -192,6 +200,7 @@ fn hostile_folders() {
             Rule::ModelTensor,
         ),
         (
+            // F-13
             "tensor in two shards",
             |d| {
                 std::fs::copy(d.join("model-00001-of-00002.bs"), d.join("twin.bs")).unwrap();
@@ -225,6 +234,7 @@ fn hostile_folders() {
             Rule::ModelIndex,
         ),
         (
+            // F-14
             "a million shards",
             |d| {
                 let entries: Vec<String> =
@@ -235,6 +245,7 @@ fn hostile_folders() {
         ),
         #[cfg(unix)]
         (
+            // F-07
             "link out of the folder",
             |d| {
                 std::fs::rename(d.join("model-00002-of-00002.bs"), d.join("../outside.bs"))
@@ -246,6 +257,7 @@ fn hostile_folders() {
         ),
         #[cfg(unix)]
         (
+            // F-08
             "link in a circle",
             |d| {
                 std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
@@ -259,6 +271,7 @@ fn hostile_folders() {
         ),
         #[cfg(unix)]
         (
+            // F-09
             "pipe",
             |d| {
                 std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
@@ -271,6 +284,7 @@ fn hostile_folders() {
         ),
         #[cfg(unix)]
         (
+            // F-10
             "device",
             |d| {
                 std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();

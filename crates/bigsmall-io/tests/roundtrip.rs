@@ -32,6 +32,7 @@ fn every_dtype() -> Vec<Tensor> {
 }
 
 #[test]
+// E-22
 fn every_dtype_comes_back_in_every_encoding() {
     let dir = tempfile::tempdir().unwrap();
     let (plain, back) = (dir.path().join("m.safetensors"), dir.path().join("back"));

@@ -21,7 +21,9 @@ fn hostile_headers() {
     /// Header and data.
     type File = (Vec<u8>, Vec<u8>);
     let cases: Vec<(&str, File, Rule)> = vec![
+        // E-05
         ("leading space", one(format!(" {{{}}}", good())), Rule::HeaderStart),
+        // E-06
         ("byte order mark", one(format!("\u{feff}{{{}}}", good())), Rule::HeaderStart),
         ("array", one("[]".into()), Rule::HeaderStart),
         ("cut short", one(format!("{{{}", good())), Rule::HeaderSyntax),
@@ -75,10 +77,12 @@ fn hostile_headers() {
             Rule::HeaderSyntax,
         ),
         (
+            // E-13
             "begin after end",
             one(format!("{{{}}}", entry("a", "U8", "[4]", "[4,0]"))),
             Rule::DataRange,
         ),
+        // E-14
         ("hole", one(format!("{{{}}}", entry("a", "U8", "[3]", "[1,4]"))), Rule::DataRange),
         (
             "overlap",
@@ -89,6 +93,7 @@ fn hostile_headers() {
             )),
             Rule::DataRange,
         ),
+        // E-16
         ("trailing bytes", (format!("{{{}}}", good()).into_bytes(), vec![0; 5]), Rule::DataLength),
         ("missing bytes", (format!("{{{}}}", good()).into_bytes(), vec![0; 3]), Rule::DataLength),
         (
@@ -167,8 +172,11 @@ fn hostile_lengths() {
     let cases = [
         ("empty file", vec![], Rule::HeaderLength),
         ("seven bytes", vec![0; 7], Rule::HeaderLength),
+        // E-01
         ("length 0", with_len(0, 10), Rule::HeaderLength),
+        // E-02
         ("length beyond the file", with_len(11, 10), Rule::HeaderLength),
+        // E-03
         ("length 2^64-1", with_len(u64::MAX, 10), Rule::HeaderLength),
         ("length 2^63", with_len(1 << 63, 10), Rule::HeaderLength),
         ("the Python package's file", b"BGSM\x04\0\0\0 and more".to_vec(), Rule::PythonPackageFile),
@@ -192,10 +200,12 @@ fn unusual_and_sound() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let cases: Vec<(&str, String, Vec<u8>)> = vec![
+        // E-21
         ("no tensors", "{}".into(), vec![]),
         ("only metadata", r#"{"__metadata__":{"a":"b"}}"#.into(), vec![]),
         ("spaces behind", format!("{{{}}}      ", entry("a", "U8", "[4]", "[0,4]")), vec![1; 4]),
         (
+            // E-20
             "unknown field, kept",
             r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"quant":{"bits":4,"of":[1,null]}}}"#.into(),
             vec![1; 4],

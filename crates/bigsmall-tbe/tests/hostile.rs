@@ -91,10 +91,13 @@ type Damage = fn(&mut Vec<u8>, &mut Vec<u8>);
 /// A case: what is done to head and block, the rule that must be named, the offset in the payload (the block begins at 8).
 const CASES: &[(&str, Damage, Rule, usize)] = &[
     ("width 0", |h, _| h[0] = 0, Rule::TbeHead, 0),
+    // H-07
     ("width 2", |h, _| h[0] = 2, Rule::TbeHead, 0),
+    // H-07
     ("width 5", |h, _| h[0] = 5, Rule::TbeHead, 0),
     ("width 255", |h, _| h[0] = 255, Rule::TbeHead, 0),
     ("width of another block", |h, _| h[0] = 4, Rule::TbeBlockLength, 8 + ESCAPES + 42),
+    // H-04
     ("base one too large", |h, _| h[1] = 250, Rule::TbeHead, 1),
     ("base 255", |h, _| h[1] = 255, Rule::TbeHead, 1),
     ("reserved byte of the head", |h, _| h[2] = 1, Rule::ReservedNotZero, 2),
@@ -104,6 +107,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
     ("head a byte short", |h, _| h.truncate(7), Rule::TbeHead, 0),
     ("head a byte long", |h, _| h.push(0), Rule::TbeHead, 0),
     (
+        // H-01
         "one escape code too many, in the first tile",
         |_, b| escape(b, 0),
         Rule::TbeEscapeStarts,
@@ -136,6 +140,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
         Rule::TbeEscapeStarts,
         8 + STARTS + 4,
     ),
+    // H-01
     ("one exponent too many", |_, b| b.push(7), Rule::TbeBlockLength, 8 + ESCAPES),
     (
         "one exponent too few",
@@ -154,6 +159,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
     ),
     ("first start not zero", |_, b| b[STARTS] = 1, Rule::TbeEscapeStarts, 8 + STARTS),
     (
+        // H-02
         "starts decreasing",
         |_, b| {
             b[STARTS] = 12;
@@ -162,15 +168,18 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
         Rule::TbeEscapeStarts,
         8 + STARTS,
     ),
+    // H-09
     ("start one too small", |_, b| b[STARTS + 4] -= 1, Rule::TbeEscapeStarts, 8 + STARTS + 4),
     ("start one too large", |_, b| b[STARTS + 4] += 1, Rule::TbeEscapeStarts, 8 + STARTS + 4),
     (
+        // H-03
         "start past the end",
         |_, b| b[STARTS + 4..STARTS + 8].fill(0xff),
         Rule::TbeEscapeStarts,
         8 + STARTS + 4,
     ),
     (
+        // H-05
         "escape at the window's beginning",
         |_, b| b[ESCAPES] = BASE,
         Rule::TbeEscapeInWindow,
@@ -182,6 +191,7 @@ const CASES: &[(&str, Damage, Rule, usize)] = &[
         Rule::TbeEscapeInWindow,
         8 + ESCAPES + 11,
     ),
+    // H-06
     ("bit in a bitmap's padding", |_, b| b[16 * 24] |= 0x40, Rule::PaddingNotZero, 8 + 16 * 24),
     (
         "last bit of the last bitmap",
@@ -274,6 +284,7 @@ fn the_largest_base_of_every_dtype() {
 }
 
 #[test]
+// C-13
 fn other_dtypes_are_refused() {
     for &dtype in Dtype::ALL.iter().filter(|d| !DTYPES.contains(d)) {
         let spec = TensorSpec::new("h", dtype, &[64]).unwrap();
@@ -306,6 +317,7 @@ fn a_block_of_another_length_than_the_output() {
 }
 
 #[test]
+// H-10
 fn a_block_at_any_address() {
     let block = block();
     for backend in Backend::available() {
@@ -321,6 +333,7 @@ fn a_block_at_any_address() {
 }
 
 #[test]
+// H-08
 fn the_smallest_shapes_are_read() {
     for shape in [&[1, 1][..], &[1, 77], &[7, 9]] {
         let spec = TensorSpec::new("h", Dtype::BF16, shape).unwrap();

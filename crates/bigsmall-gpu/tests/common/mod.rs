@@ -129,3 +129,34 @@ pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
         (vec![1], 1, 1),
     ]
 }
+
+/// TBE tensors with every checksum right and a payload that breaks one rule each.
+pub fn malformed_tbe() -> Vec<(&'static str, EncodedTensor)> {
+    let (rows, cols) = (5, 300);
+    let tensor =
+        encoded_by(&bigsmall_tbe::Tbe::default(), &model_weights(rows, cols, 61), rows, cols);
+    let table = tensor.table();
+    let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
+    let n = rows * cols;
+    // Behind the head: three bitmaps for every 64 weights, the bytes of all weights, where the escapes of 512 weights start.
+    let plane = 8 + n.div_ceil(64) * 24;
+    let starts = plane + n.next_multiple_of(8);
+    let damages: [(&str, usize, u8); 6] = [
+        ("a width of 2", 0, 2),
+        ("a window beyond the exponents", 1, 255),
+        ("a reserved byte", 7, 1),
+        ("a bit behind the last weight", plane - 1, 0x80),
+        ("padding of the byte plane", starts - 1, 1),
+        ("an escape start past the end", starts + 4 + 3, 0xff),
+    ];
+    damages
+        .into_iter()
+        .map(|(name, at, value)| {
+            let mut payload = tensor.payload().to_vec();
+            payload[at] = value;
+            let spec = tensor.spec().clone();
+            let encoding = tensor.encoding();
+            (name, EncodedTensor::new(spec, encoding, 8, lens.clone(), payload).unwrap())
+        })
+        .collect()
+}
