@@ -9,6 +9,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod trials;
+
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;

@@ -1,0 +1,95 @@
+//! No silent corruption: every single bit and every cut of the golden files, and random damage, is noticed. With every checksum made
+//! right again, damage is an error or decodes to other values, on every backend the same, and the SHA-256 tells; never a panic.
+//!
+//! Of the larger files a sample of the bits. The ignored tests take all of them, and a million random damages; the example
+//! `damage` prints the same counts.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use bigsmall_examples::trials::{Found, Golden, Kind, Tally};
+use bigsmall_format::{Result, for_each_in_parallel};
+
+/// Calls `work` for every golden file on all cores; prints and returns the counts, among which nothing is silent.
+fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> Tally {
+    let goldens = Golden::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens")).unwrap();
+    assert!(goldens.len() >= 15);
+    let total = Mutex::new(Tally::default());
+    let counted = for_each_in_parallel(
+        0,
+        goldens.iter().rev(),
+        || (),
+        |(), golden| {
+            let mut tally = Tally::default();
+            work(golden, &mut tally)?;
+            assert_eq!(tally.of(Found::Silent), 0, "{}", golden.name);
+            total.lock().unwrap().add_all(&tally);
+            Ok(())
+        },
+    );
+    counted.unwrap();
+    let total = total.into_inner().unwrap();
+    println!("{}\n{total} {name}", Tally::HEADING);
+    total
+}
+
+/// About every `n`-th bit of a file of 5000 bytes or more.
+fn step(golden: &Golden, n: usize) -> usize {
+    if golden.bytes.len() < 5000 { 1 } else { n }
+}
+
+//
+#[test]
+fn every_flipped_bit() {
+    let tally = each("bits flipped", |g, tally| g.every_bit(step(g, 61), false, tally));
+    // Nothing is harmless: there is no bit that nobody looks at.
+    assert!(tally.tried() > 100_000 && tally.of(Found::Harmless) == 0);
+}
+
+//
+#[test]
+fn every_cut() {
+    let tally = each("cuts", |g, tally| g.every_cut(false, tally));
+    assert!(tally.tried() > 50_000 && tally.of(Found::Harmless) == 0);
+    each("cuts under right checksums", |g, tally| g.every_cut(true, tally));
+}
+
+//
+#[test]
+fn every_flipped_bit_under_right_checksums() {
+    let tally = each("bits flipped under right checksums", |g, tally| {
+        let n = match g.bytes.len() {
+            0..1500 => 1,
+            1500..5000 => 7,
+            _ => 397,
+        };
+        g.every_bit(n, true, tally)
+    });
+    // All that is left is free: features that may be ignored, an MD5 that only a person compares, the synthesised flag.
+    assert!(tally.of(Found::Harmless) * 5 < tally.tried(), "{tally}");
+    assert!(tally.of(Found::Structure) > 0 && tally.of(Found::Digest) > 0);
+    assert_eq!(tally.of(Found::Checksum), 0, "a checksum that was not made right");
+}
+
+#[test]
+fn random_damage() {
+    for kind in Kind::ALL {
+        let tally = each(kind.name(), |g, tally| g.random(kind, 100, 1, tally));
+        assert_eq!(tally.of(Found::Harmless), 0);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn every_bit_of_every_file() {
+    each("bits flipped, all of them", |g, tally| g.every_bit(1, false, tally));
+    each("the same under right checksums", |g, tally| g.every_bit(1, true, tally));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_random_damages() {
+    let tally = each("damages of 2 to 64 bits", |g, tally| g.random(Kind::Bits, 66_700, 2, tally));
+    assert!(tally.tried() > 1_000_000);
+}

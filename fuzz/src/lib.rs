@@ -1,0 +1,571 @@
+//! The fuzz targets of bigsmall: each takes any bytes and compares what the library makes of them with an oracle. A test of the
+//! package `bigsmall-examples` runs them over the corpora without a fuzzer.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
+
+#[path = "../../crates/bigsmall-codec/tests/oracle/mod.rs"]
+mod ans;
+#[path = "../../crates/bigsmall-tbe/tests/oracle/mod.rs"]
+mod tbe;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use bigsmall_codec::{Ans, Backend, Level};
+use bigsmall_examples::trials::{Encodings, Seals, decode_all, rewrite};
+use bigsmall_format::{
+    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
+    Result, Rule, Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
+};
+use bigsmall_tbe::{Tbe, TbeView, Width};
+
+/// What a shard may swell to in a target.
+const MOST: u64 = 16 << 20;
+
+/// Reads choices from the front of the input; zeros where it has ended.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn u8(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+
+    fn bytes(&mut self, n: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(n.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    /// `n` bytes: those of the input over and over, each round changed a little.
+    fn fill(&mut self, n: usize) -> Vec<u8> {
+        let wanted = usize::from(self.u16());
+        let pattern = self.bytes(wanted);
+        let step = self.u8();
+        let round = |i: usize| step.wrapping_mul((i / pattern.len().max(1)) as u8);
+        let byte = |i: usize| pattern.get(i % pattern.len().max(1)).copied().unwrap_or(0);
+        (0..n).map(|i| byte(i) ^ round(i)).collect()
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[usize::from(self.u8()) % all.len()]
+    }
+}
+
+/// A source that lends nothing.
+struct Copying<'a>(&'a [u8]);
+
+impl ReadAt for Copying<'_> {
+    fn byte_len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_exact_at(offset, buf)
+    }
+}
+
+fn backends() -> impl Iterator<Item = Backend> {
+    Backend::ALL.iter().copied().filter(|b| b.is_available())
+}
+
+fn rule<T>(result: &Result<T>) -> Option<Rule> {
+    result.as_ref().err().map(Error::rule)
+}
+
+/// What a file can be refused for.
+fn assert_refused(error: &Error) {
+    assert!(
+        matches!(error.class(), Class::Corrupt | Class::Unsupported | Class::Limit),
+        "{error:?}"
+    );
+    assert!(!error.to_string().chars().any(char::is_control), "{error}");
+}
+
+/// Opens a shard in every way and holds what it finds against itself.
+fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
+    let opened = Shard::open(bytes);
+    assert_eq!(rule(&opened), rule(&Shard::open(Copying(bytes))));
+    let shard = match opened {
+        Ok(shard) => shard,
+        Err(error) => {
+            assert_refused(&error);
+            return None;
+        }
+    };
+    // Payloads follow each other from the prelude to the index.
+    let mut at = 16;
+    for i in 0..shard.tensors().len() {
+        let range = shard.payload_range(i).unwrap();
+        match shard.entry(i).unwrap().shares() {
+            Some(owner) => assert_eq!(range, shard.payload_range(owner).unwrap()),
+            None => {
+                assert_eq!(range.start, at);
+                at = range.end;
+            }
+        }
+    }
+    assert_eq!(at + shard.index_len() + 48, bytes.len() as u64);
+    // The stored header is one that is taken in a file too.
+    let header = shard.header();
+    let again = Header::parse(shard.header_json(), header.data_len(), &Limits::default());
+    assert_eq!(&again.unwrap(), header);
+    let encodings = backends().map(|b| Encodings::new(b).unwrap());
+    let mut first: Option<Result<Vec<u8>>> = None;
+    for encodings in encodings {
+        let found = decode_all(bytes, &encodings, MOST);
+        let first = first.get_or_insert_with(|| decode_all(Copying(bytes), &encodings, MOST));
+        assert_eq!(rule(&found), rule(first));
+        assert!(found.as_ref().ok() == first.as_ref().ok(), "backends read different values");
+    }
+    match first.unwrap() {
+        Ok(file) => {
+            let ignorable = &bytes[bytes.len() - 28..bytes.len() - 24];
+            if !shard.is_synthesised() && ignorable == [0; 4] {
+                assert!(rewrite(&shard).unwrap() == bytes, "one shard, two ways to write it");
+            }
+            Some(file)
+        }
+        Err(error) => {
+            assert_refused(&error);
+            None
+        }
+    }
+}
+
+/// Any bytes as a shard, and the same with the magic and the index's checksum made right.
+pub fn shard_open(data: &[u8]) {
+    judge_shard(data);
+    if let Some(trailer) = data.len().checked_sub(48) {
+        let mut sealed = data.to_vec();
+        sealed[trailer + 40..].copy_from_slice(b"\x89bsmall\n");
+        let offset = u64::from_le_bytes(sealed[trailer..trailer + 8].try_into().unwrap());
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(trailer + 32);
+        let sum = bigsmall_format::xxh3(&sealed[from..trailer + 32]);
+        sealed[trailer + 32..trailer + 40].copy_from_slice(&sum.to_le_bytes());
+        judge_shard(&sealed);
+    }
+}
+
+fn edit(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
+    if bytes.is_empty() {
+        return;
+    }
+    // Half of the edits near the end, where the index lies.
+    let at = usize::from(input.u16()) % bytes.len();
+    let at = if input.u8() & 1 == 0 { at } else { bytes.len() - 1 - at };
+    let n = usize::from(input.u8()) % 8 + 1;
+    let end = bytes.len().min(at + n);
+    match input.u8() % 8 {
+        0 => bytes[at] ^= 1 << (input.u8() % 8),
+        1 => bytes[at] = input.u8(),
+        2 => bytes[at..end].fill(0),
+        3 => bytes[at..end].fill(0xff),
+        4 => bytes[at] = bytes[at].wrapping_add(1),
+        5 => bytes[at] = bytes[at].wrapping_sub(1),
+        6 => {
+            let from = usize::from(input.u16()) % (bytes.len() - (end - at) + 1);
+            bytes.copy_within(from..from + (end - at), at);
+        }
+        _ => {
+            let new = input.bytes(n);
+            bytes.splice(at..at, new.iter().copied());
+        }
+    }
+}
+
+/// A sound shard of a few small tensors, edited in one to three places: noticed, and with every checksum made right again an
+/// error or a shard of other values on which all readers agree.
+pub fn structured_shard(data: &[u8]) {
+    let mut input = Input(data);
+    let n_tensors = 1 + input.u8() % 3;
+    let mut tensors: Vec<(EncodedTensor, bool)> = Vec::new();
+    let mut last = Vec::new();
+    for i in 0..n_tensors {
+        let dtype = input.one_of(Dtype::ALL);
+        let units = usize::from(input.u16()) % 1100 / 24 * 24;
+        let bytes = match input.u8() % 4 {
+            0 => last.clone(),
+            _ => input.fill(units * dtype.unit_bytes()),
+        };
+        let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+        let Ok(spec) = TensorSpec::new(&format!("t{i}"), dtype, &[n]) else { return };
+        if spec.byte_len() != bytes.len() as u64 {
+            return;
+        }
+        let ans = Ans::new(input.one_of(&[Level::Fast, Level::Default, Level::Small]));
+        let tbe = Tbe::new(input.one_of(&[Width::Three, Width::Four]));
+        let encoding: &dyn TensorEncoding = match input.u8() % 3 {
+            0 => &Raw,
+            1 if tbe.supports(dtype) => &tbe,
+            _ => &ans,
+        };
+        let shared = !last.is_empty() && last == bytes && input.u8() & 1 == 1;
+        tensors.push((encode_tensor(encoding, &spec, &bytes, 1).unwrap(), shared));
+        last = bytes;
+    }
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(t, _)| t.spec().clone()).collect();
+    let json = Header::synthesise(&specs).unwrap();
+    let data_len = specs.iter().map(TensorSpec::byte_len).sum();
+    let mut writer = ShardWriter::new(Vec::new(), json, data_len).unwrap();
+    for (i, (tensor, shared)) in tensors.iter().enumerate() {
+        if *shared && writer.share(i - 1, None).is_ok() {
+            continue;
+        }
+        writer.write_tensor(tensor).unwrap();
+    }
+    let sound = writer.finish([0; 32]).unwrap();
+    assert!(judge_shard(&sound).is_some(), "what is written is read");
+    let seals = Seals::of(&sound).unwrap();
+
+    let mut damaged = sound.clone();
+    for _ in 0..1 + input.u8() % 3 {
+        edit(&mut input, &mut damaged);
+    }
+    if damaged != sound {
+        assert!(judge_shard(&damaged).is_none(), "damage goes unnoticed");
+    }
+    seals.renew(&mut damaged);
+    judge_shard(&damaged);
+}
+
+fn spec(dtype: Dtype, n_units: usize) -> TensorSpec {
+    let bits = (n_units * dtype.unit_bytes() * 8) as u64;
+    TensorSpec::new("h", dtype, &[bits / u64::from(dtype.bits())]).unwrap()
+}
+
+const ANS_DTYPES: [Dtype; 7] =
+    [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::U8];
+
+fn decode_ans(ans: &Ans, spec: &TensorSpec, head: &[u8], block: &[u8]) -> Result<Vec<u8>> {
+    let decoder = ans.open(spec, head)?;
+    let mut dst = vec![0x5a; spec.byte_len() as usize];
+    decoder.decode_blocks(&[block], &mut dst)?;
+    Ok(dst)
+}
+
+/// Any bytes as the head of an ANS tensor, frequency tables included: taken or refused as the oracle does, written back to the same
+/// bytes, and good for coding where it is taken.
+pub fn frequency_table(data: &[u8]) {
+    let mut input = Input(data);
+    let dtype = input.one_of(&ANS_DTYPES);
+    let (salt, head_bytes) = (input.u8(), input.0);
+    let oracle = ans::Head::read(dtype, head_bytes);
+    let small = spec(dtype, 512);
+    for backend in backends() {
+        let opened = Ans::default().with_backend(backend).unwrap().open(&small, head_bytes);
+        assert_eq!(opened.is_ok(), oracle.is_ok(), "{:?}, {:?}", rule(&opened), oracle.err());
+        if let Err(error) = opened {
+            assert_eq!(error.class(), Class::Corrupt);
+        }
+    }
+    let Ok(head) = oracle else { return };
+    // G-03, G-04
+    assert_eq!(head.write(), head_bytes, "one head, two ways to write it");
+    let mut random = tbe::Random(u64::from(salt) + 1);
+    let mut units: Vec<u8> = (0..small.byte_len()).map(|_| random.next() as u8).collect();
+    if salt & 1 == 1 {
+        units.fill(salt);
+    }
+    let low_widths = vec![0; 2];
+    let tables = vec![usize::from(salt) % head.tables.len(), 0];
+    let choices = ans::Choices { tables, low_widths, q: 2, begin: vec![] };
+    let block = ans::encode(&head, &units, &choices).bytes();
+    for backend in backends() {
+        let ans = Ans::default().with_backend(backend).unwrap();
+        let found = decode_ans(&ans, &small, head_bytes, &block).unwrap();
+        assert!(found == units, "{backend:?}");
+    }
+}
+
+/// Heads as they come, of every dtype and level.
+fn heads() -> &'static [(Dtype, Vec<u8>)] {
+    static HEADS: OnceLock<Vec<(Dtype, Vec<u8>)>> = OnceLock::new();
+    HEADS.get_or_init(|| {
+        let mut heads = Vec::new();
+        for dtype in ANS_DTYPES {
+            for (level, rows) in [(Level::Default, 1), (Level::Small, 8)] {
+                let mut random = tbe::Random(7 + rows);
+                let n = 5000;
+                let bytes: Vec<u8> = (0..n)
+                    .flat_map(|i| {
+                        let scale = 0.001 * (1 + i as u64 * rows / n as u64) as f64;
+                        let value = f64::from(random.unit() + random.unit()) * scale;
+                        let bits = match dtype {
+                            Dtype::BF16 => u64::from((value as f32).to_bits() >> 16),
+                            Dtype::F16 => u64::from((value as f32).to_bits() >> 13 & 0xffff),
+                            Dtype::F32 => u64::from((value as f32).to_bits() & 0xffff_f000),
+                            Dtype::F64 => value.to_bits(),
+                            _ => (value * 20_000.0) as i64 as u64 & 0xff,
+                        };
+                        bits.to_le_bytes().into_iter().take(dtype.unit_bytes())
+                    })
+                    .collect();
+                let plan = Ans::new(level).plan(&spec(dtype, n), &bytes).unwrap();
+                heads.push((dtype, plan.head().to_vec()));
+            }
+        }
+        heads
+    })
+}
+
+/// An ANS block, any bytes or a sound one with edits: every backend says what the oracle says.
+pub fn ans_block(data: &[u8]) {
+    let mut input = Input(data);
+    let (dtype, head_bytes) = &heads()[usize::from(input.u8()) % heads().len()];
+    let head = ans::Head::read(*dtype, head_bytes).unwrap();
+    let n_units = usize::from(input.u16()) % 1500 + 1;
+    let spec = spec(*dtype, n_units);
+    let block = if input.u8() & 1 == 0 {
+        input.0.to_vec()
+    } else {
+        let units = input.fill(n_units * dtype.unit_bytes());
+        let pick = usize::from(input.u8());
+        let choices = ans::Choices {
+            tables: (0..8).map(|i| (pick + i) % head.tables.len()).collect(),
+            low_widths: vec![0; 8],
+            q: u32::from(input.u8()) % 16,
+            begin: vec![],
+        };
+        let mut block = if n_units < 256 {
+            [&[0; 8], &units[..]].concat()
+        } else {
+            ans::encode(&head, &units, &choices).bytes()
+        };
+        for _ in 0..input.u8() % 4 {
+            edit(&mut input, &mut block);
+        }
+        block
+    };
+    let expected = ans::decode(&head, &block, n_units);
+    let mut first = None;
+    for backend in backends() {
+        let ans = Ans::default().with_backend(backend).unwrap();
+        let found = decode_ans(&ans, &spec, head_bytes, &block);
+        if let Err(error) = &found {
+            assert_eq!(error.class(), Class::Corrupt, "{error:?}");
+        }
+        let found = found.map_err(|e| e.rule());
+        assert!(
+            found.as_ref().ok() == expected.as_ref().ok(),
+            "{backend:?}: {:?}, the oracle: {:?}",
+            found.err(),
+            expected.err()
+        );
+        assert_eq!(first.get_or_insert(found.clone()).as_ref().err(), found.as_ref().err());
+    }
+}
+
+/// A TBE payload, any bytes or a sound one with edits: what is taken is read the same by every reader and the oracle, and is the
+/// only way to write those values under that head.
+pub fn tbe_view(data: &[u8]) {
+    let mut input = Input(data);
+    let dtype = input.one_of(&tbe::DTYPES);
+    let n = usize::from(input.u16()) % 1500 + 1;
+    let spec = spec(dtype, n);
+    let mut head = vec![0; 8];
+    let (block, width, base) = if input.u8() & 1 == 0 {
+        let bytes = input.bytes(8);
+        head[..bytes.len()].copy_from_slice(bytes);
+        (input.0.to_vec(), usize::from(head[0]), head[1])
+    } else {
+        let width = usize::from(input.u8() % 2) + 3;
+        let window = (1u32 << width) - 1;
+        let bases = (1u32 << tbe::fields(dtype).0) - window + 1;
+        let base = (u32::from(input.u8()) % bases) as u8;
+        let values = tbe::values(dtype, &input.fill(n * dtype.unit_bytes()));
+        let mut block = tbe::encode_block(dtype, width, base, &values);
+        for _ in 0..input.u8() % 4 {
+            edit(&mut input, &mut block);
+        }
+        (head[0], head[1]) = (width as u8, base);
+        (block, width, base)
+    };
+    let mut first: Option<std::result::Result<Vec<u8>, Rule>> = None;
+    for backend in bigsmall_tbe::Backend::available() {
+        let encoding = Tbe::default().with_backend(backend).unwrap();
+        let mut dst = vec![0x5a; spec.byte_len() as usize];
+        let found = encoding.open(&spec, &head).and_then(|decoder| {
+            decoder.decode_blocks(&[&block], &mut dst)?;
+            Ok(dst)
+        });
+        if let Err(error) = &found {
+            assert_eq!(error.class(), Class::Corrupt, "{error:?}");
+        }
+        let found = found.map_err(|e| e.rule());
+        let first = first.get_or_insert_with(|| found.clone());
+        assert!(*first == found, "{backend:?}: {:?}, {:?}", found.err(), first.as_ref().err());
+    }
+    let first = first.unwrap();
+    let mut payload = [&head[..], &block].concat();
+    payload.resize(payload.len().next_multiple_of(8), 0);
+    let lens = vec![block.len() as u32];
+    if let Ok(tensor) = EncodedTensor::new(spec.clone(), EncodingId::Tbe, 8, lens, payload) {
+        let view = TbeView::new(&tensor);
+        assert_eq!(rule(&view), first.as_ref().err().copied());
+        if let (Ok(view), Ok(bytes)) = (view, &first) {
+            let values = tbe::values(dtype, bytes);
+            for i in [0, n / 2, n - 1] {
+                assert_eq!(view.get(i as u64), Some(values[i]));
+            }
+            let range = n / 3..n - n / 3;
+            let unit = dtype.unit_bytes();
+            let mut part = vec![0; range.len() * unit];
+            view.decode(range.start as u64..range.end as u64, &mut part, 1).unwrap();
+            assert!(part == bytes[range.start * unit..range.end * unit]);
+        }
+    }
+    if let Ok(bytes) = &first {
+        let values = tbe::decode_block(dtype, width, base, n, &block);
+        assert!(tbe::bytes(dtype, &values) == *bytes, "the oracle reads other values");
+        assert!(tbe::encode_block(dtype, width, base, &values) == block, "two ways to write it");
+    }
+}
+
+/// Any bytes as the header of a safetensors file: what is taken, the crate `safetensors` takes too and understands the same.
+pub fn safetensors_header(data: &[u8]) {
+    // As long a data section as the header speaks of.
+    let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
+    let parsed = serde_json::from_slice::<serde_json::Value>(data).ok();
+    let ends = parsed.as_ref().and_then(|v| v.as_object()).into_iter().flatten();
+    let data_len = ends.filter_map(|(_, entry)| end(entry)).max().unwrap_or(0);
+    let ours = Header::parse(data, data_len, &Limits::default());
+    let header = match ours {
+        Ok(header) => header,
+        Err(error) => return assert_refused(&error),
+    };
+    assert_eq!(header.data_len(), data_len);
+    for (i, spec) in header.tensors().iter().enumerate() {
+        assert_eq!(header.index_of(spec.name()), Some(i));
+    }
+    if data_len > 1 << 16 {
+        return;
+    }
+    let mut file = (data.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(data);
+    file.resize(file.len() + data_len as usize, 0);
+    let (json, again) = Header::read(&file, &Limits::default()).unwrap();
+    assert!(json == data && again == header);
+    let theirs = safetensors::SafeTensors::deserialize(&file).expect("we take more than they do");
+    assert_eq!(theirs.len(), header.tensors().len());
+    for spec in header.tensors() {
+        let tensor = theirs.tensor(spec.name()).unwrap();
+        assert_eq!(format!("{:?}", tensor.dtype()), format!("{:?}", spec.dtype()));
+        let shape: Vec<u64> = tensor.shape().iter().map(|&n| n as u64).collect();
+        assert_eq!(shape, spec.shape());
+        assert_eq!(tensor.data().len() as u64, spec.byte_len());
+    }
+}
+
+/// A model folder of two shards, the same for every input.
+fn folder() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let shm = std::path::Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        let dir = dir.unwrap().keep();
+        for (name, tensors) in [("a.bs", &["x", "y"][..]), ("b.bs", &["z"])] {
+            let specs: Vec<_> =
+                tensors.iter().map(|t| TensorSpec::new(t, Dtype::U8, &[3]).unwrap()).collect();
+            let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
+            for spec in &specs {
+                writer
+                    .write_tensor(&encode_tensor(&Raw, spec, &vec![1, 2, 3], 1).unwrap())
+                    .unwrap();
+            }
+            std::fs::write(dir.join(name), writer.finish([0; 32]).unwrap()).unwrap();
+        }
+        dir
+    })
+}
+
+/// Removes what [`index_json`] keeps between its calls.
+pub fn clean_up() {
+    let _ = std::fs::remove_dir_all(folder());
+}
+
+/// Any bytes as the index file of a model: taken only where it says of every tensor where it is, and nothing else.
+pub fn index_json(data: &[u8]) {
+    std::fs::write(folder().join("model.bs.index.json"), data).unwrap();
+    let model = bigsmall_io::Model::open(folder());
+    let right = serde_json::json!({ "x": "a.bs", "y": "a.bs", "z": "b.bs" });
+    let parsed = serde_json::from_slice::<serde_json::Value>(data).ok();
+    let says = parsed.as_ref().and_then(|v| v.get("weight_map"));
+    match model {
+        Ok(model) => {
+            // An index without tensors is that of a model without tensors.
+            if says != Some(&serde_json::json!({})) {
+                assert_eq!(says, Some(&right));
+                assert_eq!(model.tensors().count(), 3);
+                assert_eq!(model.tensor("z").unwrap().bytes(), [1, 2, 3]);
+            }
+        }
+        Err(error) => {
+            // A shard that is named and does not exist is a failure to read.
+            let refused = matches!(error.class(), Class::Corrupt | Class::Limit | Class::Io);
+            assert!(refused, "{error:?}");
+            assert!(!error.to_string().chars().any(char::is_control), "{error}");
+            // Without a key that appears twice there would be no reason to refuse what is right.
+            let keys = data.windows(10).filter(|w| *w == b"weight_map").count();
+            let plain = data.iter().filter(|b| **b == b':').count() == 4 && !data.contains(&b'\\');
+            assert!(says != Some(&right) || keys > 1 || !plain, "refused: {error:?}");
+        }
+    }
+}
+
+/// Any bytes as the values of a tensor of any dtype: every encoding gives them back, whole and in parts, and every backend writes
+/// the same.
+pub fn round_trip(data: &[u8]) {
+    let mut input = Input(data);
+    let dtype = input.one_of(Dtype::ALL);
+    let element = match dtype.bits() {
+        4 => 1,
+        6 => 3,
+        bits => bits as usize / 8,
+    };
+    let (kind, level) = (input.u8(), input.one_of(&[Level::Fast, Level::Default, Level::Small]));
+    let (from, to) = (usize::from(input.u16()), usize::from(input.u16()));
+    let mut bytes = match kind & 0x30 {
+        0 => input.0.to_vec(),
+        0x30 if kind & 0xc0 == 0 => input.fill((BLOCK_UNITS + 300) * dtype.unit_bytes()),
+        _ => {
+            let n = usize::from(input.u16()) * dtype.unit_bytes();
+            input.fill(n)
+        }
+    };
+    bytes.truncate(bytes.len() / element * element);
+    let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+    let spec = TensorSpec::new("w", dtype, &[n]).unwrap();
+    let tbe = Tbe::new(if kind & 1 == 0 { Width::Three } else { Width::Four });
+    let encodings: Vec<Box<dyn TensorEncoding>> = match kind % 4 {
+        3 => vec![Box::new(Raw)],
+        2 if tbe.supports(dtype) => bigsmall_tbe::Backend::available()
+            .map(|b| Box::new(tbe.with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
+            .collect(),
+        _ => backends()
+            .map(|b| Box::new(Ans::new(level).with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
+            .collect(),
+    };
+    let encoded = encode_tensor(&*encodings[0], &spec, &bytes, 1).unwrap();
+    let frame = encoded.to_bytes();
+    let read = EncodedTensor::from_bytes(&frame).unwrap();
+    assert_eq!(read, encoded);
+    let unit = dtype.unit_bytes();
+    let (from, to) = (from.min(to) * unit, from.max(to) * unit);
+    let part = from.min(bytes.len())..to.min(bytes.len());
+    for encoding in &encodings {
+        let again = encode_tensor(&**encoding, &spec, &Copying(&bytes), 2).unwrap();
+        assert!(again == encoded, "backends write different bytes");
+        let mut back = vec![0xa5; bytes.len()];
+        read.decode_bytes(&**encoding, 0..bytes.len() as u64, &mut back, 1).unwrap();
+        assert!(back == bytes, "{dtype}: not every bit came back");
+        back.truncate(part.len());
+        let range = part.start as u64..part.end as u64;
+        read.decode_bytes(&**encoding, range, &mut back, 1).unwrap();
+        assert!(back == bytes[part.clone()], "{dtype}: a range came back wrong");
+    }
+}
