@@ -43,8 +43,23 @@ elements!(
 /// Never: a slice in memory is shorter than the 2^63 bytes that a tensor may have.
 #[must_use]
 pub fn encode<T: Element>(values: &[T]) -> Vec<u8> {
-    encode_bytes(T::DTYPE, &[values.len() as u64], bytemuck::cast_slice(values))
-        .expect("a slice has the length of its shape")
+    let bytes = bytemuck::cast_slice(values);
+    let shape = [values.len() as u64];
+    if cfg!(target_endian = "little") {
+        encode_bytes(T::DTYPE, &shape, bytes)
+    } else {
+        let mut swapped = bytes.to_vec();
+        swap_bytes::<T>(&mut swapped);
+        encode_bytes(T::DTYPE, &shape, &swapped)
+    }
+    .expect("a slice has the length of its shape")
+}
+
+/// Turns the values of this machine into little-endian ones, or those back, where it has the bytes of a value in the other order.
+fn swap_bytes<T: Element>(bytes: &mut [u8]) {
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
+    }
 }
 
 /// Decodes a frame made of values of type `T` into `values`, on all cores.
@@ -60,7 +75,10 @@ pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
             .expected(T::DTYPE)
             .found(tensor.spec().dtype()));
     }
-    decode_all(&tensor, bytemuck::cast_slice_mut(values))
+    let bytes = bytemuck::cast_slice_mut(values);
+    decode_all(&tensor, bytes)?;
+    swap_bytes::<T>(bytes);
+    Ok(())
 }
 
 /// Encodes the little-endian bytes of a tensor of any dtype into a frame, on all cores.

@@ -159,6 +159,21 @@ fn constants_and_zeros_cost_next_to_nothing() {
     }
 }
 
+/// What stands in a frame is little-endian, whatever the machine.
+#[test]
+fn slices_and_their_little_endian_bytes_give_the_same_frame() {
+    let values: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let frame = encode(&values);
+    assert_eq!(frame, encode_bytes(Dtype::F32, &[1000], &bytes).unwrap());
+    let mut back = vec![0; bytes.len()];
+    decode_bytes(&frame, &mut back).unwrap();
+    assert_eq!(back, bytes);
+    let mut values_back = vec![0.0; 1000];
+    decode(&frame, &mut values_back).unwrap();
+    assert_eq!(values_back, values);
+}
+
 #[test]
 fn slices_of_every_element_type() {
     fn one<T: Element + PartialEq + std::fmt::Debug>(values: &[T]) {
