@@ -212,7 +212,9 @@ fn wrong_answers_end_in_errors() {
     /// From a good answer and the file a bad one.
     type Spoil = fn(Reply, &[u8]) -> Reply;
     let cases: [(&str, Spoil); 12] = [
+        //
         ("ranges ignored", |_, file| serve(&Request::default(), file, "e")),
+        //
         ("another range", |good, _| {
             let len = good.body.len();
             good.with("Content-Range", format!("bytes 1-{len}/{}", len + 1))
@@ -225,6 +227,7 @@ fn wrong_answers_end_in_errors() {
         ("a length of the file that is none", |good, file| {
             good.with("Content-Range", format!("bytes 0-{}/1", file.len()))
         }),
+        //
         ("too short a body", |mut good, _| {
             good.body.pop();
             good
@@ -305,6 +308,7 @@ fn small_files_need_no_ranges_and_empty_ones_are_no_shards() {
 }
 
 #[test]
+//
 fn a_file_that_changes_between_requests_is_noticed() {
     let bytes = Arc::new(shard(&layers()));
     let changes: [fn(Reply, usize) -> Reply; 3] = [
@@ -332,6 +336,7 @@ fn a_file_that_changes_between_requests_is_noticed() {
 }
 
 #[test]
+//
 fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
     let tensors = layers();
     let bytes = Arc::new(shard(&tensors));
@@ -377,6 +382,7 @@ fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
 }
 
 #[test]
+//
 fn a_server_that_says_nothing_is_given_up() {
     let slow = HttpOptions { attempts: 2, timeout: Duration::from_millis(300), ..quick() };
     let silent =
