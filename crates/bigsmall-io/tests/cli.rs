@@ -99,7 +99,6 @@ fn json_has_its_keys() {
 }
 
 #[test]
-#[ignore = "takes 1.5 GB of memory and some seconds"]
 fn bench_has_its_keys() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
