@@ -138,10 +138,8 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
 pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
     let too_much = || Error::new(Rule::Memory).expected(format!("{len} bytes"));
     let n = usize::try_from(len).map_err(|_| too_much())?;
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(n).map_err(|_| too_much())?;
-    bytes.resize(n, 0);
-    Ok(bytes)
+    // Zeros that the system has ready: nothing is written before it is needed.
+    bytemuck::allocation::try_zeroed_vec(n).map_err(|()| too_much())
 }
 
 /// How many threads code and how many chunks may be under way. One thread hashes, so that more than some hundred have nothing to do.
