@@ -4,7 +4,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use bigsmall_format::{Error, ReadAt, Result, Rule, for_each_in_parallel};
+use bigsmall_format::{Error, ReadAt, Result, Rule};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -13,13 +13,8 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme, RetryCo
 use tokio::runtime::Runtime;
 
 use crate::folder::{Folder, SHARD};
-use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
-
-/// Fetched from the end on opening, and kept.
-const TAIL: u64 = 256 << 10;
-
-/// Bytes of one request; longer reads become several, side by side.
-const REQUEST: usize = 4 << 20;
+use crate::source::{Input, RemoteFolder, Source};
+use crate::tail::{TAIL, Tail};
 
 /// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted from the end); the last 256 KiB are
 /// kept. Reads fetch the bytes that were asked for and no others, several at a time, all of the object that was opened: its ETag is
@@ -40,9 +35,8 @@ const REQUEST: usize = 4 << 20;
 pub struct CloudFile {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    byte_len: u64,
     e_tag: Option<String>,
-    tail: Vec<u8>,
+    tail: Tail,
 }
 
 /// Runs `work` on threads of our own and waits for it.
@@ -101,8 +95,8 @@ impl CloudFile {
                         .expected(format!("bytes {expected:?}"))
                         .found(format!("{} bytes of {range:?}", bytes.len())));
                 }
-                let (byte_len, e_tag) = (meta.size, meta.e_tag);
-                Ok(CloudFile { store, path, byte_len, e_tag, tail: bytes.into() })
+                let tail = Tail { byte_len: meta.size, bytes: bytes.into() };
+                Ok(CloudFile { store, path, e_tag: meta.e_tag, tail })
             }
             Err(error @ object_store::Error::NotFound { .. }) => Err(failed(error)),
             // No ranges from the end, or nothing in it at all: ask for the length.
@@ -111,11 +105,11 @@ impl CloudFile {
                 let head = GetOptions { head: true, ..Default::default() };
                 let answer = wait(async move { at.get_opts(&of, head).await.map(|r| r.meta) })?;
                 let meta = answer.map_err(failed)?;
-                let (byte_len, e_tag) = (meta.size, meta.e_tag);
-                let mut file = CloudFile { store, path, byte_len, e_tag, tail: Vec::new() };
-                let mut tail = vec![0; byte_len.min(TAIL) as usize];
-                file.fetch(byte_len - tail.len() as u64, &mut tail)?;
-                file.tail = tail;
+                let tail = Tail { byte_len: meta.size, bytes: Vec::new() };
+                let mut file = CloudFile { store, path, e_tag: meta.e_tag, tail };
+                let mut bytes = vec![0; meta.size.min(TAIL) as usize];
+                file.fetch(meta.size - bytes.len() as u64, &mut bytes)?;
+                file.tail.bytes = bytes;
                 Ok(file)
             }
         }
@@ -138,7 +132,7 @@ impl CloudFile {
             Ok((meta, range, found.bytes().await?))
         })?;
         let (meta, found, bytes) = answer.map_err(|e| failed(e).at(offset))?;
-        if meta.e_tag != self.e_tag || meta.size != self.byte_len {
+        if meta.e_tag != self.e_tag || meta.size != self.tail.byte_len {
             return Err(Error::new(Rule::SourceChanged).at(offset));
         }
         if found != range || bytes.len() != buf.len() {
@@ -150,46 +144,20 @@ impl CloudFile {
         buf.copy_from_slice(&bytes);
         Ok(())
     }
-
-    fn tail_at(&self) -> u64 {
-        self.byte_len - self.tail.len() as u64
-    }
 }
 
 impl ReadAt for CloudFile {
     fn byte_len(&self) -> u64 {
-        self.byte_len
+        self.tail.byte_len
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.byte_len);
-        let Some(end) = end else {
-            return Err(Error::new(Rule::Io)
-                .at(offset)
-                .expected(format!("{} bytes", buf.len()))
-                .found(format!("a source of {} bytes", self.byte_len)));
-        };
-        // What the tail holds need not come again.
-        let fetched = self.tail_at().clamp(offset, end) - offset;
-        let (fetched, kept) = buf.split_at_mut(fetched as usize);
-        if !kept.is_empty() {
-            let from = (offset + fetched.len() as u64 - self.tail_at()) as usize;
-            kept.copy_from_slice(&self.tail[from..from + kept.len()]);
-        }
-        let pieces = fetched.chunks_mut(REQUEST).enumerate();
-        for_each_in_parallel(
-            REMOTE_THREADS,
-            pieces,
-            || (),
-            |(), (n, piece)| self.fetch(offset + (n * REQUEST) as u64, piece),
-        )
-        .map_err(|e| e.in_file(self.path.as_ref()))
+        let found = self.tail.read_exact_at(offset, buf, |at, piece| self.fetch(at, piece));
+        found.map_err(|e| e.in_file(self.path.as_ref()))
     }
 
     fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        let (start, end) =
-            (range.start.checked_sub(self.tail_at())?, range.end.checked_sub(self.tail_at())?);
-        self.tail.get(start as usize..usize::try_from(end).ok()?)
+        self.tail.bytes_at(range)
     }
 }
 

@@ -7,22 +7,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule, for_each_in_parallel};
+use bigsmall_format::{Error, ReadAt, Result, Rule};
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body};
 
 use crate::model_index::ModelIndex;
 use crate::pipeline::zeroed;
 use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
+use crate::tail::{TAIL, Tail};
 
-/// Fetched from the end on opening, and kept: trailer and index of all but very large shards.
-const TAIL: u64 = 256 << 10;
-
-/// The same where the length had to be asked for first, and a third request must not be followed by a fourth.
+/// Fetched from the end where the length had to be asked for first: a third request must not be followed by a fourth.
 const LONG_TAIL: u64 = 4 << 20;
-
-/// Bytes of one request; longer reads become several, side by side.
-const REQUEST: usize = 4 << 20;
 
 /// Redirects of one request at the most.
 const REDIRECTS: usize = 10;
@@ -87,10 +82,8 @@ impl fmt::Debug for HttpOptions {
 pub struct HttpFile {
     client: Arc<Client>,
     url: String,
-    byte_len: u64,
     validator: Option<String>,
-    /// The end of the file.
-    tail: Vec<u8>,
+    tail: Tail,
 }
 
 /// Connections and options that the files of a model share.
@@ -363,12 +356,11 @@ impl HttpFile {
     }
 
     fn try_open(client: &Arc<Client>, url: &str) -> std::result::Result<Self, Failure> {
-        let file = |byte_len, validator, tail| HttpFile {
+        let file = |byte_len, validator, bytes| HttpFile {
             client: Arc::clone(client),
             url: url.to_owned(),
-            byte_len,
             validator,
-            tail,
+            tail: Tail { byte_len, bytes },
         };
         let answer = client.send(url, Want::Last(TAIL))?;
         let headers = answer.headers();
@@ -426,7 +418,7 @@ impl HttpFile {
             let found = opened.fetch(byte_len - tail.len() as u64, &mut tail)?;
             opened.validator = opened.validator.or(found);
         }
-        opened.tail = tail;
+        opened.tail.bytes = tail;
         Ok(opened)
     }
 
@@ -462,15 +454,15 @@ impl HttpFile {
                 check_plain(headers)?;
                 let range = content_range(headers);
                 let len = range.as_ref().and_then(|r| r.len);
-                if let Some(len) = len.filter(|&n| n != self.byte_len) {
-                    return Err(changed().expected(self.byte_len).found(len).into());
+                if let Some(len) = len.filter(|&n| n != self.tail.byte_len) {
+                    return Err(changed().expected(self.tail.byte_len).found(len).into());
                 }
                 if range.and_then(|r| r.bytes) != Some((offset, last)) {
                     let found = text(headers, header::CONTENT_RANGE).unwrap_or("no Content-Range");
                     return Err(remote(format!("bytes {offset}-{last}"), found).into());
                 }
             }
-            200 if (offset, last + 1) == (0, self.byte_len) => check_plain(headers)?,
+            200 if (offset, last + 1) == (0, self.tail.byte_len) => check_plain(headers)?,
             200 => {
                 let found = "the whole file: it knows no ranges";
                 return Err(remote(format!("bytes {offset}-{last}"), found).into());
@@ -481,53 +473,26 @@ impl HttpFile {
         body_into(answer, buf)?;
         Ok(found)
     }
-
-    /// What is kept of the end.
-    fn tail_at(&self) -> u64 {
-        self.byte_len - self.tail.len() as u64
-    }
 }
 
 impl ReadAt for HttpFile {
     fn byte_len(&self) -> u64 {
-        self.byte_len
+        self.tail.byte_len
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.byte_len);
-        let Some(end) = end else {
-            return Err(Error::new(Rule::Io)
-                .at(offset)
-                .expected(format!("{} bytes", buf.len()))
-                .found(format!("a source of {} bytes", self.byte_len)));
+        let fetch = |offset, piece: &mut [u8]| {
+            // `tried` takes what can be called again; the buffer is the same each time.
+            let piece = std::cell::RefCell::new(piece);
+            let fetch = || self.fetch(offset, &mut piece.borrow_mut());
+            self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
         };
-        // What the tail holds need not come again.
-        let fetched = self.tail_at().clamp(offset, end) - offset;
-        let (fetched, kept) = buf.split_at_mut(fetched as usize);
-        if !kept.is_empty() {
-            let from = (offset + fetched.len() as u64 - self.tail_at()) as usize;
-            kept.copy_from_slice(&self.tail[from..from + kept.len()]);
-        }
-        let pieces = fetched.chunks_mut(REQUEST).enumerate();
-        for_each_in_parallel(
-            REMOTE_THREADS,
-            pieces,
-            || (),
-            |(), (n, piece)| {
-                let offset = offset + (n * REQUEST) as u64;
-                // `tried` takes what can be called again; the buffer is the same each time.
-                let piece = std::cell::RefCell::new(piece);
-                let fetch = || self.fetch(offset, &mut piece.borrow_mut());
-                self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
-            },
-        )
-        .map_err(|e| e.in_file(self.url.split('?').next().unwrap_or(&self.url)))
+        let named = |e: Error| e.in_file(self.url.split('?').next().unwrap_or(&self.url));
+        self.tail.read_exact_at(offset, buf, fetch).map_err(named)
     }
 
     fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        let (start, end) =
-            (range.start.checked_sub(self.tail_at())?, range.end.checked_sub(self.tail_at())?);
-        self.tail.get(start as usize..usize::try_from(end).ok()?)
+        self.tail.bytes_at(range)
     }
 }
 

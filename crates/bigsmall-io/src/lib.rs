@@ -31,6 +31,8 @@ mod report;
 mod restore;
 mod source;
 mod stream;
+#[cfg(any(feature = "http", feature = "cloud"))]
+mod tail;
 mod transcode;
 
 #[cfg(feature = "cloud")]
