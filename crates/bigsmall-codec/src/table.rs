@@ -19,9 +19,7 @@ const LOG_FRACTION: u32 = 20;
 const EXCEPTION_BITS: u64 = 20;
 
 /// Fraction bits of a cost.
-pub(crate) const COST_FRACTION: u32 = 6;
-/// The greatest cost, that of an exception: less than 20 bits, so that 64 costs can be added in 16 bits.
-pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
+pub(crate) const COST_FRACTION: u32 = 8;
 
 /// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs decide bytes.
 static LOG2: [u32; TOTAL as usize + 1] = {
@@ -111,13 +109,14 @@ impl FrequencyTable {
         &self.freqs
     }
 
-    /// What each symbol costs in units of 2^-[`COST_FRACTION`] bit, at most [`MAX_COST`].
+    /// What each symbol costs in units of 2^-[`COST_FRACTION`] bit; less than 2^15.
     pub(crate) fn costs(&self) -> Vec<u16> {
-        let shift = LOG_FRACTION - COST_FRACTION;
-        let half = 1 << (shift - 1);
         let cost = |&f: &u16| match f {
-            0 => MAX_COST,
-            f => (((PRECISION << LOG_FRACTION) - LOG2[f as usize] + half) >> shift) as u16,
+            0 => (EXCEPTION_BITS as u16) << COST_FRACTION,
+            f => {
+                (((PRECISION << LOG_FRACTION) - LOG2[f as usize]) >> (LOG_FRACTION - COST_FRACTION))
+                    as u16
+            }
         };
         self.freqs.iter().map(cost).collect()
     }

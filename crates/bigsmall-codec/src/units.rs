@@ -4,12 +4,15 @@
 use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
 use crate::planes::{self, GROUP, packed_len};
-use crate::table::MAX_COST;
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;
 
-/// What each symbol costs under each table: one vector addition a unit finds the best table of a segment.
+/// The greatest cost in a [`CostTable`]: 64 costs can be added in 16 bits.
+pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
+
+/// What each symbol costs under each table, a quarter as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs) and
+/// at most [`MAX_COST`]: one vector addition a unit finds the best table of a segment.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {
@@ -17,7 +20,8 @@ impl CostTable {
         // Symbols outside the window cost the same under every table: nothing.
         let mut costs = Box::new([[0; MAX_TABLES]; 256]);
         for (t, table) in head.tables.iter().enumerate() {
-            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = cost);
+            let coarse = |cost: u16| ((cost + 2) / 4).min(MAX_COST);
+            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = coarse(cost));
         }
         CostTable(costs)
     }

@@ -8,8 +8,8 @@ use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::block::STATE_MIN;
 use crate::head::{Head, MAX_TABLES};
 use crate::planes::GROUP;
-use crate::table::{Buckets32, EncodeTable, MAX_COST, Slots, TOTAL};
-use crate::units::{self, CostTable};
+use crate::table::{Buckets32, EncodeTable, Slots, TOTAL};
+use crate::units::{self, CostTable, MAX_COST};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
