@@ -10,6 +10,7 @@ use crate::cpu::encoding_of;
 use crate::device::{Device, WgpuOptions};
 use crate::kernels::{Kernel, MATVEC_COLUMNS, Pipelines, TILE_COLUMNS};
 use crate::layout::Resident;
+use crate::transformer::LayerParams;
 use crate::tuning::{Tuning, Variant};
 use crate::upload::{Matrix, Shard, upload};
 use crate::{MatmulBackend, check_len};
@@ -35,6 +36,7 @@ pub struct Wgpu {
     pub(crate) device: Device,
     pipelines: Pipelines,
     tuning: Mutex<Tuning>,
+    pub(crate) layer_params: Mutex<HashMap<LayerParams, wgpu::Buffer>>,
 }
 
 /// A matrix in the memory of a device.
@@ -151,7 +153,12 @@ impl Wgpu {
     }
 
     fn with(device: Device) -> Self {
-        Wgpu { device, pipelines: Pipelines::default(), tuning: Mutex::default() }
+        Wgpu {
+            device,
+            pipelines: Pipelines::default(),
+            tuning: Mutex::default(),
+            layer_params: Mutex::default(),
+        }
     }
 
     /// The device.
@@ -242,13 +249,67 @@ impl Wgpu {
             return Ok(());
         }
         self.device.guarded(|| {
-            let padded = (bytes.len() as u64).next_multiple_of(4);
-            let staging = self.device.staging(padded)?;
+            let (staging, copy) = self.copy_out(buffer, bytes.len())?;
+            self.device.queue.submit([copy]);
+            self.read_out(&staging, bytes)
+        })
+    }
+
+    /// Submits `commands` and the way back of the front of `buffer` at once, does `meanwhile` while the device works, waits for
+    /// all that was submitted, and fills `values`: a step of a program that needs one small result of each. What `meanwhile`
+    /// submits is waited for as well; what it records can be submitted next.
+    ///
+    /// # Errors
+    /// Those of `meanwhile`; [`Rule::BufferLength`] when `buffer` is shorter than `values`; [`Rule::DeviceLost`].
+    pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
+        &self,
+        commands: wgpu::CommandBuffer,
+        buffer: &wgpu::Buffer,
+        values: &mut [T],
+        meanwhile: impl FnOnce() -> Result<M>,
+    ) -> Result<M> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        check_size(buffer, bytes.len() as u64)?;
+        self.device.guarded(|| {
+            let (staging, copy) = self.copy_out(buffer, bytes.len().max(1))?;
+            self.device.queue.submit([commands, copy]);
+            let done = meanwhile()?;
+            self.read_out(&staging, bytes)?;
+            Ok(done)
+        })
+    }
+
+    /// A buffer that the host can read, and the copy of the front of `buffer` to it.
+    fn copy_out(
+        &self,
+        buffer: &wgpu::Buffer,
+        bytes: usize,
+    ) -> Result<(wgpu::Buffer, wgpu::CommandBuffer)> {
+        let padded = (bytes as u64).next_multiple_of(4);
+        let staging = self.device.staging(padded)?;
+        let mut encoder = self.device.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, padded);
+        Ok((staging, encoder.finish()))
+    }
+
+    fn read_out(&self, staging: &wgpu::Buffer, bytes: &mut [u8]) -> Result<()> {
+        self.device.read_mapped(staging, staging.size(), |read| {
+            bytes.copy_from_slice(&read[..bytes.len()]);
+        })
+    }
+
+    /// Records what `record` asks for, to be submitted later.
+    ///
+    /// # Errors
+    /// Those of `record`; what the device reports meanwhile.
+    pub fn record(
+        &self,
+        record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<wgpu::CommandBuffer> {
+        self.device.guarded(|| {
             let mut encoder = self.device.device.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, padded);
-            self.device.queue.submit([encoder.finish()]);
-            self.device
-                .read_mapped(&staging, padded, |read| bytes.copy_from_slice(&read[..bytes.len()]))
+            record(&mut encoder)?;
+            Ok(encoder.finish())
         })
     }
 

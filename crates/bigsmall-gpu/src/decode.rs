@@ -43,6 +43,53 @@ impl std::fmt::Debug for AnsTensor {
     }
 }
 
+/// A bf16 tensor in ANS form in the memory of the host, validated and taken apart, to be sent to a device as often as it is
+/// wanted.
+pub struct PreparedAns {
+    tensor: EncodedTensor,
+    plan: AnsPlan,
+}
+
+impl PreparedAns {
+    /// Takes `tensor` apart. Headers, tables and exceptions are validated; what only decoding shows,
+    /// [`check_ans`](Wgpu::check_ans) reports.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that breaks the format.
+    pub fn new(tensor: EncodedTensor) -> Result<Self> {
+        let plan = AnsPlan::new(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
+        Ok(PreparedAns { tensor, plan })
+    }
+
+    /// The tensor.
+    #[must_use]
+    pub fn tensor(&self) -> &EncodedTensor {
+        &self.tensor
+    }
+
+    /// Bytes that it takes on a device, and about as many as it takes here.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        device_words(&self.tensor, &self.plan).iter().map(|&n| 4 * n.max(4) as u64).sum()
+    }
+}
+
+impl std::fmt::Debug for PreparedAns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PreparedAns")
+            .field("name", &self.tensor.spec().name())
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Words of payload, blocks, tables, patches and verdicts.
+fn device_words(tensor: &EncodedTensor, plan: &AnsPlan) -> [usize; 5] {
+    let n_blocks = tensor.table().n_blocks() as usize;
+    let payload = tensor.byte_len().div_ceil(4) as usize;
+    [payload, plan.blocks.len(), plan.tables.len(), 2 * plan.patches.len(), n_blocks]
+}
+
 impl Wgpu {
     /// Takes a bf16 tensor in ANS form to the device as it is. Headers, tables and exceptions are validated first; what only
     /// decoding shows, [`check_ans`](Self::check_ans) reports.
@@ -56,47 +103,70 @@ impl Wgpu {
         let name = tensor.spec().name();
         let load = || {
             let plan = AnsPlan::new(tensor)?;
-            let device = &self.device;
-            let most = device.limits.max_storage_buffer_binding_size;
-            if tensor.byte_len() > most {
-                return Err(Error::new(Rule::Device)
-                    .expected(format!("at most {most} bytes"))
-                    .found(tensor.byte_len()));
-            }
-            let n_blocks = tensor.table().n_blocks();
-            let loaded = AnsTensor {
-                name: name.into(),
-                n_blocks,
-                n_patches: plan.patches.len() as u64,
-                n_units: plan.n_units,
-                params: device.uniform(bytemuck::cast_slice(&[
-                    n_blocks as u32,
-                    plan.m,
-                    plan.symbol_bits,
-                    plan.base,
-                    plan.first,
-                    plan.patches.len() as u32,
-                    BLOCK_UNITS as u32,
-                    0,
-                ])),
-                payload: device.storage("ANS payload", tensor.byte_len().div_ceil(4) as usize)?,
-                blocks: device.storage("ANS blocks", plan.blocks.len())?,
-                tables: device.storage("ANS tables", plan.tables.len())?,
-                patches: device.storage("ANS patches", 2 * plan.patches.len())?,
-                verdicts: device.storage("ANS verdicts", n_blocks as usize)?,
-            };
-            let mut writer = Writer::new(device);
-            // Padded to multiples of 8 bytes, so that whole words are all there is.
-            for (i, piece) in tensor.payload().chunks(16 << 20).enumerate() {
-                writer.write_bytes(&loaded.payload, i as u64 * (16 << 20), piece)?;
-            }
-            writer.write(&loaded.blocks, 0, &plan.blocks)?;
-            writer.write(&loaded.tables, 0, &plan.tables)?;
-            writer.write(&loaded.patches, 0, plan.patches.as_flattened())?;
+            let mut writer = Writer::new(&self.device);
+            let loaded = self.write_ans(tensor, &plan, &mut writer)?;
             writer.flush()?;
             Ok(loaded)
         };
         self.device.guarded(load).map_err(|e| e.in_tensor(name))
+    }
+
+    /// Takes a tensor to the device without waiting for it: what is submitted next finds it there.
+    ///
+    /// Memory on the host: another copy, until the device has taken it.
+    ///
+    /// # Errors
+    /// [`Rule::Device`] for one that exceeds what the device can bind; [`Rule::Memory`].
+    pub fn send_ans(&self, tensor: &PreparedAns) -> Result<AnsTensor> {
+        let PreparedAns { tensor, plan } = tensor;
+        let send = || self.write_ans(tensor, plan, &mut Writer::unbounded(&self.device));
+        self.device.guarded(send).map_err(|e| e.in_tensor(tensor.spec().name()))
+    }
+
+    fn write_ans(
+        &self,
+        tensor: &EncodedTensor,
+        plan: &AnsPlan,
+        writer: &mut Writer<'_>,
+    ) -> Result<AnsTensor> {
+        let device = &self.device;
+        let most = device.limits.max_storage_buffer_binding_size;
+        let [payload, blocks, tables, patches, verdicts] = device_words(tensor, plan);
+        if tensor.byte_len() > most {
+            return Err(Error::new(Rule::Device)
+                .expected(format!("at most {most} bytes"))
+                .found(tensor.byte_len()));
+        }
+        let n_blocks = tensor.table().n_blocks();
+        let loaded = AnsTensor {
+            name: tensor.spec().name().into(),
+            n_blocks,
+            n_patches: plan.patches.len() as u64,
+            n_units: plan.n_units,
+            params: device.uniform(bytemuck::cast_slice(&[
+                n_blocks as u32,
+                plan.m,
+                plan.symbol_bits,
+                plan.base,
+                plan.first,
+                plan.patches.len() as u32,
+                BLOCK_UNITS as u32,
+                0,
+            ])),
+            payload: device.storage("ANS payload", payload)?,
+            blocks: device.storage("ANS blocks", blocks)?,
+            tables: device.storage("ANS tables", tables)?,
+            patches: device.storage("ANS patches", patches)?,
+            verdicts: device.storage("ANS verdicts", verdicts)?,
+        };
+        // Padded to multiples of 8 bytes, so that whole words are all there is.
+        for (i, piece) in tensor.payload().chunks(16 << 20).enumerate() {
+            writer.write_bytes(&loaded.payload, i as u64 * (16 << 20), piece)?;
+        }
+        writer.write(&loaded.blocks, 0, &plan.blocks)?;
+        writer.write(&loaded.tables, 0, &plan.tables)?;
+        writer.write(&loaded.patches, 0, plan.patches.as_flattened())?;
+        Ok(loaded)
     }
 
     /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
@@ -150,6 +220,58 @@ impl Wgpu {
         }
     }
 
+    /// A matrix of zeros in the plain resident form, for [`decode_ans_to`](Self::decode_ans_to).
+    ///
+    /// # Errors
+    /// [`Rule::Device`] for a row that exceeds the device's limits; [`Rule::Memory`].
+    pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
+        let shape = RowShape::new(cols);
+        let mut matrix = Matrix { rows, shape, form: Resident::Plain, base: 0, shards: Vec::new() };
+        if rows > 0 && cols > 0 {
+            let most_rows = shard_rows(&self.device, &shape)?;
+            for first_row in (0..rows).step_by(most_rows) {
+                let rows = most_rows.min(rows - first_row);
+                let plain = self.device.storage("plain weights", rows * shape.plain_words())?;
+                matrix.shards.push(Shard { first_row, rows, buffers: Buffers::Plain(plain) });
+            }
+        }
+        Ok(WgpuWeights::new(name, matrix))
+    }
+
+    /// Records the decoding of a matrix into `weights`, which has its shape and the plain resident form and loses what it held.
+    /// `scratch` holds the weights in between and nothing after.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another shape or form; those of [`decode_ans_into`](Self::decode_ans_into) for `scratch`.
+    pub fn decode_ans_to(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensor: &AnsTensor,
+        scratch: &wgpu::Buffer,
+        weights: &WgpuWeights,
+    ) -> Result<()> {
+        let n = weights.rows() as u64 * weights.cols() as u64;
+        if n != tensor.n_units || (n > 0 && weights.resident() != Resident::Plain) {
+            return Err(Error::new(Rule::SpecMismatch)
+                .in_tensor(&tensor.name)
+                .expected(format!("{} plain weights", tensor.n_units))
+                .found(format!("{weights:?}")));
+        }
+        self.decode_ans_into(encoder, tensor, scratch)?;
+        self.device.guarded(|| {
+            let shape = RowShape::new(weights.cols());
+            for shard in weights.shards() {
+                let Buffers::Plain(plain) = &shard.buffers else { continue };
+                let params = self.params(weights, shard, 0, 0, 0, 0);
+                let blocks = (shape.blocks + usize::from(shape.tail != 0)) as u64;
+                let grid = fold((shard.rows as u64 * blocks).div_ceil(8), &self.device)?;
+                let bindings = [(0, &params), (1, scratch), (2, plain)];
+                self.dispatch_bound(encoder, Kernel::PackPlain, &bindings, grid);
+            }
+            Ok(())
+        })
+    }
+
     /// Takes a matrix in ANS form to the device, decodes it there, and keeps it in the plain resident form: the fewest bytes on
     /// the way, the most in place.
     ///
@@ -157,33 +279,13 @@ impl Wgpu {
     /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans).
     pub fn upload_decoding(&self, tensor: &EncodedTensor) -> Result<WgpuWeights> {
         let (rows, cols) = matrix_shape(tensor.spec())?;
-        let shape = RowShape::new(cols);
-        let name = tensor.spec().name();
-        let mut matrix = Matrix { rows, shape, form: Resident::Plain, base: 0, shards: Vec::new() };
+        let weights = self.new_plain(tensor.spec().name(), rows, cols)?;
         if rows == 0 || cols == 0 {
-            return Ok(WgpuWeights::new(name, matrix));
+            return Ok(weights);
         }
         let ans = self.load_ans(tensor)?;
-        let flat = self.device.storage("decoded", (rows * cols).div_ceil(2))?;
-        let most_rows = shard_rows(&self.device, &shape)?;
-        for first_row in (0..rows).step_by(most_rows) {
-            let rows = most_rows.min(rows - first_row);
-            let plain = self.device.storage("plain weights", rows * shape.plain_words())?;
-            matrix.shards.push(Shard { first_row, rows, buffers: Buffers::Plain(plain) });
-        }
-        let weights = WgpuWeights::new(name, matrix);
-        self.submit(|encoder| {
-            self.decode_ans_into(encoder, &ans, &flat)?;
-            for shard in weights.shards() {
-                let Buffers::Plain(plain) = &shard.buffers else { continue };
-                let params = self.params(&weights, shard, 0, 0, 0, 0);
-                let blocks = (shape.blocks + usize::from(shape.tail != 0)) as u64;
-                let grid = fold((shard.rows as u64 * blocks).div_ceil(8), &self.device)?;
-                let bindings = [(0, &params), (1, &flat), (2, plain)];
-                self.dispatch_bound(encoder, Kernel::PackPlain, &bindings, grid);
-            }
-            Ok(())
-        })?;
+        let scratch = self.device.storage("decoded", (rows * cols).div_ceil(2))?;
+        self.submit(|encoder| self.decode_ans_to(encoder, &ans, &scratch, &weights))?;
         self.check_ans(&ans)?;
         Ok(weights)
     }

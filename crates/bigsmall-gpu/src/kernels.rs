@@ -27,6 +27,18 @@ pub(crate) enum Kernel {
     RansPatch,
     /// bf16, row-major, to the plain resident form.
     PackPlain,
+    /// Vectors divided by their root mean square.
+    RmsNorm,
+    /// Heads turned by their positions.
+    Rope,
+    /// Causal attention over keys and values that are kept.
+    Attention,
+    /// silu(gate) * up.
+    SiluMul,
+    /// Sums.
+    Add,
+    /// The index of the largest value.
+    Argmax,
 }
 
 /// Columns that the matrix-vector kernels exist for.
@@ -45,6 +57,8 @@ impl Kernel {
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
         let mut all = vec![Kernel::PadX, Kernel::Rans, Kernel::RansPatch, Kernel::PackPlain];
+        all.extend([Kernel::RmsNorm, Kernel::Rope, Kernel::Attention]);
+        all.extend([Kernel::SiluMul, Kernel::Add, Kernel::Argmax]);
         for form in Resident::ALL {
             all.extend(MATVEC_COLUMNS.map(|columns| Kernel::Matvec { form, columns }));
             all.extend(TILE_COLUMNS.map(|columns| Kernel::Gemm { form, columns }));
@@ -68,6 +82,12 @@ impl Kernel {
             Kernel::Rans => "rans",
             Kernel::RansPatch => "rans_patch",
             Kernel::PackPlain => "pack_plain",
+            Kernel::RmsNorm => "rms_norm",
+            Kernel::Rope => "rope",
+            Kernel::Attention => "attention",
+            Kernel::SiluMul => "silu_mul",
+            Kernel::Add => "add",
+            Kernel::Argmax => "argmax",
         }
     }
 
@@ -83,6 +103,12 @@ impl Kernel {
             // These have parameters of their own.
             Kernel::Rans => return include_str!("shaders/rans.wgsl").into(),
             Kernel::RansPatch => return include_str!("shaders/rans_patch.wgsl").into(),
+            Kernel::RmsNorm => return between(include_str!("shaders/rms_norm.wgsl")),
+            Kernel::Rope => return between(include_str!("shaders/rope.wgsl")),
+            Kernel::Attention => return between(include_str!("shaders/attention.wgsl")),
+            Kernel::SiluMul => return between(include_str!("shaders/silu_mul.wgsl")),
+            Kernel::Add => return between(include_str!("shaders/add.wgsl")),
+            Kernel::Argmax => return between(include_str!("shaders/argmax.wgsl")),
         };
         let mut parts = vec![PARAMS];
         match form {
@@ -114,10 +140,15 @@ impl Kernel {
             Kernel::Gather { .. } => parts.push(include_str!("shaders/gather.wgsl")),
             Kernel::PadX => parts.push(include_str!("shaders/pad_x.wgsl")),
             Kernel::PackPlain => parts.push(include_str!("shaders/pack_plain.wgsl")),
-            Kernel::Rans | Kernel::RansPatch => {}
+            _ => {}
         }
         parts.concat()
     }
+}
+
+/// A kernel between two products.
+fn between(kernel: &str) -> String {
+    [include_str!("shaders/layer.wgsl"), kernel].concat()
 }
 
 /// The pipelines created so far.

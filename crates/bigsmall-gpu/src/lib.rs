@@ -29,6 +29,8 @@ mod kernels;
 #[cfg(feature = "wgpu")]
 mod layout;
 #[cfg(feature = "wgpu")]
+mod transformer;
+#[cfg(feature = "wgpu")]
 mod tuning;
 #[cfg(feature = "wgpu")]
 mod upload;
@@ -38,11 +40,13 @@ pub use backend::{Wgpu, WgpuWeights};
 pub use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
 pub use cpu::{Cpu, CpuWeights};
 #[cfg(feature = "wgpu")]
-pub use decode::AnsTensor;
+pub use decode::{AnsTensor, PreparedAns};
 #[cfg(feature = "wgpu")]
 pub use device::WgpuOptions;
 #[cfg(feature = "wgpu")]
 pub use layout::Resident;
+#[cfg(feature = "wgpu")]
+pub use transformer::Heads;
 #[cfg(feature = "wgpu")]
 pub use tuning::{Tuning, Variant};
 /// The version of wgpu whose `Device` and `Queue` [`Wgpu`] takes.

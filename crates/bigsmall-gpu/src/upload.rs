@@ -244,11 +244,17 @@ impl Source<'_> {
 pub(crate) struct Writer<'a> {
     device: &'a Device,
     staged: u64,
+    most: u64,
 }
 
 impl<'a> Writer<'a> {
     pub(crate) fn new(device: &'a Device) -> Self {
-        Writer { device, staged: 0 }
+        Writer { device, staged: 0, most: STAGED_BYTES }
+    }
+
+    /// Lets it pile up.
+    pub(crate) fn unbounded(device: &'a Device) -> Self {
+        Writer { device, staged: 0, most: u64::MAX }
     }
 
     pub(crate) fn write(
@@ -272,7 +278,7 @@ impl<'a> Writer<'a> {
         }
         self.device.queue.write_buffer(buffer, at, bytes);
         self.staged += bytes.len() as u64;
-        if self.staged >= STAGED_BYTES { self.flush() } else { Ok(()) }
+        if self.staged >= self.most { self.flush() } else { Ok(()) }
     }
 
     pub(crate) fn flush(&mut self) -> Result<()> {

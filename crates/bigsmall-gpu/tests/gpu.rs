@@ -10,8 +10,11 @@ use std::sync::OnceLock;
 
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{Class, EncodedTensor, Rule};
-use bigsmall_gpu::{MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu};
+use bigsmall_gpu::{
+    Heads, MatmulBackend, PreparedAns, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
+};
 use bigsmall_tbe::{Tbe, Width};
+use common::layer_twin;
 use common::twin::{Twin, fused, unfused};
 use common::*;
 use libtest_mimic::{Arguments, Trial};
@@ -48,6 +51,7 @@ const TESTS: &[(&str, fn())] = &[
     ("every_variant_gives_the_same_bits", every_variant_gives_the_same_bits),
     ("ans_uploads_by_transcoding", ans_uploads_by_transcoding),
     ("ans_decodes_on_the_device", ans_decodes_on_the_device),
+    ("ans_decodes_where_another_matrix_was", ans_decodes_where_another_matrix_was),
     ("damaged_ans_is_an_error", damaged_ans_is_an_error),
     ("malformed_tbe_is_never_uploaded", malformed_tbe_is_never_uploaded),
     ("ans_words_left_over_are_an_error", ans_words_left_over_are_an_error),
@@ -61,6 +65,10 @@ const TESTS: &[(&str, fn())] = &[
     ("more_workgroups_than_a_dimension_holds", more_workgroups_than_a_dimension_holds),
     ("rows_are_gathered", rows_are_gathered),
     ("layers_chain_on_the_device", layers_chain_on_the_device),
+    ("norms_follow_the_twin", norms_follow_the_twin),
+    ("heads_turn_and_attend_as_the_twin", heads_turn_and_attend_as_the_twin),
+    ("values_are_joined_and_found", values_are_joined_and_found),
+    ("a_step_is_one_submission", a_step_is_one_submission),
     ("threads_share_a_device", threads_share_a_device),
     ("a_lost_device_is_an_error", a_lost_device_is_an_error),
     ("no_adapter_is_an_error", no_adapter_is_an_error),
@@ -223,6 +231,41 @@ fn ans_decodes_on_the_device() {
                 bits(&matmul(gpu(), &uploaded, &x, 1))
             );
         }
+    }
+}
+
+/// Matrices of one shape that take turns: sent while others are in use, each decoded where the one before was.
+fn ans_decodes_where_another_matrix_was() {
+    let (rows, cols) = (90, 1500);
+    let originals: Vec<Vec<u16>> = (80..85).map(|seed| model_weights(rows, cols, seed)).collect();
+    let prepared: Vec<PreparedAns> = originals
+        .iter()
+        .map(|w| PreparedAns::new(encoded_by(&Ans::default(), w, rows, cols)).unwrap())
+        .collect();
+    // Also where it is cut into shards.
+    let small = small_device(|l| l.max_storage_buffer_binding_size = 200 << 10);
+    for gpu in [gpu(), &small] {
+        let scratch = gpu.new_buffer(rows * cols / 2).unwrap();
+        let place = gpu.new_plain("place", rows, cols).unwrap();
+        let sent: Result<Vec<_>, _> = prepared.iter().map(|p| gpu.send_ans(p)).collect();
+        if scratch.size() > gpu.device().limits().max_storage_buffer_binding_size {
+            assert!(place.n_shards() > 1);
+            let error = gpu
+                .submit(|e| gpu.decode_ans_to(e, &sent.unwrap()[0], &scratch, &place))
+                .unwrap_err();
+            assert_eq!(error.rule(), Rule::Device);
+            continue;
+        }
+        for ((sent, prepared), original) in sent.unwrap().iter().zip(&prepared).zip(&originals) {
+            assert_eq!(sent.byte_len(), prepared.byte_len());
+            gpu.submit(|e| gpu.decode_ans_to(e, sent, &scratch, &place)).unwrap();
+            gpu.check_ans(sent).unwrap();
+            assert!(decompress(gpu, &place) == bytes_of(original));
+        }
+        let other = gpu.new_plain("other", cols, rows + 1).unwrap();
+        let sent = gpu.send_ans(&prepared[0]).unwrap();
+        let error = gpu.submit(|e| gpu.decode_ans_to(e, &sent, &scratch, &other)).unwrap_err();
+        assert_eq!(error.rule(), Rule::SpecMismatch);
     }
 }
 
@@ -576,6 +619,148 @@ fn layers_chain_on_the_device() {
     let mut bytes = vec![0u8; 2 * m * k];
     gpu().read_buffer(&decoded, &mut bytes).unwrap();
     assert!(bytes == bytes_of(&up_weights));
+}
+
+fn buffer(gpu: &Wgpu, values: &[f32]) -> wgpu::Buffer {
+    let buffer = gpu.new_buffer(values.len()).unwrap();
+    gpu.write_buffer(&buffer, values).unwrap();
+    buffer
+}
+
+fn read(gpu: &Wgpu, buffer: &wgpu::Buffer, n: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; n];
+    gpu.read_buffer(buffer, &mut values).unwrap();
+    values
+}
+
+fn norms_follow_the_twin() {
+    for (rows, n) in [(1, 1), (3, 100), (2, 4096), (1, 20_000), (5, 0)] {
+        let (x, weight) = (model_x(rows * n, 70), model_x(n, 71));
+        let (x_buffer, w_buffer) = (buffer(gpu(), &x), buffer(gpu(), &weight));
+        let y = gpu().new_buffer(rows * n).unwrap();
+        gpu().submit(|e| gpu().rms_norm_into(e, &x_buffer, &w_buffer, 1e-5, rows, n, &y)).unwrap();
+        let y = read(gpu(), &y, rows * n);
+        for (x, y) in x.chunks(n.max(1)).zip(y.chunks(n.max(1))) {
+            let twin = layer_twin::rms_norm(x, &weight, 1e-5, fused);
+            let far = apart(y, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+            assert!(far < 1e-6, "{rows} of {n}: {far}");
+        }
+    }
+}
+
+fn heads_turn_and_attend_as_the_twin() {
+    for &(queries, keys, dim, position, rows) in ATTENTIONS {
+        let what = format!("{queries} {keys} {dim} at {position}");
+        let q = model_x(rows * queries * dim, 72);
+        let table = angles(position + rows, dim);
+        let (x, angles) = (buffer(gpu(), &q), buffer(gpu(), &table));
+        gpu()
+            .submit(|e| gpu().rope_in_place(e, &x, &angles, queries, dim, position, rows))
+            .unwrap();
+        let turned = read(gpu(), &x, q.len());
+        let mut twin = q.clone();
+        layer_twin::rope(&mut twin, &table, queries, dim, position, fused);
+        let far = apart(&turned, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+        assert!(far < 1e-6, "{what}: {far}");
+
+        let n = (position + rows) * keys * dim;
+        let (k, v) = (model_x(n, 73), model_x(n, 74));
+        let (k_buffer, v_buffer) = (buffer(gpu(), &k), buffer(gpu(), &v));
+        let y = gpu().new_buffer(q.len()).unwrap();
+        let heads = Heads { queries, keys, dim };
+        gpu()
+            .submit(|e| {
+                gpu().attention_into(e, &x, &k_buffer, &v_buffer, heads, position, rows, &y)
+            })
+            .unwrap();
+        let y = read(gpu(), &y, q.len());
+        for (i, (q, y)) in turned.chunks(dim).zip(y.chunks(dim)).enumerate() {
+            let at = (i % queries) / (queries / keys) * dim;
+            let (count, stride) = (position + i / queries + 1, keys * dim);
+            let twin = layer_twin::attention(q, &k[at..], &v[at..], stride, count, fused);
+            let far = apart(y, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+            assert!(far < 1e-5, "{what}, head {i}: {far}");
+        }
+    }
+    let short = gpu().new_buffer(100).unwrap();
+    let attend = |queries: usize, keys: usize, dim: usize, position: usize| {
+        let heads = Heads { queries, keys, dim };
+        let y = gpu().new_buffer(100).unwrap();
+        let (k, v) = (gpu().new_buffer(100).unwrap(), gpu().new_buffer(100).unwrap());
+        gpu()
+            .submit(|e| gpu().attention_into(e, &short, &k, &v, heads, position, 1, &y))
+            .map_err(|e| e.rule())
+    };
+    assert_eq!(attend(4, 2, 8, 0), Ok(()));
+    for (queries, keys, dim) in [(4, 3, 8), (4, 0, 8), (4, 2, 6), (1, 1, 260), (1, 1, 0)] {
+        assert_eq!(attend(queries, keys, dim, 0), Err(Rule::Argument));
+    }
+    assert_eq!(attend(4, 2, 8, 6), Err(Rule::BufferLength));
+    assert_eq!(attend(4, 2, 8, usize::MAX), Err(Rule::Device));
+    let odd = gpu().submit(|e| gpu().rope_in_place(e, &short, &short, 1, 3, 0, 1));
+    assert_eq!(odd.unwrap_err().rule(), Rule::Argument);
+}
+
+fn values_are_joined_and_found() {
+    // The last device folds its grids.
+    let small = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
+    for gpu in [gpu(), &small] {
+        for n in [1, 255, 256, 257, 10_001] {
+            let (a, b) = (model_x(n, 76), model_x(n, 77));
+            let (x, y) = (buffer(gpu, &a), buffer(gpu, &b));
+            gpu.submit(|e| gpu.add_in_place(e, &x, &y, n)).unwrap();
+            let sums: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+            assert_eq!(bits(&read(gpu, &x, n)), bits(&sums));
+            let a: Vec<f32> = a.iter().map(|a| a * 50.0).collect();
+            gpu.write_buffer(&x, &a).unwrap();
+            gpu.submit(|e| gpu.silu_mul_in_place(e, &x, &y, n)).unwrap();
+            for ((found, a), b) in read(gpu, &x, n).iter().zip(&a).zip(&b) {
+                let twin = layer_twin::silu_mul(*a, *b);
+                assert!((found - twin).abs() <= 1e-5 * twin.abs().max(1e-30), "{a} {b}: {found}");
+            }
+            let index = gpu.new_buffer(1).unwrap();
+            for at in [0, n / 2, n - 1] {
+                let mut x = model_x(n, 78);
+                // A tie, which the first one wins.
+                x[at..].iter_mut().step_by(3).for_each(|v| *v = 9.0);
+                let x_buffer = buffer(gpu, &x);
+                gpu.submit(|e| gpu.argmax_into(e, &x_buffer, n, &index)).unwrap();
+                let mut found = [u32::MAX];
+                gpu.read_buffer(&index, &mut found).unwrap();
+                assert_eq!(found, [layer_twin::argmax(&x)]);
+                assert_eq!(found, [at as u32]);
+            }
+        }
+    }
+    let (x, y) = (gpu().new_buffer(8).unwrap(), gpu().new_buffer(9).unwrap());
+    for n in [9, usize::MAX] {
+        let wrong = |record: &dyn Fn(&mut wgpu::CommandEncoder) -> bigsmall_gpu::Result<()>| {
+            let rule = gpu().submit(record).unwrap_err().rule();
+            assert!(rule == Rule::BufferLength || (n > 9 && rule == Rule::Device));
+        };
+        wrong(&|e| gpu().add_in_place(e, &x, &y, n));
+        wrong(&|e| gpu().silu_mul_in_place(e, &y, &x, n));
+        wrong(&|e| gpu().argmax_into(e, &x, n, &y));
+        wrong(&|e| gpu().rms_norm_into(e, &x, &y, 1.0, 1, n, &y));
+    }
+}
+
+/// Commands recorded before, what comes back, and what is done meanwhile.
+fn a_step_is_one_submission() {
+    let (x, y) = (buffer(gpu(), &[1.0, 2.0, 3.0]), buffer(gpu(), &[10.0, 20.0, 30.0]));
+    let add = || gpu().record(|e| gpu().add_in_place(e, &x, &y, 3));
+    let mut commands = add().unwrap();
+    for step in 1..4 {
+        let mut found = [0f32; 2];
+        commands = gpu().submit_and_read(commands, &x, &mut found, add).unwrap();
+        assert_eq!(found, [1.0 + 10.0 * step as f32, 2.0 + 20.0 * step as f32]);
+    }
+    let error = gpu().submit_and_read(commands, &x, &mut [0f32; 5], || Ok(())).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+    let failing = || Err::<(), _>(bigsmall_format::Error::new(Rule::Argument));
+    let error = gpu().submit_and_read(add().unwrap(), &x, &mut [0f32], failing).unwrap_err();
+    assert_eq!(error.rule(), Rule::Argument);
+    gpu().submit_and_read(add().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
 }
 
 /// A thread that waits may hand out what another one waits for.

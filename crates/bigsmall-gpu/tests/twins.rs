@@ -12,6 +12,7 @@ mod layout;
 mod rans_twin;
 
 use bigsmall_codec::{Ans, Level};
+use common::layer_twin;
 use common::twin::{Twin, fused, unfused};
 use common::*;
 use layout::Resident;
@@ -120,5 +121,49 @@ fn ans_decodes_as_the_codec_does() {
             assert!(verdicts.iter().all(|&v| v == 0), "{rows}x{cols} {level:?}: {verdicts:?}");
             assert!(units == weights, "{rows}x{cols} {level:?}");
         }
+    }
+}
+
+#[test]
+fn kernels_between_products_follow_the_formulas() {
+    for fma in [fused, unfused] {
+        for n in [1, 100, 256, 4096, 20_000] {
+            let (x, weight) = (model_x(n, 70), model_x(n, 71));
+            let found = layer_twin::rms_norm(&x, &weight, 1e-5, fma);
+            let far = apart(&found, &formula::rms_norm(&x, &weight, 1e-5));
+            assert!(far < 1e-6, "rms_norm of {n}: {far}");
+        }
+        for &(heads, kv_heads, dim, position, rows) in ATTENTIONS {
+            let q = model_x(rows * heads * dim, 72);
+            let n = (position + rows) * kv_heads * dim;
+            let (keys, values) = (model_x(n, 73), model_x(n, 74));
+            for (i, q) in q.chunks(dim).enumerate() {
+                let at = (i % heads) / (heads / kv_heads) * dim;
+                let (count, stride) = (position + i / heads + 1, kv_heads * dim);
+                let found =
+                    layer_twin::attention(q, &keys[at..], &values[at..], stride, count, fma);
+                let expected = formula::attention(q, &keys[at..], &values[at..], stride, count);
+                let far = apart(&found, &expected);
+                assert!(far < 5e-6, "{heads} {kv_heads} {dim} at {position}: {far}");
+            }
+            // Turned by an angle and back again, and as long as before.
+            let table = angles(position + rows, dim);
+            let mut turned = q.clone();
+            layer_twin::rope(&mut turned, &table, heads, dim, position, fma);
+            let back: Vec<f32> =
+                table.iter().enumerate().map(|(i, a)| if i % 2 == 1 { -a } else { *a }).collect();
+            assert!(position == 0 || turned != q);
+            layer_twin::rope(&mut turned, &back, heads, dim, position, fma);
+            let far = apart(&turned, &q.iter().map(|q| f64::from(*q)).collect::<Vec<_>>());
+            assert!(far < 1e-6, "{far}");
+        }
+    }
+    for (x, at) in [(vec![1.0], 0), (vec![-3.0, -1.0, -1.0], 1), (vec![0.0; 1000], 0)] {
+        assert_eq!(layer_twin::argmax(&x), at);
+    }
+    for at in [0, 255, 256, 999] {
+        let mut x = model_x(1000, 75);
+        x[at] = 100.0;
+        assert_eq!(layer_twin::argmax(&x), at as u32);
     }
 }

@@ -1,6 +1,7 @@
 //! What the tests share: matrices, the reference in f64, the bound of the numeric contract.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod layer_twin;
 pub mod twin;
 
 use bigsmall_format::{Dtype, EncodedTensor, Raw, TensorEncoding, TensorSpec, encode_tensor};
@@ -110,6 +111,64 @@ pub fn bound(cols: usize, batch: usize) -> f64 {
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
+
+/// The kernels between the products in f64: the plain formulas.
+pub mod formula {
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f64> {
+        let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let root = (squares / x.len() as f64 + f64::from(epsilon)).sqrt();
+        x.iter().zip(weight).map(|(x, w)| f64::from(*x) / root * f64::from(*w)).collect()
+    }
+
+    /// One head of one token that sees `count` positions.
+    pub fn attention(
+        q: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        stride: usize,
+        count: usize,
+    ) -> Vec<f64> {
+        let dim = q.len();
+        let dot = |t: usize| -> f64 {
+            let key = &keys[t * stride..][..dim];
+            q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let weights: Vec<f64> = (0..count).map(|t| (dot(t) / (dim as f64).sqrt()).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let value = |d: usize| {
+            let parts = weights.iter().enumerate();
+            parts.map(|(t, w)| w / total * f64::from(values[t * stride + d])).sum()
+        };
+        (0..dim).map(value).collect()
+    }
+}
+
+/// The largest difference of two vectors, as a share of the largest value.
+pub fn apart(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(f64::MIN_POSITIVE, |a, b| a.max(b.abs()));
+    let apart = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs());
+    // A difference that is no number is not small.
+    apart.fold(0.0, |a: f64, b| if b >= a || b.is_nan() { b } else { a }) / largest
+}
+
+/// Cosines and sines for `positions` positions of heads of `dim` values.
+pub fn angles(positions: usize, dim: usize) -> Vec<f32> {
+    let turn = |t: usize, j: usize| t as f64 / 10_000f64.powf(2.0 * j as f64 / dim as f64);
+    let each = (0..positions).flat_map(|t| (0..dim / 2).map(move |j| turn(t, j)));
+    each.flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect()
+}
+
+/// Heads of queries, heads of keys, values of a head, position of the first token, tokens.
+pub const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
+    (1, 1, 4, 0, 1),
+    (4, 2, 8, 0, 5),
+    (6, 2, 12, 254, 4),
+    (4, 4, 64, 300, 2),
+    (2, 1, 80, 1000, 1),
+    (3, 1, 128, 511, 3),
+    (1, 1, 256, 70, 1),
+];
 
 /// Matrices for every kind of block: coded, constant, raw; with and without exceptions; a tail; every level.
 pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {

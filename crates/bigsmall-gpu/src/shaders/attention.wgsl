@@ -1,0 +1,82 @@
+// Causal attention: a workgroup for each (token, head of its queries). It walks the positions up to its own in tiles of 256 and
+// keeps, for what it has seen, the largest score, the sum of the weights and the weighted sum of the values; the latter two
+// shrink when a larger score comes.
+//
+// The order of the sums: a score is four chains of dim / 4, added as (0 + 1) + (2 + 3); weights of a tile are added as a tree;
+// values of a tile in `parts` chains of at most dim / 4, which are added after the last tile. It depends on dim and the number
+// of positions alone.
+@group(0) @binding(1) var<storage, read> queries: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> keys: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> values: array<vec4<f32>>;
+
+var<workgroup> query: array<vec4<f32>, 64>;
+var<workgroup> folded: array<f32, 256>;
+var<workgroup> weights: array<f32, 256>;
+var<workgroup> sums: array<vec4<f32>, 256>;
+
+const LEAST: f32 = -3.0e38;
+
+@compute @workgroup_size(256)
+fn attention(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+             @builtin(local_invocation_index) thread: u32) {
+  // Workgroups beyond the last one repeat it.
+  let index = min(workgroup_index(workgroup, grid), p.rows * p.heads - 1u);
+  let kv = (index % p.heads) / (p.heads / p.kv_heads);
+  let count = p.position + index / p.heads + 1u;
+  let quads = p.dim / 4u;
+  let parts = 256u / quads;
+  let part = thread / quads;
+  let quad = thread % quads;
+  if (thread < quads) { query[thread] = queries[index * quads + thread] * p.number; }
+  workgroupBarrier();
+
+  var largest = LEAST;
+  var total = 0.0;
+  var sum = vec4<f32>();
+  for (var first = 0u; first < count; first += 256u) {
+    let here = min(256u, count - first);
+    var score = LEAST;
+    if (thread < here) {
+      let at = ((first + thread) * p.kv_heads + kv) * quads;
+      var chain = vec4<f32>();
+      for (var i = 0u; i < quads; i++) { chain = fma(query[i], keys[at + i], chain); }
+      score = (chain.x + chain.y) + (chain.z + chain.w);
+    }
+    folded[thread] = score;
+    workgroupBarrier();
+    for (var half = 128u; half > 0u; half >>= 1u) {
+      if (thread < half) { folded[thread] = max(folded[thread], folded[thread + half]); }
+      workgroupBarrier();
+    }
+    let now = max(largest, folded[0]);
+    workgroupBarrier();
+    let weight = select(0.0, exp(score - now), thread < here);
+    weights[thread] = weight;
+    folded[thread] = weight;
+    workgroupBarrier();
+    for (var half = 128u; half > 0u; half >>= 1u) {
+      if (thread < half) { folded[thread] += folded[thread + half]; }
+      workgroupBarrier();
+    }
+    let shrink = exp(largest - now);
+    total = fma(total, shrink, folded[0]);
+    var chain = vec4<f32>();
+    if (part < parts) {
+      for (var i = part; i < here; i += parts) {
+        let at = ((first + i) * p.kv_heads + kv) * quads + quad;
+        chain = fma(vec4<f32>(weights[i]), values[at], chain);
+      }
+    }
+    sum = fma(sum, vec4<f32>(shrink), chain);
+    largest = now;
+    workgroupBarrier();
+  }
+  sums[thread] = sum;
+  workgroupBarrier();
+  if (thread < quads) {
+    var all = sums[thread];
+    for (var i = 1u; i < parts; i++) { all += sums[i * quads + thread]; }
+    y[index * quads + thread] = all / total;
+  }
+}

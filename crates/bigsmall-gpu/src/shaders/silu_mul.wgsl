@@ -1,0 +1,12 @@
+// gate = gate / (1 + exp(-gate)) * up, in place: a thread for each value.
+@group(0) @binding(1) var<storage, read> up: array<f32>;
+@group(0) @binding(2) var<storage, read_write> gate: array<f32>;
+
+@compute @workgroup_size(256)
+fn silu_mul(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+            @builtin(local_invocation_index) thread: u32) {
+  let i = workgroup_index(workgroup, grid) * 256u + thread;
+  if (i >= p.n) { return; }
+  let g = gate[i];
+  gate[i] = g / (1.0 + exp(-g)) * up[i];
+}

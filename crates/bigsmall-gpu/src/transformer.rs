@@ -1,0 +1,235 @@
+//! What stands between the products of a transformer, so that a token goes through all of its layers without leaving the device.
+
+use std::sync::PoisonError;
+
+use bigsmall_format::{Error, Result, Rule};
+
+use crate::backend::{Wgpu, fold};
+use crate::kernels::Kernel;
+
+/// The heads of an attention layer. A vector holds its heads one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of the queries.
+    pub queries: usize,
+    /// Heads of the keys and of the values: a divisor of `queries`, whose neighbours share them.
+    pub keys: usize,
+    /// Values of a head: a multiple of 4, at most 256.
+    pub dim: usize,
+}
+
+/// The parameters of one dispatch, as `shaders/layer.wgsl` has them.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct LayerParams {
+    rows: u32,
+    n: u32,
+    heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    position: u32,
+    /// Bits of an f32.
+    number: u32,
+    spare: u32,
+}
+
+/// The kernels of a transformer layer on f32 in buffers, recorded like [`matmul_into`](Self::matmul_into). `rows` vectors, one
+/// for each token, lie one after the other; a buffer may be longer than it must be, and no buffer may be given twice to one
+/// call. The order of the sums depends on shapes and positions alone.
+///
+/// All of them fail with [`Rule::BufferLength`] when a buffer is too short, and [`Rule::Device`] when one is larger than the
+/// device can bind.
+impl Wgpu {
+    /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
+    ///
+    /// # Errors
+    /// As above.
+    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    pub fn rms_norm_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        x: &wgpu::Buffer,
+        weight: &wgpu::Buffer,
+        epsilon: f32,
+        rows: usize,
+        n: usize,
+        y: &wgpu::Buffer,
+    ) -> Result<()> {
+        let params = LayerParams {
+            rows: small(rows)?,
+            n: small(n)?,
+            number: epsilon.to_bits(),
+            ..LayerParams::default()
+        };
+        let all = rows as u64 * n as u64;
+        let bound = [(1, x, all), (2, y, all), (3, weight, n as u64)];
+        self.layer_kernel(encoder, Kernel::RmsNorm, params, &bound, rows as u64 * u64::from(n > 0))
+    }
+
+    /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values the values j and j + dim / 2 are
+    /// turned by the angle whose cosine and sine stand at `angles[2 * (position * dim / 2 + j)]`. The first vector has the
+    /// position `position`.
+    ///
+    /// # Errors
+    /// As above; [`Rule::Argument`] for an odd `dim`.
+    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    pub fn rope_in_place(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        x: &wgpu::Buffer,
+        angles: &wgpu::Buffer,
+        heads: usize,
+        dim: usize,
+        position: usize,
+        rows: usize,
+    ) -> Result<()> {
+        if !dim.is_multiple_of(2) {
+            return Err(Error::new(Rule::Argument).expected("an even number of values").found(dim));
+        }
+        let params = LayerParams {
+            rows: small(rows)?,
+            heads: small(heads)?,
+            dim: small(dim)?,
+            position: small(position)?,
+            ..LayerParams::default()
+        };
+        let all = rows as u64 * heads as u64 * dim as u64;
+        let bound = [(1, angles, (position as u64 + rows as u64) * dim as u64), (2, x, all)];
+        self.layer_kernel(encoder, Kernel::Rope, params, &bound, (all / 2).div_ceil(256))
+    }
+
+    /// Records causal attention: token `position + i` sees the keys and values of positions 0 to `position + i`, its own
+    /// included, with weights `softmax(q k / sqrt(dim))`. `keys` and `values` hold `heads.keys * heads.dim` values for each
+    /// position.
+    ///
+    /// # Errors
+    /// As above; [`Rule::Argument`] for heads other than [`Heads`] allows.
+    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    pub fn attention_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        q: &wgpu::Buffer,
+        keys: &wgpu::Buffer,
+        values: &wgpu::Buffer,
+        heads: Heads,
+        position: usize,
+        rows: usize,
+        y: &wgpu::Buffer,
+    ) -> Result<()> {
+        let Heads { queries, keys: kv_heads, dim } = heads;
+        let allowed = kv_heads > 0
+            && queries.is_multiple_of(kv_heads)
+            && dim.is_multiple_of(4)
+            && (4..=256).contains(&dim);
+        if !allowed {
+            return Err(Error::new(Rule::Argument)
+                .expected("heads that divide each other, of 4 to 256 values in fours")
+                .found(format!("{heads:?}")));
+        }
+        let params = LayerParams {
+            rows: small(rows)?,
+            heads: small(queries)?,
+            kv_heads: small(kv_heads)?,
+            dim: small(dim)?,
+            position: small(position)?,
+            number: ((1.0 / (dim as f64).sqrt()) as f32).to_bits(),
+            ..LayerParams::default()
+        };
+        let all = rows as u64 * queries as u64 * dim as u64;
+        let kept = (position as u64 + rows as u64) * kv_heads as u64 * dim as u64;
+        let bound = [(1, q, all), (2, y, all), (3, keys, kept), (4, values, kept)];
+        self.layer_kernel(encoder, Kernel::Attention, params, &bound, rows as u64 * queries as u64)
+    }
+
+    /// Records `gate = gate / (1 + exp(-gate)) * up` in place, for `n` values.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn silu_mul_in_place(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        gate: &wgpu::Buffer,
+        up: &wgpu::Buffer,
+        n: usize,
+    ) -> Result<()> {
+        let params = LayerParams { n: small(n)?, ..LayerParams::default() };
+        let bound = [(1, up, n as u64), (2, gate, n as u64)];
+        self.layer_kernel(encoder, Kernel::SiluMul, params, &bound, n.div_ceil(256) as u64)
+    }
+
+    /// Records `x += y` for `n` values.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_in_place(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        x: &wgpu::Buffer,
+        y: &wgpu::Buffer,
+        n: usize,
+    ) -> Result<()> {
+        let params = LayerParams { n: small(n)?, ..LayerParams::default() };
+        let bound = [(1, y, n as u64), (2, x, n as u64)];
+        self.layer_kernel(encoder, Kernel::Add, params, &bound, n.div_ceil(256) as u64)
+    }
+
+    /// Records the search for the largest of the first `n` values of `x`: its index, that of the first one among equals, goes to
+    /// the front of `index` as u32. Without values nothing is written.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn argmax_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        x: &wgpu::Buffer,
+        n: usize,
+        index: &wgpu::Buffer,
+    ) -> Result<()> {
+        let params = LayerParams { n: small(n)?, ..LayerParams::default() };
+        let bound = [(1, x, n as u64), (2, index, 1)];
+        self.layer_kernel(encoder, Kernel::Argmax, params, &bound, u64::from(n > 0))
+    }
+
+    /// Records `workgroups` of a kernel with buffers at their bindings, each with the number of values that it must hold.
+    fn layer_kernel(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        kernel: Kernel,
+        params: LayerParams,
+        bound: &[(u32, &wgpu::Buffer, u64)],
+        workgroups: u64,
+    ) -> Result<()> {
+        for (_, buffer, n) in bound {
+            // The shaders index by u32.
+            if *n > u64::from(u32::MAX) {
+                return Err(Error::new(Rule::Device).expected("less than 2^32 values").found(n));
+            }
+            self.check_bound(buffer, 4 * n)?;
+        }
+        if workgroups == 0 {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            let uniform = {
+                let mut cache = self.layer_params.lock().unwrap_or_else(PoisonError::into_inner);
+                // Positions change with every token.
+                if cache.len() > 256 {
+                    cache.clear();
+                }
+                let create = || self.device.uniform(bytemuck::bytes_of(&params));
+                cache.entry(params).or_insert_with(create).clone()
+            };
+            let bindings: Vec<_> = [(0, &uniform)]
+                .into_iter()
+                .chain(bound.iter().map(|&(at, b, _)| (at, b)))
+                .collect();
+            let grid = fold(workgroups, &self.device)?;
+            self.dispatch_bound(encoder, kernel, &bindings, grid);
+            Ok(())
+        })
+    }
+}
+
+fn small(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::new(Rule::Device).expected("less than 2^32").found(n))
+}
