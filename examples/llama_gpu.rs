@@ -272,7 +272,7 @@ pub(crate) struct Llama<'a> {
     norm: wgpu::Buffer,
     layers: Vec<Layer>,
     /// Matrices of the layers from the first one on that stay on the device.
-    resident: Vec<Vec<WgpuWeights>>,
+    pub(crate) resident: Vec<Vec<WgpuWeights>>,
     /// Where the others are decoded.
     stream: Option<Stream>,
     vectors: Vectors,
@@ -440,13 +440,19 @@ impl<'a> Llama<'a> {
         limit: u64,
         upload: impl Fn(&EncodedTensor) -> Result<WgpuWeights>,
     ) -> Result<()> {
-        let plain = |m: &PreparedAns| m.tensor().spec().byte_len();
+        let Some(layer) = prepared.first() else { return Ok(()) };
         // What streaming takes: a layer in use, one matrix on its way into it, two layers as they were sent.
-        let in_use: u64 = prepared.first().map_or(0, |layer| layer.iter().map(plain).sum());
-        let scratch = prepared.iter().flatten().map(plain).max().unwrap_or(0);
+        let place = layer.iter().map(|m| {
+            let spec = m.tensor().spec();
+            self.gpu.new_plain(spec.name(), spec.shape()[0] as usize, spec.shape()[1] as usize)
+        });
+        let place = place.collect::<Result<Vec<_>>>()?;
+        let in_use: u64 = place.iter().map(WgpuWeights::byte_len).sum();
+        let largest = prepared.iter().flatten().map(|m| m.tensor().spec().byte_len()).max();
+        let scratch = self.gpu.new_buffer(largest.unwrap_or(0).div_ceil(4) as usize)?;
         let sent = prepared.iter().map(|layer| layer.iter().map(PreparedAns::byte_len).sum());
-        let streaming = in_use + in_use / 8 + scratch + 2 * sent.max().unwrap_or(0u64);
-        let mut guess = in_use + in_use / 8;
+        let streaming = in_use + scratch.size() + 2 * sent.max().unwrap_or(0u64);
+        let mut guess = in_use;
         while let Some(layer) = prepared.first() {
             let left = prepared.len() as u64;
             let used = self.device_bytes();
@@ -460,18 +466,14 @@ impl<'a> Llama<'a> {
             self.resident.push(matrices);
             prepared.remove(0);
         }
-        let Some(layer) = prepared.first() else { return Ok(()) };
+        if prepared.is_empty() {
+            return Ok(());
+        }
         if self.device_bytes() + streaming > limit {
             return Err(Error::new(Rule::Memory)
                 .expected(format!("{} bytes on the device", self.device_bytes() + streaming))
                 .found(limit));
         }
-        let place = layer.iter().map(|m| {
-            let spec = m.tensor().spec();
-            self.gpu.new_plain(spec.name(), spec.shape()[0] as usize, spec.shape()[1] as usize)
-        });
-        let place = place.collect::<Result<_>>()?;
-        let scratch = self.gpu.new_buffer(scratch.div_ceil(4) as usize)?;
         // What only decoding shows is seen once here, and not for every token.
         for layer in &prepared {
             for matrix in layer {
@@ -503,12 +505,6 @@ impl<'a> Llama<'a> {
     fn matrix_bytes(&self) -> u64 {
         let outer = [Some(&self.embedding), self.head.as_ref()].into_iter().flatten();
         outer.chain(self.resident.iter().flatten()).map(WgpuWeights::byte_len).sum()
-    }
-
-    /// Layers that are sent for every token.
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub(crate) fn n_streamed(&self) -> usize {
-        self.config.layers - self.resident.len()
     }
 
     fn describe(&self) -> String {
@@ -772,8 +768,8 @@ impl Default for Made {
         Made {
             hidden: 512,
             ffn: 1408,
-            vocabulary: 8000,
-            layers: 4,
+            vocabulary: 4000,
+            layers: 8,
             heads: 8,
             kv_heads: 2,
             tied: true,
