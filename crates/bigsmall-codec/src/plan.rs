@@ -7,7 +7,7 @@ use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
-use crate::units::{OUTSIDE, low_width};
+use crate::units::{low_width, symbol_of};
 use crate::{BitWriter, Level};
 
 /// Units that are read in one piece.
@@ -127,7 +127,9 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
         let (base, first) = window(&sample.heads, &layout, symbol_bits);
-        let symbols = symbols(&sample.heads, &layout, (base, first), symbol_bits);
+        let (shift, mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
+        let symbol = |&h: &u16| symbol_of(h >> shift & mask, (base, first), 1 << symbol_bits);
+        let symbols: Vec<u8> = sample.heads.iter().map(symbol).collect();
         let groups = histograms(&symbols, 1 << symbol_bits);
         let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
@@ -178,20 +180,6 @@ fn window(heads: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
         }
     }
     if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
-}
-
-/// The symbols of `heads`, or [`OUTSIDE`] for those beyond the window.
-fn symbols(heads: &[u16], layout: &Layout, (base, first): (u16, u16), symbol_bits: u32) -> Vec<u8> {
-    let n_symbols = 1u16 << symbol_bits;
-    let (shift, mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
-    let symbol = |&h: &u16| {
-        let f = h >> shift & mask;
-        let s = f.wrapping_sub(base);
-        // The field `base` lies outside where another one took its symbol.
-        let s = if s != 0 && s < n_symbols { s as u8 } else { OUTSIDE };
-        if f == first { 0 } else { s }
-    };
-    heads.iter().map(symbol).collect()
 }
 
 /// Counts of the symbols of every segment, one after the other.

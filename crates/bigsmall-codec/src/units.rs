@@ -64,20 +64,25 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
 pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let layout = &head.layout;
     let (shift, field_mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
-    let (base, first) = (head.base, head.first);
+    let window = (head.base, head.first);
     let n_symbols = 1u16 << head.symbol_bits;
     let groups = units.chunks_exact(GROUP * layout.unit_bytes);
     for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
         let mut heads = [0u16; GROUP];
         layout.split_heads(units, &mut heads);
         for (symbol, &h) in symbols.iter_mut().zip(&heads) {
-            let field = h >> shift & field_mask;
-            let s = field.wrapping_sub(base);
-            let inside = s != 0 && s < n_symbols;
-            let s = if inside { s as u8 } else { OUTSIDE };
-            *symbol = if field == first { 0 } else { s };
+            *symbol = symbol_of(h >> shift & field_mask, window, n_symbols);
         }
     }
+}
+
+/// The symbol of a field, or [`OUTSIDE`].
+#[inline(always)]
+pub(crate) fn symbol_of(field: u16, (base, first): (u16, u16), n_symbols: u16) -> u8 {
+    let s = field.wrapping_sub(base);
+    // The field `base` lies outside where another one took its symbol.
+    let s = if s != 0 && s < n_symbols { s as u8 } else { OUTSIDE };
+    if field == first { 0 } else { s }
 }
 
 /// Takes the residuals out of whole groups of units and packs them. `residual` has just the length that they take.
