@@ -271,6 +271,14 @@ pub fn frequency_table(data: &[u8]) {
     if salt & 1 == 1 {
         units.fill(salt);
     }
+    // No exception reaches farther than this.
+    let reach = head.base.saturating_sub(16_000)..head.base + 16_000;
+    for unit in units.chunks_mut(dtype.unit_bytes()) {
+        let (field, residual, low) = head.split(unit);
+        if !reach.contains(&field) {
+            unit.copy_from_slice(&head.join(head.base, residual, low));
+        }
+    }
     let low_widths = vec![0; 2];
     let tables = vec![usize::from(salt) % head.tables.len(), 0];
     let choices = ans::Choices { tables, low_widths, q: 2, begin: vec![] };
@@ -492,16 +500,24 @@ pub fn clean_up() {
 pub fn index_json(data: &[u8]) {
     std::fs::write(folder().join("model.bs.index.json"), data).unwrap();
     let model = bigsmall_io::Model::open(folder());
-    let right = serde_json::json!({ "x": "a.bs", "y": "a.bs", "z": "b.bs" });
     let parsed = serde_json::from_slice::<serde_json::Value>(data).ok();
     let says = parsed.as_ref().and_then(|v| v.get("weight_map"));
+    // Shards that no tensor is said to be in are no part of the model.
+    let right = [
+        serde_json::json!({}),
+        serde_json::json!({ "x": "a.bs", "y": "a.bs" }),
+        serde_json::json!({ "z": "b.bs" }),
+        serde_json::json!({ "x": "a.bs", "y": "a.bs", "z": "b.bs" }),
+    ];
+    let sound = says.and_then(|says| right.iter().find(|map| *map == says));
     match model {
         Ok(model) => {
-            // An index without tensors is that of a model without tensors.
-            if says != Some(&serde_json::json!({})) {
-                assert_eq!(says, Some(&right));
-                assert_eq!(model.tensors().count(), 3);
-                assert_eq!(model.tensor("z").unwrap().bytes(), [1, 2, 3]);
+            let map = sound.expect("it says where every tensor is").as_object().unwrap();
+            let names: Vec<&str> = model.tensors().map(TensorSpec::name).collect();
+            assert_eq!(names.len(), map.len());
+            for name in names {
+                assert!(map.contains_key(name));
+                assert_eq!(model.tensor(name).unwrap().bytes(), [1, 2, 3]);
             }
         }
         Err(error) => {
@@ -511,8 +527,10 @@ pub fn index_json(data: &[u8]) {
             assert!(!error.to_string().chars().any(char::is_control), "{error}");
             // Without a key that appears twice there would be no reason to refuse what is right.
             let keys = data.windows(10).filter(|w| *w == b"weight_map").count();
-            let plain = data.iter().filter(|b| **b == b':').count() == 4 && !data.contains(&b'\\');
-            assert!(says != Some(&right) || keys > 1 || !plain, "refused: {error:?}");
+            let colons = data.iter().filter(|b| **b == b':').count();
+            let tensors = sound.and_then(|map| map.as_object()).map(serde_json::Map::len);
+            let plain = tensors.is_some_and(|n| colons == n + 1) && !data.contains(&b'\\');
+            assert!(!plain || keys > 1, "refused: {error:?}");
         }
     }
 }
@@ -546,7 +564,9 @@ pub fn round_trip(data: &[u8]) {
         2 if tbe.supports(dtype) => bigsmall_tbe::Backend::available()
             .map(|b| Box::new(tbe.with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
             .collect(),
+        // One of them takes a second for a full block.
         _ => backends()
+            .filter(|b| bytes.len() < 1 << 16 || *b != Backend::Reference)
             .map(|b| Box::new(Ans::new(level).with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
             .collect(),
     };
