@@ -168,7 +168,7 @@ fn main() {
                 for units in plain.chunks(4 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
-                    encoder.encode_blocks(units, &mut bytes, &mut lens);
+                    encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();
                 }
             });
         });
@@ -180,7 +180,7 @@ fn main() {
                 for units in plain.chunks(4 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
-                    encoder.encode_blocks(units, &mut bytes, &mut lens);
+                    encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();
                 }
             });
         });

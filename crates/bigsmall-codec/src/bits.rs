@@ -2,6 +2,8 @@
 
 use bigsmall_format::{Error, Result, Rule};
 
+use crate::reserve;
+
 /// Appends bits to bytes.
 #[derive(Default)]
 pub(crate) struct BitWriter {
@@ -11,6 +13,13 @@ pub(crate) struct BitWriter {
 }
 
 impl BitWriter {
+    /// One that has room for so many bytes.
+    pub(crate) fn with_room(n: usize) -> Result<BitWriter> {
+        let mut writer = BitWriter::default();
+        reserve(&mut writer.bytes, n)?;
+        Ok(writer)
+    }
+
     /// Appends the low `n` bits of `value`, n at most 32.
     pub(crate) fn push(&mut self, value: u32, n: u32) {
         self.pending |= u64::from(value) << self.n_pending;

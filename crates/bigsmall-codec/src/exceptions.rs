@@ -23,8 +23,9 @@ pub(crate) fn rice_parameter(n: usize, n_exceptions: usize) -> u32 {
 }
 
 /// Writes `exceptions`, positions rising.
-pub(crate) fn write(head: &Head, exceptions: &[(u32, u16)], rice: u32) -> Vec<u8> {
-    let mut out = BitWriter::default();
+pub(crate) fn write(head: &Head, exceptions: &[(u32, u16)], rice: u32) -> Result<Vec<u8>> {
+    // Two bits of the unary gaps, at most 15 below them, 2 + 22 of the field.
+    let mut out = BitWriter::with_room(8 + 6 * exceptions.len())?;
     let mut next = 0;
     for &(position, field) in exceptions {
         let gap = position - next;
@@ -46,7 +47,7 @@ pub(crate) fn write(head: &Head, exceptions: &[(u32, u16)], rice: u32) -> Vec<u8
             out.push(u32::from(field - head.base), head.symbol_bits);
         }
     }
-    out.finish()
+    Ok(out.finish())
 }
 
 /// Exponential Golomb code of order 1: the length of `distance / 2 + 1` in unary, its bits below the leading one, then the last

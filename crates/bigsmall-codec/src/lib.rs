@@ -125,6 +125,18 @@ impl Ans {
     }
 }
 
+/// Makes room for `more` values; an error where there is no memory for them.
+fn reserve<T>(values: &mut Vec<T>, more: usize) -> Result<()> {
+    values.try_reserve(more).map_err(|_| Error::memory(more * size_of::<T>()))
+}
+
+/// Makes `values` hold `n` of any value; an error where there is no memory for them.
+fn set_len<T: Clone + Default>(values: &mut Vec<T>, n: usize) -> Result<()> {
+    reserve(values, n.saturating_sub(values.len()))?;
+    values.resize(n, T::default());
+    Ok(())
+}
+
 struct Encoder {
     blocks: block::Encoder,
     head_bytes: Vec<u8>,
@@ -170,11 +182,12 @@ impl BlockEncoder for Encoder {
         &self.head_bytes
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
         let lock = "no thread panics while it holds this lock";
         let mut scratch = self.scratch.lock().expect(lock).pop().unwrap_or_default();
-        self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
+        let done = self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
         self.scratch.lock().expect(lock).push(scratch);
+        done
     }
 }
 

@@ -8,7 +8,7 @@ use crate::layout::Layout;
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
 use crate::units::{low_width, symbol_of};
-use crate::{BitWriter, Level};
+use crate::{BitWriter, Level, reserve, set_len};
 
 /// Units that are read in one piece.
 const RUN: u64 = 4096;
@@ -85,7 +85,8 @@ fn sample(
     let unit = layout.unit_bytes as u64;
     let all_runs = n.div_ceil(RUN);
     let n_runs = all_runs.min((n / 4).clamp(least, most).div_ceil(RUN));
-    let mut heads = Vec::with_capacity((n_runs * RUN) as usize);
+    let mut heads = Vec::new();
+    reserve(&mut heads, (n_runs * RUN) as usize)?;
     let mut group_widths = Vec::new();
     let mut buffer = Vec::new();
     for i in 0..n_runs {
@@ -95,7 +96,7 @@ fn sample(
         let units = match source.bytes_at(range.clone()) {
             Some(units) => units,
             None => {
-                buffer.resize((range.end - range.start) as usize, 0);
+                set_len(&mut buffer, (range.end - range.start) as usize)?;
                 source.read_exact_at(range.start, &mut buffer)?;
                 &buffer
             }
@@ -118,6 +119,7 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     let effort = effort(level, Layout::is_float(dtype), head_bytes);
     let mut best: Option<(u64, Head)> = None;
     let mut sampled = None;
+    let mut symbols: Vec<u8> = Vec::new();
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
         let sample = match &sampled {
@@ -129,11 +131,13 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         let (base, first) = window(&sample.heads, &layout, symbol_bits);
         let (shift, mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
         let symbol = |&h: &u16| symbol_of(h >> shift & mask, (base, first), 1 << symbol_bits);
-        let symbols: Vec<u8> = sample.heads.iter().map(symbol).collect();
-        let groups = histograms(&symbols, 1 << symbol_bits);
+        reserve(&mut symbols, sample.heads.len())?;
+        symbols.clear();
+        symbols.extend(sample.heads.iter().map(symbol));
+        let groups = histograms(&symbols, 1 << symbol_bits)?;
         let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
-            let histograms = groups.merged(segment / GROUP);
+            let histograms = groups.merged(segment / GROUP)?;
             let (mut cost, tables) = cluster(&histograms, &effort);
             cost += outside * OUTSIDE_COST;
             cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << COST_FRACTION;
@@ -189,8 +193,9 @@ struct Histograms {
 }
 
 /// The histograms of groups.
-fn histograms(symbols: &[u8], n_symbols: usize) -> Histograms {
-    let mut counts = vec![0u16; symbols.len().div_ceil(GROUP).max(1) * n_symbols];
+fn histograms(symbols: &[u8], n_symbols: usize) -> Result<Histograms> {
+    let mut counts = Vec::new();
+    set_len(&mut counts, symbols.len().div_ceil(GROUP).max(1) * n_symbols)?;
     for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
         // Four histograms: equal neighbours need not wait for each other, and a quarter of a group can be counted in a byte.
         let mut four = [[0u8; 256]; 4];
@@ -204,21 +209,22 @@ fn histograms(symbols: &[u8], n_symbols: usize) -> Histograms {
             *count = four.iter().map(|of| u16::from(of[s])).sum();
         }
     }
-    Histograms { counts, n_symbols }
+    Ok(Histograms { counts, n_symbols })
 }
 
 impl Histograms {
     /// The histograms of segments of `groups` groups.
-    fn merged(&self, groups: usize) -> Histograms {
+    fn merged(&self, groups: usize) -> Result<Histograms> {
         let n_symbols = self.n_symbols;
-        let mut counts = vec![0; self.len().div_ceil(groups) * n_symbols];
+        let mut counts = Vec::new();
+        set_len(&mut counts, self.len().div_ceil(groups) * n_symbols)?;
         let segments = counts.chunks_exact_mut(n_symbols);
         for (to, from) in segments.zip(self.counts.chunks(groups * n_symbols)) {
             for from in from.chunks_exact(n_symbols) {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
             }
         }
-        Histograms { counts, n_symbols }
+        Ok(Histograms { counts, n_symbols })
     }
 
     fn iter(&self) -> impl Iterator<Item = &[u16]> {

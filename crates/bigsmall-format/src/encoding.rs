@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::wire::set_len;
+use crate::wire::{reserve, room_for, set_len};
 use crate::{
     BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
     available_threads, for_each_in_parallel,
@@ -93,7 +93,10 @@ pub trait BlockEncoder: Send + Sync {
     /// Encodes whole consecutive blocks: `units` holds their original bytes, each [`BLOCK_UNITS`] units but the tensor's last.
     /// Appends the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their lengths without the
     /// padding to `lens`.
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>);
+    ///
+    /// # Errors
+    /// [`Rule::Memory`]; `out` and `lens` then hold nothing that means anything.
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
 }
 
 /// Decodes blocks of one tensor.
@@ -132,7 +135,7 @@ pub fn encode_tensor(
     let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;
     let mut payload = encoder.head().to_vec();
     crate::wire::pad8(&mut payload);
-    let mut lens = Vec::with_capacity(spec.n_blocks() as usize);
+    let mut lens = room_for(spec.n_blocks() as usize)?;
     // A few runs for each thread go into memory that the next ones use again, then, in order, into the payload.
     let threads = if threads == 0 { available_threads() } else { threads };
     let at_once = if threads == 1 { 1 } else { threads.saturating_mul(RUNS_A_THREAD) };
@@ -149,16 +152,16 @@ pub fn encode_tensor(
                 let range = begin..spec.byte_len().min(begin + run_bytes);
                 bytes.clear();
                 lens.clear();
-                encoder.encode_blocks(read_or_borrow(source, range, scratch)?, bytes, lens);
-                Ok(())
+                encoder.encode_blocks(read_or_borrow(source, range, scratch)?, bytes, lens)
             },
         )?;
         if first == 0 {
             // What follows will not differ much: growing step by step would copy the payload several times.
             let encoded: usize = outputs.iter().map(|(bytes, _)| bytes.len()).sum();
-            payload.reserve(encoded / outputs.len().max(1) * n_runs / 64 * 65);
+            reserve(&mut payload, encoded / outputs.len().max(1) * n_runs / 64 * 65)?;
         }
         for (bytes, run_lens) in outputs {
+            reserve(&mut payload, bytes.len())?;
             payload.extend_from_slice(bytes);
             lens.extend_from_slice(run_lens);
         }

@@ -170,6 +170,13 @@ impl Error {
         error
     }
 
+    /// There is no memory for so many more bytes ([`Rule::Memory`]).
+    #[cold]
+    #[must_use]
+    pub fn memory(bytes: usize) -> Self {
+        Error::new(Rule::Memory).expected(format!("{bytes} more bytes"))
+    }
+
     /// Names the file, unless one is named already.
     #[must_use]
     pub fn in_file(mut self, path: impl AsRef<std::path::Path>) -> Self {

@@ -15,7 +15,7 @@ pub fn available_threads() -> usize {
 }
 
 /// Calls `work` for every item on up to `threads` threads (the caller's is one of them; 0 means
-/// [`available_threads`]). Each thread makes one `scratch` and reuses it. Items are handed out in order; after an error no new
+/// [`available_threads`]; fewer where the system gives no more). Each thread makes one `scratch` and reuses it. Items are handed out in order; after an error no new
 /// item begins, and the error of the earliest failing item is returned, so the outcome does not depend on timing.
 ///
 /// # Errors
@@ -56,7 +56,10 @@ where
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(run);
+            // Where no more threads are to be had, those that there are do the work.
+            if std::thread::Builder::new().spawn_scoped(scope, run).is_err() {
+                break;
+            }
         }
         run();
     });

@@ -1,5 +1,6 @@
 //! The encoding that changes nothing.
 
+use crate::wire::{pad8, reserve};
 use crate::{
     BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule, TensorEncoding,
     TensorSpec,
@@ -42,12 +43,15 @@ impl BlockEncoder for RawBlocks {
         &[]
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
+        // Only the last block is no multiple of 8 bytes.
+        reserve(out, units.len() + 8)?;
         for block in units.chunks(self.block_bytes) {
             out.extend_from_slice(block);
-            crate::wire::pad8(out);
+            pad8(out);
             lens.push(block.len() as u32);
         }
+        Ok(())
     }
 }
 

@@ -112,11 +112,14 @@ pub(crate) fn room_for<T>(n: usize) -> Result<Vec<T>> {
 
 /// Makes `scratch` hold `n` bytes of any value; an error where there is no memory for them.
 pub(crate) fn set_len(scratch: &mut Vec<u8>, n: usize) -> Result<()> {
-    scratch
-        .try_reserve(n.saturating_sub(scratch.len()))
-        .map_err(|_| Error::new(Rule::Memory).expected(format!("{n} bytes")))?;
+    reserve(scratch, n.saturating_sub(scratch.len()))?;
     scratch.resize(n, 0);
     Ok(())
+}
+
+/// Makes room for `more` bytes; an error where there is no memory for them.
+pub(crate) fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
+    bytes.try_reserve(more).map_err(|_| Error::memory(more))
 }
 
 /// Pads `out` with zeros to a multiple of 8.

@@ -574,7 +574,7 @@ impl<'a> Coder<'a> {
         }
         let Some(plan) = self.plan(large, spec)? else { return Ok(None) };
         out.reserve_for(bytes)?;
-        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
+        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
         Ok(Some(Arc::clone(plan)))
     }
 
@@ -588,7 +588,7 @@ impl<'a> Coder<'a> {
         let (at, lens_at) = (out.bytes.len(), out.lens.len());
         if !bytes.is_empty() && self.encoding.supports(spec.dtype()) {
             let plan = Plan::new(self.encoding, spec, &bytes)?;
-            plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
+            plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
             let encoded = plan.padded_head() + out.bytes.len() - at;
             if encoded < bytes.len().next_multiple_of(8) {
                 return Ok(plan);
@@ -597,7 +597,7 @@ impl<'a> Coder<'a> {
             out.lens.truncate(lens_at);
         }
         let plan = Plan::new(&Raw, spec, &bytes)?;
-        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens);
+        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
         Ok(plan)
     }
 
@@ -776,7 +776,7 @@ impl<'p> Sink<'_, 'p> {
         let at = self.writer.position();
         let lens = if plan.id == EncodingId::Raw {
             let (mut bytes, mut lens) = (Vec::new(), Vec::new());
-            plan.encoder.encode_blocks(&job.bytes, &mut bytes, &mut lens);
+            plan.encoder.encode_blocks(&job.bytes, &mut bytes, &mut lens)?;
             self.writer.blocks(&bytes, &lens)?;
             lens
         } else {

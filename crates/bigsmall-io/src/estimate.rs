@@ -114,7 +114,7 @@ impl Work {
             set_len(&mut units, len as usize)?;
             source.read_exact_at(at, &mut units)?;
             let begin = Instant::now();
-            encoder.encode_blocks(&units, &mut out, &mut lens);
+            encoder.encode_blocks(&units, &mut out, &mut lens)?;
             let middle = Instant::now();
             let mut digest = FileDigest::new();
             digest.update(&units);

@@ -6,7 +6,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use bigsmall_format::{Error, Result, Rule, available_threads};
@@ -148,16 +148,28 @@ pub(crate) fn sizes(threads: usize) -> (usize, usize) {
     (threads, (24 + 4 * threads).min(64))
 }
 
+/// More than a thread takes to start: two MiB for its stack.
+const THREAD: usize = 4 << 20;
+
 /// Starts a thread; that there is none to be had is an error and no panic.
 pub(crate) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>> {
-    Builder::new()
+    // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
+    reserve(&mut Vec::new(), THREAD)?;
+    let begun = Arc::new(Barrier::new(2));
+    let begins = Arc::clone(&begun);
+    let handle = Builder::new()
         .name(name.into())
-        .spawn_scoped(scope, work)
-        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))
+        .spawn_scoped(scope, move || {
+            begins.wait();
+            work()
+        })
+        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))?;
+    begun.wait();
+    Ok(handle)
 }
 
 /// The next message of a channel that several threads empty.

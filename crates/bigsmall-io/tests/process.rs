@@ -148,27 +148,42 @@ fn a_limit_on_the_size_of_files_is_an_error_and_leaves_nothing() {
 
 #[test]
 // I-15
-fn a_limit_on_memory_leaves_the_target_as_it_was() {
+fn a_limit_on_memory_is_an_error_and_leaves_the_target_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    model(&d.join("m"), 1, 4_000_000);
+    model(&d.join("m"), 1, 1_000_000);
     assert!(command(d, &["compress", "m", "-o", "m.bs"]).status().unwrap().success());
-    let new = std::fs::read(d.join("m.bs")).unwrap();
-    std::fs::write(d.join("target"), "old").unwrap();
-    let mut refused = 0;
-    for kib in [20_000, 24_000, 30_000, 40_000, 60_000, 100_000, 4_000_000] {
-        let args = ["compress", "m", "-o", "target", "--force", "--threads", "2"];
-        let output = limited(d, &format!("-v {kib}"), &args);
-        let found = std::fs::read(d.join("target")).unwrap();
-        if output.status.success() {
-            assert!(found == new);
-        } else {
-            assert_eq!(found, b"old");
-            refused += 1;
+    let (m, m_bs) = (std::fs::read(d.join("m")).unwrap(), std::fs::read(d.join("m.bs")).unwrap());
+    for threads in ["1", "2", "8"] {
+        let jobs: [(&[&str], &[u8]); 3] = [
+            (&["compress", "m", "-o", "target", "--force", "--threads", threads], &m_bs),
+            (&["restore", "m.bs", "-o", "target", "--force", "--threads", threads], &m),
+            (&["verify", "m.bs", "--threads", threads], b"old"),
+        ];
+        for (args, new) in jobs {
+            let (mut done, mut refused) = (0, 0);
+            // From less than the program needs to start its threads to more than the job takes.
+            for kib in (18_000..60_000).step_by(1700).chain([200_000, 4_000_000]) {
+                std::fs::write(d.join("target"), "old").unwrap();
+                let output = limited(d, &format!("-v {kib}"), args);
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let found = std::fs::read(d.join("target")).unwrap();
+                match output.status.code() {
+                    Some(0) => {
+                        assert!(found == new);
+                        done += 1;
+                    }
+                    Some(5) => {
+                        assert_eq!(found, b"old");
+                        assert!(stderr.contains("memory"), "{stderr}");
+                        refused += 1;
+                    }
+                    _ => panic!("{args:?}, {kib} KiB: {}: {stderr}", output.status),
+                }
+            }
+            assert!(done > 0 && refused > 0, "{args:?}: {done} done, {refused} refused");
         }
-        std::fs::write(d.join("target"), "old").unwrap();
     }
-    assert!((1..7).contains(&refused), "{refused}");
 }
 
 #[test]

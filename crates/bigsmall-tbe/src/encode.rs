@@ -7,6 +7,7 @@ use bigsmall_format::{
 
 use crate::arch::{Backend, Kernels};
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
+use crate::set_len;
 use crate::view::TbeBlock;
 
 /// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a fixed place, so that any
@@ -126,7 +127,7 @@ fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[
         let values = match source.bytes_at(bytes.clone()) {
             Some(values) => values,
             None => {
-                buffer.resize((bytes.end - bytes.start) as usize, 0);
+                set_len(&mut buffer, (bytes.end - bytes.start) as usize)?;
                 source.read_exact_at(bytes.start, &mut buffer)?;
                 &buffer
             }
@@ -167,23 +168,27 @@ impl BlockEncoder for Encoder {
         &self.bytes
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) {
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
         for block in units.chunks(BLOCK_UNITS * self.head.fields.bytes) {
-            lens.push(encode_block(self.head, block, out));
+            lens.push(encode_block(self.head, block, out)?);
         }
+        Ok(())
     }
 }
 
 /// Appends one encoded block, padded; its length without the padding.
-fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> u32 {
+fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
     let fields = head.fields;
     let n = block.len() / fields.bytes;
     let sections = Sections::of(head, n);
     let begin = out.len();
-    out.resize(begin + sections.starts, 0);
+    // Every weight may be an escape.
+    let most = sections.starts + n;
+    set_len(out, begin + most)?;
     let (bitmaps, rest) = out[begin..].split_at_mut(sections.bitmaps);
-    let (plane, starts) = rest.split_at_mut(sections.plane - sections.bitmaps);
-    let mut escapes = Vec::new();
+    let (plane, rest) = rest.split_at_mut(sections.plane - sections.bitmaps);
+    let (starts, escapes) = rest.split_at_mut(sections.starts - sections.plane);
+    let mut n_escapes = 0;
     let per_tile = head.bitmaps_per_tile();
     let width = head.width.bits();
     let plane_bits = if fields.has_plane() { 8 } else { 0 };
@@ -192,14 +197,15 @@ fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> u32 {
     for (tile, (values, bitmaps)) in tiles.enumerate() {
         if tile % (GROUP / TILE) == 0 {
             let at = tile / (GROUP / TILE) * 4;
-            starts[at..at + 4].copy_from_slice(&(escapes.len() as u32).to_le_bytes());
+            starts[at..at + 4].copy_from_slice(&(n_escapes as u32).to_le_bytes());
         }
         // What goes into the bitmaps, one row of bits for each weight: the code, above it the other bits.
         let mut rows = [0u8; TILE];
         let mut put = |i: usize, bits: u32| {
             let (exponent, others) = fields.split(bits);
             let code = head.code(exponent).unwrap_or_else(|| {
-                escapes.push(exponent as u8);
+                escapes[n_escapes] = exponent as u8;
+                n_escapes += 1;
                 escape
             });
             rows[i] = (code | (others >> plane_bits) << width) as u8;
@@ -224,10 +230,10 @@ fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> u32 {
             }
         }
     }
-    out.extend_from_slice(&escapes);
-    let len = out.len() - begin;
+    let len = sections.starts + n_escapes;
+    out.truncate(begin + len);
     out.resize(begin + len.next_multiple_of(8), 0);
-    len as u32
+    Ok(len as u32)
 }
 
 struct Decoder {

@@ -19,3 +19,15 @@ pub use bigsmall_format::{
     BLOCK_UNITS, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId, Error, Raw,
     ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
 };
+
+/// Makes room for `more` bytes; an error where there is no memory for them.
+fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
+    bytes.try_reserve(more).map_err(|_| Error::memory(more))
+}
+
+/// Makes `bytes` hold `n` of any value; an error where there is no memory for them.
+fn set_len(bytes: &mut Vec<u8>, n: usize) -> Result<()> {
+    reserve(bytes, n.saturating_sub(bytes.len()))?;
+    bytes.resize(n, 0);
+    Ok(())
+}

@@ -5,6 +5,8 @@ use bigsmall_format::{
     for_each_in_parallel,
 };
 
+use crate::{reserve, set_len};
+
 /// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding `to`, on up to `threads`
 /// threads (0: all). Every block is checked before it is decoded. The bytes are those that encoding the original would give.
 ///
@@ -33,7 +35,8 @@ pub fn transcode(
     let source = Decoded { tensor, decoder: tensor.open(from)? };
     let encoder = to.plan(spec, &source)?;
     let head_len = encoder.head().len();
-    let mut payload = Vec::with_capacity(spec.byte_len() as usize / 4 * 3 + head_len + 8);
+    let mut payload = Vec::new();
+    reserve(&mut payload, spec.byte_len() as usize / 4 * 3 + head_len + 8)?;
     payload.extend_from_slice(encoder.head());
     payload.resize(head_len.next_multiple_of(8), 0);
     let mut lens = Vec::with_capacity(spec.n_blocks() as usize);
@@ -49,15 +52,15 @@ pub fn transcode(
             Vec::new,
             |values, (slot, (bytes, lens))| {
                 let index = next + slot as u64;
-                values.resize(spec.block_byte_len(index), 0);
+                set_len(values, spec.block_byte_len(index))?;
                 source.read_exact_at(index * spec.block_bytes() as u64, values)?;
                 bytes.clear();
                 lens.clear();
-                encoder.encode_blocks(values, bytes, lens);
-                Ok(())
+                encoder.encode_blocks(values, bytes, lens)
             },
         )?;
         for (bytes, block_lens) in &slots[..n] {
+            reserve(&mut payload, bytes.len())?;
             payload.extend_from_slice(bytes);
             lens.extend_from_slice(block_lens);
         }

@@ -1,5 +1,7 @@
 //! Units to blocks.
 
+use bigsmall_format::Result;
+
 use super::*;
 use crate::backend::{EncodeJob, EntropyBackend, ROOM};
 use crate::bits::BitWriter;
@@ -7,9 +9,13 @@ use crate::exceptions;
 use crate::head::Head;
 use crate::planes::packed_len;
 use crate::units::{CostTable, low_width, pack_lows};
+use crate::{reserve, set_len};
 
 /// Blocks that are encoded at once: two keep both halves of the machine busy.
 const AT_ONCE: usize = 2;
+
+/// More than header, states, table and width numbers of a block take.
+const SMALL_SECTIONS: usize = 4096;
 
 /// Encodes the blocks of one tensor.
 pub(crate) struct Encoder {
@@ -43,7 +49,7 @@ impl Encoder {
     }
 
     /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to `out`, each padded to a multiple
-    /// of 8 bytes, and their lengths without the padding to `lens`.
+    /// of 8 bytes, and their lengths without the padding to `lens`. An error where there is no memory.
     pub(crate) fn encode(
         &self,
         units: &[u8],
@@ -51,7 +57,7 @@ impl Encoder {
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
         lens: &mut Vec<u32>,
-    ) {
+    ) -> Result<()> {
         let unit_bytes = self.head.layout.unit_bytes;
         for units in units.chunks(AT_ONCE * block_bytes) {
             let mut kinds = [KIND_RAW; AT_ONCE];
@@ -59,7 +65,7 @@ impl Encoder {
             for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.0) {
                 if is_constant(units, unit_bytes) && units.len() >= CONSTANT_LEN {
                     *kind = KIND_CONSTANT;
-                } else if self.take_apart(units, parts) {
+                } else if self.take_apart(units, parts)? {
                     *kind = KIND_ANS;
                 }
             }
@@ -69,8 +75,10 @@ impl Encoder {
             for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.0) {
                 let begin = out.len();
                 if kind == KIND_ANS {
-                    self.write(units, parts, out);
+                    self.write(units, parts, out)?;
                 }
+                // For one of the other kinds, or for the padding.
+                reserve(out, HEADER + units.len() + 8)?;
                 if kind == KIND_CONSTANT {
                     out.extend_from_slice(&[KIND_CONSTANT, 0, 0, 0, 0, 0, 0, 0]);
                     out.extend_from_slice(&units[..CONSTANT_LEN - HEADER]);
@@ -83,25 +91,25 @@ impl Encoder {
                 out.resize(out.len().next_multiple_of(8), 0);
             }
         }
+        Ok(())
     }
 
     /// Everything up to the entropy coder; false where the block cannot be coded.
-    fn take_apart(&self, units: &[u8], parts: &mut Parts) -> bool {
+    fn take_apart(&self, units: &[u8], parts: &mut Parts) -> Result<bool> {
         let Encoder { head, backend, .. } = self;
         let layout = &head.layout;
         let n_groups = units.len() / layout.unit_bytes / GROUP;
         if n_groups == 0 {
-            return false;
+            return Ok(false);
         }
         let Parts { symbols, table_ids, group_tables, exceptions, states, words, .. } = parts;
         let n = n_groups * GROUP;
         let units = &units[..n * layout.unit_bytes];
-        symbols.resize(n, 0);
+        set_len(symbols, n)?;
         backend.split_symbols(head, units, symbols);
         backend.choose_tables(head, &self.costs, symbols, table_ids);
-        replace_exceptions(head, &self.stand_ins, table_ids, units, symbols, exceptions);
-        if exceptions.len() > usize::from(u16::MAX) {
-            return false;
+        if !replace_exceptions(head, &self.stand_ins, table_ids, units, symbols, exceptions)? {
+            return Ok(false);
         }
         group_tables.clear();
         group_tables.extend((0..n_groups).map(|g| table_ids[g / head.segment_groups()]));
@@ -116,12 +124,12 @@ impl Encoder {
         for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
             *state |= u32::from(u16::from_le_bytes(*pair));
         }
-        words.resize(n + ROOM, 0);
-        true
+        set_len(words, n + ROOM)?;
+        Ok(true)
     }
 
     /// The sections, in order.
-    fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) {
+    fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) -> Result<()> {
         let Encoder { head, backend, .. } = self;
         let layout = &head.layout;
         let Parts { table_ids, exceptions, states, words, begin, .. } = parts;
@@ -129,6 +137,8 @@ impl Encoder {
         let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
         let words = &mut words[*begin..];
         let rice = exceptions::rice_parameter(n_groups * GROUP, exceptions.len());
+        // Words, residuals and low bits; where the symbols cost more than they are long, the block is stored raw after all.
+        reserve(out, 2 * words.len() + units.len() + SMALL_SECTIONS)?;
         out.extend_from_slice(&[KIND_ANS, rice as u8]);
         out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
         out.extend_from_slice(&(words.len() as u32).to_le_bytes());
@@ -161,8 +171,11 @@ impl Encoder {
         out.resize(residual_at + residual_len, 0);
         backend.split_residual(head, units, &mut out[residual_at..]);
         out.truncate(out.len() - carried_len(residual_len));
-        out.extend(exceptions::write(head, exceptions, rice));
+        let exceptions = exceptions::write(head, exceptions, rice)?;
+        reserve(out, exceptions.len() + tail.len())?;
+        out.extend(exceptions);
         out.extend_from_slice(tail);
+        Ok(())
     }
 }
 
@@ -213,7 +226,7 @@ impl StandIn {
     }
 }
 
-/// Replaces symbols that their table has not, listing them as exceptions.
+/// Replaces symbols that their table has not, listing them as exceptions; false where these are more than a block can have.
 fn replace_exceptions(
     head: &Head,
     stand_ins: &StandIns,
@@ -221,7 +234,8 @@ fn replace_exceptions(
     units: &[u8],
     symbols: &mut [u8],
     exceptions: &mut Vec<(u32, u16)>,
-) {
+) -> Result<bool> {
+    const MAX_EXCEPTIONS: usize = u16::MAX as usize;
     /// Symbols that are looked at together: first many, and where one of them is an exception, few.
     const MANY: usize = 64;
     const FEW: usize = 16;
@@ -232,6 +246,10 @@ fn replace_exceptions(
         if table.keeps(symbols) {
             continue;
         }
+        if exceptions.len() > MAX_EXCEPTIONS {
+            break;
+        }
+        reserve(exceptions, MANY)?;
         for (j, symbols) in symbols.as_chunks_mut::<FEW>().0.iter_mut().enumerate() {
             if table.keeps(symbols) {
                 continue;
@@ -249,6 +267,7 @@ fn replace_exceptions(
             }
         }
     }
+    Ok(exceptions.len() <= MAX_EXCEPTIONS)
 }
 
 /// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large ones: for each 4 bits for its

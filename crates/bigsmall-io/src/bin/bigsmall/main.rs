@@ -1,6 +1,7 @@
 //! The command `bigsmall`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod arch;
 mod args;
 mod bar;
 
@@ -10,14 +11,19 @@ use std::time::Instant;
 
 use bigsmall_io::{
     Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result,
-    hex,
+    Rule, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use args::{Cli, Command};
 
+#[global_allocator]
+static ALLOCATOR: arch::WithReserve = arch::WithReserve;
+
 fn main() -> ExitCode {
+    arch::keep_reserve();
+    end_without_memory();
     let cli = Cli::parse();
     let progress = Progress::default();
     let result = bar::stop_on_signals(&progress).map_err(Error::io).and_then(|()| {
@@ -41,6 +47,19 @@ fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// A thread panics as it starts where there is no memory for it, before any code of ours runs: an error like any other.
+fn end_without_memory() {
+    let otherwise = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !arch::is_exhausted() {
+            return otherwise(panic);
+        }
+        let error = Error::new(Rule::Memory).expected("memory for one more thread");
+        let _ = writeln!(std::io::stderr(), "bigsmall: {error}");
+        std::process::exit(5);
+    }));
 }
 
 /// Does what was asked; returns what to print.
