@@ -8,7 +8,7 @@ use bigsmall_format::{EncodedTensor, Error, Result, Rule, TensorEncoding};
 
 use crate::cpu::encoding_of;
 use crate::device::{Device, WgpuOptions};
-use crate::kernels::{Kernel, MATVEC_COLUMNS, Pipelines, TILE_COLUMNS};
+use crate::kernels::{Kernel, MATVEC_COLUMNS, MatrixUnit, Pipelines, TILE_COLUMNS};
 use crate::layout::Resident;
 use crate::transformer::LayerParams;
 use crate::tuning::{Tuning, Variant};
@@ -127,6 +127,7 @@ struct Params {
     x_stride: u32,
     from: u32,
     count: u32,
+    half_offset: i32,
 }
 
 impl Wgpu {
@@ -178,6 +179,12 @@ impl Wgpu {
     pub fn description(&self) -> String {
         let info = self.device.device.adapter_info();
         format!("{} ({}, {} {})", info.name, info.backend, info.driver, info.driver_info)
+    }
+
+    /// Whether products are taken by cooperative matrices where they suit: asked for, and found.
+    #[must_use]
+    pub fn cooperative(&self) -> bool {
+        self.device.matrix_unit.is_some()
     }
 
     /// [`upload`](MatmulBackend::upload) with an encoding that this crate does not know, or into a form of the caller's choice;
@@ -520,38 +527,43 @@ impl Wgpu {
                 encoder.clear_buffer(y, 0, Some(4 * batch as u64 * m));
                 return Ok(());
             }
-            let plan = Plan::new(batch as u32);
+            let plan = Plan::new(batch as u32, self.matrix_unit(matrix, batch));
             let kernel = |form| match plan {
                 Plan::Matvec { columns } => Kernel::Matvec { form, columns },
                 Plan::Gemm { columns } => Kernel::Gemm { form, columns },
+                Plan::Cooperative { unit } => Kernel::Cooperative { form, unit },
             };
             // The kernels read whole vec4s of x, the tiles four of them at a time.
             let granule = if matches!(plan, Plan::Gemm { .. }) { 16 } else { 4 };
             let x_stride = k.next_multiple_of(granule) / 4;
-            let padded = if x_stride * 4 == k {
-                None
+            let (x, scales) = if matches!(plan, Plan::Cooperative { .. }) {
+                let (halves, scales) = self.split_x(encoder, weights, x, batch)?;
+                (halves, Some(scales))
+            } else if x_stride * 4 == k {
+                (x.clone(), None)
             } else {
-                Some(self.pad_x(encoder, weights, x, batch, x_stride)?)
+                (self.pad_x(encoder, weights, x, batch, x_stride)?, None)
             };
-            let x = padded.as_ref().unwrap_or(x);
             for shard in &matrix.shards {
                 let params = self.params(weights, shard, batch as u32, x_stride as u32, 0, 0);
                 let grid = match plan {
                     Plan::Matvec { .. } => fold(groups(shard.rows as u64), &self.device)?,
-                    Plan::Gemm { columns } => {
-                        let [x, y, _] = fold((shard.rows as u64).div_ceil(32), &self.device)?;
-                        [x, y, (batch as u32).div_ceil(columns)]
-                    }
+                    Plan::Gemm { columns } => tiles(shard, batch, columns, &self.device)?,
+                    Plan::Cooperative { .. } => tiles(shard, batch, 64, &self.device)?,
                 };
-                if variant == Variant::Fused || matrix.form == Resident::Plain {
-                    let kernel = kernel(matrix.form);
-                    self.dispatch(encoder, kernel, &params, Some(x), Some(y), Some(shard), grid);
-                } else {
-                    let plain = self.decode_plain(encoder, weights, shard)?;
-                    let kernel = kernel(Resident::Plain);
-                    let bindings = [(0, &params), (1, x), (2, y), (3, &plain)];
-                    self.dispatch_bound(encoder, kernel, &bindings, grid);
-                }
+                let (form, decoded) = match variant {
+                    Variant::DecodeFirst if matrix.form != Resident::Plain => {
+                        (Resident::Plain, Some(self.decode_plain(encoder, weights, shard)?))
+                    }
+                    _ => (matrix.form, None),
+                };
+                let resident = decoded.as_ref().map_or_else(|| shard.bindings(), |b| vec![b]);
+                let bindings: Vec<_> = [(0, &params), (1, &x), (2, y)]
+                    .into_iter()
+                    .chain((3..).zip(resident))
+                    .chain(scales.as_ref().map(|b| (7, b)))
+                    .collect();
+                self.dispatch_bound(encoder, kernel(form), &bindings, grid);
             }
             Ok(())
         })
@@ -593,6 +605,33 @@ impl Wgpu {
         Ok(padded)
     }
 
+    /// The cooperative matrices that can multiply this one with so many columns.
+    fn matrix_unit(&self, matrix: &Matrix, batch: usize) -> Option<MatrixUnit> {
+        let halves = 4 * halves_words(matrix, batch) as u64;
+        let limits = &self.device.limits;
+        let fits = halves <= limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        matrix.half_offset.and(self.device.matrix_unit).filter(|_| fits)
+    }
+
+    /// The columns of x as f16, and what to multiply the products with.
+    fn split_x(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        weights: &WgpuWeights,
+        x: &wgpu::Buffer,
+        batch: usize,
+    ) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
+        let halves = self.device.storage("x in f16", halves_words(&weights.matrix, batch))?;
+        let scales = self.device.storage("scales of x", batch)?;
+        if let Some(shard) = weights.matrix.shards.first() {
+            let params = self.params(weights, shard, batch as u32, 0, 0, 0);
+            let grid = fold(batch as u64, &self.device)?;
+            let bindings = [(0, &params), (1, x), (2, &halves), (3, &scales)];
+            self.dispatch_bound(encoder, Kernel::SplitX, &bindings, grid);
+        }
+        Ok((halves, scales))
+    }
+
     pub(crate) fn params(
         &self,
         weights: &WgpuWeights,
@@ -616,6 +655,7 @@ impl Wgpu {
             x_stride,
             from,
             count,
+            half_offset: matrix.half_offset.unwrap_or(0),
         };
         let mut cache = weights.params.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.len() > 256 {
@@ -769,21 +809,37 @@ impl MatmulBackend for Wgpu {
     }
 }
 
-/// Which kernel serves a batch: a function of the batch alone.
+/// Which kernel serves a batch: a function of the batch and of what the device has alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plan {
     Matvec { columns: u32 },
     Gemm { columns: u32 },
+    Cooperative { unit: MatrixUnit },
 }
 
 impl Plan {
-    fn new(batch: u32) -> Self {
+    fn new(batch: u32, unit: Option<MatrixUnit>) -> Self {
+        // Cooperative matrices have tiles of 64 columns, which smaller batches leave empty.
+        if let (Some(unit), 33..) = (unit, batch) {
+            return Plan::Cooperative { unit };
+        }
         let least = |sizes: &[u32]| sizes.iter().copied().find(|&n| n >= batch);
         match least(&MATVEC_COLUMNS) {
             Some(columns) => Plan::Matvec { columns },
             None => Plan::Gemm { columns: least(&TILE_COLUMNS).unwrap_or(64) },
         }
     }
+}
+
+/// Words of x as two columns of f16 each, which are as long as the rows of the matrix. The tiles read 64 columns at a time.
+fn halves_words(matrix: &Matrix, batch: usize) -> usize {
+    2 * matrix.shape.plain_words() * batch.next_multiple_of(64)
+}
+
+/// Workgroups for tiles of 32 rows of a shard and so many columns.
+fn tiles(shard: &Shard, batch: usize, columns: u32, device: &Device) -> Result<[u32; 3]> {
+    let [x, y, _] = fold((shard.rows as u64).div_ceil(32), device)?;
+    Ok([x, y, (batch as u32).div_ceil(columns)])
 }
 
 /// Workgroups for so many groups of 32 lanes.

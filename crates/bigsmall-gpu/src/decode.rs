@@ -194,7 +194,12 @@ impl Wgpu {
                 (5, &tensor.verdicts),
             ];
             let grid = fold(tensor.n_blocks, &self.device)?;
-            self.dispatch_bound(encoder, Kernel::Rans, &bindings, grid);
+            self.dispatch_bound(
+                encoder,
+                Kernel::Rans { subgroups: self.device.subgroups },
+                &bindings,
+                grid,
+            );
             if tensor.n_patches > 0 {
                 let bindings = [(0, &tensor.params), (1, &tensor.patches), (2, dst)];
                 let grid = fold(tensor.n_patches.div_ceil(256), &self.device)?;
@@ -226,7 +231,14 @@ impl Wgpu {
     /// [`Rule::Device`] for a row that exceeds the device's limits; [`Rule::Memory`].
     pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
         let shape = RowShape::new(cols);
-        let mut matrix = Matrix { rows, shape, form: Resident::Plain, base: 0, shards: Vec::new() };
+        let mut matrix = Matrix {
+            rows,
+            shape,
+            form: Resident::Plain,
+            base: 0,
+            half_offset: None,
+            shards: Vec::new(),
+        };
         if rows > 0 && cols > 0 {
             let most_rows = shard_rows(&self.device, &shape)?;
             for first_row in (0..rows).step_by(most_rows) {

@@ -1,4 +1,4 @@
-//! Getting a device, hearing from it when something is wrong, and the call of wgpu that is `unsafe`.
+//! Getting a device, hearing from it when something is wrong, and the calls of wgpu that are `unsafe`.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,6 +7,28 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bigsmall_format::{Error, Result, Rule};
+
+use crate::kernels::MatrixUnit;
+
+/// Whether products are taken by cooperative matrices (tensor cores, simdgroup matrices): f16 with sums in f32. They serve batches
+/// above 32, for matrices whose nonzero weights have exponents within 33 binades: those are exact in f16, as a power of two
+/// times a value. x is taken as the sum of two f16 columns, up to 2^-22 of each value that is at least 2^-18 of the column's
+/// largest. Other matrices and batches stay with the usual kernels.
+///
+/// Compressed and plain weights still give the same bits, though a matrix made by [`new_plain`](crate::Wgpu::new_plain) is not
+/// checked and stays with the usual kernels. How the device rounds within 128 products is its own affair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cooperative {
+    /// Not at all.
+    #[default]
+    Off,
+    /// Where the device has them in a form that suits: 16 x 16 with subgroups of 32 lanes on Vulkan, 8 x 8 on Metal.
+    /// Experimental in wgpu, which asks not to be blamed for undefined behaviour in drivers, and so far not run on any device.
+    Offered,
+    /// By ordinary arithmetic, where the device has values of 16 bits: slow, for tests of all that surrounds them.
+    Emulated,
+}
 
 /// What [`Wgpu::headless_with`](crate::Wgpu::headless_with) may do beyond the usual.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +39,8 @@ pub struct WgpuOptions {
     /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off by default; it may gain speed
     /// and changes no result.
     pub unguarded_loops: bool,
+    /// Cooperative matrices. Off by default; they change results within what rounding allows.
+    pub cooperative: Cooperative,
     /// Ask for less than the adapter's limits: for tests, or to leave room for others.
     pub limits: Option<wgpu::Limits>,
 }
@@ -28,6 +52,10 @@ pub(crate) struct Device {
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
     pub(crate) unguarded_loops: bool,
+    /// Whether every subgroup has 32 lanes, and shaders may use its operations.
+    pub(crate) subgroups: bool,
+    /// The cooperative matrices to use.
+    pub(crate) matrix_unit: Option<MatrixUnit>,
     lost: Arc<OnceLock<String>>,
 }
 
@@ -35,15 +63,35 @@ impl Device {
     pub(crate) fn headless(options: &WgpuOptions) -> Result<Self> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapter = find_adapter(&instance, options)?;
-        let offered = adapter.features();
-        let features = offered
-            & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+        let matrix_unit = match options.cooperative {
+            Cooperative::Off => None,
+            wanted => choose_unit(
+                wanted,
+                adapter.features(),
+                &adapter.limits(),
+                &adapter.get_info(),
+                &adapter.cooperative_matrix_properties(),
+            ),
+        };
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+            | wgpu::Features::SUBGROUP
+            | matrix_unit.map_or(wgpu::Features::empty(), features_of);
+        let features = adapter.features() & wanted;
         let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("bigsmall"),
             required_features: features,
             required_limits: limits,
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: match matrix_unit {
+                Some(MatrixUnit::Eight | MatrixUnit::Sixteen) => {
+                    // SAFETY: this acknowledges that wgpu's part may have bugs; the caller asked for it by
+                    // `Cooperative::Offered`, which says so. On our part the shaders use sizes and types that the adapter has
+                    // named, in uniform control flow, and at aligned places inside their buffers.
+                    unsafe { wgpu::ExperimentalFeatures::enabled() }
+                }
+                _ => wgpu::ExperimentalFeatures::disabled(),
+            },
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         });
@@ -60,13 +108,15 @@ impl Device {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             let _ = told.set(format!("uncaptured: {error}"));
         }));
-        let limits = device.limits();
-        Ok(Device { device, queue, limits, unguarded_loops: options.unguarded_loops, lost })
+        let unguarded_loops = options.unguarded_loops;
+        Ok(Device { unguarded_loops, matrix_unit, lost, ..Device::from_parts(device, queue) })
     }
 
     pub(crate) fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let limits = device.limits();
-        Device { device, queue, limits, unguarded_loops: false, lost: Arc::default() }
+        let subgroups = has_32_lanes(device.features(), &device.adapter_info());
+        let (unguarded_loops, matrix_unit, lost) = (false, None, Arc::default());
+        Device { device, queue, limits, unguarded_loops, subgroups, matrix_unit, lost }
     }
 
     /// Compiles a shader of ours.
@@ -214,6 +264,55 @@ impl Device {
     }
 }
 
+/// Whether a workgroup of 32 threads is one subgroup, whatever the shader.
+fn has_32_lanes(features: wgpu::Features, info: &wgpu::AdapterInfo) -> bool {
+    features.contains(wgpu::Features::SUBGROUP)
+        && info.subgroup_min_size == 32
+        && info.subgroup_max_size == 32
+}
+
+/// What the kernels of a unit need.
+fn features_of(unit: MatrixUnit) -> wgpu::Features {
+    let emulated = wgpu::Features::SHADER_F16 | wgpu::Features::SHADER_I16;
+    match unit {
+        MatrixUnit::Emulated => emulated,
+        MatrixUnit::Eight | MatrixUnit::Sixteen => {
+            emulated | wgpu::Features::SUBGROUP | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        }
+    }
+}
+
+/// The cooperative matrices that an adapter has and our shaders can use: sums in f32 of products in f16, by subgroups of 32.
+fn choose_unit(
+    wanted: Cooperative,
+    features: wgpu::Features,
+    limits: &wgpu::Limits,
+    info: &wgpu::AdapterInfo,
+    offered: &[wgpu::CooperativeMatrixProperties],
+) -> Option<MatrixUnit> {
+    let has = |size: u32| {
+        offered.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [size; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+                && !p.saturating_accumulation
+        })
+    };
+    let unit = match wanted {
+        Cooperative::Off => return None,
+        Cooperative::Emulated => MatrixUnit::Emulated,
+        Cooperative::Offered if has(16) && has_32_lanes(features, info) => MatrixUnit::Sixteen,
+        // wgpu does not know the subgroups of Metal. Apple's GPUs, which alone have these matrices there, have 32 lanes.
+        Cooperative::Offered if has(8) && info.backend == wgpu::Backend::Metal => MatrixUnit::Eight,
+        Cooperative::Offered => return None,
+    };
+    // The tile in f16 and the products in f32.
+    let memory = 2 * 4352 + 4 * 2048;
+    let fits =
+        features.contains(features_of(unit)) && limits.max_compute_workgroup_storage_size >= memory;
+    fits.then_some(unit)
+}
+
 fn error_of(error: &wgpu::Error) -> Error {
     let rule = match error {
         wgpu::Error::OutOfMemory { .. } => Rule::Memory,
@@ -239,4 +338,95 @@ fn find_adapter(instance: &wgpu::Instance, options: &WgpuOptions) -> Result<wgpu
         ..Default::default()
     }))
     .map_err(|e| none(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgpu::CooperativeScalarType::{F16, F32};
+
+    use super::*;
+
+    fn matrices(size: u32) -> wgpu::CooperativeMatrixProperties {
+        wgpu::CooperativeMatrixProperties {
+            m_size: size,
+            n_size: size,
+            k_size: size,
+            ab_type: F16,
+            cr_type: F32,
+            saturating_accumulation: false,
+        }
+    }
+
+    fn adapter(backend: wgpu::Backend, least: u32, most: u32) -> wgpu::AdapterInfo {
+        let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, backend);
+        info.subgroup_min_size = least;
+        info.subgroup_max_size = most;
+        info
+    }
+
+    #[test]
+    fn subgroups_are_used_where_all_have_32_lanes() {
+        let with = wgpu::Features::SUBGROUP;
+        for (features, least, most, expected) in [
+            (with, 32, 32, true),
+            (wgpu::Features::empty(), 32, 32, false),
+            (with, 8, 8, false),
+            (with, 32, 64, false),
+            (with, 8, 32, false),
+            (with, 64, 64, false),
+        ] {
+            let info = adapter(wgpu::Backend::Vulkan, least, most);
+            assert_eq!(has_32_lanes(features, &info), expected, "{least} to {most}");
+        }
+    }
+
+    #[test]
+    fn cooperative_matrices_are_used_where_they_suit() {
+        use wgpu::Backend::{Metal, Vulkan};
+        let all = wgpu::Features::all();
+        let limits =
+            wgpu::Limits { max_compute_workgroup_storage_size: 32 << 10, ..Default::default() };
+        let choose = |wanted, features, limits: &wgpu::Limits, backend, lanes, offered: &[_]| {
+            choose_unit(wanted, features, limits, &adapter(backend, lanes, lanes), offered)
+        };
+        let offered = |features, backend, lanes, matrices: &[_]| {
+            choose(Cooperative::Offered, features, &limits, backend, lanes, matrices)
+        };
+        let both = [matrices(8), matrices(16)];
+        assert_eq!(offered(all, Vulkan, 32, &both), Some(MatrixUnit::Sixteen));
+        assert_eq!(offered(all, Metal, 32, &both[..1]), Some(MatrixUnit::Eight));
+        assert_eq!(offered(all, Vulkan, 32, &both[..1]), None);
+        assert_eq!(offered(all, Vulkan, 64, &both), None);
+        assert_eq!(offered(all, Vulkan, 32, &[]), None);
+        let missing = [
+            wgpu::Features::SHADER_F16,
+            wgpu::Features::SHADER_I16,
+            wgpu::Features::SUBGROUP,
+            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+        ];
+        for missing in missing {
+            assert_eq!(offered(all - missing, Vulkan, 32, &both), None, "{missing:?}");
+        }
+        let other = |change: fn(&mut wgpu::CooperativeMatrixProperties)| {
+            let mut other = matrices(16);
+            change(&mut other);
+            offered(all, Vulkan, 32, &[other])
+        };
+        assert_eq!(other(|_| ()), Some(MatrixUnit::Sixteen));
+        assert_eq!(other(|m| m.n_size = 8), None);
+        assert_eq!(other(|m| m.cr_type = F16), None);
+        assert_eq!(other(|m| m.ab_type = F32), None);
+        assert_eq!(other(|m| m.saturating_accumulation = true), None);
+
+        let small = wgpu::Limits::default();
+        assert_eq!(small.max_compute_workgroup_storage_size, 16 << 10);
+        assert_eq!(choose(Cooperative::Offered, all, &small, Vulkan, 32, &both), None);
+        assert_eq!(choose(Cooperative::Off, all, &limits, Vulkan, 32, &both), None);
+        assert_eq!(
+            choose(Cooperative::Emulated, all, &limits, Vulkan, 8, &[]),
+            Some(MatrixUnit::Emulated)
+        );
+        let none = wgpu::Features::empty();
+        assert_eq!(choose(Cooperative::Emulated, none, &limits, Vulkan, 8, &[]), None);
+    }
 }

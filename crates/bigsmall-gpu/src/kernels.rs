@@ -13,6 +13,10 @@ pub(crate) enum Kernel {
     Matvec { form: Resident, columns: u32 },
     /// Tiles of 16, 32 or 64 columns.
     Gemm { form: Resident, columns: u32 },
+    /// Tiles of 64 columns, by cooperative matrices.
+    Cooperative { form: Resident, unit: MatrixUnit },
+    /// Columns of x as sums of two columns of f16, for [`Kernel::Cooperative`].
+    SplitX,
     /// To bf16, row-major.
     DecodeRows { form: Resident },
     /// To the plain resident form.
@@ -21,8 +25,8 @@ pub(crate) enum Kernel {
     Gather { form: Resident },
     /// Copies x to columns of whole vec4s.
     PadX,
-    /// ANS to bf16.
-    Rans,
+    /// ANS to bf16; with subgroups of 32 lanes, or without.
+    Rans { subgroups: bool },
     /// Exceptions, after [`Kernel::Rans`].
     RansPatch,
     /// bf16, row-major, to the plain resident form.
@@ -41,6 +45,23 @@ pub(crate) enum Kernel {
     Argmax,
 }
 
+/// The cooperative matrices that [`Kernel::Cooperative`] is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MatrixUnit {
+    /// 8 x 8.
+    Eight,
+    /// 16 x 16.
+    Sixteen,
+    /// 16 x 16 by ordinary arithmetic.
+    Emulated,
+}
+
+impl MatrixUnit {
+    #[cfg(test)]
+    pub(crate) const ALL: [MatrixUnit; 3] =
+        [MatrixUnit::Eight, MatrixUnit::Sixteen, MatrixUnit::Emulated];
+}
+
 /// Columns that the matrix-vector kernels exist for.
 pub(crate) const MATVEC_COLUMNS: [u32; 4] = [1, 2, 4, 8];
 /// Columns of the tiles that exist.
@@ -50,18 +71,21 @@ const PARAMS: &str = include_str!("shaders/params.wgsl");
 const PLAIN: &str = include_str!("shaders/weights_plain.wgsl");
 const DENSE: &str = include_str!("shaders/dense.wgsl");
 const DENSE3: &str = include_str!("shaders/weights_dense3.wgsl");
+const HALF: &str = include_str!("shaders/half.wgsl");
 const DENSE4: &str = include_str!("shaders/weights_dense4.wgsl");
 
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
-        let mut all = vec![Kernel::PadX, Kernel::Rans, Kernel::RansPatch, Kernel::PackPlain];
+        let mut all = vec![Kernel::PadX, Kernel::SplitX, Kernel::RansPatch, Kernel::PackPlain];
+        all.extend([false, true].map(|subgroups| Kernel::Rans { subgroups }));
         all.extend([Kernel::RmsNorm, Kernel::Rope, Kernel::Attention]);
         all.extend([Kernel::SiluMul, Kernel::Add, Kernel::Argmax]);
         for form in Resident::ALL {
             all.extend(MATVEC_COLUMNS.map(|columns| Kernel::Matvec { form, columns }));
             all.extend(TILE_COLUMNS.map(|columns| Kernel::Gemm { form, columns }));
+            all.extend(MatrixUnit::ALL.map(|unit| Kernel::Cooperative { form, unit }));
             all.push(Kernel::DecodeRows { form });
             all.push(Kernel::Gather { form });
             if form != Resident::Plain {
@@ -75,11 +99,13 @@ impl Kernel {
         match self {
             Kernel::Matvec { .. } => "matvec",
             Kernel::Gemm { .. } => "gemm",
+            Kernel::Cooperative { .. } => "cooperative",
+            Kernel::SplitX => "split_x",
             Kernel::DecodeRows { .. } => "decode_rows",
             Kernel::DecodePlain { .. } => "decode_plain",
             Kernel::Gather { .. } => "gather",
             Kernel::PadX => "pad_x",
-            Kernel::Rans => "rans",
+            Kernel::Rans { .. } => "rans",
             Kernel::RansPatch => "rans_patch",
             Kernel::PackPlain => "pack_plain",
             Kernel::RmsNorm => "rms_norm",
@@ -96,12 +122,19 @@ impl Kernel {
         let form = match self {
             Kernel::Matvec { form, .. }
             | Kernel::Gemm { form, .. }
+            | Kernel::Cooperative { form, .. }
             | Kernel::DecodeRows { form }
             | Kernel::DecodePlain { form }
             | Kernel::Gather { form } => Some(form),
-            Kernel::PadX | Kernel::PackPlain => None,
+            Kernel::PadX | Kernel::SplitX | Kernel::PackPlain => None,
             // These have parameters of their own.
-            Kernel::Rans => return include_str!("shaders/rans.wgsl").into(),
+            Kernel::Rans { subgroups } => {
+                let share = match subgroups {
+                    true => include_str!("shaders/rans_subgroup.wgsl"),
+                    false => include_str!("shaders/rans_memory.wgsl"),
+                };
+                return [include_str!("shaders/rans.wgsl"), share].concat();
+            }
             Kernel::RansPatch => return include_str!("shaders/rans_patch.wgsl").into(),
             Kernel::RmsNorm => return between(include_str!("shaders/rms_norm.wgsl")),
             Kernel::Rope => return between(include_str!("shaders/rope.wgsl")),
@@ -110,7 +143,16 @@ impl Kernel {
             Kernel::Add => return between(include_str!("shaders/add.wgsl")),
             Kernel::Argmax => return between(include_str!("shaders/argmax.wgsl")),
         };
-        let mut parts = vec![PARAMS];
+        let mut parts = Vec::new();
+        if let Kernel::Cooperative { unit, .. } = self {
+            // First, since it begins with directives.
+            parts.push(match unit {
+                MatrixUnit::Eight => include_str!("shaders/matrix_8.wgsl"),
+                MatrixUnit::Sixteen => include_str!("shaders/matrix_16.wgsl"),
+                MatrixUnit::Emulated => include_str!("shaders/matrix_emulated.wgsl"),
+            });
+        }
+        parts.push(PARAMS);
         match form {
             None => {}
             Some(Resident::Plain) => parts.push(PLAIN),
@@ -135,6 +177,10 @@ impl Kernel {
                 });
                 parts.push(include_str!("shaders/gemm.wgsl"));
             }
+            Kernel::Cooperative { .. } => {
+                parts.extend([HALF, include_str!("shaders/cooperative.wgsl")]);
+            }
+            Kernel::SplitX => parts.extend([HALF, include_str!("shaders/split_x.wgsl")]),
             Kernel::DecodeRows { .. } => parts.push(include_str!("shaders/decode_rows.wgsl")),
             Kernel::DecodePlain { .. } => parts.push(include_str!("shaders/decode_plain.wgsl")),
             Kernel::Gather { .. } => parts.push(include_str!("shaders/gather.wgsl")),
@@ -183,24 +229,40 @@ impl Pipelines {
 mod tests {
     use super::*;
 
+    /// What a kernel asks of a device beyond WebGPU's core.
+    fn capabilities(kernel: Kernel) -> naga::valid::Capabilities {
+        use naga::valid::Capabilities as C;
+        match kernel {
+            Kernel::Rans { subgroups: true } => C::SUBGROUP,
+            Kernel::Cooperative { unit: MatrixUnit::Emulated, .. } => {
+                C::SHADER_FLOAT16 | C::SHADER_INT16
+            }
+            Kernel::Cooperative { .. } => {
+                C::SHADER_FLOAT16 | C::SHADER_INT16 | C::SUBGROUP | C::COOPERATIVE_MATRIX
+            }
+            _ => C::empty(),
+        }
+    }
+
     fn parse(kernel: Kernel) -> (naga::Module, naga::valid::ModuleInfo) {
         let source = kernel.source();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{kernel:?}: {}", e.emit_to_string(&source)));
-        // No capability beyond WebGPU's core.
-        let info = naga::valid::Validator::new(
-            naga::valid::ValidationFlags::all(),
-            naga::valid::Capabilities::empty(),
-        )
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{kernel:?}: {}", e.emit_to_string(&source)));
+        let info =
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities(kernel))
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{kernel:?}: {}", e.emit_to_string(&source)));
         (module, info)
     }
 
+    /// Metal's matrices are 8 x 8; naga does not mind others.
     #[test]
-    fn every_kernel_translates_to_metal() {
+    fn every_kernel_but_matrices_of_16_translates_to_metal() {
         for kernel in Kernel::all() {
             let (module, info) = parse(kernel);
+            if matches!(kernel, Kernel::Cooperative { unit: MatrixUnit::Sixteen, .. }) {
+                continue;
+            }
             let options = naga::back::msl::Options {
                 lang_version: (2, 4),
                 fake_missing_bindings: true,
@@ -210,15 +272,38 @@ mod tests {
             let (text, _) =
                 naga::back::msl::write_string(&module, &info, &options, &pipeline).unwrap();
             assert!(text.contains(&format!("kernel void {}", kernel.entry())), "{kernel:?}");
+            let eight = matches!(kernel, Kernel::Cooperative { unit: MatrixUnit::Eight, .. });
+            assert_eq!(text.contains("simdgroup_multiply_accumulate"), eight, "{kernel:?}");
         }
     }
 
     #[test]
-    fn every_kernel_translates_to_hlsl() {
+    fn every_kernel_translates_to_vulkan() {
         for kernel in Kernel::all() {
             let (module, info) = parse(kernel);
+            let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+            let words = naga::back::spv::write_vec(&module, &info, &options, None)
+                .unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
+            let uses = |extension: &str| {
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                bytes.windows(extension.len()).any(|w| w == extension.as_bytes())
+            };
+            let cooperative =
+                capabilities(kernel).contains(naga::valid::Capabilities::COOPERATIVE_MATRIX);
+            assert_eq!(uses("SPV_KHR_cooperative_matrix"), cooperative, "{kernel:?}");
+        }
+    }
+
+    /// DX12 has no cooperative matrices, neither in naga nor in wgpu: there the other kernels serve.
+    #[test]
+    fn every_kernel_but_cooperative_matrices_translates_to_hlsl() {
+        for kernel in Kernel::all() {
+            let (module, info) = parse(kernel);
+            if capabilities(kernel).contains(naga::valid::Capabilities::COOPERATIVE_MATRIX) {
+                continue;
+            }
             let options = naga::back::hlsl::Options {
-                shader_model: naga::back::hlsl::ShaderModel::V6_0,
+                shader_model: naga::back::hlsl::ShaderModel::V6_2,
                 fake_missing_bindings: true,
                 ..Default::default()
             };

@@ -148,6 +148,40 @@ pub(crate) fn escapes_outside(counts: &Histogram, base: u8, width: u32) -> u64 {
     counts.iter().sum::<u64>() - counts[inside].iter().sum::<u64>()
 }
 
+/// The exponents of nonzero weights, as their bf16 fields: from `least` to `most`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Binades {
+    least: u16,
+    most: u16,
+}
+
+impl Binades {
+    /// Of no weights.
+    pub(crate) const NONE: Binades = Binades { least: u16::MAX, most: 0 };
+
+    /// With those of `weights`.
+    pub(crate) fn and(self, weights: &[u16]) -> Self {
+        weights.iter().fold(self, |Binades { least, most }, w| {
+            let magnitude = w & 0x7fff;
+            // Zero, which is exact in any form, wraps to the top.
+            let nonzero = magnitude.wrapping_sub(1);
+            Binades { least: least.min(nonzero), most: most.max(magnitude) }
+        })
+    }
+
+    /// What turns exponents of bf16 into exponents of f16, so that every weight times a power of two is exact there. f16 has 30
+    /// binades of 11 bits and, below them, one each of 10, 9 and 8 bits, which is what a bf16 has. `None` where they do not
+    /// suffice, and for denormals, infinities and NaN.
+    pub(crate) fn half_offset(self) -> Option<i32> {
+        if self.most == 0 {
+            return Some(0);
+        }
+        let (least, most) = (i32::from((self.least + 1) >> 7), i32::from(self.most >> 7));
+        // The power of two itself must be a normal f32.
+        (least >= 1 && (16..255).contains(&most) && most - least < 33).then_some(30 - most)
+    }
+}
+
 /// Writes rows in the plain form; padding is zero.
 pub(crate) fn pack_plain(weights: &[u16], shape: &RowShape, out: &mut [u32]) {
     out.fill(0);

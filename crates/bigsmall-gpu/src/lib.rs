@@ -42,7 +42,7 @@ pub use cpu::{Cpu, CpuWeights};
 #[cfg(feature = "wgpu")]
 pub use decode::{AnsTensor, PreparedAns};
 #[cfg(feature = "wgpu")]
-pub use device::WgpuOptions;
+pub use device::{Cooperative, WgpuOptions};
 #[cfg(feature = "wgpu")]
 pub use layout::Resident;
 #[cfg(feature = "wgpu")]

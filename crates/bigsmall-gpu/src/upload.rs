@@ -7,7 +7,7 @@ use bigsmall_format::{
 
 use crate::device::Device;
 use crate::layout::{
-    Dense, Histogram, Resident, RowShape, choose_window, count_exponents, escapes_outside,
+    Binades, Dense, Histogram, Resident, RowShape, choose_window, count_exponents, escapes_outside,
     pack_dense, pack_plain,
 };
 use crate::matrix_shape;
@@ -24,6 +24,8 @@ pub(crate) struct Matrix {
     pub(crate) form: Resident,
     /// First exponent of the window.
     pub(crate) base: u8,
+    /// From exponents of bf16 to exponents of f16, where cooperative matrices can multiply this one.
+    pub(crate) half_offset: Option<i32>,
     pub(crate) shards: Vec<Shard>,
 }
 
@@ -61,7 +63,7 @@ pub(crate) fn upload(
     let shape = RowShape::new(cols);
     if rows == 0 || cols == 0 {
         let form = form.unwrap_or(Resident::Plain);
-        return Ok(Matrix { rows, shape, form, base: 0, shards: Vec::new() });
+        return Ok(Matrix { rows, shape, form, base: 0, half_offset: None, shards: Vec::new() });
     }
     let shard_rows = shard_rows(device, &shape)?;
     let piece_rows = (PIECE_BYTES / (2 * cols)).clamp(1, shard_rows);
@@ -70,12 +72,17 @@ pub(crate) fn upload(
         Source { tensor, decoder: &*decoder, cols, bytes: Vec::new(), weights: Vec::new() };
 
     let mut counts: Vec<Histogram> = Vec::new();
-    if form != Some(Resident::Plain) {
+    let mut binades = Binades::NONE;
+    let halves = device.matrix_unit.is_some();
+    if form != Some(Resident::Plain) || halves {
         for first in (0..rows).step_by(piece_rows) {
             let weights = source.rows(first, piece_rows.min(rows - first))?;
             let mut piece = [0; 256];
             count_exponents(weights, &mut piece);
             counts.push(piece);
+            if halves {
+                binades = binades.and(weights);
+            }
         }
     }
     let (form, base) = match form {
@@ -147,7 +154,8 @@ pub(crate) fn upload(
         shards.push(Shard { first_row, rows: n_rows, buffers });
     }
     writer.flush()?;
-    Ok(Matrix { rows, shape, form, base, shards })
+    let half_offset = if halves { binades.half_offset() } else { None };
+    Ok(Matrix { rows, shape, form, base, half_offset, shards })
 }
 
 /// Rows that one shard may have.

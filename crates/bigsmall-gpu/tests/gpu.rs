@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{Class, EncodedTensor, Rule};
 use bigsmall_gpu::{
-    Heads, MatmulBackend, PreparedAns, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
+    Cooperative, Heads, MatmulBackend, PreparedAns, Resident, Variant, Wgpu, WgpuOptions,
+    WgpuWeights, wgpu,
 };
 use bigsmall_tbe::{Tbe, Width};
 use common::layer_twin;
@@ -74,6 +75,11 @@ const TESTS: &[(&str, fn())] = &[
     ("no_adapter_is_an_error", no_adapter_is_an_error),
     ("no_memory_is_an_error", no_memory_is_an_error),
     ("unguarded_loops_change_nothing", unguarded_loops_change_nothing),
+    ("cooperative_products_equal_the_twin", cooperative_products_equal_the_twin),
+    (
+        "cooperative_matrices_are_left_where_they_do_not_suit",
+        cooperative_matrices_are_left_where_they_do_not_suit,
+    ),
 ];
 
 fn gpu() -> &'static Wgpu {
@@ -871,4 +877,91 @@ fn unguarded_loops_change_nothing() {
         let x = model_x(batch * cols, 39);
         assert_eq!(bits(&matmul(gpu(), &a, &x, batch)), bits(&matmul(&fast, &b, &x, batch)));
     }
+}
+
+fn with_cooperative(cooperative: Cooperative, limits: Option<wgpu::Limits>) -> Wgpu {
+    let mut options = WgpuOptions::default();
+    options.cooperative = cooperative;
+    options.limits = limits;
+    Wgpu::headless_with(&options).unwrap()
+}
+
+/// All that surrounds cooperative matrices, with the matrices themselves emulated.
+fn cooperative_products_equal_the_twin() {
+    let gpu = with_cooperative(Cooperative::Emulated, None);
+    assert!(gpu.cooperative(), "this device has no values of 16 bits");
+    let mut possible = [true; 2];
+    for (rows, cols) in [(1, 1), (65, 9), (33, 127), (9, 1025), (2, 2816), (3, 16 * 1024 + 3)] {
+        let weights = model_weights(rows, cols, 90);
+        let offset = layout::Binades::NONE.and(&weights).half_offset().unwrap();
+        let tensor = encoded(&weights, rows, cols);
+        for (form, batch) in Resident::ALL.into_iter().zip([33, 70, 64]) {
+            // What is emulated is slow.
+            if cols > 10_000 && form != Resident::Dense4 {
+                continue;
+            }
+            let loaded = gpu.upload_as(&tensor, form).unwrap();
+            let mut x = model_x(batch * cols, 91);
+            // Columns of very different sizes, and one of zeros.
+            for (column, x) in x.chunks_mut(cols).enumerate() {
+                let factor = [1.0, 1e-30, 1e20, 0.0][column % 4];
+                x.iter_mut().for_each(|x| *x *= factor);
+            }
+            let y = matmul(&gpu, &loaded, &x, batch);
+            let fmas: [fn(f32, f32, f32) -> f32; 2] = [fused, unfused];
+            for (possible, fma) in possible.iter_mut().zip(fmas) {
+                let twin = Twin::new(&weights, rows, cols, twin_form(form), fma);
+                let column = |x| bits(&twin.cooperative(x, offset));
+                *possible =
+                    *possible && bits(&y) == x.chunks(cols).flat_map(column).collect::<Vec<_>>();
+            }
+            assert!(possible != [false; 2], "{rows}x{cols} batch {batch} {form:?}");
+            assert!(largest_error(&weights, cols, &x, &y) <= cooperative_bound(cols));
+        }
+    }
+    // Compressed and plain, fused and decoded first.
+    let (rows, cols, batch) = (40, 1100, 40);
+    let tensor = encoded(&model_weights(rows, cols, 92), rows, cols);
+    let (x, y) = (buffer(&gpu, &model_x(batch * cols, 93)), gpu.new_buffer(batch * rows).unwrap());
+    let mut expected = None;
+    for form in Resident::ALL {
+        let loaded = gpu.upload_as(&tensor, form).unwrap();
+        for variant in [Variant::Fused, Variant::DecodeFirst] {
+            gpu.submit(|e| gpu.matmul_by_into(e, &loaded, &x, batch, &y, variant)).unwrap();
+            let found = bits(&read(&gpu, &y, batch * rows));
+            assert_eq!(&found, expected.get_or_insert(found.clone()), "{form:?} {variant:?}");
+        }
+    }
+}
+
+/// Weights that f16 does not hold, small batches, x that is too large for a buffer in f16, and a device without: the usual kernels.
+fn cooperative_matrices_are_left_where_they_do_not_suit() {
+    let own = with_cooperative(Cooperative::Emulated, None);
+    assert!(own.cooperative() && !gpu().cooperative());
+    let (rows, cols) = (40, 600);
+    let narrow = model_weights(rows, cols, 94);
+    let mut wide = narrow.clone();
+    wide[77] = bf16(1e-20);
+    let x = model_x(40 * cols, 95);
+    let same = |gpu_b: &Wgpu, weights: &[u16], batch: usize| {
+        let tensor = encoded(weights, rows, cols);
+        let (a, b) = (gpu().upload(&tensor).unwrap(), gpu_b.upload(&tensor).unwrap());
+        let x = &x[..batch * cols];
+        bits(&matmul(gpu(), &a, x, batch)) == bits(&matmul(gpu_b, &b, x, batch))
+    };
+    assert!(!same(&own, &narrow, 33));
+    assert!(same(&own, &narrow, 32));
+    assert!(same(&own, &wide, 33));
+    // 64 columns of 640 values in f16, twice.
+    let limit = |bytes: u64| {
+        let mut limits = gpu().device().limits();
+        limits.max_storage_buffer_binding_size = bytes;
+        with_cooperative(Cooperative::Emulated, Some(limits))
+    };
+    assert!(!same(&limit(64 * 640 * 4), &narrow, 33));
+    assert!(same(&limit(64 * 640 * 4 - 4), &narrow, 33));
+    // This one may have them, or not.
+    let offered = with_cooperative(Cooperative::Offered, None);
+    eprintln!("cooperative matrices on this device: {}", offered.cooperative());
+    assert_eq!(same(&offered, &narrow, 33), !offered.cooperative());
 }

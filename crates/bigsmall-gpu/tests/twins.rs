@@ -13,9 +13,9 @@ mod rans_twin;
 
 use bigsmall_codec::{Ans, Level};
 use common::layer_twin;
-use common::twin::{Twin, fused, unfused};
+use common::twin::{Twin, fused, half_of, split_x, unfused, value_of, weight_as_half};
 use common::*;
-use layout::Resident;
+use layout::{Binades, Resident};
 use rans_twin::RansTwin;
 
 /// Shapes around every boundary: vec4, step, block, segment.
@@ -106,6 +106,98 @@ fn sums_keep_within_the_bound() {
     for cols in [4096, 28672, 49152] {
         assert!(Twin::chains(cols, 1).0 <= 64 && Twin::chains(cols, 64).0 <= 64);
     }
+}
+
+/// Every window of 33 binades, and what lies beside it.
+#[test]
+fn weights_within_33_binades_are_exact_in_f16() {
+    for most in 16..255u16 {
+        let least = most.saturating_sub(32).max(1);
+        let window = least << 7..(most + 1) << 7;
+        let weights: Vec<u16> =
+            window.clone().flat_map(|w| [w, w | 0x8000]).chain([0, 0x8000]).collect();
+        let offset = Binades::NONE.and(&weights).half_offset().unwrap();
+        assert_eq!(offset, 30 - i32::from(most));
+        // The power of two, in the steps that f64 has room for.
+        let scale = 2f64.powi(offset + 112);
+        for &w in &weights {
+            let half = weight_as_half(u32::from(w), offset);
+            let exact = half::bf16::from_bits(w).to_f64() * scale;
+            assert_eq!(half::f16::from_bits(half as u16).to_f64().to_bits(), exact.to_bits());
+        }
+        for beside in [window.start - 1, window.end] {
+            let wider = Binades::NONE.and(&weights).and(&[beside]).half_offset();
+            let fits = most < 254 && least == 1 && beside == window.end && most <= 32;
+            assert_eq!(wider.is_some(), fits, "{most} and {beside:#x}");
+        }
+    }
+    assert_eq!(Binades::NONE.half_offset(), Some(0));
+    assert_eq!(Binades::NONE.and(&[0, 0x8000]).half_offset(), Some(0));
+    for never in [0x0001, 0x7f80, 0x7fc0, 15 << 7] {
+        assert_eq!(Binades::NONE.and(&[never]).half_offset(), None, "{never:#x}");
+    }
+}
+
+#[test]
+fn halves_are_the_nearest_and_two_of_them_hold_x() {
+    for bits in 0..=u16::MAX {
+        let half = half::f16::from_bits(bits);
+        if half.is_finite() {
+            assert_eq!(value_of(u32::from(bits)).to_bits(), half.to_f32().to_bits());
+            assert_eq!(half_of(half.to_f32()), u32::from(bits));
+        }
+    }
+    let mut random = Random(80);
+    for _ in 0..100_000 {
+        let v = (2f64.powi((random.next() % 45) as i32 - 30) * (1.0 + random.unit())) as f32;
+        let far = |half: u32| (f64::from(value_of(half)) - f64::from(v)).abs();
+        let nearest = half::f16::from_f32(v).to_bits();
+        assert_eq!(far(half_of(v)), far(u32::from(nearest)), "{v}");
+    }
+    for factor in [1e-38, 1e-30, 1.0, 1e30, 1e38] {
+        let x: Vec<f32> = model_x(1000, 81).iter().map(|x| x * factor).collect();
+        let largest = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+        let (halves, scale) = split_x(&x);
+        for (x, [high, low]) in x.iter().zip(halves) {
+            let sum = f64::from(value_of(high)) + f64::from(value_of(low));
+            let error = (sum * f64::from(scale) - f64::from(*x)).abs();
+            let most = f64::from(x.abs()).max(f64::from(largest) * 2f64.powi(-18)) * 2f64.powi(-22);
+            assert!(error <= most, "{x} of {largest}: {error}");
+        }
+    }
+    assert_eq!(split_x(&[0.0, 0.0]).0, [[0, 0]; 2]);
+}
+
+#[test]
+fn cooperative_matrices_keep_the_contract() {
+    for cols in [1, 100, 1030, 4096, 28672] {
+        let rows = 3;
+        let inputs = [
+            ("random", model_weights(rows, cols, 82), model_x(cols, 83)),
+            ("constant", vec![bf16(0.1); rows * cols], vec![0.3; cols]),
+            (
+                "all positive",
+                model_weights(rows, cols, 84).iter().map(|w| w & 0x7fff).collect(),
+                model_x(cols, 85).iter().map(|x| x.abs()).collect(),
+            ),
+        ];
+        for (what, weights, x) in inputs {
+            let offset = Binades::NONE.and(&weights).half_offset().unwrap();
+            for fma in [fused, unfused] {
+                let twin =
+                    |form| Twin::new(&weights, rows, cols, form, fma).cooperative(&x, offset);
+                let y = twin(Resident::Plain);
+                assert_eq!(bits(&twin(Resident::Dense3)), bits(&y));
+                assert_eq!(bits(&twin(Resident::Dense4)), bits(&y));
+                let error = largest_error(&weights, cols, &x, &y);
+                assert!(error <= cooperative_bound(cols), "{what} {cols}: {error}");
+                if what == "random" {
+                    assert!(error <= 16.0, "{cols}: {error}");
+                }
+            }
+        }
+    }
+    assert!(cooperative_bound(28672) <= 64.0 + 2.0 + 4.0);
 }
 
 #[test]

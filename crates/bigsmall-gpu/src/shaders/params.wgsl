@@ -17,6 +17,7 @@ struct Params {
   x_stride: u32,   // vec4s from one column of x to the next
   start: u32,      // first row or column that this dispatch treats
   count: u32,      // how many of them
+  half_offset: i32,  // from an exponent of bf16 to one of f16, where the matrix allows
 }
 @group(0) @binding(0) var<uniform> p: Params;
 

@@ -1,6 +1,6 @@
 // Decodes a bf16 tensor in ANS form (FORMAT.md section 7): a workgroup of 32 lanes for each block. The lanes share a stream of
-// 16-bit words, taken in lane order; who needs one is found by an atomic or in workgroup memory, so that no subgroup of 32 is
-// needed. `rans_patch` runs after it.
+// 16-bit words, taken in lane order: who needs one they tell each other row by row with `share`, which comes from
+// `rans_memory.wgsl` or `rans_subgroup.wgsl`, as does the entry point. `rans_patch` runs after it.
 struct Ans {
   n_blocks: u32,
   m: u32,            // mantissa bits in the coded field
@@ -22,11 +22,13 @@ struct Ans {
 // For each block 0, or what was wrong: 1 the words, 2 an end state.
 @group(0) @binding(5) var<storage, read_write> verdicts: array<u32>;
 
-// Four masks in turn: one is set, one is read, and one is cleared for later.
-var<workgroup> wanting: array<atomic<u32>, 4>;
+// What the lanes tell each other of one row.
+struct Row {
+  who: u32,   // a bit for each lane that needs a word
+  pair: u32,  // for lanes below 16: the units of columns 2 * lane and 2 * lane + 1
+}
+
 var<workgroup> wrong_lanes: atomic<u32>;
-// The units of two rows, so that a row is written while the next is decoded.
-var<workgroup> units: array<u32, 64>;
 // The fields of the last two groups, whose residual is complete only when the states have ended.
 var<workgroup> fields: array<u32, 512>;
 var<workgroup> carried: array<u32, 32>;
@@ -64,11 +66,9 @@ fn unit_of(field: u32, r: u32) -> u32 {
 // The column that a lane codes: even ones first.
 fn column_of(lane: u32) -> u32 { return select(2u * lane - 31u, 2u * lane, lane < 16u); }
 
-@compute @workgroup_size(32)
-fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+fn decode_block(index: u32, lane: u32) {
   // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is there already.
-  let block = min(workgroup.y * grid.x + workgroup.x, ans.n_blocks - 1u);
+  let block = min(index, ans.n_blocks - 1u);
   let at = block * (40u + ans.block_units / 1024u);
   let kind = blocks[at];
   let n_groups = blocks[at + 1u];
@@ -83,7 +83,6 @@ fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
       decoded[out + i] = select(place | (place << 16u), payload[(place >> 2u) + i], kind == 0u);
     }
   }
-  if (lane < 4u) { atomicStore(&wanting[lane], 0u); }
   if (lane == 0u) { atomicStore(&wrong_lanes, 0u); }
   workgroupBarrier();
 
@@ -105,27 +104,22 @@ fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let symbol = entry >> 16u;
     let field = select(ans.base + symbol, ans.first, symbol == 0u);
     let needs = x < 65536u;
-    if (needs) { atomicOr(&wanting[i & 3u], 1u << lane); }
+    var unit = 0u;
     if (group < held_from) {
-      units[(i & 1u) * 32u + column] = unit_of(field, residual(group, i & 7u, column, place, stored));
+      unit = unit_of(field, residual(group, i & 7u, column, place, stored));
     } else {
       fields[(i - held_from * 8u) * 32u + column] = field;
     }
-    workgroupBarrier();
-    let who = atomicLoad(&wanting[i & 3u]);
-    if (lane == 0u) { atomicStore(&wanting[(i + 2u) & 3u], 0u); }
+    let row = share(i, lane, needs, unit);
     if (needs) {
-      let w = position + countOneBits(who & ((1u << lane) - 1u));
+      let w = position + countOneBits(row.who & ((1u << lane) - 1u));
       if (w < n_words) {
         let word = words_at + w;
         x = (x << 16u) | ((payload[word >> 1u] >> ((word & 1u) * 16u)) & 0xffffu);
       }
     }
-    position += countOneBits(who);
-    if (group < held_from && lane < 16u) {
-      let half = (i & 1u) * 32u + lane * 2u;
-      decoded[out + i * 16u + lane] = units[half] | (units[half + 1u] << 16u);
-    }
+    position += countOneBits(row.who);
+    if (group < held_from && lane < 16u) { decoded[out + i * 16u + lane] = row.pair; }
   }
 
   // What the lanes carried, and whether they ended as an encoder begins.

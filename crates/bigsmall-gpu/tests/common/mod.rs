@@ -102,6 +102,13 @@ pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 
     largest
 }
 
+/// The same for cooperative matrices, emulated: chains of 16, 16 of them a step, 16 steps a part, and the parts; 4 since x is cut
+/// off at 2^-22.
+pub fn cooperative_bound(cols: usize) -> f64 {
+    let blocks = cols.div_ceil(1024);
+    (16 + 16 + 16 + blocks.div_ceil(2) + 2 + 4) as f64
+}
+
 /// The contract's bound in the same units.
 pub fn bound(cols: usize, batch: usize) -> f64 {
     let (n, partial_sums) = twin::Twin::chains(cols, batch);

@@ -352,6 +352,51 @@ impl Twin {
         (0..self.rows).map(row).collect()
     }
 
+    /// One column of `cooperative`, with emulated matrices, for a matrix whose exponents allow it.
+    pub fn cooperative(&self, x: &[f32], half_offset: i32) -> Vec<f32> {
+        let (halves, x_scale) = split_x(x);
+        let scale = f32::from_bits(((15 - half_offset) as u32) << 23);
+        let blocks = self.shape.blocks + usize::from(self.shape.tail != 0);
+        let row = |row: usize| {
+            let (mut total, mut part) = (0.0, 0.0);
+            let mut cursors = [0; 32];
+            for block in 0..blocks {
+                if block % SEGMENT_BLOCKS == 0 {
+                    let segment = block / SEGMENT_BLOCKS;
+                    cursors = std::array::from_fn(|lane| self.open_segment(row, segment, lane));
+                }
+                let steps = if block < self.shape.blocks { 8 } else { self.shape.tail };
+                for step in 0..steps {
+                    let mut tile = [0; 128];
+                    for (lane, four) in tile.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                        let [x, y] = self.load_step(row, block, step, lane, &mut cursors[lane]);
+                        *four = [x & 0xffff, y & 0xffff, x >> 16, y >> 16]
+                            .map(|w| weight_as_half(w, half_offset));
+                    }
+                    let mut sum = 0.0;
+                    let mut x = halves.iter().skip(block * 1024 + step * 128);
+                    for run in tile.as_chunks::<16>().0 {
+                        let (mut high, mut low) = (0.0, 0.0);
+                        for w in run.map(value_of) {
+                            let [h, l] = x.next().copied().unwrap_or_default();
+                            high = (self.fma)(w, value_of(h), high);
+                            low = (self.fma)(w, value_of(l), low);
+                        }
+                        sum += high;
+                        sum += low;
+                    }
+                    part += sum;
+                }
+                if block % 2 == 1 || block + 1 == blocks {
+                    total += part;
+                    part = 0.0;
+                }
+            }
+            total * scale * x_scale
+        };
+        (0..self.rows).map(row).collect()
+    }
+
     /// The longest chain of dependent additions, and the number of partial sums, of a batch.
     pub fn chains(cols: usize, batch: usize) -> (usize, usize) {
         let shape = RowShape::new(cols);
@@ -363,6 +408,52 @@ impl Twin {
             (16 + 8 + 16 + blocks.div_ceil(2), 1)
         }
     }
+}
+
+/// `half_of` of `half.wgsl`.
+pub fn half_of(v: f32) -> u32 {
+    let magnitude = v.to_bits() & 0x7fff_ffff;
+    let half = if magnitude < 0x3880_0000 {
+        (f32::from_bits(magnitude) * 16_777_216.0 + 0.5) as u32
+    } else {
+        ((magnitude - 0x3800_0000 + 0x1000) >> 13).min(0x7c00)
+    };
+    (v.to_bits() >> 16) & 0x8000 | half
+}
+
+/// `value_of` of `half.wgsl`.
+pub fn value_of(half: u32) -> f32 {
+    let magnitude = half & 0x7fff;
+    let v = if magnitude < 0x400 {
+        magnitude as f32 * 5.960_464_5e-8
+    } else {
+        f32::from_bits((magnitude << 13) + 0x3800_0000)
+    };
+    f32::from_bits(v.to_bits() | (half & 0x8000) << 16)
+}
+
+/// `weight_of` of `cooperative.wgsl`.
+pub fn weight_as_half(w: u32, half_offset: i32) -> u32 {
+    let e = ((w >> 7) & 0xff) as i32 + half_offset;
+    let significand = (w & 0x7f | 0x80) << 3;
+    let half = match e {
+        _ if w & 0x7fff == 0 => 0,
+        ..1 => significand >> (1 - e).clamp(0, 31),
+        1.. => ((e as u32) << 10) + (significand & 0x3ff),
+    };
+    half | w & 0x8000
+}
+
+/// One column of `split_x`: high and low of each value, and the scale.
+pub fn split_x(x: &[f32]) -> (Vec<[u32; 2]>, f32) {
+    let largest = x.iter().map(|x| x.to_bits() & 0x7f80_0000).max().unwrap_or(0);
+    let field = (268 - (largest >> 23)).min(253);
+    let scale = f32::from_bits(field << 23);
+    let split = |x: &f32| {
+        let high = half_of(x * scale);
+        [high, half_of(x * scale - value_of(high))]
+    };
+    (x.iter().map(split).collect(), f32::from_bits((254 - field) << 23))
 }
 
 fn marks3(c: u32) -> u32 {

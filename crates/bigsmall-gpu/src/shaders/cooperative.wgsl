@@ -1,0 +1,103 @@
+// Y = W X by cooperative matrices: a tile of 32 rows and 64 columns for each workgroup of 8 subgroups of 32 lanes. Each step of
+// 128 weights of 32 rows is rebuilt once as f16 in workgroup memory, exactly: the matrix was checked. x comes as two columns of
+// f16 each (`split_x`). `TILE`, `multiply` and the entry point come from `matrix_8.wgsl`, `matrix_16.wgsl` or
+// `matrix_emulated.wgsl`.
+//
+// The order of the sums: what the device makes of a step, 128 products with each part of x; 16 steps (two blocks) a part; parts
+// in order. It depends on the number of columns of the matrix and on the device's matrices alone.
+@group(0) @binding(1) var<storage, read> x: array<f16>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(7) var<storage, read> scales: array<f32>;
+
+// 32 rows of 128 weights and 8 of padding, against bank conflicts.
+const STRIDE: u32 = 136u;
+var<workgroup> tile: array<f16, 4352>;
+// 64 columns of 32 rows. Zeros while no step is multiplied.
+var<workgroup> products: array<f32, 2048>;
+
+// A bf16 pattern as f16. Its exponent is in 33 binades, the last three of them denormal in f16.
+fn weight_of(w: u32) -> f16 {
+  let e = i32((w >> 7u) & 0xffu) + p.half_offset;
+  let significand = ((w & 0x7fu) | 0x80u) << 3u;
+  var half = (u32(max(e, 0)) << 10u) + (significand & 0x3ffu);
+  if (e < 1) { half = significand >> u32(clamp(1 - e, 0, 31)); }
+  if ((w & 0x7fffu) == 0u) { half = 0u; }
+  return bitcast<f16>(u16(half | (w & 0x8000u)));
+}
+
+fn put(row: u32, lane: u32, pair: vec2<u32>) {
+  let at = row * STRIDE + lane * 4u;
+  tile[at] = weight_of(pair.x & 0xffffu);
+  tile[at + 1u] = weight_of(pair.y & 0xffffu);
+  tile[at + 2u] = weight_of(pair.x >> 16u);
+  tile[at + 3u] = weight_of(pair.y >> 16u);
+}
+
+fn multiply_tile(workgroup: vec3<u32>, grid: vec3<u32>, thread: u32, subgroup: u32) {
+  let lane = thread & 31u;
+  let group = thread / 32u;
+  let first = (workgroup.y * grid.x + workgroup.x) * 32u;
+  let last_row = p.rows - 1u;
+  // Rows beyond the last one repeat it and are not stored: all threads must meet at the barriers.
+  let a = min(first + group, last_row);
+  let b = min(first + group + 8u, last_row);
+  let c = min(first + group + 16u, last_row);
+  let d = min(first + group + 24u, last_row);
+  let width = p.blocks * 1024u + p.tail * 128u;
+  let columns = workgroup.z * 64u;
+  // A thread adds the products of 8 neighbouring rows with one column.
+  let mine = thread * 8u;
+  var totals: array<f32, 8>;
+  var parts: array<f32, 8>;
+  for (var i = 0u; i < 8u; i++) { products[mine + i] = 0.0; }
+  var at_a = 0u;
+  var at_b = 0u;
+  var at_c = 0u;
+  var at_d = 0u;
+  let blocks = p.blocks + select(0u, 1u, p.tail != 0u);
+  for (var block = 0u; block < blocks; block++) {
+    if (block % SEGMENT_BLOCKS == 0u) {
+      let segment = block / SEGMENT_BLOCKS;
+      at_a = open_segment(a, segment, lane);
+      at_b = open_segment(b, segment, lane);
+      at_c = open_segment(c, segment, lane);
+      at_d = open_segment(d, segment, lane);
+    }
+    let steps = select(p.tail, 8u, block < p.blocks);
+    for (var step = 0u; step < steps; step++) {
+      put(group, lane, load_step(a, block, step, lane, &at_a));
+      put(group + 8u, lane, load_step(b, block, step, lane, &at_b));
+      put(group + 16u, lane, load_step(c, block, step, lane, &at_c));
+      put(group + 24u, lane, load_step(d, block, step, lane, &at_d));
+      workgroupBarrier();
+      let k = block * 1024u + step * 128u;
+      for (var i = 0u; i < 256u / (TILE * TILE); i++) {
+        let matrix = subgroup + i * 8u;
+        let row = matrix % (32u / TILE) * TILE;
+        let column = matrix / (32u / TILE) * TILE;
+        multiply(row * STRIDE, (columns + column) * width * 2u + k, width, column * 32u + row, lane);
+      }
+      workgroupBarrier();
+      for (var i = 0u; i < 8u; i++) {
+        parts[i] += products[mine + i];
+        products[mine + i] = 0.0;
+      }
+    }
+    if (block % 2u == 1u || block + 1u == blocks) {
+      for (var i = 0u; i < 8u; i++) {
+        totals[i] += parts[i];
+        parts[i] = 0.0;
+      }
+    }
+  }
+  let column = columns + thread / 4u;
+  let row = first + (thread & 3u) * 8u;
+  if (column < p.batch) {
+    let scale = bitcast<f32>(u32(15 - p.half_offset) << 23u);
+    for (var i = 0u; i < 8u; i++) {
+      if (row + i < p.rows) {
+        y[column * p.all_rows + p.first_row + row + i] = totals[i] * scale * scales[column];
+      }
+    }
+  }
+}

@@ -1,0 +1,22 @@
+// Lanes that tell each other through workgroup memory: for subgroups of any size.
+
+// Four masks in turn: one is set, one is read, and one is cleared for later.
+var<workgroup> wanting: array<atomic<u32>, 4>;
+// The units of two rows, so that a row is read while the next is written.
+var<workgroup> units: array<u32, 64>;
+
+fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {
+  if (needs) { atomicOr(&wanting[i & 3u], 1u << lane); }
+  units[(i & 1u) * 32u + column_of(lane)] = unit;
+  workgroupBarrier();
+  if (lane == 0u) { atomicStore(&wanting[(i + 2u) & 3u], 0u); }
+  let pair = (i & 1u) * 32u + (lane & 15u) * 2u;
+  return Row(atomicLoad(&wanting[i & 3u]), units[pair] | (units[pair + 1u] << 16u));
+}
+
+@compute @workgroup_size(32)
+fn rans(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  if (lane < 4u) { atomicStore(&wanting[lane], 0u); }
+  decode_block(workgroup.y * grid.x + workgroup.x, lane);
+}
