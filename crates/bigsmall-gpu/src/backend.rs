@@ -36,6 +36,8 @@ pub struct Wgpu {
     pub(crate) device: Device,
     pipelines: Pipelines,
     tuning: Mutex<Tuning>,
+    /// Where matrices are decoded for a product: kept, since a new buffer is filled with zeros first.
+    decoded: Mutex<Option<wgpu::Buffer>>,
     pub(crate) layer_params: Mutex<HashMap<LayerParams, wgpu::Buffer>>,
 }
 
@@ -158,6 +160,7 @@ impl Wgpu {
             device,
             pipelines: Pipelines::default(),
             tuning: Mutex::default(),
+            decoded: Mutex::default(),
             layer_params: Mutex::default(),
         }
     }
@@ -471,7 +474,11 @@ impl Wgpu {
         let row_words = weights.cols().div_ceil(2) as u64;
         let bytes = 4 * row_words * weights.rows() as u64;
         check_size(dst, bytes)?;
+        let whole = dst.size() <= self.device.limits.max_storage_buffer_binding_size;
         self.device.guarded(|| {
+            if let ([shard], true) = (&weights.matrix.shards[..], whole) {
+                return self.decode_rows(encoder, weights, shard, 0, shard.rows, dst);
+            }
             for shard in &weights.matrix.shards {
                 let (first, n) = (shard.first_row as u64 * row_words * 4, shard.rows);
                 // A binding must begin at a multiple of the device's alignment, which a row need not do: decode to a buffer
@@ -569,7 +576,7 @@ impl Wgpu {
         })
     }
 
-    /// A shard in plain form, in a buffer of its own.
+    /// A shard in plain form, until the next one is decoded.
     fn decode_plain(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -577,7 +584,18 @@ impl Wgpu {
         shard: &Shard,
     ) -> Result<wgpu::Buffer> {
         let matrix = &weights.matrix;
-        let plain = self.device.storage("decoded", shard.rows * matrix.shape.plain_words())?;
+        let words = shard.rows * matrix.shape.plain_words();
+        let plain = {
+            let mut kept = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*kept {
+                Some(buffer) if buffer.size() >= 4 * words as u64 => buffer.clone(),
+                _ => {
+                    // Before there are two.
+                    *kept = None;
+                    kept.insert(self.device.storage("decoded", words)?).clone()
+                }
+            }
+        };
         let params = self.params(weights, shard, 0, 0, 0, 0);
         let grid = fold(groups(shard.rows as u64 * matrix.shape.segments as u64), &self.device)?;
         let kernel = Kernel::DecodePlain { form: matrix.form };

@@ -11,7 +11,8 @@
 //! 4. `|y - y64| <= (n + log2 L + 2) * 2^-24 * sum |w x|` against f64, with chains of `n <= 64` additions and `L` partial sums.
 //!
 //! Not promised: equality between devices, drivers or batch sizes, and NaN or infinity in a product. On Metal, whose compiler
-//! may reorder, the second promise is checked by the self test of the example `gpu_bench` and not given.
+//! may reorder, the second promise is checked by the self test of the example `gpu_bench` and not given; so is the fourth with
+//! [`Cooperative`] matrices, which are off unless asked for, since only the device knows how they round.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -13,7 +13,8 @@ pub enum Variant {
     /// Decode while multiplying.
     #[default]
     Fused,
-    /// Decode the matrix to a plain one first, which lives as long as the product: for large batches.
+    /// Decode the matrix to a plain one first: for large batches. The place for it, as large as the largest that was so
+    /// multiplied, is kept with the device.
     DecodeFirst,
 }
 
