@@ -10,11 +10,12 @@ mod tbe;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use ans::Copying;
 use bigsmall_codec::{Ans, Backend, Level};
 use bigsmall_examples::trials::{Encodings, Seals, decode_all, rewrite};
 use bigsmall_format::{
-    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
-    Result, Rule, Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
+    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, Result, Rule,
+    Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
 };
 use bigsmall_tbe::{Tbe, TbeView, Width};
 
@@ -53,19 +54,6 @@ impl<'a> Input<'a> {
 
     fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         all[usize::from(self.u8()) % all.len()]
-    }
-}
-
-/// A source that lends nothing.
-struct Copying<'a>(&'a [u8]);
-
-impl ReadAt for Copying<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(offset, buf)
     }
 }
 

@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use bigsmall_codec::*;
-use bigsmall_format::{EncodingId, Raw, ReadAt, Shard};
+use bigsmall_format::{EncodingId, Raw, Shard};
 use bigsmall_tbe::Tbe;
 use md5::Md5;
-use oracle::Head;
+use oracle::{Copying, Head};
 use sha2::{Digest, Sha256};
 
 struct Golden {
@@ -48,19 +48,6 @@ fn goldens() -> Vec<Golden> {
     assert_eq!(goldens.len(), shards, "every shard has a sum");
     assert!(shards >= 15, "the golden files are there");
     goldens
-}
-
-/// A source that lends nothing: everything is copied out of it.
-struct Copying<'a>(&'a [u8]);
-
-impl ReadAt for Copying<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(offset, buf)
-    }
 }
 
 fn encoding(id: EncodingId, backend: Backend) -> Box<dyn TensorEncoding> {

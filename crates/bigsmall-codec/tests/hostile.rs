@@ -5,8 +5,8 @@
 mod oracle;
 
 use bigsmall_codec::*;
-use bigsmall_format::{BLOCK_UNITS, BlockDecoder, ReadAt, Shard, ShardWriter};
-use oracle::{Bits, Block, Choices, Head};
+use bigsmall_format::{BLOCK_UNITS, BlockDecoder, Shard, ShardWriter};
+use oracle::{Bits, Block, Choices, Copying, Head};
 
 /// xorshift64.
 struct Random(u64);
@@ -32,19 +32,6 @@ fn backends() -> impl Iterator<Item = Ans> {
 fn spec(dtype: Dtype, n_units: usize) -> TensorSpec {
     let bits = (n_units * dtype.unit_bytes() * 8) as u64;
     TensorSpec::new("h", dtype, &[bits / u64::from(dtype.bits())]).unwrap()
-}
-
-/// A source that lends nothing.
-struct Copying<'a>(&'a [u8]);
-
-impl ReadAt for Copying<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(offset, buf)
-    }
 }
 
 type Outcome = std::result::Result<Vec<u8>, Rule>;

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 
 use bigsmall_format::*;
-use forge::{Forge, Record};
+use forge::{Copying, Forge, Record};
 
 struct Counting;
 
@@ -375,16 +375,6 @@ fn refused_memory_is_an_error() {
         .collect();
     let backwards = format!("{{{}}}", backwards.join(","));
 
-    /// A source that lends nothing.
-    struct Copying<'a>(&'a [u8]);
-    impl ReadAt for Copying<'_> {
-        fn byte_len(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-            self.0.read_exact_at(offset, buf)
-        }
-    }
     let mut dst = vec![0; 1_000_000];
     type Job<'a> = (&'a str, Box<dyn FnMut() -> Result<()> + 'a>);
     let jobs: Vec<Job<'_>> = vec![

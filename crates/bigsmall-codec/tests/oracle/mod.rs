@@ -3,10 +3,23 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
 use bigsmall_codec::{Dtype, EncodedTensor, Rule, TensorSpec};
-use bigsmall_format::EncodingId;
+use bigsmall_format::{EncodingId, ReadAt};
 
 pub const GROUP: usize = 256;
 pub const LANES: usize = 32;
+
+/// A source that lends nothing: everything is copied out of it.
+pub struct Copying<'a>(pub &'a [u8]);
+
+impl ReadAt for Copying<'_> {
+    fn byte_len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> bigsmall_format::Result<()> {
+        self.0.read_exact_at(offset, buf)
+    }
+}
 
 /// A bit string.
 #[derive(Clone, Debug, Default)]
