@@ -535,13 +535,15 @@ pub fn round_trip(data: &[u8]) {
     };
     let (kind, level) = (input.u8(), input.one_of(&[Level::Fast, Level::Default, Level::Small]));
     let (from, to) = (usize::from(input.u16()), usize::from(input.u16()));
+    // Mostly a few groups: one long tensor takes as long as a hundred of them.
+    let n_units = match kind >> 4 {
+        3 => BLOCK_UNITS + 300,
+        2 => usize::from(input.u16()),
+        _ => usize::from(input.u16() % 2048),
+    };
     let mut bytes = match kind & 0x30 {
         0 => input.0.to_vec(),
-        0x30 if kind & 0xc0 == 0 => input.fill((BLOCK_UNITS + 300) * dtype.unit_bytes()),
-        _ => {
-            let n = usize::from(input.u16()) * dtype.unit_bytes();
-            input.fill(n)
-        }
+        _ => input.fill(n_units * dtype.unit_bytes()),
     };
     bytes.truncate(bytes.len() / element * element);
     let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());

@@ -278,6 +278,21 @@ fn every_valid_choice_is_read() {
     assert!(n > 150, "{n}");
 }
 
+/// Blocks are decoded in pieces, and the end states carry what the last groups end in, however the groups fall into pieces.
+#[test]
+fn every_number_of_groups_is_read() {
+    for n_groups in [1, 2, 3, 15, 16, 17, 18, 31, 32, 33, 34, 48, 49, 50] {
+        // Residuals of one bit and of eight: two groups carry all of theirs, or the last a part.
+        for (dtype, m, w) in [(Dtype::F8_E5M2, 2, 6), (Dtype::BF16, 0, 5), (Dtype::F64, 0, 5)] {
+            let kit = kit(dtype, m, w, 2, 256 * n_groups + n_groups % 3, n_groups as u64);
+            let what = format!("{n_groups} groups of {dtype}");
+            let block = kit.block().bytes();
+            let decoded = outcome(&kit.spec(), &kit.head.write(), &block, true, &what);
+            assert!(decoded.unwrap() == kit.units, "{what}");
+        }
+    }
+}
+
 /// A kit of everything: two tables of which one lacks symbols, exceptions on all sides, a tail.
 fn bf16() -> Kit {
     let mut first = vec![0; 32];
@@ -787,10 +802,51 @@ fn blocks() {
             ),
         ],
     );
+    // The greatest parameter, whatever the gaps are.
+    for mut kit in [bf16(), f32()] {
+        kit.choices.q = 15;
+        let block = kit.block().bytes();
+        let found = outcome(&kit.spec(), &kit.head.write(), &block, true, "Rice parameter 15");
+        assert!(found.unwrap() == kit.units);
+    }
     // What a lane does carry may be anything.
     let other = begun_with(&kit, &[(15, (1 << 16) + 0xffff)]);
     let found = outcome(&kit.spec(), &kit.head.write(), &other.bytes(), true, "carried");
     assert!(found.is_ok());
+}
+
+/// What a block lacks that is too short is said in bytes: the least length that gets any further.
+#[test]
+fn a_cut_block_is_told_how_long_it_must_be() {
+    for kit in [bf16(), f32(), e5m2()] {
+        let (spec, head, block) = (kit.spec(), kit.head.write(), kit.block().bytes());
+        let decoder = Ans::default().open(&spec, &head).unwrap();
+        let mut dst = vec![0; spec.byte_len() as usize];
+        let (mut needed, mut steps) = (0, 0);
+        for len in 1..block.len() {
+            let error = decoder.decode_blocks(&[&block[..len]], &mut dst).unwrap_err();
+            if error.rule() != Rule::AnsBlockLength {
+                assert!(len >= needed && error.rule() == Rule::AnsException, "{len}: {error}");
+                continue;
+            }
+            let text = error.to_string();
+            let said = text.split("expected ").nth(1).and_then(|t| t.split(' ').next()).unwrap();
+            let said: usize = said.parse().unwrap();
+            if len < needed {
+                assert_eq!(said, needed, "{len}: {text}");
+            } else {
+                assert!(said > len && said <= block.len(), "{len}: {text}");
+                (needed, steps) = (said, steps + 1);
+            }
+        }
+        assert!(steps >= 6, "{steps} sections");
+    }
+    let kit = bf16();
+    let mut block = kit.block();
+    block.header[4..8].copy_from_slice(&513u32.to_le_bytes());
+    let decoder = Ans::default().open(&kit.spec(), &kit.head.write()).unwrap();
+    let error = decoder.decode_blocks(&[&block.bytes()], &mut vec![0; 1400]).unwrap_err();
+    assert!(error.to_string().contains("at most 512 words in 2 groups, found 513"), "{error}");
 }
 
 #[test]

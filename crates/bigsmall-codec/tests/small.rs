@@ -6,6 +6,9 @@ use bigsmall_codec::*;
 use bigsmall_format::{Raw, Shard, ShardWriter, xxh3};
 use bigsmall_tbe::{Matmul, Tbe, TbeView, Width};
 
+/// An interpreter takes a second for what a processor does in a microsecond or ten: less of everything.
+const INTERPRETED: bool = cfg!(miri);
+
 const DTYPES: [Dtype; 8] = [
     Dtype::BF16,
     Dtype::F16,
@@ -62,11 +65,18 @@ fn encodings() -> Vec<(&'static str, Box<dyn TensorEncoding>)> {
 fn every_bit_comes_back_and_the_bytes_are_the_same_everywhere() {
     let mut all = Vec::new();
     for dtype in DTYPES {
-        let n = if dtype == Dtype::BF16 { 1346 } else { 600 };
+        let n = match dtype {
+            // Two groups and a tail; the other dtypes have no code of their own but their division.
+            Dtype::BF16 | Dtype::F32 | Dtype::F8_E5M2 | Dtype::U8 if INTERPRETED => 520,
+            _ if INTERPRETED => continue,
+            Dtype::BF16 => 1346,
+            _ => 600,
+        };
         let bytes = weights(dtype, n);
         let spec = spec(dtype, &bytes);
         for (name, encoding) in encodings() {
-            if !encoding.supports(dtype) {
+            let too_slow = INTERPRETED && name == "small" && dtype != Dtype::BF16;
+            if !encoding.supports(dtype) || too_slow {
                 continue;
             }
             let tensor = encode_tensor(&*encoding, &spec, &bytes, 1).unwrap();
@@ -89,7 +99,7 @@ fn every_bit_comes_back_and_the_bytes_are_the_same_everywhere() {
 }
 
 /// Of all frames together; changes with the encoder, deliberately.
-const EXPECTED: u64 = 0xcc9c_e6d9_da55_b2aa;
+const EXPECTED: u64 = if INTERPRETED { 0x62d9_32af_1e3d_e3a1 } else { 0xcc9c_e6d9_da55_b2aa };
 
 #[test]
 fn slices() {
@@ -105,8 +115,7 @@ fn slices() {
 /// Each bit and each cut, of which a sample, of a small shard under right and under wrong checksums.
 #[test]
 fn damage_is_an_error_or_other_values() {
-    // An interpreter takes a second for what a processor does in a microsecond or ten.
-    let step = if cfg!(miri) { 97 } else { 7 };
+    let step = if INTERPRETED { 197 } else { 7 };
     let bytes = weights(Dtype::BF16, 300);
     let spec = spec(Dtype::BF16, &bytes);
     for (name, encoding) in encodings() {
