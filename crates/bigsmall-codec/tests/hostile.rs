@@ -293,6 +293,25 @@ fn every_number_of_groups_is_read() {
     }
 }
 
+/// Backends take two blocks at once where they are of one length.
+#[test]
+fn a_full_block_and_a_short_one() {
+    let mut random = Random(3);
+    for n_units in [BLOCK_UNITS + 1000, 2 * BLOCK_UNITS + 300] {
+        let value = |_| (0x3c00 + (random.below(8) * random.below(8) * 64) as u16).to_le_bytes();
+        let bytes: Vec<u8> = (0..n_units).flat_map(value).collect();
+        let spec = spec(Dtype::BF16, n_units);
+        let tensor = encode_tensor(&Ans::default(), &spec, &bytes, 0).unwrap();
+        let blocks: Vec<&[u8]> = (0..spec.n_blocks()).map(|i| tensor.block(i)).collect();
+        assert!(blocks.iter().all(|b| b[0] == 2), "every block is coded");
+        for ans in backends() {
+            let mut dst = vec![0; bytes.len()];
+            ans.open(&spec, tensor.head()).unwrap().decode_blocks(&blocks, &mut dst).unwrap();
+            assert!(dst == bytes, "{:?}", ans.backend());
+        }
+    }
+}
+
 /// A kit of everything: two tables of which one lacks symbols, exceptions on all sides, a tail.
 fn bf16() -> Kit {
     let mut first = vec![0; 32];
@@ -847,6 +866,15 @@ fn a_cut_block_is_told_how_long_it_must_be() {
     let decoder = Ans::default().open(&kit.spec(), &kit.head.write()).unwrap();
     let error = decoder.decode_blocks(&[&block.bytes()], &mut vec![0; 1400]).unwrap_err();
     assert!(error.to_string().contains("at most 512 words in 2 groups, found 513"), "{error}");
+    let raw = [&[0; 8][..], &[7; 1399]].concat();
+    for (block, said) in [
+        (&raw[..], "expected 1408, found 1407"),
+        (&[3, 0][..], "expected kind 0, 1 or 2, found 3"),
+        (&[][..], "expected kind 0, 1 or 2, found -1"),
+    ] {
+        let error = decoder.decode_blocks(&[block], &mut vec![0; 1400]).unwrap_err();
+        assert!(error.to_string().ends_with(said), "{error}");
+    }
 }
 
 #[test]
