@@ -4,7 +4,7 @@ pub(crate) mod portable;
 #[cfg(feature = "reference")]
 mod reference;
 
-use bigsmall_format::{Error, Result, Rule};
+use bigsmall_format::{Ahead, Error, Result, Rule};
 
 #[cfg(target_arch = "aarch64")]
 use crate::arch::neon::Neon;
@@ -183,15 +183,16 @@ pub(crate) trait EntropyBackend: Sync {
     }
 
     /// Decodes the first groups of every job straight into its units, where the backend has a kernel for this head: as many as the
-    /// residuals are complete for. Returns their number, the same for all jobs.
+    /// residuals are complete for. Returns their number, the same for all jobs. Has `ahead` fetched meanwhile.
     fn decode_fused(
         &self,
         head: &Head,
         jobs: &mut [Job<'_>],
         residuals: &[&[u8]],
         units: &mut [&mut [u8]],
+        ahead: Ahead<'_>,
     ) -> usize {
-        let _ = (head, jobs, residuals, units);
+        let _ = (head, jobs, residuals, units, ahead);
         0
     }
 

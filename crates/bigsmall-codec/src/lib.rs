@@ -50,7 +50,7 @@ pub use bigsmall_format::{
 };
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes};
 
-use bigsmall_format::{BlockDecoder, BlockEncoder, EncodingId};
+use bigsmall_format::{Ahead, BlockDecoder, BlockEncoder, EncodingId};
 
 /// How much effort goes into size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -193,6 +193,10 @@ impl BlockEncoder for Encoder {
 
 impl BlockDecoder for Decoder {
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
-        block::decode(&self.head, self.backend, blocks, self.block_bytes, dst)
+        self.decode_blocks_with(blocks, dst, Ahead::default())
+    }
+
+    fn decode_blocks_with(&self, blocks: &[&[u8]], dst: &mut [u8], ahead: Ahead<'_>) -> Result<()> {
+        block::decode(&self.head, self.backend, blocks, self.block_bytes, dst, ahead)
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::wire::{reserve, room_for, set_len};
 use crate::{
-    BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
+    Ahead, BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
     available_threads, for_each_in_parallel,
 };
 
@@ -107,10 +107,22 @@ pub trait BlockDecoder: Send + Sync {
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()>;
+
+    /// The same, while the processor fetches the encoded bytes that come next. What it decodes does not depend on them.
+    ///
+    /// # Errors
+    /// As [`decode_blocks`](Self::decode_blocks).
+    fn decode_blocks_with(&self, blocks: &[&[u8]], dst: &mut [u8], ahead: Ahead<'_>) -> Result<()> {
+        let _ = ahead;
+        self.decode_blocks(blocks, dst)
+    }
 }
 
-/// How many blocks are handled at once: enough for kernels that interleave blocks, few enough for a level 2 cache.
-const RUN: usize = 4;
+/// How many blocks are handled at once: as many as kernels interleave, and few enough that what is checked, what is decoded and what
+/// is fetched ahead stay in a level 2 cache.
+const RUN: usize = 2;
+/// Runs that a thread decodes one after the other, where there are enough for all: it fetches only what it decodes itself.
+const RUNS_AT_A_TIME: usize = 8;
 /// Runs that a thread encodes before they are put together: enough that starting threads costs nothing beside them.
 const RUNS_A_THREAD: usize = 8;
 
@@ -220,56 +232,75 @@ pub fn decode_range(
     // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a block.
     let block_bytes = spec.block_bytes() as u64;
     let run_bytes = block_bytes * RUN as u64;
-    let first_run = range.start / run_bytes;
-    let head_piece = ((first_run + 1) * run_bytes - range.start).min(dst.len() as u64) as usize;
-    let (head, rest) = dst.split_at_mut(head_piece);
-    let mut pieces = Vec::with_capacity(1 + rest.len() / run_bytes as usize + 1);
-    pieces.push((range.start, head));
-    let mut at = range.start + head_piece as u64;
-    for piece in rest.chunks_mut(run_bytes as usize) {
-        let len = piece.len() as u64;
-        pieces.push((at, piece));
-        at += len;
-    }
+    let threads = if threads == 0 { available_threads() } else { threads };
+    let n_runs = range.end.div_ceil(run_bytes) - range.start / run_bytes;
+    let runs = match threads {
+        1 => n_runs,
+        _ => (n_runs / threads as u64).clamp(1, RUNS_AT_A_TIME as u64),
+    };
+    let pieces = pieces(range.start, dst, runs * run_bytes);
     for_each_in_parallel(
         threads,
         pieces.into_iter(),
         || (Vec::new(), Vec::new()),
         |(encoded, decoded), (begin, piece)| {
-            let blocks = begin / block_bytes..(begin + piece.len() as u64).div_ceil(block_bytes);
-            let place = table.blocks_range(blocks.clone());
-            let bytes = read_or_borrow(payload, place.clone(), encoded)?;
-            let mut slices = [&bytes[..0]; RUN];
-            let mut n = 0;
-            for index in blocks.clone() {
-                let padded = table.padded_block_range(index);
-                let from = (padded.start - place.start) as usize;
-                let padded = &bytes[from..(padded.end - place.start) as usize];
-                table.check_block(index, padded).map_err(|e| e.in_tensor(spec.name()))?;
-                slices[n] = &padded[..table.block_len(index)];
-                n += 1;
-            }
-            let starts = blocks.clone().map(|index| table.padded_block_range(index).start);
-            let decode = |dst: &mut [u8]| {
-                decoder.decode_blocks(&slices[..n], dst).map_err(|error| {
-                    locate(decoder, &slices[..n], starts, dst, block_bytes as usize)
-                        .unwrap_or(error)
-                        .in_tensor(spec.name())
-                })
+            let end = begin + piece.len() as u64;
+            // The encoded bytes of the run that begins at `at`.
+            let blocks_of = |at: u64| {
+                let run = at / run_bytes * RUN as u64;
+                let first = at / block_bytes;
+                first..(run + RUN as u64).min(end.div_ceil(block_bytes))
             };
-            let covered =
-                blocks.start * block_bytes..(blocks.end * block_bytes).min(spec.byte_len());
-            if covered == (begin..begin + piece.len() as u64) {
-                decode(piece)
-            } else {
-                set_len(decoded, (covered.end - covered.start) as usize)?;
-                decode(decoded)?;
-                let from = (begin - covered.start) as usize;
-                piece.copy_from_slice(&decoded[from..from + piece.len()]);
-                Ok(())
+            for (at, piece) in self::pieces(begin, piece, run_bytes) {
+                let blocks = blocks_of(at);
+                let place = table.blocks_range(blocks.clone());
+                let bytes = read_or_borrow(payload, place.clone(), encoded)?;
+                let next = at + piece.len() as u64;
+                let ahead = (next < end)
+                    .then(|| payload.bytes_at(table.blocks_range(blocks_of(next))))
+                    .flatten()
+                    .map_or_else(Ahead::default, Ahead::new);
+                let mut slices = [&bytes[..0]; RUN];
+                let mut n = 0;
+                for index in blocks.clone() {
+                    let padded = table.padded_block_range(index);
+                    let from = (padded.start - place.start) as usize;
+                    let padded = &bytes[from..(padded.end - place.start) as usize];
+                    table.check_block(index, padded).map_err(|e| e.in_tensor(spec.name()))?;
+                    slices[n] = &padded[..table.block_len(index)];
+                    n += 1;
+                }
+                let starts = blocks.clone().map(|index| table.padded_block_range(index).start);
+                let decode = |dst: &mut [u8]| {
+                    decoder.decode_blocks_with(&slices[..n], dst, ahead).map_err(|error| {
+                        locate(decoder, &slices[..n], starts, dst, block_bytes as usize)
+                            .unwrap_or(error)
+                            .in_tensor(spec.name())
+                    })
+                };
+                let covered =
+                    blocks.start * block_bytes..(blocks.end * block_bytes).min(spec.byte_len());
+                if covered == (at..next) {
+                    decode(piece)?;
+                } else {
+                    set_len(decoded, (covered.end - covered.start) as usize)?;
+                    decode(decoded)?;
+                    let from = (at - covered.start) as usize;
+                    piece.copy_from_slice(&decoded[from..from + piece.len()]);
+                }
             }
+            Ok(())
         },
     )
+}
+
+/// Cuts `dst`, whose first byte has the position `begin`, at the multiples of `every`.
+fn pieces(begin: u64, dst: &mut [u8], every: u64) -> Vec<(u64, &mut [u8])> {
+    let first = ((begin / every + 1).saturating_mul(every) - begin).min(dst.len() as u64) as usize;
+    let (head, rest) = dst.split_at_mut(first);
+    let every = usize::try_from(every).unwrap_or(usize::MAX);
+    let begins = (0..).map(|i: u64| begin + first as u64 + i * every as u64);
+    std::iter::once((begin, head)).chain(begins.zip(rest.chunks_mut(every))).collect()
 }
 
 /// The error of the first of `blocks` that does not decode, its offset that in the payload.

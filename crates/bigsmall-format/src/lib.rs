@@ -9,9 +9,10 @@
 //! # Memory and safety
 //! Everything a stranger's file can influence is checked before it is used: lengths before allocation, checksums before
 //! decoding. Checksums guard against accidents, not against an attacker who can reseal a file.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod arch;
 mod checksum;
 mod dtype;
 mod encoded;
@@ -28,6 +29,7 @@ mod shard;
 mod spec;
 mod wire;
 
+pub use arch::Ahead;
 pub use checksum::xxh3;
 pub use dtype::Dtype;
 pub use encoded::{BlockTable, EncodedTensor};

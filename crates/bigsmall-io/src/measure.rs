@@ -10,7 +10,6 @@ use bigsmall_format::{
 };
 
 use crate::atomic::Discard;
-use crate::chunk::CHUNK;
 use crate::compress::compress_source;
 use crate::pipeline::zeroed;
 use crate::transcode::Original;
@@ -56,6 +55,8 @@ pub struct Measurement {
 const PASS: u64 = 512 << 20;
 /// Original bytes that are taken from the file at the most.
 const TAKEN: u64 = 1 << 30;
+/// Bytes that a thread decodes or copies at a time.
+const PIECE: usize = 16 << 20;
 /// Passes; the median counts.
 const PASSES: usize = 9;
 
@@ -225,7 +226,7 @@ fn stop(progress: &Progress) -> Result<()> {
     if progress.is_cancelled() { Err(Error::new(Rule::Cancelled)) } else { Ok(()) }
 }
 
-/// Calls `work` for every piece of 1 MiB of every place.
+/// Calls `work` for every piece of [`PIECE`] bytes of every place.
 fn run(
     copies: &[Copy<'_>],
     places: &mut [Vec<u8>],
@@ -234,8 +235,8 @@ fn run(
 ) -> Result<()> {
     let mut pieces = Vec::new();
     for (copy, place) in copies.iter().zip(places) {
-        for (i, piece) in place.chunks_mut(CHUNK as usize).enumerate() {
-            pieces.push((copy, i * CHUNK as usize, piece));
+        for (i, piece) in place.chunks_mut(PIECE).enumerate() {
+            pieces.push((copy, i * PIECE, piece));
         }
     }
     for_each_in_parallel(

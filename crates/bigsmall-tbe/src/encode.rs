@@ -1,7 +1,7 @@
 //! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
 
 use bigsmall_format::{
-    BLOCK_UNITS, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
+    Ahead, BLOCK_UNITS, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
     TensorEncoding, TensorSpec,
 };
 
@@ -243,12 +243,21 @@ struct Decoder {
 
 impl BlockDecoder for Decoder {
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        self.decode_blocks_with(blocks, dst, Ahead::default())
+    }
+
+    fn decode_blocks_with(
+        &self,
+        blocks: &[&[u8]],
+        dst: &mut [u8],
+        mut ahead: Ahead<'_>,
+    ) -> Result<()> {
         let bytes = self.head.fields.bytes;
         let mut pieces = dst.chunks_mut(BLOCK_UNITS * bytes);
         for block in blocks {
             let piece = pieces.next().unwrap_or(&mut []);
             let block = TbeBlock::parse(self.head, piece.len() / bytes, block, 0, self.kernels)?;
-            (self.kernels.decode)(&block.tiles_from(0), piece);
+            (self.kernels.decode)(&block.tiles_from(0), piece, &mut ahead);
         }
         match pieces.next() {
             Some(rest) => Err(Error::new(Rule::BufferLength)

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bigsmall_format::{
-    BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
+    Ahead, BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
     for_each_in_parallel,
 };
 
@@ -232,14 +232,15 @@ impl<'a> TbeBlock<'a> {
             let tile = at / TILE;
             let mut buffer = [0; 2 * TILE];
             let whole = (self.n - tile * TILE).min(TILE);
-            (kernels.decode)(&self.one_tile(tile), &mut buffer[..whole * bytes]);
+            let out = &mut buffer[..whole * bytes];
+            (kernels.decode)(&self.one_tile(tile), out, &mut Ahead::default());
             let n = (range.end - at).min(TILE - at % TILE);
             let (piece, rest) = dst.split_at_mut(n * bytes);
             piece.copy_from_slice(&buffer[at % TILE * bytes..][..n * bytes]);
             (at, dst) = (at + n, rest);
         }
         if at < range.end {
-            (kernels.decode)(&self.tiles_from(at / TILE), dst);
+            (kernels.decode)(&self.tiles_from(at / TILE), dst, &mut Ahead::default());
         }
     }
 

@@ -1,7 +1,7 @@
 //! Blocks to units: every section is checked before it is used.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::{Error, Result, Rule};
+use bigsmall_format::{Ahead, Error, Result, Rule};
 
 use super::*;
 use crate::backend::{EntropyBackend, Job};
@@ -135,6 +135,7 @@ pub(crate) fn decode(
     blocks: &[&[u8]],
     block_bytes: usize,
     dst: &mut [u8],
+    mut ahead: Ahead<'_>,
 ) -> Result<()> {
     let unit_bytes = head.layout.unit_bytes;
     if !dst.len().is_multiple_of(unit_bytes) {
@@ -170,10 +171,12 @@ pub(crate) fn decode(
                 match pending.take() {
                     // Two blocks at once keep both halves of the machine busy; they must be of one length.
                     Some((first, first_units)) if first.n_groups == sections.n_groups => {
-                        decode_ans(head, backend, [first, sections], [first_units, units])?;
+                        let ahead = std::mem::take(&mut ahead);
+                        decode_ans(head, backend, [first, sections], [first_units, units], ahead)?;
                     }
                     Some((first, first_units)) => {
-                        decode_ans(head, backend, [first], [first_units])?;
+                        let ahead = std::mem::take(&mut ahead);
+                        decode_ans(head, backend, [first], [first_units], ahead)?;
                         pending = Some((sections, units));
                     }
                     None => pending = Some((sections, units)),
@@ -188,7 +191,7 @@ pub(crate) fn decode(
         }
     }
     if let Some((sections, units)) = pending {
-        decode_ans(head, backend, [sections], [units])?;
+        decode_ans(head, backend, [sections], [units], ahead)?;
     }
     match pieces.next() {
         None => Ok(()),
@@ -224,6 +227,7 @@ fn decode_ans<const N: usize>(
     backend: &dyn EntropyBackend,
     sections: [Sections<'_>; N],
     mut units: [&mut [u8]; N],
+    mut ahead: Ahead<'_>,
 ) -> Result<()> {
     let n_groups = sections.first().map_or(0, |s| s.n_groups);
     let unit_bytes = head.layout.unit_bytes;
@@ -232,11 +236,13 @@ fn decode_ans<const N: usize>(
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
     let residuals = sections.each_ref().map(|s| s.residual);
-    let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units);
+    let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
     if group < n_groups {
         let mut symbols = [[0; (PIECE + 1) * GROUP]; N];
         let mut low_at = [0; N];
+        let lines = ahead.lines_a_step(n_groups.div_ceil(PIECE));
         while group < n_groups {
+            ahead.fetch(lines);
             let left = n_groups - group;
             let count = if left <= PIECE + 1 { left } else { PIECE };
             let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);

@@ -4,9 +4,11 @@
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Ahead;
+
 use super::{
-    Backend, Chains, EXPONENTS, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable,
-    stream,
+    Backend, Chains, EXPONENTS, Exponents, Kernels, LINES, RUN, Tiles, check_dot, check_run,
+    portable, stream,
 };
 use crate::layout::{Head, Start, TILE, Width};
 
@@ -35,9 +37,9 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
 
-fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { decode_impl(tiles, out) }
+    unsafe { decode_impl(tiles, out, ahead) }
 }
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
@@ -78,7 +80,7 @@ fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8]) {
+fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         return portable::decode_any(tiles, out);
     }
@@ -92,8 +94,8 @@ fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8]) {
         // pieces have as many tiles as `whole` altogether.
         let used = unsafe {
             match tiles.head.width {
-                Width::Three => decode_tiles::<3>(&left, piece),
-                Width::Four => decode_tiles::<4>(&left, piece),
+                Width::Three => decode_tiles::<3>(&left, piece, ahead),
+                Width::Four => decode_tiles::<4>(&left, piece, ahead),
             }
         };
         left = left.after(n, used);
@@ -119,6 +121,7 @@ unsafe fn exponents<const W: usize, const ALIGNED: bool>(
     shift: u32,
     n: usize,
     out: &mut Exponents,
+    ahead: &mut Ahead<'_>,
 ) -> usize {
     assert!(n <= RUN);
     let base = _mm256_set1_epi8(tiles.head.base as i8);
@@ -130,6 +133,7 @@ unsafe fn exponents<const W: usize, const ALIGNED: bool>(
     let escapes = tiles.escapes;
     let mut used = 0;
     for t in 0..n {
+        ahead.fetch(LINES);
         // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is shifted.
         let words = unsafe {
             let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
@@ -223,14 +227,18 @@ fn unpack(exponents: __m256i, plane: __m256i) -> (__m256i, __m256i) {
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usize {
+unsafe fn decode_tiles<const W: usize>(
+    tiles: &Tiles<'_>,
+    out: &mut [u8],
+    ahead: &mut Ahead<'_>,
+) -> usize {
     let mut buffer = Exponents::new();
     let mut left = *tiles;
     let mut used_in_all = 0;
     for out in out.chunks_mut(RUN * OUT) {
         let n = out.len() / OUT;
         // SAFETY: the caller promises as many tiles.
-        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer) };
+        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer, ahead) };
         let halves = out.as_chunks_mut::<TILE>().0.iter_mut();
         let planes = left.plane.as_chunks::<32>().0.iter().zip(buffer.0.as_chunks::<32>().0);
         for (out, (plane, exponents)) in halves.zip(planes) {
@@ -312,7 +320,8 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     for x in x.chunks(RUN * TILE) {
         let n = x.len() / TILE;
         // SAFETY: the caller promises as many tiles.
-        let used = unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer) };
+        let used =
+            unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer, &mut Ahead::default()) };
         let planes = left.plane.as_chunks::<TILE>().0.iter().zip(buffer.0.as_chunks::<TILE>().0);
         for (x, (plane, exponents)) in x.as_chunks::<TILE>().0.iter().zip(planes) {
             for (half, sums) in sums.iter_mut().enumerate() {

@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable, stream};
+use bigsmall_format::Ahead;
+
+use super::{Backend, Chains, Kernels, LINES, Tiles, check_dot, check_run, portable, stream};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
@@ -46,9 +48,9 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
 
-fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { decode_impl(tiles, out) }
+    unsafe { decode_impl(tiles, out, ahead) }
 }
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
@@ -104,7 +106,7 @@ enable! {
         portable::count(head, bitmaps, starts)
     }
 
-    fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8]) {
+    fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
         if tiles.head.fields.mantissa_bits != 7 {
             return portable::decode_any(tiles, out);
         }
@@ -118,8 +120,8 @@ enable! {
             // pieces have as many tiles as `whole` altogether.
             let used = unsafe {
                 match tiles.head.width {
-                    Width::Three => decode_tiles::<3>(&left, piece),
-                    Width::Four => decode_tiles::<4>(&left, piece),
+                    Width::Three => decode_tiles::<3>(&left, piece, ahead),
+                    Width::Four => decode_tiles::<4>(&left, piece, ahead),
                 }
             };
             left = left.after(n, used);
@@ -190,12 +192,17 @@ unsafe fn exponents<const W: usize>(
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
-unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usize {
+unsafe fn decode_tiles<const W: usize>(
+    tiles: &Tiles<'_>,
+    out: &mut [u8],
+    ahead: &mut Ahead<'_>,
+) -> usize {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
     // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
     for (t, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
+        ahead.fetch(LINES);
         // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile; what is read of the
         // escapes is what `used` leaves; `out` has 128 bytes.
         unsafe {

@@ -10,7 +10,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod stream;
 
-use bigsmall_format::{Error, Rule};
+use bigsmall_format::{Ahead, Error, Rule};
 
 use crate::layout::{Head, Start, TILE};
 
@@ -120,6 +120,10 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
 }
 
+/// Cache lines to fetch for each tile: a bf16 tile takes one and a half.
+#[cfg(target_arch = "x86_64")]
+const LINES: usize = 2;
+
 /// Tiles whose exponents are buffered at a time where a kernel makes two passes.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const RUN: usize = 32;
@@ -148,8 +152,9 @@ pub(crate) struct Kernels {
     pub(crate) backend: Backend,
     /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
     pub(crate) count_escapes: CountEscapes,
-    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
-    pub(crate) decode: fn(&Tiles<'_>, &mut [u8]),
+    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values. Fetches what is ahead, [`LINES`]
+    /// a tile.
+    pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
     /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is
     /// as good.

@@ -3,6 +3,8 @@
 
 use std::arch::aarch64::*;
 
+use bigsmall_format::Ahead;
+
 use super::{Backend, Chains, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable};
 use crate::layout::{Head, Start, TILE, Width};
 
@@ -25,7 +27,7 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
     portable::count(head, bitmaps, starts)
 }
 
-fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         return portable::decode_any(tiles, out);
     }

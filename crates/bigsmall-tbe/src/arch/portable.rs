@@ -1,6 +1,8 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends reuse them, compiled for their
 //! instructions, where a kernel of their own would win nothing.
 
+use bigsmall_format::Ahead;
+
 use super::{Backend, Chains, Kernels, Tiles, check_dot};
 use crate::layout::{GROUP, Head, Start, TILE, Width};
 
@@ -78,7 +80,7 @@ fn count_in<const W: usize, const N: usize>(
     Ok(total)
 }
 
-fn decode(tiles: &Tiles<'_>, out: &mut [u8]) {
+fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     decode_any(tiles, out);
 }
 

@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 const LINE: usize = 64;
 /// Bytes produced at a time: a few pages would not stay in the level 1 cache beside the input.
 pub(super) const GROUP: usize = 4096;
-/// Outputs from this length on bypass the caches: two blocks at once, which only larger tensors have.
-pub(super) const LEAST: usize = 1 << 19;
+/// Outputs from this length on bypass the caches: whole blocks of bf16.
+pub(super) const LEAST: usize = 1 << 18;
 
 #[repr(align(64))]
 struct Staging([u8; LINE + GROUP]);

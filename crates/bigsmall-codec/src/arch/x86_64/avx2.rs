@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Ahead;
+
 use crate::backend::portable::Portable;
 use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::head::Head;
@@ -189,12 +191,15 @@ fn decode_fused<const N: usize>(
     jobs: &mut [Job<'_>; N],
     residuals: [&[Residual]; N],
     mut units: [&mut [Rows]; N],
+    mut ahead: Ahead<'_>,
 ) -> usize {
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let lens = residuals.iter().map(|r| r.len()).chain(units.iter().map(|u| u.len()));
     let n = lens.min().unwrap_or(0);
+    let lines = ahead.lines_a_step(n);
     let mut group = 0;
     while group < n && jobs.iter().all(words_ahead) {
+        ahead.fetch(lines);
         let mut pieces = units.iter_mut();
         let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
             states: states[i],
@@ -408,6 +413,7 @@ impl EntropyBackend for Avx2 {
         jobs: &mut [Job<'_>],
         residuals: &[&[u8]],
         units: &mut [&mut [u8]],
+        ahead: Ahead<'_>,
     ) -> usize {
         let layout = &head.layout;
         if (layout.unit_bytes, layout.head_bytes, layout.residual_bits) != (2, 2, FUSED_BITS) {
@@ -420,13 +426,15 @@ impl EntropyBackend for Avx2 {
         unsafe {
             match jobs {
                 [_] => {
-                    decode_fused(head, jobs.try_into().expect("one job"), [residual(0)], [next()])
+                    let jobs = jobs.try_into().expect("one job");
+                    decode_fused(head, jobs, [residual(0)], [next()], ahead)
                 }
                 [_, _] => decode_fused(
                     head,
                     jobs.try_into().expect("two jobs"),
                     [residual(0), residual(1)],
                     [next(), next()],
+                    ahead,
                 ),
                 _ => 0,
             }

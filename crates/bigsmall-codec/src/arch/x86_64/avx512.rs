@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Ahead;
+
 use crate::backend::portable::Portable;
 use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::block::STATE_MIN;
@@ -200,14 +202,17 @@ fn decode_fused<const N: usize>(
     jobs: &mut [Job<'_>; N],
     residuals: [&[Residual]; N],
     mut units: [&mut [Rows]; N],
+    mut ahead: Ahead<'_>,
 ) -> usize {
     // SAFETY: 32 fields of 16 bits are one vector.
     let heads = unsafe { _mm512_loadu_si512(heads.as_ptr().cast()) };
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let lens = residuals.iter().map(|r| r.len()).chain(units.iter().map(|u| u.len()));
     let n = lens.min().unwrap_or(0);
+    let lines = ahead.lines_a_step(n);
     let mut group = 0;
     while group < n && jobs.iter().all(words_ahead) {
+        ahead.fetch(lines);
         let mut pieces = units.iter_mut();
         let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
             states: states[i],
@@ -639,6 +644,7 @@ impl EntropyBackend for Avx512 {
         jobs: &mut [Job<'_>],
         residuals: &[&[u8]],
         units: &mut [&mut [u8]],
+        ahead: Ahead<'_>,
     ) -> usize {
         let layout = &head.layout;
         let fits = (layout.unit_bytes, layout.head_bytes) == (2, 2)
@@ -660,6 +666,7 @@ impl EntropyBackend for Avx512 {
                     jobs.try_into().expect("one job"),
                     [residual(0)],
                     [next()],
+                    ahead,
                 ),
                 [_, _] => decode_fused(
                     &tables,
@@ -667,6 +674,7 @@ impl EntropyBackend for Avx512 {
                     jobs.try_into().expect("two jobs"),
                     [residual(0), residual(1)],
                     [next(), next()],
+                    ahead,
                 ),
                 _ => 0,
             }

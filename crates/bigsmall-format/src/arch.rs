@@ -1,0 +1,5 @@
+//! What cannot be had without `unsafe`.
+
+mod ahead;
+
+pub use ahead::Ahead;

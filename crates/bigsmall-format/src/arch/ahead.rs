@@ -1,0 +1,67 @@
+//! Memory that is read while something else is computed.
+#![allow(unsafe_code)]
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Encoded bytes that will be checked and decoded next. A decoder that computes more than it reads has the processor fetch them into
+/// the level 2 cache meanwhile, a few lines at a time, since a checksum waits for memory and nothing else. No more than a hint.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Ahead<'a> {
+    /// `bytes` come next; none are known with `Ahead::default()`.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Ahead { rest: bytes }
+    }
+
+    /// The lines to [`fetch`](Self::fetch) at each of `steps` steps so that all are fetched after the last.
+    #[must_use]
+    pub fn lines_a_step(&self, steps: usize) -> usize {
+        self.rest.len().div_ceil(LINE).div_ceil(steps.max(1))
+    }
+
+    /// Has the next `lines` cache lines fetched, and does not wait for them.
+    #[inline(always)]
+    pub fn fetch(&mut self, lines: usize) {
+        let (now, rest) = self.rest.split_at((lines * LINE).min(self.rest.len()));
+        self.rest = rest;
+        for line in now.chunks(LINE) {
+            prefetch(line);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch(line: &[u8]) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: SSE is part of x86-64; nothing is read or written.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+}
+
+// Elsewhere there is no stable way to say it.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn prefetch(_: &[u8]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lines_are_fetched_in_as_many_steps() {
+        for len in [0, 1, 63, 64, 65, 1000, 4096] {
+            for steps in [0, 1, 2, 7, 64, 5000] {
+                let bytes = vec![0; len];
+                let mut ahead = Ahead::new(&bytes);
+                let lines = ahead.lines_a_step(steps);
+                (0..steps.max(1)).for_each(|_| ahead.fetch(lines));
+                assert!(ahead.rest.is_empty(), "{len} bytes in {steps} steps");
+            }
+        }
+    }
+}
