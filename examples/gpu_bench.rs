@@ -7,6 +7,9 @@
 //! python3 examples/gpu_bench_torch.py gpu.json      # adds torch (cuBLAS) on the same shapes
 //! ```
 //!
+//! `--cooperative` multiplies batches above 32 by cooperative matrices where the device has them, `--emulated` as if it had.
+//! `--unguarded` leaves out the counters that end endless loops.
+//!
 //! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not count. The weights are
 //! copied until the copies exceed four times the cache (`--cache-mb`), and each run takes the next copy. Smaller runs:
 //! `--shapes 1024x1024 --batches 1,8 --kernels plain,fused3 --copy-mb 64`.
@@ -18,13 +21,15 @@ use std::time::Instant;
 
 use bigsmall_codec::Ans;
 use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, Rule, TensorSpec, encode_tensor};
-use bigsmall_gpu::{MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu};
+use bigsmall_gpu::{
+    Cooperative, MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
+};
 
 const SHAPES: &str = "4096x4096,11008x4096,4096x11008,14336x4096,28672x8192,8192x28672";
 const BATCHES: &str = "1,2,4,8,16,32,64,128";
 const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,rans,decode-first3,decode-first4";
 
-struct Options {
+pub(crate) struct Options {
     selftest: bool,
     json: Option<String>,
     shapes: Vec<(usize, usize)>,
@@ -37,7 +42,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match options().and_then(|options| run(&options)) {
+    match options(std::env::args().skip(1)).and_then(|options| run(&options)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("gpu_bench: {error}");
@@ -46,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn options() -> Result<Options> {
+pub(crate) fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
     let mut options = Options {
         selftest: false,
         json: None,
@@ -58,12 +63,13 @@ fn options() -> Result<Options> {
         runs: 20,
         gpu: WgpuOptions::default(),
     };
-    let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| wrong(format!("{word} needs a value")));
         match word.as_str() {
             "--selftest" => options.selftest = true,
             "--unguarded" => options.gpu.unguarded_loops = true,
+            "--cooperative" => options.gpu.cooperative = Cooperative::Offered,
+            "--emulated" => options.gpu.cooperative = Cooperative::Emulated,
             "--json" => options.json = Some(value()?),
             "--adapter" => options.gpu.adapter = Some(value()?),
             "--shapes" => options.shapes = shapes(&value()?)?,
@@ -101,9 +107,15 @@ fn shapes(words: &str) -> Result<Vec<(usize, usize)>> {
     words.split(',').map(shape).collect()
 }
 
-fn run(options: &Options) -> Result<ExitCode> {
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let gpu = Wgpu::headless_with(&options.gpu)?;
     println!("device: {}", gpu.description());
+    if options.gpu.cooperative != Cooperative::Off {
+        println!(
+            "cooperative matrices: {}",
+            if gpu.cooperative() { "used" } else { "not offered" }
+        );
+    }
     let (checks, mismatches) = selftest(&gpu)?;
     if options.selftest || mismatches != 0 {
         println!("selftest: {checks} checks, {mismatches} mismatches");
@@ -427,7 +439,7 @@ fn bench_shape(
                     of_copy: moved_bytes / microseconds / 1e3 / bandwidth,
                     vs_plain: plain / microseconds,
                     mismatches,
-                    of_bound: sampled_error(&weights, k, x, &y, m) / bound(k, batch),
+                    of_bound: sampled_error(&weights, k, x, &y, m) / bound(gpu, k, batch),
                 });
                 rows.last().inspect(|row| row.print());
             }
@@ -513,7 +525,7 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
                 }
                 let mut expected = vec![0.0; batch * m];
                 gpu.matmul(&plain, &x, batch, &mut expected)?;
-                let within = sampled_error(&weights, k, &x, &expected, m) <= bound(k, batch);
+                let within = sampled_error(&weights, k, &x, &expected, m) <= bound(gpu, k, batch);
                 check(within, &|| format!("{m}x{k} {what} batch {batch}: beyond the bound"));
                 let (x_buffer, y_buffer) = (gpu.new_buffer(batch * k)?, gpu.new_buffer(batch * m)?);
                 gpu.write_buffer(&x_buffer, &x)?;
@@ -553,10 +565,13 @@ fn sampled_error(weights: &[u16], k: usize, x: &[f32], y: &[f32], m: usize) -> f
     largest
 }
 
-/// The contract's bound in the same units: n + log2 L + 2, with the kernels' order of additions.
-fn bound(k: usize, batch: usize) -> f64 {
+/// The contract's bound in the same units: n + log2 L + 2, with the kernels' order of additions. For cooperative matrices as if
+/// they added 16 products in a row, and 4 more since they take x up to 2^-22.
+fn bound(gpu: &Wgpu, k: usize, batch: usize) -> f64 {
     let blocks = k.div_ceil(1024);
-    if batch <= 8 {
+    if gpu.cooperative() && batch > 32 {
+        (16 + 16 + 16 + blocks.div_ceil(2) + 2 + 4) as f64
+    } else if batch <= 8 {
         (8 + 2 + blocks.min(16) + blocks.div_ceil(16) + 5 + 2) as f64
     } else {
         (16 + 8 + 16 + blocks.div_ceil(2) + 2) as f64

@@ -2,6 +2,7 @@
 //! Llama the same within rounding.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod device;
 #[allow(dead_code)]
 #[path = "../llama_gpu.rs"]
 mod llama_gpu;
@@ -12,17 +13,26 @@ use bigsmall_gpu::{Resident, Rule, Wgpu};
 use bigsmall_io::Model;
 use llama_gpu::{Config, Llama, Load, Made, Run, Text};
 
-/// Without a device the tests say so; with `BIGSMALL_REQUIRE_GPU=1` they fail.
-fn device() -> Option<Wgpu> {
-    match Wgpu::headless() {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
-            assert!(!required, "{error}");
-            eprintln!("SKIPPED: {error}");
-            None
-        }
-    }
+fn main() {
+    device::run(
+        &[
+            (
+                "compressed_weights_give_the_logits_of_plain_ones",
+                compressed_weights_give_the_logits_of_plain_ones,
+            ),
+            (
+                "streamed_layers_give_the_logits_of_resident_ones_within_the_budget",
+                streamed_layers_give_the_logits_of_resident_ones_within_the_budget,
+            ),
+            ("other_shapes_are_refused", other_shapes_are_refused),
+            #[cfg(feature = "candle")]
+            ("candle_computes_the_same", candle_computes_the_same),
+        ],
+        &[
+            ("text_goes_in_and_comes_out", text_goes_in_and_comes_out),
+            ("what_is_not_understood_is_refused", what_is_not_understood_is_refused),
+        ],
+    );
 }
 
 /// More heads than keys, columns that are no multiple of 16, and a vocabulary that is odd.
@@ -58,9 +68,8 @@ fn run(llama: &mut Llama<'_>) -> Run {
     run
 }
 
-#[test]
 fn compressed_weights_give_the_logits_of_plain_ones() {
-    let Some(gpu) = device() else { return };
+    let gpu = Wgpu::headless().unwrap();
     for made in [TIED, UNTIED] {
         let folder = tempfile::tempdir().unwrap();
         made.write(folder.path()).unwrap();
@@ -81,9 +90,8 @@ fn compressed_weights_give_the_logits_of_plain_ones() {
     }
 }
 
-#[test]
 fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
-    let Some(gpu) = device() else { return };
+    let gpu = Wgpu::headless().unwrap();
     let folder = tempfile::tempdir().unwrap();
     TIED.write(folder.path()).unwrap();
     let config = Config::read(folder.path()).unwrap();
@@ -112,7 +120,6 @@ fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
     assert!(resident.len() > 2 && resident.is_sorted_by(|a, b| a > b), "{resident:?}");
 }
 
-#[test]
 fn text_goes_in_and_comes_out() {
     let folder = tempfile::tempdir().unwrap();
     let numbers = Text::open(folder.path()).unwrap();
@@ -130,7 +137,6 @@ fn text_goes_in_and_comes_out() {
     assert!(Text::open(folder.path()).is_err());
 }
 
-#[test]
 fn what_is_not_understood_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
@@ -150,8 +156,14 @@ fn what_is_not_understood_is_refused() {
         std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
         assert!(Config::read(folder.path()).is_err(), "{to}");
     }
-    // Shapes other than the configuration's.
-    let Some(gpu) = device() else { return };
+}
+
+fn other_shapes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    TIED.write(folder.path()).unwrap();
+    let good = std::fs::read_to_string(&path).unwrap();
+    let gpu = Wgpu::headless().unwrap();
     std::fs::write(&path, good.replace("200", "201")).unwrap();
     let config = Config::read(folder.path()).unwrap();
     let error = load(&gpu, folder.path(), &config, None, None).err().unwrap();
@@ -159,12 +171,11 @@ fn what_is_not_understood_is_refused() {
 }
 
 #[cfg(feature = "candle")]
-#[test]
 fn candle_computes_the_same() {
     use candle_core::{DType, Device, Tensor};
     use candle_transformers::models::llama as candle;
 
-    let Some(gpu) = device() else { return };
+    let gpu = Wgpu::headless().unwrap();
     // The last one with slow angles scaled.
     for (made, scaled) in [(TIED, false), (UNTIED, false), (UNTIED, true)] {
         let folder = tempfile::tempdir().unwrap();

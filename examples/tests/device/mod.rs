@@ -1,0 +1,26 @@
+//! Runs tests of which some need a device: without one these are counted as ignored, out loud; with `BIGSMALL_REQUIRE_GPU=1` they
+//! fail.
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test and its name.
+pub(crate) type Test = (&'static str, fn());
+
+pub(crate) fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
+    let device = bigsmall_gpu::Wgpu::headless();
+    if let Err(error) = &device {
+        eprintln!("NO DEVICE, tests are skipped: {error}");
+    }
+    let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
+    let skip = device.is_err() && !required;
+    let trial = |&(name, test): &Test, skip| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(skip)
+    };
+    let on_device = on_device.iter().map(|test| trial(test, skip));
+    let trials = on_device.chain(anywhere.iter().map(|test| trial(test, false))).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}

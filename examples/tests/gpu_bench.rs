@@ -1,0 +1,97 @@
+//! The benchmark program on small shapes: every kernel, every column, nothing wrong, and a table that the script beside it joins.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod device;
+#[allow(dead_code)]
+#[path = "../gpu_bench.rs"]
+mod gpu_bench;
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+fn main() {
+    let test = every_kernel_is_right_and_the_tables_join;
+    device::run(&[("every_kernel_is_right_and_the_tables_join", test)], &[]);
+}
+
+fn every_kernel_is_right_and_the_tables_join() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("gpu.json");
+    let words = "--shapes 64x256,40x1100 --batches 1,20 --copy-mb 1 --cache-mb 1 --runs 2 --json";
+    let words = words.split(' ').chain(table.to_str());
+    let options = gpu_bench::options(words.map(String::from)).unwrap();
+    // The self test comes first, and what is wrong in either is no success.
+    assert_eq!(gpu_bench::run(&options).unwrap(), std::process::ExitCode::SUCCESS);
+    let json = read(&table);
+    assert!(json["device"].is_string() && json["copy_gb_s"].as_f64().unwrap() > 0.0);
+    let rows = json["rows"].as_array().unwrap();
+    // rANS and two decoders, and five ways to multiply for each batch.
+    assert_eq!(rows.len(), 2 * (3 + 2 * 5));
+    for row in rows {
+        assert_eq!(row["mismatches"], 0, "{row}");
+        assert!(row["of_bound"].as_f64().unwrap() <= 1.0, "{row}");
+        assert!(row["us"].as_f64().unwrap() > 0.0 && row["moved_bytes"].as_f64().unwrap() > 0.0);
+        assert!(row["of_copy"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["vs_plain"].is_null(), row["batch"] == 0, "{row}");
+    }
+    for wrong in ["--shapes 5", "--batches x", "--kernels fast", "--json", "--quick"] {
+        assert!(gpu_bench::options(wrong.split(' ').map(String::from)).is_err(), "{wrong}");
+    }
+    join(folder.path(), rows);
+}
+
+/// The script, with a stand-in for torch that takes 50 microseconds for everything.
+fn join(folder: &Path, rows: &[Value]) {
+    let torch = "
+import types
+__version__ = 'none'
+bfloat16 = 'bf16'
+class Matrix:
+    def __init__(self, *shape): self.shape = shape
+    def t(self): return Matrix(*reversed(self.shape))
+def randn(*shape, device, dtype):
+    assert (device, dtype) == ('cuda', bfloat16)
+    return Matrix(*shape)
+def matmul(x, w):
+    assert x.shape[1] == w.shape[0]
+    return Matrix(x.shape[0], w.shape[1])
+class Event:
+    def __init__(self, enable_timing): assert enable_timing
+    def record(self): pass
+    def elapsed_time(self, other): return 0.05
+cuda = types.SimpleNamespace(Event=Event, synchronize=lambda: None, is_available=lambda: True,
+                             get_device_name=lambda: 'a stand-in')
+";
+    std::fs::write(folder.join("torch.py"), torch).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/gpu_bench_torch.py");
+    let joined = folder.join("joined.json");
+    let run = Command::new("python3")
+        .arg(script)
+        .arg(folder.join("gpu.json"))
+        .arg("-o")
+        .arg(&joined)
+        .env("PYTHONPATH", folder)
+        .output();
+    let Ok(run) = run else {
+        eprintln!("SKIPPED: there is no python3 to join the tables");
+        return;
+    };
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let json = read(&joined);
+    assert_eq!(json["torch_device"], "a stand-in");
+    for (joined, row) in json["rows"].as_array().unwrap().iter().zip(rows) {
+        if row["batch"] == 0 {
+            assert!(joined["torch_us"].is_null(), "torch decodes nothing");
+            continue;
+        }
+        let (us, torch) = (row["us"].as_f64().unwrap(), joined["torch_us"].as_f64().unwrap());
+        assert!((torch - 50.0).abs() < 1e-9);
+        assert!((joined["vs_torch"].as_f64().unwrap() - torch / us).abs() < 1e-9);
+    }
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
