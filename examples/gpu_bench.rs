@@ -10,7 +10,9 @@
 //! `--cooperative` multiplies batches above 32 by cooperative matrices where the device has them, `--emulated` as if it had.
 //! `--unguarded` leaves out the counters that end endless loops.
 //!
-//! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not count. The weights are
+//! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not count. `load`, by the host's
+//! clock and the median of 5, is the way from the ANS form on the host to the smallest resident form, decoded and packed by the
+//! host; `load-on-device` by the device. The weights are
 //! copied until the copies exceed four times the cache (`--cache-mb`), and each run takes the next copy. Smaller runs:
 //! `--shapes 1024x1024 --batches 1,8 --kernels plain,fused3 --copy-mb 64`.
 
@@ -27,7 +29,7 @@ use bigsmall_gpu::{
 
 const SHAPES: &str = "4096x4096,11008x4096,4096x11008,14336x4096,28672x8192,8192x28672";
 const BATCHES: &str = "1,2,4,8,16,32,64,128";
-const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,rans,decode-first3,decode-first4";
+const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,rans,load,decode-first3,decode-first4";
 
 pub(crate) struct Options {
     selftest: bool,
@@ -371,6 +373,12 @@ fn bench_shape(
         rows.push(bench_rans(gpu, clock, options, bandwidth, &tensor)?);
         rows.last().inspect(|row| row.print());
     }
+    if wants("load") {
+        for row in bench_load(gpu, options, bandwidth, &tensor)? {
+            row.print();
+            rows.push(row);
+        }
+    }
     let x = model_x(options.batches.iter().max().copied().unwrap_or(0) * k, 2);
     for form in [Resident::Plain, Resident::Dense3, Resident::Dense4] {
         let suffix = match form {
@@ -481,6 +489,67 @@ fn bench_rans(
     })
 }
 
+/// The way from the ANS form in the memory of the host to the smallest resident form, by the host's clock: decoded and packed
+/// by the host, and by the device.
+fn bench_load(
+    gpu: &Wgpu,
+    options: &Options,
+    bandwidth: f64,
+    tensor: &EncodedTensor,
+) -> Result<[Row; 2]> {
+    let spec = tensor.spec();
+    let original = &tensor.payload()[..spec.byte_len() as usize];
+    let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
+    let by_host = gpu.upload(&encoded)?;
+    let row = |kernel: &str, load: &dyn Fn() -> Result<WgpuWeights>| {
+        let mut times = Vec::new();
+        let mut same = true;
+        for run in 0..=options.runs.min(5) {
+            gpu.wait()?;
+            let start = Instant::now();
+            let loaded = load()?;
+            gpu.wait()?;
+            // The first one creates the pipelines.
+            if run > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e6);
+            }
+            same &= same_bytes(gpu, &loaded, &by_host)?;
+        }
+        times.sort_by(f64::total_cmp);
+        let microseconds = times[times.len() / 2];
+        let moved_bytes = (encoded.byte_len() + by_host.byte_len()) as f64;
+        Ok(Row {
+            shape: (spec.shape()[0] as usize, spec.shape()[1] as usize),
+            batch: 0,
+            kernel: kernel.into(),
+            microseconds,
+            moved_bytes,
+            of_copy: moved_bytes / microseconds / 1e3 / bandwidth,
+            vs_plain: f64::NAN,
+            mismatches: usize::from(!same),
+            of_bound: 0.0,
+        })
+    };
+    Ok([
+        row("load", &|| gpu.upload(&encoded))?,
+        row("load-on-device", &|| gpu.upload_decoding(&encoded, None))?,
+    ])
+}
+
+/// Whether two matrices lie on the device as the same bytes.
+fn same_bytes(gpu: &Wgpu, a: &WgpuWeights, b: &WgpuWeights) -> Result<bool> {
+    let read = |buffer: &wgpu::Buffer| {
+        let mut bytes = vec![0u8; buffer.size() as usize];
+        gpu.read_buffer(buffer, &mut bytes)?;
+        Ok::<_, Error>(bytes)
+    };
+    let mut same = a.resident() == b.resident() && a.buffers().len() == b.buffers().len();
+    for (a, b) in a.buffers().into_iter().zip(b.buffers()) {
+        same = same && read(a)? == read(b)?;
+    }
+    Ok(same)
+}
+
 /// Compares every kernel with plain weights and with f64, on shapes around every boundary.
 fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
     let (mut checks, mut mismatches) = (0, 0);
@@ -504,17 +573,16 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
         let plain = gpu.upload_as(&tensor, Resident::Plain)?;
         let original = &tensor.payload()[..2 * m * k];
         let ans = encode_tensor(&Ans::default(), tensor.spec(), &original, 0)?;
-        let mut bytes = vec![0; 2 * m * k];
-        let decoded = gpu.upload_decoding(&ans);
-        let decoded = decoded.and_then(|decoded| gpu.decompress(&decoded, &mut bytes));
-        let same = decoded.is_ok() && bytes == original;
-        check(same, &|| format!("{m}x{k} {what}: rANS does not decode"));
         for form in Resident::ALL {
             let loaded = gpu.upload_as(&tensor, form)?;
             let mut bytes = vec![0; 2 * m * k];
             gpu.decompress(&loaded, &mut bytes)?;
             let same = bytes == original;
             check(same, &|| format!("{m}x{k} {what}: {} does not decode", form.name()));
+            let packed = gpu.upload_decoding(&ans, Some(form));
+            let packed = packed.and_then(|packed| same_bytes(gpu, &packed, &loaded));
+            let same = matches!(packed, Ok(true));
+            check(same, &|| format!("{m}x{k} {what}: rANS to {} is another", form.name()));
             if what.starts_with("every") {
                 continue; // its products are NaN
             }

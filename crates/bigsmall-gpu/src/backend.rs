@@ -13,6 +13,7 @@ use crate::layout::Resident;
 use crate::transformer::LayerParams;
 use crate::tuning::{Tuning, Variant};
 use crate::upload::{Matrix, Shard, upload};
+use crate::weights::WgpuWeights;
 use crate::{MatmulBackend, check_len};
 
 /// Matrix products on a Vulkan, Metal or DX12 device.
@@ -41,95 +42,10 @@ pub struct Wgpu {
     pub(crate) layer_params: Mutex<HashMap<LayerParams, wgpu::Buffer>>,
 }
 
-/// A matrix in the memory of a device.
-pub struct WgpuWeights {
-    name: Box<str>,
-    matrix: Matrix,
-    /// The parameters of dispatches that were made before.
-    params: Mutex<HashMap<Params, wgpu::Buffer>>,
-}
-
-impl WgpuWeights {
-    pub(crate) fn new(name: &str, matrix: Matrix) -> Self {
-        WgpuWeights { name: name.into(), matrix, params: Mutex::default() }
-    }
-
-    pub(crate) fn shards(&self) -> &[Shard] {
-        &self.matrix.shards
-    }
-
-    /// The tensor's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Rows: values of y for each column of x.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.matrix.rows
-    }
-
-    /// Columns: values of x.
-    #[must_use]
-    pub fn cols(&self) -> usize {
-        self.matrix.shape.cols
-    }
-
-    /// How the weights lie in memory.
-    #[must_use]
-    pub fn resident(&self) -> Resident {
-        self.matrix.form
-    }
-
-    /// Bytes that the weights take on the device.
-    #[must_use]
-    pub fn byte_len(&self) -> u64 {
-        let buffers = self.matrix.shards.iter().flat_map(Shard::bindings);
-        buffers.map(wgpu::Buffer::size).sum()
-    }
-
-    /// Into how many pieces the rows were split, by the device's limits.
-    #[must_use]
-    pub fn n_shards(&self) -> usize {
-        self.matrix.shards.len()
-    }
-}
-
-impl std::fmt::Debug for WgpuWeights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WgpuWeights")
-            .field("name", &self.name)
-            .field("shape", &(self.rows(), self.cols()))
-            .field("resident", &self.resident())
-            .field("byte_len", &self.byte_len())
-            .finish_non_exhaustive()
-    }
-}
-
 impl std::fmt::Debug for Wgpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wgpu").field("device", &self.description()).finish_non_exhaustive()
     }
-}
-
-/// The parameters of one dispatch, as `shaders/params.wgsl` has them.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    rows: u32,
-    first_row: u32,
-    all_rows: u32,
-    cols: u32,
-    blocks: u32,
-    tail: u32,
-    segments: u32,
-    base: u32,
-    batch: u32,
-    x_stride: u32,
-    from: u32,
-    count: u32,
-    half_offset: i32,
 }
 
 impl Wgpu {
@@ -191,9 +107,10 @@ impl Wgpu {
     }
 
     /// [`upload`](MatmulBackend::upload) with an encoding that this crate does not know, or into a form of the caller's choice;
-    /// with `None` into the one that takes the fewest bytes.
+    /// with `None` into the one that takes the fewest bytes. The host decodes, twice where it must choose, and packs; for matrices
+    /// in ANS form [`upload_decoding`](Self::upload_decoding) has the device do it.
     ///
-    /// Memory on the host: 32 MiB, and one row.
+    /// Memory on the host: 32 MiB, and one row. Over the bus and on the device: the resident form.
     ///
     /// # Errors
     /// Those of [`upload`](MatmulBackend::upload); [`Rule::Device`] for a row that exceeds the device's limits.
@@ -650,39 +567,6 @@ impl Wgpu {
         Ok((halves, scales))
     }
 
-    pub(crate) fn params(
-        &self,
-        weights: &WgpuWeights,
-        shard: &Shard,
-        batch: u32,
-        x_stride: u32,
-        from: u32,
-        count: u32,
-    ) -> wgpu::Buffer {
-        let matrix = &weights.matrix;
-        let params = Params {
-            rows: shard.rows as u32,
-            first_row: shard.first_row as u32,
-            all_rows: matrix.rows as u32,
-            cols: matrix.shape.cols as u32,
-            blocks: matrix.shape.blocks as u32,
-            tail: matrix.shape.tail as u32,
-            segments: matrix.shape.segments as u32,
-            base: u32::from(matrix.base) * 0x0101_0101,
-            batch,
-            x_stride,
-            from,
-            count,
-            half_offset: matrix.half_offset.unwrap_or(0),
-        };
-        let mut cache = weights.params.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() > 256 {
-            cache.clear();
-        }
-        let create = || self.device.uniform(bytemuck::bytes_of(&params));
-        cache.entry(params).or_insert_with(create).clone()
-    }
-
     #[allow(clippy::too_many_arguments)] // one dispatch is exactly these
     fn dispatch(
         &self,
@@ -861,7 +745,7 @@ fn tiles(shard: &Shard, batch: usize, columns: u32, device: &Device) -> Result<[
 }
 
 /// Workgroups for so many groups of 32 lanes.
-fn groups(n: u64) -> u64 {
+pub(crate) fn groups(n: u64) -> u64 {
     n.div_ceil(8)
 }
 

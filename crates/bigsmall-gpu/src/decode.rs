@@ -3,11 +3,11 @@
 use bigsmall_format::{BLOCK_UNITS, EncodedTensor, Error, Result, Rule};
 
 use crate::ans::AnsPlan;
-use crate::backend::{Wgpu, WgpuWeights, fold};
+use crate::backend::{Wgpu, fold};
 use crate::kernels::Kernel;
 use crate::layout::{Resident, RowShape};
-use crate::matrix_shape;
-use crate::upload::{Buffers, Matrix, Shard, Writer, shard_rows};
+use crate::upload::{Matrix, Writer};
+use crate::weights::WgpuWeights;
 
 /// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size.
 pub struct AnsTensor {
@@ -230,22 +230,9 @@ impl Wgpu {
     /// # Errors
     /// [`Rule::Device`] for a row that exceeds the device's limits; [`Rule::Memory`].
     pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
-        let shape = RowShape::new(cols);
-        let mut matrix = Matrix {
-            rows,
-            shape,
-            form: Resident::Plain,
-            base: 0,
-            half_offset: None,
-            shards: Vec::new(),
-        };
+        let mut matrix = Matrix::empty(rows, RowShape::new(cols), None);
         if rows > 0 && cols > 0 {
-            let most_rows = shard_rows(&self.device, &shape)?;
-            for first_row in (0..rows).step_by(most_rows) {
-                let rows = most_rows.min(rows - first_row);
-                let plain = self.device.storage("plain weights", rows * shape.plain_words())?;
-                matrix.shards.push(Shard { first_row, rows, buffers: Buffers::Plain(plain) });
-            }
+            matrix.shards = self.plain_shards(rows, &matrix.shape)?;
         }
         Ok(WgpuWeights::new(name, matrix))
     }
@@ -270,35 +257,6 @@ impl Wgpu {
                 .found(format!("{weights:?}")));
         }
         self.decode_ans_into(encoder, tensor, scratch)?;
-        self.device.guarded(|| {
-            let shape = RowShape::new(weights.cols());
-            for shard in weights.shards() {
-                let Buffers::Plain(plain) = &shard.buffers else { continue };
-                let params = self.params(weights, shard, 0, 0, 0, 0);
-                let blocks = (shape.blocks + usize::from(shape.tail != 0)) as u64;
-                let grid = fold((shard.rows as u64 * blocks).div_ceil(8), &self.device)?;
-                let bindings = [(0, &params), (1, scratch), (2, plain)];
-                self.dispatch_bound(encoder, Kernel::PackPlain, &bindings, grid);
-            }
-            Ok(())
-        })
-    }
-
-    /// Takes a matrix in ANS form to the device, decodes it there, and keeps it in the plain resident form: the fewest bytes on
-    /// the way, the most in place.
-    ///
-    /// # Errors
-    /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans).
-    pub fn upload_decoding(&self, tensor: &EncodedTensor) -> Result<WgpuWeights> {
-        let (rows, cols) = matrix_shape(tensor.spec())?;
-        let weights = self.new_plain(tensor.spec().name(), rows, cols)?;
-        if rows == 0 || cols == 0 {
-            return Ok(weights);
-        }
-        let ans = self.load_ans(tensor)?;
-        let scratch = self.device.storage("decoded", (rows * cols).div_ceil(2))?;
-        self.submit(|encoder| self.decode_ans_to(encoder, &ans, &scratch, &weights))?;
-        self.check_ans(&ans)?;
-        Ok(weights)
+        self.device.guarded(|| self.pack_plain(encoder, scratch, weights))
     }
 }

@@ -31,6 +31,12 @@ pub(crate) enum Kernel {
     RansPatch,
     /// bf16, row-major, to the plain resident form.
     PackPlain,
+    /// How often each exponent of bf16 occurs, for the choice of a form.
+    CountExponents,
+    /// bf16, row-major, to a dense form with codes of 3 or 4 bits, without its escapes.
+    PackDense { width: u32 },
+    /// The escapes, after [`Kernel::PackDense`].
+    PackEscapes { width: u32 },
     /// Vectors divided by their root mean square.
     RmsNorm,
     /// Heads turned by their positions.
@@ -73,12 +79,16 @@ const DENSE: &str = include_str!("shaders/dense.wgsl");
 const DENSE3: &str = include_str!("shaders/weights_dense3.wgsl");
 const HALF: &str = include_str!("shaders/half.wgsl");
 const DENSE4: &str = include_str!("shaders/weights_dense4.wgsl");
+const FLAT: &str = include_str!("shaders/flat.wgsl");
 
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
         let mut all = vec![Kernel::PadX, Kernel::SplitX, Kernel::RansPatch, Kernel::PackPlain];
+        all.push(Kernel::CountExponents);
+        all.extend([3, 4].map(|width| Kernel::PackDense { width }));
+        all.extend([3, 4].map(|width| Kernel::PackEscapes { width }));
         all.extend([false, true].map(|subgroups| Kernel::Rans { subgroups }));
         all.extend([Kernel::RmsNorm, Kernel::Rope, Kernel::Attention]);
         all.extend([Kernel::SiluMul, Kernel::Add, Kernel::Argmax]);
@@ -108,6 +118,9 @@ impl Kernel {
             Kernel::Rans { .. } => "rans",
             Kernel::RansPatch => "rans_patch",
             Kernel::PackPlain => "pack_plain",
+            Kernel::CountExponents => "count_exponents",
+            Kernel::PackDense { .. } => "pack_dense",
+            Kernel::PackEscapes { .. } => "pack_escapes",
             Kernel::RmsNorm => "rms_norm",
             Kernel::Rope => "rope",
             Kernel::Attention => "attention",
@@ -126,7 +139,12 @@ impl Kernel {
             | Kernel::DecodeRows { form }
             | Kernel::DecodePlain { form }
             | Kernel::Gather { form } => Some(form),
-            Kernel::PadX | Kernel::SplitX | Kernel::PackPlain => None,
+            Kernel::PadX
+            | Kernel::SplitX
+            | Kernel::PackPlain
+            | Kernel::CountExponents
+            | Kernel::PackDense { .. }
+            | Kernel::PackEscapes { .. } => None,
             // These have parameters of their own.
             Kernel::Rans { subgroups } => {
                 let share = match subgroups {
@@ -185,10 +203,25 @@ impl Kernel {
             Kernel::DecodePlain { .. } => parts.push(include_str!("shaders/decode_plain.wgsl")),
             Kernel::Gather { .. } => parts.push(include_str!("shaders/gather.wgsl")),
             Kernel::PadX => parts.push(include_str!("shaders/pad_x.wgsl")),
-            Kernel::PackPlain => parts.push(include_str!("shaders/pack_plain.wgsl")),
+            Kernel::PackPlain => parts.extend([FLAT, include_str!("shaders/pack_plain.wgsl")]),
+            Kernel::CountExponents => parts.push(include_str!("shaders/count_exponents.wgsl")),
+            Kernel::PackDense { width } => {
+                parts.extend([FLAT, pack_codes(width), include_str!("shaders/pack_dense.wgsl")]);
+            }
+            Kernel::PackEscapes { width } => {
+                parts.extend([FLAT, pack_codes(width), include_str!("shaders/pack_escapes.wgsl")]);
+            }
             _ => {}
         }
         parts.concat()
+    }
+}
+
+/// How codes of a width are packed.
+fn pack_codes(width: u32) -> &'static str {
+    match width {
+        3 => include_str!("shaders/pack_3.wgsl"),
+        _ => include_str!("shaders/pack_4.wgsl"),
     }
 }
 

@@ -148,7 +148,7 @@ pub(crate) fn escapes_outside(counts: &Histogram, base: u8, width: u32) -> u64 {
     counts.iter().sum::<u64>() - counts[inside].iter().sum::<u64>()
 }
 
-/// The exponents of nonzero weights, as their bf16 fields: from `least` to `most`.
+/// The magnitudes of nonzero weights, as their bf16 fields: from `least + 1` to `most`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Binades {
     least: u16,
@@ -158,6 +158,11 @@ pub(crate) struct Binades {
 impl Binades {
     /// Of no weights.
     pub(crate) const NONE: Binades = Binades { least: u16::MAX, most: 0 };
+
+    /// Of weights whose magnitudes, zero apart, go from `least + 1` to `most`.
+    pub(crate) const fn between(least: u16, most: u16) -> Self {
+        Binades { least, most }
+    }
 
     /// With those of `weights`.
     pub(crate) fn and(self, weights: &[u16]) -> Self {

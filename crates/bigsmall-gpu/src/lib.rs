@@ -30,14 +30,18 @@ mod kernels;
 #[cfg(feature = "wgpu")]
 mod layout;
 #[cfg(feature = "wgpu")]
+mod pack;
+#[cfg(feature = "wgpu")]
 mod transformer;
 #[cfg(feature = "wgpu")]
 mod tuning;
 #[cfg(feature = "wgpu")]
 mod upload;
+#[cfg(feature = "wgpu")]
+mod weights;
 
 #[cfg(feature = "wgpu")]
-pub use backend::{Wgpu, WgpuWeights};
+pub use backend::Wgpu;
 pub use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
 pub use cpu::{Cpu, CpuWeights};
 #[cfg(feature = "wgpu")]
@@ -50,6 +54,8 @@ pub use layout::Resident;
 pub use transformer::Heads;
 #[cfg(feature = "wgpu")]
 pub use tuning::{Tuning, Variant};
+#[cfg(feature = "wgpu")]
+pub use weights::WgpuWeights;
 /// The version of wgpu whose `Device` and `Queue` [`Wgpu`] takes.
 #[cfg(feature = "wgpu")]
 pub use wgpu;

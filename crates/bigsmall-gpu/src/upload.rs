@@ -29,6 +29,14 @@ pub(crate) struct Matrix {
     pub(crate) shards: Vec<Shard>,
 }
 
+impl Matrix {
+    /// Without shards, in the wanted form or plain.
+    pub(crate) fn empty(rows: usize, shape: RowShape, form: Option<Resident>) -> Self {
+        let form = form.unwrap_or(Resident::Plain);
+        Matrix { rows, shape, form, base: 0, half_offset: None, shards: Vec::new() }
+    }
+}
+
 /// Rows that lie in one set of buffers.
 pub(crate) struct Shard {
     pub(crate) first_row: usize,
@@ -62,12 +70,9 @@ pub(crate) fn upload(
     let decoder = tensor.open(encoding)?;
     let shape = RowShape::new(cols);
     if rows == 0 || cols == 0 {
-        let form = form.unwrap_or(Resident::Plain);
-        return Ok(Matrix { rows, shape, form, base: 0, half_offset: None, shards: Vec::new() });
+        return Ok(Matrix::empty(rows, shape, form));
     }
-    let shard_rows = shard_rows(device, &shape)?;
-    let piece_rows = (PIECE_BYTES / (2 * cols)).clamp(1, shard_rows);
-    let shard_rows = shard_rows / piece_rows * piece_rows;
+    let Cut { piece_rows, shard_rows } = Cut::new(device, &shape)?;
     let mut source =
         Source { tensor, decoder: &*decoder, cols, bytes: Vec::new(), weights: Vec::new() };
 
@@ -158,21 +163,33 @@ pub(crate) fn upload(
     Ok(Matrix { rows, shape, form, base, half_offset, shards })
 }
 
-/// Rows that one shard may have.
-pub(crate) fn shard_rows(device: &Device, shape: &RowShape) -> Result<usize> {
-    let limit = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
-    // No buffer of a shard is larger than its rows in plain form, and the shaders index those by u32.
-    let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
-    if rows == 0 {
-        return Err(Error::new(Rule::Device)
-            .expected(format!("rows of at most {limit} bytes in a buffer"))
-            .found(format!("{} columns", shape.cols)));
+/// How rows are cut, whoever packs them: it decides where the escapes of a row begin.
+pub(crate) struct Cut {
+    /// Rows that are decoded and packed at once.
+    pub(crate) piece_rows: usize,
+    /// Rows of a shard: whole pieces.
+    pub(crate) shard_rows: usize,
+}
+
+impl Cut {
+    /// For rows of at least one column.
+    pub(crate) fn new(device: &Device, shape: &RowShape) -> Result<Self> {
+        let limit =
+            device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
+        // No buffer of a shard is larger than its rows in plain form, and the shaders index those by u32.
+        let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
+        if rows == 0 {
+            return Err(Error::new(Rule::Device)
+                .expected(format!("rows of at most {limit} bytes in a buffer"))
+                .found(format!("{} columns", shape.cols)));
+        }
+        let piece_rows = (PIECE_BYTES / (2 * shape.cols)).clamp(1, rows);
+        Ok(Cut { piece_rows, shard_rows: rows / piece_rows * piece_rows })
     }
-    Ok(rows)
 }
 
 /// The form that takes the fewest bytes among the wanted ones, and its window.
-fn choose_form(
+pub(crate) fn choose_form(
     shape: &RowShape,
     rows: u64,
     counts: &[Histogram],

@@ -53,6 +53,9 @@ const TESTS: &[(&str, fn())] = &[
     ("ans_uploads_by_transcoding", ans_uploads_by_transcoding),
     ("ans_decodes_on_the_device", ans_decodes_on_the_device),
     ("ans_decodes_where_another_matrix_was", ans_decodes_where_another_matrix_was),
+    ("packed_on_the_device_as_on_the_host", packed_on_the_device_as_on_the_host),
+    ("packed_within_any_limits", packed_within_any_limits),
+    ("what_cannot_be_packed_on_the_device", what_cannot_be_packed_on_the_device),
     ("damaged_ans_is_an_error", damaged_ans_is_an_error),
     ("malformed_tbe_is_never_uploaded", malformed_tbe_is_never_uploaded),
     ("ans_words_left_over_are_an_error", ans_words_left_over_are_an_error),
@@ -225,19 +228,161 @@ fn ans_decodes_on_the_device() {
             assert!(bytes == bytes_of(&weights), "{rows}x{cols} {level:?}");
         }
         let tensor = encoded_by(&Ans::default(), &weights, rows, cols);
-        let loaded = gpu().upload_decoding(&tensor).unwrap();
-        assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{rows}x{cols}");
-        // The plain form is word for word that of an upload.
-        let uploaded = gpu().upload_as(&tensor, Resident::Plain).unwrap();
-        let finite = weights.iter().all(|w| w & 0x7f80 != 0x7f80);
-        let x = model_x(cols, 52);
-        if finite {
-            assert_eq!(
-                bits(&matmul(gpu(), &loaded, &x, 1)),
-                bits(&matmul(gpu(), &uploaded, &x, 1))
-            );
+        for form in [None, Some(Resident::Plain)] {
+            same_on_the_device(gpu(), &tensor, form, &format!("{rows}x{cols}"));
         }
     }
+}
+
+/// The bytes of every buffer.
+fn resident_bytes(gpu: &Wgpu, weights: &WgpuWeights) -> Vec<Vec<u8>> {
+    let read = |buffer: &&wgpu::Buffer| {
+        let mut bytes = vec![0u8; buffer.size() as usize];
+        gpu.read_buffer(buffer, &mut bytes).unwrap();
+        bytes
+    };
+    weights.buffers().iter().map(read).collect()
+}
+
+/// Uploads `tensor` both ways and compares all that can be seen; returns what the device packed.
+fn same_on_the_device(
+    gpu: &Wgpu,
+    tensor: &EncodedTensor,
+    form: Option<Resident>,
+    what: &str,
+) -> WgpuWeights {
+    let host = gpu.upload_with(tensor, &Ans::default(), form).unwrap();
+    let device = gpu.upload_decoding(tensor, form).unwrap();
+    let what = format!("{what} {form:?}: {host:?}");
+    assert_eq!(device.resident(), host.resident(), "{what}");
+    assert_eq!(device.byte_len(), host.byte_len(), "{what}");
+    assert_eq!((device.name(), device.n_shards()), (host.name(), host.n_shards()), "{what}");
+    let pairs = resident_bytes(gpu, &device).into_iter().zip(resident_bytes(gpu, &host));
+    for (i, (device, host)) in pairs.enumerate() {
+        let wrong = device.iter().zip(&host).position(|(a, b)| a != b);
+        assert!(device == host, "{what}: buffer {i} of {} bytes at {wrong:?}", host.len());
+    }
+    assert!(decompress(gpu, &device) == decompress(gpu, &host), "{what}");
+    let x = model_x(host.cols(), 52);
+    let products = [&device, &host].map(|weights| matmul(gpu, weights, &x, 1));
+    if products.iter().flatten().all(|y| !y.is_nan()) {
+        assert_eq!(bits(&products[0]), bits(&products[1]), "{what}");
+    }
+    device
+}
+
+const FORMS: [Option<Resident>; 3] = [None, Some(Resident::Dense3), Some(Resident::Dense4)];
+
+fn packed_on_the_device_as_on_the_host() {
+    let shapes = [
+        (1, 1),
+        (1, 127),
+        (3, 128),
+        (9, 3),
+        (5, 1024),
+        (7, 1030),
+        (6, 2047),
+        (300, 260),
+        (2, 16 * 1024),
+        (4, 16 * 1024 + 7),
+        (3, 33 * 1024 + 900),
+    ];
+    for (rows, cols) in shapes {
+        for (what, weights) in escape_cases(rows, cols, 98) {
+            let tensor = encoded_by(&Ans::default(), &weights, rows, cols);
+            for form in FORMS {
+                let what = format!("{rows}x{cols} {what}");
+                let loaded = same_on_the_device(gpu(), &tensor, form, &what);
+                assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{what} {form:?}");
+            }
+        }
+    }
+    let every: Vec<u16> = (0..=u16::MAX).collect();
+    for (rows, cols) in [(64, 1024), (256, 256), (1, 65_536), (65_536, 1)] {
+        let tensor = encoded_by(&Ans::default(), &every, rows, cols);
+        for form in FORMS {
+            let loaded = same_on_the_device(gpu(), &tensor, form, "every pattern");
+            assert!(decompress(gpu(), &loaded) == bytes_of(&every), "{rows}x{cols} {form:?}");
+        }
+    }
+    // The host packs this in two pieces, and the smallest form is a dense one.
+    let (rows, cols) = (600, 4100);
+    let tensor = encoded_by(&Ans::default(), &model_weights(rows, cols, 99), rows, cols);
+    for form in FORMS {
+        let loaded = same_on_the_device(gpu(), &tensor, form, "two pieces");
+        assert_ne!(loaded.resident(), Resident::Plain);
+    }
+}
+
+/// Cut into shards, on folded grids, with the limits that every WebGPU device has, without loop guards, and where f16 counts.
+fn packed_within_any_limits() {
+    let (rows, cols) = (200, 130);
+    let mut narrow = model_weights(rows, cols, 100);
+    // Zeros are exact in f16 as well.
+    narrow[3] = 0;
+    narrow[4] = 0x8000;
+    let mut wide = narrow.clone();
+    wide[77] = bf16(1e-20);
+    let [narrow, wide] = [narrow, wide].map(|w| encoded_by(&Ans::default(), &w, rows, cols));
+    let sharded = small_device(|l| l.max_storage_buffer_binding_size = 60_000);
+    let folded = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
+    let mut options = WgpuOptions::default();
+    options.unguarded_loops = true;
+    let unguarded = Wgpu::headless_with(&options).unwrap();
+    let instance = wgpu::Instance::default();
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    let core = Wgpu::from_device(device, queue);
+    let halves = with_cooperative(Cooperative::Emulated, None);
+    for (gpu, n_shards) in [(&sharded, 2), (&folded, 1), (&unguarded, 1), (&core, 1), (&halves, 1)]
+    {
+        for tensor in [&narrow, &wide] {
+            for form in FORMS.into_iter().chain([Some(Resident::Plain)]) {
+                let loaded = same_on_the_device(gpu, tensor, form, "limits");
+                assert_eq!(loaded.n_shards(), n_shards);
+            }
+        }
+    }
+    // Products by f16, or not, for the same matrices.
+    let x = model_x(40 * cols, 101);
+    for form in FORMS.into_iter().chain([Some(Resident::Plain)]) {
+        for (tensor, by_halves) in [(&narrow, true), (&wide, false)] {
+            let ours = halves.upload_decoding(tensor, form).unwrap();
+            let host = halves.upload_with(tensor, &Ans::default(), form).unwrap();
+            let usual = gpu().upload_with(tensor, &Ans::default(), form).unwrap();
+            let y = bits(&matmul(&halves, &ours, &x, 40));
+            assert_eq!(y, bits(&matmul(&halves, &host, &x, 40)), "{form:?}");
+            assert_eq!(y != bits(&matmul(gpu(), &usual, &x, 40)), by_halves, "{form:?}");
+        }
+    }
+}
+
+fn what_cannot_be_packed_on_the_device() {
+    for (rows, cols) in [(5, 0), (0, 5), (0, 0)] {
+        let tensor = encoded_by(&Ans::default(), &[], rows, cols);
+        for form in FORMS {
+            let loaded = gpu().upload_decoding(&tensor, form).unwrap();
+            assert_eq!((loaded.rows(), loaded.cols(), loaded.byte_len()), (rows, cols, 0));
+            assert_eq!(loaded.resident(), form.unwrap_or(Resident::Plain));
+        }
+    }
+    let raw = encoded(&[1, 2, 3, 4], 2, 2);
+    let error = gpu().upload_decoding(&raw, None).unwrap_err();
+    assert_eq!((error.rule(), error.tensor()), (Rule::SpecMismatch, Some("w")));
+    // One row too many to be decoded at once: the host decodes it by pieces.
+    let (rows, cols) = (40, 800);
+    let small = small_device(|l| l.max_storage_buffer_binding_size = 63_996);
+    let weights = model_weights(rows, cols, 102);
+    let tensor = encoded_by(&Ans::default(), &weights, rows, cols);
+    let error = small.upload_decoding(&tensor, None).unwrap_err();
+    assert_eq!((error.rule(), error.tensor()), (Rule::Device, Some("w")));
+    assert!(error.to_string().contains("the host"), "{error}");
+    assert!(decompress(&small, &small.upload(&tensor).unwrap()) == bytes_of(&weights));
+    let fits = encoded_by(&Ans::default(), &weights[cols..], rows - 1, cols);
+    same_on_the_device(&small, &fits, None, "one row less");
+    // A row that fits when it is decoded, and no longer when it is padded.
+    let row = encoded_by(&Ans::default(), &weights[..31_998], 1, 31_998);
+    assert_eq!(small.upload_decoding(&row, None).unwrap_err().rule(), Rule::Device);
 }
 
 /// Matrices of one shape that take turns: sent while others are in use, each decoded where the one before was.
@@ -309,6 +454,8 @@ fn damaged_ans_is_an_error() {
                 }
                 (Err(a), Err(b)) => {
                     assert_eq!(a.class(), b.class(), "bit {at}");
+                    let packed = gpu().upload_decoding(&damaged, FORMS[noticed % 3]);
+                    assert_eq!(packed.unwrap_err().rule(), a.rule(), "bit {at}");
                     noticed += 1;
                 }
                 (gpu, cpu) => panic!("bit {at}: GPU {gpu:?}, CPU {cpu:?}"),
@@ -360,7 +507,10 @@ fn ans_words_left_over_are_an_error() {
     tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut original, 1).unwrap();
     assert!(bytes == original, "all was decoded");
     assert_eq!(verdict.unwrap_err().rule(), Rule::AnsWords);
-    assert_eq!(gpu().upload_decoding(&damaged).unwrap_err().rule(), Rule::AnsWords);
+    for form in FORMS {
+        let error = gpu().upload_decoding(&damaged, form).unwrap_err();
+        assert_eq!((error.rule(), error.tensor()), (Rule::AnsWords, Some("w")));
+    }
 }
 
 /// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the same.

@@ -8,6 +8,8 @@ mod common;
 #[allow(dead_code)]
 mod layout;
 
+#[path = "common/pack_twin.rs"]
+mod pack_twin;
 #[path = "common/rans_twin.rs"]
 mod rans_twin;
 
@@ -15,7 +17,8 @@ use bigsmall_codec::{Ans, Level};
 use common::layer_twin;
 use common::twin::{Twin, fused, half_of, split_x, unfused, value_of, weight_as_half};
 use common::*;
-use layout::{Binades, Resident};
+use layout::{Binades, Resident, RowShape};
+use pack_twin::PackTwin;
 use rans_twin::RansTwin;
 
 /// Shapes around every boundary: vec4, step, block, segment.
@@ -212,6 +215,47 @@ fn ans_decodes_as_the_codec_does() {
             let (units, verdicts) = twin.decode();
             assert!(verdicts.iter().all(|&v| v == 0), "{rows}x{cols} {level:?}: {verdicts:?}");
             assert!(units == weights, "{rows}x{cols} {level:?}");
+        }
+    }
+}
+
+/// Whole matrices, and the last rows of them as a shard of their own.
+#[test]
+fn kernels_pack_as_the_host_does() {
+    for &(rows, cols) in SHAPES {
+        let shape = RowShape::new(cols);
+        let mut cases = escape_cases(rows, cols, 96);
+        cases.push(("any bits", any_bits(rows * cols, 97, false)));
+        for (what, weights) in cases {
+            let mut counts = [0; 256];
+            layout::count_exponents(&weights, &mut counts);
+            let counted = PackTwin::new(&weights, cols, 0..rows, 3).count();
+            assert!(counted[..256].iter().zip(&counts).all(|(a, b)| u64::from(*a) == *b));
+            let binades = Binades::between(0xffff - counted[256] as u16, counted[257] as u16);
+            assert_eq!(binades, Binades::NONE.and(&weights), "{rows}x{cols} {what}");
+            for (width, shard) in
+                [3, 4].into_iter().flat_map(|w| [(w, 0..rows), (w, rows / 2..rows)])
+            {
+                let what = format!("{rows}x{cols} {what}, width {width}, rows {shard:?}");
+                let (base, _) = layout::choose_window(&counts, width);
+                let dense = layout::pack_dense(&weights[shard.start * cols..], &shape, width, base);
+                let mut twin = PackTwin::new(&weights, cols, shard.clone(), width);
+                twin.base = u32::from(base);
+                let [bytes, codes, mut starts] = twin.pack_dense();
+                assert!(bytes == dense.bytes, "{what}: bytes");
+                assert!(codes == dense.codes, "{what}: codes");
+                let (totals, lanes) = starts.split_at_mut(shard.len() * shape.segments);
+                assert!(*lanes == dense.starts, "{what}: starts of lanes");
+                let mut at = 0;
+                for n in totals {
+                    at += std::mem::replace(n, at);
+                }
+                assert_eq!(at as usize, dense.escapes.len(), "{what}");
+                assert!(starts[..dense.bases.len()] == dense.bases, "{what}: starts of segments");
+                let escapes = twin.pack_escapes(&starts, dense.escapes.len().div_ceil(4));
+                let escapes: Vec<u8> = escapes.iter().flat_map(|w| w.to_le_bytes()).collect();
+                assert!(escapes[..dense.escapes.len()] == dense.escapes, "{what}: escapes");
+            }
         }
     }
 }

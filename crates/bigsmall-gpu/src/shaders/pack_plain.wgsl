@@ -1,12 +1,5 @@
 // Rows of bf16 without padding to the plain resident form: a (row, block) for each group of 32 lanes.
-@group(0) @binding(1) var<storage, read> flat: array<u32>;
 @group(0) @binding(2) var<storage, read_write> packed: array<vec2<u32>>;
-
-fn weight(row: u32, k: u32) -> u32 {
-  if (k >= p.cols) { return 0u; }
-  let i = (p.first_row + row) * p.cols + k;
-  return (flat[i >> 1u] >> ((i & 1u) * 16u)) & 0xffffu;
-}
 
 @compute @workgroup_size(256)
 fn pack_plain(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -20,9 +13,8 @@ fn pack_plain(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgrou
   let at = row * (p.blocks * 256u + p.tail * 32u) + block * 256u;
   let steps = select(p.tail, 8u, block < p.blocks);
   for (var step = 0u; step < steps; step++) {
-    let k = block * 1024u + step * 128u + lane * 4u;
-    let pair = vec2<u32>(weight(row, k) | (weight(row, k + 2u) << 16u),
-                         weight(row, k + 1u) | (weight(row, k + 3u) << 16u));
+    let four = four_weights(row, block * 1024u + step * 128u + lane * 4u);
+    let pair = vec2<u32>((four.x & 0xffffu) | (four.y << 16u), (four.x >> 16u) | (four.y & 0xffff0000u));
     // In a whole block two steps share a vec4 of the lane.
     let two = (step >> 1u) * 64u + lane * 2u + (step & 1u);
     packed[at + select(step * 32u + lane, two, block < p.blocks)] = pair;

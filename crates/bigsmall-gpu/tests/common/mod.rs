@@ -196,6 +196,24 @@ pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
     ]
 }
 
+/// Matrices without escapes, with few, with whole rows of them, and with little else.
+pub fn escape_cases(rows: usize, cols: usize, seed: u64) -> Vec<(&'static str, Vec<u16>)> {
+    let noise = any_bits(rows * cols, seed, true);
+    let none = noise.iter().map(|w| w & 0x81ff | 0x3c00).collect();
+    let in_rows = |(i, w): (usize, &u16)| match i / cols % 3 {
+        2 => w | 0x4000,
+        _ => w & 0x82ff | 0x3c00,
+    };
+    let rows_of_them = noise.iter().enumerate().map(in_rows).map(|w| w & 0xfeff).collect();
+    vec![
+        ("no escapes", none),
+        ("few escapes", model_weights(rows, cols, seed)),
+        ("rows of escapes", rows_of_them),
+        ("nearly all escapes", noise),
+        ("zeros", vec![0x8000; rows * cols]),
+    ]
+}
+
 /// TBE tensors with every checksum right and a payload that breaks one rule each.
 pub fn malformed_tbe() -> Vec<(&'static str, EncodedTensor)> {
     let (rows, cols) = (5, 300);

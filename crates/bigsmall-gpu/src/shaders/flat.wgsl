@@ -1,0 +1,32 @@
+// Rows of bf16 without padding, as the kernels that pack them read them.
+@group(0) @binding(1) var<storage, read> flat: array<u32>;
+
+// How many of the columns k to k + 3 there are.
+fn columns_at(k: u32) -> u32 { return select(0u, min(4u, p.cols - k), k < p.cols); }
+
+// The weights of the columns k to k + 3 as two words, zero where there is none.
+fn four_weights(row: u32, k: u32) -> vec2<u32> {
+  let have = columns_at(k);
+  if (have == 0u) { return vec2<u32>(0u); }
+  let i = (p.first_row + row) * p.cols + k;
+  let at = i >> 1u;
+  var four = vec2<u32>(flat[at], flat[at + 1u]);
+  if ((i & 1u) != 0u) {
+    four = vec2<u32>((four.x >> 16u) | (four.y << 16u), (four.y >> 16u) | (flat[at + 2u] << 16u));
+  }
+  let x = select(0x0000ffffu, 0xffffffffu, have > 1u);
+  let y = select(0u, select(0x0000ffffu, 0xffffffffu, have > 3u), have > 2u);
+  return four & vec2<u32>(x, y);
+}
+
+// The low bytes of the halves of two words, one after the other.
+fn low_bytes(halves: vec2<u32>) -> u32 {
+  return (halves.x & 0xffu) | ((halves.x >> 8u) & 0xff00u)
+    | ((halves.y & 0xffu) << 16u) | ((halves.y & 0xff0000u) << 8u);
+}
+
+fn exponents(four: vec2<u32>) -> u32 { return low_bytes((four >> vec2<u32>(7u)) & vec2<u32>(0x00ff00ffu)); }
+
+fn sign_mantissas(four: vec2<u32>) -> u32 {
+  return low_bytes(((four >> vec2<u32>(8u)) & vec2<u32>(0x00800080u)) | (four & vec2<u32>(0x007f007fu)));
+}

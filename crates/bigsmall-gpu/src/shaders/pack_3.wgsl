@@ -1,0 +1,27 @@
+// Codes of 3 bits, where `weights_dense3.wgsl` looks for them.
+@group(0) @binding(4) var<storage, read_write> codes: array<u32>;
+
+const ALL_ONES: u32 = 7u;
+
+// Words of codes that a lane has in the tail.
+fn tail_words() -> u32 { return min(3u, (p.tail + 1u) >> 1u); }
+
+fn codes_at(row: u32, block: u32) -> u32 { return row * (p.blocks * 96u + tail_words() * 32u) + block * 96u; }
+
+// The words of a lane with the four codes of a step.
+fn with_codes(words: vec4<u32>, step: u32, four: u32) -> vec4<u32> {
+  if (step < 6u) {
+    let put = vec4<u32>(four << ((step & 1u) * 3u));
+    return words | select(vec4<u32>(0u), put, vec4<u32>(step >> 1u) == vec4<u32>(0u, 1u, 2u, 3u));
+  }
+  let low = (four & 0x03030303u) << 6u;
+  let high = (four & 0x04040404u) << (step - 2u);
+  return words | vec4<u32>(select(low, 0u, step == 7u), select(0u, low, step == 7u), high, 0u);
+}
+
+fn write_codes(at: u32, lane: u32, whole: bool, words: vec4<u32>) {
+  let n = select(tail_words(), 3u, whole);
+  codes[at + lane] = words.x;
+  if (n > 1u) { codes[at + 32u + lane] = words.y; }
+  if (n > 2u) { codes[at + 64u + lane] = words.z; }
+}
