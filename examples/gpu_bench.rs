@@ -501,7 +501,7 @@ fn bench_load(
     let original = &tensor.payload()[..spec.byte_len() as usize];
     let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
     let by_host = gpu.upload(&encoded)?;
-    let row = |kernel: &str, load: &dyn Fn() -> Result<WgpuWeights>| {
+    let row = |kernel: &str, load: &dyn Fn() -> Result<WgpuWeights>| -> Result<Row> {
         let mut times = Vec::new();
         let mut same = true;
         for run in 0..=options.runs.min(5) {
