@@ -19,8 +19,8 @@ impl Wgpu {
     /// more than headers, tables and exceptions.
     ///
     /// Memory on the device meanwhile: the decoded matrix, at 16 bits a weight, and beside it the larger of its encoded and its
-    /// resident form. On the host: an index of half a per cent, four bytes for 16,384 weights of a row, and 32 MiB. Waits for
-    /// the device two times, and once more for every piece into which its limits split the rows.
+    /// resident form. On the host: an index of half a per cent, four bytes for every row or 16,384 weights of it, and 32 MiB. Waits for
+    /// the device several times, since what its kernels find decides what comes next: the form, and how many escapes there are.
     ///
     /// # Errors
     /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans); [`Rule::Device`] for a matrix that exceeds,

@@ -942,6 +942,7 @@ fn threads_share_a_device() {
 fn a_lost_device_is_an_error() {
     let (rows, cols) = (8, 64);
     let tensor = encoded(&model_weights(rows, cols, 36), rows, cols);
+    let ans = encoded_by(&Ans::default(), &model_weights(rows, cols, 36), rows, cols);
     let own = Wgpu::headless().unwrap();
     // A device that the caller made: nobody has told us about its loss.
     let given = {
@@ -962,6 +963,7 @@ fn a_lost_device_is_an_error() {
         assert_eq!(error.class(), Class::Io, "{error:?}");
         assert_eq!(error.rule(), Rule::DeviceLost);
         assert_eq!(gpu.upload(&tensor).unwrap_err().rule(), Rule::DeviceLost);
+        assert_eq!(gpu.upload_decoding(&ans, None).unwrap_err().rule(), Rule::DeviceLost);
         let error = gpu.decompress(&weights, &mut vec![0; 2 * rows * cols]).unwrap_err();
         assert_eq!(error.rule(), Rule::DeviceLost);
     }
