@@ -121,7 +121,6 @@ unsafe fn exponents<const W: usize, const ALIGNED: bool>(
     shift: u32,
     n: usize,
     out: &mut Exponents,
-    ahead: &mut Ahead<'_>,
 ) -> usize {
     assert!(n <= RUN);
     let base = _mm256_set1_epi8(tiles.head.base as i8);
@@ -133,7 +132,6 @@ unsafe fn exponents<const W: usize, const ALIGNED: bool>(
     let escapes = tiles.escapes;
     let mut used = 0;
     for t in 0..n {
-        ahead.fetch(LINES);
         // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is shifted.
         let words = unsafe {
             let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
@@ -238,10 +236,12 @@ unsafe fn decode_tiles<const W: usize>(
     for out in out.chunks_mut(RUN * OUT) {
         let n = out.len() / OUT;
         // SAFETY: the caller promises as many tiles.
-        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer, ahead) };
+        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer) };
         let halves = out.as_chunks_mut::<TILE>().0.iter_mut();
         let planes = left.plane.as_chunks::<32>().0.iter().zip(buffer.0.as_chunks::<32>().0);
         for (out, (plane, exponents)) in halves.zip(planes) {
+            // Half a tile.
+            ahead.fetch(LINES / 2);
             // SAFETY: each reads 32 bytes of 32 or writes 64 of 64.
             unsafe {
                 let (even, odd) = unpack(
@@ -320,10 +320,10 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     for x in x.chunks(RUN * TILE) {
         let n = x.len() / TILE;
         // SAFETY: the caller promises as many tiles.
-        let used =
-            unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer, &mut Ahead::default()) };
+        let used = unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer) };
         let planes = left.plane.as_chunks::<TILE>().0.iter().zip(buffer.0.as_chunks::<TILE>().0);
-        for (x, (plane, exponents)) in x.as_chunks::<TILE>().0.iter().zip(planes) {
+        for (t, (x, (plane, exponents))) in x.as_chunks::<TILE>().0.iter().zip(planes).enumerate() {
+            stream::fetch_tile::<W>(&left, t);
             for (half, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats.
                 unsafe {
@@ -345,6 +345,7 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (weights, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
+        stream::fetch_bf16(weights);
         for (half, sums) in sums.iter_mut().enumerate() {
             // SAFETY: half is 0 or 1: 64 + 64 of 128 bytes, 8 + 56 of 64 floats.
             unsafe {

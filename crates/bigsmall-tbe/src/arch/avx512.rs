@@ -1,4 +1,4 @@
-//! AVX-512: a tile's bitmaps are mask registers as they stand, and one byte expansion puts its escapes in place.
+//! AVX-512: a transposition of bits makes a tile's bitmaps its codes, and one byte expansion puts its escapes in place.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -25,6 +25,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vbmi2")
+        && is_x86_feature_detected!("gfni")
         && is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("bmi1")
@@ -37,7 +38,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
 macro_rules! enable {
     ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block)*) => { $(
         #[target_feature(
-            enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,fma,bmi1,bmi2,popcnt"
+            enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt"
         )]
         fn $name($($arg: $type),*) $(-> $out)? $body
     )* };
@@ -154,44 +155,77 @@ fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
     (low, high)
 }
 
-/// The exponents of one tile and the number of its escapes. `escapes` holds what is left of them.
+/// The codes of tile `tile`, a byte each.
 ///
 /// # Safety
-/// `escapes` must be valid for reads of `left` bytes.
+/// `bitmaps` must have W bitmaps for the tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
+unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
+    let at = tile * W;
+    // SAFETY: either four bitmaps are left, or the mask keeps the load within the W of this tile.
+    let words = unsafe {
+        let from = bitmaps.as_ptr().add(at);
+        if at + 4 <= bitmaps.len() {
+            _mm256_loadu_si256(from.cast())
+        } else {
+            _mm256_maskz_loadu_epi64((1 << W) - 1, from.cast())
+        }
+    };
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7: a matrix of bits, whose product
+    // with the bytes 1, 2, 4 to 128 has in bit i of byte j what bit j of that byte is.
+    const PLACES: [i64; 8] = {
+        let mut places = [0; 8];
+        let mut g = 0;
+        while g < 8 {
+            places[g] = (0x0008_1018 + 0x0101_0101 * g as i64) << 32;
+            g += 1;
+        }
+        places
+    };
+    // SAFETY: eight times 64 bits are one vector.
+    let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
+    let used = if W == 3 { 0xe0e0_e0e0_e0e0_e0e0 } else { 0xf0f0_f0f0_f0f0_f0f0 };
+    let matrices = _mm512_maskz_permutexvar_epi8(used, places, _mm512_castsi256_si512(words));
+    _mm512_gf2p8affine_epi64_epi8::<0>(
+        _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64),
+        matrices,
+    )
+}
+
+/// The exponents of one tile with these codes. `used` of the escapes belong to the tiles before it, and afterwards those of this one
+/// too.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
-unsafe fn exponents<const W: usize>(
-    words: [u64; W],
+fn exponents<const W: usize>(
+    codes: __m512i,
     base: __m512i,
-    escapes: *const u8,
-    left: usize,
-) -> (__m512i, usize) {
-    let mut exponents = base;
-    let mut mask = !0;
-    for (j, word) in words.into_iter().enumerate() {
-        exponents = _mm512_mask_add_epi8(exponents, word, exponents, _mm512_set1_epi8(1 << j));
-        mask &= word;
-    }
+    escapes: &[u8],
+    used: &mut usize,
+) -> __m512i {
+    let mask = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((1 << W) - 1));
+    let exponents = _mm512_add_epi8(codes, base);
     // Three bitmaps leave hardly a tile without an escape, four hardly one with: a branch pays for four alone.
     if W == 4 && mask == 0 {
-        return (exponents, 0);
+        return exponents;
     }
-    let n = mask.count_ones() as usize;
-    let these = if left >= TILE {
+    let these = if escapes.len() >= TILE && *used <= escapes.len() - TILE {
         // SAFETY: at least 64 bytes are left.
-        unsafe { _mm512_loadu_si512(escapes.cast()) }
+        unsafe { _mm512_loadu_si512(escapes.as_ptr().add(*used).cast()) }
     } else {
-        // SAFETY: the mask keeps the load within the bytes that are left.
-        unsafe { _mm512_maskz_loadu_epi8((1 << left) - 1, escapes.cast()) }
+        let rest = escapes.get(*used..).unwrap_or(&[]);
+        // SAFETY: fewer than 64 bytes are left, and the mask keeps the load within them.
+        unsafe { _mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast()) }
     };
-    (_mm512_mask_expand_epi8(exponents, mask, these), n)
+    *used += mask.count_ones() as usize;
+    _mm512_mask_expand_epi8(exponents, mask, these)
 }
 
 /// Decodes `out.len() / 128` whole tiles; the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,bmi2,popcnt")]
 unsafe fn decode_tiles<const W: usize>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
@@ -206,15 +240,8 @@ unsafe fn decode_tiles<const W: usize>(
         // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile; what is read of the
         // escapes is what `used` leaves; `out` has 128 bytes.
         unsafe {
-            let words = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
-            let used_now = used.min(tiles.escapes.len());
-            let (exponents, n) = exponents(
-                words.map(u64::from_le_bytes),
-                base,
-                tiles.escapes.as_ptr().add(used_now),
-                tiles.escapes.len() - used_now,
-            );
-            used = used_now + n;
+            let codes = codes::<W>(tiles.bitmaps, t);
+            let exponents = exponents::<W>(codes, base, tiles.escapes, &mut used);
             let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
             let (low, high) = bytes_of(
                 _mm512_permutexvar_epi64(order, exponents),
@@ -260,7 +287,7 @@ unsafe fn load_chains(chains: *const f32) -> [__m512; 4] {
 
 /// # Safety
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,fma,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,fma,bmi2,popcnt")]
 unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
@@ -268,29 +295,24 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     chains: &mut Chains,
 ) {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
+    // The bytes from `shift` on of two vectors.
+    let order: [u8; TILE] = std::array::from_fn(|i| i as u8 + shift as u8);
+    // SAFETY: 64 bytes are one vector.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
     let mut used = 0;
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
+        stream::fetch_tile::<W>(tiles, t);
         // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is shifted, and 64 bytes of the
         // plane; what is read of the escapes is what `used` leaves.
         unsafe {
-            let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
-            let mut words = here.map(u64::from_le_bytes);
+            let mut these = codes::<W>(tiles.bitmaps, t);
             if !ALIGNED {
-                let next = *tiles.bitmaps.as_ptr().add((t + 1) * W).cast::<[[u8; 8]; W]>();
-                for (word, next) in words.iter_mut().zip(next) {
-                    *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
-                }
+                let next = codes::<W>(tiles.bitmaps, t + 1);
+                these = _mm512_permutex2var_epi8(these, order, next);
             }
-            let used_now = used.min(tiles.escapes.len());
-            let (exponents, n) = exponents(
-                words,
-                base,
-                tiles.escapes.as_ptr().add(used_now),
-                tiles.escapes.len() - used_now,
-            );
-            used = used_now + n;
+            let exponents = exponents::<W>(these, base, tiles.escapes, &mut used);
             let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
             let (low, high) = bytes_of(exponents, plane);
             add_products(
@@ -320,6 +342,7 @@ unsafe fn dot_bf16_impl<const N: usize>(
     let mut sums: [[__m512; 4]; N] =
         std::array::from_fn(|c| unsafe { load_chains(chains[c].as_ptr()) });
     for (t, weights) in weights.as_chunks::<OUT>().0.iter().enumerate() {
+        stream::fetch_bf16(weights);
         // SAFETY: `weights` has 128 bytes.
         let (a, b) = unsafe {
             let weights = weights.as_ptr();

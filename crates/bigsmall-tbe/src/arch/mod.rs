@@ -20,7 +20,7 @@ pub(crate) use portable::escape_mask;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// x86-64 with AVX-512 F, BW, VL, VBMI and VBMI2 (Ice Lake, Zen 4 and later).
+    /// x86-64 with AVX-512 F, BW, VL, VBMI and VBMI2, and GFNI (Ice Lake, Zen 4 and later).
     Avx512,
     /// x86-64 with AVX2, FMA, BMI1, BMI2 and POPCNT.
     Avx2,

@@ -1,7 +1,11 @@
-//! Output that bypasses the caches: what is larger than they are need not be read before it is overwritten.
+//! Memory that is larger than the caches. Output bypasses them, so that it need not be read before it is overwritten; input that
+//! products walk through once is asked for before it is needed.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+
+use super::Tiles;
+use crate::layout::TILE;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -9,6 +13,31 @@ const LINE: usize = 64;
 pub(super) const GROUP: usize = 4096;
 /// Outputs from this length on bypass the caches: whole blocks of bf16.
 pub(super) const LEAST: usize = 1 << 18;
+
+/// How many weights ahead products ask for them: more than the processor would do on its own accord, which stops at every page.
+const AHEAD: usize = 2048;
+
+/// Asks for the bf16 weights that come [`AHEAD`] of `tile`.
+#[inline(always)]
+pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
+    let at = tile.as_ptr().wrapping_add(2 * AHEAD);
+    fetch(at);
+    fetch(at.wrapping_add(LINE));
+}
+
+/// Asks for byte plane and bitmaps that come [`AHEAD`] of tile `tile`.
+#[inline(always)]
+pub(super) fn fetch_tile<const W: usize>(tiles: &Tiles<'_>, tile: usize) {
+    fetch(tiles.plane.as_ptr().wrapping_add(tile * TILE + AHEAD));
+    fetch(tiles.bitmaps.as_ptr().wrapping_add((tile + AHEAD / TILE) * W).cast());
+}
+
+/// Asks for a cache line, which need not exist.
+#[inline(always)]
+fn fetch(line: *const u8) {
+    // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is no error.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+}
 
 #[repr(align(64))]
 struct Staging([u8; LINE + GROUP]);
