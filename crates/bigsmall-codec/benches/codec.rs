@@ -11,7 +11,7 @@ use std::hint::black_box;
 use bigsmall_codec::{
     Ans, Backend, Dtype, EncodedTensor, Level, TensorEncoding, TensorSpec, encode_tensor,
 };
-use bigsmall_format::{decode_range, xxh3};
+use bigsmall_format::{decode_range, xxh3, zeroed};
 use constriction::stream::Decode as _;
 use constriction::stream::model::{
     ContiguousCategoricalEntropyModel, ContiguousLookupDecoderModel,
@@ -152,6 +152,20 @@ fn main() {
             });
         });
     }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("fresh");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    let best = ans(Backend::best());
+    group.bench_function("memory that is used again", |b| {
+        b.iter(|| decode(&tensor, &best, &mut out));
+    });
+    group.bench_function("fresh memory", |b| {
+        b.iter(|| decode(&tensor, &best, &mut vec![0; BYTES]));
+    });
+    group.bench_function("fresh memory of huge pages", |b| {
+        b.iter(|| decode(&tensor, &best, &mut zeroed(BYTES as u64).unwrap()));
+    });
     group.finish();
 
     let mut group = criterion.benchmark_group("encode");

@@ -12,7 +12,7 @@ use crate::arch::neon::Neon;
 use crate::arch::x86_64::{avx2::Avx2, avx512::Avx512};
 use crate::head::Head;
 use crate::planes::GROUP;
-use crate::units::{self, CostTable};
+use crate::units::{self, CostTable, StandIns};
 
 /// Lanes of a block: rANS states that share one stream of words.
 pub(crate) const LANES: usize = 32;
@@ -167,6 +167,19 @@ pub(crate) trait EntropyBackend: Sync {
     /// [`units::choose_tables`].
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
         units::choose_tables(head, costs, symbols, ids);
+    }
+
+    /// [`units::replace_exceptions`].
+    fn replace_exceptions(
+        &self,
+        head: &Head,
+        stand_ins: &StandIns,
+        table_ids: &[u8],
+        units: &[u8],
+        symbols: &mut [u8],
+        exceptions: &mut Vec<(u32, u16)>,
+    ) -> Result<bool> {
+        units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
     }
 
     /// [`units::join`].

@@ -50,7 +50,7 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
             symbol_bits: 5,
         },
         (Level::Default, _) => Effort {
-            sample: (1 << 16, 1 << 18),
+            sample: (1 << 16, 1 << 17),
             // With heads of one byte a second mantissa bit costs no speed: their slots are gathered in any case.
             mantissa: if head_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],

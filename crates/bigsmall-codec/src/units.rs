@@ -1,9 +1,12 @@
 //! Units come apart into symbols, residuals and low bits, and together again, group by group. Plain loops that compilers turn
 //! into vectors; backends compile them once more for their instructions.
 
+use bigsmall_format::Result;
+
 use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
 use crate::planes::{self, GROUP, packed_len};
+use crate::reserve;
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;
@@ -59,6 +62,94 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
     }
 }
 
+/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its place.
+pub(crate) struct StandIns(Vec<StandIn>);
+
+/// The symbols from `first` to `first + span` stay themselves; where others do too, or none, they are looked up.
+struct StandIn {
+    map: [u8; 256],
+    first: u8,
+    span: u8,
+}
+
+impl StandIns {
+    pub(crate) fn new(head: &Head) -> StandIns {
+        let each = head.tables.iter().map(|table| {
+            let freqs = table.freqs();
+            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
+            let common = table.most_frequent();
+            let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
+            let below = (0..usize::from(common)).rev().take_while(|&s| coded(s)).count();
+            let above = (usize::from(common) + 1..256).take_while(|&s| coded(s)).count();
+            StandIn { map, first: common - below as u8, span: (below + above) as u8 }
+        });
+        StandIns(each.collect())
+    }
+}
+
+impl StandIn {
+    /// Whether all of `symbols` certainly stay themselves.
+    #[inline(always)]
+    fn keeps<const N: usize>(&self, symbols: &[u8; N]) -> bool {
+        // A greatest one, not `all`: without an early end it becomes vectors.
+        let farthest = symbols.iter().fold(0, |most, s| s.wrapping_sub(self.first).max(most));
+        farthest <= self.span
+    }
+}
+
+/// Replaces symbols that the table of their segment has not, listing them as exceptions, position and field; false where these are
+/// more than a block can have.
+#[inline(always)]
+pub(crate) fn replace_exceptions(
+    head: &Head,
+    stand_ins: &StandIns,
+    table_ids: &[u8],
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) -> Result<bool> {
+    const MAX_EXCEPTIONS: usize = u16::MAX as usize;
+    /// Symbols that are looked at together.
+    const FEW: usize = 64;
+    exceptions.clear();
+    for (segment, (symbols, &id)) in symbols.chunks_mut(head.segment).zip(table_ids).enumerate() {
+        let table = &stand_ins.0[usize::from(id)];
+        for (i, symbols) in symbols.as_chunks_mut::<FEW>().0.iter_mut().enumerate() {
+            if !table.keeps(symbols) {
+                let position = segment * head.segment + i * FEW;
+                replace_few(head, table, position, units, symbols, exceptions)?;
+                if exceptions.len() > MAX_EXCEPTIONS {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// [`replace_exceptions`] for a few symbols from `position` on. Rare: one copy of this serves all backends.
+fn replace_few(
+    head: &Head,
+    table: &StandIn,
+    position: usize,
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) -> Result<()> {
+    reserve(exceptions, symbols.len())?;
+    let unit_bytes = head.layout.unit_bytes;
+    for (position, symbol) in (position..).zip(symbols) {
+        let coded = table.map[usize::from(*symbol)];
+        if coded != *symbol {
+            let mut h = [0];
+            head.layout.split_heads(&units[position * unit_bytes..][..unit_bytes], &mut h);
+            exceptions.push((position as u32, head.layout.field(h[0])));
+            *symbol = coded;
+        }
+    }
+    Ok(())
+}
+
 /// Takes the symbols, or [`OUTSIDE`], out of whole groups of units.
 #[inline(always)]
 pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
@@ -68,11 +159,15 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let n_symbols = 1u16 << head.symbol_bits;
     let groups = units.chunks_exact(GROUP * layout.unit_bytes);
     for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
+        let symbol = |h: u16| symbol_of(h >> shift & field_mask, window, n_symbols);
+        if (layout.unit_bytes, layout.head_bytes) == (2, 2) {
+            let units = units.as_chunks::<2>().0;
+            symbols.iter_mut().zip(units).for_each(|(s, u)| *s = symbol(u16::from_le_bytes(*u)));
+            continue;
+        }
         let mut heads = [0u16; GROUP];
         layout.split_heads(units, &mut heads);
-        for (symbol, &h) in symbols.iter_mut().zip(&heads) {
-            *symbol = symbol_of(h >> shift & field_mask, window, n_symbols);
-        }
+        symbols.iter_mut().zip(&heads).for_each(|(s, &h)| *s = symbol(h));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What cannot be had without `unsafe`.
 
 mod ahead;
+mod pages;
 
 pub use ahead::Ahead;
+pub use pages::zeroed;

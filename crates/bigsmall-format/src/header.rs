@@ -7,7 +7,8 @@ use std::fmt;
 use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
-use crate::wire::{room_for, zeroed};
+use crate::arch::zeroed;
+use crate::wire::room_for;
 use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
 /// A parsed safetensors header: the tensors in the order of their data.

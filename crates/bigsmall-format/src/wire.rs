@@ -89,19 +89,6 @@ pub(crate) fn u64s(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '_ {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
 }
 
-/// `len` zeros; an error where there is no memory for them.
-#[cfg(feature = "shard")]
-pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
-    let too_much = |_| Error::new(Rule::Memory).expected(format!("{len} bytes"));
-    let n = usize::try_from(len).unwrap_or(usize::MAX);
-    // Asked for and given back first, since the zeros of `vec!` come from the system and cost nothing, and those of `resize` are
-    // written one by one.
-    let mut asked = Vec::<u8>::new();
-    asked.try_reserve_exact(n).map_err(too_much)?;
-    drop(std::hint::black_box(asked));
-    Ok(vec![0; n])
-}
-
 /// Room for `n` values; an error where there is no memory for them.
 pub(crate) fn room_for<T>(n: usize) -> Result<Vec<T>> {
     let mut out = Vec::new();

@@ -27,13 +27,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::{Dtype, Error as OurError, Rule, TensorSpec};
+use bigsmall_format::{Dtype, Error as OurError, Rule, TensorSpec, zeroed};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuilderArgs};
 
 use crate::Model;
-use crate::pipeline::zeroed;
 
 /// A `VarBuilder` over `model`. Tensors become `dtype` when they are asked for; where that is their own they keep every bit.
 pub fn var_builder(

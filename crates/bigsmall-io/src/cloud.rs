@@ -171,6 +171,8 @@ pub(crate) fn open(url: &str) -> Result<Input> {
         retry_timeout: std::time::Duration::from_secs(60),
         ..Default::default()
     };
+    // The first one counts: where the program around us has installed another, that stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
         ObjectStoreScheme::AmazonS3 => AmazonS3Builder::from_env()
             .with_url(url)

@@ -495,7 +495,7 @@ fn carry_over(
             }
             Role::Other => {
                 let source = from.open_file(name)?;
-                let mut bytes = crate::pipeline::zeroed(source.byte_len())?;
+                let mut bytes = bigsmall_format::zeroed(source.byte_len())?;
                 source.read_exact_at(0, &mut bytes).map_err(in_file)?;
                 put(name, &bytes)?;
             }

@@ -7,12 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule};
+use bigsmall_format::{Error, ReadAt, Result, Rule, zeroed};
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body};
 
 use crate::model_index::ModelIndex;
-use crate::pipeline::zeroed;
 use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
 use crate::tail::{TAIL, Tail};
 
@@ -23,6 +22,7 @@ const LONG_TAIL: u64 = 4 << 20;
 const REDIRECTS: usize = 10;
 
 /// Bytes of a text (a listing) at the most.
+#[cfg(feature = "hub")]
 const TEXT: u64 = 64 << 20;
 
 /// How to talk to a server.
@@ -95,6 +95,7 @@ pub(crate) struct Client {
 /// What is asked for.
 #[derive(Clone, Copy)]
 enum Want {
+    #[cfg(feature = "hub")]
     All,
     Head,
     Last(u64),
@@ -167,7 +168,9 @@ impl Client {
             };
             request = request.header(header::ACCEPT_ENCODING, "identity");
             request = match want {
-                Want::All | Want::Head => request,
+                #[cfg(feature = "hub")]
+                Want::All => request,
+                Want::Head => request,
                 Want::Last(n) => request.header(header::RANGE, format!("bytes=-{n}")),
                 Want::Bytes(a, b) => request.header(header::RANGE, format!("bytes={a}-{b}")),
             };
@@ -194,6 +197,7 @@ impl Client {
     }
 
     /// Fetches a text.
+    #[cfg(feature = "hub")]
     pub(crate) fn text(&self, url: &str) -> Result<String> {
         let bytes = self.tried(|| {
             let answer = self.send(url, Want::All)?;

@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use bigsmall_format::{
     BlockDecoder, EncodedTensor, Error, Header, Limits, Raw, ReadAt, Result, Rule, Shard,
-    TensorEncoding, available_threads, decode_range, encode_tensor, for_each_in_parallel,
+    TensorEncoding, available_threads, decode_range, encode_tensor, for_each_in_parallel, zeroed,
 };
 
 use crate::atomic::Discard;
 use crate::compress::compress_source;
-use crate::pipeline::zeroed;
 use crate::transcode::Original;
 use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
 

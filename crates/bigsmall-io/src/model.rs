@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use bigsmall_format::{
     BlockDecoder, EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, available_threads,
-    for_each_in_parallel,
+    for_each_in_parallel, zeroed,
 };
 
 use crate::folder::SHARD;
 use crate::layers::group;
 use crate::model_index::ModelIndex;
-use crate::pipeline::zeroed;
 use crate::source::{Input, REMOTE_THREADS, Source};
 use crate::stream::read_layer;
 use crate::{encoding, source};

@@ -134,14 +134,6 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
         .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))
 }
 
-/// `len` bytes of zeros; an error where there is no memory for them.
-pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
-    let too_much = || Error::new(Rule::Memory).expected(format!("{len} bytes"));
-    let n = usize::try_from(len).map_err(|_| too_much())?;
-    // Zeros that the system has ready: nothing is written before it is needed.
-    bytemuck::allocation::try_zeroed_vec(n).map_err(|()| too_much())
-}
-
 /// How many threads code and how many chunks may be under way. One thread hashes, so that more than some hundred have nothing to do.
 pub(crate) fn sizes(threads: usize) -> (usize, usize) {
     let threads = if threads == 0 { available_threads() } else { threads }.min(256);

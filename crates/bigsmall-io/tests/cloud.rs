@@ -118,25 +118,53 @@ impl S3 {
     }
 
     fn store(&self) -> Arc<dyn ObjectStore> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = AmazonS3Builder::new().with_bucket_name("models").with_region("us-east-1");
         let builder = builder.with_endpoint(&self.endpoint).with_allow_http(true);
         Arc::new(builder.with_access_key_id("a").with_secret_access_key("b").build().unwrap())
     }
 
     fn run(&self, dir: &Path, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
-        for (name, value) in [
-            ("AWS_ENDPOINT_URL", &*self.endpoint),
-            ("AWS_ALLOW_HTTP", "true"),
-            ("AWS_REGION", "us-east-1"),
-            ("AWS_ACCESS_KEY_ID", "a"),
-            ("AWS_SECRET_ACCESS_KEY", "b"),
-            ("NO_PROXY", "*"),
-        ] {
-            command.env(name, value);
-        }
-        command.current_dir(dir).args(args).output().unwrap()
+        command(&self.endpoint)
+            .env("AWS_ALLOW_HTTP", "true")
+            .current_dir(dir)
+            .args(args)
+            .output()
+            .unwrap()
     }
+}
+
+/// The command, to look for S3 at `endpoint`.
+fn command(endpoint: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
+    for (name, value) in [
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("NO_PROXY", "*"),
+    ] {
+        command.env(name, value);
+    }
+    command
+}
+
+#[test]
+fn a_server_that_does_not_speak_tls_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    // Answers what each connection begins with: the first byte of TLS says that a handshake comes.
+    let hello = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut first = [0];
+        stream.read_exact(&mut first).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        first
+    });
+    let output = command(&endpoint).args(["inspect", "s3://models/m.bs"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(hello.join().unwrap(), [22]);
 }
 
 impl Drop for S3 {

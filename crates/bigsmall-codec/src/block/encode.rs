@@ -8,7 +8,7 @@ use crate::bits::BitWriter;
 use crate::exceptions;
 use crate::head::Head;
 use crate::planes::packed_len;
-use crate::units::{CostTable, low_width, pack_lows};
+use crate::units::{CostTable, StandIns, low_width, pack_lows};
 use crate::{reserve, set_len};
 
 /// Blocks that are encoded at once: two keep both halves of the machine busy.
@@ -108,7 +108,8 @@ impl Encoder {
         set_len(symbols, n)?;
         backend.split_symbols(head, units, symbols);
         backend.choose_tables(head, &self.costs, symbols, table_ids);
-        if !replace_exceptions(head, &self.stand_ins, table_ids, units, symbols, exceptions)? {
+        let stand_ins = &self.stand_ins;
+        if !backend.replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)? {
             return Ok(false);
         }
         group_tables.clear();
@@ -189,85 +190,6 @@ impl Parts {
             begin: &mut self.begin,
         }
     }
-}
-
-/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its place. The symbols from `first` to
-/// `last` stay themselves; where others do too, or none, they are looked up.
-struct StandIns(Vec<StandIn>);
-
-struct StandIn {
-    map: [u8; 256],
-    first: u8,
-    last: u8,
-}
-
-impl StandIns {
-    fn new(head: &Head) -> StandIns {
-        let each = head.tables.iter().map(|table| {
-            let freqs = table.freqs();
-            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
-            let common = table.most_frequent();
-            let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
-            let below = (0..usize::from(common)).rev().take_while(|&s| coded(s)).count();
-            let above = (usize::from(common) + 1..256).take_while(|&s| coded(s)).count();
-            StandIn { map, first: common - below as u8, last: common + above as u8 }
-        });
-        StandIns(each.collect())
-    }
-}
-
-impl StandIn {
-    /// Whether all of `symbols` certainly stay themselves.
-    #[inline(always)]
-    fn keeps<const N: usize>(&self, symbols: &[u8; N]) -> bool {
-        let span = self.last - self.first;
-        // A fold, not `all`: without an early end it becomes vectors.
-        symbols.iter().fold(true, |all, s| all & (s.wrapping_sub(self.first) <= span))
-    }
-}
-
-/// Replaces symbols that their table has not, listing them as exceptions; false where these are more than a block can have.
-fn replace_exceptions(
-    head: &Head,
-    stand_ins: &StandIns,
-    table_ids: &[u8],
-    units: &[u8],
-    symbols: &mut [u8],
-    exceptions: &mut Vec<(u32, u16)>,
-) -> Result<bool> {
-    const MAX_EXCEPTIONS: usize = u16::MAX as usize;
-    /// Symbols that are looked at together: first many, and where one of them is an exception, few.
-    const MANY: usize = 64;
-    const FEW: usize = 16;
-    exceptions.clear();
-    let unit_bytes = head.layout.unit_bytes;
-    for (i, symbols) in symbols.as_chunks_mut::<MANY>().0.iter_mut().enumerate() {
-        let table = &stand_ins.0[usize::from(table_ids[i * MANY / head.segment])];
-        if table.keeps(symbols) {
-            continue;
-        }
-        if exceptions.len() > MAX_EXCEPTIONS {
-            break;
-        }
-        reserve(exceptions, MANY)?;
-        for (j, symbols) in symbols.as_chunks_mut::<FEW>().0.iter_mut().enumerate() {
-            if table.keeps(symbols) {
-                continue;
-            }
-            for (k, symbol) in symbols.iter_mut().enumerate() {
-                let coded = table.map[usize::from(*symbol)];
-                if coded != *symbol {
-                    let position = i * MANY + j * FEW + k;
-                    let unit = &units[position * unit_bytes..][..unit_bytes];
-                    let mut h = [0];
-                    head.layout.split_heads(unit, &mut h);
-                    exceptions.push((position as u32, head.layout.field(h[0])));
-                    *symbol = coded;
-                }
-            }
-        }
-    }
-    Ok(exceptions.len() <= MAX_EXCEPTIONS)
 }
 
 /// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large ones: for each 4 bits for its

@@ -7,7 +7,8 @@ use super::{
     INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_FIXED, RECORD_MD5, RECORD_SHARED,
     TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
 };
-use crate::wire::{Cursor, room_for, zeroed};
+use crate::arch::zeroed;
+use crate::wire::{Cursor, room_for};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
     Rule, Section, TensorEncoding, TensorSpec, decode_range, xxh3,

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Result};
 
 use crate::backend::portable::Portable;
 use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::table::{EncodeTable, Slots, TOTAL};
-use crate::units;
+use crate::units::{self, StandIns};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx2(());
@@ -358,6 +358,18 @@ fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
 }
 
 #[target_feature(enable = "avx2,popcnt")]
+fn replace_exceptions(
+    head: &Head,
+    stand_ins: &StandIns,
+    table_ids: &[u8],
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) -> Result<bool> {
+    units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
+}
+
+#[target_feature(enable = "avx2,popcnt")]
 fn join(
     head: &Head,
     symbols: &[[u8; GROUP]],
@@ -378,6 +390,19 @@ impl EntropyBackend for Avx2 {
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { split_residual(head, units, residual) }
+    }
+
+    fn replace_exceptions(
+        &self,
+        head: &Head,
+        stand_ins: &StandIns,
+        table_ids: &[u8],
+        units: &[u8],
+        symbols: &mut [u8],
+        exceptions: &mut Vec<(u32, u16)>,
+    ) -> Result<bool> {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
     }
 
     fn join(

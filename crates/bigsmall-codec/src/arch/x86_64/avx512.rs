@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Result};
 
 use crate::backend::portable::Portable;
 use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
@@ -11,7 +11,7 @@ use crate::block::STATE_MIN;
 use crate::head::{Head, MAX_TABLES};
 use crate::planes::GROUP;
 use crate::table::{Buckets32, EncodeTable, Slots, TOTAL};
-use crate::units::{self, CostTable, MAX_COST};
+use crate::units::{self, CostTable, MAX_COST, StandIns};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -564,6 +564,18 @@ fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
+fn replace_exceptions(
+    head: &Head,
+    stand_ins: &StandIns,
+    table_ids: &[u8],
+    units: &[u8],
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
+) -> Result<bool> {
+    units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 fn join(
     head: &Head,
     symbols: &[[u8; GROUP]],
@@ -602,6 +614,19 @@ impl EntropyBackend for Avx512 {
         }
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { choose_tables(head, costs, symbols, ids) }
+    }
+
+    fn replace_exceptions(
+        &self,
+        head: &Head,
+        stand_ins: &StandIns,
+        table_ids: &[u8],
+        units: &[u8],
+        symbols: &mut [u8],
+        exceptions: &mut Vec<(u32, u16)>,
+    ) -> Result<bool> {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
     }
 
     fn join(
