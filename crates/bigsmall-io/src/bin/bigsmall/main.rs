@@ -22,7 +22,11 @@ use args::{Cli, Command};
 static ALLOCATOR: arch::WithReserve = arch::WithReserve;
 
 fn main() -> ExitCode {
-    arch::keep_reserve();
+    if !arch::keep_reserve() {
+        // Said without a buffer, for which there may be no memory.
+        let _ = std::io::stderr().write_all(b"bigsmall: not enough memory to begin\n");
+        return ExitCode::from(5);
+    }
     end_without_memory();
     let cli = Cli::parse();
     let progress = Progress::default();

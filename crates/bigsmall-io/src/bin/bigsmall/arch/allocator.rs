@@ -25,12 +25,13 @@ static SPENT: AtomicBool = AtomicBool::new(false);
 /// The system's allocator and a reserve.
 pub(crate) struct WithReserve;
 
-/// Takes the reserve from the system. It is never touched, so it costs addresses and no memory.
-pub(crate) fn keep_reserve() {
+/// Takes the reserve from the system; whether there was as much. It is never touched, so it costs addresses and no memory.
+pub(crate) fn keep_reserve() -> bool {
     // SAFETY: the layout is not empty.
     let place = unsafe { System.alloc(RESERVE) };
     let before = KEPT.swap(place, Ordering::AcqRel);
     debug_assert!(before.is_null(), "called twice");
+    !place.is_null()
 }
 
 /// What `request` gives for `size` bytes; where a small request is refused, it is made again with the reserve given back to the
