@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use bigsmall_format::{Error, Result, Rule, available_threads};
 
@@ -143,6 +144,13 @@ pub(crate) fn sizes(threads: usize) -> (usize, usize) {
 /// More than a thread takes to start: two MiB for its stack.
 const THREAD: usize = 4 << 20;
 
+/// Has the C library make room for what this thread tidies up at its end, for which it ends the process where there is no memory: a
+/// thread that has once waited for a channel needs no more.
+fn settle() {
+    let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+    let _ = nothing.recv_timeout(Duration::from_micros(100));
+}
+
 /// Starts a thread; that there is none to be had is an error and no panic.
 pub(crate) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
@@ -151,11 +159,13 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
 ) -> Result<ScopedJoinHandle<'scope, T>> {
     // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
     reserve(&mut Vec::new(), THREAD)?;
+    settle();
     let begun = Arc::new(Barrier::new(2));
     let begins = Arc::clone(&begun);
     let handle = Builder::new()
         .name(name.into())
         .spawn_scoped(scope, move || {
+            settle();
             begins.wait();
             work()
         })
