@@ -3,6 +3,7 @@
 //! Every job is a row of stages joined by channels. The number of buffers bounds the memory, and so the channels need no bound
 //! of their own. After a failure every stage goes on emptying its channel without doing any work, so nothing waits for ever.
 
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -147,8 +148,12 @@ const THREAD: usize = 4 << 20;
 /// Has the C library make room for what this thread tidies up at its end, for which it ends the process where there is no memory: a
 /// thread that has once waited for a channel needs no more.
 fn settle() {
-    let (_sender, nothing) = std::sync::mpsc::channel::<()>();
-    let _ = nothing.recv_timeout(Duration::from_micros(100));
+    thread_local!(static SETTLED: Cell<bool> = const { Cell::new(false) });
+    if !SETTLED.replace(true) {
+        let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+        // Long enough to begin waiting, too short to sleep.
+        let _ = nothing.recv_timeout(Duration::from_micros(2));
+    }
 }
 
 /// Starts a thread; that there is none to be had is an error and no panic.
