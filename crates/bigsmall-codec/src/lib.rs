@@ -141,9 +141,10 @@ struct Encoder {
     blocks: block::Encoder,
     head_bytes: Vec<u8>,
     block_bytes: usize,
-    /// Memory of earlier calls, for the next ones.
-    scratch: Mutex<Vec<block::Scratch>>,
 }
+
+/// Memory of earlier calls, for the next ones, whatever their tensor: about 1 MB for each thread that has encoded at once.
+static SCRATCH: Mutex<Vec<block::Scratch>> = Mutex::new(Vec::new());
 
 struct Decoder {
     head: head::Head,
@@ -166,7 +167,6 @@ impl TensorEncoding for Ans {
             head_bytes: head.write(),
             blocks: block::Encoder::new(head, self.backend.implementation()?),
             block_bytes: spec.block_bytes(),
-            scratch: Mutex::default(),
         }))
     }
 
@@ -184,9 +184,9 @@ impl BlockEncoder for Encoder {
 
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
         let lock = "no thread panics while it holds this lock";
-        let mut scratch = self.scratch.lock().expect(lock).pop().unwrap_or_default();
+        let mut scratch = SCRATCH.lock().expect(lock).pop().unwrap_or_default();
         let done = self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
-        self.scratch.lock().expect(lock).push(scratch);
+        SCRATCH.lock().expect(lock).push(scratch);
         done
     }
 }

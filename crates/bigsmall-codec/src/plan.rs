@@ -119,7 +119,7 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     let effort = effort(level, Layout::is_float(dtype), head_bytes);
     let mut best: Option<(u64, Head)> = None;
     let mut sampled = None;
-    let mut symbols: Vec<u8> = Vec::new();
+    let (mut fields, mut symbols): (Vec<u16>, Vec<u8>) = Default::default();
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
         let sample = match &sampled {
@@ -128,12 +128,14 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         };
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        let (base, first) = window(&sample.heads, &layout, symbol_bits);
-        let (shift, mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
-        let symbol = |&h: &u16| symbol_of(h >> shift & mask, (base, first), 1 << symbol_bits);
-        reserve(&mut symbols, sample.heads.len())?;
+        reserve(&mut fields, sample.heads.len())?;
+        fields.clear();
+        fields.extend(sample.heads.iter().map(|&h| layout.field(h)));
+        let (base, first) = window(&fields, 1 << layout.field_bits, symbol_bits);
+        let symbol = |&field: &u16| symbol_of(field, (base, first), 1 << symbol_bits);
+        reserve(&mut symbols, fields.len())?;
         symbols.clear();
-        symbols.extend(sample.heads.iter().map(symbol));
+        symbols.extend(fields.iter().map(symbol));
         let groups = histograms(&symbols, 1 << symbol_bits)?;
         let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
@@ -156,18 +158,16 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
 
 /// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of its symbol 0: its own, or
 /// field 0 (zeros and subnormals) where that is more common and lies outside.
-fn window(heads: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
+fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     // Four histograms: equal neighbours need not wait for each other.
-    let n_fields = 1 << layout.field_bits;
-    let mut four = vec![0u32; 4 * n_fields];
+    let mut four = vec![[0u32; 4]; n_fields];
     // The sample is whole groups.
-    for heads in heads.as_chunks::<4>().0 {
-        for (&h, i) in heads.iter().zip(0..) {
-            four[i * n_fields + usize::from(layout.field(h))] += 1;
+    for fields in fields.as_chunks::<4>().0 {
+        for (i, &field) in fields.iter().enumerate() {
+            four[usize::from(field)][i] += 1;
         }
     }
-    let counts: Vec<u64> =
-        (0..n_fields).map(|f| (0..4).map(|i| u64::from(four[i * n_fields + f])).sum()).collect();
+    let counts: Vec<u64> = four.iter().map(|of| of.iter().map(|&n| u64::from(n)).sum()).collect();
     let width = 1usize << symbol_bits;
     let mut covered: u64 = counts[..width].iter().sum();
     // The best window, and the best of those whose symbol 0 gives way to field 0.

@@ -148,34 +148,49 @@ pub fn encode_tensor(
     let mut payload = encoder.head().to_vec();
     crate::wire::pad8(&mut payload);
     let mut lens = room_for(spec.n_blocks() as usize)?;
-    // A few runs for each thread go into memory that the next ones use again, then, in order, into the payload.
+    let range = |run: usize| {
+        let begin = run as u64 * run_bytes;
+        begin..spec.byte_len().min(begin + run_bytes)
+    };
+    // What follows will not differ much from what comes first: growing step by step would copy the payload several times. An
+    // encoder asks for room for blocks that do not get smaller.
+    let room = |encoded: usize, runs: usize| encoded / runs * n_runs / 64 * 65 + run_bytes as usize;
     let threads = if threads == 0 { available_threads() } else { threads };
-    let at_once = if threads == 1 { 1 } else { threads.saturating_mul(RUNS_A_THREAD) };
-    let mut outputs = vec![(Vec::new(), Vec::new()); n_runs.min(at_once)];
-    let at_once = outputs.len();
-    for first in (0..n_runs).step_by(at_once.max(1)) {
-        let outputs = &mut outputs[..at_once.min(n_runs - first)];
-        for_each_in_parallel(
-            threads,
-            (first..).zip(outputs.iter_mut()).collect::<Vec<_>>().into_iter(),
-            Vec::new,
-            |scratch, (index, (bytes, lens))| {
-                let begin = index as u64 * run_bytes;
-                let range = begin..spec.byte_len().min(begin + run_bytes);
-                bytes.clear();
-                lens.clear();
-                encoder.encode_blocks(read_or_borrow(source, range, scratch)?, bytes, lens)
-            },
-        )?;
-        if first == 0 {
-            // What follows will not differ much: growing step by step would copy the payload several times.
-            let encoded: usize = outputs.iter().map(|(bytes, _)| bytes.len()).sum();
-            reserve(&mut payload, encoded / outputs.len().max(1) * n_runs / 64 * 65)?;
+    if threads == 1 {
+        let mut scratch = Vec::new();
+        for run in 0..n_runs {
+            let units = read_or_borrow(source, range(run), &mut scratch)?;
+            encoder.encode_blocks(units, &mut payload, &mut lens)?;
+            if run == 0 && n_runs > 1 {
+                let encoded = payload.len();
+                reserve(&mut payload, room(encoded, 1))?;
+            }
         }
-        for (bytes, run_lens) in outputs {
-            reserve(&mut payload, bytes.len())?;
-            payload.extend_from_slice(bytes);
-            lens.extend_from_slice(run_lens);
+    } else {
+        // A few runs for each thread go into memory that the next ones use again, then, in order, into the payload.
+        let at_once = n_runs.min(threads.saturating_mul(RUNS_A_THREAD));
+        let mut outputs = vec![(Vec::new(), Vec::new()); at_once];
+        for first in (0..n_runs).step_by(at_once.max(1)) {
+            let outputs = &mut outputs[..at_once.min(n_runs - first)];
+            for_each_in_parallel(
+                threads,
+                (first..).zip(outputs.iter_mut()).collect::<Vec<_>>().into_iter(),
+                Vec::new,
+                |scratch, (run, (bytes, lens))| {
+                    bytes.clear();
+                    lens.clear();
+                    encoder.encode_blocks(read_or_borrow(source, range(run), scratch)?, bytes, lens)
+                },
+            )?;
+            if first == 0 {
+                let encoded = outputs.iter().map(|(bytes, _)| bytes.len()).sum();
+                reserve(&mut payload, room(encoded, outputs.len()))?;
+            }
+            for (bytes, run_lens) in outputs {
+                reserve(&mut payload, bytes.len())?;
+                payload.extend_from_slice(bytes);
+                lens.extend_from_slice(run_lens);
+            }
         }
     }
     EncodedTensor::new(spec.clone(), encoding.id(), encoder.head().len() as u32, lens, payload)
