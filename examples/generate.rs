@@ -140,3 +140,11 @@ fn bytes_as_tokens() -> serde_json::Value {
         "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_made_model_says_the_same_from_shards() -> super::Result<()> {
+        super::made()
+    }
+}

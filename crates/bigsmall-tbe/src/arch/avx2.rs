@@ -1,4 +1,4 @@
-//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison. Exponents of a run of tiles go to a buffer in the level
+//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is GFNI. Exponents of a run of tiles go to a buffer in the level
 //! 1 cache first, where escapes are patched in without a branch for each; the second pass reads them from there.
 #![allow(unsafe_code)]
 
@@ -113,22 +113,108 @@ fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
 /// Writes the exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0.
-#[inline]
-#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The machine must have AVX2.
+#[inline(always)]
 unsafe fn exponents<const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     n: usize,
     out: &mut Exponents,
 ) -> usize {
-    assert!(n <= RUN);
+    // SAFETY: as the caller promises; GFNI is looked for.
+    unsafe {
+        if is_x86_feature_detected!("gfni") {
+            exponents_gfni::<W, ALIGNED>(tiles, shift, n, out)
+        } else {
+            exponents_avx2::<W, ALIGNED>(tiles, shift, n, out)
+        }
+    }
+}
+
+/// [`exponents`] where each byte takes the byte of the bitmap that has its bit, and the bit is tested.
+///
+/// # Safety
+/// As for [`exponents`].
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+unsafe fn exponents_avx2<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    n: usize,
+    out: &mut Exponents,
+) -> usize {
     let base = _mm256_set1_epi8(tiles.head.base as i8);
-    // Byte i of a vector takes the byte of the bitmap that has its bit, and the bit is tested.
     let low =
         _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
     let high = _mm256_add_epi8(low, _mm256_set1_epi8(4));
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let add_codes = |words: [u64; W]| {
+        let (mut a, mut b) = (base, base);
+        for (j, word) in words.into_iter().enumerate() {
+            let word = _mm256_set1_epi64x(word as i64);
+            let one = _mm256_set1_epi8(1 << j);
+            let set = |order| {
+                let bytes = _mm256_shuffle_epi8(word, order);
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+                _mm256_and_si256(set, one)
+            };
+            a = _mm256_add_epi8(a, set(low));
+            b = _mm256_add_epi8(b, set(high));
+        }
+        [a, b]
+    };
+    // SAFETY: as the caller promises.
+    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, add_codes) }
+}
+
+/// [`exponents`] where the bytes of the bitmaps that belong to eight weights are a matrix of bits, which is transposed: processors
+/// without AVX-512 have this product too.
+///
+/// # Safety
+/// As for [`exponents`]; and the machine must have GFNI.
+#[target_feature(enable = "avx2,gfni,bmi1,bmi2,popcnt")]
+unsafe fn exponents_gfni<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    n: usize,
+    out: &mut Exponents,
+) -> usize {
+    let base = _mm256_set1_epi8(tiles.head.base as i8);
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7; here of bitmaps 0 and 1, of
+    // the first 32 weights. What has its highest bit set becomes 0.
+    let places = |g: i64| 0x0008_8080_8080_8080 + ((g * 0x0101) << 48);
+    let first = _mm256_setr_epi64x(places(0), places(1), places(2), places(3));
+    let second = _mm256_add_epi8(first, _mm256_set1_epi64x(0x0404 << 48));
+    let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let add_codes = |words: [u64; W]| {
+        let pair = |i: usize| {
+            let word = |i: usize| words.get(i).map_or(0, |&word| word as i64);
+            _mm256_broadcastsi128_si256(_mm_set_epi64x(word(i + 1), word(i)))
+        };
+        let pairs = [pair(0), pair(2)];
+        [first, second].map(|places| {
+            let low = _mm256_shuffle_epi8(pairs[0], places);
+            let high = _mm256_srli_epi64::<16>(_mm256_shuffle_epi8(pairs[1], places));
+            let codes = _mm256_gf2p8affine_epi64_epi8::<0>(bits, _mm256_or_si256(low, high));
+            _mm256_add_epi8(base, codes)
+        })
+    };
+    // SAFETY: as the caller promises.
+    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, add_codes) }
+}
+
+/// [`exponents`] with a function that adds the codes in the bitmaps of a tile to the base.
+///
+/// # Safety
+/// As for [`exponents`].
+#[inline(always)]
+unsafe fn tile_by_tile<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    n: usize,
+    out: &mut Exponents,
+    add_codes: impl Fn([u64; W]) -> [__m256i; 2],
+) -> usize {
+    assert!(n <= RUN);
     let escapes = tiles.escapes;
     let mut used = 0;
     for t in 0..n {
@@ -144,24 +230,10 @@ unsafe fn exponents<const W: usize, const ALIGNED: bool>(
             }
             words
         };
-        let (mut a, mut b) = (base, base);
-        for (j, &word) in words.iter().enumerate() {
-            let word = _mm256_set1_epi64x(word as i64);
-            let one = _mm256_set1_epi8(1 << j);
-            let set = |order| {
-                let bytes = _mm256_shuffle_epi8(word, order);
-                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
-                _mm256_and_si256(set, one)
-            };
-            a = _mm256_add_epi8(a, set(low));
-            b = _mm256_add_epi8(b, set(high));
-        }
+        let halves = add_codes(words);
+        stream::fetch_plane(tiles, t);
         // SAFETY: `Exponents` holds 64 bytes for each of RUN tiles.
-        unsafe {
-            let out = out.0.as_mut_ptr().add(t * TILE);
-            _mm256_storeu_si256(out.cast(), a);
-            _mm256_storeu_si256(out.add(32).cast(), b);
-        }
+        unsafe { out.0.as_mut_ptr().add(t * TILE).cast::<[__m256i; 2]>().write_unaligned(halves) };
         let mask = words.iter().fold(!0, |mask, word| mask & word);
         used += patch::<W>(&mut out.0, t, mask, escapes.get(used..).unwrap_or(&[]));
     }
@@ -323,7 +395,7 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
         let used = unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer) };
         let planes = left.plane.as_chunks::<TILE>().0.iter().zip(buffer.0.as_chunks::<TILE>().0);
         for (t, (x, (plane, exponents))) in x.as_chunks::<TILE>().0.iter().zip(planes).enumerate() {
-            stream::fetch_tile::<W>(&left, t);
+            stream::fetch_bitmaps::<W>(&left, t);
             for (half, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats.
                 unsafe {
@@ -360,4 +432,59 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
         }
     }
     store_chains(sums, chains);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exponents both ways, for `N` tiles of `W` bitmaps, of which about one weight in `rarity` escapes.
+    fn both<const W: usize, const ALIGNED: bool>(shift: u32, rarity: u32) {
+        const N: usize = RUN - 1;
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state >> 32
+        };
+        let mut bitmaps = vec![[0; 8]; (N + 1) * W];
+        for tile in bitmaps.chunks_exact_mut(W) {
+            for i in 0..64 {
+                let code = if random() % u64::from(rarity) == 0 { u64::MAX } else { random() };
+                for (j, bitmap) in tile.iter_mut().enumerate() {
+                    bitmap[i / 8] |= ((code >> j & 1) as u8) << (i % 8);
+                }
+            }
+        }
+        let escapes: Vec<u8> = (0..=255).cycle().take((N + 1) * TILE).collect();
+        let width = if W == 3 { Width::Three } else { Width::Four };
+        let head = Head::new(bigsmall_format::Dtype::BF16, width, 117).unwrap();
+        let plane = vec![0; N * TILE];
+        let tiles = Tiles { head, bitmaps: &bitmaps, plane: &plane, escapes: &escapes };
+        check_run(&tiles, shift, N);
+        let (mut a, mut b) = (Exponents::new(), Exponents::new());
+        // SAFETY: the caller has looked for the features; the lengths were checked.
+        let used = unsafe {
+            [
+                exponents_avx2::<W, ALIGNED>(&tiles, shift, N, &mut a),
+                exponents_gfni::<W, ALIGNED>(&tiles, shift, N, &mut b),
+            ]
+        };
+        assert!(used[0] > 0 && used[0] == used[1]);
+        assert_eq!(a.0[..N * TILE], b.0[..N * TILE]);
+    }
+
+    #[test]
+    fn with_gfni_and_without() {
+        if kernels().is_none() || !is_x86_feature_detected!("gfni") {
+            return;
+        }
+        for rarity in [1, 3, 30] {
+            both::<3, true>(0, rarity);
+            both::<4, true>(0, rarity);
+            for shift in [1, 31, 63] {
+                both::<3, false>(shift, rarity);
+                both::<4, false>(shift, rarity);
+            }
+        }
+    }
 }

@@ -303,7 +303,8 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
-        stream::fetch_tile::<W>(tiles, t);
+        stream::fetch_plane(tiles, t);
+        stream::fetch_bitmaps::<W>(tiles, t);
         // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is shifted, and 64 bytes of the
         // plane; what is read of the escapes is what `used` leaves.
         unsafe {

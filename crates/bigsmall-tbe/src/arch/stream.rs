@@ -25,10 +25,15 @@ pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     fetch(at.wrapping_add(LINE));
 }
 
-/// Asks for byte plane and bitmaps that come [`AHEAD`] of tile `tile`.
+/// Asks for the byte plane that comes [`AHEAD`] of tile `tile`.
 #[inline(always)]
-pub(super) fn fetch_tile<const W: usize>(tiles: &Tiles<'_>, tile: usize) {
+pub(super) fn fetch_plane(tiles: &Tiles<'_>, tile: usize) {
     fetch(tiles.plane.as_ptr().wrapping_add(tile * TILE + AHEAD));
+}
+
+/// Asks for the bitmaps that come [`AHEAD`] of tile `tile`.
+#[inline(always)]
+pub(super) fn fetch_bitmaps<const W: usize>(tiles: &Tiles<'_>, tile: usize) {
     fetch(tiles.bitmaps.as_ptr().wrapping_add((tile + AHEAD / TILE) * W).cast());
 }
 

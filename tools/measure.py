@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Measures the command on one file, as docs/performance.md has it: measure.py BIGSMALL FILE.safetensors [RUNS]
+
+Every rate stands beside one that was measured at the same time: decoding beside memcpy, encoding and whole programs beside a pass of
+SHA-256 over the file, since shared machines change their speed from minute to minute. Medians of RUNS (7) runs, and the best one.
+"""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+program, file = sys.argv[1:3]
+runs = int(sys.argv[3]) if len(sys.argv) > 3 else 7
+with open(file, "rb") as f:
+    data = f.read()
+UNSUPPORTED = 4
+
+
+def seconds(work):
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def sha256():
+    return seconds(lambda: hashlib.sha256(data).digest())
+
+
+def call(*args):
+    done = subprocess.run([program, *args], capture_output=True, text=True)
+    if done.returncode and done.returncode != UNSUPPORTED:
+        sys.exit(done.stderr)
+    return done.stdout
+
+
+def line(name, unit, values):
+    values = sorted(values)
+    best = values[0] if unit == "SHA-256 passes" else values[-1]
+    print(f"{name:24} {values[len(values) // 2]:6.2f} {unit}, best {best:.2f}", flush=True)
+
+
+def bench(name, *args):
+    decode, encode = [], []
+    for _ in range(runs):
+        before = sha256()
+        printed = call("bench", file, "--json", *args)
+        if not printed:
+            return  # a backend that this machine lacks
+        found = json.loads(printed)
+        rate = 2 * len(data) / 1e9 / (before + sha256())
+        decode.append(found["decode_vs_memcpy"])
+        encode.append(found["encode_gbps"] / rate)
+    line(f"{name}, decode", "of memcpy", decode)
+    line(f"{name}, encode", "of SHA-256's rate", encode)
+
+
+with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(file))) as folder:
+    shard, back = os.path.join(folder, "a.bs"), os.path.join(folder, "a.safetensors")
+    units, taken = [], {"compress": [], "verify": [], "restore": []}
+    for _ in range(runs):
+        for path in shard, back:
+            if os.path.exists(path):
+                os.remove(path)
+        before = sha256()
+        took = [
+            seconds(lambda: call("compress", file, "-o", shard)),
+            seconds(lambda: call("verify", shard)),
+            seconds(lambda: call("restore", shard, "-o", back)),
+        ]
+        unit = (before + sha256()) / 2
+        units.append(unit)
+        for name, t in zip(taken, took):
+            taken[name].append(t / unit)
+    for name, values in taken.items():
+        line(name, "SHA-256 passes", values)
+    print(f"a SHA-256 pass takes {sorted(units)[runs // 2]:.3f} s, {len(data) / 1e9 / sorted(units)[runs // 2]:.2f} GB/s")
+
+for backend in "avx512", "avx2", "neon", "portable":
+    bench(f"ans {backend}", "--threads", "1", "--backend", backend)
+bench("ans two threads", "--threads", "2")
+for encoding in "tbe3", "tbe4":
+    for backend in "avx512", "avx2", "neon", "portable":
+        bench(f"{encoding} {backend}", "--threads", "1", "--encoding", encoding, "--backend", backend)
