@@ -108,7 +108,7 @@ impl TensorEncoding for Tbe {
 }
 
 /// Tensors of up to this many blocks are counted whole, of larger ones as many blocks are.
-const SAMPLE_BLOCKS: u64 = 64;
+const SAMPLE_BLOCKS: u64 = 8;
 
 /// How often every exponent occurs: in the whole tensor, or in blocks spread evenly over it, the first and the last included.
 /// Whole blocks, because a source that decodes on demand has nothing smaller.
@@ -132,17 +132,30 @@ fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[
                 &buffer
             }
         };
-        if fields.bytes == 2 {
-            for value in values.as_chunks::<2>().0 {
-                counts[fields.split(u32::from(u16::from_le_bytes(*value))).0 as usize] += 1;
-            }
-        } else {
-            for &value in values {
-                counts[fields.split(u32::from(value)).0 as usize] += 1;
-            }
-        }
+        count_exponents(fields, values, &mut counts);
     }
     Ok(counts)
+}
+
+/// Adds the exponents of a block to `counts`.
+fn count_exponents(fields: Fields, values: &[u8], counts: &mut [u64; 256]) {
+    // Four histograms: equal neighbours need not wait for each other.
+    let mut four = [[0u32; 4]; 256];
+    let mut count =
+        |i: usize, bits: u16| four[usize::from(fields.split(bits.into()).0 as u8)][i] += 1;
+    if fields.bytes == 2 {
+        for values in values.chunks(8) {
+            let values = values.as_chunks::<2>().0.iter().enumerate();
+            values.for_each(|(i, &value)| count(i, u16::from_le_bytes(value)));
+        }
+    } else {
+        for values in values.chunks(4) {
+            values.iter().enumerate().for_each(|(i, &value)| count(i, value.into()));
+        }
+    }
+    for (sum, four) in counts.iter_mut().zip(four) {
+        *sum += four.into_iter().map(u64::from).sum::<u64>();
+    }
 }
 
 /// The smallest base among those whose window covers most.
@@ -178,7 +191,17 @@ impl BlockEncoder for Encoder {
 
 /// Appends one encoded block, padded; its length without the padding.
 fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
-    let fields = head.fields;
+    // The compiler then knows where the fields of these lie.
+    const BF16: Fields = Fields::of(Dtype::BF16).unwrap();
+    match head.fields {
+        BF16 => encode_fields(head, BF16, block, out),
+        fields => encode_fields(head, fields, block, out),
+    }
+}
+
+/// [`encode_block`] for values of these fields.
+#[inline(always)]
+fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
     let n = block.len() / fields.bytes;
     let sections = Sections::of(head, n);
     let begin = out.len();
@@ -189,51 +212,74 @@ fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
     let (plane, rest) = rest.split_at_mut(sections.plane - sections.bitmaps);
     let (starts, escapes) = rest.split_at_mut(sections.starts - sections.plane);
     let mut n_escapes = 0;
-    let per_tile = head.bitmaps_per_tile();
     let width = head.width.bits();
-    let plane_bits = if fields.has_plane() { 8 } else { 0 };
-    let escape = head.width.window() as u32;
-    let tiles = block.chunks(TILE * fields.bytes).zip(bitmaps.chunks_exact_mut(8 * per_tile));
-    for (tile, (values, bitmaps)) in tiles.enumerate() {
+    let tiles = block.chunks(TILE * fields.bytes);
+    let mut planes = plane.chunks_mut(TILE);
+    let bitmaps = bitmaps.chunks_exact_mut(8 * head.bitmaps_per_tile());
+    for (tile, (values, bitmaps)) in tiles.zip(bitmaps).enumerate() {
         if tile % (GROUP / TILE) == 0 {
             let at = tile / (GROUP / TILE) * 4;
             starts[at..at + 4].copy_from_slice(&(n_escapes as u32).to_le_bytes());
         }
-        // What goes into the bitmaps, one row of bits for each weight: the code, above it the other bits.
-        let mut rows = [0u8; TILE];
-        let mut put = |i: usize, bits: u32| {
-            let (exponent, others) = fields.split(bits);
-            let code = head.code(exponent).unwrap_or_else(|| {
-                escapes[n_escapes] = exponent as u8;
-                n_escapes += 1;
-                escape
-            });
-            rows[i] = (code | (others >> plane_bits) << width) as u8;
-            if plane_bits != 0 {
-                plane[tile * TILE + i] = others as u8;
-            }
-        };
-        if fields.bytes == 2 {
-            for (i, value) in values.as_chunks::<2>().0.iter().enumerate() {
-                put(i, u32::from(u16::from_le_bytes(*value)));
-            }
-        } else {
-            for (i, &value) in values.iter().enumerate() {
-                put(i, u32::from(value));
+        let mut exponents = [0; TILE];
+        let rows =
+            split_tile(head, fields, values, planes.next().unwrap_or(&mut []), &mut exponents);
+        let mut escaped = u64::MAX;
+        for (j, bitmap) in bitmaps.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            // Bit j of eight rows, gathered into one byte by a multiplication.
+            let byte = |rows: &[u8; 8]| {
+                let bits = u64::from_le_bytes(*rows) >> j & 0x0101_0101_0101_0101;
+                bits.wrapping_mul(0x0102_0408_1020_4080) >> 56
+            };
+            let bytes = rows.as_chunks::<8>().0.iter().zip(0..);
+            let word = bytes.fold(0, |word, (rows, i)| word | byte(rows) << (8 * i));
+            *bitmap = word.to_le_bytes();
+            if j < width {
+                // The escape code has every bit set.
+                escaped &= word;
             }
         }
-        for (j, bitmap) in bitmaps.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            for (byte, rows) in bitmap.iter_mut().zip(rows.as_chunks::<8>().0) {
-                // Bit j of eight rows, gathered into one byte by a multiplication.
-                let bits = u64::from_le_bytes(*rows) >> j & 0x0101_0101_0101_0101;
-                *byte = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-            }
+        while escaped != 0 {
+            escapes[n_escapes] = exponents[escaped.trailing_zeros() as usize];
+            n_escapes += 1;
+            escaped &= escaped - 1;
         }
     }
     let len = sections.starts + n_escapes;
     out.truncate(begin + len);
     out.resize(begin + len.next_multiple_of(8), 0);
     Ok(len as u32)
+}
+
+/// What goes into the bitmaps of one tile, a row of bits for each weight: the code, above it the others that `plane` does not take.
+#[inline(always)]
+fn split_tile(
+    head: Head,
+    fields: Fields,
+    values: &[u8],
+    plane: &mut [u8],
+    exponents: &mut [u8; TILE],
+) -> [u8; TILE] {
+    let (width, escape) = (head.width.bits(), head.width.window() as u32);
+    let plane_bits = if fields.has_plane() { 8 } else { 0 };
+    let (mut rows, mut others) = ([0; TILE], [0; TILE]);
+    let mut whole = [0; 2 * TILE];
+    whole[..values.len()].copy_from_slice(values);
+    for i in 0..TILE {
+        let bits = match fields.bytes {
+            2 => u32::from(u16::from_le_bytes([whole[2 * i], whole[2 * i + 1]])),
+            _ => u32::from(whole[i]),
+        };
+        let (exponent, all) = fields.split(bits);
+        let code = exponent.wrapping_sub(u32::from(head.base)).min(escape);
+        exponents[i] = exponent as u8;
+        rows[i] = (code | (all >> plane_bits) << width) as u8;
+        others[i] = all as u8;
+    }
+    plane.copy_from_slice(&others[..plane.len()]);
+    // What is not there has no bits.
+    rows[values.len() / fields.bytes..].fill(0);
+    rows
 }
 
 struct Decoder {

@@ -156,12 +156,6 @@ impl Head {
     pub(crate) const fn bitmaps_per_tile(self) -> usize {
         self.width.bits() + self.fields.extra_bitmaps()
     }
-
-    /// The code of an exponent, `None` for an escape.
-    pub(crate) const fn code(self, exponent: u32) -> Option<u32> {
-        let code = exponent.wrapping_sub(self.base as u32);
-        if (code as usize) < self.width.window() { Some(code) } else { None }
-    }
 }
 
 fn head_length(bytes: &[u8]) -> Error {
