@@ -2,6 +2,7 @@
 //! read. The shards are written by hand with every checksum right, so that the validator behind the checksum is reached.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
+mod edges;
 mod envelope;
 #[path = "../forge/mod.rs"]
 mod forge;

@@ -1,0 +1,96 @@
+//! The last value that is taken beside the first that is not, what errors say was expected, and what a shard says of itself.
+
+use super::*;
+
+fn header(json: &str) -> Result<(Vec<u8>, Header)> {
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(json.as_bytes());
+    file.extend_from_slice(&[0; 3]);
+    Header::read(&file, &Limits::default())
+}
+
+#[test]
+fn tensors_come_in_the_order_of_their_data() {
+    let json = r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let (stored, header) = header(json).unwrap();
+    assert_eq!(stored, json.as_bytes());
+    let names: Vec<_> = header.tensors().iter().map(TensorSpec::name).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!((header.index_of("b"), header.data_len()), (Some(1), 3));
+    assert_eq!(Header::parse(b"{}", 0, &Limits::default()).unwrap().data_len(), 0);
+}
+
+#[test]
+fn files_of_about_eight_bytes() {
+    let rule = |file: &[u8]| Header::read(&file.to_vec(), &Limits::default()).unwrap_err().rule();
+    for n in 0..=8 {
+        assert_eq!(rule(&vec![0; n]), Rule::HeaderLength, "{n} bytes");
+    }
+    // Eight bytes are enough to see what else it is.
+    assert_eq!(rule(b"\x89bsmall\n"), rule(b"\x89bsmall\nand more of it"));
+}
+
+#[test]
+fn a_header_of_all_that_can_be_addressed() {
+    let spec = |n: u64| TensorSpec::new("a", Dtype::U8, &[n]).unwrap();
+    let mut tensors = vec![spec(1 << 59); 15];
+    tensors.push(spec((1 << 59) - 1));
+    assert!(Header::synthesise(&tensors).is_ok());
+    tensors[15] = spec(1 << 59);
+    let error = Header::synthesise(&tensors).unwrap_err();
+    assert_eq!(error.rule(), Rule::ShapeOverflow);
+}
+
+#[test]
+fn errors_of_headers_say_what_was_expected() {
+    let tensor = r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}"#;
+    assert!(header(tensor).is_ok());
+    for (from, to, expected) in [
+        (
+            r#"{"dtype":"U8","shape":[3],"data_offsets":[0,3]}"#,
+            "3",
+            "dtype, shape and data_offsets",
+        ),
+        ("[3]", r#""3""#, "an array of unsigned integers"),
+        (r#"{"a""#, r#"{"__metadata__":[],"a""#, "an object of strings"),
+    ] {
+        let error = header(&tensor.replacen(from, to, 1)).unwrap_err();
+        assert!(error.to_string().contains(expected), "{to}: {error}");
+    }
+}
+
+/// A shard of one tensor of three bytes, its header made by the writer or not.
+fn shard(synthesised: bool, md5: Option<[u8; 16]>) -> Vec<u8> {
+    let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
+    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
+    let json = Header::synthesise(std::slice::from_ref(&spec)).unwrap();
+    let mut writer = match synthesised {
+        true => ShardWriter::synthesised(Vec::new(), &[spec]).unwrap(),
+        false => ShardWriter::new(Vec::new(), json, 3).unwrap(),
+    };
+    writer.begin(EncodingId::Raw, &[]).unwrap();
+    writer.blocks(encoded.payload(), &[3]).unwrap();
+    writer.end(md5).unwrap();
+    writer.finish([7; 32]).unwrap()
+}
+
+#[test]
+fn what_a_shard_says_of_itself() {
+    for synthesised in [false, true] {
+        for md5 in [None, Some([9; 16])] {
+            let bytes = shard(synthesised, md5);
+            let shard = Shard::open(bytes.clone()).unwrap();
+            assert_eq!(shard.is_synthesised(), synthesised);
+            assert_eq!(shard.entry(0).unwrap().md5(), md5);
+            assert_eq!(shard.header_json(), Header::synthesise(shard.tensors()).unwrap());
+            assert_eq!(shard.original_len(), 8 + shard.header_json().len() as u64 + 3);
+            assert_eq!(shard.sha256(), [7; 32]);
+            // The greatest index that is allowed is this one.
+            let limits = |n| Limits { max_index_bytes: n, ..Limits::default() };
+            let n = shard.index_len();
+            assert!(Shard::open_with(bytes.clone(), &limits(n)).is_ok());
+            let error = Shard::open_with(bytes, &limits(n - 1)).unwrap_err();
+            assert_eq!(error.rule(), Rule::IndexTooLarge);
+        }
+    }
+}
