@@ -36,47 +36,43 @@ def call(*args):
     return done.stdout
 
 
-def line(name, unit, values):
-    values = sorted(values)
-    best = values[0] if unit == "SHA-256 passes" else values[-1]
-    print(f"{name:24} {values[len(values) // 2]:6.2f} {unit}, best {best:.2f}", flush=True)
+def median(values):
+    return sorted(values)[len(values) // 2]
+
+
+def line(name, middle, unit, best):
+    print(f"{name:24} {middle:6.2f} {unit}, best {best:.2f}", flush=True)
 
 
 def bench(name, *args):
-    decode, encode = [], []
+    decode, encode, passes = [], [], []
     for _ in range(runs):
-        before = sha256()
+        passes.append(sha256())
         printed = call("bench", file, "--json", *args)
         if not printed:
             return  # a backend that this machine lacks
         found = json.loads(printed)
-        rate = 2 * len(data) / 1e9 / (before + sha256())
         decode.append(found["decode_vs_memcpy"])
-        encode.append(found["encode_gbps"] / rate)
-    line(f"{name}, decode", "of memcpy", decode)
-    line(f"{name}, encode", "of SHA-256's rate", encode)
+        encode.append(found["encode_gbps"] * 1e9 / len(data))
+    line(f"{name}, decode", median(decode), "of memcpy", max(decode))
+    line(f"{name}, encode", median(encode) * median(passes), "of SHA-256's rate", max(encode) * min(passes))
 
 
 with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(file))) as folder:
     shard, back = os.path.join(folder, "a.bs"), os.path.join(folder, "a.safetensors")
-    units, taken = [], {"compress": [], "verify": [], "restore": []}
+    passes, taken = [], {"compress": [], "verify": [], "restore": []}
     for _ in range(runs):
         for path in shard, back:
             if os.path.exists(path):
                 os.remove(path)
-        before = sha256()
-        took = [
-            seconds(lambda: call("compress", file, "-o", shard)),
-            seconds(lambda: call("verify", shard)),
-            seconds(lambda: call("restore", shard, "-o", back)),
-        ]
-        unit = (before + sha256()) / 2
-        units.append(unit)
-        for name, t in zip(taken, took):
-            taken[name].append(t / unit)
-    for name, values in taken.items():
-        line(name, "SHA-256 passes", values)
-    print(f"a SHA-256 pass takes {sorted(units)[runs // 2]:.3f} s, {len(data) / 1e9 / sorted(units)[runs // 2]:.2f} GB/s")
+        passes.append(sha256())
+        taken["compress"].append(seconds(lambda: call("compress", file, "-o", shard)))
+        taken["verify"].append(seconds(lambda: call("verify", shard)))
+        taken["restore"].append(seconds(lambda: call("restore", shard, "-o", back)))
+    for name, times in taken.items():
+        line(name, median(times) / median(passes), "SHA-256 passes", min(times) / min(passes))
+    unit = median(passes)
+    print(f"a SHA-256 pass takes {unit:.3f} s, {len(data) / 1e9 / unit:.2f} GB/s")
 
 for backend in "avx512", "avx2", "neon", "portable":
     bench(f"ans {backend}", "--threads", "1", "--backend", backend)
