@@ -94,3 +94,22 @@ fn what_a_shard_says_of_itself() {
         }
     }
 }
+
+#[test]
+fn blocks_of_a_tensor_and_of_its_frame() {
+    let n = BLOCK_UNITS + 5;
+    let bytes: Vec<u8> = (0..n).map(|i| (i * 7) as u8).collect();
+    let spec = |name: &str| TensorSpec::new(name, Dtype::U8, &[n as u64]).unwrap();
+    let tensor = encode_tensor(&Raw, &spec("w"), &bytes, 1).unwrap();
+    assert_eq!(tensor.block(0), &bytes[..BLOCK_UNITS]);
+    assert_eq!(tensor.block(1), &bytes[BLOCK_UNITS..]);
+    assert_eq!(tensor.byte_len(), tensor.payload().len() as u64);
+    assert_eq!(tensor.payload().len(), BLOCK_UNITS + 8);
+    // The longest name that is taken, and a longer one.
+    let most = Limits::default().max_name_bytes;
+    for (len, taken) in [(most, true), (most + 1, false)] {
+        let tensor = encode_tensor(&Raw, &spec(&"n".repeat(len)), &bytes, 1).unwrap();
+        let found = EncodedTensor::from_bytes(&tensor.to_bytes());
+        assert_eq!(found.is_ok(), taken, "a name of {len} bytes");
+    }
+}
