@@ -113,3 +113,24 @@ fn blocks_of_a_tensor_and_of_its_frame() {
         assert_eq!(found.is_ok(), taken, "a name of {len} bytes");
     }
 }
+
+#[test]
+fn how_much_a_tensor_has() {
+    let b = BLOCK_UNITS as u64;
+    // Shape; elements, units, blocks, bytes of a full block, bytes of the last one.
+    for (dtype, shape, expected) in [
+        (Dtype::F4, vec![2, 6], (12, 6, 1, b, 6)),
+        (Dtype::U8, vec![b], (b, b, 1, b, b)),
+        (Dtype::BF16, vec![3, 5], (15, 15, 1, 2 * b, 30)),
+        (Dtype::BF16, vec![b + 3], (b + 3, b + 3, 2, 2 * b, 6)),
+        (Dtype::F32, vec![], (1, 1, 1, 4 * b, 4)),
+        (Dtype::F64, vec![7], (7, 7, 1, 8 * b, 56)),
+        (Dtype::F64, vec![7, 0], (0, 0, 0, 8 * b, 0)),
+    ] {
+        let t = TensorSpec::new("t", dtype, &shape).unwrap();
+        let last = t.block_byte_len(t.n_blocks().saturating_sub(1)) as u64;
+        let found = (t.n_elements(), t.n_units(), t.n_blocks(), t.block_bytes() as u64, last);
+        assert_eq!(found, expected, "{dtype} {shape:?}");
+        assert_eq!(t.block_byte_len(t.n_blocks()), 0);
+    }
+}
