@@ -4,4 +4,4 @@ mod ahead;
 mod pages;
 
 pub use ahead::Ahead;
-pub use pages::zeroed;
+pub use pages::{address_space, zeroed};

@@ -113,3 +113,18 @@ pub(crate) fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
 pub(crate) fn pad8(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(8), 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_cannot_be_had_is_an_error() {
+        assert!(room_for::<u64>(3).unwrap().capacity() >= 3);
+        assert_eq!(room_for::<u64>(usize::MAX / 8).unwrap_err().rule(), Rule::Memory);
+        let mut bytes = vec![1];
+        reserve(&mut bytes, 100).unwrap();
+        assert!(bytes.capacity() > 100);
+        assert_eq!(reserve(&mut bytes, isize::MAX as usize).unwrap_err().rule(), Rule::Memory);
+    }
+}

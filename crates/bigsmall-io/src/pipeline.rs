@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-use bigsmall_format::{Error, Result, Rule, available_threads};
+use bigsmall_format::{Error, Result, Rule, address_space, available_threads};
 
 use crate::Progress;
 
@@ -150,9 +150,9 @@ const THREAD: usize = 4 << 20;
 fn settle() {
     thread_local!(static SETTLED: Cell<bool> = const { Cell::new(false) });
     if !SETTLED.replace(true) {
-        let (_sender, nothing) = std::sync::mpsc::channel::<()>();
-        // Long enough to begin waiting, too short for sleep, which on virtual machines costs a thousand times as much.
-        let _ = nothing.recv_timeout(Duration::from_nanos(200));
+        // A channel without room waits before it looks at the time.
+        let (_sender, nothing) = std::sync::mpsc::sync_channel::<()>(0);
+        let _ = nothing.recv_timeout(Duration::ZERO);
     }
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>> {
     // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
-    reserve(&mut Vec::new(), THREAD)?;
+    address_space(THREAD)?;
     settle();
     let begun = Arc::new(Barrier::new(2));
     let begins = Arc::clone(&begun);
