@@ -134,3 +134,27 @@ fn how_much_a_tensor_has() {
         assert_eq!(t.block_byte_len(t.n_blocks()), 0);
     }
 }
+
+#[test]
+#[allow(clippy::reversed_empty_ranges)]
+fn rows_of_a_tensor() {
+    let spec = |dtype, shape: &[u64]| TensorSpec::new("t", dtype, shape).unwrap();
+    let t = spec(Dtype::BF16, &[4, 3]);
+    for (rows, bytes) in
+        [(0..0, 0..0), (0..4, 0..24), (1..3, 6..18), (2..2, 12..12), (4..4, 24..24)]
+    {
+        assert_eq!(t.row_bytes(rows.clone()).unwrap(), bytes, "{rows:?}");
+    }
+    for rows in [3..2, 0..5, 4..5, 5..5, 5..4] {
+        assert_eq!(
+            t.row_bytes(rows.clone()).unwrap_err().rule(),
+            Rule::RangeOutOfBounds,
+            "{rows:?}"
+        );
+    }
+    assert_eq!(spec(Dtype::F32, &[]).row_bytes(0..1).unwrap(), 0..4);
+    assert_eq!(spec(Dtype::F32, &[0, 7]).row_bytes(0..0).unwrap(), 0..0);
+    // Two rows of three halves of a byte.
+    let error = spec(Dtype::F4, &[2, 3]).row_bytes(0..1).unwrap_err();
+    assert_eq!(error.rule(), Rule::UnalignedRange);
+}
