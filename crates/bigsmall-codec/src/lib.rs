@@ -78,6 +78,8 @@ impl Level {
 
 /// The ANS encoding of tensors (FORMAT.md section 7). Takes every dtype: floats by their fields, everything else byte by byte.
 ///
+/// Memory: encoding takes about 1 MB for each thread, which the process keeps for the next tensor.
+///
 /// ```
 /// use bigsmall_codec::*;
 /// let spec = TensorSpec::new("w", Dtype::F32, &[100, 100])?;
@@ -143,7 +145,7 @@ struct Encoder {
     block_bytes: usize,
 }
 
-/// Memory of earlier calls, for the next ones, whatever their tensor: about 1 MB for each thread that has encoded at once.
+/// Memory of earlier calls, for the next ones, whatever their tensor: as many as threads have encoded at once.
 static SCRATCH: Mutex<Vec<block::Scratch>> = Mutex::new(Vec::new());
 
 struct Decoder {

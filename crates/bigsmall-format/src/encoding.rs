@@ -154,7 +154,10 @@ pub fn encode_tensor(
     };
     // What follows will not differ much from what comes first: growing step by step would copy the payload several times. An
     // encoder asks for room for blocks that do not get smaller.
-    let room = |encoded: usize, runs: usize| encoded / runs * n_runs / 64 * 65 + run_bytes as usize;
+    let room = |encoded: usize, runs: usize| {
+        let all = (encoded / runs).saturating_mul(n_runs);
+        all.saturating_add(all / 64).saturating_add(run_bytes as usize)
+    };
     let threads = if threads == 0 { available_threads() } else { threads };
     if threads == 1 {
         let mut scratch = Vec::new();

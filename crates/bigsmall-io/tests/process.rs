@@ -169,8 +169,13 @@ fn a_limit_on_memory_is_an_error_and_leaves_the_target_as_it_was() {
             let (mut done, mut refused) = (0, 0);
             // From less than the program needs to start its threads to more than the job takes.
             let limits = (least..least + 42_000).step_by(1700).chain([200_000, 4_000_000]);
-            // Where it has just enough to begin, with one thread in small steps.
-            let begin = (least..least + 6_000).step_by(if threads == "1" { 30 } else { 6_000 });
+            // In small steps: where it has just enough to begin, and where there is just enough for one more thread.
+            let (span, step) = match (threads, args[0]) {
+                ("1", _) => (6_000, 30),
+                ("8", "verify") => (22_000, 50),
+                _ => (0, 1),
+            };
+            let begin = (least..least + span).step_by(step);
             for kib in begin.chain(limits) {
                 std::fs::write(d.join("target"), "old").unwrap();
                 let output = limited(d, &format!("-v {kib}"), args);

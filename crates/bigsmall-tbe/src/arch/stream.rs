@@ -14,7 +14,7 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs from this length on bypass the caches: whole blocks of bf16.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many weights ahead products ask for them: more than the processor would do on its own accord, which stops at every page.
+/// How many weights ahead kernels ask for them: more than the processor would do on its own accord, which stops at every page.
 const AHEAD: usize = 2048;
 
 /// Asks for the bf16 weights that come [`AHEAD`] of `tile`.
