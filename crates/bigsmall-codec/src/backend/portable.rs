@@ -60,18 +60,38 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
             &padded
         }
     };
-    let mut used = 0;
+    // Loops without a branch or a chain, which a compiler turns into vectors where it has any.
+    let mut slot = [0; LANES];
     for lane in 0..LANES {
-        let x = job.states[lane];
-        let slot = slots[(x % TOTAL) as usize];
-        let q = x >> PRECISION;
-        let y = q * (slot & 0xfff) + q + (slot >> 12 & 0xfff);
-        // Without a branch: which lanes need a word is as good as random.
-        let refill = y < STATE_MIN;
-        let word = u32::from(u16::from_le_bytes(words[used % LANES]));
-        job.states[lane] = std::hint::select_unpredictable(refill, y << 16 | word, y);
-        used += usize::from(refill);
-        row[element(lane)] = (slot >> 24) as u8;
+        slot[lane] = slots[(job.states[lane] % TOTAL) as usize];
     }
-    job.position = begin + used;
+    let mut next = [0; LANES];
+    let mut refill = [0u8; LANES];
+    for lane in 0..LANES {
+        let q = job.states[lane] >> PRECISION;
+        next[lane] = q * (slot[lane] & 0xfff) + q + (slot[lane] >> 12 & 0xfff);
+        refill[lane] = u8::from(next[lane] < STATE_MIN);
+    }
+    // How many lanes before each take a word: eight sums by one product.
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut before = [0u8; LANES];
+    let mut used = 0;
+    for (before, refill) in before.as_chunks_mut::<8>().0.iter_mut().zip(refill.as_chunks::<8>().0)
+    {
+        let sums = u64::from_le_bytes(*refill).wrapping_mul(ONES);
+        *before = ((sums << 8) + used * ONES).to_le_bytes();
+        used += sums >> 56;
+    }
+    let mut word = [0; LANES];
+    for lane in 0..LANES {
+        word[lane] = u16::from_le_bytes(words[usize::from(before[lane]) % LANES]);
+    }
+    for lane in 0..LANES {
+        let y = next[lane];
+        job.states[lane] = if y < STATE_MIN { y << 16 | u32::from(word[lane]) } else { y };
+    }
+    for lane in 0..LANES {
+        row[element(lane)] = (slot[lane] >> 24) as u8;
+    }
+    job.position = begin + used as usize;
 }
