@@ -193,9 +193,9 @@ pub(crate) struct AliasTable {
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
     /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
-    pub(crate) reciprocal: Vec<u32>,
+    pub(crate) reciprocal: [u32; 256],
     /// For each symbol `freq | k << 13 | first << 17`.
-    pub(crate) fields: Vec<u32>,
+    pub(crate) fields: [u32; 256],
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same and 4096, what the quotient
     /// lacks. One more entry, so that a vector may read two at the last.
     pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
@@ -216,18 +216,16 @@ impl EncodeTable {
             slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
         });
         // A symbol that the table has not is never encoded. Its entry keeps even so within the slots.
-        let freq_first = freqs.iter().zip(&first_rank).map(|(&f, &first)| match f {
-            0 => (TOTAL, 0),
-            f => (u32::from(f), 2 * first),
-        });
-        EncodeTable {
-            reciprocal: freq_first
-                .clone()
-                .map(|(f, _)| (((1u64 << (32 + f.ilog2())) - 1) / u64::from(f)) as u32)
-                .collect(),
-            fields: freq_first.map(|(f, first)| f | f.ilog2() << 13 | first << 17).collect(),
-            slots,
+        let (mut reciprocal, mut fields) = ([0; 256], [TOTAL; 256]);
+        let entries = reciprocal.iter_mut().zip(&mut fields);
+        for (((reciprocal, fields), &f), first) in entries.zip(freqs).zip(first_rank) {
+            if f > 0 {
+                let (f, k) = (u32::from(f), f.ilog2());
+                *reciprocal = (((1u64 << (32 + k)) - 1) / u64::from(f)) as u32;
+                *fields = f | k << 13 | (2 * first) << 17;
+            }
         }
+        EncodeTable { reciprocal, fields, slots }
     }
 
     /// The frequency of a symbol.

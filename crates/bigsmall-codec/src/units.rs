@@ -14,6 +14,9 @@ pub(crate) const OUTSIDE: u8 = u8::MAX;
 /// The greatest cost in a [`CostTable`]: 64 costs can be added in 16 bits.
 pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
 
+/// So many costs can be added in 16 bits.
+const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
+
 /// What each symbol costs under each table, a quarter as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs) and
 /// at most [`MAX_COST`]: one vector addition a unit finds the best table of a segment.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
@@ -30,9 +33,21 @@ impl CostTable {
     }
 
     /// The costs of one symbol.
-    #[inline(always)]
     pub(crate) fn of(&self, symbol: u8) -> &[u16; MAX_TABLES] {
         &self.0[usize::from(symbol)]
+    }
+
+    /// The costs of at most [`SUMMED`] symbols. Inlined, the sums are not kept in one vector.
+    #[inline(never)]
+    fn sum(&self, symbols: &[u8]) -> [u16; MAX_TABLES] {
+        let mut sums = [0; MAX_TABLES];
+        for &s in symbols {
+            let costs = self.of(s);
+            for t in 0..MAX_TABLES {
+                sums[t] += costs[t];
+            }
+        }
+        sums
     }
 }
 
@@ -48,13 +63,8 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
     for segment in symbols.chunks(head.segment) {
         let mut sums = [0u32; MAX_TABLES];
         if n > 1 {
-            // So many costs can be added in 16 bits.
-            const PIECE: usize = (u16::MAX / MAX_COST) as usize;
-            for piece in segment.chunks(PIECE) {
-                let mut of_piece = [0u16; MAX_TABLES];
-                for &s in piece {
-                    of_piece.iter_mut().zip(costs.of(s)).for_each(|(sum, cost)| *sum += cost);
-                }
+            for piece in segment.chunks(SUMMED) {
+                let of_piece = costs.sum(piece);
                 sums.iter_mut().zip(of_piece).for_each(|(sum, piece)| *sum += u32::from(piece));
             }
         }

@@ -157,7 +157,7 @@ fn encode_lanes(
     words: &mut [u16],
     room: &mut usize,
 ) -> uint32x4_t {
-    let of = |column: &[u32]| load(&symbols.map(|s| column[usize::from(s)]));
+    let of = |column: &[u32; 256]| load(&symbols.map(|s| column[usize::from(s)]));
     let (reciprocal, fields) = (of(&table.reciprocal), of(&table.fields));
     let freq = vandq_u32(fields, vdupq_n_u32(0x1fff));
     let full = vcgeq_u32(vshrq_n_u32::<20>(x), freq);

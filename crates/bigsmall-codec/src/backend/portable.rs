@@ -4,7 +4,7 @@ use super::{EncodeJob, EntropyBackend, Job, LANES, element};
 use crate::block::STATE_MIN;
 use crate::head::Head;
 use crate::planes::GROUP;
-use crate::table::{PRECISION, TOTAL};
+use crate::table::{EncodeTable, PRECISION, TOTAL};
 
 pub(crate) struct Portable;
 
@@ -23,25 +23,43 @@ impl EntropyBackend for Portable {
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         for job in jobs {
+            let mut states = *job.states;
             let mut at = job.words.len();
             let groups = job.symbols.as_chunks::<GROUP>().0.iter().zip(job.group_tables);
             for (group, &table) in groups.rev() {
                 let table = head.encode_table(table);
                 for row in group.as_chunks::<LANES>().0.iter().rev() {
-                    for lane in (0..LANES).rev() {
-                        let symbol = row[element(lane)];
-                        let x = job.states[lane];
-                        // Without a branch: which lanes give a word is as good as random.
-                        let full = u32::from(x >> (32 - PRECISION) >= table.freq(symbol));
-                        job.words[at - 1] = x as u16;
-                        at -= full as usize;
-                        job.states[lane] = table.step(x >> (16 * full), symbol);
-                    }
+                    let words = &mut job.words[..at];
+                    let words = words.last_chunk_mut().expect("room for a row");
+                    at -= encode_row(&mut states, table, row, words);
                 }
             }
+            *job.states = states;
             *job.begin = at;
         }
     }
+}
+
+/// Encodes one row, last lane to first; the number of words, which are the last of `words`.
+#[inline(always)]
+fn encode_row(
+    states: &mut [u32; LANES],
+    table: &EncodeTable,
+    row: &[u8; LANES],
+    words: &mut [u16; LANES],
+) -> usize {
+    let mut used = 0;
+    for lane in (0..LANES).rev() {
+        let symbol = row[element(lane)];
+        let x = states[lane];
+        // Without a branch: which lanes give a word is as good as random.
+        let full = x >> (32 - PRECISION) >= table.freq(symbol);
+        words[LANES - 1 - used % LANES] = x as u16;
+        used += usize::from(full);
+        let x = std::hint::select_unpredictable(full, x >> 16, x);
+        states[lane] = table.step(x, symbol);
+    }
+    used
 }
 
 #[inline(always)]

@@ -235,7 +235,7 @@ unsafe fn tile_by_tile<const W: usize, const ALIGNED: bool>(
         // SAFETY: `Exponents` holds 64 bytes for each of RUN tiles.
         unsafe { out.0.as_mut_ptr().add(t * TILE).cast::<[__m256i; 2]>().write_unaligned(halves) };
         let mask = words.iter().fold(!0, |mask, word| mask & word);
-        used += patch::<W>(&mut out.0, t, mask, escapes.get(used..).unwrap_or(&[]));
+        used += patch::<W>(&mut out.0, t, mask, escapes, used);
     }
     used
 }
@@ -248,6 +248,7 @@ fn patch<const W: usize>(
     tile: usize,
     mut mask: u64,
     escapes: &[u8],
+    used: usize,
 ) -> usize {
     if W == 4 && mask == 0 {
         return 0;
@@ -255,7 +256,7 @@ fn patch<const W: usize>(
     let n = mask.count_ones() as usize;
     let begin = tile * TILE;
     let mut done = 0;
-    if let Some(four) = escapes.first_chunk::<4>() {
+    if let Some(four) = escapes.get(used..used + 4) {
         for &exponent in four {
             // Always there: the buffer has a tile more than is filled.
             if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
@@ -266,7 +267,7 @@ fn patch<const W: usize>(
         done = 4;
     }
     if n > done {
-        for &exponent in escapes[done.min(escapes.len())..].iter().take(n - done) {
+        for &exponent in escapes.iter().skip(used + done).take(n - done) {
             if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
                 *out = exponent;
             }

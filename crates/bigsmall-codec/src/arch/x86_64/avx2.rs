@@ -283,8 +283,7 @@ fn encode_row(
     room: &mut usize,
 ) {
     let low16 = _mm256_set1_epi32(0xffff);
-    // A symbol that the table has not got would be looked up as another one.
-    let symbol_mask = _mm256_set1_epi32(table.fields.len() as i32 - 1);
+    let low8 = _mm256_set1_epi32(0xff);
     // SAFETY: a row is 32 bytes, two vectors.
     let pairs: [__m256i; 2] = std::array::from_fn(|half| unsafe {
         _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(16 * half).cast()))
@@ -292,9 +291,8 @@ fn encode_row(
     for v in (0..VECTORS).rev() {
         // The first two vectors hold the even elements, in the lower bytes.
         let pair = pairs[v % 2];
-        let s = if v < 2 { pair } else { _mm256_srli_epi32::<8>(pair) };
-        let s = _mm256_and_si256(s, symbol_mask);
-        // SAFETY: the tables are as long as each other, a power of two, and every symbol is less.
+        let s = if v < 2 { _mm256_and_si256(pair, low8) } else { _mm256_srli_epi32::<8>(pair) };
+        // SAFETY: the tables have 256 entries, and every symbol is less.
         let (reciprocal, fields) = unsafe {
             (
                 _mm256_i32gather_epi32::<4>(table.reciprocal.as_ptr().cast(), s),

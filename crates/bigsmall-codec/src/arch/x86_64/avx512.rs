@@ -335,9 +335,7 @@ struct EncodeRegisters {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
-    // A symbol that the table has not got would be looked up as another one.
-    let s = _mm512_and_si512(s, _mm512_set1_epi32(table.fields.len() as i32 - 1));
-    // SAFETY: the tables are as long as each other, a power of two, and every symbol is less.
+    // SAFETY: the tables have 256 entries; symbols are zero-extended bytes.
     unsafe {
         (
             _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
@@ -346,17 +344,15 @@ fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
     }
 }
 
+/// The first 32 entries.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_encode(table: &EncodeTable) -> Option<EncodeRegisters> {
-    let pair = |t: &[u32]| {
-        let t: &[u32; 32] = t.try_into().ok()?;
-        // SAFETY: both halves of 32 entries.
-        Some(unsafe {
-            [_mm512_loadu_si512(t.as_ptr().cast()), _mm512_loadu_si512(t.as_ptr().add(16).cast())]
-        })
+fn load_encode(table: &EncodeTable) -> EncodeRegisters {
+    // SAFETY: 32 of 256 entries.
+    let pair = |t: &[u32; 256]| unsafe {
+        [_mm512_loadu_si512(t.as_ptr().cast()), _mm512_loadu_si512(t.as_ptr().add(16).cast())]
     };
-    Some(EncodeRegisters { reciprocal: pair(&table.reciprocal)?, fields: pair(&table.fields)? })
+    EncodeRegisters { reciprocal: pair(&table.reciprocal), fields: pair(&table.fields) }
 }
 
 /// What one block of the encoder needs.
@@ -392,12 +388,13 @@ fn encode_group<const N: usize, const SMALL: bool>(
             let mut full = [0; 2];
             for half in 0..2 {
                 let (s, x) = (symbols[half], block.states[half]);
-                let (reciprocal, fields) = match &registers[i] {
-                    Some(r) if SMALL => (
+                let r = &registers[i];
+                let (reciprocal, fields) = match SMALL {
+                    true => (
                         _mm512_permutex2var_epi32(r.reciprocal[0], s, r.reciprocal[1]),
                         _mm512_permutex2var_epi32(r.fields[0], s, r.fields[1]),
                     ),
-                    _ => look_up_encode(s, tables[i]),
+                    false => look_up_encode(s, tables[i]),
                 };
                 let freq = _mm512_and_si512(fields, _mm512_set1_epi32(0x1fff));
                 full[half] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
