@@ -83,7 +83,7 @@ pub(crate) fn read(
     let mut bits = BitReader::new(bytes);
     let mut next = 0;
     for _ in 0..count {
-        let quotient = bits.pull_ones((n >> rice) as u32 + 1).ok_or_else(short)?;
+        let quotient = bits.pull_ones((n >> rice) as u32).ok_or_else(short)?;
         let gap = (quotient << rice | bits.pull(rice).ok_or_else(short)?) as usize;
         let position = next + gap;
         if position >= n {

@@ -687,6 +687,20 @@ fn blocks() {
                 Rule::PaddingNotZero,
             ),
             ("ones without end", |_, b| b.exceptions.fill(0xff), Rule::AnsException),
+            (
+                // Times 2^15 it is 2^32.
+                "a gap that comes round to 0",
+                |_, b| {
+                    let mut bits = Bits::default();
+                    bits.unary(1 << 17);
+                    bits.push(0, 15);
+                    bits.push(0b11, 2);
+                    bits.push(0, 5);
+                    b.header[1..4].copy_from_slice(&[15, 1, 0]);
+                    b.exceptions = bits.bytes(1);
+                },
+                Rule::AnsException,
+            ),
             ("ones for 60,000 bytes", |_, b| b.exceptions = vec![0xff; 3000], Rule::AnsException),
             ("another Rice parameter", |_, b| b.header[1] = 5, Rule::AnsException),
             (

@@ -235,9 +235,32 @@ mod tests {
     #[test]
     // F-14
     fn a_million_shards_are_over_the_limit() {
-        let entries: Vec<String> = (0..1_000_000).map(|i| format!("\"t{i}\":\"{i}.bs\"")).collect();
-        let text = format!("{{\"weight_map\":{{{}}}}}", entries.join(","));
-        assert_eq!(ModelIndex::parse(&text).unwrap_err().rule(), Rule::TooManyShards);
+        let parse = |shards: usize| {
+            let entries: Vec<String> =
+                (0..shards).map(|i| format!("\"t{i}\":\"{i}.bs\"")).collect();
+            ModelIndex::parse(&format!("{{\"weight_map\":{{{}}}}}", entries.join(",")))
+        };
+        assert_eq!(parse(1_000_000).unwrap_err().rule(), Rule::TooManyShards);
+        assert_eq!(parse(65_537).unwrap_err().rule(), Rule::TooManyShards);
+        assert_eq!(parse(65_536).unwrap().shards().len(), 65_536);
+    }
+
+    #[test]
+    fn a_file_over_the_limit_is_not_read() {
+        struct Zeros(u64);
+        impl ReadAt for Zeros {
+            fn byte_len(&self) -> u64 {
+                self.0
+            }
+            fn read_exact_at(&self, _: u64, _: &mut [u8]) -> Result<()> {
+                assert!(self.0 <= 100_000_000, "read all the same");
+                Ok(())
+            }
+        }
+        let rule = |len| ModelIndex::read(&Zeros(len)).unwrap_err().rule();
+        assert_eq!(rule(100_000_000), Rule::ModelIndex);
+        assert_eq!(rule(100_000_001), Rule::ModelIndexTooLarge);
+        assert_eq!(rule(u64::MAX), Rule::ModelIndexTooLarge);
     }
 
     #[test]
