@@ -110,7 +110,21 @@ fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     }
 }
 
-/// Writes the exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
+/// An exponent as the buffer holds it: its lowest bit on top, where it goes in the lower byte of a weight.
+fn turned(exponent: u8) -> u8 {
+    exponent.rotate_right(1)
+}
+
+/// The exponents of the codes, turned.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn turned_exponents(base: u8) -> __m256i {
+    let of_codes: [u8; 16] = std::array::from_fn(|code| turned(base.wrapping_add(code as u8)));
+    // SAFETY: 16 bytes are one vector.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(of_codes.as_ptr().cast()) })
+}
+
+/// Writes the turned exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The machine must have AVX2.
@@ -142,13 +156,13 @@ unsafe fn exponents_avx2<const W: usize, const ALIGNED: bool>(
     n: usize,
     out: &mut Exponents,
 ) -> usize {
-    let base = _mm256_set1_epi8(tiles.head.base as i8);
+    let exponents = turned_exponents(tiles.head.base);
     let low =
         _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
     let high = _mm256_add_epi8(low, _mm256_set1_epi8(4));
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let add_codes = |words: [u64; W]| {
-        let (mut a, mut b) = (base, base);
+    let look_up = |words: [u64; W]| {
+        let (mut a, mut b) = (_mm256_setzero_si256(), _mm256_setzero_si256());
         for (j, word) in words.into_iter().enumerate() {
             let word = _mm256_set1_epi64x(word as i64);
             let one = _mm256_set1_epi8(1 << j);
@@ -157,13 +171,13 @@ unsafe fn exponents_avx2<const W: usize, const ALIGNED: bool>(
                 let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
                 _mm256_and_si256(set, one)
             };
-            a = _mm256_add_epi8(a, set(low));
-            b = _mm256_add_epi8(b, set(high));
+            a = _mm256_or_si256(a, set(low));
+            b = _mm256_or_si256(b, set(high));
         }
-        [a, b]
+        [a, b].map(|codes| _mm256_shuffle_epi8(exponents, codes))
     };
     // SAFETY: as the caller promises.
-    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, add_codes) }
+    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, look_up) }
 }
 
 /// [`exponents`] where the bytes of the bitmaps that belong to eight weights are a matrix of bits, which is transposed: processors
@@ -178,14 +192,14 @@ unsafe fn exponents_gfni<const W: usize, const ALIGNED: bool>(
     n: usize,
     out: &mut Exponents,
 ) -> usize {
-    let base = _mm256_set1_epi8(tiles.head.base as i8);
+    let exponents = turned_exponents(tiles.head.base);
     // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7; here of bitmaps 0 and 1, of
     // the first 32 weights. What has its highest bit set becomes 0.
     let places = |g: i64| 0x0008_8080_8080_8080 + ((g * 0x0101) << 48);
     let first = _mm256_setr_epi64x(places(0), places(1), places(2), places(3));
     let second = _mm256_add_epi8(first, _mm256_set1_epi64x(0x0404 << 48));
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let add_codes = |words: [u64; W]| {
+    let look_up = |words: [u64; W]| {
         let pair = |i: usize| {
             let word = |i: usize| words.get(i).map_or(0, |&word| word as i64);
             _mm256_broadcastsi128_si256(_mm_set_epi64x(word(i + 1), word(i)))
@@ -195,14 +209,14 @@ unsafe fn exponents_gfni<const W: usize, const ALIGNED: bool>(
             let low = _mm256_shuffle_epi8(pairs[0], places);
             let high = _mm256_srli_epi64::<16>(_mm256_shuffle_epi8(pairs[1], places));
             let codes = _mm256_gf2p8affine_epi64_epi8::<0>(bits, _mm256_or_si256(low, high));
-            _mm256_add_epi8(base, codes)
+            _mm256_shuffle_epi8(exponents, codes)
         })
     };
     // SAFETY: as the caller promises.
-    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, add_codes) }
+    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, look_up) }
 }
 
-/// [`exponents`] with a function that adds the codes in the bitmaps of a tile to the base.
+/// [`exponents`] with a function that looks up the codes in the bitmaps of a tile.
 ///
 /// # Safety
 /// As for [`exponents`].
@@ -212,7 +226,7 @@ unsafe fn tile_by_tile<const W: usize, const ALIGNED: bool>(
     shift: u32,
     n: usize,
     out: &mut Exponents,
-    add_codes: impl Fn([u64; W]) -> [__m256i; 2],
+    look_up: impl Fn([u64; W]) -> [__m256i; 2],
 ) -> usize {
     assert!(n <= RUN);
     let escapes = tiles.escapes;
@@ -230,7 +244,7 @@ unsafe fn tile_by_tile<const W: usize, const ALIGNED: bool>(
             }
             words
         };
-        let halves = add_codes(words);
+        let halves = look_up(words);
         stream::fetch_plane(tiles, t);
         // SAFETY: `Exponents` holds 64 bytes for each of RUN tiles.
         unsafe { out.0.as_mut_ptr().add(t * TILE).cast::<[__m256i; 2]>().write_unaligned(halves) };
@@ -260,7 +274,7 @@ fn patch<const W: usize>(
         for &exponent in four {
             // Always there: the buffer has a tile more than is filled.
             if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
-                *out = exponent;
+                *out = turned(exponent);
             }
             mask &= mask.wrapping_sub(1);
         }
@@ -269,7 +283,7 @@ fn patch<const W: usize>(
     if n > done {
         for &exponent in escapes.iter().skip(used + done).take(n - done) {
             if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
-                *out = exponent;
+                *out = turned(exponent);
             }
             mask &= mask.wrapping_sub(1);
         }
@@ -280,16 +294,11 @@ fn patch<const W: usize>(
 /// Unpacked weights: 0, 1, …, 7 and 16, …, 23 of 32, then the others.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack(exponents: __m256i, plane: __m256i) -> (__m256i, __m256i) {
-    // The shifts run over 16 bits; what they carry into the neighbour is cut off.
-    let low = _mm256_or_si256(
-        _mm256_and_si256(plane, _mm256_set1_epi8(0x7f)),
-        _mm256_slli_epi16::<7>(_mm256_and_si256(exponents, _mm256_set1_epi8(1))),
-    );
-    let high = _mm256_or_si256(
-        _mm256_and_si256(plane, _mm256_set1_epi8(0x80_u8 as i8)),
-        _mm256_and_si256(_mm256_srli_epi16::<1>(exponents), _mm256_set1_epi8(0x7f)),
-    );
+fn unpack(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
+    // The lower byte of a weight is the plane's with the top bit of the exponent's, the upper byte the other way round.
+    let differ = _mm256_xor_si256(turned, plane);
+    let swap = _mm256_and_si256(differ, _mm256_set1_epi8(0x80_u8 as i8));
+    let (low, high) = (_mm256_xor_si256(plane, swap), _mm256_xor_si256(turned, swap));
     (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
 }
 
