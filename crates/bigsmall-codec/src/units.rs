@@ -185,9 +185,9 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
 #[inline(always)]
 pub(crate) fn symbol_of(field: u16, (base, first): (u16, u16), n_symbols: u16) -> u8 {
     let s = field.wrapping_sub(base);
-    // The field `base` lies outside where another one took its symbol.
-    let s = if s != 0 && s < n_symbols { s as u8 } else { OUTSIDE };
-    if field == first { 0 } else { s }
+    // The field `base` lies outside where another one took its symbol. In 16 bits throughout, or vectors are narrowed three times.
+    let s = if s.wrapping_sub(1) < n_symbols - 1 { s } else { u16::from(OUTSIDE) };
+    (if field == first { 0 } else { s }) as u8
 }
 
 /// Takes the residuals out of whole groups of units and packs them. `residual` has just the length that they take.
