@@ -229,6 +229,9 @@ mod tests {
             let shown = &text[..text.len().min(60)];
             assert_eq!(ModelIndex::parse(text).unwrap_err().rule(), rule, "{shown}");
         }
+        let told = |text| ModelIndex::parse(text).unwrap_err().to_string();
+        assert!(told("[]").contains("an object with a weight_map"));
+        assert!(told("{\"weight_map\":[]}").contains("an object from tensors to shards"));
         assert!(ModelIndex::parse("{\"weight_map\":{},\"other\":[1,{\"a\":null}]}").is_ok());
     }
 

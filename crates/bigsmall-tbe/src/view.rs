@@ -42,9 +42,6 @@ impl<'a> TbeBlock<'a> {
         let Some((fixed, escapes)) = bytes.split_at_checked(sections.starts) else {
             return length(format!("at least {} bytes for {n} weights", sections.starts));
         };
-        if n > BLOCK_UNITS || escapes.len() > n {
-            return length(format!("at most {} bytes for {n} weights", sections.starts + n));
-        }
         let bitmaps = fixed[..sections.bitmaps].as_chunks::<8>().0;
         let (plane, plane_padding) = if head.fields.has_plane() {
             fixed[sections.bitmaps..sections.plane].split_at(n)
