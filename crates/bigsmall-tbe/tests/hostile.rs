@@ -275,6 +275,12 @@ fn the_largest_base_of_every_dtype() {
             let block = oracle::encode_block(dtype, width.bits(), most as u8, &values);
             let mut head = [width.bits() as u8, most as u8, 0, 0, 0, 0, 0, 0];
             assert!(outcomes(&spec, &head, &block).iter().all(Result::is_ok));
+            // The last exponent of all is the last one of the window.
+            let mut forged = block.clone();
+            *forged.last_mut().unwrap() = ((1u32 << oracle::fields(dtype).0) - 1) as u8;
+            for outcome in outcomes(&spec, &head, &forged) {
+                assert_eq!(outcome.unwrap_err().0, Rule::TbeEscapeInWindow, "{dtype} {width:?}");
+            }
             head[1] += 1;
             for outcome in outcomes(&spec, &head, &block) {
                 assert_eq!(outcome, Err((Rule::TbeHead, Some(1))));
@@ -340,6 +346,39 @@ fn the_smallest_shapes_are_read() {
         let values = &values()[..spec.n_elements() as usize];
         let block = oracle::encode_block(Dtype::BF16, 3, BASE, values);
         assert!(outcomes(&spec, &head(), &block).iter().all(Result::is_ok));
+    }
+}
+
+#[test]
+fn the_parts_of_a_block_are_its_sections() {
+    let bytes = block();
+    let tensor = seal(&spec(), &head(), &bytes).unwrap();
+    let block = TbeView::new(&tensor).unwrap().block(0);
+    assert_eq!((block.n_elements(), block.bitmaps_per_tile()), (N, 3));
+    assert_eq!(block.bitmaps().as_flattened(), &bytes[..PLANE]);
+    assert_eq!(block.byte_plane(), &bytes[PLANE..PLANE + N]);
+    assert_eq!(block.escape_starts().as_flattened(), &bytes[STARTS..STARTS + 12]);
+    assert_eq!(block.escapes(), &bytes[ESCAPES..]);
+}
+
+#[test]
+fn ranges_and_buffers_that_do_not_fit_are_refused() {
+    let tensor = seal(&spec(), &head(), &block()).unwrap();
+    let view = TbeView::new(&tensor).unwrap();
+    let n = N as u64;
+    let mut dst = vec![0; 2 * N + 2];
+    for threads in [1, 2] {
+        let mut rule =
+            |range, bytes| view.decode(range, &mut dst[..bytes], threads).err().map(|e| e.rule());
+        assert_eq!(rule(0..n, 2 * N), None);
+        assert_eq!(rule(n..n, 0), None);
+        assert_eq!(rule(0..n + 1, 2 * N + 2), Some(Rule::RangeOutOfBounds));
+        assert_eq!(rule(n + 1..n + 1, 0), Some(Rule::RangeOutOfBounds));
+        #[allow(clippy::reversed_empty_ranges)]
+        let backwards = 5..4;
+        assert_eq!(rule(backwards, 0), Some(Rule::RangeOutOfBounds));
+        assert_eq!(rule(0..n, 2 * N - 2), Some(Rule::BufferLength));
+        assert_eq!(rule(0..4, 10), Some(Rule::BufferLength));
     }
 }
 
