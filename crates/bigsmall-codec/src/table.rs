@@ -216,7 +216,7 @@ impl EncodeTable {
             slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
         });
         // A symbol that the table has not is never encoded. Its entry keeps even so within the slots.
-        let (mut reciprocal, mut fields) = ([0; 256], [TOTAL; 256]);
+        let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let entries = reciprocal.iter_mut().zip(&mut fields);
         for (((reciprocal, fields), &f), first) in entries.zip(freqs).zip(first_rank) {
             if f > 0 {
@@ -235,11 +235,17 @@ impl EncodeTable {
 
     /// One step of one lane that has given its word already: x / freq << 12 | slot.
     pub(crate) fn step(&self, x: u32, symbol: u8) -> u32 {
+        let (q, at) = self.divide(x, symbol);
+        (q << PRECISION) + u32::from(self.slots[at])
+    }
+
+    /// The quotient, which may be one too small, and the place in the slots.
+    fn divide(&self, x: u32, symbol: u8) -> (u32, usize) {
         let (fields, reciprocal) =
             (self.fields[usize::from(symbol)], self.reciprocal[usize::from(symbol)]);
         let q = ((u64::from(x) * u64::from(reciprocal)) >> (32 + (fields >> 13 & 15))) as u32;
         let r = x - q * (fields & 0x1fff);
-        (q << PRECISION) + u32::from(self.slots[((fields >> 17) + r) as usize])
+        (q, ((fields >> 17) + r) as usize)
     }
 }
 
@@ -422,6 +428,23 @@ mod tests {
             }
             for (s, &f) in table.freqs.iter().enumerate() {
                 assert_eq!(seen[s], u32::from(f));
+            }
+        }
+    }
+
+    /// Vectors look slots up without a check.
+    #[test]
+    fn no_state_and_no_symbol_leads_out_of_the_slots() {
+        for table in tables() {
+            let alias = AliasTable::new(&table);
+            let encode = alias.encode(&table);
+            for symbol in 0..=255 {
+                let powers = (0..32).flat_map(|i| [(1 << i) - 1, 1 << i, 3 << i]);
+                for x in powers.chain([u32::MAX, u32::MAX - 4095, u32::MAX - 4096]) {
+                    let full = x >> (32 - PRECISION) >= encode.freq(symbol);
+                    let (_, at) = encode.divide(if full { x >> 16 } else { x }, symbol);
+                    assert!(at < encode.slots.len() - 1, "symbol {symbol}, state {x}");
+                }
             }
         }
     }

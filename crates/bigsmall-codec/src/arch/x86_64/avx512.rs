@@ -335,7 +335,9 @@ struct EncodeRegisters {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
-    // SAFETY: the tables have 256 entries; symbols are zero-extended bytes.
+    // Nothing, for symbols, which are bytes.
+    let s = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
+    // SAFETY: the tables have 256 entries.
     unsafe {
         (
             _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
