@@ -359,6 +359,8 @@ fn the_parts_of_a_block_are_its_sections() {
     assert_eq!(block.byte_plane(), &bytes[PLANE..PLANE + N]);
     assert_eq!(block.escape_starts().as_flattened(), &bytes[STARTS..STARTS + 12]);
     assert_eq!(block.escapes(), &bytes[ESCAPES..]);
+    let escapes: u32 = (0..N.div_ceil(64)).map(|tile| block.escape_mask(tile).count_ones()).sum();
+    assert_eq!((escapes, block.escape_mask(N.div_ceil(64))), (42, 0));
 }
 
 #[test]
