@@ -17,6 +17,7 @@ runs = int(sys.argv[3]) if len(sys.argv) > 3 else 7
 with open(file, "rb") as f:
     data = f.read()
 
+
 def seconds(work):
     begin = time.perf_counter()
     work()

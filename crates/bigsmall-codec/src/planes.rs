@@ -18,7 +18,8 @@ pub(crate) const fn packed_len(bits: u32) -> usize {
 
 /// A row of 32 bytes as words of 8: shifts that stay within each byte, eight at a time.
 const WORDS: usize = COLUMNS / 8;
-const ONES: u64 = 0x0101_0101_0101_0101;
+/// One in each byte.
+pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// Packs 256 spread values of `bits` bits (1 to 8).
 pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {

@@ -3,7 +3,7 @@
 use super::{EncodeJob, EntropyBackend, Job, LANES, element};
 use crate::block::STATE_MIN;
 use crate::head::Head;
-use crate::planes::GROUP;
+use crate::planes::{GROUP, ONES};
 use crate::table::{EncodeTable, PRECISION, TOTAL};
 
 pub(crate) struct Portable;
@@ -91,7 +91,6 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
         refill[lane] = u8::from(next[lane] < STATE_MIN);
     }
     // How many lanes before each take a word: eight sums by one product.
-    const ONES: u64 = 0x0101_0101_0101_0101;
     let mut before = [0u8; LANES];
     let mut used = 0;
     for (before, refill) in before.as_chunks_mut::<8>().0.iter_mut().zip(refill.as_chunks::<8>().0)

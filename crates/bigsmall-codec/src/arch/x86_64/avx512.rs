@@ -335,7 +335,7 @@ struct EncodeRegisters {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
-    // Nothing, for symbols, which are bytes.
+    // Symbols are bytes already: this lets the next lines see it.
     let s = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
     // SAFETY: the tables have 256 entries.
     unsafe {
@@ -391,12 +391,13 @@ fn encode_group<const N: usize, const SMALL: bool>(
             for half in 0..2 {
                 let (s, x) = (symbols[half], block.states[half]);
                 let r = &registers[i];
-                let (reciprocal, fields) = match SMALL {
-                    true => (
+                let (reciprocal, fields) = if SMALL {
+                    (
                         _mm512_permutex2var_epi32(r.reciprocal[0], s, r.reciprocal[1]),
                         _mm512_permutex2var_epi32(r.fields[0], s, r.fields[1]),
-                    ),
-                    false => look_up_encode(s, tables[i]),
+                    )
+                } else {
+                    look_up_encode(s, tables[i])
                 };
                 let freq = _mm512_and_si512(fields, _mm512_set1_epi32(0x1fff));
                 full[half] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
