@@ -1,35 +1,41 @@
-//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is GFNI. Exponents of a run of tiles go to a buffer in the level
-//! 1 cache first, where escapes are patched in without a branch for each; the second pass reads them from there.
+//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is GFNI. Exponents go to a ring of
+//! tiles in the level 1 cache, where escapes are patched in without a branch for each, and are used a few tiles later.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use bigsmall_format::Ahead;
 
-use super::{
-    Backend, Chains, EXPONENTS, Exponents, Kernels, LINES, RUN, Tiles, check_dot, check_run,
-    portable, stream,
-};
+use super::{Backend, Chains, Kernels, LINES, Tiles, check_dot, check_run, portable, stream};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
 
 pub(super) fn kernels() -> Option<&'static Kernels> {
-    static KERNELS: Kernels = Kernels {
-        backend: Backend::Avx2,
-        count_escapes,
-        decode,
-        dot_tbe: Some(dot_tbe),
-        dot_bf16,
-        dot_f32,
-    };
     let found = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("bmi1")
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("popcnt");
-    found.then_some(&KERNELS)
+    let gfni = is_x86_feature_detected!("gfni");
+    found.then_some(if gfni { &WITH_GFNI } else { &WITHOUT_GFNI })
+}
+
+static WITH_GFNI: Kernels = with_or_without::<true>();
+static WITHOUT_GFNI: Kernels = with_or_without::<false>();
+
+/// The kernels that use GFNI, which some processors without AVX-512 have, or that do not.
+const fn with_or_without<const GFNI: bool>() -> Kernels {
+    Kernels {
+        backend: Backend::Avx2,
+        count_escapes,
+        decode: decode::<GFNI>,
+        dot_tbe: Some(dot_tbe::<GFNI>),
+        dot_bf16,
+        dot_f32,
+    }
 }
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
@@ -37,20 +43,52 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
     unsafe { count_escapes_impl(head, bitmaps, starts) }
 }
 
-fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { decode_impl(tiles, out, ahead) }
+fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
+    if tiles.head.fields.mantissa_bits != 7 {
+        // SAFETY: `kernels` handed this function out, so the machine has the features.
+        return unsafe { decode_others(tiles, out) };
+    }
+    let n = out.len() / OUT;
+    check_run(tiles, 0, n);
+    let (whole, rest) = out.split_at_mut(n * OUT);
+    let mut left = *tiles;
+    let mut decode = |piece: &mut [u8]| {
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above, and the
+        // pieces have as many tiles as `whole` altogether.
+        let used = unsafe {
+            match (tiles.head.width, GFNI) {
+                (Width::Three, true) => decode_gfni::<3>(&left, piece, ahead),
+                (Width::Three, false) => decode_avx2::<3>(&left, piece, ahead),
+                (Width::Four, true) => decode_gfni::<4>(&left, piece, ahead),
+                (Width::Four, false) => decode_avx2::<4>(&left, piece, ahead),
+            }
+        };
+        left = left.after(piece.len() / OUT, used);
+    };
+    if whole.len() >= stream::LEAST {
+        stream::fill(whole, &mut decode);
+    } else {
+        decode(whole);
+    }
+    if !rest.is_empty() {
+        // SAFETY: as above.
+        unsafe { decode_others(&left, rest) };
+    }
 }
 
-fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+fn dot_tbe<const GFNI: bool>(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
     check_run(tiles, shift, x.len() / TILE);
     // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
     unsafe {
-        match (tiles.head.width, shift) {
-            (Width::Three, 0) => dot_tbe_impl::<3, true>(tiles, shift, x, chains),
-            (Width::Three, _) => dot_tbe_impl::<3, false>(tiles, shift, x, chains),
-            (Width::Four, 0) => dot_tbe_impl::<4, true>(tiles, shift, x, chains),
-            (Width::Four, _) => dot_tbe_impl::<4, false>(tiles, shift, x, chains),
+        match (tiles.head.width, shift, GFNI) {
+            (Width::Three, 0, true) => dot_gfni::<3, true>(tiles, shift, x, chains),
+            (Width::Three, _, true) => dot_gfni::<3, false>(tiles, shift, x, chains),
+            (Width::Four, 0, true) => dot_gfni::<4, true>(tiles, shift, x, chains),
+            (Width::Four, _, true) => dot_gfni::<4, false>(tiles, shift, x, chains),
+            (Width::Three, 0, false) => dot_avx2::<3, true>(tiles, shift, x, chains),
+            (Width::Three, _, false) => dot_avx2::<3, false>(tiles, shift, x, chains),
+            (Width::Four, 0, false) => dot_avx2::<4, true>(tiles, shift, x, chains),
+            (Width::Four, _, false) => dot_avx2::<4, false>(tiles, shift, x, chains),
         }
     }
 }
@@ -80,37 +118,11 @@ fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-    if tiles.head.fields.mantissa_bits != 7 {
-        return portable::decode_any(tiles, out);
-    }
-    let n = out.len() / OUT;
-    check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * OUT);
-    let mut left = *tiles;
-    let mut decode = |piece: &mut [u8]| {
-        let n = piece.len() / OUT;
-        // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above, and the
-        // pieces have as many tiles as `whole` altogether.
-        let used = unsafe {
-            match tiles.head.width {
-                Width::Three => decode_tiles::<3>(&left, piece, ahead),
-                Width::Four => decode_tiles::<4>(&left, piece, ahead),
-            }
-        };
-        left = left.after(n, used);
-    };
-    if whole.len() >= stream::LEAST {
-        stream::fill(whole, &mut decode);
-    } else {
-        decode(whole);
-    }
-    if !rest.is_empty() {
-        portable::decode_any(&left, rest);
-    }
+fn decode_others(tiles: &Tiles<'_>, out: &mut [u8]) {
+    portable::decode_any(tiles, out);
 }
 
-/// An exponent as the buffer holds it: its lowest bit on top, where it goes in the lower byte of a weight.
+/// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a weight.
 fn turned(exponent: u8) -> u8 {
     exponent.rotate_right(1)
 }
@@ -124,171 +136,217 @@ fn turned_exponents(base: u8) -> __m256i {
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(of_codes.as_ptr().cast()) })
 }
 
-/// Writes the turned exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
+/// The bitmaps of a tile: the first two and the last two, in each half of a vector.
+type Pairs = [__m256i; 2];
+
+/// The turned exponents of the codes of a tile.
 ///
 /// # Safety
-/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The machine must have AVX2.
+/// The machine must have AVX2, and GFNI where that is demanded, as for all functions that are generic in it.
 #[inline(always)]
-unsafe fn exponents<const W: usize, const ALIGNED: bool>(
-    tiles: &Tiles<'_>,
-    shift: u32,
-    n: usize,
-    out: &mut Exponents,
-) -> usize {
-    // SAFETY: as the caller promises; GFNI is looked for.
+unsafe fn look_up<const W: usize, const GFNI: bool>(
+    exponents: __m256i,
+    pairs: Pairs,
+) -> [__m256i; 2] {
+    // SAFETY: as the caller promises.
     unsafe {
-        if is_x86_feature_detected!("gfni") {
-            exponents_gfni::<W, ALIGNED>(tiles, shift, n, out)
-        } else {
-            exponents_avx2::<W, ALIGNED>(tiles, shift, n, out)
-        }
+        let codes = if GFNI { codes_gfni::<W>(pairs) } else { codes_avx2::<W>(pairs) };
+        codes.map(|codes| _mm256_shuffle_epi8(exponents, codes))
     }
 }
 
-/// [`exponents`] where each byte takes the byte of the bitmap that has its bit, and the bit is tested.
-///
-/// # Safety
-/// As for [`exponents`].
-#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-unsafe fn exponents_avx2<const W: usize, const ALIGNED: bool>(
-    tiles: &Tiles<'_>,
-    shift: u32,
-    n: usize,
-    out: &mut Exponents,
-) -> usize {
-    let exponents = turned_exponents(tiles.head.base);
-    let low =
-        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-    let high = _mm256_add_epi8(low, _mm256_set1_epi8(4));
+/// Which eight of the first 32 weights each of these belongs to.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn groups() -> __m256i {
+    _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303)
+}
+
+/// The codes of both halves of a tile: each byte takes the byte of the bitmap that has its bit, and the bit is tested.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
+    let groups = groups();
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let look_up = |words: [u64; W]| {
-        let (mut a, mut b) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        for (j, word) in words.into_iter().enumerate() {
-            let word = _mm256_set1_epi64x(word as i64);
-            let one = _mm256_set1_epi8(1 << j);
-            let set = |order| {
-                let bytes = _mm256_shuffle_epi8(word, order);
-                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
-                _mm256_and_si256(set, one)
-            };
-            a = _mm256_or_si256(a, set(low));
-            b = _mm256_or_si256(b, set(high));
+    let mut codes = [_mm256_setzero_si256(); 2];
+    for i in 0..W {
+        // The last pair has bitmaps W - 2 and W - 1.
+        let (pair, at) = if i < 2 { (pairs[0], i) } else { (pairs[1], i + 2 - W) };
+        for (half, codes) in codes.iter_mut().enumerate() {
+            let places = _mm256_add_epi8(groups, _mm256_set1_epi8((8 * at + 4 * half) as i8));
+            let bytes = _mm256_shuffle_epi8(pair, places);
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+            *codes = _mm256_or_si256(*codes, _mm256_and_si256(set, _mm256_set1_epi8(1 << i)));
         }
-        [a, b].map(|codes| _mm256_shuffle_epi8(exponents, codes))
-    };
-    // SAFETY: as the caller promises.
-    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, look_up) }
+    }
+    codes
 }
 
-/// [`exponents`] where the bytes of the bitmaps that belong to eight weights are a matrix of bits, which is transposed: processors
-/// without AVX-512 have this product too.
-///
-/// # Safety
-/// As for [`exponents`]; and the machine must have GFNI.
-#[target_feature(enable = "avx2,gfni,bmi1,bmi2,popcnt")]
-unsafe fn exponents_gfni<const W: usize, const ALIGNED: bool>(
-    tiles: &Tiles<'_>,
-    shift: u32,
-    n: usize,
-    out: &mut Exponents,
-) -> usize {
-    let exponents = turned_exponents(tiles.head.base);
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7; here of bitmaps 0 and 1, of
-    // the first 32 weights. What has its highest bit set becomes 0.
-    let places = |g: i64| 0x0008_8080_8080_8080 + ((g * 0x0101) << 48);
-    let first = _mm256_setr_epi64x(places(0), places(1), places(2), places(3));
-    let second = _mm256_add_epi8(first, _mm256_set1_epi64x(0x0404 << 48));
+/// The codes of both halves of a tile: the bytes of the bitmaps that belong to eight weights are rows of a matrix of bits, which is
+/// transposed. The bits 4 to 6 are not part of a code, and no shuffle looks at them.
+#[inline]
+#[target_feature(enable = "avx2,gfni")]
+fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i: products with the unit vectors have codes of
+    // the weights 8 g to 8 g + 7 in their lower halves, and in the upper ones those of the weights 32 further on. A place that has
+    // its highest bit set becomes 0.
+    let places = |first: u64| _mm256_or_si256(groups(), _mm256_set1_epi64x(first as i64));
+    let first = places(0x0008_8080_040c_8080);
+    let last = places(if W == 3 { 0x8080_0880_8080_0c80 } else { 0x8080_0008_8080_040c });
+    let rows =
+        _mm256_or_si256(_mm256_shuffle_epi8(pairs[0], first), _mm256_shuffle_epi8(pairs[1], last));
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let look_up = |words: [u64; W]| {
-        let pair = |i: usize| {
-            let word = |i: usize| words.get(i).map_or(0, |&word| word as i64);
-            _mm256_broadcastsi128_si256(_mm_set_epi64x(word(i + 1), word(i)))
-        };
-        let pairs = [pair(0), pair(2)];
-        [first, second].map(|places| {
-            let low = _mm256_shuffle_epi8(pairs[0], places);
-            let high = _mm256_srli_epi64::<16>(_mm256_shuffle_epi8(pairs[1], places));
-            let codes = _mm256_gf2p8affine_epi64_epi8::<0>(bits, _mm256_or_si256(low, high));
-            _mm256_shuffle_epi8(exponents, codes)
-        })
-    };
-    // SAFETY: as the caller promises.
-    unsafe { tile_by_tile::<W, ALIGNED>(tiles, shift, n, out, look_up) }
+    let codes = _mm256_gf2p8affine_epi64_epi8::<0>(bits, rows);
+    [codes, _mm256_srli_epi16::<4>(codes)].map(|codes| {
+        // With three bitmaps the bits 3 and 7 are 0.
+        if W == 3 { codes } else { _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)) }
+    })
 }
 
-/// [`exponents`] with a function that looks up the codes in the bitmaps of a tile.
+/// How many tiles later a tile is used: by then the bytes of its escapes have left the processor's queue of stores, and it can be
+/// loaded as vectors.
+const LAG: usize = 6;
+/// Tiles in the ring, two more than [`LAG`], since patching writes a byte into the next one: a power of two.
+const RING: usize = LAG + 2;
+
+/// Calls `each` for each of `n` tiles, in order, with the place of its first weight among all of them and with its turned exponents;
+/// the number of their escapes.
 ///
 /// # Safety
-/// As for [`exponents`].
+/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The machine must have AVX2, BMI1,
+/// BMI2 and POPCNT, and GFNI where that is demanded.
 #[inline(always)]
-unsafe fn tile_by_tile<const W: usize, const ALIGNED: bool>(
+unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     n: usize,
-    out: &mut Exponents,
-    look_up: impl Fn([u64; W]) -> [__m256i; 2],
+    mut each: impl FnMut(usize, &[__m256i; 2]),
 ) -> usize {
-    assert!(n <= RUN);
-    let escapes = tiles.escapes;
-    let mut used = 0;
-    for t in 0..n {
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is shifted.
-        let words = unsafe {
-            let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
-            let mut words = here.map(u64::from_le_bytes);
-            if !ALIGNED {
-                let next = *tiles.bitmaps.as_ptr().add((t + 1) * W).cast::<[[u8; 8]; W]>();
-                for (word, next) in words.iter_mut().zip(next) {
-                    *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
+    // One tile more, for the byte that patching writes after the last.
+    let mut ring = [const { MaybeUninit::<[__m256i; 2]>::uninit() }; RING + 1];
+    let ring = ring.as_mut_ptr().cast::<[__m256i; 2]>();
+    let mut escapes = Escapes::new(tiles.escapes);
+    // SAFETY: the machine has AVX2.
+    let exponents = unsafe { turned_exponents(tiles.head.base) };
+    let mut here = tiles.bitmaps.as_ptr();
+    for at in (0..(n + LAG) * TILE).step_by(TILE) {
+        if at < n * TILE {
+            // SAFETY: `check_run` passed, and the machine has the features.
+            let (mask, tile) = unsafe {
+                let (mask, pairs) = bitmaps::<W, ALIGNED>(here, shift);
+                (mask, look_up::<W, GFNI>(exponents, pairs))
+            };
+            here = here.wrapping_add(W);
+            stream::fetch_plane(tiles, at);
+            stream::fetch_bitmaps::<W>(here);
+            // SAFETY: after each of the RING tiles there is another; the next one was used a round ago, RING being LAG + 2.
+            unsafe {
+                let slot = ring.add(at / TILE % RING);
+                slot.write(tile);
+                if W == 3 || mask != 0 {
+                    escapes.patch(mask, slot.cast());
                 }
             }
-            words
-        };
-        let halves = look_up(words);
-        stream::fetch_plane(tiles, t);
-        // SAFETY: `Exponents` holds 64 bytes for each of RUN tiles.
-        unsafe { out.0.as_mut_ptr().add(t * TILE).cast::<[__m256i; 2]>().write_unaligned(halves) };
-        let mask = words.iter().fold(!0, |mask, word| mask & word);
-        used += patch::<W>(&mut out.0, t, mask, escapes, used);
+        }
+        if let Some(at) = at.checked_sub(LAG * TILE) {
+            // SAFETY: written LAG rounds ago, and nothing writes there before `each` is done.
+            each(at, unsafe { &*ring.add(at / TILE % RING) });
+        }
     }
-    used
+    escapes.used()
 }
 
-/// Puts the escapes of a tile in place; their number. Four are written whether there are or not, since a branch for each
-/// would be mispredicted once a tile: what is not there goes to the first byte of the next tile, which is not yet written.
+/// The bitmaps of the tile at `here`, and the mask of its escapes.
+///
+/// # Safety
+/// There must be W bitmaps, and W more unless `ALIGNED`. The machine must have AVX2.
 #[inline(always)]
-fn patch<const W: usize>(
-    out: &mut [u8; EXPONENTS],
-    tile: usize,
-    mut mask: u64,
-    escapes: &[u8],
-    used: usize,
-) -> usize {
-    if W == 4 && mask == 0 {
-        return 0;
-    }
-    let n = mask.count_ones() as usize;
-    let begin = tile * TILE;
-    let mut done = 0;
-    if let Some(four) = escapes.get(used..used + 4) {
-        for &exponent in four {
-            // Always there: the buffer has a tile more than is filled.
-            if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
-                *out = turned(exponent);
+unsafe fn bitmaps<const W: usize, const ALIGNED: bool>(
+    here: *const [u8; 8],
+    shift: u32,
+) -> (u64, Pairs) {
+    // SAFETY: as the caller promises; two bitmaps are half a vector.
+    unsafe {
+        let mut words = (*here.cast::<[[u8; 8]; W]>()).map(u64::from_le_bytes);
+        if !ALIGNED {
+            let next = *here.add(W).cast::<[[u8; 8]; W]>();
+            for (word, next) in words.iter_mut().zip(next) {
+                *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
             }
-            mask &= mask.wrapping_sub(1);
         }
-        done = 4;
+        // Where they can be, vectors are loaded and not made of the words that the mask takes.
+        let from = if ALIGNED { here.cast() } else { words.as_ptr() };
+        let pair = |i| _mm256_broadcastsi128_si256(_mm_loadu_si128(from.add(i).cast()));
+        (words.iter().fold(!0, |mask, word| mask & word), [pair(0), pair(W - 2)])
     }
-    if n > done {
-        for &exponent in escapes.iter().skip(used + done).take(n - done) {
-            if let Some(out) = out.get_mut(begin + mask.trailing_zeros() as usize) {
-                *out = turned(exponent);
-            }
-            mask &= mask.wrapping_sub(1);
+}
+
+/// The escapes of a row or of a piece of a block, of which the next ones are turned in advance.
+struct Escapes<'a> {
+    all: &'a [u8],
+    /// Where the turned ones begin.
+    from: usize,
+    turned: [u8; Escapes::TURNED],
+    /// The first of the turned ones that no tile has taken.
+    next: usize,
+}
+
+impl<'a> Escapes<'a> {
+    /// How many, at least a tile's: the more, the seldomer this is done, and the more of them are not of this row.
+    const TURNED: usize = 3 * TILE;
+
+    #[inline(always)]
+    fn new(all: &'a [u8]) -> Self {
+        // None is turned yet: those that would be lie before the first and have been taken.
+        let next = Self::TURNED;
+        Escapes { all, from: 0_usize.wrapping_sub(next), turned: [0; Self::TURNED], next }
+    }
+
+    fn used(&self) -> usize {
+        self.from.wrapping_add(self.next)
+    }
+
+    /// Turns the next ones.
+    #[cold]
+    #[inline(never)]
+    #[target_feature(enable = "avx2")]
+    fn turn(&mut self) {
+        self.from = self.used();
+        self.next = 0;
+        let left = self.all.get(self.from..).unwrap_or(&[]);
+        match left.first_chunk() {
+            Some(chunk) => self.turned = chunk.map(turned),
+            None => self.turned.iter_mut().zip(left).for_each(|(to, &from)| *to = turned(from)),
         }
     }
-    n
+
+    /// Puts the escapes of a tile in place. Four are written whether there are or not, since a branch for each would be
+    /// mispredicted once a tile: what is not there goes to the first byte of the next tile.
+    ///
+    /// # Safety
+    /// `tile` must be valid for writes of 65 bytes.
+    #[inline(always)]
+    unsafe fn patch(&mut self, mut mask: u64, tile: *mut u8) {
+        const AT_ONCE: usize = 4;
+        if self.next > Self::TURNED - TILE {
+            // SAFETY: the machine has AVX2.
+            unsafe { self.turn() };
+        }
+        let n = mask.count_ones() as usize;
+        let mut put = |i: usize| {
+            // SAFETY: `next` leaves room for the escapes of a tile, and `i` is less than 64; at most 64 bytes after `tile`.
+            unsafe {
+                *tile.add(mask.trailing_zeros() as usize) =
+                    *self.turned.get_unchecked(self.next + i);
+            };
+            mask &= mask.wrapping_sub(1);
+        };
+        (0..AT_ONCE).for_each(&mut put);
+        if n > AT_ONCE {
+            (AT_ONCE..n).for_each(put);
+        }
+        self.next += n;
+    }
 }
 
 /// Unpacked weights: 0, 1, …, 7 and 16, …, 23 of 32, then the others.
@@ -305,42 +363,54 @@ fn unpack(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
 /// Decodes `out.len() / 128` whole tiles; the number of their escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for as many tiles.
-#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-unsafe fn decode_tiles<const W: usize>(
+/// [`check_run`] must have passed for as many tiles. The machine must have the features.
+#[inline(always)]
+unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
-    let mut buffer = Exponents::new();
-    let mut left = *tiles;
-    let mut used_in_all = 0;
-    for out in out.chunks_mut(RUN * OUT) {
-        let n = out.len() / OUT;
-        // SAFETY: the caller promises as many tiles.
-        let used = unsafe { exponents::<W, true>(&left, 0, n, &mut buffer) };
-        let halves = out.as_chunks_mut::<TILE>().0.iter_mut();
-        let planes = left.plane.as_chunks::<32>().0.iter().zip(buffer.0.as_chunks::<32>().0);
-        for (out, (plane, exponents)) in halves.zip(planes) {
-            // Half a tile.
-            ahead.fetch(LINES / 2);
-            // SAFETY: each reads 32 bytes of 32 or writes 64 of 64.
+    let n = out.len() / OUT;
+    let (planes, out) = (tiles.plane.as_ptr(), out.as_mut_ptr());
+    let each = |at: usize, exponents: &[__m256i; 2]| {
+        ahead.fetch(LINES);
+        for (half, &exponents) in exponents.iter().enumerate() {
+            // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes of the plane, 64 + 64 of 128 of the output, of each of n tiles.
             unsafe {
-                let (even, odd) = unpack(
-                    _mm256_loadu_si256(exponents.as_ptr().cast()),
-                    _mm256_loadu_si256(plane.as_ptr().cast()),
-                );
-                let out = out.as_mut_ptr();
+                let plane = _mm256_loadu_si256(planes.add(at + 32 * half).cast());
+                let (even, odd) = unpack(exponents, plane);
                 let first = _mm256_permute2x128_si256::<0x20>(even, odd);
                 let second = _mm256_permute2x128_si256::<0x31>(even, odd);
-                _mm256_storeu_si256(out.cast(), first);
-                _mm256_storeu_si256(out.add(32).cast(), second);
+                out.add(2 * at + 64 * half).cast::<[__m256i; 2]>().write_unaligned([first, second]);
             }
         }
-        used_in_all += used;
-        left = left.after(n, used);
-    }
-    used_in_all
+    };
+    // SAFETY: as the caller promises.
+    unsafe { for_each_tile::<W, true, GFNI>(tiles, 0, n, each) }
+}
+
+/// # Safety
+/// As for [`decode_tiles`].
+#[target_feature(enable = "avx2,gfni,bmi1,bmi2,popcnt")]
+unsafe fn decode_gfni<const W: usize>(
+    tiles: &Tiles<'_>,
+    out: &mut [u8],
+    ahead: &mut Ahead<'_>,
+) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { decode_tiles::<W, true>(tiles, out, ahead) }
+}
+
+/// # Safety
+/// As for [`decode_tiles`].
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+unsafe fn decode_avx2<const W: usize>(
+    tiles: &Tiles<'_>,
+    out: &mut [u8],
+    ahead: &mut Ahead<'_>,
+) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { decode_tiles::<W, false>(tiles, out, ahead) }
 }
 
 /// Adds the products of 32 weights, given as unpacked pairs, to the chains of that half of a tile.
@@ -372,7 +442,8 @@ unsafe fn add_products(sums: &mut [__m256; 4], even: __m256i, odd: __m256i, x: *
 #[target_feature(enable = "avx2")]
 unsafe fn load_chains(chains: *const f32) -> [[__m256; 4]; 2] {
     // SAFETY: as the caller promises: 8 + 48 + 8 is 64.
-    unsafe { [0, 8].map(|half| [0, 16, 32, 48].map(|i| _mm256_loadu_ps(chains.add(half + i)))) }
+    let load = |i| unsafe { _mm256_loadu_ps(chains.add(i)) };
+    [[load(0), load(16), load(32), load(48)], [load(8), load(24), load(40), load(56)]]
 }
 
 #[inline]
@@ -387,39 +458,57 @@ fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
 }
 
 /// # Safety
-/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
+/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0. The machine must have the features.
+#[inline(always)]
+unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
 ) {
-    let mut buffer = Exponents::new();
-    let mut left = *tiles;
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for x in x.chunks(RUN * TILE) {
-        let n = x.len() / TILE;
-        // SAFETY: the caller promises as many tiles.
-        let used = unsafe { exponents::<W, ALIGNED>(&left, shift, n, &mut buffer) };
-        let planes = left.plane.as_chunks::<TILE>().0.iter().zip(buffer.0.as_chunks::<TILE>().0);
-        for (t, (x, (plane, exponents))) in x.as_chunks::<TILE>().0.iter().zip(planes).enumerate() {
-            stream::fetch_bitmaps::<W>(&left, t);
-            for (half, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats.
-                unsafe {
-                    let (even, odd) = unpack(
-                        _mm256_loadu_si256(exponents.as_ptr().add(32 * half).cast()),
-                        _mm256_loadu_si256(plane.as_ptr().add(32 * half).cast()),
-                    );
-                    add_products(sums, even, odd, x.as_ptr().add(8 * half));
-                }
+    let (planes, from) = (tiles.plane.as_ptr(), x.as_ptr());
+    let each = |at: usize, exponents: &[__m256i; 2]| {
+        for (half, (&exponents, sums)) in exponents.iter().zip(&mut sums).enumerate() {
+            // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats, of each of n tiles.
+            unsafe {
+                let plane = _mm256_loadu_si256(planes.add(at + 32 * half).cast());
+                let (even, odd) = unpack(exponents, plane);
+                add_products(sums, even, odd, from.add(at + 8 * half));
             }
         }
-        left = left.after(n, used);
-    }
-    store_chains(sums, chains);
+    };
+    // SAFETY: as the caller promises.
+    unsafe { for_each_tile::<W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
+    // SAFETY: the machine has AVX2.
+    unsafe { store_chains(sums, chains) };
+}
+
+/// # Safety
+/// As for [`dot`].
+#[target_feature(enable = "avx2,fma,gfni,bmi1,bmi2,popcnt")]
+unsafe fn dot_gfni<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    x: &[f32],
+    chains: &mut Chains,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { dot::<W, ALIGNED, true>(tiles, shift, x, chains) }
+}
+
+/// # Safety
+/// As for [`dot`].
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+unsafe fn dot_avx2<const W: usize, const ALIGNED: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    x: &[f32],
+    chains: &mut Chains,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { dot::<W, ALIGNED, false>(tiles, shift, x, chains) }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -448,16 +537,15 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
 mod tests {
     use super::*;
 
-    /// Exponents both ways, for `N` tiles of `W` bitmaps, of which about one weight in `rarity` escapes.
-    fn both<const W: usize, const ALIGNED: bool>(shift: u32, rarity: u32) {
-        const N: usize = RUN - 1;
+    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with GFNI and without.
+    fn both(width: Width, n: usize, shift: u32, rarity: u32) {
         let mut state = 1u64;
         let mut random = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             state >> 32
         };
-        let mut bitmaps = vec![[0; 8]; (N + 1) * W];
-        for tile in bitmaps.chunks_exact_mut(W) {
+        let mut bitmaps = vec![[0; 8]; (n + 1) * width.bits()];
+        for tile in bitmaps.chunks_exact_mut(width.bits()) {
             for i in 0..64 {
                 let code = if random() % u64::from(rarity) == 0 { u64::MAX } else { random() };
                 for (j, bitmap) in tile.iter_mut().enumerate() {
@@ -465,22 +553,19 @@ mod tests {
                 }
             }
         }
-        let escapes: Vec<u8> = (0..=255).cycle().take((N + 1) * TILE).collect();
-        let width = if W == 3 { Width::Three } else { Width::Four };
+        // No infinities and NaNs.
+        let escapes: Vec<u8> = (0..=254).cycle().take((n + 1) * TILE).collect();
+        let plane: Vec<u8> = (0..n * TILE).map(|_| random() as u8).collect();
+        let x: Vec<f32> = (0..n * TILE).map(|_| random() as f32 * 1e-9).collect();
         let head = Head::new(bigsmall_format::Dtype::BF16, width, 117).unwrap();
-        let plane = vec![0; N * TILE];
         let tiles = Tiles { head, bitmaps: &bitmaps, plane: &plane, escapes: &escapes };
-        check_run(&tiles, shift, N);
-        let (mut a, mut b) = (Exponents::new(), Exponents::new());
-        // SAFETY: the caller has looked for the features; the lengths were checked.
-        let used = unsafe {
-            [
-                exponents_avx2::<W, ALIGNED>(&tiles, shift, N, &mut a),
-                exponents_gfni::<W, ALIGNED>(&tiles, shift, N, &mut b),
-            ]
-        };
-        assert!(used[0] > 0 && used[0] == used[1]);
-        assert_eq!(a.0[..N * TILE], b.0[..N * TILE]);
+        let [with, without] = [&WITH_GFNI, &WITHOUT_GFNI].map(|kernels| {
+            let (mut chains, mut out) = ([0.5; TILE], vec![0; n * OUT]);
+            kernels.dot_tbe.unwrap()(&tiles, shift, &x, &mut chains);
+            (kernels.decode)(&tiles, &mut out, &mut Ahead::new(&[]));
+            (chains.map(f32::to_bits), out)
+        });
+        assert_eq!(with, without, "{width:?}, {n} tiles, shift {shift}, one escape in {rarity}");
     }
 
     #[test]
@@ -488,12 +573,13 @@ mod tests {
         if kernels().is_none() || !is_x86_feature_detected!("gfni") {
             return;
         }
-        for rarity in [1, 3, 30] {
-            both::<3, true>(0, rarity);
-            both::<4, true>(0, rarity);
-            for shift in [1, 31, 63] {
-                both::<3, false>(shift, rarity);
-                both::<4, false>(shift, rarity);
+        for &width in Width::ALL {
+            for rarity in [1, 3, 30] {
+                for shift in [0, 1, 31, 63] {
+                    for n in [0, 1, LAG, RING, RING + 1, 31] {
+                        both(width, n, shift, rarity);
+                    }
+                }
             }
         }
     }

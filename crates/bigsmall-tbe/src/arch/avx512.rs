@@ -144,14 +144,15 @@ enable! {
 
 /// Low and high bytes of 64 bf16 weights from their exponents and their signs and mantissas.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,gfni")]
 fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
+    // Each exponent with its lowest bit on top, where it goes in the lower byte: a product of the byte with a matrix of bits.
+    let turn = _mm512_set1_epi64(0x0204_0810_2040_8001);
+    let turned = _mm512_gf2p8affine_epi64_epi8::<0>(exponents, turn);
+    // 0xCA: the second operand where the first has ones, else the third.
     let mantissa = _mm512_set1_epi8(0x7f);
-    // 0xCA: the second operand where the first has ones, else the third. The shifts run over 16 bits, what they carry into
-    // the neighbour falls where the mask takes the other operand.
-    let low = _mm512_ternarylogic_epi64::<0xCA>(mantissa, plane, _mm512_slli_epi16::<7>(exponents));
-    let high =
-        _mm512_ternarylogic_epi64::<0xCA>(mantissa, _mm512_srli_epi16::<1>(exponents), plane);
+    let low = _mm512_ternarylogic_epi64::<0xCA>(mantissa, plane, turned);
+    let high = _mm512_ternarylogic_epi64::<0xCA>(mantissa, turned, plane);
     (low, high)
 }
 
@@ -173,20 +174,22 @@ unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
         }
     };
     // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7: a matrix of bits, whose product
-    // with the bytes 1, 2, 4 to 128 has in bit i of byte j what bit j of that byte is.
-    const PLACES: [i64; 8] = {
-        let mut places = [0; 8];
+    // with the bytes 1, 2, 4 to 128 has in bit i of byte j what bit j of that byte is. The other rows come from the upper half of the
+    // vector, which is 0.
+    let places = const {
+        let (first, next) =
+            if W == 3 { (0x0008_1020, 0x0101_0100) } else { (0x0008_1018, 0x0101_0101) };
+        let mut places = [0x2020_2020; 8];
         let mut g = 0;
         while g < 8 {
-            places[g] = (0x0008_1018 + 0x0101_0101 * g as i64) << 32;
+            places[g] |= (first + next * g as i64) << 32;
             g += 1;
         }
         places
     };
     // SAFETY: eight times 64 bits are one vector.
-    let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
-    let used = if W == 3 { 0xe0e0_e0e0_e0e0_e0e0 } else { 0xf0f0_f0f0_f0f0_f0f0 };
-    let matrices = _mm512_maskz_permutexvar_epi8(used, places, _mm512_castsi256_si512(words));
+    let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
+    let matrices = _mm512_permutexvar_epi8(places, _mm512_zextsi256_si512(words));
     _mm512_gf2p8affine_epi64_epi8::<0>(
         _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64),
         matrices,
@@ -303,8 +306,8 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
-        stream::fetch_plane(tiles, t);
-        stream::fetch_bitmaps::<W>(tiles, t);
+        stream::fetch_plane(tiles, t * TILE);
+        stream::fetch_bitmaps::<W>(tiles.bitmaps.as_ptr().wrapping_add(t * W));
         // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is shifted, and 64 bytes of the
         // plane; what is read of the escapes is what `used` leaves.
         unsafe {

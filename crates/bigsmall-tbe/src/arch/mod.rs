@@ -124,25 +124,6 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
 #[cfg(target_arch = "x86_64")]
 const LINES: usize = 2;
 
-/// Tiles whose exponents are buffered at a time where a kernel makes two passes.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const RUN: usize = 32;
-/// Bytes of that buffer: one tile more, which takes what [`patch`](avx2) writes past the last.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const EXPONENTS: usize = (RUN + 1) * TILE;
-
-/// The exponents of a run of tiles.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[repr(align(64))]
-struct Exponents([u8; EXPONENTS]);
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl Exponents {
-    fn new() -> Self {
-        Exponents([0; EXPONENTS])
-    }
-}
-
 type CountEscapes = fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
 pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains);
 

@@ -1,15 +1,28 @@
-//! NEON: as AVX2 does it, 16 weights at a time.
+//! NEON: 16 weights at a time. Exponents of a run of tiles go to a buffer in the level 1 cache first, where escapes are put in
+//! place; a second pass reads them from there.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
 
 use bigsmall_format::Ahead;
 
-use super::{Backend, Chains, Exponents, Kernels, RUN, Tiles, check_dot, check_run, portable};
+use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
+/// Tiles whose exponents are buffered at a time.
+const RUN: usize = 32;
+
+/// The exponents of a run of tiles.
+#[repr(align(64))]
+struct Exponents([u8; RUN * TILE]);
+
+impl Exponents {
+    fn new() -> Self {
+        Exponents([0; RUN * TILE])
+    }
+}
 
 pub(super) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
@@ -115,7 +128,7 @@ unsafe fn exponents<const W: usize>(
         let mut mask = words.iter().fold(!0, |mask, word| mask & word);
         let n = mask.count_ones() as usize;
         for &exponent in tiles.escapes.get(used..).unwrap_or(&[]).iter().take(n) {
-            // Always there: the buffer has a tile more than is filled.
+            // Always there: the mask has a bit for each.
             if let Some(out) = out.0.get_mut(t * TILE + mask.trailing_zeros() as usize) {
                 *out = exponent;
             }

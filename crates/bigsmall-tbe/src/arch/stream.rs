@@ -25,16 +25,16 @@ pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     fetch(at.wrapping_add(LINE));
 }
 
-/// Asks for the byte plane that comes [`AHEAD`] of tile `tile`.
+/// Asks for the byte plane that comes [`AHEAD`] of weight `at`.
 #[inline(always)]
-pub(super) fn fetch_plane(tiles: &Tiles<'_>, tile: usize) {
-    fetch(tiles.plane.as_ptr().wrapping_add(tile * TILE + AHEAD));
+pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
+    fetch(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
 }
 
-/// Asks for the bitmaps that come [`AHEAD`] of tile `tile`.
+/// Asks for the bitmaps that come [`AHEAD`] of `here`.
 #[inline(always)]
-pub(super) fn fetch_bitmaps<const W: usize>(tiles: &Tiles<'_>, tile: usize) {
-    fetch(tiles.bitmaps.as_ptr().wrapping_add((tile + AHEAD / TILE) * W).cast());
+pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
+    fetch(here.wrapping_add(AHEAD / TILE * W).cast());
 }
 
 /// Asks for a cache line, which need not exist.
