@@ -177,6 +177,29 @@ fn every_length_up_to_three_tiles_and_around_blocks() {
 }
 
 #[test]
+fn an_output_at_any_address() {
+    // A block is long enough to bypass the caches, which is done in whole cache lines.
+    let n = BLOCK_UNITS + 64 * 5 + 3;
+    let spec = spec(Dtype::BF16, &[n as u64]);
+    let bytes = oracle::bytes(Dtype::BF16, &Random(6).weights(Dtype::BF16, 3, 115, 30, n));
+    for &width in Width::ALL {
+        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
+        for backend in Backend::available() {
+            let tbe = Tbe::default().with_backend(backend).unwrap();
+            let mut buffer = vec![0; bytes.len() + 128];
+            for begin in 0..=64 {
+                buffer.fill(0xa5);
+                let (before, rest) = buffer.split_at_mut(begin);
+                let (out, after) = rest.split_at_mut(bytes.len());
+                encoded.decode_bytes(&tbe, 0..spec.byte_len(), out, 1).unwrap();
+                assert!(out == bytes, "{backend}, {begin} bytes on");
+                assert!(before.iter().chain(&*after).all(|&b| b == 0xa5), "{backend}, {begin}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_same_bytes_for_every_number_of_threads() {
     let values = Random(5).weights(Dtype::BF16, 3, 110, 30, 5_000_000);
     let bytes = oracle::bytes(Dtype::BF16, &values);

@@ -373,7 +373,9 @@ unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
     let n = out.len() / OUT;
     let (planes, out) = (tiles.plane.as_ptr(), out.as_mut_ptr());
     let each = |at: usize, exponents: &[__m256i; 2]| {
-        ahead.fetch(LINES);
+        if at.is_multiple_of(2 * TILE) {
+            ahead.fetch(LINES);
+        }
         for (half, &exponents) in exponents.iter().enumerate() {
             // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes of the plane, 64 + 64 of 128 of the output, of each of n tiles.
             unsafe {

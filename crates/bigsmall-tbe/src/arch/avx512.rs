@@ -114,26 +114,15 @@ enable! {
         let n = out.len() / OUT;
         check_run(tiles, 0, n);
         let (whole, rest) = out.split_at_mut(n * OUT);
-        let mut left = *tiles;
-        let mut decode = |piece: &mut [u8]| {
-            let n = piece.len() / OUT;
-            // SAFETY: the machine has the features, as this function's caller knows; the lengths were checked above, and the
-            // pieces have as many tiles as `whole` altogether.
-            let used = unsafe {
-                match tiles.head.width {
-                    Width::Three => decode_tiles::<3>(&left, piece, ahead),
-                    Width::Four => decode_tiles::<4>(&left, piece, ahead),
-                }
-            };
-            left = left.after(n, used);
+        // SAFETY: the lengths were checked above.
+        let used = unsafe {
+            match tiles.head.width {
+                Width::Three => decode_tiles::<3>(tiles, whole, ahead),
+                Width::Four => decode_tiles::<4>(tiles, whole, ahead),
+            }
         };
-        if whole.len() >= stream::LEAST {
-            stream::fill(whole, &mut decode);
-        } else {
-            decode(whole);
-        }
         if !rest.is_empty() {
-            portable::decode_any(&left, rest);
+            portable::decode_any(&tiles.after(n, used), rest);
         }
     }
 
@@ -238,10 +227,13 @@ unsafe fn decode_tiles<const W: usize>(
     // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
-    for (t, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
-        ahead.fetch(LINES);
+    let mut output = Output::new(out);
+    for t in 0..out.len() / OUT {
+        if t.is_multiple_of(2) {
+            ahead.fetch(LINES);
+        }
         // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile; what is read of the
-        // escapes is what `used` leaves; `out` has 128 bytes.
+        // escapes is what `used` leaves; `out` has 128 bytes for each tile.
         unsafe {
             let codes = codes::<W>(tiles.bitmaps, t);
             let exponents = exponents::<W>(codes, base, tiles.escapes, &mut used);
@@ -250,12 +242,82 @@ unsafe fn decode_tiles<const W: usize>(
                 _mm512_permutexvar_epi64(order, exponents),
                 _mm512_permutexvar_epi64(order, plane),
             );
-            let out = out.as_mut_ptr();
-            _mm512_storeu_si512(out.cast(), _mm512_unpacklo_epi8(low, high));
-            _mm512_storeu_si512(out.add(TILE).cast(), _mm512_unpackhi_epi8(low, high));
+            output.put(_mm512_unpacklo_epi8(low, high));
+            output.put(_mm512_unpackhi_epi8(low, high));
         }
     }
+    // SAFETY: two vectors were put for each 128 bytes.
+    unsafe { output.end() };
     used
+}
+
+/// Where decoded vectors go, one after the other: a large output bypasses the caches, so that it need not be read before it is
+/// overwritten, in whole cache lines, which lie across two vectors unless the output begins at one.
+struct Output {
+    /// Where the next vector goes, or the next line.
+    to: *mut u8,
+    /// Whether whole lines are to bypass the caches.
+    lines: bool,
+    /// How many of the first numbers of 32 bits come before the first line.
+    skip: u32,
+    /// The last vector, of which the end is not yet written; none before the first.
+    last: Option<__m512i>,
+    /// The numbers from `skip` on of two vectors.
+    order: __m512i,
+}
+
+impl Output {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(out: &mut [u8]) -> Self {
+        let to = out.as_mut_ptr();
+        let skip = to.addr().wrapping_neg() % TILE;
+        let first = _mm512_set1_epi32(skip as i32 / 4);
+        let numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        Output {
+            to,
+            lines: out.len() >= stream::LEAST && skip.is_multiple_of(4),
+            skip: skip as u32 / 4,
+            last: None,
+            order: _mm512_add_epi32(numbers, first),
+        }
+    }
+
+    /// # Safety
+    /// The output must have 64 bytes more.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn put(&mut self, vector: __m512i) {
+        // SAFETY: as the caller promises. What `last` has left begins at a line.
+        unsafe {
+            if !self.lines {
+                _mm512_storeu_si512(self.to.cast(), vector);
+                self.to = self.to.add(TILE);
+            } else if let Some(last) = self.last.replace(vector) {
+                let line = _mm512_permutex2var_epi32(last, self.order, vector);
+                _mm512_stream_si512(self.to.cast(), line);
+                self.to = self.to.add(TILE);
+            } else {
+                _mm512_mask_storeu_epi32(self.to.cast(), (1 << self.skip) - 1, vector);
+                self.to = self.to.add(4 * self.skip as usize);
+            }
+        }
+    }
+
+    /// Writes what is left. Nothing may be put afterwards.
+    ///
+    /// # Safety
+    /// As many vectors must have been put as the output has room for.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn end(self) {
+        if let Some(last) = self.last {
+            let rest = _mm512_permutexvar_epi32(self.order, last);
+            // SAFETY: the end of the last vector, whose place is within the output.
+            unsafe { _mm512_mask_storeu_epi32(self.to.cast(), u16::MAX >> self.skip, rest) };
+            _mm_sfence();
+        }
+    }
 }
 
 /// Adds the products of 64 weights, given as unpacked pairs, to 64 chains.

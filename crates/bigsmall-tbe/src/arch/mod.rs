@@ -120,9 +120,9 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
 }
 
-/// Cache lines to fetch for each tile: a bf16 tile takes one and a half.
+/// Cache lines to fetch for every other tile: two bf16 tiles take about as many.
 #[cfg(target_arch = "x86_64")]
-const LINES: usize = 2;
+const LINES: usize = 3;
 
 type CountEscapes = fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
 pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains);
@@ -134,7 +134,7 @@ pub(crate) struct Kernels {
     /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
     pub(crate) count_escapes: CountEscapes,
     /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values. Fetches what is ahead, [`LINES`]
-    /// a tile.
+    /// every other tile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
     /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is
