@@ -196,6 +196,9 @@ pub(crate) struct EncodeTable {
     pub(crate) reciprocal: [u32; 256],
     /// For each symbol `freq | k << 13 | first << 17`.
     pub(crate) fields: [u32; 256],
+    /// The first 32 entries byte by byte: those of the reciprocals, the lowest first, then those of the fields.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+    pub(crate) bytes32: [[u8; 32]; 8],
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same and 4096, what the quotient
     /// lacks. One more entry, so that a vector may read two at the last.
     pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
@@ -225,7 +228,11 @@ impl EncodeTable {
                 *fields = f | k << 13 | (2 * first) << 17;
             }
         }
-        EncodeTable { reciprocal, fields, slots }
+        let bytes32 = std::array::from_fn(|j| {
+            let column = if j < 4 { &reciprocal } else { &fields };
+            std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
+        });
+        EncodeTable { reciprocal, fields, bytes32, slots }
     }
 
     /// The frequency of a symbol.

@@ -272,33 +272,75 @@ static COMPACT: [[u8; 16]; 256] = {
     table
 };
 
-/// Encodes one row, last lanes to first. `room` words of `words` are free, 32 of them beyond need.
+/// The reciprocals and the fields for the 32 symbols of a row.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up_encode(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]; 2] {
+    // SAFETY: a row is 32 bytes, twice half a vector.
+    let pairs: [__m256i; 2] = std::array::from_fn(|half| unsafe {
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(16 * half).cast()))
+    });
+    [&table.reciprocal, &table.fields].map(|column| {
+        std::array::from_fn(|v| {
+            // The first two vectors hold the even elements, in the lower bytes.
+            let pair = pairs[v % 2];
+            let low8 = _mm256_set1_epi32(0xff);
+            let s = if v < 2 { _mm256_and_si256(pair, low8) } else { _mm256_srli_epi32::<8>(pair) };
+            // SAFETY: the tables have 256 entries, and every symbol is less.
+            unsafe { _mm256_i32gather_epi32::<4>(column.as_ptr().cast(), s) }
+        })
+    })
+}
+
+/// [`look_up_encode`] in a table of 32 symbols: byte by byte for all symbols at once, by shuffles, and then the bytes put together.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up_encode32(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]; 2] {
+    // SAFETY: a row is 32 bytes, one vector.
+    let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
+    // Putting bytes together makes a vector of four bytes of each half: here of those at even places, then of those at odd ones.
+    let row = _mm256_permute4x64_epi64::<0b11_01_10_00>(row);
+    let even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    let row = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(even_odd));
+    // A shuffle makes 0 of a place with its highest bit set: of symbols from 16 on, and of those below.
+    let low = _mm256_adds_epu8(row, _mm256_set1_epi8(0x70));
+    let high = _mm256_sub_epi8(row, _mm256_set1_epi8(16));
+    let byte = |bytes: &[u8; 32]| {
+        // SAFETY: 32 bytes, twice half a vector.
+        let half = |i| unsafe {
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().add(i).cast()))
+        };
+        _mm256_or_si256(_mm256_shuffle_epi8(half(0), low), _mm256_shuffle_epi8(half(16), high))
+    };
+    let column = |bytes: &[[u8; 32]]| {
+        let (a, b) = (byte(&bytes[0]), byte(&bytes[1]));
+        let (c, d) = (byte(&bytes[2]), byte(&bytes[3]));
+        let lower = [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)];
+        let upper = [_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d)];
+        [
+            _mm256_unpacklo_epi16(lower[0], upper[0]),
+            _mm256_unpackhi_epi16(lower[0], upper[0]),
+            _mm256_unpacklo_epi16(lower[1], upper[1]),
+            _mm256_unpackhi_epi16(lower[1], upper[1]),
+        ]
+    };
+    let (reciprocals, fields) = table.bytes32.split_at(4);
+    [column(reciprocals), column(fields)]
+}
+
+/// Encodes one row, last lanes to first, with what was looked up for it. `room` words of `words` are free, 32 of them beyond need.
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
 fn encode_row(
     states: &mut [__m256i; VECTORS],
     table: &EncodeTable,
-    row: &[u8; LANES],
+    [reciprocals, fields]: [[__m256i; VECTORS]; 2],
     words: &mut [u16],
     room: &mut usize,
 ) {
     let low16 = _mm256_set1_epi32(0xffff);
-    let low8 = _mm256_set1_epi32(0xff);
-    // SAFETY: a row is 32 bytes, two vectors.
-    let pairs: [__m256i; 2] = std::array::from_fn(|half| unsafe {
-        _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(16 * half).cast()))
-    });
     for v in (0..VECTORS).rev() {
-        // The first two vectors hold the even elements, in the lower bytes.
-        let pair = pairs[v % 2];
-        let s = if v < 2 { _mm256_and_si256(pair, low8) } else { _mm256_srli_epi32::<8>(pair) };
-        // SAFETY: the tables have 256 entries, and every symbol is less.
-        let (reciprocal, fields) = unsafe {
-            (
-                _mm256_i32gather_epi32::<4>(table.reciprocal.as_ptr().cast(), s),
-                _mm256_i32gather_epi32::<4>(table.fields.as_ptr().cast(), s),
-            )
-        };
+        let (reciprocal, fields) = (reciprocals[v], fields[v]);
         let x = states[v];
         let freq = _mm256_and_si256(fields, _mm256_set1_epi32(0x1fff));
         let stays = _mm256_cmpgt_epi32(freq, _mm256_srli_epi32::<20>(x));
@@ -336,7 +378,12 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
     for (group, &table) in groups.iter().zip(job.group_tables).rev() {
         let table = head.encode_table(table);
         for row in group.iter().rev() {
-            encode_row(&mut states, table, row, job.words, &mut room);
+            let entries = if head.symbol_bits == 5 {
+                look_up_encode32(row, table)
+            } else {
+                look_up_encode(row, table)
+            };
+            encode_row(&mut states, table, entries, job.words, &mut room);
         }
     }
     store_states(states, job.states);
