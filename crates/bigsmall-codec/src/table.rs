@@ -196,6 +196,8 @@ pub(crate) struct EncodeTable {
     pub(crate) reciprocal: [u32; 256],
     /// For each symbol `freq | k << 13 | first << 17`.
     pub(crate) fields: [u32; 256],
+    /// For each symbol floor((2^64 - 1) / freq), for machines that multiply 64 bits at a time.
+    inverse: [u64; 256],
     /// The first 32 entries byte by byte: those of the reciprocals, the lowest first, then those of the fields.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
@@ -220,9 +222,11 @@ impl EncodeTable {
         });
         // A symbol that the table has not is never encoded. Its entry keeps even so within the slots.
         let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
-        let entries = reciprocal.iter_mut().zip(&mut fields);
-        for (((reciprocal, fields), &f), first) in entries.zip(freqs).zip(first_rank) {
+        let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
+        let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);
+        for ((((reciprocal, fields), inverse), &f), first) in entries.zip(freqs).zip(first_rank) {
             if f > 0 {
+                *inverse = u64::MAX / u64::from(f);
                 let (f, k) = (u32::from(f), f.ilog2());
                 *reciprocal = (((1u64 << (32 + k)) - 1) / u64::from(f)) as u32;
                 *fields = f | k << 13 | (2 * first) << 17;
@@ -232,7 +236,7 @@ impl EncodeTable {
             let column = if j < 4 { &reciprocal } else { &fields };
             std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
         });
-        EncodeTable { reciprocal, fields, bytes32, slots }
+        EncodeTable { reciprocal, fields, inverse, bytes32, slots }
     }
 
     /// The frequency of a symbol.
@@ -248,9 +252,9 @@ impl EncodeTable {
 
     /// The quotient, which may be one too small, and the place in the slots.
     fn divide(&self, x: u32, symbol: u8) -> (u32, usize) {
-        let (fields, reciprocal) =
-            (self.fields[usize::from(symbol)], self.reciprocal[usize::from(symbol)]);
-        let q = ((u64::from(x) * u64::from(reciprocal)) >> (32 + (fields >> 13 & 15))) as u32;
+        let (fields, inverse) =
+            (self.fields[usize::from(symbol)], self.inverse[usize::from(symbol)]);
+        let q = ((u128::from(x) * u128::from(inverse)) >> 64) as u32;
         let r = x - q * (fields & 0x1fff);
         (q, ((fields >> 17) + r) as usize)
     }
@@ -431,12 +435,24 @@ mod tests {
                 for q in [16, 17, 1000, 0xf_ffff] {
                     let x = q * freq + rank;
                     assert_eq!(encode.step(x, entry.symbol), q << PRECISION | slot);
+                    let (q_found, at) = divide_like_vectors(encode, x, entry.symbol);
+                    let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
+                    assert_eq!(found, q << PRECISION | slot);
                 }
             }
             for (s, &f) in table.freqs.iter().enumerate() {
                 assert_eq!(seen[s], u32::from(f));
             }
         }
+    }
+
+    /// [`EncodeTable::divide`] by a product of 32 bits.
+    fn divide_like_vectors(table: &EncodeTable, x: u32, symbol: u8) -> (u32, usize) {
+        let [reciprocal, fields] =
+            [&table.reciprocal, &table.fields].map(|column| column[usize::from(symbol)]);
+        let high = (u64::from(x) * u64::from(reciprocal)) >> 32;
+        let q = (high >> (fields >> 13 & 15)) as u32;
+        (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
     }
 
     /// Vectors look slots up without a check.
@@ -449,8 +465,11 @@ mod tests {
                 let powers = (0..32).flat_map(|i| [(1 << i) - 1, 1 << i, 3 << i]);
                 for x in powers.chain([u32::MAX, u32::MAX - 4095, u32::MAX - 4096]) {
                     let full = x >> (32 - PRECISION) >= encode.freq(symbol);
-                    let (_, at) = encode.divide(if full { x >> 16 } else { x }, symbol);
-                    assert!(at < encode.slots.len() - 1, "symbol {symbol}, state {x}");
+                    let x = if full { x >> 16 } else { x };
+                    for divide in [EncodeTable::divide, divide_like_vectors] {
+                        let (_, at) = divide(encode, x, symbol);
+                        assert!(at < encode.slots.len() - 1, "symbol {symbol}, state {x}");
+                    }
                 }
             }
         }

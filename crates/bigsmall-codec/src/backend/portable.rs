@@ -48,18 +48,22 @@ fn encode_row(
     row: &[u8; LANES],
     words: &mut [u16; LANES],
 ) -> usize {
-    let mut used = 0;
-    for lane in (0..LANES).rev() {
-        let symbol = row[element(lane)];
-        let x = states[lane];
-        // Without a branch: which lanes give a word is as good as random.
-        let full = x >> (32 - PRECISION) >= table.freq(symbol);
-        words[LANES - 1 - used % LANES] = x as u16;
-        used += usize::from(full);
-        let x = std::hint::select_unpredictable(full, x >> 16, x);
-        states[lane] = table.step(x, symbol);
+    // How many words are left below the last one.
+    let mut left = LANES - 1;
+    for odd in [1, 0] {
+        for i in (0..LANES / 2).rev() {
+            let lane = odd * LANES / 2 + i;
+            let symbol = row[2 * i + odd];
+            let x = states[lane];
+            // Without a branch: which lanes give a word is as good as random.
+            let full = x >> (32 - PRECISION) >= table.freq(symbol);
+            words[left % LANES] = x as u16;
+            left = left.wrapping_sub(usize::from(full));
+            let x = std::hint::select_unpredictable(full, x >> 16, x);
+            states[lane] = table.step(x, symbol);
+        }
     }
-    used
+    (LANES - 1).wrapping_sub(left)
 }
 
 #[inline(always)]
