@@ -14,14 +14,9 @@ use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 
-/// Lanes of a block: rANS states that share one stream of words.
+/// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of the lanes codes the even elements,
+/// so that two vectors of 16 lanes of 32 bits make one vector of 32 elements of 16 bits by a shift and an or.
 pub(crate) const LANES: usize = 32;
-
-/// The element of a row of 32 that lane `l` codes: even elements first, so that two vectors of 16 lanes of 32 bits make one vector
-/// of 32 elements of 16 bits by a shift and an or.
-pub(crate) const fn element(lane: usize) -> usize {
-    if lane < 16 { 2 * lane } else { 2 * lane - 31 }
-}
 
 /// Which implementation does the work. Every one produces and accepts the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

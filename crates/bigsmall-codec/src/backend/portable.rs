@@ -1,6 +1,6 @@
 //! Plain Rust.
 
-use super::{EncodeJob, EntropyBackend, Job, LANES, element};
+use super::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::block::STATE_MIN;
 use crate::head::Head;
 use crate::planes::{GROUP, ONES};
@@ -111,8 +111,11 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
         let y = next[lane];
         job.states[lane] = if y < STATE_MIN { y << 16 | u32::from(word[lane]) } else { y };
     }
-    for lane in 0..LANES {
-        row[element(lane)] = (slot[lane] >> 24) as u8;
+    let symbols = slot.map(|slot| (slot >> 24) as u8);
+    // The first half of the lanes has the even elements.
+    let (even, odd) = symbols.split_at(LANES / 2);
+    for ((pair, &even), &odd) in row.as_chunks_mut::<2>().0.iter_mut().zip(even).zip(odd) {
+        *pair = [even, odd];
     }
     job.position = begin + used as usize;
 }

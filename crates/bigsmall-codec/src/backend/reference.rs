@@ -10,12 +10,17 @@ use constriction::stream::stack::AnsCoder;
 use constriction::stream::{Decode, Encode};
 use constriction::{BitArray, Stack};
 
-use super::{EncodeJob, EntropyBackend, Job, LANES, element};
+use super::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::table::{FrequencyTable, PRECISION, TOTAL};
 
 pub(crate) struct Reference;
+
+/// The element of a row that a lane codes.
+fn element(lane: usize) -> usize {
+    if lane < LANES / 2 { 2 * lane } else { 2 * lane - LANES + 1 }
+}
 
 /// A table as a model with one interval a symbol, in the order of the symbols.
 struct Intervals<'a>(&'a FrequencyTable);
