@@ -11,6 +11,7 @@ use bigsmall_format::{Error, ReadAt, Result, Rule};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::os;
+use crate::pipeline::start;
 
 /// After how many bytes the system is asked to write them to the disk, while the work goes on.
 const WRITE_BEHIND: u64 = 16 << 20;
@@ -172,13 +173,16 @@ impl WriteBehind {
     /// `None` where no thread is to be had: then all is written at the end.
     fn start(file: File) -> Option<Self> {
         let (wake, woken) = channel();
-        let thread = std::thread::Builder::new().name("write-behind".into()).spawn(move || {
-            while woken.recv().is_ok() {
-                while woken.try_recv().is_ok() {}
-                // An error is told once only, to whoever asks first: it must not be lost here.
-                file.sync_data()?;
-            }
-            Ok(())
+        let thread = start("write-behind", |builder, begun| {
+            builder.spawn(move || {
+                begun.here();
+                while woken.recv().is_ok() {
+                    while woken.try_recv().is_ok() {}
+                    // An error is told once only, to whoever asks first: it must not be lost here.
+                    file.sync_data()?;
+                }
+                Ok(())
+            })
         });
         Some(WriteBehind { wake, thread: thread.ok()? })
     }

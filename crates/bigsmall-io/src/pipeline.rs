@@ -4,6 +4,7 @@
 //! of their own. After a failure every stage goes on emptying its channel without doing any work, so nothing waits for ever.
 
 use std::cell::Cell;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -156,27 +157,44 @@ fn settle() {
     }
 }
 
-/// Starts a thread; that there is none to be had is an error and no panic.
+/// A thread that is being started says with this that it has what it needs.
+pub(crate) struct Begun(Arc<Barrier>);
+
+impl Begun {
+    /// The first that the thread does.
+    pub(crate) fn here(self) {
+        settle();
+        self.0.wait();
+    }
+}
+
+/// Starts a thread by `start`; that there is none to be had is an error and no panic.
+pub(crate) fn start<H>(
+    name: &str,
+    start: impl FnOnce(Builder, Begun) -> io::Result<H>,
+) -> Result<H> {
+    // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
+    address_space(THREAD)?;
+    settle();
+    let begun = Arc::new(Barrier::new(2));
+    let handle = start(Builder::new().name(name.into()), Begun(Arc::clone(&begun)))
+        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))?;
+    begun.wait();
+    Ok(handle)
+}
+
+/// Starts a thread of `scope`, as [`start`] does.
 pub(crate) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>> {
-    // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
-    address_space(THREAD)?;
-    settle();
-    let begun = Arc::new(Barrier::new(2));
-    let begins = Arc::clone(&begun);
-    let handle = Builder::new()
-        .name(name.into())
-        .spawn_scoped(scope, move || {
-            settle();
-            begins.wait();
+    start(name, |builder, begun| {
+        builder.spawn_scoped(scope, move || {
+            begun.here();
             work()
         })
-        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))?;
-    begun.wait();
-    Ok(handle)
+    })
 }
 
 /// The next message of a channel that several threads empty.

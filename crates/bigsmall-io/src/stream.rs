@@ -8,7 +8,7 @@ use bigsmall_format::{BlockDecoder, Error, ReadAt as _, Result, Rule, for_each_i
 
 use crate::chunk::CHUNK;
 use crate::model::{Model, Tensor};
-use crate::pipeline::{lock, reserve, set_len};
+use crate::pipeline::{lock, reserve, set_len, spawn, start};
 use crate::restore::Window;
 use crate::{Progress, encoding};
 
@@ -130,10 +130,12 @@ impl StreamingLoader {
         progress.expect(feed.layers.iter().map(|l| l.original_len).sum());
         for _ in 0..model.readers().min(feed.pieces.len()) {
             let (feed, model) = (Arc::clone(&feed), Arc::clone(&model));
-            std::thread::Builder::new()
-                .name("read ahead".into())
-                .spawn(move || feed.read(&model))
-                .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))?;
+            start("read ahead", |builder, begun| {
+                builder.spawn(move || {
+                    begun.here();
+                    feed.read(&model);
+                })
+            })?;
         }
         let threads = if options.threads == 0 { model.threads() } else { options.threads };
         Ok(StreamingLoader { model, feed, progress, threads: threads.min(MAX_THREADS), next: 0 })
@@ -202,7 +204,7 @@ pub(crate) fn read_layer(model: &Model, tensors: Vec<usize>) -> Result<Vec<Tenso
     let feed = &Feed { room: BASE / 4, ..feed };
     std::thread::scope(|scope| {
         for _ in 0..model.readers().min(feed.pieces.len()) {
-            crate::pipeline::spawn(scope, "read", || feed.read(model))?;
+            spawn(scope, "read", || feed.read(model))?;
         }
         let threads = model.threads().min(MAX_THREADS);
         let found = feed.decode(model, &feed.layers[0], Vec::new(), threads);

@@ -324,7 +324,7 @@ impl<'a> Escapes<'a> {
     /// mispredicted once a tile: what is not there goes to the first byte of the next tile.
     ///
     /// # Safety
-    /// `tile` must be valid for writes of 65 bytes.
+    /// `tile` must be valid for writes of 65 bytes. The machine must have AVX2.
     #[inline(always)]
     unsafe fn patch(&mut self, mut mask: u64, tile: *mut u8) {
         const AT_ONCE: usize = 4;
