@@ -302,6 +302,8 @@ fn look_up_encode32(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTOR
     let row = _mm256_permute4x64_epi64::<0b11_01_10_00>(row);
     let even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     let row = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(even_odd));
+    // Whatever the bytes are, entries of the table come out: the slots are looked up without a check.
+    let row = _mm256_and_si256(row, _mm256_set1_epi8(31));
     // A shuffle makes 0 of a place with its highest bit set: of symbols from 16 on, and of those below.
     let low = _mm256_adds_epu8(row, _mm256_set1_epi8(0x70));
     let high = _mm256_sub_epi8(row, _mm256_set1_epi8(16));
