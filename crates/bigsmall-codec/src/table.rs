@@ -193,6 +193,8 @@ pub(crate) struct AliasTable {
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
     /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+    // for vectors
     pub(crate) reciprocal: [u32; 256],
     /// For each symbol `freq | k << 13 | first << 17`.
     pub(crate) fields: [u32; 256],
@@ -435,7 +437,7 @@ mod tests {
                 for q in [16, 17, 1000, 0xf_ffff] {
                     let x = q * freq + rank;
                     assert_eq!(encode.step(x, entry.symbol), q << PRECISION | slot);
-                    let (q_found, at) = divide_like_vectors(encode, x, entry.symbol);
+                    let (q_found, at) = divide_like_vectors(gathered(encode, entry.symbol), x);
                     let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
                     assert_eq!(found, q << PRECISION | slot);
                 }
@@ -446,10 +448,20 @@ mod tests {
         }
     }
 
+    /// Reciprocal and fields of a symbol as vectors gather them.
+    fn gathered(table: &EncodeTable, symbol: u8) -> [u32; 2] {
+        [&table.reciprocal, &table.fields].map(|column| column[usize::from(symbol)])
+    }
+
+    /// The same as shuffles put them together, which look at the low 5 bits of a symbol.
+    fn shuffled(table: &EncodeTable, symbol: u8) -> [u32; 2] {
+        let bytes = table.bytes32.map(|bytes| bytes[usize::from(symbol % 32)]);
+        let (reciprocal, fields) = bytes.split_at(4);
+        [reciprocal, fields].map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+    }
+
     /// [`EncodeTable::divide`] by a product of 32 bits.
-    fn divide_like_vectors(table: &EncodeTable, x: u32, symbol: u8) -> (u32, usize) {
-        let [reciprocal, fields] =
-            [&table.reciprocal, &table.fields].map(|column| column[usize::from(symbol)]);
+    fn divide_like_vectors([reciprocal, fields]: [u32; 2], x: u32) -> (u32, usize) {
         let high = (u64::from(x) * u64::from(reciprocal)) >> 32;
         let q = (high >> (fields >> 13 & 15)) as u32;
         (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
@@ -462,12 +474,17 @@ mod tests {
             let alias = AliasTable::new(&table);
             let encode = alias.encode(&table);
             for symbol in 0..=255 {
+                if symbol < 32 {
+                    assert_eq!(shuffled(encode, symbol), gathered(encode, symbol));
+                }
                 let powers = (0..32).flat_map(|i| [(1 << i) - 1, 1 << i, 3 << i]);
                 for x in powers.chain([u32::MAX, u32::MAX - 4095, u32::MAX - 4096]) {
-                    let full = x >> (32 - PRECISION) >= encode.freq(symbol);
-                    let x = if full { x >> 16 } else { x };
-                    for divide in [EncodeTable::divide, divide_like_vectors] {
-                        let (_, at) = divide(encode, x, symbol);
+                    // What the lane keeps after it gave a word where it had to.
+                    let kept = |freq| if x >> (32 - PRECISION) >= freq { x >> 16 } else { x };
+                    let (_, at) = encode.divide(kept(encode.freq(symbol)), symbol);
+                    assert!(at < encode.slots.len() - 1, "symbol {symbol}, state {x}");
+                    for entry in [gathered(encode, symbol), shuffled(encode, symbol)] {
+                        let (_, at) = divide_like_vectors(entry, kept(entry[1] & 0x1fff));
                         assert!(at < encode.slots.len() - 1, "symbol {symbol}, state {x}");
                     }
                 }

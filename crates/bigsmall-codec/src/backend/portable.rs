@@ -48,7 +48,7 @@ fn encode_row(
     row: &[u8; LANES],
     words: &mut [u16; LANES],
 ) -> usize {
-    // How many words are left below the last one.
+    // How many words are left below the last one. One less than none, after 32 words, counts as 32 below.
     let mut left = LANES - 1;
     for odd in [1, 0] {
         for i in (0..LANES / 2).rev() {

@@ -117,6 +117,7 @@ fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
     portable::dot_f32_any(weights, x, chains, f32::mul_add);
 }
 
+/// Tiles of other dtypes than bf16, and a last one that the output cuts short.
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
 fn decode_others(tiles: &Tiles<'_>, out: &mut [u8]) {
     portable::decode_any(tiles, out);
@@ -292,7 +293,7 @@ struct Escapes<'a> {
 }
 
 impl<'a> Escapes<'a> {
-    /// How many, at least a tile's: the more, the seldomer this is done, and the more of them are not of this row.
+    /// How many, at least a tile's: the more, the less often this is done, and the more of them are of other rows.
     const TURNED: usize = 3 * TILE;
 
     #[inline(always)]
@@ -539,7 +540,8 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
 mod tests {
     use super::*;
 
-    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with GFNI and without.
+    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with GFNI and without; the bytes are
+    /// those of the portable kernel.
     fn both(width: Width, n: usize, shift: u32, rarity: u32) {
         let mut state = 1u64;
         let mut random = || {
@@ -567,6 +569,12 @@ mod tests {
             (kernels.decode)(&tiles, &mut out, &mut Ahead::new(&[]));
             (chains.map(f32::to_bits), out)
         });
+        let mut portable = vec![0; n * OUT];
+        portable::decode_any(&tiles, &mut portable);
+        let masks = bitmaps.chunks_exact(width.bits()).take(n).map(portable::escape_mask);
+        let escaped: usize = masks.map(|mask| mask.count_ones() as usize).sum();
+        assert!(escaped >= n * TILE / rarity as usize / 2, "{escaped} escapes in {n} tiles");
+        assert_eq!(with.1, portable, "{width:?}, {n} tiles, one escape in {rarity}");
         assert_eq!(with, without, "{width:?}, {n} tiles, shift {shift}, one escape in {rarity}");
     }
 

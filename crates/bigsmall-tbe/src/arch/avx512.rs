@@ -252,7 +252,8 @@ unsafe fn decode_tiles<const W: usize>(
 }
 
 /// Where decoded vectors go, one after the other: a large output bypasses the caches, so that it need not be read before it is
-/// overwritten, in whole cache lines, which lie across two vectors unless the output begins at one.
+/// overwritten, in whole cache lines, which lie across two vectors unless the output begins at one. They are put together from numbers
+/// of 32 bits, in one instruction: an output that begins at an odd multiple of two bytes goes through the caches.
 struct Output {
     /// Where the next vector goes, or the next line.
     to: *mut u8,

@@ -120,7 +120,8 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
 }
 
-/// Cache lines to fetch for every other tile: two bf16 tiles take about as many.
+/// Cache lines to fetch for every other tile: about as many as two tiles of bf16 with three bitmaps take. Of a block with four the
+/// last lines are left to the processor.
 #[cfg(target_arch = "x86_64")]
 const LINES: usize = 3;
 
@@ -133,8 +134,8 @@ pub(crate) struct Kernels {
     pub(crate) backend: Backend,
     /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
     pub(crate) count_escapes: CountEscapes,
-    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values. Fetches what is ahead, [`LINES`]
-    /// every other tile.
+    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values. May have what is ahead fetched
+    /// meanwhile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
     /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is

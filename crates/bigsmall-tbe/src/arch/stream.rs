@@ -1,5 +1,5 @@
 //! Memory that is larger than the caches. Output bypasses them, so that it need not be read before it is overwritten; input that
-//! products walk through once is asked for before it is needed.
+//! is walked through once is asked for before it is needed.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
