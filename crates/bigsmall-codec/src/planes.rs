@@ -9,7 +9,8 @@
 
 /// Values of one group.
 pub(crate) const GROUP: usize = 256;
-const COLUMNS: usize = 32;
+/// Values of a row.
+pub(crate) const COLUMNS: usize = 32;
 
 /// Bytes of one packed group.
 pub(crate) const fn packed_len(bits: u32) -> usize {
@@ -38,25 +39,37 @@ pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
 }
 
 /// Unpacks what [`pack`] packed.
+#[inline(always)]
 pub(crate) fn unpack(packed: &[u8], bits: u32, values: &mut [u8; GROUP]) {
-    let (own, spilled) = values.split_at_mut(bits as usize * COLUMNS);
-    let mask = 0x80 | ((1u16 << (bits - 1)) - 1) as u8;
-    for (value, byte) in own.iter_mut().zip(packed) {
-        *value = byte & mask;
+    for (row, values) in values.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
+        *values = unpack_row(packed, bits, row);
     }
-    for (t, row) in (0..).zip(spilled.chunks_exact_mut(COLUMNS)) {
-        let from = bits - 1 + t;
-        let mut words = [0u64; WORDS];
-        for (k, bytes) in (0..).zip(packed.chunks_exact(COLUMNS)) {
-            let to = if k == bits - 1 { 7 } else { k };
-            for (word, byte) in words.iter_mut().zip(bytes.as_chunks().0) {
-                *word |= (u64::from_le_bytes(*byte) >> from & ONES) << to;
+}
+
+/// One row of what [`pack`] packed.
+#[inline(always)]
+pub(crate) fn unpack_row(packed: &[u8], bits: u32, row: usize) -> [u8; COLUMNS] {
+    let packed = &packed.as_chunks::<COLUMNS>().0[..bits as usize];
+    let mut words = [0u64; WORDS];
+    if let Some(own) = packed.get(row) {
+        let mask = u64::from(0x80 | ((1u16 << (bits - 1)) - 1) as u8) * ONES;
+        for (word, bytes) in words.iter_mut().zip(own.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes) & mask;
+        }
+    } else {
+        let from = row - 1;
+        for (k, bytes) in (1..).zip(packed) {
+            let to = if k == bits { 7 } else { k - 1 };
+            for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+                *word |= (u64::from_le_bytes(*bytes) >> from & ONES) << to;
             }
         }
-        for (value, word) in row.as_chunks_mut().0.iter_mut().zip(words) {
-            *value = word.to_le_bytes();
-        }
     }
+    let mut values = [0; COLUMNS];
+    for (values, word) in values.as_chunks_mut().0.iter_mut().zip(words) {
+        *values = word.to_le_bytes();
+    }
+    values
 }
 
 /// Moves the top bit of a `bits`-bit value to bit 7.

@@ -5,7 +5,7 @@ use bigsmall_format::Result;
 
 use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
-use crate::planes::{self, GROUP, packed_len};
+use crate::planes::{self, COLUMNS, GROUP, packed_len};
 use crate::reserve;
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
@@ -226,28 +226,36 @@ pub(crate) fn join(
     let mut used = 0;
     let unit_bytes = layout.unit_bytes;
     let groups = symbols.iter().zip(widths).zip(units.chunks_exact_mut(GROUP * unit_bytes));
+    let each = packed_len(layout.residual_bits);
     for (g, ((symbols, &width), units)) in groups.enumerate() {
-        let heads = join_heads(head, symbols, residual, g);
-        if layout.low_bits() == 0 {
-            if layout.head_bytes == 1 {
-                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h as u8);
-            } else {
-                let units = units.as_chunks_mut::<2>().0;
-                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h.to_le_bytes());
-            }
-            continue;
-        }
+        let residual = &residual[g * each..][..each];
         let width = u32::from(width);
-        let packed = &lows[used..used + low_len(width)];
+        let packed = &lows[used..][..low_len(width)];
         used += packed.len();
-        match unit_bytes {
-            2 if width == 8 => {
-                let units = units.as_chunks_mut::<2>().0;
-                for ((unit, &h), &low) in units.iter_mut().zip(&heads).zip(packed) {
-                    *unit = [low, h as u8];
+        match (unit_bytes, layout.head_bytes) {
+            (1, _) => {
+                let rows = units.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks().0);
+                for (row, (units, symbols)) in rows.enumerate() {
+                    *units = join_short_heads(head, symbols, residual, row);
                 }
             }
-            4 if width == 16 => {
+            (2, 1) if width == 8 => {
+                let rows = symbols.as_chunks().0.iter().zip(packed.as_chunks::<COLUMNS>().0);
+                let units = units.as_chunks_mut::<2>().0.as_chunks_mut::<COLUMNS>().0;
+                for (row, (units, (symbols, lows))) in units.iter_mut().zip(rows).enumerate() {
+                    let heads = join_short_heads(head, symbols, residual, row);
+                    for ((unit, &low), head) in units.iter_mut().zip(lows).zip(heads) {
+                        *unit = [low, head];
+                    }
+                }
+            }
+            (2, 2) => {
+                let units = units.as_chunks_mut::<2>().0;
+                let heads = join_heads(head, symbols, residual);
+                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h.to_le_bytes());
+            }
+            (4, _) if width == 16 => {
+                let heads = join_heads(head, symbols, residual);
                 let units = units.as_chunks_mut::<4>().0;
                 let (low, high) = packed.split_at(GROUP);
                 for (((unit, &h), &low), &high) in units.iter_mut().zip(&heads).zip(low).zip(high) {
@@ -256,6 +264,7 @@ pub(crate) fn join(
                 }
             }
             _ => {
+                let heads = join_heads(head, symbols, residual);
                 let mut lows = [0u64; GROUP];
                 unpack_lows(packed, layout.low_bits(), width, &mut lows);
                 for ((unit, &h), low) in units.chunks_exact_mut(unit_bytes).zip(&heads).zip(lows) {
@@ -268,28 +277,51 @@ pub(crate) fn join(
     used
 }
 
-/// The heads of group `g`.
+/// The heads of a row, of one byte each.
 #[inline(always)]
-fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8], g: usize) -> [u16; GROUP] {
+fn join_short_heads(
+    head: &Head,
+    symbols: &[u8; COLUMNS],
+    residual: &[u8],
+    row: usize,
+) -> [u8; COLUMNS] {
+    let layout = &head.layout;
+    let shift = layout.field_shift();
+    let (base, first) = ((head.base << shift) as u8, (head.first << shift) as u8);
+    let mut heads = unpack_row(layout, residual, row);
+    for (h, &symbol) in heads.iter_mut().zip(symbols) {
+        *h |= if symbol == 0 { first } else { base.wrapping_add(symbol << shift) };
+    }
+    heads
+}
+
+/// The heads of a group.
+#[inline(always)]
+fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8]) -> [u16; GROUP] {
     let layout = &head.layout;
     let shift = layout.field_shift();
     let (base, first) = (head.base, head.first);
+    // Sign extension takes bit 7 to bit 15, where the head has two bytes.
+    let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
     let mut heads = [0u16; GROUP];
-    for (h, &symbol) in heads.iter_mut().zip(symbols) {
-        let field = if symbol == 0 { first } else { base + u16::from(symbol) };
-        *h = field << shift;
-    }
-    if layout.residual_bits > 0 {
-        let each = packed_len(layout.residual_bits);
-        let mut values = [0u8; GROUP];
-        planes::unpack(&residual[g * each..][..each], layout.residual_bits, &mut values);
-        // Sign extension takes bit 7 to bit 15, where the head has two bytes.
-        let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
-        for (h, &value) in heads.iter_mut().zip(&values) {
-            *h |= i16::from(value as i8) as u16 & keep;
+    let rows = heads.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks::<COLUMNS>().0);
+    for (row, (heads, symbols)) in rows.enumerate() {
+        let residual = unpack_row(layout, residual, row);
+        for ((h, &symbol), value) in heads.iter_mut().zip(symbols).zip(residual) {
+            let field = if symbol == 0 { first } else { base + u16::from(symbol) };
+            *h = field << shift | i16::from(value as i8) as u16 & keep;
         }
     }
     heads
+}
+
+/// One row of a group's residuals.
+#[inline(always)]
+fn unpack_row(layout: &Layout, residual: &[u8], row: usize) -> [u8; COLUMNS] {
+    match layout.residual_bits {
+        0 => [0; COLUMNS],
+        bits => planes::unpack_row(residual, bits, row),
+    }
 }
 
 /// Bytes of a group whose low bits are `width` wide.

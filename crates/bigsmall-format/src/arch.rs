@@ -3,5 +3,5 @@
 mod ahead;
 mod pages;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, fetch_output};
 pub use pages::{address_space, zeroed};

@@ -29,7 +29,7 @@ mod shard;
 mod spec;
 mod wire;
 
-pub use arch::{Ahead, address_space, zeroed};
+pub use arch::{Ahead, address_space, fetch_output, zeroed};
 pub use checksum::xxh3;
 pub use dtype::Dtype;
 pub use encoded::{BlockTable, EncodedTensor};

@@ -1,7 +1,7 @@
 //! Blocks to units: every section is checked before it is used.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::{Ahead, Error, Result, Rule};
+use bigsmall_format::{Ahead, Error, Result, Rule, fetch_output};
 
 use super::*;
 use crate::backend::{EntropyBackend, Job};
@@ -10,10 +10,6 @@ use crate::exceptions;
 use crate::head::Head;
 use crate::planes::packed_len;
 use crate::units::low_len;
-
-/// Groups that are decoded before they are put together, so that symbols stay in the level 1 cache. One more than a power of
-/// two: the last piece always holds the last two groups, among which the carried bytes lie.
-const PIECE: usize = 16;
 
 /// The sections of an ANS block, each of its exact length.
 struct Sections<'a> {
@@ -237,44 +233,44 @@ fn decode_ans<const N: usize>(
     });
     let residuals = sections.each_ref().map(|s| s.residual);
     let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
-    if group < n_groups {
-        let mut symbols = [[0; (PIECE + 1) * GROUP]; N];
-        let mut low_at = [0; N];
-        let lines = ahead.lines_a_step(n_groups.div_ceil(PIECE));
-        while group < n_groups {
-            ahead.fetch(lines);
-            let left = n_groups - group;
-            let count = if left <= PIECE + 1 { left } else { PIECE };
-            let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
-            backend.decode_symbols(head, &mut jobs, &mut slices);
-            for i in 0..N {
-                let s = &sections[i];
-                let last = (group + count == n_groups)
-                    .then(|| finish_states(head, &jobs[i], s))
-                    .transpose()?;
-                let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
-                let each = packed_len(head.layout.residual_bits);
-                // The last groups end in what the states carried.
-                let whole;
-                let residual = match last {
-                    None => &s.residual[group * each..],
-                    Some(carried) => {
-                        let missing = n_groups * each - s.residual.len();
-                        whole = [&s.residual[group * each..], &carried[..missing]].concat();
-                        &whole
-                    }
-                };
-                low_at[i] += backend.join(
-                    head,
-                    &symbols[i].as_chunks().0[..count],
-                    residual,
-                    &s.lows[low_at[i]..],
-                    &s.group_widths[group..group + count],
-                    &mut units[i][piece],
-                );
-            }
-            group += count;
+    // The last two groups at once, since the carried bytes lie among them; the others one by one, so that memory is read and written
+    // at the pace of decoding.
+    let mut symbols = [[0; 2 * GROUP]; N];
+    let mut low_at = [0; N];
+    let lines = ahead.lines_a_step(n_groups);
+    while group < n_groups {
+        let count = if n_groups - group <= 2 { n_groups - group } else { 1 };
+        let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
+        ahead.fetch(lines);
+        units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
+        let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
+        backend.decode_symbols(head, &mut jobs, &mut slices);
+        for i in 0..N {
+            let s = &sections[i];
+            let last = (group + count == n_groups)
+                .then(|| finish_states(head, &jobs[i], s))
+                .transpose()?;
+            let each = packed_len(head.layout.residual_bits);
+            // The last groups end in what the states carried.
+            let whole;
+            let residual = match last {
+                None => &s.residual[group * each..],
+                Some(carried) => {
+                    let missing = n_groups * each - s.residual.len();
+                    whole = [&s.residual[group * each..], &carried[..missing]].concat();
+                    &whole
+                }
+            };
+            low_at[i] += backend.join(
+                head,
+                &symbols[i].as_chunks().0[..count],
+                residual,
+                &s.lows[low_at[i]..],
+                &s.group_widths[group..group + count],
+                &mut units[i][piece.clone()],
+            );
         }
+        group += count;
     }
     for (s, units) in sections.iter().zip(&mut units) {
         let (grouped, tail) = units.split_at_mut(n_groups * GROUP * unit_bytes);

@@ -1,4 +1,4 @@
-//! Memory that is read while something else is computed.
+//! Memory that is fetched while something else is computed.
 #![allow(unsafe_code)]
 
 /// Bytes of a cache line.
@@ -29,24 +29,36 @@ impl<'a> Ahead<'a> {
     pub fn fetch(&mut self, lines: usize) {
         let (now, rest) = self.rest.split_at((lines * LINE).min(self.rest.len()));
         self.rest = rest;
-        for line in now.chunks(LINE) {
-            prefetch(line);
-        }
+        now.chunks(LINE).for_each(prefetch::<2>);
     }
 }
 
+/// Has the cache lines of `bytes` fetched into the level 1 cache, since they will be written soon, and does not wait for them. Stores to
+/// lines that are in no cache fill the queue of stores, and then nothing is computed until memory has answered. No more than a hint.
+#[inline(always)]
+pub fn fetch_output(bytes: &[u8]) {
+    bytes.chunks(LINE).for_each(prefetch::<1>);
+}
+
+/// Has a line fetched into the cache of that level.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch(line: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+fn prefetch<const LEVEL: u32>(line: &[u8]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+    let line = line.as_ptr().cast();
     // SAFETY: SSE is part of x86-64; nothing is read or written.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    unsafe {
+        match LEVEL {
+            1 => _mm_prefetch::<_MM_HINT_T0>(line),
+            _ => _mm_prefetch::<_MM_HINT_T1>(line),
+        }
+    }
 }
 
 // Elsewhere there is no stable way to say it.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn prefetch(_: &[u8]) {}
+fn prefetch<const LEVEL: u32>(_: &[u8]) {}
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::{Ahead, Result};
+use bigsmall_format::{Ahead, Result, fetch_output};
 
 use crate::backend::portable::Portable;
 use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
@@ -213,6 +213,11 @@ fn decode_fused<const N: usize>(
     let mut group = 0;
     while group < n && jobs.iter().all(words_ahead) {
         ahead.fetch(lines);
+        for units in &units {
+            if let Some(soon) = units.get(group + 2) {
+                fetch_output(soon.as_flattened());
+            }
+        }
         let mut pieces = units.iter_mut();
         let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
             states: states[i],
