@@ -14,6 +14,7 @@ use bigsmall_examples::trials::{Encodings, Found, Golden, Kind, Tally};
 use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, for_each_in_parallel};
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("damage.rs"));
     let mut arguments = std::env::args_os().skip(1);
     let file = arguments.next();
     let times = match arguments.next().map(|n| n.to_string_lossy().parse()) {

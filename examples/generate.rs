@@ -22,6 +22,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const LENGTH: usize = 100;
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("generate.rs"));
     let mut args = std::env::args().skip(1);
     let Some(dir) = args.next() else { return made() };
     let prompt = args.next().unwrap_or_else(|| "Once upon a time".into());

@@ -44,6 +44,7 @@ pub(crate) struct Options {
 }
 
 fn main() -> ExitCode {
+    bigsmall_examples::help(include_str!("gpu_bench.rs"));
     match options(std::env::args().skip(1)).and_then(|options| run(&options)) {
         Ok(code) => code,
         Err(error) => {

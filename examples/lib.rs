@@ -18,6 +18,16 @@ use std::path::Path;
 use bigsmall_format::{Dtype, Error, Header, Limits, ReadAt, Result, Rule, TensorSpec};
 use half::{bf16, f16};
 
+/// Where the program was called with `--help`, prints the documentation that its `source` begins with, and ends it.
+pub fn help(source: &str) {
+    if std::env::args_os().skip(1).any(|argument| argument == "--help" || argument == "-h") {
+        for line in source.lines().map_while(|line| line.strip_prefix("//!")) {
+            println!("{}", line.trim());
+        }
+        std::process::exit(0);
+    }
+}
+
 /// A generator of random numbers: xoshiro256++, seeded by splitmix64 (Blackman and Vigna, <https://prng.di.unimi.it>).
 #[derive(Clone, Debug)]
 pub struct Random {

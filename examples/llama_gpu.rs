@@ -31,6 +31,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("llama_gpu.rs"));
     let options = Options::parse(std::env::args().skip(1))?;
     let made = tempfile::tempdir()?;
     let folder = match &options.model {

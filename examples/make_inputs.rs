@@ -9,6 +9,7 @@ use bigsmall_examples::{Llama, round, write_f32_that_holds_bf16};
 use bigsmall_format::{Dtype, Error, Result, Rule};
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("make_inputs.rs"));
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let (folder, minilm) = match &args[..] {
         [folder] => (folder, None),

@@ -14,6 +14,7 @@ use bigsmall_io::{
 use bigsmall_tbe::{Matmul, Tbe, TbeTensor, TensorSpec, Width, transcode};
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("matvec.rs"));
     let mut arguments = std::env::args().skip(1);
     let dir = tempfile::tempdir()?;
     let model = match arguments.next() {

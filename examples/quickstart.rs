@@ -15,6 +15,7 @@ use bigsmall_io::{
 };
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("quickstart.rs"));
     let dir = tempfile::tempdir()?;
     let model = match std::env::args_os().nth(1) {
         Some(path) => PathBuf::from(path),

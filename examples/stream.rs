@@ -22,6 +22,7 @@ use half::bf16;
 use sha2::{Digest as _, Sha256};
 
 fn main() -> Result<()> {
+    bigsmall_examples::help(include_str!("stream.rs"));
     let args: Vec<String> = std::env::args().skip(1).collect();
     let dir = tempfile::tempdir()?;
     let (path, hashes) = match &args[..] {

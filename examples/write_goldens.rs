@@ -428,6 +428,7 @@ pub(crate) fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
 
 #[allow(dead_code)] // the test of the same name takes the rest of this file
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    bigsmall_examples::help(include_str!("write_goldens.rs"));
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
     let write = std::env::args().any(|a| a == "--write");
     let mut total = 0;
