@@ -17,31 +17,32 @@ pub(super) const LEAST: usize = 1 << 18;
 /// How many weights ahead kernels ask for them: more than the processor would do on its own accord, which stops at every page.
 const AHEAD: usize = 2048;
 
-/// Asks for the bf16 weights that come [`AHEAD`] of `tile`.
+/// Asks for the bf16 weights that come [`AHEAD`] of `tile`, into the level 2 cache: their product computes so little that lines on
+/// their way to the level 1 cache would take all of its places for such.
 #[inline(always)]
 pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     let at = tile.as_ptr().wrapping_add(2 * AHEAD);
-    fetch(at);
-    fetch(at.wrapping_add(LINE));
+    fetch::<_MM_HINT_T1>(at);
+    fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
 }
 
 /// Asks for the byte plane that comes [`AHEAD`] of weight `at`.
 #[inline(always)]
 pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
-    fetch(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
+    fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
 }
 
 /// Asks for the bitmaps that come [`AHEAD`] of `here`.
 #[inline(always)]
 pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
-    fetch(here.wrapping_add(AHEAD / TILE * W).cast());
+    fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * W).cast());
 }
 
 /// Asks for a cache line, which need not exist.
 #[inline(always)]
-fn fetch(line: *const u8) {
+fn fetch<const HINT: i32>(line: *const u8) {
     // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is no error.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    unsafe { _mm_prefetch::<HINT>(line.cast()) };
 }
 
 #[repr(align(64))]
