@@ -55,9 +55,11 @@ fn check_access(encoded: &EncodedTensor, values: &[u16], random: &mut Random) {
     ranges.extend([0..n, 0..0, n..n, n / 2..n]);
     for range in ranges {
         let expected = &values[range.start as usize..range.end as usize];
-        let mut dst = vec![0x5a; expected.len() * dtype.unit_bytes()];
-        view.decode(range.clone(), &mut dst, 2).unwrap();
-        assert!(oracle::values(dtype, &dst) == expected, "{range:?}");
+        for threads in [1, 2] {
+            let mut dst = vec![0x5a; expected.len() * dtype.unit_bytes()];
+            view.decode(range.clone(), &mut dst, threads).unwrap();
+            assert!(oracle::values(dtype, &dst) == expected, "{range:?}, {threads} threads");
+        }
     }
 }
 
