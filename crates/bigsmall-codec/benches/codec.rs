@@ -179,7 +179,7 @@ fn main() {
         let encoder = ans.plan(&spec, &&plain[..]).unwrap();
         group.bench_function(format!("{} blocks", backend.name()), |b| {
             b.iter(|| {
-                for units in plain.chunks(4 * spec.block_bytes()) {
+                for units in plain.chunks(8 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
                     encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();
@@ -191,7 +191,7 @@ fn main() {
         let encoder = Ans::new(level).plan(&spec, &&plain[..]).unwrap();
         group.bench_function(format!("best backend, level {}, blocks", level.name()), |b| {
             b.iter(|| {
-                for units in plain.chunks(4 * spec.block_bytes()) {
+                for units in plain.chunks(8 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
                     encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();

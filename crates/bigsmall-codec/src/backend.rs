@@ -139,6 +139,8 @@ pub(crate) struct EncodeJob<'a> {
     pub(crate) words: &'a mut [u16],
     /// Where they begin.
     pub(crate) begin: &'a mut usize,
+    /// The units of a block that comes later, to be fetched meanwhile: taking them apart waits for memory and nothing else.
+    pub(crate) ahead: Ahead<'a>,
 }
 
 /// A backend may write so many words before the first that it keeps.

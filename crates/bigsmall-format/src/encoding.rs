@@ -118,13 +118,15 @@ pub trait BlockDecoder: Send + Sync {
     }
 }
 
-/// How many blocks are handled at once: as many as kernels interleave, and few enough that what is checked, what is decoded and what
+/// How many blocks are decoded at once: as many as kernels interleave, and few enough that what is checked, what is decoded and what
 /// is fetched ahead stay in a level 2 cache.
 const RUN: usize = 2;
 /// Runs that a thread decodes one after the other, where there are enough for all: it fetches only what it decodes itself.
 const RUNS_AT_A_TIME: usize = 8;
+/// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes, but knows of no more than it is given.
+const ENCODING_RUN: usize = 8;
 /// Runs that a thread encodes before they are put together: enough that starting threads costs nothing beside them.
-const RUNS_A_THREAD: usize = 8;
+const RUNS_A_THREAD: usize = 2;
 
 /// Encodes a tensor in memory with `encoding` on up to `threads` threads (0: all). The bytes do not depend on `threads`.
 ///
@@ -143,7 +145,7 @@ pub fn encode_tensor(
             .found(source.byte_len()));
     }
     let encoder = encoding.plan(spec, source)?;
-    let run_bytes = (spec.block_bytes() * RUN) as u64;
+    let run_bytes = (spec.block_bytes() * ENCODING_RUN) as u64;
     let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;
     let mut payload = encoder.head().to_vec();
     crate::wire::pad8(&mut payload);
@@ -217,7 +219,7 @@ fn read_or_borrow<'a>(
 /// Decodes the original bytes `range` of a tensor into `dst`, on up to `threads` threads (0: all). `payload` holds the head and
 /// the blocks; every block that is touched is checked against its checksum before it is decoded.
 ///
-/// Memory: for each thread one run of four encoded blocks where `payload` is not in memory, and one decoded block where
+/// Memory: for each thread one run of two encoded blocks where `payload` is not in memory, and one decoded block where
 /// `range` does not begin or end with a block.
 ///
 /// # Errors

@@ -10,12 +10,10 @@ use bigsmall_format::{
 };
 
 use crate::atomic::Discard;
+use crate::chunk::CHUNK;
 use crate::compress::compress_source;
 use crate::transcode::Original;
 use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
-
-/// Blocks that are encoded at once.
-const RUN: usize = 4;
 
 /// How to measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,7 +148,7 @@ fn measure_source(
         let begin = Instant::now();
         for (spec, bytes) in &tensors {
             stop(progress)?;
-            encode_run_by_run(coder_of(spec), spec, bytes, threads, &spare)?;
+            encode_by_chunks(coder_of(spec), spec, bytes, threads, &spare)?;
         }
         encode.push(begin.elapsed().as_secs_f64());
     }
@@ -246,9 +244,9 @@ fn run(
     )
 }
 
-/// All passes of encoding one tensor, planning included, into memory that is used again for every run of blocks of every tensor,
+/// All passes of encoding one tensor, planning included, into memory that is used again for every chunk of every tensor,
 /// as `compress` does it.
-fn encode_run_by_run(
+fn encode_by_chunks(
     coder: &dyn TensorEncoding,
     spec: &TensorSpec,
     bytes: &[u8],
@@ -257,20 +255,15 @@ fn encode_run_by_run(
 ) -> Result<()> {
     let encoder = coder.plan(spec, &bytes)?;
     let lock = "no thread panics while it holds this lock";
-    for_each_in_parallel(
-        threads,
-        bytes.chunks(RUN * spec.block_bytes()),
-        Vec::new,
-        |lens, units| {
-            let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
-            out.clear();
-            lens.clear();
-            let done = encoder.encode_blocks(units, &mut out, lens);
-            std::hint::black_box(&out);
-            spare.lock().expect(lock).push(out);
-            done
-        },
-    )
+    for_each_in_parallel(threads, bytes.chunks(CHUNK as usize), Vec::new, |lens, units| {
+        let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
+        out.clear();
+        lens.clear();
+        let done = encoder.encode_blocks(units, &mut out, lens);
+        std::hint::black_box(&out);
+        spare.lock().expect(lock).push(out);
+        done
+    })
 }
 
 fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -> Result<()> {

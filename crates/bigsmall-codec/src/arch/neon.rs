@@ -203,9 +203,11 @@ impl EntropyBackend for Neon {
             let mut states = load_states(job.states);
             let mut room = job.words.len();
             let groups = job.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
+            let lines = job.ahead.lines_a_step(job.symbols.len() / LANES);
             for (group, &table) in groups.iter().zip(job.group_tables).rev() {
                 let table = head.encode_table(table);
                 for row in group.iter().rev() {
+                    job.ahead.fetch(lines);
                     for v in (0..VECTORS).rev() {
                         // The first four vectors hold the even elements.
                         let from = 8 * (v % 4) + v / 4;

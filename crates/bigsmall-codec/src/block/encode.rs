@@ -1,6 +1,6 @@
 //! Units to blocks.
 
-use bigsmall_format::Result;
+use bigsmall_format::{Ahead, Result};
 
 use super::*;
 use crate::backend::{EncodeJob, EntropyBackend, ROOM};
@@ -59,7 +59,8 @@ impl Encoder {
         lens: &mut Vec<u32>,
     ) -> Result<()> {
         let unit_bytes = self.head.layout.unit_bytes;
-        for units in units.chunks(AT_ONCE * block_bytes) {
+        let mut runs = units.chunks(AT_ONCE * block_bytes).peekable();
+        while let Some(units) = runs.next() {
             let mut kinds = [KIND_RAW; AT_ONCE];
             let blocks = || units.chunks(block_bytes);
             for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.0) {
@@ -70,7 +71,9 @@ impl Encoder {
                 }
             }
             let coded = scratch.0.iter_mut().zip(kinds).filter(|(_, kind)| *kind == KIND_ANS);
-            let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job()).collect();
+            let mut next = runs.peek().into_iter().flat_map(|next| next.chunks(block_bytes));
+            let mut ahead = || next.next().map_or_else(Ahead::default, Ahead::new);
+            let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job(ahead())).collect();
             self.backend.encode(&self.head, &mut jobs);
             for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.0) {
                 let begin = out.len();
@@ -181,13 +184,14 @@ impl Encoder {
 }
 
 impl Parts {
-    fn job(&mut self) -> EncodeJob<'_> {
+    fn job<'a>(&'a mut self, ahead: Ahead<'a>) -> EncodeJob<'a> {
         EncodeJob {
             symbols: &self.symbols,
             group_tables: &self.group_tables,
             states: &mut self.states,
             words: &mut self.words,
             begin: &mut self.begin,
+            ahead,
         }
     }
 }

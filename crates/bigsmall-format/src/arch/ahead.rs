@@ -4,8 +4,9 @@
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Encoded bytes that will be checked and decoded next. A decoder that computes more than it reads has the processor fetch them into
-/// the level 2 cache meanwhile, a few lines at a time, since a checksum waits for memory and nothing else. No more than a hint.
+/// Bytes that will be read next: encoded ones to be checked and decoded, or values to be encoded. A coder that computes more than it
+/// reads has the processor fetch them into the level 2 cache meanwhile, a few lines at a time, since what comes first, a checksum or
+/// taking values apart, waits for memory and nothing else. No more than a hint.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead<'a> {
     rest: &'a [u8],

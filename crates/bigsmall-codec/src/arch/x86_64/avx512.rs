@@ -368,6 +368,9 @@ struct Encoding<'a> {
     words: &'a mut [u16],
     /// Words of `words` that are still free.
     room: usize,
+    ahead: Ahead<'a>,
+    /// Cache lines to fetch with every row.
+    lines: usize,
 }
 
 /// Encodes one group of each of `N` blocks, last row to first.
@@ -387,6 +390,7 @@ fn encode_group<const N: usize, const SMALL: bool>(
     for row in (0..ROWS).rev() {
         for i in 0..N {
             let block = &mut blocks[i];
+            block.ahead.fetch(block.lines);
             // SAFETY: a row is 32 bytes.
             let row = unsafe { _mm256_loadu_si256(symbols[i][row].as_ptr().cast()) };
             let row = _mm512_cvtepu8_epi16(row);
@@ -449,6 +453,8 @@ fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
         states: load_states(job.states),
         room: job.words.len(),
         words: job.words,
+        lines: job.ahead.lines_a_step(job.symbols.len() / LANES),
+        ahead: std::mem::take(&mut job.ahead),
     });
     for group in (0..groups[0].len()).rev() {
         let tables = group_tables.map(|t| head.encode_table(t[group]));
