@@ -100,7 +100,8 @@ struct Fused<'a> {
     states: [__m256i; VECTORS],
     words: *const u16,
     residual: &'a Residual,
-    units: &'a mut Rows,
+    /// This group and those after it.
+    units: &'a mut [Rows],
     slots: &'a Slots,
 }
 
@@ -110,15 +111,25 @@ struct Fused<'a> {
 /// [`WORDS_AHEAD`] words can be read at every block's `words`.
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
-unsafe fn decode_group<const N: usize>(blocks: &mut [Fused<'_>; N], base: u16, first: u16) {
-    let base = _mm256_set1_epi16(base as i16);
-    let first = _mm256_set1_epi16(first as i16);
+unsafe fn decode_group<const N: usize>(
+    blocks: &mut [Fused<'_>; N],
+    head: &Head,
+    ahead: &mut Ahead<'_>,
+    lines: usize,
+) {
+    let base = _mm256_set1_epi16(head.base as i16);
+    let first = _mm256_set1_epi16(head.first as i16);
     let keep = _mm256_set1_epi16(0x803fu16 as i16);
     let spilled = _mm256_set1_epi8(0x40);
     let zero = _mm256_setzero_si256();
     let mut last = [zero; N];
     for row in 0..ROWS {
+        // Line by line: many at once would take the places of what the kernel itself waits for.
+        ahead.fetch(lines);
         for (i, block) in blocks.iter_mut().enumerate() {
+            if let Some(soon) = block.units.get(2) {
+                fetch_output(&soon[row]);
+            }
             let entry = block.states.map(|x| gather(x, block.slots));
             for (x, &e) in block.states.iter_mut().zip(&entry) {
                 // SAFETY: a group takes at most 256 words, so 8 more can be read before each step.
@@ -157,7 +168,7 @@ unsafe fn decode_group<const N: usize>(blocks: &mut [Fused<'_>; N], base: u16, f
                 let unit = _mm256_or_si256(_mm256_slli_epi16::<6>(fields), residual);
                 // SAFETY: a row is 64 bytes, two vectors.
                 unsafe {
-                    let to = block.units[row].as_mut_ptr().add(32 * half);
+                    let to = block.units[0][row].as_mut_ptr().add(32 * half);
                     _mm256_storeu_si256(to.cast(), unit);
                 }
             }
@@ -196,25 +207,19 @@ fn decode_fused<const N: usize>(
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let lens = residuals.iter().map(|r| r.len()).chain(units.iter().map(|u| u.len()));
     let n = lens.min().unwrap_or(0);
-    let lines = ahead.lines_a_step(n);
+    let lines = ahead.lines_a_step(n * ROWS);
     let mut group = 0;
     while group < n && jobs.iter().all(words_ahead) {
-        ahead.fetch(lines);
-        for units in &units {
-            if let Some(soon) = units.get(group + 2) {
-                fetch_output(soon.as_flattened());
-            }
-        }
         let mut pieces = units.iter_mut();
         let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
             states: states[i],
             words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
             residual: &residuals[i][group],
-            units: &mut pieces.next().expect("N blocks")[group],
+            units: &mut pieces.next().expect("N blocks")[group..],
             slots: head.alias[usize::from(jobs[i].group_tables[group])].slots(),
         });
         // SAFETY: `words_ahead` saw that many words for every block.
-        unsafe { decode_group(&mut blocks, head.base, head.first) };
+        unsafe { decode_group(&mut blocks, head, &mut ahead, lines) };
         for (i, block) in blocks.into_iter().enumerate() {
             states[i] = block.states;
             jobs[i].position = (block.words as usize - jobs[i].words.as_ptr() as usize) / 2;

@@ -109,7 +109,8 @@ struct Fused<'a> {
     states: [__m512i; 2],
     words: *const u16,
     residual: &'a Residual,
-    units: &'a mut Rows,
+    /// This group and those after it.
+    units: &'a mut [Rows],
     table: &'a Buckets32,
 }
 
@@ -119,7 +120,12 @@ struct Fused<'a> {
 /// [`WORDS_AHEAD`] words can be read at every block's `words`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-unsafe fn decode_group<const N: usize>(blocks: &mut [Fused<'_>; N], heads: __m512i) {
+unsafe fn decode_group<const N: usize>(
+    blocks: &mut [Fused<'_>; N],
+    heads: __m512i,
+    ahead: &mut Ahead<'_>,
+    lines: usize,
+) {
     let symbol_mask = _mm512_set1_epi32(0x1f);
     let symbol_mask_high = _mm512_set1_epi32(0x1f << 16);
     let keep = _mm512_set1_epi16(0x803fu16 as i16);
@@ -127,7 +133,12 @@ unsafe fn decode_group<const N: usize>(blocks: &mut [Fused<'_>; N], heads: __m51
     let tables: [Registers; N] = std::array::from_fn(|i| load_table(blocks[i].table));
     let mut last = [_mm256_setzero_si256(); N];
     for row in 0..ROWS {
+        // Line by line: many at once would take the places of what the kernel itself waits for.
+        ahead.fetch(lines);
         for (i, block) in blocks.iter_mut().enumerate() {
+            if let Some(soon) = block.units.get(2) {
+                fetch_output(&soon[row]);
+            }
             let entry = block.states.map(|x| look_up(x, &tables[i]));
             // SAFETY: a group takes at most 256 words, so 16 more can be read before each step.
             unsafe {
@@ -164,7 +175,7 @@ unsafe fn decode_group<const N: usize>(blocks: &mut [Fused<'_>; N], heads: __m51
             let unit =
                 _mm512_ternarylogic_epi32::<0xf8>(fields, _mm512_cvtepi8_epi16(residual), keep);
             // SAFETY: a row is 32 units, one vector.
-            unsafe { _mm512_storeu_si512(block.units[row].as_mut_ptr().cast(), unit) };
+            unsafe { _mm512_storeu_si512(block.units[0][row].as_mut_ptr().cast(), unit) };
         }
     }
 }
@@ -209,25 +220,19 @@ fn decode_fused<const N: usize>(
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let lens = residuals.iter().map(|r| r.len()).chain(units.iter().map(|u| u.len()));
     let n = lens.min().unwrap_or(0);
-    let lines = ahead.lines_a_step(n);
+    let lines = ahead.lines_a_step(n * ROWS);
     let mut group = 0;
     while group < n && jobs.iter().all(words_ahead) {
-        ahead.fetch(lines);
-        for units in &units {
-            if let Some(soon) = units.get(group + 2) {
-                fetch_output(soon.as_flattened());
-            }
-        }
         let mut pieces = units.iter_mut();
         let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
             states: states[i],
             words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
             residual: &residuals[i][group],
-            units: &mut pieces.next().expect("N blocks")[group],
+            units: &mut pieces.next().expect("N blocks")[group..],
             table: tables[usize::from(jobs[i].group_tables[group])],
         });
         // SAFETY: `words_ahead` saw that many words for every block.
-        unsafe { decode_group(&mut blocks, heads) };
+        unsafe { decode_group(&mut blocks, heads, &mut ahead, lines) };
         for (i, block) in blocks.into_iter().enumerate() {
             states[i] = block.states;
             jobs[i].position = (block.words as usize - jobs[i].words.as_ptr() as usize) / 2;
