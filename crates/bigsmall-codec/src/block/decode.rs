@@ -241,10 +241,11 @@ fn decode_ans<const N: usize>(
     while group < n_groups {
         let count = if n_groups - group <= 2 { n_groups - group } else { 1 };
         let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
-        ahead.fetch(lines);
         units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
         let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
         backend.decode_symbols(head, &mut jobs, &mut slices);
+        // Not together with the output: many lines at once take the places of what decoding itself waits for.
+        ahead.fetch(lines);
         for i in 0..N {
             let s = &sections[i];
             let last = (group + count == n_groups)
