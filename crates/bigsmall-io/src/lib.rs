@@ -44,7 +44,7 @@ pub use folder::index;
 #[cfg(feature = "http")]
 pub use http::{HttpFile, HttpOptions};
 pub use layers::layer_of;
-pub use measure::{MeasureOptions, Measurement, measure};
+pub use measure::{Matvec, MeasureOptions, Measurement, measure};
 pub use model::{Model, Stored, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report};

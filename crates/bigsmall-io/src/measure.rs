@@ -5,9 +5,12 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use bigsmall_format::{
-    BlockDecoder, EncodedTensor, Error, Header, Limits, Raw, ReadAt, Result, Rule, Shard,
-    TensorEncoding, available_threads, decode_range, encode_tensor, for_each_in_parallel, zeroed,
+    BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt, Result,
+    Rule, Shard, TensorEncoding, available_threads, decode_range, encode_tensor,
+    for_each_in_parallel, zeroed,
 };
+
+use bigsmall_tbe::{Matmul, TbeView};
 
 use crate::atomic::Discard;
 use crate::chunk::CHUNK;
@@ -42,10 +45,30 @@ pub struct Measurement {
     pub decode_gbps: f64,
     /// Rate of copying as many bytes between touched buffers by as many threads, in turn with decoding.
     pub memcpy_gbps: f64,
+    /// Rates of matrix-vector products, where the encoding is one of triple bitmaps and the file has matrices of BF16.
+    pub matvec: Option<Matvec>,
     /// The kernels that decoded.
     pub backend: &'static str,
     /// Threads.
     pub threads: usize,
+}
+
+/// Products of every matrix of BF16 in a pass with one vector. Rates are 10^9 bytes of original data a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Matvec {
+    /// Rate of multiplying while compressed.
+    pub gbps: f64,
+    /// Rate of the same products of plain matrices by the same kernels, in turn with those.
+    pub plain_gbps: f64,
+}
+
+impl Matvec {
+    /// The rate of multiplying while compressed as a share of that of plain matrices.
+    #[must_use]
+    pub fn vs_plain(&self) -> f64 {
+        self.gbps / self.plain_gbps
+    }
 }
 
 /// Original bytes that one pass decodes at the least: more than any cache.
@@ -59,7 +82,7 @@ const PASSES: usize = 9;
 
 /// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors are repeated over distinct buffers
 /// to at least 512 MiB; of a larger file the first GiB counts for the rates, all of it for the size. Rates are medians of nine
-/// passes of decoding and copying in turn.
+/// passes of decoding and copying in turn, and of products by either way in turn.
 ///
 /// Memory: three times what is decoded in one pass.
 ///
@@ -144,7 +167,7 @@ fn measure_source(
     };
     let mut encode = Vec::new();
     let spare = Mutex::default();
-    for _ in 0..3 {
+    for _ in 0..PASSES {
         let begin = Instant::now();
         for (spec, bytes) in &tensors {
             stop(progress)?;
@@ -204,19 +227,69 @@ fn measure_source(
         decode.push((middle - begin).as_secs_f64());
         memcpy.push(middle.elapsed().as_secs_f64());
     }
-    let rate = |bytes: u64, seconds: &mut Vec<f64>| {
-        seconds.sort_by(f64::total_cmp);
-        bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)
-    };
     Ok(Measurement {
         original_bytes: size.original_bytes,
         compressed_bytes: size.compressed_bytes,
         encode_gbps: rate(taken, &mut encode),
         decode_gbps: rate(taken * times, &mut decode),
         memcpy_gbps: rate(taken * times, &mut memcpy),
+        matvec: matvec(&copies, backend, threads, progress)?,
         backend,
         threads,
     })
+}
+
+/// The median rate of passes over so many bytes.
+fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)
+}
+
+/// Products of all matrices of BF16 in triple bitmaps, and of the plain ones.
+fn matvec(
+    copies: &[Copy<'_>],
+    backend: &str,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Option<Matvec>> {
+    let mut matrices = Vec::new();
+    let (mut bytes, mut most_rows, mut most_columns) = (0, 0, 0);
+    for copy in copies {
+        let spec = copy.encoded.spec();
+        if let (EncodingId::Tbe, Dtype::BF16, &[rows, columns]) =
+            (copy.encoded.encoding(), spec.dtype(), spec.shape())
+        {
+            matrices.push((copy, TbeView::new(&copy.encoded)?, rows as usize, columns as usize));
+            bytes += spec.byte_len();
+            most_rows = most_rows.max(rows as usize);
+            most_columns = most_columns.max(columns as usize);
+        }
+    }
+    let found = bigsmall_tbe::Backend::ALL.iter().find(|b| b.name() == backend);
+    let (Some(&backend), false) = (found, matrices.is_empty()) else { return Ok(None) };
+    let matmul = Matmul::new(threads).with_backend(backend)?;
+    // Any values: kernels take as long for one as for another.
+    let x: Vec<f32> = (0..most_columns).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut y = vec![0.0; most_rows];
+    let (mut encoded, mut plain) = (Vec::new(), Vec::new());
+    for pass in 0..=PASSES {
+        stop(progress)?;
+        let begin = Instant::now();
+        for (_, view, rows, columns) in &matrices {
+            matmul.encoded(view, &x[..*columns], 1, &mut y[..*rows])?;
+        }
+        let middle = Instant::now();
+        for (copy, _, rows, columns) in &matrices {
+            let spec = copy.encoded.spec();
+            matmul.plain(spec, copy.original, &x[..*columns], 1, &mut y[..*rows])?;
+        }
+        // The first pass warms up.
+        if pass > 0 {
+            encoded.push((middle - begin).as_secs_f64());
+            plain.push(middle.elapsed().as_secs_f64());
+        }
+    }
+    Ok(Some(Matvec { gbps: rate(bytes, &mut encoded), plain_gbps: rate(bytes, &mut plain) }))
 }
 
 fn stop(progress: &Progress) -> Result<()> {

@@ -113,6 +113,10 @@ fn bench_has_its_keys() {
             assert!(found[key].as_u64().unwrap() > 0, "{key}");
         }
         assert!(found["backend"].is_string());
+        let found = json(d, &["bench", input, "--json", "--encoding", "tbe3"]);
+        for key in ["matvec_gbps", "plain_matvec_gbps", "matvec_vs_plain"] {
+            assert!(found[key].as_f64().unwrap() > 0.0, "{key}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel};
 
-use crate::arch::{Backend, Chains, DotTbe, Kernels, lane_of};
+use crate::arch::{Backend, Chains, DotTbe, Kernels, Tiles, lane_of};
 use crate::layout::{Fields, TILE};
 use crate::view::TbeView;
 
@@ -200,22 +200,51 @@ enum Weights<'a> {
 }
 
 /// What a thread reuses for every row.
-struct Scratch {
+struct Scratch<'a> {
     chains: Vec<Chains>,
     sums: Vec<Tree>,
     /// A chunk of weights as they were before encoding.
     bytes: Vec<u8>,
     /// The same as f32 in the order of the lanes.
     floats: Vec<f32>,
+    /// What follows the last tile that was multiplied while encoded.
+    next: Option<Run<'a>>,
 }
 
-impl Scratch {
+/// Encoded weights up to the end of their block.
+struct Run<'a> {
+    /// The number of the first weight in the matrix.
+    first: u64,
+    /// How many they are.
+    len: usize,
+    tiles: Tiles<'a>,
+    /// How far behind the first bitmap bit they begin.
+    shift: u32,
+}
+
+impl<'a> Run<'a> {
+    fn at(view: &TbeView<'a>, first: u64) -> Self {
+        let block = view.block(first / BLOCK_UNITS as u64);
+        let in_block = (first % BLOCK_UNITS as u64) as usize;
+        let (tiles, shift) = block.tiles_at(in_block);
+        Run { first, len: block.n_elements() - in_block, tiles, shift }
+    }
+
+    /// What follows `n` weights, whole tiles with `used` escapes.
+    fn after(self, n: usize, used: usize) -> Self {
+        let tiles = self.tiles.after(n / TILE, used);
+        Run { first: self.first + n as u64, len: self.len - n, tiles, ..self }
+    }
+}
+
+impl Scratch<'_> {
     fn new(batch: usize) -> Self {
         Scratch {
             chains: vec![[0.0; TILE]; batch],
             sums: vec![Tree::default(); batch],
             bytes: vec![0; 2 * CHUNK],
             floats: Vec::new(),
+            next: None,
         }
     }
 }
@@ -230,9 +259,9 @@ struct Rows<'a> {
     kernels: &'a Kernels,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// Leaves the products of one row with all columns in `scratch.sums`.
-    fn multiply(&self, row: usize, scratch: &mut Scratch) {
+    fn multiply(&self, row: usize, scratch: &mut Scratch<'a>) {
         for begin in (0..self.k).step_by(CHUNK) {
             let n = (self.k - begin).min(CHUNK);
             scratch.chains.fill([0.0; TILE]);
@@ -242,7 +271,7 @@ impl Rows<'_> {
                 (Weights::Encoded(view), Some(dot))
                     if self.dtype == Dtype::BF16 && scratch.chains.len() == 1 =>
                 {
-                    self.fused(&view, first, n, x, dot, &mut scratch.chains[0]);
+                    self.fused(&view, first, n, x, dot, scratch);
                 }
                 _ => self.chunk(first, n, x, scratch),
             }
@@ -256,19 +285,21 @@ impl Rows<'_> {
     /// the end of a block or of the row is decoded on its own.
     fn fused(
         &self,
-        view: &TbeView<'_>,
+        view: &TbeView<'a>,
         first: u64,
         n: usize,
         x: &[f32],
         dot: DotTbe,
-        chains: &mut Chains,
+        scratch: &mut Scratch<'a>,
     ) {
+        let chains = &mut scratch.chains[0];
         let mut at = 0;
         while at < n {
             let position = first + at as u64;
-            let block = view.block(position / BLOCK_UNITS as u64);
-            let in_block = (position % BLOCK_UNITS as u64) as usize;
-            let whole = (n - at).min(block.n_elements() - in_block) / TILE * TILE;
+            // Rows of whole tiles follow one another: finding the place anew takes as long as several tiles.
+            let next = scratch.next.take().filter(|run| run.first == position && run.len > 0);
+            let run = next.unwrap_or_else(|| Run::at(view, position));
+            let whole = (n - at).min(run.len) / TILE * TILE;
             if whole == 0 {
                 let mut tile = [0; 2 * TILE];
                 let len = (n - at).min(TILE);
@@ -277,8 +308,8 @@ impl Rows<'_> {
                 (self.kernels.dot_bf16)(&tile, x, TILE, std::slice::from_mut(chains));
                 at += len;
             } else {
-                let (tiles, shift) = block.tiles_at(in_block);
-                dot(&tiles, shift, &x[at..at + whole], chains);
+                let used = dot(&run.tiles, run.shift, &x[at..at + whole], chains);
+                scratch.next = Some(run.after(whole, used));
                 at += whole;
             }
         }
@@ -286,7 +317,7 @@ impl Rows<'_> {
 
     /// Products of the weights `first..first + n` with every column, from plain weights: those that there are, or a chunk
     /// decoded into a buffer.
-    fn chunk(&self, first: u64, n: usize, x: &[f32], scratch: &mut Scratch) {
+    fn chunk(&self, first: u64, n: usize, x: &[f32], scratch: &mut Scratch<'_>) {
         let (bytes, padded) = (n * self.bytes, n.next_multiple_of(TILE) * self.bytes);
         let weights = match self.weights {
             Weights::Encoded(view) => {

@@ -105,6 +105,61 @@ fn no_few_and_only_escapes() {
     }
 }
 
+/// `values` as the encoding has them with the window from `base` on, which an encoder might not choose; `n_escapes` lie outside of it.
+fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escapes: usize) {
+    let spec = spec(dtype, &[values.len() as u64]);
+    let encoded = oracle::encode(&spec, width.bits(), base, values);
+    let view = TbeView::new(&encoded).unwrap();
+    assert_eq!(view.blocks().map(|block| block.escapes().len()).sum::<usize>(), n_escapes);
+    assert!(values.iter().zip(0..).all(|(&value, i)| view.get(i) == Some(value)));
+    for backend in Backend::available() {
+        let tbe = Tbe::new(width).with_backend(backend).unwrap();
+        let mut restored = vec![0; spec.byte_len() as usize];
+        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
+        assert!(oracle::values(dtype, &restored) == values, "{backend} {dtype}, base {base}");
+    }
+}
+
+/// Every pattern as a weight in the window and, where a window can leave it out, as an escape, among no, 3 % and nothing but escapes.
+#[test]
+fn every_bit_pattern_at_every_share_of_escapes() {
+    for dtype in DTYPES {
+        let patterns = || (0..1u32 << dtype.bits()).map(|v| v as u16);
+        for &width in Width::ALL {
+            let window = (1 << width.bits()) - 1;
+            let last = (1u32 << oracle::fields(dtype).0) - window;
+            // Every exponent is in one of these windows.
+            let bases: Vec<u32> = (0..last).step_by(window as usize).chain([last]).collect();
+            let is_inside = |base: u32, v: u16| {
+                (base..base + window).contains(&oracle::exponent(dtype, v).into())
+            };
+            // The windows take turns at leaving a pattern out.
+            let mut left_out = vec![Vec::new(); bases.len()];
+            for v in patterns() {
+                let turns = (0..bases.len()).map(|turn| (usize::from(v) + turn) % bases.len());
+                if let Some(i) = { turns }.find(|&i| !is_inside(bases[i], v)) {
+                    left_out[i].push(v);
+                }
+            }
+            for (&base, few) in bases.iter().zip(&left_out) {
+                let (inside, outside): (Vec<_>, Vec<_>) =
+                    patterns().partition(|&v| is_inside(base, v));
+                check_with_base(dtype, width, base as u8, &inside, 0);
+                if base == 0 || base == last {
+                    check_with_base(dtype, width, base as u8, &outside, outside.len());
+                }
+                let mut weights = inside.iter().cycle();
+                let mut mixed = Vec::new();
+                for &escape in few {
+                    mixed.extend(weights.by_ref().take(32));
+                    mixed.push(escape);
+                }
+                check_with_base(dtype, width, base as u8, &mixed, few.len());
+            }
+        }
+    }
+}
+
 #[test]
 fn shapes() {
     let shapes: [&[u64]; 12] = [

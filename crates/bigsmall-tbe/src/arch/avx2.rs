@@ -76,7 +76,12 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
     }
 }
 
-fn dot_tbe<const GFNI: bool>(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+fn dot_tbe<const GFNI: bool>(
+    tiles: &Tiles<'_>,
+    shift: u32,
+    x: &[f32],
+    chains: &mut Chains,
+) -> usize {
     check_run(tiles, shift, x.len() / TILE);
     // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
     unsafe {
@@ -460,6 +465,8 @@ fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
     }
 }
 
+/// The number of the tiles' escapes.
+///
 /// # Safety
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0. The machine must have the features.
 #[inline(always)]
@@ -468,7 +475,7 @@ unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
-) {
+) -> usize {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     let (planes, from) = (tiles.plane.as_ptr(), x.as_ptr());
@@ -483,9 +490,10 @@ unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
         }
     };
     // SAFETY: as the caller promises.
-    unsafe { for_each_tile::<W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
+    let used = unsafe { for_each_tile::<W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
     // SAFETY: the machine has AVX2.
     unsafe { store_chains(sums, chains) };
+    used
 }
 
 /// # Safety
@@ -496,7 +504,7 @@ unsafe fn dot_gfni<const W: usize, const ALIGNED: bool>(
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
-) {
+) -> usize {
     // SAFETY: as the caller promises.
     unsafe { dot::<W, ALIGNED, true>(tiles, shift, x, chains) }
 }
@@ -509,7 +517,7 @@ unsafe fn dot_avx2<const W: usize, const ALIGNED: bool>(
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
-) {
+) -> usize {
     // SAFETY: as the caller promises.
     unsafe { dot::<W, ALIGNED, false>(tiles, shift, x, chains) }
 }

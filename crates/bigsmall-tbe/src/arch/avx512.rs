@@ -54,7 +54,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     unsafe { decode_impl(tiles, out, ahead) }
 }
 
-fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
     // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
     unsafe {
@@ -351,6 +351,8 @@ unsafe fn load_chains(chains: *const f32) -> [__m512; 4] {
     unsafe { [0, 16, 32, 48].map(|i| _mm512_loadu_ps(chains.add(i))) }
 }
 
+/// The number of the tiles' escapes.
+///
 /// # Safety
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,fma,bmi2,popcnt")]
@@ -359,7 +361,7 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
-) {
+) -> usize {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
     // The bytes from `shift` on of two vectors.
     let order: [u8; TILE] = std::array::from_fn(|i| i as u8 + shift as u8);
@@ -394,6 +396,7 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
         // SAFETY: 16 floats.
         unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
     }
+    used
 }
 
 /// # Safety

@@ -81,10 +81,9 @@ pub(crate) struct Tiles<'a> {
     pub(crate) escapes: &'a [u8],
 }
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl<'a> Tiles<'a> {
     /// What follows `n` tiles that have `used` escapes.
-    fn after(&self, n: usize, used: usize) -> Tiles<'a> {
+    pub(crate) fn after(&self, n: usize, used: usize) -> Tiles<'a> {
         let bitmaps = n * self.head.bitmaps_per_tile();
         Tiles {
             head: self.head,
@@ -126,7 +125,7 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
 const LINES: usize = 3;
 
 type CountEscapes = fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
-pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains);
+pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains) -> usize;
 
 /// The kernels of one backend. A table is handed out only where the machine has the instructions, so that its functions are
 /// safe to call.
@@ -138,8 +137,8 @@ pub(crate) struct Kernels {
     /// meanwhile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
-    /// `shift` after the first bitmap's; byte plane and escapes begin with them. `None` where decoding to a buffer first is
-    /// as good.
+    /// `shift` after the first bitmap's; byte plane and escapes begin with them. Returns the number of their escapes. `None`
+    /// where decoding to a buffer first is as good.
     pub(crate) dot_tbe: Option<DotTbe>,
     /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x, `stride` floats apart.
     pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], stride: usize, &mut [Chains]),

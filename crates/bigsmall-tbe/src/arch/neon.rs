@@ -59,7 +59,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     }
 }
 
-fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) {
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
     // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked above.
     unsafe {
@@ -233,9 +233,9 @@ unsafe fn dot_tbe_impl<const W: usize>(
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
-) {
+) -> usize {
     let mut buffer = Exponents::new();
-    let mut left = *tiles;
+    let (mut left, mut all_used) = (*tiles, 0);
     let mut sums = load_chains(chains);
     for x in x.chunks(RUN * TILE) {
         let n = x.len() / TILE;
@@ -255,8 +255,10 @@ unsafe fn dot_tbe_impl<const W: usize>(
             }
         }
         left = left.after(n, used);
+        all_used += used;
     }
     store_chains(sums, chains);
+    all_used
 }
 
 #[target_feature(enable = "neon")]

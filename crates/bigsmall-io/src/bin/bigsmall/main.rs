@@ -216,13 +216,20 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
             "decode_gbps": m.decode_gbps,
             "memcpy_gbps": m.memcpy_gbps,
             "decode_vs_memcpy": m.decode_vs_memcpy(),
+            "matvec_gbps": m.matvec.map(|m| m.gbps),
+            "plain_matvec_gbps": m.matvec.map(|m| m.plain_gbps),
+            "matvec_vs_plain": m.matvec.map(|m| m.vs_plain()),
             "backend": m.backend,
             "threads": m.threads,
         });
         return Ok(format!("{value}\n"));
     }
+    let matvec = m.matvec.map_or_else(String::new, |m| {
+        format!("matvec  {:.2} GB/s, {:.2} of plain bf16\n", m.gbps, m.vs_plain())
+            + &format!("plain   {:.2} GB/s\n", m.plain_gbps)
+    });
     Ok(format!(
-        "size    {} -> {}: {:.2} %\nencode  {:.2} GB/s\ndecode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\nmemcpy  {:.2} GB/s\n",
+        "size    {} -> {}: {:.2} %\nencode  {:.2} GB/s\ndecode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\nmemcpy  {:.2} GB/s\n{matvec}",
         bytes(m.original_bytes),
         bytes(m.compressed_bytes),
         100.0 * m.ratio(),
