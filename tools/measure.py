@@ -44,7 +44,7 @@ def line(name, middle, unit, best):
 
 
 def bench(name, *args):
-    decode, encode, passes = [], [], []
+    decode, encode, matvec, passes = [], [], [], []
     for _ in range(runs):
         passes.append(sha256())
         # Exit code 4: this machine lacks the backend.
@@ -54,8 +54,12 @@ def bench(name, *args):
         found = json.loads(printed)
         decode.append(found["decode_vs_memcpy"])
         encode.append(found["encode_gbps"] * 1e9 / len(data))
+        if found["matvec_vs_plain"]:
+            matvec.append(found["matvec_vs_plain"])
     line(f"{name}, decode", median(decode), "of memcpy", max(decode))
     line(f"{name}, encode", median(encode) * median(passes), "of SHA-256's rate", max(encode) * min(passes))
+    if matvec:
+        line(f"{name}, matvec", median(matvec), "of plain bf16", max(matvec))
 
 
 with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(file))) as folder:

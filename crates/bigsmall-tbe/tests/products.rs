@@ -27,14 +27,7 @@ impl Case {
         let top = [127u16, 15, 7, 15][DTYPES.iter().position(|&d| d == dtype).unwrap()];
         let base = (top as u8 + 1).saturating_sub(width.window() as u8);
         let mut values = random.weights(dtype, width.bits(), base, permille, (m * k) as usize);
-        // Escapes up to 2^16, neither infinite nor NaN.
-        let (e_bits, m_bits, _, _) = oracle::fields(dtype);
-        for value in &mut values {
-            let most = (u32::from(top) + 16).min((1 << e_bits) - 2) as u16;
-            if u16::from(oracle::exponent(dtype, *value)) > most {
-                *value = *value & !(((1 << e_bits) - 1) << m_bits) | most << m_bits;
-            }
-        }
+        limit(dtype, top, &mut values);
         let bytes = oracle::bytes(dtype, &values);
         let encoded = oracle::encode(&spec, width.bits(), base, &values);
         let x = (0..k as usize * batch).map(|_| random.unit()).collect();
@@ -51,6 +44,17 @@ impl Case {
 
     fn weights(&self) -> Vec<f32> {
         self.values.iter().map(|&v| to_f32(self.spec.dtype(), v)).collect()
+    }
+}
+
+/// Makes escapes 2^16 at most, neither infinite nor NaN, where `top` is the exponent of 1.
+fn limit(dtype: Dtype, top: u16, values: &mut [u16]) {
+    let (e_bits, m_bits, _, _) = oracle::fields(dtype);
+    for value in values {
+        let most = (u32::from(top) + 16).min((1 << e_bits) - 2) as u16;
+        if u16::from(oracle::exponent(dtype, *value)) > most {
+            *value = *value & !(((1 << e_bits) - 1) << m_bits) | most << m_bits;
+        }
     }
 }
 
@@ -147,7 +151,7 @@ fn check_bound(y: &[f32], w: &[f32], x: &[f32], m: usize, k: usize) {
     }
 }
 
-const SHAPES: [(u64, u64); 15] = [
+const SHAPES: [(u64, u64); 16] = [
     (1, 1),
     (1, 63),
     (63, 1),
@@ -164,6 +168,8 @@ const SHAPES: [(u64, u64); 15] = [
     (40, 4096),
     (3, 70_000),
     (140, 1001),
+    // Blocks of many short rows.
+    (1100, 64),
 ];
 
 #[test]
@@ -172,6 +178,33 @@ fn every_shape_width_and_share_of_escapes() {
         for &width in Width::ALL {
             for permille in [0, 30, 1000] {
                 check(&Case::new(Dtype::BF16, m, k, width, permille, 1));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_matrix() {
+    let (m, k) = (4096, 11008);
+    let spec = TensorSpec::new("w", Dtype::BF16, &[m as u64, k as u64]).unwrap();
+    let mut random = Random(5);
+    let mut values = random.weights(Dtype::BF16, 3, 115, 30, m * k);
+    limit(Dtype::BF16, 127, &mut values);
+    let bytes = oracle::bytes(Dtype::BF16, &values);
+    let x: Vec<f32> = (0..k).map(|_| random.unit()).collect();
+    for &width in Width::ALL {
+        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
+        let view = TbeView::new(&encoded).unwrap();
+        for backend in Backend::available() {
+            let matmul = Matmul::new(0).with_backend(backend).unwrap();
+            let (mut y, mut plain) = (vec![f32::NAN; m], vec![f32::NAN; m]);
+            matmul.encoded(&view, &x, 1, &mut y).unwrap();
+            matmul.plain(&spec, &bytes, &x, 1, &mut plain).unwrap();
+            assert!(bits(&y) == bits(&plain), "{backend}");
+            for row in [0, 1, 2000, 4095] {
+                let of_row = values[row * k..][..k].iter().map(|&v| to_f32(Dtype::BF16, v));
+                let expected = reference(backend, &of_row.collect::<Vec<_>>(), &x);
+                assert_eq!(y[row].to_bits(), expected.to_bits(), "{backend}, row {row}");
             }
         }
     }
@@ -191,9 +224,9 @@ fn every_batch_up_to_nine_and_64() {
 fn the_other_dtypes() {
     for dtype in [Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2] {
         for (m, k) in [(1, 1), (7, 9), (5, 300), (9, 8000), (3, 70_000)] {
-            for batch in [1, 3] {
-                check(&Case::new(dtype, m, k, Width::Three, 30, batch));
-                check(&Case::new(dtype, m, k, Width::Four, 30, batch));
+            for (batch, permille) in [(1, 30), (3, 30), (1, 0), (1, 1000)] {
+                check(&Case::new(dtype, m, k, Width::Three, permille, batch));
+                check(&Case::new(dtype, m, k, Width::Four, permille, batch));
             }
         }
     }

@@ -200,9 +200,12 @@ fn a_large_matrix() {
     for &width in Width::ALL {
         let tbe = Tbe::new(width);
         let encoded = encode_tensor(&tbe, &spec, &bytes, 0).unwrap();
-        let mut restored = vec![0; bytes.len()];
-        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 0).unwrap();
-        assert!(restored == bytes);
+        for backend in Backend::available() {
+            let mut restored = vec![0; bytes.len()];
+            let tbe = tbe.with_backend(backend).unwrap();
+            encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 0).unwrap();
+            assert!(restored == bytes, "{backend}");
+        }
         // The promised size: 8 + w bits, 8 for each escape, half a bit for every 8 weights at most.
         let escapes: usize =
             TbeView::new(&encoded).unwrap().blocks().map(|b| b.escapes().len()).sum();

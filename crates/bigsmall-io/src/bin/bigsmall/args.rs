@@ -71,7 +71,7 @@ pub(crate) enum Name {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum Level {
-    /// Decodes fastest.
+    /// Encodes fastest, and decodes F16 and FP8 fastest.
     Fast,
     /// Small and fast.
     Default,
