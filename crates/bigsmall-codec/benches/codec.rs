@@ -1,13 +1,15 @@
 //! Speed of the ANS codec, in bytes of original data: `cargo bench -p bigsmall-codec`, or a part of it by name, as in
 //! `cargo bench -p bigsmall-codec -- decode/avx2`.
 //!
-//! 64 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)) from a fixed seed, larger than the caches; one thread; memory is used again.
+//! 64 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)) from a fixed seed, one thread; memory is used again. (Where all of it fits a cache
+//! of the machine, `memcpy` gains most from that.)
 //! The yardsticks stand in the same group: `memcpy`, and for decoding the peers: constriction's own decoder with a lookup table,
 //! and zstd over byte planes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
 
+use bigsmall_codec::stages::{Stage, Stages};
 use bigsmall_codec::{
     Ans, Backend, Dtype, EncodedTensor, Level, TensorEncoding, TensorSpec, encode_tensor,
 };
@@ -202,6 +204,20 @@ fn main() {
     group.bench_function("zstd -3 over byte planes", |b| {
         b.iter(|| planes.each_ref().map(|p| zstd::bulk::compress(p, 3).unwrap().len()));
     });
+    group.finish();
+
+    // Two blocks that stay in the caches: what each stage computes, memory left out.
+    let mut group = criterion.benchmark_group("stages");
+    group.throughput(Throughput::Bytes(Stages::BYTES as u64));
+    for backend in backends() {
+        let mut stages = Stages::new(&spec, &plain, backend).unwrap();
+        for stage in Stage::ALL {
+            if stage != Stage::DecodeFused || stages.is_fused() {
+                let name = format!("{} {stage:?}", backend.name());
+                group.bench_function(name, |b| b.iter(|| stages.run(stage).unwrap()));
+            }
+        }
+    }
     group.finish();
     criterion.final_summary();
 }

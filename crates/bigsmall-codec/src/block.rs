@@ -23,7 +23,7 @@ pub(crate) const STATE_MIN: u32 = 1 << 16;
 const CARRIED: usize = 2 * LANES;
 
 /// Groups of a full block.
-const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
+pub(crate) const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
 
 fn carried_len(residual_len: usize) -> usize {
     residual_len.min(CARRIED)

@@ -31,6 +31,9 @@ mod layout;
 mod plan;
 mod planes;
 mod slice;
+#[cfg(feature = "stages")]
+#[doc(hidden)]
+pub mod stages;
 mod table;
 mod units;
 

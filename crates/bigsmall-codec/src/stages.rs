@@ -1,0 +1,231 @@
+//! The stages of coding, one by one, for the benches of this crate. No part of its interface: what is here changes without notice.
+
+use bigsmall_format::{Ahead, BLOCK_UNITS, Result, TensorSpec};
+
+use crate::backend::{EncodeJob, EntropyBackend, Job, LANES, ROOM};
+use crate::block::{MAX_GROUPS, STATE_MIN};
+use crate::head::Head;
+use crate::planes::{GROUP, packed_len};
+use crate::units::{CostTable, StandIns};
+use crate::{Backend, Level, plan};
+
+/// A stage of coding a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Encoding: units to symbols.
+    SplitSymbols,
+    /// Encoding: the cheapest table for every segment.
+    ChooseTables,
+    /// Encoding: symbols that their table has not. The symbols are copied first, since this changes them.
+    ReplaceExceptions,
+    /// Encoding: rANS, symbols to words.
+    Encode,
+    /// Encoding: units to packed residuals.
+    SplitResidual,
+    /// Decoding: words to symbols.
+    DecodeSymbols,
+    /// Decoding: symbols and packed residuals to units.
+    Join,
+    /// Decoding: words and packed residuals to units at once, where the backend can.
+    DecodeFused,
+}
+
+impl Stage {
+    /// All of them, in the order in which they are done.
+    pub const ALL: [Stage; 8] = [
+        Stage::SplitSymbols,
+        Stage::ChooseTables,
+        Stage::ReplaceExceptions,
+        Stage::Encode,
+        Stage::SplitResidual,
+        Stage::DecodeSymbols,
+        Stage::Join,
+        Stage::DecodeFused,
+    ];
+}
+
+/// Two blocks of BF16, which kernels interleave, with what every stage needs. They stay in the caches: what a stage takes is what it
+/// computes.
+pub struct Stages {
+    backend: &'static dyn EntropyBackend,
+    head: Head,
+    costs: CostTable,
+    stand_ins: StandIns,
+    blocks: [Block; 2],
+}
+
+#[derive(Default)]
+struct Block {
+    units: Vec<u8>,
+    /// As they are before symbols that their table has not are replaced, and afterwards.
+    symbols: [Vec<u8>; 2],
+    tables: Vec<u8>,
+    group_tables: Vec<u8>,
+    exceptions: Vec<(u32, u16)>,
+    residual: Vec<u8>,
+    words: Vec<u16>,
+    begin: usize,
+    /// The decoder's first states.
+    states: [u32; LANES],
+    /// The words as the decoder reads them, with room behind them.
+    read: Vec<u8>,
+    decoded_symbols: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+impl Stages {
+    /// Bytes of original data that a stage handles at once.
+    pub const BYTES: usize = 2 * 2 * BLOCK_UNITS;
+
+    /// The first two blocks of the tensor `spec`, of BF16, whose bytes are `bytes`.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`](crate::Rule::BackendMissing).
+    pub fn new(spec: &TensorSpec, bytes: &[u8], backend: Backend) -> Result<Stages> {
+        let head = plan::plan(spec, &bytes, Level::Default)?;
+        let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
+        let backend = backend.implementation()?;
+        let mut stages = Stages { backend, head, costs, stand_ins, blocks: Default::default() };
+        for (block, units) in stages.blocks.iter_mut().zip(bytes.chunks(Self::BYTES / 2)) {
+            let n_groups = units.len() / 2 / GROUP;
+            block.units = units.to_vec();
+            block.symbols = [vec![0; n_groups * GROUP], vec![0; n_groups * GROUP]];
+            block.residual = vec![0; n_groups * packed_len(stages.head.layout.residual_bits)];
+            block.words = vec![0; n_groups * GROUP + ROOM];
+            block.decoded_symbols = vec![0; n_groups * GROUP];
+            block.decoded = vec![0; units.len()];
+        }
+        for stage in Stage::ALL {
+            if stage == Stage::DecodeSymbols {
+                for block in &mut stages.blocks {
+                    let words = block.words[block.begin..].iter();
+                    block.read = words.flat_map(|w| w.to_le_bytes()).collect();
+                    block.read.resize(block.read.len() + 4 * GROUP, 0);
+                }
+            }
+            stages.run(stage)?;
+        }
+        Ok(stages)
+    }
+
+    /// Whether the backend has a kernel that does without the second step.
+    pub fn is_fused(&mut self) -> bool {
+        self.decode_fused() > 0
+    }
+
+    /// Does one stage for both blocks.
+    ///
+    /// # Errors
+    /// [`Rule::Memory`](crate::Rule::Memory).
+    pub fn run(&mut self, stage: Stage) -> Result<()> {
+        let Stages { backend, head, costs, stand_ins, blocks } = self;
+        match stage {
+            Stage::SplitSymbols => {
+                for b in blocks {
+                    backend.split_symbols(head, &b.units, &mut b.symbols[0]);
+                }
+            }
+            Stage::ChooseTables => {
+                for b in blocks {
+                    backend.choose_tables(head, costs, &b.symbols[0], &mut b.tables);
+                    let of_group = |g| b.tables[g / head.segment_groups()];
+                    b.group_tables.clear();
+                    b.group_tables.extend((0..b.symbols[0].len() / GROUP).map(of_group));
+                }
+            }
+            Stage::ReplaceExceptions => {
+                for b in blocks {
+                    let [before, after] = &mut b.symbols;
+                    after.copy_from_slice(before);
+                    let (tables, units) = (&b.tables, &b.units);
+                    let list = &mut b.exceptions;
+                    backend.replace_exceptions(head, stand_ins, tables, units, after, list)?;
+                }
+            }
+            Stage::Encode => {
+                let mut jobs = blocks.each_mut().map(|b| {
+                    b.states = [STATE_MIN; LANES];
+                    EncodeJob {
+                        symbols: &b.symbols[1],
+                        group_tables: &b.group_tables,
+                        states: &mut b.states,
+                        words: &mut b.words,
+                        begin: &mut b.begin,
+                        ahead: Ahead::default(),
+                    }
+                });
+                backend.encode(head, &mut jobs);
+            }
+            Stage::SplitResidual => {
+                for b in blocks {
+                    backend.split_residual(head, &b.units, &mut b.residual);
+                }
+            }
+            Stage::DecodeSymbols => {
+                let [a, b] = blocks
+                    .each_mut()
+                    .map(|b| (b.states, &b.read, &b.group_tables, &mut b.decoded_symbols[..]));
+                let mut jobs = [Job::new(a.0, a.1, a.2), Job::new(b.0, b.1, b.2)];
+                backend.decode_symbols(head, &mut jobs, &mut [a.3, b.3]);
+            }
+            Stage::Join => {
+                for b in blocks {
+                    let symbols = b.decoded_symbols.as_chunks().0;
+                    // BF16 has no low bits.
+                    let widths = [0; MAX_GROUPS];
+                    backend.join(head, symbols, &b.residual, &[], &widths, &mut b.decoded);
+                }
+            }
+            Stage::DecodeFused => {
+                self.decode_fused();
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_fused(&mut self) -> usize {
+        let [a, b] = self.blocks.each_mut().map(|b| {
+            (Job::new(b.states, &b.read, &b.group_tables), &b.residual[..], &mut b.decoded[..])
+        });
+        let (head, ahead) = (&self.head, Ahead::default());
+        self.backend.decode_fused(head, &mut [a.0, b.0], &[a.1, b.1], &mut [a.2, b.2], ahead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_decoded_was_encoded() {
+        let mut state = 1u64;
+        let mut unit = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            half::bf16::from_f32((state as i32 as f32).cbrt() * 1e-5).to_le_bytes()
+        };
+        let bytes: Vec<u8> = (0..Stages::BYTES / 2).flat_map(|_| unit()).collect();
+        let spec = TensorSpec::new("w", crate::Dtype::BF16, &[bytes.len() as u64 / 2]).unwrap();
+        for backend in Backend::ALL.iter().copied().filter(|b| b.is_available()) {
+            let mut stages = Stages::new(&spec, &bytes, backend).unwrap();
+            for stage in [Stage::Join, Stage::DecodeFused] {
+                stages.blocks.iter_mut().for_each(|b| b.decoded.fill(0));
+                stages.run(stage).unwrap();
+                for block in &stages.blocks {
+                    assert_eq!(block.decoded_symbols, block.symbols[1], "{backend:?}");
+                    let units = block.units.as_chunks::<2>().0.iter();
+                    let same =
+                        units.zip(block.decoded.as_chunks().0).map(|(a, b)| usize::from(a == b));
+                    let right = same.sum::<usize>() + block.exceptions.len();
+                    // The fused kernels leave the last group, where the carried bytes lie, to the second step.
+                    let none = stage == Stage::DecodeFused && block.decoded.iter().all(|&b| b == 0);
+                    assert!(
+                        none || right + GROUP >= block.units.len() / 2,
+                        "{backend:?} {stage:?}"
+                    );
+                }
+            }
+        }
+    }
+}
