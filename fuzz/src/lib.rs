@@ -2,9 +2,9 @@
 //! package `bigsmall-examples` runs them over the corpora without a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
-#[path = "../../crates/bigsmall-codec/tests/oracle/mod.rs"]
+#[path = "../../bigsmall-codec/tests/oracle/mod.rs"]
 mod ans;
-#[path = "../../crates/bigsmall-tbe/tests/oracle/mod.rs"]
+#[path = "../../bigsmall-tbe/tests/oracle/mod.rs"]
 mod tbe;
 
 use std::path::PathBuf;

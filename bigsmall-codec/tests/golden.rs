@@ -24,12 +24,9 @@ struct Golden {
     sha256: String,
 }
 
-/// The files stand at the root of the repository and are no part of the published crate.
+/// The files stand at the root of the repository; this test is not a part of the published package.
 fn goldens() -> Vec<Golden> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    if !root.join("crates/bigsmall-codec").exists() {
-        return Vec::new();
-    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folder = root.join("goldens");
     let sums = std::fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
     let golden = |line: &str| {
