@@ -1,4 +1,5 @@
-//! The codec alone on a slice of weights: `cargo run --release -p bigsmall-examples --example codec_only`
+//! The codec alone on a slice of weights: `cargo run --release -p bigsmall-examples --example
+//! codec_only`
 use half::bf16;
 
 fn main() -> Result<(), bigsmall_codec::Error> {

@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release -p bigsmall-examples --example damage [-- FILE.bs [TIMES]]`
 //!
-//! The file stays as it is: damage is done to what is read from it. After each damage a reader that knows nothing of it opens the
-//! shard and decodes every block that the damage touches. Without a file the golden files of the repository are damaged bit by
-//! bit and cut at every byte, as their bytes stand and with every checksum made right again.
+//! The file stays as it is: damage is done to what is read from it. After each damage a reader that
+//! knows nothing of it opens the shard and decodes every block that the damage touches. Without a
+//! file the golden files of the repository are damaged bit by bit and cut at every byte, as their
+//! bytes stand and with every checksum made right again.
 
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,12 @@
-//! Embeds sentences with a BERT model whose weights come straight from a shard, and ranks them by how near they are.
+//! Embeds sentences with a BERT model whose weights come straight from a shard, and ranks them by
+//! how near they are.
 //!
-//! `cargo run --release -p bigsmall-examples --features candle --example embed -- DIR [ORIGINAL.safetensors]`
+//! `cargo run --release -p bigsmall-examples --features candle --example embed -- DIR
+//! [ORIGINAL.safetensors]`
 //!
-//! DIR is a model folder such as MiniLM's, with `config.json` and `tokenizer.json`, compressed or not yet; one that is not is compressed
-//! into a temporary folder first. Where the original weights are there, the vectors that they give must be the same, bit for bit.
+//! DIR is a model folder such as MiniLM's, with `config.json` and `tokenizer.json`, compressed or
+//! not yet; one that is not is compressed into a temporary folder first. Where the original weights
+//! are there, the vectors that they give must be the same, bit for bit.
 
 use std::path::{Path, PathBuf};
 
@@ -68,7 +71,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The vectors of the query and of all sentences, each of length 1: means over the tokens of the last layer.
+/// The vectors of the query and of all sentences, each of length 1: means over the tokens of the
+/// last layer.
 fn embed(dir: &Path, weights: VarBuilder<'_>) -> Result<Tensor> {
     let config: Config = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
     let model = BertModel::load(weights, &config)?;

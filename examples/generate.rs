@@ -1,10 +1,13 @@
-//! Generates text with a Llama-like model whose weights come straight from shards, each token shown as soon as it is there.
+//! Generates text with a Llama-like model whose weights come straight from shards, each token shown
+//! as soon as it is there.
 //!
-//! `cargo run --release -p bigsmall-examples --features candle --example generate -- [DIR [PROMPT]]`
+//! `cargo run --release -p bigsmall-examples --features candle --example generate -- [DIR
+//! [PROMPT]]`
 //!
-//! DIR is a compressed model folder with `config.json` and `tokenizer.json`, or a URL that `bigsmall_io::Model::open` takes where those two
-//! lie in the folder named by `TOKENIZER_DIR`. Without it a small model with random weights is made, compressed, and asked: it
-//! babbles, and it must babble the same as from the original weights.
+//! DIR is a compressed model folder with `config.json` and `tokenizer.json`, or a URL that
+//! `bigsmall_io::Model::open` takes where those two lie in the folder named by `TOKENIZER_DIR`.
+//! Without it a small model with random weights is made, compressed, and asked: it babbles, and it
+//! must babble the same as from the original weights.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +37,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The text that `weights` continue `prompt` with, written to `out` token by token; returns the tokens.
+/// The text that `weights` continue `prompt` with, written to `out` token by token; returns the
+/// tokens.
 fn generate(
     dir: &Path,
     weights: VarBuilder<'_>,
@@ -116,7 +120,8 @@ fn config(shape: &Shape) -> serde_json::Value {
     })
 }
 
-/// A tokenizer with one token for each byte, in the alphabet that byte-level tokenizers write bytes with.
+/// A tokenizer with one token for each byte, in the alphabet that byte-level tokenizers write bytes
+/// with.
 fn bytes_as_tokens() -> serde_json::Value {
     let mut next = 256u32;
     let letters = (0..=255u32).map(|byte| {

@@ -1,5 +1,5 @@
-//! How fast a GPU multiplies and decodes compressed weights, beside the same kernels on plain weights, with every result
-//! checked.
+//! How fast a GPU multiplies and decodes compressed weights, beside the same kernels on plain
+//! weights, with every result checked.
 //!
 //! ```text
 //! cargo run --release -p bigsmall-examples --features gpu --example gpu_bench -- --selftest
@@ -7,14 +7,15 @@
 //! python3 examples/gpu_bench_torch.py gpu.json      # adds torch (cuBLAS) on the same shapes
 //! ```
 //!
-//! `--cooperative` multiplies batches above 32 by cooperative matrices where the device has them, `--emulated` as if it had.
-//! `--unguarded` leaves out the counters that end endless loops.
+//! `--cooperative` multiplies batches above 32 by cooperative matrices where the device has them,
+//! `--emulated` as if it had. `--unguarded` leaves out the counters that end endless loops.
 //!
-//! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not count. `load`, by the host's
-//! clock and the median of 5, is the way from the ANS form on the host to the smallest resident form, decoded and packed by the
-//! host; `load-on-device` by the device. The weights are
-//! copied until the copies exceed four times the cache (`--cache-mb`), and each run takes the next copy. Smaller runs:
-//! `--shapes 1024x1024 --batches 1,8 --kernels plain,fused3 --copy-mb 64`.
+//! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not
+//! count. `load`, by the host's clock and the median of 5, is the way from the ANS form on the host
+//! to the smallest resident form, decoded and packed by the host; `load-on-device` by the device.
+//! The weights are copied until the copies exceed four times the cache (`--cache-mb`), and each run
+//! takes the next copy. Smaller runs: `--shapes 1024x1024 --batches 1,8 --kernels plain,fused3
+//! --copy-mb 64`.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -282,7 +283,8 @@ impl<'a> Clock<'a> {
     }
 }
 
-/// GB/s that a copy reads and writes together, by the driver's copy or by a kernel, whichever is faster.
+/// GB/s that a copy reads and writes together, by the driver's copy or by a kernel, whichever is
+/// faster.
 fn copy_bandwidth(gpu: &Wgpu, clock: &Clock<'_>, bytes: u64) -> Result<f64> {
     let limits = gpu.device().limits();
     let most = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
@@ -490,8 +492,8 @@ fn bench_rans(
     })
 }
 
-/// The way from the ANS form in the memory of the host to the smallest resident form, by the host's clock: decoded and packed
-/// by the host, and by the device.
+/// The way from the ANS form in the memory of the host to the smallest resident form, by the host's
+/// clock: decoded and packed by the host, and by the device.
 fn bench_load(
     gpu: &Wgpu,
     options: &Options,
@@ -614,7 +616,8 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
     Ok((checks, mismatches))
 }
 
-/// The largest distance from f64 in units of 2^-24 of the sum of |w x|, over at most 16 rows and 4 columns.
+/// The largest distance from f64 in units of 2^-24 of the sum of |w x|, over at most 16 rows and 4
+/// columns.
 fn sampled_error(weights: &[u16], k: usize, x: &[f32], y: &[f32], m: usize) -> f64 {
     let mut largest = 0f64;
     for (x, y) in x.chunks(k).zip(y.chunks(m)).step_by((x.len() / k).div_ceil(4)) {
@@ -634,8 +637,9 @@ fn sampled_error(weights: &[u16], k: usize, x: &[f32], y: &[f32], m: usize) -> f
     largest
 }
 
-/// The contract's bound in the same units: n + log2 L + 2, with the kernels' order of additions. For cooperative matrices as if
-/// they added 16 products in a row, and 4 more since they take x up to 2^-22.
+/// The contract's bound in the same units: n + log2 L + 2, with the kernels' order of additions.
+/// For cooperative matrices as if they added 16 products in a row, and 4 more since they take x up
+/// to 2^-22.
 fn bound(gpu: &Wgpu, k: usize, batch: usize) -> f64 {
     let blocks = k.div_ceil(1024);
     if gpu.cooperative() && batch > 32 {

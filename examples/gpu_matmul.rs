@@ -1,10 +1,11 @@
-//! Multiplies a matrix of a `.bs` file on the GPU without ever decoding it there, and compares the result with the CPU's.
+//! Multiplies a matrix of a `.bs` file on the GPU without ever decoding it there, and compares the
+//! result with the CPU's.
 //!
 //! ```text
 //! cargo run --release -p bigsmall-examples --features gpu --example gpu_matmul -- MODEL.bs [TENSOR] [--batch N]
 //! ```
-//! MODEL is a shard or a folder of them; without TENSOR the largest bf16 matrix is taken. With no arguments the program makes a
-//! small file of its own.
+//! MODEL is a shard or a folder of them; without TENSOR the largest bf16 matrix is taken. With no
+//! arguments the program makes a small file of its own.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The inputs that examples, benches and tests share: checkpoints of a known shape, the same on every run.
+//! The inputs that examples, benches and tests share: checkpoints of a known shape, the same on
+//! every run.
 //!
 //! ```
 //! use bigsmall_examples::Llama;
@@ -18,7 +19,8 @@ use std::path::Path;
 use bigsmall_format::{Dtype, Error, Header, Limits, ReadAt, Result, Rule, TensorSpec};
 use half::{bf16, f16};
 
-/// Where the program was called with `--help`, prints the documentation that its `source` begins with, and ends it.
+/// Where the program was called with `--help`, prints the documentation that its `source` begins
+/// with, and ends it.
 pub fn help(source: &str) {
     if std::env::args_os().skip(1).any(|argument| argument == "--help" || argument == "-h") {
         for line in source.lines().map_while(|line| line.strip_prefix("//!")) {
@@ -132,8 +134,8 @@ impl Llama {
         Ok(out)
     }
 
-    /// Writes the checkpoint: w = 0.02 N(0, 1) exp(N(0, 0.2)) by rows, a few columns of every matrix 5 to 20 times larger, norms
-    /// 1 + 0.1 N(0, 1). Memory: one row.
+    /// Writes the checkpoint: w = 0.02 N(0, 1) exp(N(0, 0.2)) by rows, a few columns of every
+    /// matrix 5 to 20 times larger, norms 1 + 0.1 N(0, 1). Memory: one row.
     ///
     /// # Errors
     /// [`Rule::Io`].
@@ -149,7 +151,8 @@ impl Llama {
         Ok(out.flush()?)
     }
 
-    /// Writes the matrices in FP8 E4M3, each divided by its scale, absmax / 448, which follows it as an F32 scalar. Memory: one row.
+    /// Writes the matrices in FP8 E4M3, each divided by its scale, absmax / 448, which follows it
+    /// as an F32 scalar. Memory: one row.
     ///
     /// # Errors
     /// [`Rule::Io`].
@@ -228,13 +231,14 @@ fn e4m3(w: f32) -> u8 {
     let exponent = (w.to_bits() >> 23) as i32 - 127;
     let exponent = exponent.max(-6);
     let steps = (w * 2f32.powi(3 - exponent)).round_ties_even() as u8;
-    // 8 to 16 steps from the exponent's power of two on; a denormal has fewer, and 16 are the next power.
+    // 8 to 16 steps from the exponent's power of two on; a denormal has fewer, and 16 are the next
+    // power.
     let code = ((exponent + 6) as u8) * 8 + steps;
     sign | code
 }
 
-/// Writes the F32 tensors of the safetensors file `input` rounded to `dtype`, BF16 or F16, nearest even; other tensors as they are.
-/// Memory: the largest tensor twice.
+/// Writes the F32 tensors of the safetensors file `input` rounded to `dtype`, BF16 or F16, nearest
+/// even; other tensors as they are. Memory: the largest tensor twice.
 ///
 /// # Errors
 /// Those of reading a header; [`Rule::Argument`] for another dtype; [`Rule::Io`].

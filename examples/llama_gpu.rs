@@ -3,17 +3,21 @@
 //! ```text
 //! cargo run --release -p bigsmall-examples --features gpu --example llama_gpu -- [MODEL] [--prompt TEXT] [--tokens N]
 //! ```
-//! MODEL is a folder with `config.json`, `.bs` shards and, where prompt and answer are to be text, `tokenizer.json`: what
-//! `bigsmall compress` makes of a checkpoint of the Hugging Face Hub. Without a tokenizer a prompt is a list of token numbers.
-//! Without MODEL the program makes a small one of random weights.
+//! MODEL is a folder with `config.json`, `.bs` shards and, where prompt and answer are to be text,
+//! `tokenizer.json`: what `bigsmall compress` makes of a checkpoint of the Hugging Face Hub.
+//! Without a tokenizer a prompt is a list of token numbers. Without MODEL the program makes a small
+//! one of random weights.
 //!
-//! A token is one submission and one read-back: 4 bytes. The next token's commands are recorded while the device works.
+//! A token is one submission and one read-back: 4 bytes. The next token's commands are recorded
+//! while the device works.
 //!
-//! `--check` generates a second time with plain weights and compares the logits of every step bit by bit.
+//! `--check` generates a second time with plain weights and compares the logits of every step bit
+//! by bit.
 //!
-//! `--device-memory BYTES`: where the model is larger, as many layers as fit stay on the device. The others stay in the memory
-//! of the host in ANS form, at two thirds of their size; for each token they are sent one after the other and decoded on the
-//! device, each while the device works on the one before.
+//! `--device-memory BYTES`: where the model is larger, as many layers as fit stay on the device.
+//! The others stay in the memory of the host in ANS form, at two thirds of their size; for each
+//! token they are sent one after the other and decoded on the device, each while the device works
+//! on the one before.
 
 use std::path::Path;
 use std::time::Instant;
@@ -442,7 +446,8 @@ impl<'a> Llama<'a> {
         upload: impl Fn(&EncodedTensor) -> Result<WgpuWeights>,
     ) -> Result<()> {
         let Some(layer) = prepared.first() else { return Ok(()) };
-        // What streaming takes: a layer in use, one matrix on its way into it, two layers as they were sent.
+        // What streaming takes: a layer in use, one matrix on its way into it, two layers as they
+        // were sent.
         let place = layer.iter().map(|m| {
             let spec = m.tensor().spec();
             self.gpu.new_plain(spec.name(), spec.shape()[0] as usize, spec.shape()[1] as usize)
@@ -565,8 +570,9 @@ impl<'a> Llama<'a> {
         Ok(run)
     }
 
-    /// The token after `rows` tokens that stand in `ids` and begin at `position`, and the commands for the one after that.
-    /// `commands` are those of this step, where they have been recorded.
+    /// The token after `rows` tokens that stand in `ids` and begin at `position`, and the commands
+    /// for the one after that. `commands` are those of this step, where they have been
+    /// recorded.
     fn step(
         &mut self,
         rows: usize,
@@ -625,7 +631,8 @@ impl<'a> Llama<'a> {
                 self.layer(encoder, layer, &stream.place, rows, position)?;
                 if last { self.finish(encoder, rows) } else { Ok(()) }
             })?;
-            // While the device decodes and uses this layer, the next one is sent: it lies in two sets of buffers at the most.
+            // While the device decodes and uses this layer, the next one is sent: it lies in two
+            // sets of buffers at the most.
             let next = || send(&stream.layers[(i + 1) % stream.layers.len()]);
             let read = if last { &mut token[..] } else { &mut [] };
             sent = gpu.submit_and_read(commands, &self.vectors.ids, read, next)?;

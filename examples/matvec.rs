@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p bigsmall-examples --example matvec [MODEL.bs [TENSOR]]`
 //!
-//! MODEL is a shard or a folder of them; without TENSOR the largest matrix of BF16 or F16 is taken. With no arguments the program
-//! makes a small checkpoint of its own.
+//! MODEL is a shard or a folder of them; without TENSOR the largest matrix of BF16 or F16 is taken.
+//! With no arguments the program makes a small checkpoint of its own.
 
 use std::time::Instant;
 
@@ -31,8 +31,8 @@ fn main() -> Result<()> {
         None => largest_matrix(&model)?,
     };
 
-    // The tensor as the file has it. A code of variable length cannot be entered anywhere, so what is not in the triple-bitmap
-    // encoding is brought into it block by block.
+    // The tensor as the file has it. A code of variable length cannot be entered anywhere, so what
+    // is not in the triple-bitmap encoding is brought into it block by block.
     let mut tensor = model.encoded(&name)?;
     let spec = tensor.spec().clone();
     let share = |bytes: u64| 100.0 * bytes as f64 / spec.byte_len() as f64;
@@ -59,7 +59,8 @@ fn main() -> Result<()> {
     let rate = spec.byte_len() as f64 / seconds[4] / 1e9;
     println!("y = W x: {:.3} ms, {rate:.1} GB/s of original weights", 1e3 * seconds[4]);
 
-    // The same product by decoding a few rows at a time: equal bit for bit, since only the way of loading a weight differs.
+    // The same product by decoding a few rows at a time: equal bit for bit, since only the way of
+    // loading a weight differs.
     let mut expected = vec![0.0; m];
     for (i, expected) in expected.chunks_mut(64).enumerate() {
         let rows = model.rows(&name, 64 * i as u64..(64 * i + expected.len()) as u64)?;

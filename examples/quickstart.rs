@@ -1,8 +1,11 @@
-//! The whole way of a checkpoint: compress, verify, restore, compare, read one layer and a few rows.
+//! The whole way of a checkpoint: compress, verify, restore, compare, read one layer and a few
+//! rows.
 //!
-//! `cargo run --release -p bigsmall-examples --example quickstart [MODEL.safetensors | MODEL-FOLDER]`
+//! `cargo run --release -p bigsmall-examples --example quickstart [MODEL.safetensors |
+//! MODEL-FOLDER]`
 //!
-//! Without a model it makes one of 66 MB in the shape of a Llama. Nothing is left behind but what is printed.
+//! Without a model it makes one of 66 MB in the shape of a Llama. Nothing is left behind but what
+//! is printed.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,10 +1,12 @@
-//! Goes through a model layer by layer, a part of it in memory at a time, and says how much memory that took.
+//! Goes through a model layer by layer, a part of it in memory at a time, and says how much memory
+//! that took.
 //!
 //! `cargo run --release -p bigsmall-examples --example stream [MODEL | --generate 14GB]`
 //!
-//! MODEL is a shard or a folder of shards. `--generate` makes a shard in the shape of a Llama of that size first (two thirds of it are
-//! needed on the disk of the temporary folder; its layers all have the same weights, so that it is made quickly), and compares
-//! every tensor that comes out with what went in. Without an argument it makes one of 1 GB.
+//! MODEL is a shard or a folder of shards. `--generate` makes a shard in the shape of a Llama of
+//! that size first (two thirds of it are needed on the disk of the temporary folder; its layers all
+//! have the same weights, so that it is made quickly), and compares every tensor that comes out
+//! with what went in. Without an argument it makes one of 1 GB.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,7 +38,8 @@ fn main() -> Result<()> {
     let total = loader.progress().total_bytes();
     let (mut layer, mut largest, mut n) = (Layer::default(), 0, 0);
     while loader.next_into(&mut layer)? {
-        // Here a program would compute with the layer. Only this one is decoded, and the next one is being read.
+        // Here a program would compute with the layer. Only this one is decoded, and the next one
+        // is being read.
         for tensor in layer.tensors() {
             let expected = hashes.get(&key(tensor.spec().name()));
             if expected.is_some_and(|h| *h != xxh3(tensor.bytes())) {
@@ -92,7 +95,8 @@ fn key(name: &str) -> String {
         .join(".")
 }
 
-/// Makes a shard of a model of at least `size` bytes; returns the checksums of its tensors by [`key`].
+/// Makes a shard of a model of at least `size` bytes; returns the checksums of its tensors by
+/// [`key`].
 fn made(dir: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
     let path = dir.join("generated.bs");
     // The layers of a Llama of 7B parameters, or small ones.
@@ -150,7 +154,8 @@ fn decode(encoded: &EncodedTensor, values: &mut Vec<u8>) -> Result<()> {
     encoded.decode_bytes(bigsmall_io::encoding(encoded.encoding())?, 0..len, values, 0)
 }
 
-/// Makes the weights of a tensor as [`Llama::write`] does, but its rows in parallel: each has a seed of its own.
+/// Makes the weights of a tensor as [`Llama::write`] does, but its rows in parallel: each has a
+/// seed of its own.
 fn fill(spec: &TensorSpec, values: &mut Vec<u8>) -> Result<()> {
     values.resize(spec.byte_len() as usize, 0);
     let is_matrix = spec.shape().len() == 2;

@@ -1,5 +1,5 @@
-//! Damage to shards and what comes of it: noticed, harmless or silent. The example `damage`, the tests of the golden files and the
-//! fuzz targets share it.
+//! Damage to shards and what comes of it: noticed, harmless or silent. The example `damage`, the
+//! tests of the golden files and the fuzz targets share it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,7 +42,8 @@ impl Encodings {
     }
 }
 
-/// The safetensors file that a shard restores to; every checksum has been compared but the SHA-256 of the whole.
+/// The safetensors file that a shard restores to; every checksum has been compared but the SHA-256
+/// of the whole.
 ///
 /// # Errors
 /// The first rule that the shard breaks; [`Rule::Memory`] for a file beyond `most` bytes.
@@ -79,8 +80,8 @@ fn restore(source: impl ReadAt, encodings: &Encodings, most: u64) -> Result<(Vec
     Ok((out, shard.sha256()))
 }
 
-/// Writes an open shard again from its parts. What a sound shard of a file gives is the shard itself, byte for byte: there is one
-/// way to write it.
+/// Writes an open shard again from its parts. What a sound shard of a file gives is the shard
+/// itself, byte for byte: there is one way to write it.
 ///
 /// # Errors
 /// Those of the shard.
@@ -107,7 +108,8 @@ pub fn rewrite<R: ReadAt>(shard: &Shard<R>) -> Result<Vec<u8>> {
 /// Where the checksums of a shard stand, so that they can be made right again after damage.
 #[derive(Debug)]
 pub struct Seals {
-    /// Where the record of each tensor with a payload of its own begins in the file, and its number of blocks.
+    /// Where the record of each tensor with a payload of its own begins in the file, and its
+    /// number of blocks.
     records: Vec<(usize, usize)>,
 }
 
@@ -134,7 +136,8 @@ impl Seals {
         Ok(Seals { records })
     }
 
-    /// Makes every checksum of `damaged` right again, as far as its fields still lead anywhere. The SHA-256 stays.
+    /// Makes every checksum of `damaged` right again, as far as its fields still lead anywhere. The
+    /// SHA-256 stays.
     pub fn renew(&self, damaged: &mut [u8]) {
         let Some(trailer) = damaged.len().checked_sub(48) else { return };
         for &(record, n_blocks) in &self.records {
@@ -301,7 +304,8 @@ impl Kind {
         }
     }
 
-    /// Damages `original`, which is not empty. Half of the damage is done to its last 64 KiB, where the index lies.
+    /// Damages `original`, which is not empty. Half of the damage is done to its last 64 KiB, where
+    /// the index lies.
     ///
     /// # Errors
     /// Those of `original`.
@@ -379,7 +383,8 @@ impl Piece {
 }
 
 impl<'a> Damaged<'a> {
-    /// `original` with each range replaced by the bytes beside it; the ranges are in order and apart.
+    /// `original` with each range replaced by the bytes beside it; the ranges are in order and
+    /// apart.
     #[must_use]
     pub fn new(original: &'a dyn ReadAt, edits: Vec<(Range<u64>, Vec<u8>)>) -> Self {
         let mut out = Damaged { original, pieces: Vec::new(), byte_len: 0, touched: Vec::new() };
@@ -417,8 +422,8 @@ impl<'a> Damaged<'a> {
         self.touched.iter().any(|t| t.start < range.end && range.start < t.end)
     }
 
-    /// What a reader makes of it who knows nothing of the damage and reads every block that it touches. `sound` is the
-    /// original, opened.
+    /// What a reader makes of it who knows nothing of the damage and reads every block that it
+    /// touches. `sound` is the original, opened.
     ///
     /// # Errors
     /// Those of the original.
@@ -599,7 +604,8 @@ impl Golden {
         Ok(())
     }
 
-    /// Cuts the file at every byte. `sealed` puts a trailer behind what is left, which says that the index ends there.
+    /// Cuts the file at every byte. `sealed` puts a trailer behind what is left, which says that
+    /// the index ends there.
     ///
     /// # Errors
     /// None; for use beside the others.

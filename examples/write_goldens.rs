@@ -1,7 +1,9 @@
-//! Writes the golden files: one shard for every feature of the format, with the safetensors file that it restores to.
+//! Writes the golden files: one shard for every feature of the format, with the safetensors file
+//! that it restores to.
 //!
-//! `cargo run -p bigsmall-examples --example write_goldens` compares them with `goldens/`; with `-- --write` it replaces what
-//! differs. Files of a released version are never replaced: a newer encoder gets files of new names beside them.
+//! `cargo run -p bigsmall-examples --example write_goldens` compares them with `goldens/`; with `--
+//! --write` it replaces what differs. Files of a released version are never replaced: a newer
+//! encoder gets files of new names beside them.
 
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{
@@ -142,7 +144,8 @@ impl Random {
         (self.bits() >> 20) % n
     }
 
-    /// About normally distributed, the standard deviation about 0.6; sums and products that are exact.
+    /// About normally distributed, the standard deviation about 0.6; sums and products that are
+    /// exact.
     fn weight(&mut self) -> f64 {
         (0..4).map(|_| self.below(1 << 16) as f64).sum::<f64>() / 65536.0 - 2.0
     }
@@ -254,7 +257,8 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-mantissa", &tensors)?);
 
-    // Exceptions on both sides of the window, within it, and zeros in the place of its lowest field.
+    // Exceptions on both sides of the window, within it, and zeros in the place of its lowest
+    // field.
     let odd = |i: usize, w: u64| match i {
         5 | 700 => 0x0001,
         100 | 101 => 0x7fc1,

@@ -1,10 +1,10 @@
-//! Speed of the ANS codec, in bytes of original data: `cargo bench -p bigsmall-codec`, or a part of it by name, as in
-//! `cargo bench -p bigsmall-codec -- decode/avx2`.
+//! Speed of the ANS codec, in bytes of original data: `cargo bench -p bigsmall-codec`, or a part of
+//! it by name, as in `cargo bench -p bigsmall-codec -- decode/avx2`.
 //!
-//! 64 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)) from a fixed seed, one thread; memory is used again. (Where all of it fits a cache
-//! of the machine, `memcpy` gains most from that.)
-//! The yardsticks stand in the same group: `memcpy`, and for decoding the peers: constriction's own decoder with a lookup table,
-//! and zstd over byte planes.
+//! 64 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)) from a fixed seed, one thread; memory is
+//! used again. (Where all of it fits a cache of the machine, `memcpy` gains most from that.)
+//! The yardsticks stand in the same group: `memcpy`, and for decoding the peers: constriction's own
+//! decoder with a lookup table, and zstd over byte planes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -55,7 +55,8 @@ fn backends() -> impl Iterator<Item = Backend> {
     all.filter(|&b| b.is_available() && b != Backend::Reference)
 }
 
-/// The symbols of our layout, exponent and top mantissa bit, as constriction would code them: one table, one lane.
+/// The symbols of our layout, exponent and top mantissa bit, as constriction would code them: one
+/// table, one lane.
 struct Constriction {
     words: Vec<u16>,
     state: u32,

@@ -1,7 +1,8 @@
-//! Vector kernels, one module an instruction set. `unsafe` stands here and nowhere else in the crate.
+//! Vector kernels, one module an instruction set. `unsafe` stands here and nowhere else in the
+//! crate.
 //!
-//! Each backend is a type that exists only where the machine has the instructions; its safe functions check every length before a
-//! kernel runs.
+//! Each backend is a type that exists only where the machine has the instructions; its safe
+//! functions check every length before a kernel runs.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]

@@ -14,8 +14,9 @@ use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 
-/// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of the lanes codes the even elements,
-/// so that two vectors of 16 lanes of 32 bits make one vector of 32 elements of 16 bits by a shift and an or.
+/// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of
+/// the lanes codes the even elements, so that two vectors of 16 lanes of 32 bits make one vector of
+/// 32 elements of 16 bits by a shift and an or.
 pub(crate) const LANES: usize = 32;
 
 /// Which implementation does the work. Every one produces and accepts the same bytes.
@@ -66,7 +67,8 @@ impl Backend {
     /// The backend of that name; `auto` is [`best`](Self::best).
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] for a name that does not exist or a backend that this machine or build lacks.
+    /// [`Rule::BackendMissing`] for a name that does not exist or a backend that this machine or
+    /// build lacks.
     ///
     /// ```
     /// use bigsmall_codec::Backend;
@@ -135,11 +137,13 @@ pub(crate) struct EncodeJob<'a> {
     pub(crate) group_tables: &'a [u8],
     /// The decoder's end states to begin with; afterwards its first states.
     pub(crate) states: &'a mut [u32; LANES],
-    /// Room for one word a symbol and [`ROOM`] more. The words end at its end, in the decoder's order.
+    /// Room for one word a symbol and [`ROOM`] more. The words end at its end, in the decoder's
+    /// order.
     pub(crate) words: &'a mut [u16],
     /// Where they begin.
     pub(crate) begin: &'a mut usize,
-    /// The units of a block that comes later, to be fetched meanwhile: taking them apart waits for memory and nothing else.
+    /// The units of a block that comes later, to be fetched meanwhile: taking them apart waits for
+    /// memory and nothing else.
     pub(crate) ahead: Ahead<'a>,
 }
 
@@ -192,8 +196,9 @@ pub(crate) trait EntropyBackend: Sync {
         units::join(head, symbols, residual, lows, widths, units)
     }
 
-    /// Decodes the first groups of every job straight into its units, where the backend has a kernel for this head: as many as the
-    /// residuals are complete for. Returns their number, the same for all jobs. Has `ahead` fetched meanwhile.
+    /// Decodes the first groups of every job straight into its units, where the backend has a
+    /// kernel for this head: as many as the residuals are complete for. Returns their number,
+    /// the same for all jobs. Has `ahead` fetched meanwhile.
     fn decode_fused(
         &self,
         head: &Head,

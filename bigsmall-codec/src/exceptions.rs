@@ -1,9 +1,10 @@
-//! Units whose field the segment's table has not: where they are and what they are, in about 18 bits each
-//! (FORMAT.md section 7.5).
+//! Units whose field the segment's table has not: where they are and what they are, in about 18
+//! bits each (FORMAT.md section 7.5).
 //!
-//! Each is a gap (Rice code) and a field: `0` and its distance below the window, `10` and its distance above (exponential Golomb
-//! codes of order 1: the two fields of a binade are about equally rare, each binade half as common as the one before), or `11`
-//! and its place in the window.
+//! Each is a gap (Rice code) and a field: `0` and its distance below the window, `10` and its
+//! distance above (exponential Golomb codes of order 1: the two fields of a binade are about
+//! equally rare, each binade half as common as the one before), or `11` and its place in the
+//! window.
 #![warn(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use bigsmall_format::{Error, Result, Rule};
@@ -50,8 +51,8 @@ pub(crate) fn write(head: &Head, exceptions: &[(u32, u16)], rice: u32) -> Result
     Ok(out.finish())
 }
 
-/// Exponential Golomb code of order 1: the length of `distance / 2 + 1` in unary, its bits below the leading one, then the last
-/// bit of the distance.
+/// Exponential Golomb code of order 1: the length of `distance / 2 + 1` in unary, its bits below
+/// the leading one, then the last bit of the distance.
 fn write_distance(out: &mut BitWriter, distance: u32) {
     let value = distance / 2 + 1;
     let len = value.ilog2();
@@ -69,7 +70,8 @@ fn read_distance(bits: &mut BitReader<'_>) -> Option<u32> {
     Some((value - 1) * 2 + bits.pull(1)?)
 }
 
-/// Reads `count` exceptions among `n` units, which must fill `bytes`, and calls `each` with position and field.
+/// Reads `count` exceptions among `n` units, which must fill `bytes`, and calls `each` with
+/// position and field.
 pub(crate) fn read(
     head: &Head,
     bytes: &[u8],

@@ -1,4 +1,5 @@
-//! What the blocks of one tensor share: the window of symbols, the segments, the frequency tables (FORMAT.md section 7.2).
+//! What the blocks of one tensor share: the window of symbols, the segments, the frequency tables
+//! (FORMAT.md section 7.2).
 #![warn(clippy::unwrap_used)]
 
 use bigsmall_format::{Dtype, Error, Result, Rule};
@@ -24,11 +25,13 @@ pub(crate) struct Head {
     pub(crate) symbol_bits: u32,
     /// The field of symbol `s` is `base + s`, but for symbol 0.
     pub(crate) base: u16,
-    /// The field of symbol 0: `base`, or one far from the window (that of zero, in tensors with many zeros).
+    /// The field of symbol 0: `base`, or one far from the window (that of zero, in tensors with
+    /// many zeros).
     pub(crate) first: u16,
     /// Units of a segment, a power of two from 256 on.
     pub(crate) segment: usize,
-    /// How many of the low bits a segment may keep, from all of them downwards; empty where the dtype has none.
+    /// How many of the low bits a segment may keep, from all of them downwards; empty where the
+    /// dtype has none.
     pub(crate) low_widths: Vec<u8>,
     pub(crate) tables: Vec<FrequencyTable>,
     /// `tables`, laid out.
@@ -60,7 +63,8 @@ impl Head {
         if field == self.first {
             return 0;
         }
-        // A field below the window wraps around; so does, deliberately, `base` itself where `first` took its symbol.
+        // A field below the window wraps around; so does, deliberately, `base` itself where `first`
+        // took its symbol.
         match field.wrapping_sub(self.base) {
             0 => u16::MAX,
             symbol => symbol,

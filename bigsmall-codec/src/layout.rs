@@ -1,8 +1,9 @@
 //! How the bits of a dtype are divided (FORMAT.md section 7.1).
 //!
-//! An element is a *head*, its upper one or two bytes, and *low bytes*. The head is, from the top: the sign (floats), the
-//! *field* (exponent and the `m` top mantissa bits) and the remaining mantissa bits. The field is entropy coded; sign and
-//! remaining mantissa bits, together `residual_bits`, are stored in planes; so are the low bytes.
+//! An element is a *head*, its upper one or two bytes, and *low bytes*. The head is, from the top:
+//! the sign (floats), the *field* (exponent and the `m` top mantissa bits) and the remaining
+//! mantissa bits. The field is entropy coded; sign and remaining mantissa bits, together
+//! `residual_bits`, are stored in planes; so are the low bytes.
 
 use bigsmall_format::Dtype;
 
@@ -32,7 +33,8 @@ fn float(dtype: Dtype) -> Option<(u32, usize)> {
 }
 
 impl Layout {
-    /// The layout of `dtype` with `m` mantissa bits in the field; `None` when the head has not that many.
+    /// The layout of `dtype` with `m` mantissa bits in the field; `None` when the head has not that
+    /// many.
     pub(crate) fn new(dtype: Dtype, m: u32) -> Option<Layout> {
         let unit_bytes = dtype.unit_bytes();
         match float(dtype) {
@@ -74,7 +76,8 @@ impl Layout {
         (head >> self.field_shift()) & ((1 << self.field_bits) - 1)
     }
 
-    /// The residual of a head as a byte: the sign in bit 7, the remaining mantissa bits at the bottom, zeros between.
+    /// The residual of a head as a byte: the sign in bit 7, the remaining mantissa bits at the
+    /// bottom, zeros between.
     pub(crate) fn residual(&self, head: u16) -> u8 {
         if self.residual_bits == 0 {
             return 0;

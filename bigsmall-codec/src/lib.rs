@@ -1,6 +1,7 @@
-//! Lossless compression of weights by asymmetric numeral systems: what is predictable in a float (its exponent and the top of
-//! its mantissa) is entropy coded, the rest is stored as it is. A bf16 checkpoint shrinks to 66 %, below the entropy
-//! of exponent and mantissa taken apart, and every bit comes back.
+//! Lossless compression of weights by asymmetric numeral systems: what is predictable in a float
+//! (its exponent and the top of its mantissa) is entropy coded, the rest is stored as it is. A bf16
+//! checkpoint shrinks to 66 %, below the entropy of exponent and mantissa taken apart, and every
+//! bit comes back.
 //!
 //! ```
 //! use half::bf16;
@@ -13,12 +14,14 @@
 //! # Ok::<(), bigsmall_codec::Error>(())
 //! ```
 //!
-//! [`encode`] and [`decode`] speak frames: self-contained bytes with checksums. [`Ans`] is the encoding behind them, for those who
-//! want shards ([`ShardWriter`](bigsmall_format::ShardWriter)), ranges ([`EncodedTensor::decode_bytes`]), or a level or backend of
-//! their choice. The bytes depend on the values and the [`Level`] alone, never on threads, backend or machine.
+//! [`encode`] and [`decode`] speak frames: self-contained bytes with checksums. [`Ans`] is the
+//! encoding behind them, for those who want shards ([`ShardWriter`](bigsmall_format::ShardWriter)),
+//! ranges ([`EncodedTensor::decode_bytes`]), or a level or backend of their choice. The bytes
+//! depend on the values and the [`Level`] alone, never on threads, backend or machine.
 //!
-//! Source of the method: asymmetric numeral systems, J. Duda, arXiv 1311.2540; interleaving, F. Giesen, arXiv 1402.3392; alias tables,
-//! M. Vose, 1991. The bitstream is specified in FORMAT.md, section 7.
+//! Source of the method: asymmetric numeral systems, J. Duda, arXiv 1311.2540; interleaving, F.
+//! Giesen, arXiv 1402.3392; alias tables, M. Vose, 1991. The bitstream is specified in FORMAT.md,
+//! section 7.
 #![deny(unsafe_code)]
 
 mod arch;
@@ -58,8 +61,8 @@ use bigsmall_format::{Ahead, BlockDecoder, BlockEncoder, EncodingId};
 /// How much effort goes into size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// A smaller sample, longer segments, fewer symbols: encodes faster, heads of one byte (F16, FP8) by a half, and decodes those by
-    /// a fifth faster.
+    /// A smaller sample, longer segments, fewer symbols: encodes faster, heads of one byte (F16,
+    /// FP8) by a half, and decodes those by a fifth faster.
     Fast,
     /// Decodes at full speed.
     #[default]
@@ -80,7 +83,8 @@ impl Level {
     }
 }
 
-/// The ANS encoding of tensors (FORMAT.md section 7). Takes every dtype: floats by their fields, everything else byte by byte.
+/// The ANS encoding of tensors (FORMAT.md section 7). Takes every dtype: floats by their fields,
+/// everything else byte by byte.
 ///
 /// Memory: encoding takes about 1 MB for each thread, which the process keeps for the next tensor.
 ///
@@ -149,7 +153,8 @@ struct Encoder {
     block_bytes: usize,
 }
 
-/// Memory of earlier calls, for the next ones, whatever their tensor: as many as threads have encoded at once.
+/// Memory of earlier calls, for the next ones, whatever their tensor: as many as threads have
+/// encoded at once.
 static SCRATCH: Mutex<Vec<block::Scratch>> = Mutex::new(Vec::new());
 
 struct Decoder {

@@ -1,5 +1,5 @@
-//! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer arithmetic throughout, since
-//! what is decided here decides bytes.
+//! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer
+//! arithmetic throughout, since what is decided here decides bytes.
 
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
@@ -12,7 +12,8 @@ use crate::{BitWriter, Level, reserve, set_len};
 
 /// Units that are read in one piece.
 const RUN: u64 = 4096;
-/// What a unit outside the window costs, whatever the table, in the units of [`FrequencyTable::costs`] as all costs here.
+/// What a unit outside the window costs, whatever the table, in the units of
+/// [`FrequencyTable::costs`] as all costs here.
 const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// How much work a level puts into the plan.
@@ -51,7 +52,8 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
         },
         (Level::Default, _) => Effort {
             sample: (1 << 16, 1 << 17),
-            // With heads of one byte a second mantissa bit costs no speed: their slots are gathered in any case.
+            // With heads of one byte a second mantissa bit costs no speed: their slots are gathered
+            // in any case.
             mantissa: if head_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],
             rounds: 3,
@@ -156,8 +158,9 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     Ok(head)
 }
 
-/// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of its symbol 0: its own, or
-/// field 0 (zeros and subnormals) where that is more common and lies outside.
+/// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of
+/// its symbol 0: its own, or field 0 (zeros and subnormals) where that is more common and lies
+/// outside.
 fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     // Four histograms: equal neighbours need not wait for each other.
     let mut four = vec![[0u32; 4]; n_fields];
@@ -197,7 +200,8 @@ fn histograms(symbols: &[u8], n_symbols: usize) -> Result<Histograms> {
     let mut counts = Vec::new();
     set_len(&mut counts, symbols.len().div_ceil(GROUP).max(1) * n_symbols)?;
     for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
-        // Four histograms: equal neighbours need not wait for each other, and a quarter of a group can be counted in a byte.
+        // Four histograms: equal neighbours need not wait for each other, and a quarter of a group
+        // can be counted in a byte.
         let mut four = [[0u8; 256]; 4];
         for &[a, b, c, d] in symbols.as_chunks().0 {
             four[0][usize::from(a)] += 1;
@@ -240,8 +244,8 @@ impl Histograms {
     }
 }
 
-/// Divides the segments among tables so that coding them costs least; returns the cost, tables included.
-/// Lloyd's algorithm, begun from the segments in the order of their mean symbol.
+/// Divides the segments among tables so that coding them costs least; returns the cost, tables
+/// included. Lloyd's algorithm, begun from the segments in the order of their mean symbol.
 fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable>) {
     let n = histograms.len();
     let mut order: Vec<usize> = (0..n).collect();
@@ -254,7 +258,8 @@ fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable
         })
         .collect();
     order.sort_by_key(|&i| means[i]);
-    // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot earn that.
+    // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot
+    // earn that.
     let most = effort.tables.min(n / 2).max(1);
     let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
     for k in [1, 1 << most.ilog2()] {

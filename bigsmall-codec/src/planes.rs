@@ -1,9 +1,11 @@
-//! Groups of 256 values of up to 8 bits, packed without waste and unpacked without shifting across bytes
-//! (FORMAT.md section 7.4).
+//! Groups of 256 values of up to 8 bits, packed without waste and unpacked without shifting across
+//! bytes (FORMAT.md section 7.4).
 //!
-//! A group is 8 rows of 32 columns. Its `bits` times 32 bytes are `bits` rows of bytes: byte row `k` holds, at every column, value row
-//! `k` with its top bit moved to bit 7, and in the bits between, from bit `bits - 1` upwards, bit `k` of the value rows that have no
-//! byte row of their own. So seven byte rows carry eight rows of 7-bit values, and most of them need no more than a mask.
+//! A group is 8 rows of 32 columns. Its `bits` times 32 bytes are `bits` rows of bytes: byte row
+//! `k` holds, at every column, value row `k` with its top bit moved to bit 7, and in the bits
+//! between, from bit `bits - 1` upwards, bit `k` of the value rows that have no byte row of their
+//! own. So seven byte rows carry eight rows of 7-bit values, and most of them need no more than a
+//! mask.
 //!
 //! Values are handled in *spread* form throughout: top bit in bit 7, the others at the bottom.
 

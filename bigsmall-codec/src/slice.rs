@@ -5,7 +5,8 @@ use bytemuck::{AnyBitPattern, NoUninit};
 
 use crate::Ans;
 
-/// Values that a tensor can hold. Implemented for the floats and integers of Rust and of the crate `half`.
+/// Values that a tensor can hold. Implemented for the floats and integers of Rust and of the crate
+/// `half`.
 pub trait Element: AnyBitPattern + NoUninit + private::Sealed {
     /// The dtype of a tensor of such values.
     const DTYPE: Dtype;
@@ -55,7 +56,8 @@ pub fn encode<T: Element>(values: &[T]) -> Vec<u8> {
     .expect("a slice has the length of its shape")
 }
 
-/// Turns the values of this machine into little-endian ones, or those back, where it has the bytes of a value in the other order.
+/// Turns the values of this machine into little-endian ones, or those back, where it has the bytes
+/// of a value in the other order.
 fn swap_bytes<T: Element>(bytes: &mut [u8]) {
     if cfg!(target_endian = "big") {
         bytes.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
@@ -65,8 +67,8 @@ fn swap_bytes<T: Element>(bytes: &mut [u8]) {
 /// Decodes a frame made of values of type `T` into `values`, on all cores.
 ///
 /// # Errors
-/// [`Rule::SpecMismatch`] when the frame holds another dtype, [`Rule::BufferLength`] when `values` has another length, and
-/// every error of a damaged frame.
+/// [`Rule::SpecMismatch`] when the frame holds another dtype, [`Rule::BufferLength`] when `values`
+/// has another length, and every error of a damaged frame.
 pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
     let tensor = EncodedTensor::from_bytes(frame)?;
     if tensor.spec().dtype() != T::DTYPE {
@@ -84,7 +86,8 @@ pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
 /// Encodes the little-endian bytes of a tensor of any dtype into a frame, on all cores.
 ///
 /// # Errors
-/// [`Rule::BufferLength`] when `bytes` is not as long as dtype and shape say; those of [`TensorSpec::new`].
+/// [`Rule::BufferLength`] when `bytes` is not as long as dtype and shape say; those of
+/// [`TensorSpec::new`].
 pub fn encode_bytes(dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Result<Vec<u8>> {
     let spec = TensorSpec::new("", dtype, shape)?;
     Ok(encode_tensor(&Ans::default(), &spec, &bytes, 0)?.to_bytes())

@@ -1,4 +1,5 @@
-//! The stages of coding, one by one, for the benches of this crate. No part of its interface: what is here changes without notice.
+//! The stages of coding, one by one, for the benches of this crate. No part of its interface: what
+//! is here changes without notice.
 
 use bigsmall_format::{Ahead, BLOCK_UNITS, Result, TensorSpec};
 
@@ -16,7 +17,8 @@ pub enum Stage {
     SplitSymbols,
     /// Encoding: the cheapest table for every segment.
     ChooseTables,
-    /// Encoding: symbols that their table has not. The symbols are copied first, since this changes them.
+    /// Encoding: symbols that their table has not. The symbols are copied first, since this changes
+    /// them.
     ReplaceExceptions,
     /// Encoding: rANS, symbols to words.
     Encode,
@@ -44,8 +46,8 @@ impl Stage {
     ];
 }
 
-/// Two blocks of BF16, which kernels interleave, with what every stage needs. They stay in the caches: what a stage takes is what it
-/// computes.
+/// Two blocks of BF16, which kernels interleave, with what every stage needs. They stay in the
+/// caches: what a stage takes is what it computes.
 pub struct Stages {
     backend: &'static dyn EntropyBackend,
     head: Head,
@@ -218,7 +220,8 @@ mod tests {
                     let same =
                         units.zip(block.decoded.as_chunks().0).map(|(a, b)| usize::from(a == b));
                     let right = same.sum::<usize>() + block.exceptions.len();
-                    // The fused kernels leave the last group, where the carried bytes lie, to the second step.
+                    // The fused kernels leave the last group, where the carried bytes lie, to the
+                    // second step.
                     let none = stage == Stage::DecodeFused && block.decoded.iter().all(|&b| b == 0);
                     assert!(
                         none || right + GROUP >= block.units.len() / 2,

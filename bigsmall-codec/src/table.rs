@@ -1,5 +1,5 @@
-//! Frequency tables: made from counts by integer arithmetic, written in about 10 bits a symbol, laid out as alias buckets
-//! (FORMAT.md section 7.3).
+//! Frequency tables: made from counts by integer arithmetic, written in about 10 bits a symbol,
+//! laid out as alias buckets (FORMAT.md section 7.3).
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -21,7 +21,8 @@ const EXCEPTION_BITS: u64 = 20;
 /// Fraction bits of a cost.
 pub(crate) const COST_FRACTION: u32 = 8;
 
-/// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs decide bytes.
+/// `LOG2[f]` is log2(f) times 2^20, rounded down, for f in 1..=4096. Integer arithmetic: costs
+/// decide bytes.
 static LOG2: [u32; TOTAL as usize + 1] = {
     let mut table = [0; TOTAL as usize + 1];
     let mut f = 1;
@@ -54,12 +55,13 @@ pub(crate) struct FrequencyTable {
 }
 
 impl FrequencyTable {
-    /// Divides 4096 among the symbols so that coding `counts` costs least, leaving out symbols so rare that exceptions are
-    /// cheaper. Without any counts the first symbol gets everything.
+    /// Divides 4096 among the symbols so that coding `counts` costs least, leaving out symbols so
+    /// rare that exceptions are cheaper. Without any counts the first symbol gets everything.
     pub(crate) fn from_counts(counts: &[u32]) -> FrequencyTable {
         let n: u64 = counts.iter().map(|&c| u64::from(c)).sum();
-        // A symbol in the table takes at least 1/4096 from all others, n * log2(e) / 4096 bits, about 10 bits in the
-        // head and 12 bits each time; an exception about 20 bits each time.
+        // A symbol in the table takes at least 1/4096 from all others, n * log2(e) / 4096 bits,
+        // about 10 bits in the head and 12 bits each time; an exception about 20 bits each
+        // time.
         let entry_bits_4096 = n * 1477 / 1024 + 10 * u64::from(TOTAL);
         let worth = |c: u32| {
             u64::from(c) * (EXCEPTION_BITS - u64::from(PRECISION)) * u64::from(TOTAL)
@@ -79,7 +81,8 @@ impl FrequencyTable {
             freqs[0] = TOTAL as u16;
             return FrequencyTable { freqs };
         }
-        // Rounding misses 4096 by a few: mend it one step at a time where it costs least or gains most.
+        // Rounding misses 4096 by a few: mend it one step at a time where it costs least or gains
+        // most.
         let log = |f: u16| u64::from(LOG2[f as usize]);
         loop {
             let sum: u32 = freqs.iter().map(|&f| u32::from(f)).sum();
@@ -96,7 +99,8 @@ impl FrequencyTable {
                 }
             } else {
                 let gain = |&s: &usize| kept[s] * (log(freqs[s] + 1) - log(freqs[s]));
-                // The last of equals in `max_by_key`, the first in `min_by_key`: fixed by the standard library.
+                // The last of equals in `max_by_key`, the first in `min_by_key`: fixed by the
+                // standard library.
                 if let Some(s) = symbols().max_by_key(gain) {
                     freqs[s] += 1;
                 }
@@ -132,7 +136,8 @@ impl FrequencyTable {
         best as u8
     }
 
-    /// Appends the table: for each symbol the bit length of its frequency in 4 bits, then the bits below the leading one.
+    /// Appends the table: for each symbol the bit length of its frequency in 4 bits, then the bits
+    /// below the leading one.
     pub(crate) fn write(&self, out: &mut BitWriter) {
         for &f in &self.freqs {
             let len = u16::BITS - f.leading_zeros();
@@ -172,8 +177,8 @@ impl FrequencyTable {
     }
 }
 
-/// A table laid out in slots: what a backend decodes with. `n` buckets of `4096 / n` slots, `n` the number of symbols. The first
-/// slots of bucket `b` belong to symbol `b`, the others to its donor.
+/// A table laid out in slots: what a backend decodes with. `n` buckets of `4096 / n` slots, `n` the
+/// number of symbols. The first slots of bucket `b` belong to symbol `b`, the others to its donor.
 #[derive(Clone, Debug)]
 pub(crate) struct AliasTable {
     /// For each bucket the first slot that is the donor's (may be the end of the bucket).
@@ -188,8 +193,9 @@ pub(crate) struct AliasTable {
     encode: OnceLock<Box<EncodeTable>>,
 }
 
-/// What encoding with a table needs, made for vectors that divide by multiplying: quotients may come out one too small, remainders
-/// then one frequency too large, and the table of slots sets both right.
+/// What encoding with a table needs, made for vectors that divide by multiplying: quotients may
+/// come out one too small, remainders then one frequency too large, and the table of slots sets
+/// both right.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
     /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
@@ -200,11 +206,13 @@ pub(crate) struct EncodeTable {
     pub(crate) fields: [u32; 256],
     /// For each symbol floor((2^64 - 1) / freq), for machines that multiply 64 bits at a time.
     inverse: [u64; 256],
-    /// The first 32 entries byte by byte: those of the reciprocals, the lowest first, then those of the fields.
+    /// The first 32 entries byte by byte: those of the reciprocals, the lowest first, then those
+    /// of the fields.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
-    /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same and 4096, what the quotient
-    /// lacks. One more entry, so that a vector may read two at the last.
+    /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
+    /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
+    /// last.
     pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
 }
 
@@ -222,7 +230,8 @@ impl EncodeTable {
             slots[at] = slot as u16;
             slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
         });
-        // A symbol that the table has not is never encoded. Its entry keeps even so within the slots.
+        // A symbol that the table has not is never encoded. Its entry keeps even so within the
+        // slots.
         let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
         let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);
@@ -286,8 +295,8 @@ pub(crate) struct AliasEntry {
 }
 
 impl AliasTable {
-    /// Lays out `table`, whose number of symbols is a power of two. Vose's construction with two stacks, in a fixed order
-    /// (FORMAT.md section 7.3).
+    /// Lays out `table`, whose number of symbols is a power of two. Vose's construction with two
+    /// stacks, in a fixed order (FORMAT.md section 7.3).
     pub(crate) fn new(table: &FrequencyTable) -> AliasTable {
         let freqs = &table.freqs;
         let n = freqs.len();

@@ -1,5 +1,5 @@
-//! Units come apart into symbols, residuals and low bits, and together again, group by group. Plain loops that compilers turn
-//! into vectors; backends compile them once more for their instructions.
+//! Units come apart into symbols, residuals and low bits, and together again, group by group. Plain
+//! loops that compilers turn into vectors; backends compile them once more for their instructions.
 
 use bigsmall_format::Result;
 
@@ -17,8 +17,9 @@ pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
 /// So many costs can be added in 16 bits.
 const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 
-/// What each symbol costs under each table, a quarter as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs) and
-/// at most [`MAX_COST`]: one vector addition a unit finds the best table of a segment.
+/// What each symbol costs under each table, a quarter as fine as
+/// [`FrequencyTable::costs`](crate::table::FrequencyTable::costs) and at most [`MAX_COST`]: one
+/// vector addition a unit finds the best table of a segment.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {
@@ -72,10 +73,12 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
     }
 }
 
-/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its place.
+/// For each table, what the encoder makes of a symbol: itself, or the most frequent one in its
+/// place.
 pub(crate) struct StandIns(Vec<StandIn>);
 
-/// The symbols from `first` to `first + span` stay themselves; where others do too, or none, they are looked up.
+/// The symbols from `first` to `first + span` stay themselves; where others do too, or none, they
+/// are looked up.
 struct StandIn {
     map: [u8; 256],
     first: u8,
@@ -107,8 +110,8 @@ impl StandIn {
     }
 }
 
-/// Replaces symbols that the table of their segment has not, listing them as exceptions, position and field; false where these are
-/// more than a block can have.
+/// Replaces symbols that the table of their segment has not, listing them as exceptions, position
+/// and field; false where these are more than a block can have.
 #[inline(always)]
 pub(crate) fn replace_exceptions(
     head: &Head,
@@ -137,7 +140,8 @@ pub(crate) fn replace_exceptions(
     Ok(true)
 }
 
-/// [`replace_exceptions`] for a few symbols from `position` on. Rare: one copy of this serves all backends.
+/// [`replace_exceptions`] for a few symbols from `position` on. Rare: one copy of this serves all
+/// backends.
 fn replace_few(
     head: &Head,
     table: &StandIn,
@@ -185,12 +189,14 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
 #[inline(always)]
 pub(crate) fn symbol_of(field: u16, (base, first): (u16, u16), n_symbols: u16) -> u8 {
     let s = field.wrapping_sub(base);
-    // The field `base` lies outside where another one took its symbol. In 16 bits throughout, or vectors are narrowed three times.
+    // The field `base` lies outside where another one took its symbol. In 16 bits throughout, or
+    // vectors are narrowed three times.
     let s = if s.wrapping_sub(1) < n_symbols - 1 { s } else { u16::from(OUTSIDE) };
     (if field == first { 0 } else { s }) as u8
 }
 
-/// Takes the residuals out of whole groups of units and packs them. `residual` has just the length that they take.
+/// Takes the residuals out of whole groups of units and packs them. `residual` has just the length
+/// that they take.
 #[inline(always)]
 pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
     let layout = &head.layout;
@@ -211,8 +217,8 @@ pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
     }
 }
 
-/// The other way: units from symbols, packed residuals and packed low bits of whole groups, `widths` the low width of each.
-/// Returns how many bytes of `lows` were used.
+/// The other way: units from symbols, packed residuals and packed low bits of whole groups,
+/// `widths` the low width of each. Returns how many bytes of `lows` were used.
 #[inline(always)]
 pub(crate) fn join(
     head: &Head,
@@ -347,7 +353,8 @@ pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
     layout.low_bits().saturating_sub(all.trailing_zeros()) as u8
 }
 
-/// Appends the upper `width` of the low bits of each group of `units`: whole bytes as planes, then the bits above them packed.
+/// Appends the upper `width` of the low bits of each group of `units`: whole bytes as planes, then
+/// the bits above them packed.
 pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec<u8>) {
     let low_bits = layout.low_bits();
     for group in units.chunks_exact(GROUP * layout.unit_bytes) {
@@ -378,8 +385,8 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
     }
 }
 
-/// Adds the low bits of one group to `lows`, which the caller has zeroed. Widths that are not whole bytes are rare: one copy of
-/// this serves all backends.
+/// Adds the low bits of one group to `lows`, which the caller has zeroed. Widths that are not whole
+/// bytes are rare: one copy of this serves all backends.
 fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
     let shift = low_bits - width;
     let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);

@@ -1,5 +1,6 @@
-//! One bitstream: every backend writes the same bytes and reads the same values, for any number of threads.
-//! The backend `reference` is the crate `constriction`, so agreement with it is agreement with an independent implementation.
+//! One bitstream: every backend writes the same bytes and reads the same values, for any number of
+//! threads. The backend `reference` is the crate `constriction`, so agreement with it is agreement
+//! with an independent implementation.
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
 use bigsmall_codec::*;

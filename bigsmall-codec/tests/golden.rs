@@ -1,5 +1,5 @@
-//! The golden files are read for ever: every backend, every kind of source, every number of threads gives back the original
-//! bytes. `write_goldens` in `examples` writes them; nothing here does.
+//! The golden files are read for ever: every backend, every kind of source, every number of threads
+//! gives back the original bytes. `write_goldens` in `examples` writes them; nothing here does.
 #![allow(clippy::unwrap_used)]
 
 mod oracle;
@@ -116,7 +116,8 @@ fn md5_of_the_original_bytes() {
     assert!(with_md5 > 5 || goldens.is_empty());
 }
 
-/// Every tensor in pieces: from everywhere to everywhere in small ones, across the edges of blocks in large ones.
+/// Every tensor in pieces: from everywhere to everywhere in small ones, across the edges of blocks
+/// in large ones.
 #[test]
 fn ranges_of_every_golden() {
     for golden in goldens() {
@@ -146,8 +147,8 @@ fn ranges_of_every_golden() {
     }
 }
 
-/// The oracle, written from FORMAT.md, reads every ANS block as the backends do; and the golden files have every feature of
-/// the encoding.
+/// The oracle, written from FORMAT.md, reads every ANS block as the backends do; and the golden
+/// files have every feature of the encoding.
 #[test]
 fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
     let mut features = BTreeSet::new();

@@ -1,5 +1,6 @@
-//! Damaged and forged ANS payloads: each is refused under the right rule by every backend and every reader; what is read is what
-//! the oracle reads. Checksums are right throughout, so that the decoder itself is reached.
+//! Damaged and forged ANS payloads: each is refused under the right rule by every backend and every
+//! reader; what is read is what the oracle reads. Checksums are right throughout, so that the
+//! decoder itself is reached.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 mod oracle;
@@ -57,8 +58,9 @@ fn by_oracle(spec: &TensorSpec, head: &[u8], block: &[u8]) -> Outcome {
     oracle::decode(&head, block, spec.n_units() as usize)
 }
 
-/// What every reader on every backend says of a sealed tensor of one block. They agree, with the oracle too; on the rule only
-/// if `same_rule`, since what breaks several rules may be refused under any of them.
+/// What every reader on every backend says of a sealed tensor of one block. They agree, with the
+/// oracle too; on the rule only if `same_rule`, since what breaks several rules may be refused
+/// under any of them.
 fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: &str) -> Outcome {
     let expected = by_oracle(spec, head, block);
     let mut first: Option<Outcome> = None;
@@ -243,8 +245,8 @@ const DTYPES: [(Dtype, u32); 9] = [
     (Dtype::I32, 0),
 ];
 
-/// Whatever the specification allows is read by every backend as the oracle reads it, and what the encoder writes is read by
-/// the oracle.
+/// Whatever the specification allows is read by every backend as the oracle reads it, and what the
+/// encoder writes is read by the oracle.
 #[test]
 fn every_valid_choice_is_read() {
     let mut random = Random(77);
@@ -278,7 +280,8 @@ fn every_valid_choice_is_read() {
     assert!(n > 150, "{n}");
 }
 
-/// Blocks are decoded in pieces, and the end states carry what the last groups end in, however the groups fall into pieces.
+/// Blocks are decoded in pieces, and the end states carry what the last groups end in, however the
+/// groups fall into pieces.
 #[test]
 fn every_number_of_groups_is_read() {
     for n_groups in [1, 2, 3, 15, 16, 17, 18, 31, 32, 33, 34, 48, 49, 50] {
@@ -571,7 +574,8 @@ fn exceptions() -> Vec<(usize, u32)> {
 #[test]
 fn blocks() {
     let kit = bf16();
-    // The kit's exceptions are those of the list, but for the zero, which has a symbol that the first table lacks.
+    // The kit's exceptions are those of the list, but for the zero, which has a symbol that the
+    // first table lacks.
     let mut block = kit.block();
     block.set_exceptions(&kit.head, &exceptions(), 4);
     assert_eq!(block.bytes(), kit.block().bytes());
@@ -791,7 +795,8 @@ fn blocks() {
         ],
     );
     // G-08
-    // A lane's state cannot be below the bound: the shortest form is the bound itself, which is a state like others.
+    // A lane's state cannot be below the bound: the shortest form is the bound itself, which is a
+    // state like others.
     let mut block = kit.block();
     block.lengths.fill(0);
     block.states = vec![0; 64];
@@ -972,7 +977,8 @@ fn misuse_is_an_error() {
     }
 }
 
-/// One damaged block among sound ones: found wherever it stands, its offset named, whichever blocks a backend takes together.
+/// One damaged block among sound ones: found wherever it stands, its offset named, whichever blocks
+/// a backend takes together.
 #[test]
 // G-13
 fn one_bad_block_among_several() {
@@ -1038,8 +1044,8 @@ fn one_bad_block_among_several() {
     assert!(refused > 15, "{refused}");
 }
 
-/// Every single bit of head and block, and every length: no panic, and every backend says what the oracle says, to the last
-/// bit of what is decoded.
+/// Every single bit of head and block, and every length: no panic, and every backend says what the
+/// oracle says, to the last bit of what is decoded.
 #[test]
 fn every_bit_and_every_cut() {
     let (mut refused, mut read) = (0, 0);

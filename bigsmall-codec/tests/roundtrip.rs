@@ -109,7 +109,8 @@ proptest! {
 
 #[test]
 fn all_patterns_of_16_and_8_bits() {
-    // Each pattern several times in a scrambled order, so that it meets many neighbours; and once in order.
+    // Each pattern several times in a scrambled order, so that it meets many neighbours; and once
+    // in order.
     for dtype in [Dtype::BF16, Dtype::F16] {
         for step in [1u32, 40_503, 28_411] {
             let bytes: Vec<u8> = (0..=u16::MAX)

@@ -1,12 +1,14 @@
-//! Every part of the library once, at sizes that an interpreter can bear: what Miri runs, for machines of 32 bits and of the other
-//! byte order too (`.ci/miri`). The bytes are the same everywhere.
+//! Every part of the library once, at sizes that an interpreter can bear: what Miri runs, for
+//! machines of 32 bits and of the other byte order too (`.ci/miri`). The bytes are the same
+//! everywhere.
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_codec::*;
 use bigsmall_format::{Raw, Shard, ShardWriter, xxh3};
 use bigsmall_tbe::{Matmul, Tbe, TbeView, Width};
 
-/// An interpreter takes a second for what a processor does in a microsecond or ten: less of everything.
+/// An interpreter takes a second for what a processor does in a microsecond or ten: less of
+/// everything.
 const INTERPRETED: bool = cfg!(miri);
 
 const DTYPES: [Dtype; 8] = [
@@ -20,7 +22,8 @@ const DTYPES: [Dtype; 8] = [
     Dtype::U8,
 ];
 
-/// Weights by integers alone, the same on every machine: exponents near each other, now and then any bits.
+/// Weights by integers alone, the same on every machine: exponents near each other, now and then
+/// any bits.
 fn weights(dtype: Dtype, n: usize) -> Vec<u8> {
     let mut state = 88_172_645_463_325_252u64;
     let mut next = || {
@@ -112,7 +115,8 @@ fn slices() {
     assert_eq!(back, values);
 }
 
-/// Each bit and each cut, of which a sample, of a small shard under right and under wrong checksums.
+/// Each bit and each cut, of which a sample, of a small shard under right and under wrong
+/// checksums.
 #[test]
 fn damage_is_an_error_or_other_values() {
     let step = if INTERPRETED { 197 } else { 7 };

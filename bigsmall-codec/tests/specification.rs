@@ -1,6 +1,7 @@
-//! The test vectors of FORMAT.md section 7.6, read out of that file: neither can change without the other. They are checked
-//! against the oracle, which is written from the text, and the frame against every backend; `agree` and `hostile` compare the
-//! oracle with the backends on everything else.
+//! The test vectors of FORMAT.md section 7.6, read out of that file: neither can change without the
+//! other. They are checked against the oracle, which is written from the text, and the frame
+//! against every backend; `agree` and `hostile` compare the oracle with the backends on everything
+//! else.
 #![allow(clippy::unwrap_used)]
 
 mod oracle;
@@ -9,14 +10,15 @@ use bigsmall_codec::*;
 use bigsmall_format::xxh3;
 use oracle::{Bits, Head};
 
-/// The specification stands at the root of the repository; this test is not a part of the published package.
+/// The specification stands at the root of the repository; this test is not a part of the published
+/// package.
 fn specification() -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     std::fs::read_to_string(root.join("FORMAT.md")).unwrap()
 }
 
-/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that are indented deeper. What
-/// follows a `#` is comment.
+/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that
+/// are indented deeper. What follows a `#` is comment.
 fn vector<'a>(specification: &'a str, key: &str) -> Vec<&'a str> {
     let mut lines = specification.lines();
     let first = lines
@@ -80,7 +82,8 @@ fn vectors() {
         .collect();
     check("exception bytes", hex(&oracle::write_exceptions(&head, &exceptions, 3).bytes(1)));
 
-    // The bytes of the frame are what the encoder chose once; what counts is that they are read for ever.
+    // The bytes of the frame are what the encoder chose once; what counts is that they are read for
+    // ever.
     let units: Vec<u8> = (0..261u16)
         .map(|i| match i {
             7 => 0x0001,

@@ -71,8 +71,8 @@ impl Dtype {
         })
     }
 
-    /// Bytes of one *unit*, the smallest piece that a block is counted in (FORMAT.md section 3): the element for BF16, F16,
-    /// F32 and F64; one byte for everything else.
+    /// Bytes of one *unit*, the smallest piece that a block is counted in (FORMAT.md section 3):
+    /// the element for BF16, F16, F32 and F64; one byte for everything else.
     ///
     /// ```
     /// use bigsmall_format::Dtype;

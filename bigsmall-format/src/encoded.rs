@@ -52,8 +52,8 @@ impl BlockTable {
         let mut blocks = room_for(lens.len())?;
         let mut begin = align8(u64::from(head_len));
         for (index, (len, hash)) in lens.zip(hashes).enumerate() {
-            // At least 56 bytes, or all of a smaller block: this caps what a small file can swell to. At most a little more
-            // than the values themselves.
+            // At least 56 bytes, or all of a smaller block: this caps what a small file can swell
+            // to. At most a little more than the values themselves.
             let original = spec.block_byte_len(index as u64) as u64;
             let (least, most) = (original.min(56), 2 * original + 4096);
             if u64::from(len) < least || u64::from(len) > most {
@@ -137,7 +137,8 @@ impl BlockTable {
         Ok(())
     }
 
-    /// Compares block `index`, padding included, with its checksum, and insists that the padding is zero.
+    /// Compares block `index`, padding included, with its checksum, and insists that the padding is
+    /// zero.
     ///
     /// # Errors
     /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
@@ -164,8 +165,8 @@ impl BlockTable {
         out.extend(self.blocks.iter().flat_map(|b| b.hash.to_le_bytes()));
     }
 
-    /// Reads what [`write`](Self::write) wrote. The number of blocks follows from `spec`; nothing is allocated before that
-    /// many entries are known to be there.
+    /// Reads what [`write`](Self::write) wrote. The number of blocks follows from `spec`; nothing
+    /// is allocated before that many entries are known to be there.
     pub(crate) fn read(
         spec: &TensorSpec,
         head_len: u32,
@@ -185,8 +186,8 @@ impl BlockTable {
     }
 }
 
-/// A tensor in encoded form, in memory: what is uploaded to a GPU, multiplied without decoding, or put into another engine's
-/// own container. One that exists has passed its checksums.
+/// A tensor in encoded form, in memory: what is uploaded to a GPU, multiplied without decoding, or
+/// put into another engine's own container. One that exists has passed its checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedTensor {
     spec: TensorSpec,
@@ -196,8 +197,8 @@ pub struct EncodedTensor {
 }
 
 impl EncodedTensor {
-    /// Puts a tensor together from what a [`BlockEncoder`](crate::BlockEncoder) produced: `payload` is the head padded to 8
-    /// bytes, then the padded blocks.
+    /// Puts a tensor together from what a [`BlockEncoder`](crate::BlockEncoder) produced: `payload`
+    /// is the head padded to 8 bytes, then the padded blocks.
     ///
     /// # Errors
     /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together.
@@ -223,10 +224,12 @@ impl EncodedTensor {
         Ok(EncodedTensor { spec, encoding, table, payload })
     }
 
-    /// Puts a tensor together from a payload and the table that describes it, checking every checksum.
+    /// Puts a tensor together from a payload and the table that describes it, checking every
+    /// checksum.
     ///
     /// # Errors
-    /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::PayloadLength`], [`Rule::PaddingNotZero`].
+    /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::PayloadLength`],
+    /// [`Rule::PaddingNotZero`].
     pub fn from_parts(
         spec: TensorSpec,
         encoding: EncodingId,
@@ -297,7 +300,8 @@ impl EncodedTensor {
         &self.payload[start..start + self.table.block_len(index)]
     }
 
-    /// Bytes of the payload: what this tensor costs in memory and, but for 12 bytes a block, on disk.
+    /// Bytes of the payload: what this tensor costs in memory and, but for 12 bytes a block, on
+    /// disk.
     #[must_use]
     pub fn byte_len(&self) -> u64 {
         self.payload.len() as u64
@@ -332,8 +336,8 @@ impl EncodedTensor {
         decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst, threads)
     }
 
-    /// Writes the tensor as a frame (FORMAT.md section 9): one self-contained piece of bytes with checksums, for engines with
-    /// a container of their own.
+    /// Writes the tensor as a frame (FORMAT.md section 9): one self-contained piece of bytes with
+    /// checksums, for engines with a container of their own.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let name = self.spec.name().as_bytes();

@@ -59,11 +59,13 @@ impl std::fmt::Display for EncodingId {
     }
 }
 
-/// A way to write a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw), `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
+/// A way to write a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
+/// `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
 ///
-/// A tensor is cut into blocks of [`BLOCK_UNITS`] units that are encoded and decoded alone. What the blocks share (tables, the
-/// window of exponents) is the *head*, decided once by [`plan`](Self::plan). Planning and encoding by blocks is what keeps
-/// memory constant for a tensor of any size.
+/// A tensor is cut into blocks of [`BLOCK_UNITS`] units that are encoded and decoded alone. What
+/// the blocks share (tables, the window of exponents) is the *head*, decided once by
+/// [`plan`](Self::plan). Planning and encoding by blocks is what keeps memory constant for a tensor
+/// of any size.
 pub trait TensorEncoding: Send + Sync {
     /// The code of this encoding in a shard's index.
     fn id(&self) -> EncodingId;
@@ -71,8 +73,9 @@ pub trait TensorEncoding: Send + Sync {
     /// Whether tensors of that dtype can be encoded.
     fn supports(&self, dtype: Dtype) -> bool;
 
-    /// Decides the head for the tensor `spec`, whose original bytes are `source` (little-endian). Reads the whole source or a
-    /// sample of it. The same input gives the same plan on every machine and for every number of threads.
+    /// Decides the head for the tensor `spec`, whose original bytes are `source` (little-endian).
+    /// Reads the whole source or a sample of it. The same input gives the same plan on every
+    /// machine and for every number of threads.
     ///
     /// # Errors
     /// Those of `source`; [`Rule::EncodingRefuses`] for a dtype that it does not take.
@@ -90,9 +93,9 @@ pub trait BlockEncoder: Send + Sync {
     /// The head, stored once before the blocks.
     fn head(&self) -> &[u8];
 
-    /// Encodes whole consecutive blocks: `units` holds their original bytes, each [`BLOCK_UNITS`] units but the tensor's last.
-    /// Appends the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their lengths without the
-    /// padding to `lens`.
+    /// Encodes whole consecutive blocks: `units` holds their original bytes, each [`BLOCK_UNITS`]
+    /// units but the tensor's last. Appends the encoded blocks to `out`, each padded with zeros
+    /// to a multiple of 8 bytes, and their lengths without the padding to `lens`.
     ///
     /// # Errors
     /// [`Rule::Memory`]; `out` and `lens` then hold nothing that means anything.
@@ -101,14 +104,15 @@ pub trait BlockEncoder: Send + Sync {
 
 /// Decodes blocks of one tensor.
 pub trait BlockDecoder: Send + Sync {
-    /// Decodes whole consecutive blocks into `dst`, whose length is that of their original bytes. On an error `dst` holds
-    /// nothing that means anything.
+    /// Decodes whole consecutive blocks into `dst`, whose length is that of their original bytes.
+    /// On an error `dst` holds nothing that means anything.
     ///
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()>;
 
-    /// The same, while the processor fetches the encoded bytes that come next. What it decodes does not depend on them.
+    /// The same, while the processor fetches the encoded bytes that come next. What it decodes does
+    /// not depend on them.
     ///
     /// # Errors
     /// As [`decode_blocks`](Self::decode_blocks).
@@ -118,20 +122,25 @@ pub trait BlockDecoder: Send + Sync {
     }
 }
 
-/// How many blocks are decoded at once: as many as kernels interleave, and few enough that what is checked, what is decoded and what
-/// is fetched ahead stay in a level 2 cache.
+/// How many blocks are decoded at once: as many as kernels interleave, and few enough that what is
+/// checked, what is decoded and what is fetched ahead stay in a level 2 cache.
 const RUN: usize = 2;
-/// Runs that a thread decodes one after the other, where there are enough for all: it fetches only what it decodes itself.
+/// Runs that a thread decodes one after the other, where there are enough for all: it fetches only
+/// what it decodes itself.
 const RUNS_AT_A_TIME: usize = 8;
-/// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes, but knows of no more than it is given.
+/// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes,
+/// but knows of no more than it is given.
 const ENCODING_RUN: usize = 8;
-/// Runs that a thread encodes before they are put together: enough that starting threads costs nothing beside them.
+/// Runs that a thread encodes before they are put together: enough that starting threads costs
+/// nothing beside them.
 const RUNS_A_THREAD: usize = 2;
 
-/// Encodes a tensor in memory with `encoding` on up to `threads` threads (0: all). The bytes do not depend on `threads`.
+/// Encodes a tensor in memory with `encoding` on up to `threads` threads (0: all). The bytes do not
+/// depend on `threads`.
 ///
 /// # Errors
-/// Those of [`TensorEncoding::plan`] and of `source`; [`Rule::BufferLength`] when `source` is not as long as the tensor.
+/// Those of [`TensorEncoding::plan`] and of `source`; [`Rule::BufferLength`] when `source` is not
+/// as long as the tensor.
 pub fn encode_tensor(
     encoding: &dyn TensorEncoding,
     spec: &TensorSpec,
@@ -154,8 +163,8 @@ pub fn encode_tensor(
         let begin = run as u64 * run_bytes;
         begin..spec.byte_len().min(begin + run_bytes)
     };
-    // What follows will not differ much from what comes first: growing step by step would copy the payload several times. An
-    // encoder asks for room for blocks that do not get smaller.
+    // What follows will not differ much from what comes first: growing step by step would copy the
+    // payload several times. An encoder asks for room for blocks that do not get smaller.
     let room = |encoded: usize, runs: usize| {
         let all = (encoded / runs).saturating_mul(n_runs);
         all.saturating_add(all / 64).saturating_add(run_bytes as usize)
@@ -172,7 +181,8 @@ pub fn encode_tensor(
             }
         }
     } else {
-        // A few runs for each thread go into memory that the next ones use again, then, in order, into the payload.
+        // A few runs for each thread go into memory that the next ones use again, then, in order,
+        // into the payload.
         let at_once = n_runs.min(threads.saturating_mul(RUNS_A_THREAD));
         let mut outputs = vec![(Vec::new(), Vec::new()); at_once];
         for first in (0..n_runs).step_by(at_once.max(1)) {
@@ -216,15 +226,16 @@ fn read_or_borrow<'a>(
     }
 }
 
-/// Decodes the original bytes `range` of a tensor into `dst`, on up to `threads` threads (0: all). `payload` holds the head and
-/// the blocks; every block that is touched is checked against its checksum before it is decoded.
+/// Decodes the original bytes `range` of a tensor into `dst`, on up to `threads` threads (0: all).
+/// `payload` holds the head and the blocks; every block that is touched is checked against its
+/// checksum before it is decoded.
 ///
-/// Memory: for each thread one run of two encoded blocks where `payload` is not in memory, and one decoded block where
-/// `range` does not begin or end with a block.
+/// Memory: for each thread one run of two encoded blocks where `payload` is not in memory, and one
+/// decoded block where `range` does not begin or end with a block.
 ///
 /// # Errors
-/// [`Rule::BlockChecksum`], those of the decoder, those of `payload`; [`Rule::BufferLength`] or [`Rule::RangeOutOfBounds`] for a
-/// caller's mistake.
+/// [`Rule::BlockChecksum`], those of the decoder, those of `payload`; [`Rule::BufferLength`] or
+/// [`Rule::RangeOutOfBounds`] for a caller's mistake.
 pub fn decode_range(
     decoder: &dyn BlockDecoder,
     spec: &TensorSpec,
@@ -249,7 +260,8 @@ pub fn decode_range(
     if dst.is_empty() {
         return Ok(());
     }
-    // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a block.
+    // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a
+    // block.
     let block_bytes = spec.block_bytes() as u64;
     let run_bytes = block_bytes * RUN as u64;
     let threads = if threads == 0 { available_threads() } else { threads };

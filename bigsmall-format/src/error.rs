@@ -1,4 +1,5 @@
-//! One error type: which rule was broken, in which tensor, where, what was expected and what was found.
+//! One error type: which rule was broken, in which tensor, where, what was expected and what was
+//! found.
 
 use std::fmt;
 
@@ -132,7 +133,8 @@ rules! {
     DeviceLost: Io, "the device was lost";
 }
 
-/// An error: which [`Rule`] was broken, in which tensor, where, what was expected and what was found.
+/// An error: which [`Rule`] was broken, in which tensor, where, what was expected and what was
+/// found.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -198,8 +200,8 @@ impl Error {
         self
     }
 
-    /// Moves the offset of something corrupt from a part to the whole, in which the part begins at `begin`. The offsets of
-    /// sources are those of the whole already.
+    /// Moves the offset of something corrupt from a part to the whole, in which the part begins at
+    /// `begin`. The offsets of sources are those of the whole already.
     #[must_use]
     pub(crate) fn in_part_at(mut self, begin: u64) -> Self {
         if self.class() == Class::Corrupt
@@ -242,8 +244,9 @@ impl Error {
         self.0.tensor.as_deref()
     }
 
-    /// The byte offset, where there is one: in the file or frame that was read, or in the payload for an
-    /// [`EncodedTensor`](crate::EncodedTensor) and [`decode_range`](crate::decode_range), which know no file.
+    /// The byte offset, where there is one: in the file or frame that was read, or in the payload
+    /// for an [`EncodedTensor`](crate::EncodedTensor) and
+    /// [`decode_range`](crate::decode_range), which know no file.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.0.offset

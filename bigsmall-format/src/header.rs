@@ -1,4 +1,5 @@
-//! The safetensors header: read strictly, kept verbatim, the one source of names, dtypes, shapes and order.
+//! The safetensors header: read strictly, kept verbatim, the one source of names, dtypes, shapes
+//! and order.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::cell::RefCell;
@@ -13,8 +14,9 @@ use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
 /// A parsed safetensors header: the tensors in the order of their data.
 ///
-/// Stricter than the format demands where the format leaves room for two readings: every key once, integers written as
-/// integers, no hole and no overlap, the data section exactly as long as the tensors.
+/// Stricter than the format demands where the format leaves room for two readings: every key once,
+/// integers written as integers, no hole and no overlap, the data section exactly as long as the
+/// tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     tensors: Vec<TensorSpec>,
@@ -39,8 +41,8 @@ impl Header {
         Self::parse_any(json, Some(data_len), limits, 0)
     }
 
-    /// Parses a header that stands in an index: the length of the data is what its tensors say. Sets memory aside for
-    /// `count` tensors.
+    /// Parses a header that stands in an index: the length of the data is what its tensors say.
+    /// Sets memory aside for `count` tensors.
     pub(crate) fn parse_stored(json: &[u8], limits: &Limits, count: usize) -> Result<Self> {
         Self::parse_any(json, None, limits, count)
     }
@@ -99,11 +101,12 @@ impl Header {
         Ok(Header { tensors, by_name })
     }
 
-    /// Reads the header of the safetensors file `source`: its JSON as it stands, and what it says. The data begins
-    /// 8 + JSON length bytes into the file.
+    /// Reads the header of the safetensors file `source`: its JSON as it stands, and what it says.
+    /// The data begins 8 + JSON length bytes into the file.
     ///
     /// # Errors
-    /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of `source`.
+    /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of
+    /// `source`.
     pub fn read(source: &dyn ReadAt, limits: &Limits) -> Result<(Vec<u8>, Self)> {
         let byte_len = source.byte_len();
         let mut prefix = [0; 8];
@@ -134,8 +137,9 @@ impl Header {
         Ok((json, header))
     }
 
-    /// The JSON of a header for tensors that never were in a safetensors file, placed one after the other in that order.
-    /// Padded with spaces so that the data of the file begins at a multiple of 8.
+    /// The JSON of a header for tensors that never were in a safetensors file, placed one after the
+    /// other in that order. Padded with spaces so that the data of the file begins at a
+    /// multiple of 8.
     ///
     /// # Errors
     /// [`Rule::ShapeOverflow`] when all tensors together exceed 2^63 bytes.
@@ -199,8 +203,8 @@ impl Context<'_> {
     }
 }
 
-/// A string where none belongs is not repeated in the error, as serde would: it may be as long as the file. For
-/// `deserialize_any`, since serde_json asks the visitor of no other.
+/// A string where none belongs is not repeated in the error, as serde would: it may be as long as
+/// the file. For `deserialize_any`, since serde_json asks the visitor of no other.
 macro_rules! no_strings {
     () => {
         fn visit_str<E: serde_core::de::Error>(self, _: &str) -> Result<Self::Value, E> {
@@ -381,7 +385,8 @@ impl<'de> Visitor<'de> for Integers {
                 while seq.next_element::<&RawValue>()?.is_some() {}
                 return Ok(None);
             }
-            // Digits alone: JSON writes 1e3 and 1.0 too, and a parser that takes them for integers reads another file.
+            // Digits alone: JSON writes 1e3 and 1.0 too, and a parser that takes them for integers
+            // reads another file.
             let n = n.get();
             let n = if n.bytes().all(|b| b.is_ascii_digit()) { n.parse().ok() } else { None };
             out.push(n.ok_or_else(|| {
@@ -422,8 +427,9 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 }
 
-/// The keys of one object, as their 64-bit hashes: a million short keys must not take more memory than a few times their text.
-/// Two keys that meet by chance (one in 10^12 for ten thousand keys) count as one.
+/// The keys of one object, as their 64-bit hashes: a million short keys must not take more memory
+/// than a few times their text. Two keys that meet by chance (one in 10^12 for ten thousand keys)
+/// count as one.
 #[derive(Default)]
 struct Keys {
     hashes: Vec<u64>,

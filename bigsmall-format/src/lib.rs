@@ -1,14 +1,17 @@
-//! The ground that every bigsmall crate stands on: the vocabulary ([`Dtype`], [`TensorSpec`], [`EncodedTensor`]), the two
-//! traits everybody meets at ([`TensorEncoding`], [`ReadAt`]) and the `.bs` shard ([`Shard`], [`ShardWriter`]).
+//! The ground that every bigsmall crate stands on: the vocabulary ([`Dtype`], [`TensorSpec`],
+//! [`EncodedTensor`]), the two traits everybody meets at ([`TensorEncoding`], [`ReadAt`]) and the
+//! `.bs` shard ([`Shard`], [`ShardWriter`]).
 //!
-//! The bytes are specified in `FORMAT.md` at the root of the repository; section numbers in these docs refer to it.
+//! The bytes are specified in `FORMAT.md` at the root of the repository; section numbers in these
+//! docs refer to it.
 //!
-//! Most programs do not need this crate by name: `bigsmall-codec` and `bigsmall-tbe` re-export what their users need, and
-//! `bigsmall-io` opens and writes files.
+//! Most programs do not need this crate by name: `bigsmall-codec` and `bigsmall-tbe` re-export what
+//! their users need, and `bigsmall-io` opens and writes files.
 //!
 //! # Memory and safety
-//! Everything a stranger's file can influence is checked before it is used: lengths before allocation, checksums before
-//! decoding. Checksums guard against accidents, not against an attacker who can reseal a file.
+//! Everything a stranger's file can influence is checked before it is used: lengths before
+//! allocation, checksums before decoding. Checksums guard against accidents, not against an
+//! attacker who can reseal a file.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

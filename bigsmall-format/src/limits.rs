@@ -1,6 +1,7 @@
 //! What a reader is willing to take on.
 
-/// Bounds on what a file may ask of its reader. Each is checked before anything is allocated for it.
+/// Bounds on what a file may ask of its reader. Each is checked before anything is allocated for
+/// it.
 ///
 /// ```
 /// let careful = bigsmall_format::Limits { max_tensors: 1000, ..Default::default() };

@@ -15,9 +15,9 @@ pub fn available_threads() -> usize {
 }
 
 /// Calls `work` for every item on up to `threads` threads (the caller's is one of them; 0 means
-/// [`available_threads`]; fewer where the system gives no more). Each thread makes one `scratch` and reuses it. Items are handed out
-/// in order; after an error no new item begins, and the error of the earliest failing item is returned, so the outcome does not depend
-/// on timing.
+/// [`available_threads`]; fewer where the system gives no more). Each thread makes one `scratch`
+/// and reuses it. Items are handed out in order; after an error no new item begins, and the error
+/// of the earliest failing item is returned, so the outcome does not depend on timing.
 ///
 /// # Errors
 /// Those of `work`.

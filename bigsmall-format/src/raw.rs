@@ -6,7 +6,8 @@ use crate::{
     TensorSpec,
 };
 
-/// The values as they are, cut into blocks (FORMAT.md section 10): for what nothing else makes smaller.
+/// The values as they are, cut into blocks (FORMAT.md section 10): for what nothing else makes
+/// smaller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;
 

@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use crate::{Error, Result, Rule};
 
-/// A source of bytes that can be read anywhere, from any thread: a file, a slice, an HTTP resource, a fault injector.
+/// A source of bytes that can be read anywhere, from any thread: a file, a slice, an HTTP resource,
+/// a fault injector.
 ///
-/// Implementations return exactly the bytes asked for or an error; short reads and interrupted calls are theirs to repeat.
+/// Implementations return exactly the bytes asked for or an error; short reads and interrupted
+/// calls are theirs to repeat.
 pub trait ReadAt: Send + Sync {
     /// Length in bytes.
     fn byte_len(&self) -> u64;

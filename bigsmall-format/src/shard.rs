@@ -8,7 +8,8 @@ pub use write::ShardWriter;
 
 use crate::Rule;
 
-/// First and last bytes of a shard. The first byte is no ASCII, and the line ends show a transfer in text mode.
+/// First and last bytes of a shard. The first byte is no ASCII, and the line ends show a transfer
+/// in text mode.
 const MAGIC: [u8; 8] = *b"\x89bsmall\n";
 /// The version that this crate writes, and the newest that it reads.
 const VERSION: u16 = 1;

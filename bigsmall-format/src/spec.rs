@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use crate::{Dtype, Error, Result, Rule};
 
-/// Units of one block (FORMAT.md section 3): every encoding cuts a tensor into blocks of this many units, the last one
-/// shorter.
+/// Units of one block (FORMAT.md section 3): every encoding cuts a tensor into blocks of this many
+/// units, the last one shorter.
 pub const BLOCK_UNITS: usize = 1 << 17;
 
-/// Name, dtype, shape and place of a tensor. A spec that exists is valid: its sizes do not overflow and it fills whole bytes.
+/// Name, dtype, shape and place of a tensor. A spec that exists is valid: its sizes do not overflow
+/// and it fills whole bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
     name: Box<str>,
@@ -37,7 +38,8 @@ impl TensorSpec {
                 .in_tensor(name)
                 .found(format!("shape {shape:?} of {dtype}"))
         };
-        // Every factor counts, also beside a zero: [2^64-1, 2, 0] is an attack, not an empty tensor.
+        // Every factor counts, also beside a zero: [2^64-1, 2, 0] is an attack, not an empty
+        // tensor.
         let mut product = 1u64;
         for &n in shape.iter().filter(|&&n| n != 0) {
             product = product.checked_mul(n).ok_or_else(overflow)?;
@@ -63,7 +65,8 @@ impl TensorSpec {
         })
     }
 
-    /// The same tensor with its data beginning `begin` bytes into the data section of its safetensors file.
+    /// The same tensor with its data beginning `begin` bytes into the data section of its
+    /// safetensors file.
     #[must_use]
     pub fn placed_at(mut self, begin: u64) -> Self {
         self.begin = begin;
@@ -131,10 +134,12 @@ impl TensorSpec {
         self.byte_len.saturating_sub(index.saturating_mul(full)).min(full) as usize
     }
 
-    /// The bytes of the rows in `rows`, where a row is one step of the first dimension (a scalar is one row).
+    /// The bytes of the rows in `rows`, where a row is one step of the first dimension (a scalar is
+    /// one row).
     ///
     /// # Errors
-    /// [`Rule::RangeOutOfBounds`]; [`Rule::UnalignedRange`] where a row of a sub-byte dtype does not fill whole bytes.
+    /// [`Rule::RangeOutOfBounds`]; [`Rule::UnalignedRange`] where a row of a sub-byte dtype does
+    /// not fill whole bytes.
     pub fn row_bytes(&self, rows: Range<u64>) -> Result<Range<u64>> {
         let n_rows = self.shape.first().copied().unwrap_or(1);
         if rows.start > rows.end || rows.end > n_rows {

@@ -1,5 +1,6 @@
-//! The promise on memory: opening a shard holds at most 4 times the bytes of its index + 1 MiB at any time, and what a file
-//! merely claims costs nothing. Measured by an allocator that counts what this thread holds.
+//! The promise on memory: opening a shard holds at most 4 times the bytes of its index + 1 MiB at
+//! any time, and what a file merely claims costs nothing. Measured by an allocator that counts what
+//! this thread holds.
 // A global allocator cannot be written without `unsafe`; it only counts and passes on.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
@@ -308,7 +309,8 @@ fn claims() {
     assert!(peak < 10_000, "{peak}");
 }
 
-/// Ten million tiny entries, in the three places that may claim them; what is parsed grows as the input does.
+/// Ten million tiny entries, in the three places that may claim them; what is parsed grows as the
+/// input does.
 #[test]
 // B-11
 fn ten_million_tiny_entries() {

@@ -3,14 +3,15 @@
 
 use bigsmall_format::*;
 
-/// The specification stands at the root of the repository; this test is not a part of the published package.
+/// The specification stands at the root of the repository; this test is not a part of the published
+/// package.
 fn specification() -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     std::fs::read_to_string(root.join("FORMAT.md")).unwrap()
 }
 
-/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that are indented deeper. What
-/// follows a `#` is comment.
+/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that
+/// are indented deeper. What follows a `#` is comment.
 fn vector(specification: &str, key: &str) -> Option<String> {
     let mut lines = specification.lines();
     let first = lines
@@ -49,7 +50,8 @@ fn a_whole_shard() {
     writer.blocks(encoded.payload(), &[3]).unwrap();
     let md5 = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128;
     writer.end(Some(md5.to_be_bytes())).unwrap();
-    // SHA-256 of the length 56, `{"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}`, three spaces, 1 2 3.
+    // SHA-256 of the length 56, `{"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}`, three
+    // spaces, 1 2 3.
     let sha256 = [
         0xb2, 0x4b, 0x5d, 0x9f, 0x29, 0xa0, 0x2e, 0x3e, 0x7b, 0xc9, 0x69, 0x55, 0x4d, 0x23, 0xb7,
         0xe7, 0xdf, 0x98, 0x94, 0x19, 0x30, 0xbb, 0xe4, 0xef, 0x10, 0x81, 0x83, 0xd9, 0x8f, 0xa1,

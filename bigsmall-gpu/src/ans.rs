@@ -1,6 +1,7 @@
-//! What a device needs to decode a bf16 tensor in ANS form (FORMAT.md section 7): the payload as it is, and beside it tables,
-//! states and places, taken out of the payload and checked here. A second reader of that section, written for itself: what it
-//! cannot check without decoding (the words, the end states) the kernel reports.
+//! What a device needs to decode a bf16 tensor in ANS form (FORMAT.md section 7): the payload as it
+//! is, and beside it tables, states and places, taken out of the payload and checked here. A second
+//! reader of that section, written for itself: what it cannot check without decoding (the words,
+//! the end states) the kernel reports.
 #![warn(clippy::unwrap_used)]
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, Error, Result, Rule};
@@ -20,12 +21,15 @@ pub(crate) struct AnsPlan {
     /// Field of symbol 0.
     pub(crate) first: u32,
     pub(crate) n_units: u64,
-    /// For each block: kind, groups, byte offset of the words, number of words, byte offset of the residual (or of the values of
-    /// a raw block, or the value of a constant one), units, two of nothing; 32 states; the tables of the groups, a byte each.
+    /// For each block: kind, groups, byte offset of the words, number of words, byte offset of the
+    /// residual (or of the values of a raw block, or the value of a constant one), units, two
+    /// of nothing; 32 states; the tables of the groups, a byte each.
     pub(crate) blocks: Vec<u32>,
-    /// For each table and bucket: split, then frequency | symbol << 16 and rank minus slot of its own symbol and of its donor.
+    /// For each table and bucket: split, then frequency | symbol << 16 and rank minus slot of its
+    /// own symbol and of its donor.
     pub(crate) tables: Vec<u32>,
-    /// Unit, and the field that it has instead of the decoded one; or the whole unit with bit 31 set.
+    /// Unit, and the field that it has instead of the decoded one; or the whole unit with bit 31
+    /// set.
     pub(crate) patches: Vec<[u32; 2]>,
 }
 
@@ -133,7 +137,8 @@ impl Head {
     }
 }
 
-/// Vose's alias construction with two stacks (FORMAT.md section 7.3), as the words of [`AnsPlan::tables`].
+/// Vose's alias construction with two stacks (FORMAT.md section 7.3), as the words of
+/// [`AnsPlan::tables`].
 fn alias_words(freqs: &[u32], out: &mut Vec<u32>) {
     let n = freqs.len();
     let cap = 4096 / n as u32;
@@ -167,8 +172,8 @@ impl AnsPlan {
     /// Takes a tensor apart.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] unless it is bf16 in ANS form; of class Corrupt for a payload that breaks the format;
-    /// [`Rule::Device`] for one that offsets of 32 bits do not reach.
+    /// [`Rule::SpecMismatch`] unless it is bf16 in ANS form; of class Corrupt for a payload that
+    /// breaks the format; [`Rule::Device`] for one that offsets of 32 bits do not reach.
     pub(crate) fn new(tensor: &EncodedTensor) -> Result<Self> {
         let spec = tensor.spec();
         if spec.dtype() != Dtype::BF16 || tensor.encoding() != EncodingId::Ans {

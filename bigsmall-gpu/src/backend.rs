@@ -37,7 +37,8 @@ pub struct Wgpu {
     pub(crate) device: Device,
     pipelines: Pipelines,
     tuning: Mutex<Tuning>,
-    /// Where matrices are decoded for a product: kept, since a new buffer is filled with zeros first.
+    /// Where matrices are decoded for a product: kept, since a new buffer is filled with zeros
+    /// first.
     decoded: Mutex<Option<wgpu::Buffer>>,
     pub(crate) layer_params: Mutex<HashMap<LayerParams, wgpu::Buffer>>,
 }
@@ -52,7 +53,8 @@ impl Wgpu {
     /// The fastest device of this machine, without a window.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] where there is no adapter; [`Rule::Device`] where it gives no device.
+    /// [`Rule::BackendMissing`] where there is no adapter; [`Rule::Device`] where it gives no
+    /// device.
     pub fn headless() -> Result<Self> {
         Self::headless_with(&WgpuOptions::default())
     }
@@ -60,7 +62,8 @@ impl Wgpu {
     /// [`headless`](Self::headless) with options.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] where there is no such adapter; [`Rule::Device`] where it gives no device.
+    /// [`Rule::BackendMissing`] where there is no such adapter; [`Rule::Device`] where it gives no
+    /// device.
     pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
         Ok(Self::with(Device::headless(options)?))
     }
@@ -106,14 +109,16 @@ impl Wgpu {
         self.device.matrix_unit.is_some()
     }
 
-    /// [`upload`](MatmulBackend::upload) with an encoding that this crate does not know, or into a form of the caller's choice;
-    /// with `None` into the one that takes the fewest bytes. The host decodes, twice where it must choose, and packs; for matrices
-    /// in ANS form [`upload_decoding`](Self::upload_decoding) has the device do it.
+    /// [`upload`](MatmulBackend::upload) with an encoding that this crate does not know, or into a
+    /// form of the caller's choice; with `None` into the one that takes the fewest bytes. The
+    /// host decodes, twice where it must choose, and packs; for matrices in ANS form
+    /// [`upload_decoding`](Self::upload_decoding) has the device do it.
     ///
     /// Memory on the host: 32 MiB, and one row. Over the bus and on the device: the resident form.
     ///
     /// # Errors
-    /// Those of [`upload`](MatmulBackend::upload); [`Rule::Device`] for a row that exceeds the device's limits.
+    /// Those of [`upload`](MatmulBackend::upload); [`Rule::Device`] for a row that exceeds the
+    /// device's limits.
     pub fn upload_with(
         &self,
         tensor: &EncodedTensor,
@@ -182,12 +187,14 @@ impl Wgpu {
         })
     }
 
-    /// Submits `commands` and the way back of the front of `buffer` at once, does `meanwhile` while the device works, waits for
-    /// all that was submitted, and fills `values`: a step of a program that needs one small result of each. What `meanwhile`
-    /// submits is waited for as well; what it records can be submitted next.
+    /// Submits `commands` and the way back of the front of `buffer` at once, does `meanwhile` while
+    /// the device works, waits for all that was submitted, and fills `values`: a step of a
+    /// program that needs one small result of each. What `meanwhile` submits is waited for as
+    /// well; what it records can be submitted next.
     ///
     /// # Errors
-    /// Those of `meanwhile`; [`Rule::BufferLength`] when `buffer` is shorter than `values`; [`Rule::DeviceLost`].
+    /// Those of `meanwhile`; [`Rule::BufferLength`] when `buffer` is shorter than `values`;
+    /// [`Rule::DeviceLost`].
     pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
         &self,
         commands: wgpu::CommandBuffer,
@@ -264,11 +271,12 @@ impl Wgpu {
         self.device.wait()
     }
 
-    /// Records [`matmul`](MatmulBackend::matmul) with x and y in buffers, so that layers chain without a round trip. `x` holds
-    /// `batch` rows of K values, `y` takes `batch` rows of M.
+    /// Records [`matmul`](MatmulBackend::matmul) with x and y in buffers, so that layers chain
+    /// without a round trip. `x` holds `batch` rows of K values, `y` takes `batch` rows of M.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`] when a buffer is too short; [`Rule::Device`] when one is larger than the device can bind.
+    /// [`Rule::BufferLength`] when a buffer is too short; [`Rule::Device`] when one is larger than
+    /// the device can bind.
     pub fn matmul_into(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -298,7 +306,8 @@ impl Wgpu {
         tuning.get(weights.resident(), m, k, batch)
     }
 
-    /// Measures each [`Variant`] for `batch` columns, keeps the fastest for products to come, and returns it.
+    /// Measures each [`Variant`] for `batch` columns, keeps the fastest for products to come, and
+    /// returns it.
     ///
     /// # Errors
     /// Those of [`matmul`](MatmulBackend::matmul).
@@ -324,8 +333,8 @@ impl Wgpu {
         Ok(best.1)
     }
 
-    /// Records the rows `ids` of the matrix as f32 into `y`: an embedding. `ids` holds `n` row numbers as u32; for a number
-    /// beyond the last row nothing is written.
+    /// Records the rows `ids` of the matrix as f32 into `y`: an embedding. `ids` holds `n` row
+    /// numbers as u32; for a number beyond the last row nothing is written.
     ///
     /// # Errors
     /// Those of [`matmul_into`](Self::matmul_into).
@@ -357,8 +366,8 @@ impl Wgpu {
     /// The rows `ids` of the matrix as f32.
     ///
     /// # Errors
-    /// [`Rule::RangeOutOfBounds`] for a row that does not exist; [`Rule::BufferLength`] unless `y` holds `ids.len() * k`
-    /// values.
+    /// [`Rule::RangeOutOfBounds`] for a row that does not exist; [`Rule::BufferLength`] unless `y`
+    /// holds `ids.len() * k` values.
     pub fn gather(&self, weights: &WgpuWeights, ids: &[u32], y: &mut [f32]) -> Result<()> {
         check_len("y", ids.len().checked_mul(weights.cols()), y.len())?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.rows()) {
@@ -377,8 +386,8 @@ impl Wgpu {
         self.read_buffer(&y_buffer, y)
     }
 
-    /// Records the decoding of the matrix to bf16 in `dst`, row-major. Rows with an odd number of columns are padded with one
-    /// zero, so that each begins at a multiple of 4 bytes.
+    /// Records the decoding of the matrix to bf16 in `dst`, row-major. Rows with an odd number of
+    /// columns are padded with one zero, so that each begins at a multiple of 4 bytes.
     ///
     /// # Errors
     /// Those of [`matmul_into`](Self::matmul_into).
@@ -398,8 +407,8 @@ impl Wgpu {
             }
             for shard in &weights.matrix.shards {
                 let (first, n) = (shard.first_row as u64 * row_words * 4, shard.rows);
-                // A binding must begin at a multiple of the device's alignment, which a row need not do: decode to a buffer
-                // of its own and copy.
+                // A binding must begin at a multiple of the device's alignment, which a row need
+                // not do: decode to a buffer of its own and copy.
                 let len = n as u64 * row_words * 4;
                 let scratch = self.device.storage("decoded rows", n * row_words as usize)?;
                 self.decode_rows(encoder, weights, shard, 0, n, &scratch)?;
@@ -429,7 +438,8 @@ impl Wgpu {
     /// [`matmul_into`](Self::matmul_into) in a way of the caller's choice.
     ///
     /// # Errors
-    /// Those of [`matmul_into`](Self::matmul_into); [`Rule::Memory`] where the decoded matrix does not fit.
+    /// Those of [`matmul_into`](Self::matmul_into); [`Rule::Memory`] where the decoded matrix does
+    /// not fit.
     pub fn matmul_by_into(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -733,7 +743,8 @@ impl Plan {
     }
 }
 
-/// Words of x as two columns of f16 each, which are as long as the rows of the matrix. The tiles read 64 columns at a time.
+/// Words of x as two columns of f16 each, which are as long as the rows of the matrix. The tiles
+/// read 64 columns at a time.
 fn halves_words(matrix: &Matrix, batch: usize) -> usize {
     2 * matrix.shape.plain_words() * batch.next_multiple_of(64)
 }

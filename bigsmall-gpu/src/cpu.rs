@@ -8,7 +8,8 @@ use bigsmall_tbe::{Matmul, Tbe, TbeTensor, Width, transcode};
 
 use crate::{MatmulBackend, check_len, matrix_shape};
 
-/// Matrix products on the CPU, straight from the triple-bitmap encoding: for machines without a GPU, and to compare with.
+/// Matrix products on the CPU, straight from the triple-bitmap encoding: for machines without a
+/// GPU, and to compare with.
 ///
 /// ```
 /// use bigsmall_gpu::{Cpu, MatmulBackend, TensorSpec, Dtype};

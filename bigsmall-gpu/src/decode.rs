@@ -43,19 +43,20 @@ impl std::fmt::Debug for AnsTensor {
     }
 }
 
-/// A bf16 tensor in ANS form in the memory of the host, validated and taken apart, to be sent to a device as often as it is
-/// wanted.
+/// A bf16 tensor in ANS form in the memory of the host, validated and taken apart, to be sent to a
+/// device as often as it is wanted.
 pub struct PreparedAns {
     tensor: EncodedTensor,
     plan: AnsPlan,
 }
 
 impl PreparedAns {
-    /// Takes `tensor` apart. Headers, tables and exceptions are validated; what only decoding shows,
-    /// [`check_ans`](Wgpu::check_ans) reports.
+    /// Takes `tensor` apart. Headers, tables and exceptions are validated; what only decoding
+    /// shows, [`check_ans`](Wgpu::check_ans) reports.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that breaks the format.
+    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that
+    /// breaks the format.
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
         let plan = AnsPlan::new(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
         Ok(PreparedAns { tensor, plan })
@@ -91,14 +92,15 @@ fn device_words(tensor: &EncodedTensor, plan: &AnsPlan) -> [usize; 5] {
 }
 
 impl Wgpu {
-    /// Takes a bf16 tensor in ANS form to the device as it is. Headers, tables and exceptions are validated first; what only
-    /// decoding shows, [`check_ans`](Self::check_ans) reports.
+    /// Takes a bf16 tensor in ANS form to the device as it is. Headers, tables and exceptions are
+    /// validated first; what only decoding shows, [`check_ans`](Self::check_ans) reports.
     ///
     /// Memory on the host: an index of half a per cent, and 32 MiB.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that breaks the format;
-    /// [`Rule::Device`] for one that exceeds what the device can bind; [`Rule::Memory`].
+    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that
+    /// breaks the format; [`Rule::Device`] for one that exceeds what the device can bind;
+    /// [`Rule::Memory`].
     pub fn load_ans(&self, tensor: &EncodedTensor) -> Result<AnsTensor> {
         let name = tensor.spec().name();
         let load = || {
@@ -172,8 +174,8 @@ impl Wgpu {
     /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`] when `dst` is too short (in whole words); [`Rule::Device`] when it is larger than the device can
-    /// bind.
+    /// [`Rule::BufferLength`] when `dst` is too short (in whole words); [`Rule::Device`] when it is
+    /// larger than the device can bind.
     pub fn decode_ans_into(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -237,11 +239,12 @@ impl Wgpu {
         Ok(WgpuWeights::new(name, matrix))
     }
 
-    /// Records the decoding of a matrix into `weights`, which has its shape and the plain resident form and loses what it held.
-    /// `scratch` holds the weights in between and nothing after.
+    /// Records the decoding of a matrix into `weights`, which has its shape and the plain resident
+    /// form and loses what it held. `scratch` holds the weights in between and nothing after.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another shape or form; those of [`decode_ans_into`](Self::decode_ans_into) for `scratch`.
+    /// [`Rule::SpecMismatch`] for another shape or form; those of
+    /// [`decode_ans_into`](Self::decode_ans_into) for `scratch`.
     pub fn decode_ans_to(
         &self,
         encoder: &mut wgpu::CommandEncoder,

@@ -1,4 +1,5 @@
-//! Getting a device, hearing from it when something is wrong, and the calls of wgpu that are `unsafe`.
+//! Getting a device, hearing from it when something is wrong, and the calls of wgpu that are
+//! `unsafe`.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,23 +11,27 @@ use bigsmall_format::{Error, Result, Rule};
 
 use crate::kernels::MatrixUnit;
 
-/// Whether products are taken by cooperative matrices (tensor cores, simdgroup matrices): f16 with sums in f32. They serve batches
-/// above 32, for matrices whose nonzero weights have exponents within 33 binades: those are exact in f16, as a power of two
-/// times a value. x is taken as the sum of two f16 columns, up to 2^-22 of each value that is at least 2^-18 of the column's
+/// Whether products are taken by cooperative matrices (tensor cores, simdgroup matrices): f16 with
+/// sums in f32. They serve batches above 32, for matrices whose nonzero weights have exponents
+/// within 33 binades: those are exact in f16, as a power of two times a value. x is taken as the
+/// sum of two f16 columns, up to 2^-22 of each value that is at least 2^-18 of the column's
 /// largest. Other matrices and batches stay with the usual kernels.
 ///
-/// Compressed and plain weights still give the same bits, though a matrix made by [`new_plain`](crate::Wgpu::new_plain) is not
-/// checked and stays with the usual kernels. How the device rounds within 128 products is its own affair.
+/// Compressed and plain weights still give the same bits, though a matrix made by
+/// [`new_plain`](crate::Wgpu::new_plain) is not checked and stays with the usual kernels. How the
+/// device rounds within 128 products is its own affair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cooperative {
     /// Not at all.
     #[default]
     Off,
-    /// Where the device has them in a form that suits: 16 x 16 with subgroups of 32 lanes on Vulkan, 8 x 8 on Metal.
-    /// Experimental in wgpu, which asks not to be blamed for undefined behaviour in drivers, and so far not run on any device.
+    /// Where the device has them in a form that suits: 16 x 16 with subgroups of 32 lanes on
+    /// Vulkan, 8 x 8 on Metal. Experimental in wgpu, which asks not to be blamed for undefined
+    /// behaviour in drivers, and so far not run on any device.
     Offered,
-    /// By ordinary arithmetic, where the device has values of 16 bits: slow, for tests of all that surrounds them.
+    /// By ordinary arithmetic, where the device has values of 16 bits: slow, for tests of all that
+    /// surrounds them.
     Emulated,
 }
 
@@ -34,10 +39,11 @@ pub enum Cooperative {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct WgpuOptions {
-    /// Take the first adapter whose name contains this, ignoring case; otherwise the one that wgpu thinks fastest.
+    /// Take the first adapter whose name contains this, ignoring case; otherwise the one that wgpu
+    /// thinks fastest.
     pub adapter: Option<String>,
-    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off by default; it may gain speed
-    /// and changes no result.
+    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off
+    /// by default; it may gain speed and changes no result.
     pub unguarded_loops: bool,
     /// Cooperative matrices. Off by default; they change results within what rounding allows.
     pub cooperative: Cooperative,
@@ -85,8 +91,9 @@ impl Device {
             required_limits: limits,
             experimental_features: match matrix_unit {
                 Some(MatrixUnit::Eight | MatrixUnit::Sixteen) => {
-                    // SAFETY: this acknowledges that wgpu's part may have bugs; the caller asked for it by
-                    // `Cooperative::Offered`, which says so. On our part the shaders use sizes and types that the adapter has
+                    // SAFETY: this acknowledges that wgpu's part may have bugs; the caller asked
+                    // for it by `Cooperative::Offered`, which says so. On our
+                    // part the shaders use sizes and types that the adapter has
                     // named, in uniform control flow, and at aligned places inside their buffers.
                     unsafe { wgpu::ExperimentalFeatures::enabled() }
                 }
@@ -129,8 +136,8 @@ impl Device {
             return self.device.create_shader_module(descriptor);
         }
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        // SAFETY: every loop of the shaders in this crate ends: it counts up to a bound that does not change within it, or
-        // clears one bit of a word each time.
+        // SAFETY: every loop of the shaders in this crate ends: it counts up to a bound that does
+        // not change within it, or clears one bit of a word each time.
         unsafe {
             checks.force_loop_bounding = false;
             self.device.create_shader_module_trusted(descriptor, checks)
@@ -191,7 +198,8 @@ impl Device {
         let validation = pollster::block_on(validation.pop());
         let memory = pollster::block_on(memory.pop());
         self.check_lost()?;
-        // What `work` returns, and what is reported later, may be a consequence of what was reported first.
+        // What `work` returns, and what is reported later, may be a consequence of what was
+        // reported first.
         let Some(error) = memory.or(internal).or(validation) else { return done };
         // wgpu does not report the loss of a device as an error, only what follows from it.
         self.probe()?;
@@ -248,7 +256,8 @@ impl Device {
         let failed = || Error::new(Rule::DeviceLost).found("a result could not be read back");
         loop {
             self.wait()?;
-            // Another thread that waits may have been given our answer and not yet have passed it on.
+            // Another thread that waits may have been given our answer and not yet have passed it
+            // on.
             match hear.recv_timeout(Duration::from_millis(20)) {
                 Ok(Ok(())) => break,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -282,7 +291,8 @@ fn features_of(unit: MatrixUnit) -> wgpu::Features {
     }
 }
 
-/// The cooperative matrices that an adapter has and our shaders can use: sums in f32 of products in f16, by subgroups of 32.
+/// The cooperative matrices that an adapter has and our shaders can use: sums in f32 of products in
+/// f16, by subgroups of 32.
 fn choose_unit(
     wanted: Cooperative,
     features: wgpu::Features,
@@ -302,7 +312,8 @@ fn choose_unit(
         Cooperative::Off => return None,
         Cooperative::Emulated => MatrixUnit::Emulated,
         Cooperative::Offered if has(16) && has_32_lanes(features, info) => MatrixUnit::Sixteen,
-        // wgpu does not know the subgroups of Metal. Apple's GPUs, which alone have these matrices there, have 32 lanes.
+        // wgpu does not know the subgroups of Metal. Apple's GPUs, which alone have these matrices
+        // there, have 32 lanes.
         Cooperative::Offered if has(8) && info.backend == wgpu::Backend::Metal => MatrixUnit::Eight,
         Cooperative::Offered => return None,
     };

@@ -1,4 +1,5 @@
-//! The kernels: which files of `shaders/` make up each, and the pipelines that were created from them.
+//! The kernels: which files of `shaders/` make up each, and the pipelines that were created from
+//! them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::Resident;
 use crate::device::Device;
 
-/// A kernel. Those that read weights exist for each resident form and differ in the file that loads them alone.
+/// A kernel. Those that read weights exist for each resident form and differ in the file that loads
+/// them alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     /// A batch of up to 1, 2, 4 or 8 columns.
@@ -327,7 +329,8 @@ mod tests {
         }
     }
 
-    /// DX12 has no cooperative matrices, neither in naga nor in wgpu: there the other kernels serve.
+    /// DX12 has no cooperative matrices, neither in naga nor in wgpu: there the other kernels
+    /// serve.
     #[test]
     fn every_kernel_but_cooperative_matrices_translates_to_hlsl() {
         for kernel in Kernel::all() {

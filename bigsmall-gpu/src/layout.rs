@@ -1,8 +1,10 @@
-//! The resident forms of a matrix: how weights lie in the memory of a device. Made at upload, known to no file.
+//! The resident forms of a matrix: how weights lie in the memory of a device. Made at upload, known
+//! to no file.
 //!
-//! A row is cut into blocks of 1024 weights for 32 lanes: in block b, lane l holds at step s the weights
-//! k = b * 1024 + s * 128 + l * 4 + j, j = 0 to 3. What follows the last whole block is the tail, in steps of 128. The shaders
-//! in `shaders/` read it; `shaders/params.wgsl` says the same in their words.
+//! A row is cut into blocks of 1024 weights for 32 lanes: in block b, lane l holds at step s the
+//! weights k = b * 1024 + s * 128 + l * 4 + j, j = 0 to 3. What follows the last whole block is the
+//! tail, in steps of 128. The shaders in `shaders/` read it; `shaders/params.wgsl` says the same in
+//! their words.
 
 /// Weights in a block of a row.
 pub(crate) const BLOCK: usize = 1024;
@@ -21,7 +23,8 @@ pub enum Resident {
     Plain,
     /// A byte of sign and mantissa, a code of 3 bits, escapes aside: about 11.3 bits a weight.
     Dense3,
-    /// A byte of sign and mantissa, a code of 4 bits, escapes aside: about 12.1 bits a weight, and the cheapest to decode.
+    /// A byte of sign and mantissa, a code of 4 bits, escapes aside: about 12.1 bits a weight, and
+    /// the cheapest to decode.
     Dense4,
 }
 
@@ -125,8 +128,9 @@ pub(crate) fn count_exponents(weights: &[u16], counts: &mut Histogram) {
     }
 }
 
-/// The window of 2^width - 1 exponents that covers most, the smallest base among equals, and how many weights escape it. Base and
-/// largest code stay below 256 together with the escape code, so that adding the base to four codes at once never carries.
+/// The window of 2^width - 1 exponents that covers most, the smallest base among equals, and how
+/// many weights escape it. Base and largest code stay below 256 together with the escape code, so
+/// that adding the base to four codes at once never carries.
 pub(crate) fn choose_window(counts: &Histogram, width: u32) -> (u8, u64) {
     let span = (1usize << width) - 1;
     let total: u64 = counts.iter().sum();
@@ -174,9 +178,10 @@ impl Binades {
         })
     }
 
-    /// What turns exponents of bf16 into exponents of f16, so that every weight times a power of two is exact there. f16 has 30
-    /// binades of 11 bits and, below them, one each of 10, 9 and 8 bits, which is what a bf16 has. `None` where they do not
-    /// suffice, and for denormals, infinities and NaN.
+    /// What turns exponents of bf16 into exponents of f16, so that every weight times a power of
+    /// two is exact there. f16 has 30 binades of 11 bits and, below them, one each of 10, 9 and
+    /// 8 bits, which is what a bf16 has. `None` where they do not suffice, and for denormals,
+    /// infinities and NaN.
     pub(crate) fn half_offset(self) -> Option<i32> {
         if self.most == 0 {
             return Some(0);
@@ -225,7 +230,8 @@ pub(crate) struct Dense {
     pub(crate) starts: Vec<u32>,
 }
 
-/// Rebuilds rows in the dense form with codes of `width` bits, for the window that begins at `base`.
+/// Rebuilds rows in the dense form with codes of `width` bits, for the window that begins at
+/// `base`.
 pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8) -> Dense {
     let mut dense = Dense::default();
     if shape.cols == 0 {
@@ -289,8 +295,8 @@ pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8
     dense
 }
 
-/// The word of a block that holds the bytes of a step and lane: four steps share a vec4 of the lane in a whole block, four lanes
-/// share one in the tail.
+/// The word of a block that holds the bytes of a step and lane: four steps share a vec4 of the lane
+/// in a whole block, four lanes share one in the tail.
 fn byte_place(whole: bool, step: usize, lane: usize) -> usize {
     if whole { (step / 4) * LANES * 4 + lane * 4 + step % 4 } else { step * LANES + lane }
 }

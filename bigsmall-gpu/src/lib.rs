@@ -1,18 +1,22 @@
 //! `y = W x` on weights that stay compressed: on any Vulkan, Metal or DX12 device through [wgpu](https://docs.rs/wgpu), and on
 //! the CPU, under one trait, [`MatmulBackend`].
 //!
-//! Weights are uploaded once, as [`EncodedTensor`]s of any encoding, and lie in the memory of the device at 11 to 12 bits
-//! instead of 16. The kernels rebuild each bf16 pattern exactly while they multiply.
+//! Weights are uploaded once, as [`EncodedTensor`]s of any encoding, and lie in the memory of the
+//! device at 11 to 12 bits instead of 16. The kernels rebuild each bf16 pattern exactly while they
+//! multiply.
 //!
 //! # What the numbers promise
 //! 1. Decoding is exact for all 65,536 bf16 patterns.
-//! 2. On one device a product of compressed weights equals, bit for bit, the same product of plain ones.
+//! 2. On one device a product of compressed weights equals, bit for bit, the same product of plain
+//!    ones.
 //! 3. The order of the sums is a function of shape and batch alone.
-//! 4. `|y - y64| <= (n + log2 L + 2) * 2^-24 * sum |w x|` against f64, with chains of `n <= 64` additions and `L` partial sums.
+//! 4. `|y - y64| <= (n + log2 L + 2) * 2^-24 * sum |w x|` against f64, with chains of `n <= 64`
+//!    additions and `L` partial sums.
 //!
-//! Not promised: equality between devices, drivers or batch sizes, and NaN or infinity in a product. On Metal, whose compiler
-//! may reorder, the second promise is checked by the self test of the example `gpu_bench` and not given; so is the fourth with
-//! [`Cooperative`] matrices, which are off unless asked for, since only the device knows how they round.
+//! Not promised: equality between devices, drivers or batch sizes, and NaN or infinity in a
+//! product. On Metal, whose compiler may reorder, the second promise is checked by the self test of
+//! the example `gpu_bench` and not given; so is the fourth with [`Cooperative`] matrices, which are
+//! off unless asked for, since only the device knows how they round.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -60,10 +64,11 @@ pub use weights::WgpuWeights;
 #[cfg(feature = "wgpu")]
 pub use wgpu;
 
-/// Multiplies vectors with matrices that stay compressed. Implementations: [`Cpu`], and [`Wgpu`] with the feature `wgpu`.
+/// Multiplies vectors with matrices that stay compressed. Implementations: [`Cpu`], and [`Wgpu`]
+/// with the feature `wgpu`.
 ///
-/// A tensor of shape `[m, k]` is a matrix of m rows; one of higher rank has the first dimension as rows and the product of the
-/// others as columns; one of rank 1 is a single row. The dtype is BF16.
+/// A tensor of shape `[m, k]` is a matrix of m rows; one of higher rank has the first dimension as
+/// rows and the product of the others as columns; one of rank 1 is a single row. The dtype is BF16.
 pub trait MatmulBackend {
     /// A matrix where this backend multiplies it.
     type Weights;
@@ -71,12 +76,12 @@ pub trait MatmulBackend {
     /// Takes a matrix of any encoding. The encoded bytes are validated before they are used.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for a dtype other than BF16; those of the decoder for a payload that is damaged;
-    /// [`Rule::Memory`] where it does not fit.
+    /// [`Rule::SpecMismatch`] for a dtype other than BF16; those of the decoder for a payload that
+    /// is damaged; [`Rule::Memory`] where it does not fit.
     fn upload(&self, tensor: &EncodedTensor) -> Result<Self::Weights>;
 
-    /// `y[b, m] = sum over k of W[m, k] x[b, k]` for `batch` rows of `x`, in f32. No columns or no batch are no error: the
-    /// result is zero or empty.
+    /// `y[b, m] = sum over k of W[m, k] x[b, k]` for `batch` rows of `x`, in f32. No columns or no
+    /// batch are no error: the result is zero or empty.
     ///
     /// # Errors
     /// [`Rule::BufferLength`] unless `x` holds `batch * k` values and `y` `batch * m`.

@@ -13,18 +13,22 @@ use crate::weights::{Params, WgpuWeights};
 const COUNTED_WORDS: u64 = 16_384;
 
 impl Wgpu {
-    /// Takes a matrix in ANS form to the device as it is, decodes it there and packs it there into `form`, with `None` into the
-    /// one that takes the fewest bytes. It ends in the same bytes as [`upload_with`](Self::upload_with), which decodes and packs
-    /// on the host: over the bus go about two thirds of the decoded bytes instead of the resident form, and the host reads no
+    /// Takes a matrix in ANS form to the device as it is, decodes it there and packs it there into
+    /// `form`, with `None` into the one that takes the fewest bytes. It ends in the same bytes
+    /// as [`upload_with`](Self::upload_with), which decodes and packs on the host: over the bus
+    /// go about two thirds of the decoded bytes instead of the resident form, and the host reads no
     /// more than headers, tables and exceptions.
     ///
-    /// Memory on the device meanwhile: the decoded matrix, at 16 bits a weight, and beside it the larger of its encoded and its
-    /// resident form. On the host: an index of half a per cent, four bytes for every row or 16,384 weights of it, and 32 MiB. Waits for
-    /// the device several times, since what its kernels find decides what comes next: the form, and how many escapes there are.
+    /// Memory on the device meanwhile: the decoded matrix, at 16 bits a weight, and beside it the
+    /// larger of its encoded and its resident form. On the host: an index of half a per cent,
+    /// four bytes for every row or 16,384 weights of it, and 32 MiB. Waits for the device
+    /// several times, since what its kernels find decides what comes next: the form, and how many
+    /// escapes there are.
     ///
     /// # Errors
-    /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans); [`Rule::Device`] for a matrix that exceeds,
-    /// decoded, what the device can bind: [`upload_with`](Self::upload_with) takes such a one by pieces.
+    /// Those of [`load_ans`](Self::load_ans) and [`check_ans`](Self::check_ans); [`Rule::Device`]
+    /// for a matrix that exceeds, decoded, what the device can bind:
+    /// [`upload_with`](Self::upload_with) takes such a one by pieces.
     pub fn upload_decoding(
         &self,
         tensor: &EncodedTensor,
@@ -167,8 +171,8 @@ impl Wgpu {
     }
 }
 
-/// Turns the number of escapes of each (row, segment) into where they begin, and returns how many words all take. As on the host,
-/// the escapes of a piece of rows begin at a word.
+/// Turns the number of escapes of each (row, segment) into where they begin, and returns how many
+/// words all take. As on the host, the escapes of a piece of rows begin at a word.
 fn place_escapes(counts: &mut [u32], piece_segments: usize) -> usize {
     let mut at = 0u64;
     for piece in counts.chunks_mut(piece_segments) {

@@ -1,4 +1,5 @@
-//! What stands between the products of a transformer, so that a token goes through all of its layers without leaving the device.
+//! What stands between the products of a transformer, so that a token goes through all of its
+//! layers without leaving the device.
 
 use std::sync::PoisonError;
 
@@ -33,12 +34,13 @@ pub(crate) struct LayerParams {
     spare: u32,
 }
 
-/// The kernels of a transformer layer on f32 in buffers, recorded like [`matmul_into`](Self::matmul_into). `rows` vectors, one
-/// for each token, lie one after the other; a buffer may be longer than it must be, and no buffer may be given twice to one
-/// call. The order of the sums depends on shapes and positions alone.
+/// The kernels of a transformer layer on f32 in buffers, recorded like
+/// [`matmul_into`](Self::matmul_into). `rows` vectors, one for each token, lie one after the other;
+/// a buffer may be longer than it must be, and no buffer may be given twice to one call. The order
+/// of the sums depends on shapes and positions alone.
 ///
-/// All of them fail with [`Rule::BufferLength`] when a buffer is too short, and [`Rule::Device`] when one is larger than the
-/// device can bind.
+/// All of them fail with [`Rule::BufferLength`] when a buffer is too short, and [`Rule::Device`]
+/// when one is larger than the device can bind.
 impl Wgpu {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
     ///
@@ -66,9 +68,9 @@ impl Wgpu {
         self.layer_kernel(encoder, Kernel::RmsNorm, params, &bound, rows as u64 * u64::from(n > 0))
     }
 
-    /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values the values j and j + dim / 2 are
-    /// turned by the angle whose cosine and sine stand at `angles[2 * (position * dim / 2 + j)]`. The first vector has the
-    /// position `position`.
+    /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values the
+    /// values j and j + dim / 2 are turned by the angle whose cosine and sine stand at
+    /// `angles[2 * (position * dim / 2 + j)]`. The first vector has the position `position`.
     ///
     /// # Errors
     /// As above; [`Rule::Argument`] for an odd `dim`.
@@ -98,9 +100,9 @@ impl Wgpu {
         self.layer_kernel(encoder, Kernel::Rope, params, &bound, (all / 2).div_ceil(256))
     }
 
-    /// Records causal attention: token `position + i` sees the keys and values of positions 0 to `position + i`, its own
-    /// included, with weights `softmax(q k / sqrt(dim))`. `keys` and `values` hold `heads.keys * heads.dim` values for each
-    /// position.
+    /// Records causal attention: token `position + i` sees the keys and values of positions 0 to
+    /// `position + i`, its own included, with weights `softmax(q k / sqrt(dim))`. `keys` and
+    /// `values` hold `heads.keys * heads.dim` values for each position.
     ///
     /// # Errors
     /// As above; [`Rule::Argument`] for heads other than [`Heads`] allows.
@@ -173,8 +175,9 @@ impl Wgpu {
         self.layer_kernel(encoder, Kernel::Add, params, &bound, n.div_ceil(256) as u64)
     }
 
-    /// Records the search for the largest of the first `n` values of `x`: its index, that of the first one among equals, goes to
-    /// the front of `index` as u32. Without values nothing is written.
+    /// Records the search for the largest of the first `n` values of `x`: its index, that of the
+    /// first one among equals, goes to the front of `index` as u32. Without values nothing is
+    /// written.
     ///
     /// # Errors
     /// As above.
@@ -190,7 +193,8 @@ impl Wgpu {
         self.layer_kernel(encoder, Kernel::Argmax, params, &bound, u64::from(n > 0))
     }
 
-    /// Records `workgroups` of a kernel with buffers at their bindings, each with the number of values that it must hold.
+    /// Records `workgroups` of a kernel with buffers at their bindings, each with the number of
+    /// values that it must hold.
     fn layer_kernel(
         &self,
         encoder: &mut wgpu::CommandEncoder,

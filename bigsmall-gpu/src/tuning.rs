@@ -13,8 +13,8 @@ pub enum Variant {
     /// Decode while multiplying.
     #[default]
     Fused,
-    /// Decode the matrix to a plain one first: for large batches. The place for it, as large as the largest that was so
-    /// multiplied, is kept with the device.
+    /// Decode the matrix to a plain one first: for large batches. The place for it, as large as the
+    /// largest that was so multiplied, is kept with the device.
     DecodeFirst,
 }
 
@@ -37,8 +37,8 @@ struct Key {
     batch: usize,
 }
 
-/// The choices that [`Wgpu::tune`](crate::Wgpu::tune) has made on a device, to be saved and given back. A product without an
-/// entry is [`Variant::Fused`]. No choice changes a result.
+/// The choices that [`Wgpu::tune`](crate::Wgpu::tune) has made on a device, to be saved and given
+/// back. A product without an entry is [`Variant::Fused`]. No choice changes a result.
 ///
 /// ```
 /// use bigsmall_gpu::Tuning;

@@ -24,7 +24,8 @@ pub(crate) struct Matrix {
     pub(crate) form: Resident,
     /// First exponent of the window.
     pub(crate) base: u8,
-    /// From exponents of bf16 to exponents of f16, where cooperative matrices can multiply this one.
+    /// From exponents of bf16 to exponents of f16, where cooperative matrices can multiply this
+    /// one.
     pub(crate) half_offset: Option<i32>,
     pub(crate) shards: Vec<Shard>,
 }
@@ -59,7 +60,8 @@ impl Shard {
     }
 }
 
-/// Decodes `tensor` by pieces and writes it to the device in `form`, or in the form that takes the fewest bytes.
+/// Decodes `tensor` by pieces and writes it to the device in `form`, or in the form that takes the
+/// fewest bytes.
 pub(crate) fn upload(
     device: &Device,
     tensor: &EncodedTensor,
@@ -176,7 +178,8 @@ impl Cut {
     pub(crate) fn new(device: &Device, shape: &RowShape) -> Result<Self> {
         let limit =
             device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
-        // No buffer of a shard is larger than its rows in plain form, and the shaders index those by u32.
+        // No buffer of a shard is larger than its rows in plain form, and the shaders index those
+        // by u32.
         let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
         if rows == 0 {
             return Err(Error::new(Rule::Device)

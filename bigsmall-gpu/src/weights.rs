@@ -51,8 +51,9 @@ impl WgpuWeights {
         self.buffers().into_iter().map(wgpu::Buffer::size).sum()
     }
 
-    /// The buffers that the weights lie in, shard after shard. How they lie there is no promise; two uploads of one matrix to one
-    /// form on devices of the same limits leave the same bytes.
+    /// The buffers that the weights lie in, shard after shard. How they lie there is no promise;
+    /// two uploads of one matrix to one form on devices of the same limits leave the same
+    /// bytes.
     #[must_use]
     pub fn buffers(&self) -> Vec<&wgpu::Buffer> {
         self.matrix.shards.iter().flat_map(Shard::bindings).collect()

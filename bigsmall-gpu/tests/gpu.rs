@@ -1,4 +1,5 @@
-//! Promises kept on a device. Without one the tests are counted as ignored, out loud; with `BIGSMALL_REQUIRE_GPU=1` they fail.
+//! Promises kept on a device. Without one the tests are counted as ignored, out loud; with
+//! `BIGSMALL_REQUIRE_GPU=1` they fail.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;
@@ -314,7 +315,8 @@ fn packed_on_the_device_as_on_the_host() {
     }
 }
 
-/// Cut into shards, on folded grids, with the limits that every WebGPU device has, without loop guards, and where f16 counts.
+/// Cut into shards, on folded grids, with the limits that every WebGPU device has, without loop
+/// guards, and where f16 counts.
 fn packed_within_any_limits() {
     let (rows, cols) = (200, 130);
     let mut narrow = model_weights(rows, cols, 100);
@@ -385,7 +387,8 @@ fn what_cannot_be_packed_on_the_device() {
     assert_eq!(small.upload_decoding(&row, None).unwrap_err().rule(), Rule::Device);
 }
 
-/// Matrices of one shape that take turns: sent while others are in use, each decoded where the one before was.
+/// Matrices of one shape that take turns: sent while others are in use, each decoded where the one
+/// before was.
 fn ans_decodes_where_another_matrix_was() {
     let (rows, cols) = (90, 1500);
     let originals: Vec<Vec<u16>> = (80..85).map(|seed| model_weights(rows, cols, seed)).collect();
@@ -420,8 +423,8 @@ fn ans_decodes_where_another_matrix_was() {
     }
 }
 
-/// Any bit of the payload changed and sealed again: an error of the plan or of the kernel, or values that the CPU decodes to
-/// the same. Never a crash, never another outcome than the CPU's.
+/// Any bit of the payload changed and sealed again: an error of the plan or of the kernel, or
+/// values that the CPU decodes to the same. Never a crash, never another outcome than the CPU's.
 // J-05
 fn damaged_ans_is_an_error() {
     let (rows, cols) = (2, 3000);
@@ -513,7 +516,8 @@ fn ans_words_left_over_are_an_error() {
     }
 }
 
-/// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the same.
+/// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the
+/// same.
 fn products_equal_the_twin() {
     let mut possible = [true; 2];
     for &(rows, cols) in SHAPES {
@@ -670,7 +674,8 @@ fn rows_split_by_the_limits() {
         for batch in [1, 6, 9, 40] {
             let x = model_x(batch * cols, 27);
             let expected = matmul(gpu(), &whole, &x, batch);
-            // A batch that does not fit a buffer is multiplied in pieces, each with the kernel for its own size.
+            // A batch that does not fit a buffer is multiplied in pieces, each with the kernel for
+            // its own size.
             let y = matmul(&small, &split, &x, batch);
             if batch <= 9 {
                 assert_eq!(bits(&y), bits(&expected));
@@ -977,7 +982,8 @@ fn no_adapter_is_an_error() {
     assert_eq!(error.rule(), Rule::BackendMissing);
 }
 
-/// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from the process.
+/// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from
+/// the process.
 // J-04
 fn no_memory_is_an_error() {
     if !cfg!(unix) || !gpu().description().to_lowercase().contains("llvmpipe") {
@@ -1086,7 +1092,8 @@ fn cooperative_products_equal_the_twin() {
     }
 }
 
-/// Weights that f16 does not hold, small batches, x that is too large for a buffer in f16, and a device without: the usual kernels.
+/// Weights that f16 does not hold, small batches, x that is too large for a buffer in f16, and a
+/// device without: the usual kernels.
 fn cooperative_matrices_are_left_where_they_do_not_suit() {
     let own = with_cooperative(Cooperative::Emulated, None);
     assert!(own.cooperative() && !gpu().cooperative());

@@ -1,4 +1,5 @@
-//! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the products keep the contract.
+//! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the
+//! products keep the contract.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 #[path = "../src/ans.rs"]

@@ -1,4 +1,5 @@
-//! Output that is absent, old or complete: written under another name beside its place, made durable, then renamed.
+//! Output that is absent, old or complete: written under another name beside its place, made
+//! durable, then renamed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -100,7 +101,8 @@ fn prefix(target: &Path) -> String {
 }
 
 impl AtomicFile {
-    /// Begins a file that will be `target`; an existing one stays until then, and is refused without `replace`.
+    /// Begins a file that will be `target`; an existing one stays until then, and is refused
+    /// without `replace`.
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
         check_target(target, replace)?;
         let dir = parent(target);
@@ -208,7 +210,8 @@ pub(crate) struct AtomicDir {
 }
 
 impl AtomicDir {
-    /// Begins a directory that will be `target`; an existing one stays until then, and is refused without `replace`.
+    /// Begins a directory that will be `target`; an existing one stays until then, and is refused
+    /// without `replace`.
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !replace => {

@@ -1,7 +1,8 @@
 //! Weights of candle's models straight from shards.
 //!
-//! [`var_builder`] serves every model that takes a `VarBuilder`; [`sharded_var_builder`] gives each rank of a tensor-parallel model its
-//! part. Tensors are decoded where candle keeps them: a model is never held twice, and nothing is written to disk.
+//! [`var_builder`] serves every model that takes a `VarBuilder`; [`sharded_var_builder`] gives each
+//! rank of a tensor-parallel model its part. Tensors are decoded where candle keeps them: a model
+//! is never held twice, and nothing is written to disk.
 //!
 //! ```
 //! # let dir = std::env::temp_dir().join(format!("bigsmall-doc-candle-{}", std::process::id()));
@@ -34,7 +35,8 @@ use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuild
 
 use crate::Model;
 
-/// A `VarBuilder` over `model`. Tensors become `dtype` when they are asked for; where that is their own they keep every bit.
+/// A `VarBuilder` over `model`. Tensors become `dtype` when they are asked for; where that is their
+/// own they keep every bit.
 pub fn var_builder(
     model: impl Into<Arc<Model>>,
     dtype: DType,
@@ -44,8 +46,9 @@ pub fn var_builder(
     VarBuilderArgs::new_with_args(backend, dtype, device)
 }
 
-/// The same for tensor parallelism: hints of the type [`Shard`] choose a rank's part of a tensor. Of a part of dimension 0 only its own
-/// blocks are read; for any other dimension the tensor is decoded piece by piece, 8 MiB at a time.
+/// The same for tensor parallelism: hints of the type [`Shard`] choose a rank's part of a tensor.
+/// Of a part of dimension 0 only its own blocks are read; for any other dimension the tensor is
+/// decoded piece by piece, 8 MiB at a time.
 pub fn sharded_var_builder(
     model: impl Into<Arc<Model>>,
     dtype: DType,
@@ -176,7 +179,8 @@ impl SimpleBackend for Weights {
 impl Backend for ShardedWeights {
     type Hints = Shard;
 
-    /// As in candle's own backend for safetensors, `shape` is that of the whole tensor and counts only where there is one rank.
+    /// As in candle's own backend for safetensors, `shape` is that of the whole tensor and counts
+    /// only where there is one rank.
     fn get(
         &self,
         shape: Shape,
@@ -210,7 +214,8 @@ fn unsupported(spec: &TensorSpec) -> Error {
     Error::wrap(error.expected("a dtype that candle has").found(spec.dtype()))
 }
 
-/// A tensor of candle whose bytes `decode` fills in: in the memory that candle keeps, where it runs on the CPU.
+/// A tensor of candle whose bytes `decode` fills in: in the memory that candle keeps, where it runs
+/// on the CPU.
 fn load(
     spec: &TensorSpec,
     shape: &[usize],

@@ -1,4 +1,5 @@
-//! The model card of a compressed folder: what a visitor of the Hub sees, and what is left out when the folder is restored.
+//! The model card of a compressed folder: what a visitor of the Hub sees, and what is left out when
+//! the folder is restored.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use bigsmall_format::{BLOCK_UNITS, TensorSpec};
 
-/// Bytes of the largest chunk: a whole number of blocks of every dtype, and small enough for a level 2 cache.
+/// Bytes of the largest chunk: a whole number of blocks of every dtype, and small enough for a
+/// level 2 cache.
 pub(crate) const CHUNK: u64 = 1 << 20;
 const _: () = assert!(CHUNK.is_multiple_of(8 * BLOCK_UNITS as u64));
 
 /// The most tensors in one chunk: bounds the memory for their records when they are empty or tiny.
 const PARTS: usize = 1024;
 
-/// A piece of the data section: either some blocks of one large tensor, or several whole small ones.
+/// A piece of the data section: either some blocks of one large tensor, or several whole small
+/// ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chunk {
     /// The bytes in the data section.

@@ -16,12 +16,13 @@ use crate::folder::{Folder, SHARD};
 use crate::source::{Input, RemoteFolder, Source};
 use crate::tail::{TAIL, Tail};
 
-/// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted from the end); the last 256 KiB are
-/// kept. Reads fetch the bytes that were asked for and no others, several at a time, all of the object that was opened: its ETag is
-/// compared.
+/// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted
+/// from the end); the last 256 KiB are kept. Reads fetch the bytes that were asked for and no
+/// others, several at a time, all of the object that was opened: its ETag is compared.
 ///
-/// Requests run on a runtime of this crate's own, and the calling thread waits for them without entering a runtime: callers may have one
-/// of theirs or none. In asynchronous code call it where blocking is allowed.
+/// Requests run on a runtime of this crate's own, and the calling thread waits for them without
+/// entering a runtime: callers may have one of theirs or none. In asynchronous code call it where
+/// blocking is allowed.
 ///
 /// ```no_run
 /// use std::sync::Arc;

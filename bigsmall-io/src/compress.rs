@@ -1,4 +1,5 @@
-//! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order of the data.
+//! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order
+//! of the data.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -27,11 +28,14 @@ use crate::{Encoding, FileReport, Progress, Report, folder, os};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompressOptions {
-    /// The encoding to try; a tensor that it does not make smaller, or does not take, is stored raw.
+    /// The encoding to try; a tensor that it does not make smaller, or does not take, is stored
+    /// raw.
     pub encoding: Encoding,
-    /// Threads that encode; 0: as many as the machine offers. Reading, hashing and writing have threads of their own.
+    /// Threads that encode; 0: as many as the machine offers. Reading, hashing and writing have
+    /// threads of their own.
     pub threads: usize,
-    /// Keep an MD5 of every tensor's original bytes (runs at 0.6 GB/s, slower than everything else).
+    /// Keep an MD5 of every tensor's original bytes (runs at 0.6 GB/s, slower than everything
+    /// else).
     pub md5: bool,
     /// Replace an existing output.
     pub replace: bool,
@@ -39,15 +43,17 @@ pub struct CompressOptions {
     pub dry_run: bool,
 }
 
-/// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to the folder `output` (weights
-/// compressed, everything else carried over).
+/// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
+/// the folder `output` (weights compressed, everything else carried over).
 ///
-/// What was written is read again, decoded and compared with the original before it gets its name; `output` is absent, as it was,
-/// or complete. Memory: at most 256 MiB and the index, whatever the size of tensors or model.
+/// What was written is read again, decoded and compared with the original before it gets its name;
+/// `output` is absent, as it was, or complete. Memory: at most 256 MiB and the index, whatever the
+/// size of tensors or model.
 ///
 /// # Errors
-/// Header rules of [`Rule`] for a bad input; [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`], [`Rule::SourceChanged`],
-/// [`Rule::ReadBack`], [`Rule::Cancelled`], [`Rule::Memory`].
+/// Header rules of [`Rule`] for a bad input; [`Rule::OutputExists`], [`Rule::SameFile`],
+/// [`Rule::Io`], [`Rule::SourceChanged`], [`Rule::ReadBack`], [`Rule::Cancelled`],
+/// [`Rule::Memory`].
 ///
 /// ```no_run
 /// use bigsmall_io::{CompressOptions, Progress, compress};
@@ -104,8 +110,9 @@ pub(crate) fn compress_file(
     Ok(report)
 }
 
-/// Until so many original bytes of a tensor are encoded, its blocks are held back: then their size decides whether the tensor is
-/// stored raw. Up to this size the decision is exact. It is bounded by the number of chunks under way.
+/// Until so many original bytes of a tensor are encoded, its blocks are held back: then their size
+/// decides whether the tensor is stored raw. Up to this size the decision is exact. It is bounded
+/// by the number of chunks under way.
 const DECIDE: u64 = 16 << 20;
 
 /// An encoding's plan for one tensor.
@@ -265,8 +272,8 @@ pub(crate) fn compress_source(
     };
 
     let result = std::thread::scope(|scope| -> Result<_> {
-        // Every thread ends when its channel does. The channels' far ends live in this closure or in a thread, so an early
-        // return lets them all end.
+        // Every thread ends when its channel does. The channels' far ends live in this closure or
+        // in a thread, so an early return lets them all end.
         let (coder, control, plain, work) = (&coder, &control, &plain, &work);
         let to_check = to_work.clone();
         let hasher = spawn(scope, "sha256", move || {
@@ -388,7 +395,8 @@ fn read_back(spec: &TensorSpec) -> Error {
 
 /// For every tensor the earlier one with the same bytes, if there is one.
 ///
-/// Linear in the bytes: a tensor is compared with one other at the most, the first with its dtype, length and sample.
+/// Linear in the bytes: a tensor is compared with one other at the most, the first with its dtype,
+/// length and sample.
 fn find_shared(
     source: &dyn ReadAt,
     data_at: u64,
@@ -472,7 +480,8 @@ struct Scratch {
     decoded: Vec<u8>,
 }
 
-/// Sets a job's result to "failed" when the thread leaves without one, so that the writer never waits for ever.
+/// Sets a job's result to "failed" when the thread leaves without one, so that the writer never
+/// waits for ever.
 struct Settle<'j, 'p>(&'j Job<'p>);
 
 impl Drop for Settle<'_, '_> {
@@ -541,7 +550,8 @@ impl<'a> Coder<'a> {
         Ok(out)
     }
 
-    /// The plan of a large tensor, made by the first thread that asks; `None` where the encoding does not take it.
+    /// The plan of a large tensor, made by the first thread that asks; `None` where the encoding
+    /// does not take it.
     fn plan<'l>(&self, large: &'l Large, spec: &TensorSpec) -> Result<Option<&'l Arc<Plan>>> {
         if !self.encoding.supports(spec.dtype()) {
             return Ok(None);

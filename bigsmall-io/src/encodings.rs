@@ -14,7 +14,8 @@ pub enum Encoding {
     Raw,
     /// Entropy coding: the smallest, 10.5 bits for a bf16 weight.
     Ans(Level),
-    /// Triple bitmaps with codes of 3 bits: 11.3 bits for a bf16 weight, and the fastest to decode and to multiply with.
+    /// Triple bitmaps with codes of 3 bits: 11.3 bits for a bf16 weight, and the fastest to decode
+    /// and to multiply with.
     Tbe3,
     /// The same with codes of 4 bits: 12 bits for a bf16 weight, hardly any escapes.
     Tbe4,

@@ -36,8 +36,8 @@ impl Estimate {
 /// Blocks that are encoded of one tensor.
 const SAMPLES: u64 = 12;
 
-/// Says how small the safetensors file or folder `input` would become, by encoding a few blocks of every tensor. Identical tensors
-/// are not looked for.
+/// Says how small the safetensors file or folder `input` would become, by encoding a few blocks of
+/// every tensor. Identical tensors are not looked for.
 ///
 /// # Errors
 /// Header rules of [`Rule`]; [`Rule::Io`]; [`Rule::Cancelled`].
@@ -128,7 +128,8 @@ impl Work {
         Ok((guess + encoder.head().len() as u64).min(spec.byte_len()))
     }
 
-    /// Hashing has a thread of its own, everything else is shared by the rest. A guess: checking and writing add a third.
+    /// Hashing has a thread of its own, everything else is shared by the rest. A guess: checking
+    /// and writing add a third.
     fn seconds(&self, original: u64, threads: usize) -> f64 {
         if self.bytes == 0 {
             return 0.0;

@@ -11,7 +11,8 @@ use crate::compress::compress_source;
 use crate::restore::restore_shard;
 use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
 
-/// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are identical, one that is empty.
+/// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are
+/// identical, one that is empty.
 fn plain_file() -> Vec<u8> {
     let tensor = |name, dtype, shape: &[u64]| TensorSpec::new(name, dtype, shape).unwrap();
     let tensors = [
@@ -103,7 +104,8 @@ fn compressed(plain: &[u8], encoding: Encoding) -> Vec<u8> {
     disk.bytes.into_inner().unwrap()
 }
 
-/// Tries with n = 0, 1, 2 … until it succeeds; every failure before must be of the storage. Returns how often it failed.
+/// Tries with n = 0, 1, 2 … until it succeeds; every failure before must be of the storage. Returns
+/// how often it failed.
 fn fails_until_it_succeeds(mut attempt: impl FnMut(usize) -> Result<()>) -> usize {
     for n in 0..10_000 {
         match attempt(n) {
@@ -272,7 +274,8 @@ fn what_the_disk_does_not_keep_is_noticed_before_the_end() {
 fn a_source_that_ends_early_is_an_error() {
     let plain = plain_file();
     for cut in [plain.len() - 1, plain.len() / 2, 9] {
-        /// Says that it is longer than it is: a file that was truncated after its length was asked for.
+        /// Says that it is longer than it is: a file that was truncated after its length was asked
+        /// for.
         struct Truncated<'a>(&'a [u8], u64);
         impl ReadAt for Truncated<'_> {
             fn byte_len(&self) -> u64 {

@@ -1,4 +1,5 @@
-//! Whole model folders: weights compressed or restored, the index file translated, everything else carried over untouched.
+//! Whole model folders: weights compressed or restored, the index file translated, everything else
+//! carried over untouched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -29,7 +30,8 @@ pub(crate) struct Folder(Kind);
 enum Kind {
     Local {
         root: PathBuf,
-        /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose snapshots are links to its blobs.
+        /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose
+        /// snapshots are links to its blobs.
         bounds: PathBuf,
     },
     Remote(Box<dyn RemoteFolder>),
@@ -53,8 +55,8 @@ impl Folder {
         matches!(self.0, Kind::Remote(_))
     }
 
-    /// The file behind `name` on this machine, a relative path that has been checked. Links are followed as long as they stay in
-    /// bounds.
+    /// The file behind `name` on this machine, a relative path that has been checked. Links are
+    /// followed as long as they stay in bounds.
     pub(crate) fn resolve(&self, name: &Path) -> Result<PathBuf> {
         let Kind::Local { root, bounds } = &self.0 else {
             return Err(Error::new(Rule::Argument)
@@ -176,8 +178,8 @@ fn renamed(name: &Path, from: &str, to: &str) -> PathBuf {
     name.to_owned()
 }
 
-/// What `tensors` of a weights file says must agree with an index file: every tensor of the map is where the map says, and no
-/// tensor of a mapped file is anywhere else.
+/// What `tensors` of a weights file says must agree with an index file: every tensor of the map is
+/// where the map says, and no tensor of a mapped file is anywhere else.
 fn check_index(
     folder: &Folder,
     name: &Path,
@@ -370,7 +372,8 @@ pub(crate) fn compress_folder(
     Ok(Report::of(reports))
 }
 
-/// A card would be left out when the folder is restored: there must not be one among the files to be kept.
+/// A card would be left out when the folder is restored: there must not be one among the files to
+/// be kept.
 fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
     for name in files.iter().filter(|f| card::may_be(f)) {
         if card::is_card(&folder.open_file(name)?)? {
@@ -383,16 +386,17 @@ fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Makes one model of the shards that several machines wrote into the folder `dir`: writes the index file and the model card. With
-/// `original`, the folder that the shards were made from, everything else is carried over too, and `dir` becomes what compressing
-/// `original` at once would have made it, byte by byte. Without it the index file is made from the shards.
+/// Makes one model of the shards that several machines wrote into the folder `dir`: writes the
+/// index file and the model card. With `original`, the folder that the shards were made from,
+/// everything else is carried over too, and `dir` becomes what compressing `original` at once would
+/// have made it, byte by byte. Without it the index file is made from the shards.
 ///
-/// The shards are opened and not decoded. Files that are there already and say the same are left alone; others are replaced only with
-/// `replace`.
+/// The shards are opened and not decoded. Files that are there already and say the same are left
+/// alone; others are replaced only with `replace`.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor in two shards, [`Rule::ModelIndex`] for a shard that is missing or was
-/// made from another file, [`Rule::OutputExists`], [`Rule::Io`].
+/// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor in two shards, [`Rule::ModelIndex`]
+/// for a shard that is missing or was made from another file, [`Rule::OutputExists`], [`Rule::Io`].
 pub fn index(dir: &Path, original: Option<&Path>, replace: bool) -> Result<Report> {
     let folder = Folder::open(dir)?;
     let files = folder.files()?;
@@ -411,7 +415,8 @@ pub fn index(dir: &Path, original: Option<&Path>, replace: bool) -> Result<Repor
             n_tensors: shard.tensors().len() as u64,
             ..Default::default()
         });
-        // An index file speaks of the shards beside it; those in folders below are models of their own.
+        // An index file speaks of the shards beside it; those in folders below are models of their
+        // own.
         if name.components().count() > 1 {
             continue;
         }

@@ -15,7 +15,8 @@ use crate::model_index::ModelIndex;
 use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
 use crate::tail::{TAIL, Tail};
 
-/// Fetched from the end where the length had to be asked for first: a third request must not be followed by a fourth.
+/// Fetched from the end where the length had to be asked for first: a third request must not be
+/// followed by a fourth.
 const LONG_TAIL: u64 = 4 << 20;
 
 /// Redirects of one request at the most.
@@ -33,13 +34,14 @@ const TEXT: u64 = 64 << 20;
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpOptions {
-    /// Sent as `Authorization: Bearer`, to the scheme, host and port of the file's own URL and to no other.
+    /// Sent as `Authorization: Bearer`, to the scheme, host and port of the file's own URL and to
+    /// no other.
     pub token: Option<String>,
-    /// How often a request is tried that fails for a reason that may pass: no connection, a body cut short, a status of 408, 429 or
-    /// from 500 on.
+    /// How often a request is tried that fails for a reason that may pass: no connection, a body
+    /// cut short, a status of 408, 429 or from 500 on.
     pub attempts: u32,
-    /// The wait before the second attempt; it doubles with every further one. A server's `Retry-After` counts where it is longer, up
-    /// to a minute.
+    /// The wait before the second attempt; it doubles with every further one. A server's
+    /// `Retry-After` counts where it is longer, up to a minute.
     pub backoff: Duration,
     /// How long one request may take, its body included.
     pub timeout: Duration,
@@ -67,11 +69,12 @@ impl fmt::Debug for HttpOptions {
     }
 }
 
-/// A file behind an HTTP server. Opening takes one request where the server knows ranges counted from the end, two or three where it does
-/// not; the last 256 KiB are kept. Reads fetch the bytes that were asked for and no others, several at a time.
+/// A file behind an HTTP server. Opening takes one request where the server knows ranges counted
+/// from the end, two or three where it does not; the last 256 KiB are kept. Reads fetch the bytes
+/// that were asked for and no others, several at a time.
 ///
-/// Every answer must be of the file that was opened: its ETag (or date) and length are compared. Redirects are followed for every
-/// request, since their targets may expire.
+/// Every answer must be of the file that was opened: its ETag (or date) and length are compared.
+/// Redirects are followed for every request, since their targets may expire.
 ///
 /// ```no_run
 /// use bigsmall_io::{HttpFile, HttpOptions, Model};
@@ -158,7 +161,8 @@ impl Client {
         }
     }
 
-    /// Sends one request, following redirects. Its status is that of an answer or of an error that [`refusal`] explains.
+    /// Sends one request, following redirects. Its status is that of an answer or of an error that
+    /// [`refusal`] explains.
     fn send(&self, url: &str, want: Want) -> std::result::Result<Response<Body>, Failure> {
         let mut target = url.to_owned();
         for _ in 0..=REDIRECTS {
@@ -349,7 +353,8 @@ impl HttpFile {
     /// Opens the file at `url`.
     ///
     /// # Errors
-    /// [`Rule::Remote`] where the server refuses, knows no ranges or contradicts itself; [`Rule::Io`] where it cannot be reached.
+    /// [`Rule::Remote`] where the server refuses, knows no ranges or contradicts itself;
+    /// [`Rule::Io`] where it cannot be reached.
     pub fn open(url: &str, options: &HttpOptions) -> Result<Self> {
         Self::open_with(&Client::new(options.clone()), url)
     }
@@ -439,7 +444,8 @@ impl HttpFile {
         Ok((len, LONG_TAIL))
     }
 
-    /// Fetches a range that is known to lie in the file; returns what tells this state of the file from another.
+    /// Fetches a range that is known to lie in the file; returns what tells this state of the file
+    /// from another.
     fn fetch(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<Option<String>, Failure> {
         let last = offset + buf.len() as u64 - 1;
         let answer = self.client.send(&self.url, Want::Bytes(offset, last))?;

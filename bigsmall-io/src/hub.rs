@@ -99,7 +99,8 @@ impl Cache {
     }
 }
 
-/// Whether `snapshot` has the weights that are needed: the cache holds only the files that somebody asked for.
+/// Whether `snapshot` has the weights that are needed: the cache holds only the files that somebody
+/// asked for.
 fn is_whole(snapshot: &Path, weights: &[String]) -> bool {
     !weights.is_empty() && weights.iter().all(|name| snapshot.join(name).is_file())
 }
@@ -138,7 +139,8 @@ pub(crate) fn open(url: &str) -> Result<Input> {
     let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);
     let (commit, names) = match client.text(&listing).and_then(|text| listed(&text)) {
         Ok(found) => found,
-        // No network: what the cache has is better than nothing. A refusal is an answer and stays one.
+        // No network: what the cache has is better than nothing. A refusal is an answer and stays
+        // one.
         Err(error) if error.rule() == Rule::Io => {
             return match known().filter(has) {
                 Some(snapshot) => local(&snapshot, path),
@@ -168,7 +170,8 @@ fn is_weights(name: &str) -> bool {
     name.ends_with(SHARD) || name.ends_with(".bs.index.json")
 }
 
-/// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index file, or some shard.
+/// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index
+/// file, or some shard.
 fn has_model(snapshot: &Path) -> bool {
     crate::Model::open(snapshot).is_ok()
 }

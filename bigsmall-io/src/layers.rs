@@ -43,8 +43,9 @@ const NORMS: [&str; 9] = [
 const HEADS: [&str; 8] =
     ["lm_head", "embed_out", "classifier", "score", "cls", "qa_outputs", "conv_out", "proj_out"];
 
-/// The layer that the tensor `name` is a part of, the way Llama, Mistral, Qwen, BERT, GPT-2, ViT and diffusion checkpoints spell it;
-/// for a tensor outside every stack the module that it belongs to.
+/// The layer that the tensor `name` is a part of, the way Llama, Mistral, Qwen, BERT, GPT-2, ViT
+/// and diffusion checkpoints spell it; for a tensor outside every stack the module that it belongs
+/// to.
 ///
 /// ```
 /// use bigsmall_io::layer_of;
@@ -57,7 +58,8 @@ pub fn layer_of(name: &str) -> &str {
     stack_of(name).map_or_else(|| name.rsplit_once('.').map_or(name, |(module, _)| module), |s| s.1)
 }
 
-/// The stack, the layer and its number, where the name has them. The last component is the tensor itself and names no layer.
+/// The stack, the layer and its number, where the name has them. The last component is the tensor
+/// itself and names no layer.
 fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
     let number = |c: &str| c.parse::<u64>().ok().filter(|_| c.bytes().all(|b| b.is_ascii_digit()));
     let mut end = 0;
@@ -85,8 +87,9 @@ fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
     fallback
 }
 
-/// Groups tensors by layer and puts the layers in the order in which a model runs: what comes before every stack, the stacks (encoder
-/// before decoder) with their layers by number, what comes after. The result has the layers' names and the places of their tensors.
+/// Groups tensors by layer and puts the layers in the order in which a model runs: what comes
+/// before every stack, the stacks (encoder before decoder) with their layers by number, what comes
+/// after. The result has the layers' names and the places of their tensors.
 pub(crate) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Vec<usize>)> {
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut stacks: HashMap<&str, usize> = HashMap::new();

@@ -43,9 +43,11 @@ pub struct Measurement {
     pub encode_gbps: f64,
     /// Rate of decoding, from memory to memory.
     pub decode_gbps: f64,
-    /// Rate of copying as many bytes between touched buffers by as many threads, in turn with decoding.
+    /// Rate of copying as many bytes between touched buffers by as many threads, in turn with
+    /// decoding.
     pub memcpy_gbps: f64,
-    /// Rates of matrix-vector products, where the encoding is one of triple bitmaps and the file has matrices of BF16.
+    /// Rates of matrix-vector products, where the encoding is one of triple bitmaps and the file
+    /// has matrices of BF16.
     pub matvec: Option<Matvec>,
     /// The kernels that decoded.
     pub backend: &'static str,
@@ -53,7 +55,8 @@ pub struct Measurement {
     pub threads: usize,
 }
 
-/// Products of every matrix of BF16 in a pass with one vector. Rates are 10^9 bytes of original data a second.
+/// Products of every matrix of BF16 in a pass with one vector. Rates are 10^9 bytes of original
+/// data a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Matvec {
@@ -80,14 +83,16 @@ const PIECE: usize = 16 << 20;
 /// Passes; the median counts.
 const PASSES: usize = 9;
 
-/// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors are repeated over distinct buffers
-/// to at least 512 MiB; of a larger file the first GiB counts for the rates, all of it for the size. Rates are medians of nine
-/// passes of decoding and copying in turn, and of products by either way in turn.
+/// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors
+/// are repeated over distinct buffers to at least 512 MiB; of a larger file the first GiB counts
+/// for the rates, all of it for the size. Rates are medians of nine passes of decoding and copying
+/// in turn, and of products by either way in turn.
 ///
 /// Memory: three times what is decoded in one pass.
 ///
 /// # Errors
-/// [`Rule::BackendMissing`]; [`Rule::Argument`] for a file without values; those of reading `input`.
+/// [`Rule::BackendMissing`]; [`Rule::Argument`] for a file without values; those of reading
+/// `input`.
 pub fn measure(input: &Path, options: &MeasureOptions, progress: &Progress) -> Result<Measurement> {
     let (coder, backend) = coder(options)?;
     let file = os::open_regular(input)?;
@@ -317,8 +322,8 @@ fn run(
     )
 }
 
-/// All passes of encoding one tensor, planning included, into memory that is used again for every chunk of every tensor,
-/// as `compress` does it.
+/// All passes of encoding one tensor, planning included, into memory that is used again for every
+/// chunk of every tensor, as `compress` does it.
 fn encode_by_chunks(
     coder: &dyn TensorEncoding,
     spec: &TensorSpec,

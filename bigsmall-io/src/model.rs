@@ -16,8 +16,8 @@ use crate::source::{Input, REMOTE_THREADS, Source};
 use crate::stream::read_layer;
 use crate::{encoding, source};
 
-/// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are read when they are asked for,
-/// from any thread, each block checked before it is decoded.
+/// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are
+/// read when they are asked for, from any thread, each block checked before it is decoded.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-model-{}", std::process::id()));
@@ -99,16 +99,18 @@ pub struct Stored {
 }
 
 impl Model {
-    /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json` names, or its only `.bs` file.
+    /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json`
+    /// names, or its only `.bs` file.
     ///
     /// `path` may also be a URL: `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`),
-    /// `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`,
-    /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`), `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the
-    /// environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are needed are fetched.
+    /// `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
+    /// `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`),
+    /// `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are needed are fetched.
     ///
     /// # Errors
-    /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and [`Rule::ModelTensor`] for a folder that
-    /// contradicts itself; [`Rule::Io`]; [`Rule::Remote`]; [`Rule::BackendMissing`] for a URL without its feature.
+    /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and
+    /// [`Rule::ModelTensor`] for a folder that contradicts itself; [`Rule::Io`];
+    /// [`Rule::Remote`]; [`Rule::BackendMissing`] for a URL without its feature.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut model = Model::empty(source::url(path).is_some());
@@ -298,7 +300,8 @@ impl Model {
     /// The tensor `name`. Memory: its original bytes, and for each thread four encoded blocks.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`], [`Rule::BlockChecksum`], the rules of its encoding, [`Rule::Io`], [`Rule::Memory`].
+    /// [`Rule::TensorMissing`], [`Rule::BlockChecksum`], the rules of its encoding, [`Rule::Io`],
+    /// [`Rule::Memory`].
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let spec = self.spec(name)?;
         let mut bytes = zeroed(spec.byte_len())?;
@@ -306,8 +309,8 @@ impl Model {
         Ok(Tensor { spec: spec.clone(), bytes })
     }
 
-    /// Decodes the tensor `name` into `dst`, which is as long as its original bytes. On an error `dst` holds nothing that means
-    /// anything.
+    /// Decodes the tensor `name` into `dst`, which is as long as its original bytes. On an error
+    /// `dst` holds nothing that means anything.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
@@ -323,7 +326,8 @@ impl Model {
         shard.decode(index, &*decoder, range, dst, self.threads())
     }
 
-    /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that hold them are read.
+    /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that
+    /// hold them are read.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::UnalignedRange`].
@@ -349,8 +353,8 @@ impl Model {
         self.bytes_into(name, range, dst)
     }
 
-    /// All tensors of a layer, in the order of their data: those named `prefix` or beginning with `prefix` and a dot, so that
-    /// `model.layers.1` does not mean `model.layers.10`.
+    /// All tensors of a layer, in the order of their data: those named `prefix` or beginning with
+    /// `prefix` and a dot, so that `model.layers.1` does not mean `model.layers.10`.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::TensorMissing`] where there is none.
@@ -368,7 +372,8 @@ impl Model {
         read_layer(self, found)
     }
 
-    /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum verified. Memory: the payload.
+    /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum
+    /// verified. Memory: the payload.
     ///
     /// # Errors
     /// [`Rule::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::Io`].

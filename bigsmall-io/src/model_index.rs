@@ -1,4 +1,5 @@
-//! The index file of a model in several shards: `model.safetensors.index.json` and its twin `model.bs.index.json`.
+//! The index file of a model in several shards: `model.safetensors.index.json` and its twin
+//! `model.bs.index.json`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -85,8 +86,8 @@ impl ModelIndex {
     }
 }
 
-/// The text of an index file with `.safetensors` for `.bs` or the other way round. `true` where the way back gives the identical
-/// text; where it does not, the original must be carried along.
+/// The text of an index file with `.safetensors` for `.bs` or the other way round. `true` where the
+/// way back gives the identical text; where it does not, the original must be carried along.
 pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, bool)> {
     let index = ModelIndex::parse(text)?;
     let (from_end, to_end) = (format!("{from}\""), format!("{to}\""));
@@ -103,7 +104,8 @@ fn wrong(found: String) -> Error {
     Error::new(Rule::ModelIndex).found(found)
 }
 
-/// A shard's name is a relative path of plain components on every system: nothing that leads out, no drive, no stream.
+/// A shard's name is a relative path of plain components on every system: nothing that leads out,
+/// no drive, no stream.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let plain = |name: &str| {
         let components = Path::new(name).components();
@@ -272,7 +274,8 @@ mod tests {
         let (there, exact) = translate(text, ".safetensors", ".bs").unwrap();
         assert!(exact && there.contains("\"x-1.bs\"") && !there.contains("safetensors"));
         assert_eq!(translate(&there, ".bs", ".safetensors").unwrap().0, text);
-        // A tensor whose own name has the ending, a foreign value with the new ending, an escaped letter in the ending.
+        // A tensor whose own name has the ending, a foreign value with the new ending, an escaped
+        // letter in the ending.
         for text in [
             "{\"weight_map\":{\"a.safetensors\":\"x.safetensors\"}}",
             "{\"weight_map\":{\"a\":\"x.safetensors\"},\"note\":\"y.bs\"}",

@@ -1,4 +1,5 @@
-//! Everything that differs between Linux, macOS and Windows (positioned reads stand in `bigsmall-format`).
+//! Everything that differs between Linux, macOS and Windows (positioned reads stand in
+//! `bigsmall-format`).
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -10,7 +11,8 @@ use bigsmall_format::{Error, Result, Rule};
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
     let named = |e: io::Error| Error::io(e).in_file(path);
     let refuse = || Error::new(Rule::NotARegularFile).in_file(path);
-    // Looked at before it is opened, since opening a device may do something; and after, since it may have been replaced.
+    // Looked at before it is opened, since opening a device may do something; and after, since it
+    // may have been replaced.
     if !std::fs::metadata(path).map_err(named)?.is_file() {
         return Err(refuse());
     }
@@ -49,7 +51,8 @@ pub(crate) fn stamp(metadata: &Metadata) -> impl PartialEq + use<> {
     (metadata.len(), metadata.modified().ok())
 }
 
-/// Lets a temporary file or directory take the mode that the umask leaves, as any other new file does.
+/// Lets a temporary file or directory take the mode that the umask leaves, as any other new file
+/// does.
 pub(crate) fn plain_mode<'a, 'b>(
     builder: &'a mut tempfile::Builder<'b, 'b>,
     mode: u32,
@@ -66,7 +69,8 @@ pub(crate) fn plain_mode<'a, 'b>(
     }
 }
 
-/// Makes the names in a directory durable. Windows has no such call; there a rename is durable once the file system's journal is.
+/// Makes the names in a directory durable. Windows has no such call; there a rename is durable once
+/// the file system's journal is.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
@@ -80,8 +84,9 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives the directory `new` the name `target`. With `replace` an existing directory is taken away, in one step where the system
-/// can exchange two names (Linux, macOS), else with a moment in which there is none.
+/// Gives the directory `new` the name `target`. With `replace` an existing directory is taken away,
+/// in one step where the system can exchange two names (Linux, macOS), else with a moment in which
+/// there is none.
 pub(crate) fn rename_dir(new: &Path, target: &Path, replace: bool) -> io::Result<()> {
     if !replace || std::fs::symlink_metadata(target).is_err() {
         // An empty directory may be replaced by a rename, any other may not.

@@ -1,7 +1,9 @@
-//! What the stages of a job share: buffers that are used again, the first failure, threads that may not be had.
+//! What the stages of a job share: buffers that are used again, the first failure, threads that may
+//! not be had.
 //!
-//! Every job is a row of stages joined by channels. The number of buffers bounds the memory, and so the channels need no bound
-//! of their own. After a failure every stage goes on emptying its channel without doing any work, so nothing waits for ever.
+//! Every job is a row of stages joined by channels. The number of buffers bounds the memory, and so
+//! the channels need no bound of their own. After a failure every stage goes on emptying its
+//! channel without doing any work, so nothing waits for ever.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +18,8 @@ use bigsmall_format::{Error, Result, Rule, address_space, available_threads};
 
 use crate::Progress;
 
-/// A lock whose holder panicked holds data that is still sound here: counters, spare buffers, an error.
+/// A lock whose holder panicked holds data that is still sound here: counters, spare buffers, an
+/// error.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -33,8 +36,8 @@ impl<'a> Control<'a> {
         Control { progress, failure: Mutex::new(None), stop: AtomicBool::new(false) }
     }
 
-    /// Notes that the chunk which begins at `position` failed; the earliest one counts. A chunk that was given up because of
-    /// another ([`Rule::Cancelled`]) counts for nothing.
+    /// Notes that the chunk which begins at `position` failed; the earliest one counts. A chunk
+    /// that was given up because of another ([`Rule::Cancelled`]) counts for nothing.
     pub(crate) fn fail(&self, position: u64, error: Error) {
         let mut first = lock(&self.failure);
         if error.rule() != Rule::Cancelled && first.as_ref().is_none_or(|(at, _)| position < *at) {
@@ -137,7 +140,8 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
         .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))
 }
 
-/// How many threads code and how many chunks may be under way. One thread hashes, so that more than some hundred have nothing to do.
+/// How many threads code and how many chunks may be under way. One thread hashes, so that more than
+/// some hundred have nothing to do.
 pub(crate) fn sizes(threads: usize) -> (usize, usize) {
     let threads = if threads == 0 { available_threads() } else { threads }.min(256);
     (threads, (24 + 4 * threads).min(64))
@@ -146,8 +150,8 @@ pub(crate) fn sizes(threads: usize) -> (usize, usize) {
 /// More than a thread takes to start: two MiB for its stack.
 const THREAD: usize = 4 << 20;
 
-/// Has the C library make room for what this thread tidies up at its end, for which it ends the process where there is no memory: a
-/// thread that has once waited for a channel needs no more.
+/// Has the C library make room for what this thread tidies up at its end, for which it ends the
+/// process where there is no memory: a thread that has once waited for a channel needs no more.
 fn settle() {
     thread_local!(static SETTLED: Cell<bool> = const { Cell::new(false) });
     if !SETTLED.replace(true) {
@@ -173,7 +177,8 @@ pub(crate) fn start<H>(
     name: &str,
     start: impl FnOnce(Builder, Begun) -> io::Result<H>,
 ) -> Result<H> {
-    // What the system needs to start a thread, it takes or ends the process: so there must be enough, and nobody may take it first.
+    // What the system needs to start a thread, it takes or ends the process: so there must be
+    // enough, and nobody may take it first.
     address_space(THREAD)?;
     settle();
     let begun = Arc::new(Barrier::new(2));

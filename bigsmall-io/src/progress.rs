@@ -33,7 +33,8 @@ impl Progress {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Asks the job to stop: it ends soon with [`Rule::Cancelled`](bigsmall_format::Rule::Cancelled) and leaves nothing behind.
+    /// Asks the job to stop: it ends soon with
+    /// [`Rule::Cancelled`](bigsmall_format::Rule::Cancelled) and leaves nothing behind.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

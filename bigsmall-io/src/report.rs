@@ -31,7 +31,8 @@ pub struct FileReport {
     pub n_tensors: u64,
     /// How many of them share the payload of another.
     pub n_shared: u64,
-    /// Name and MD5 of the original bytes of every tensor, in the order of the data, where asked for.
+    /// Name and MD5 of the original bytes of every tensor, in the order of the data, where asked
+    /// for.
     pub md5s: Vec<(String, [u8; 16])>,
 }
 

@@ -1,5 +1,5 @@
-//! The restore walk: read, check, decode, hash, write; all at once, in the order of the data. Verifying is the same without
-//! writing.
+//! The restore walk: read, check, decode, hash, write; all at once, in the order of the data.
+//! Verifying is the same without writing.
 
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -22,7 +22,8 @@ use crate::{FileReport, Progress, Report, encoding, folder, os};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreOptions {
-    /// Threads that decode; 0: as many as the machine offers. Hashing and writing have threads of their own.
+    /// Threads that decode; 0: as many as the machine offers. Hashing and writing have threads of
+    /// their own.
     pub threads: usize,
     /// Report the MD5 of every tensor's original bytes.
     pub md5: bool,
@@ -30,15 +31,17 @@ pub struct RestoreOptions {
     pub replace: bool,
 }
 
-/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model folder it was made from; `input` may
-/// be a URL as in [`Model::open`](crate::Model::open). The SHA-256 of every file is compared with that of the original before it gets its
-/// name; where a shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
+/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
+/// folder it was made from; `input` may be a URL as in [`Model::open`](crate::Model::open). The
+/// SHA-256 of every file is compared with that of the original before it gets its name; where a
+/// shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
 ///
 /// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings; [`Rule::ContentDigest`];
-/// [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`], [`Rule::Cancelled`], [`Rule::Memory`].
+/// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
+/// [`Rule::ContentDigest`]; [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`],
+/// [`Rule::Cancelled`], [`Rule::Memory`].
 ///
 /// ```no_run
 /// use bigsmall_io::{Progress, RestoreOptions, restore};
@@ -86,8 +89,9 @@ pub(crate) fn restore_file(
     Ok(report)
 }
 
-/// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and compares the SHA-256 of the
-/// file they make with that of the original, and their MD5s with those that the shard keeps. Writes nothing.
+/// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and
+/// compares the SHA-256 of the file they make with that of the original, and their MD5s with those
+/// that the shard keeps. Writes nothing.
 ///
 /// Memory: at most 256 MiB and the index.
 ///
@@ -120,7 +124,8 @@ struct Job<'p> {
     decoded: OnceLock<Option<Buffer<'p>>>,
 }
 
-/// Sets a job's result to "failed" when the thread leaves without one, so that nobody waits for ever.
+/// Sets a job's result to "failed" when the thread leaves without one, so that nobody waits for
+/// ever.
 struct Settle<'j, 'p>(&'j Job<'p>);
 
 impl Drop for Settle<'_, '_> {
@@ -129,7 +134,8 @@ impl Drop for Settle<'_, '_> {
     }
 }
 
-/// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the SHA-256 and the stored MD5s.
+/// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the
+/// SHA-256 and the stored MD5s.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
     output: Option<&dyn Output>,
@@ -329,7 +335,8 @@ pub(crate) fn decoder<R: ReadAt>(shard: &Shard<R>, index: usize) -> Result<Box<d
     shard.decoder(index, encoding(shard.encoding(index)?)?)
 }
 
-/// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums, blocks.
+/// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums,
+/// blocks.
 fn decode_part<R: ReadAt>(
     shard: &Shard<R>,
     part: &Part,

@@ -1,4 +1,5 @@
-//! A model layer by layer: encoded bytes are read ahead within a budget and decoded into the caller's buffers.
+//! A model layer by layer: encoded bytes are read ahead within a budget and decoded into the
+//! caller's buffers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +13,8 @@ use crate::pipeline::{lock, reserve, set_len, spawn, start};
 use crate::restore::Window;
 use crate::{Progress, encoding};
 
-/// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of the threads.
+/// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of
+/// the threads.
 const BASE: u64 = 64 << 20;
 
 /// Bytes that are read in one piece: small tensors together, large ones in runs of blocks.
@@ -26,8 +28,8 @@ const PIECE: u64 = CHUNK;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// The most bytes that the loader may hold, what the caller keeps not counted; at the least 64 MiB. `None`: the largest
-    /// encoded layer, read ahead, and 64 MiB.
+    /// The most bytes that the loader may hold, what the caller keeps not counted; at the least 64
+    /// MiB. `None`: the largest encoded layer, read ahead, and 64 MiB.
     pub budget: Option<u64>,
     /// Threads that decode; 0: as many as the model's.
     pub threads: usize,
@@ -41,7 +43,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer's name, such as `model.layers.3`; outside every stack the module's, such as `model.embed_tokens`.
+    /// The layer's name, such as `model.layers.3`; outside every stack the module's, such as
+    /// `model.embed_tokens`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -74,10 +77,11 @@ impl Layer {
 
 /// The layers of a model in the order in which it runs, while the next ones are being read.
 ///
-/// As an iterator it makes new buffers for every layer; [`next_into`](Self::next_into) uses those of an earlier layer again, which
-/// is faster and keeps memory where it is.
+/// As an iterator it makes new buffers for every layer; [`next_into`](Self::next_into) uses those
+/// of an earlier layer again, which is faster and keeps memory where it is.
 ///
-/// Memory: at most the budget of [`StreamOptions`], and the layers that the caller keeps. Dropping the loader ends its reading.
+/// Memory: at most the budget of [`StreamOptions`], and the layers that the caller keeps. Dropping
+/// the loader ends its reading.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-stream-{}", std::process::id()));
@@ -113,7 +117,8 @@ impl StreamingLoader {
     /// Begins to read `model`. Nothing is decoded before a layer is asked for.
     ///
     /// # Errors
-    /// [`Rule::Argument`] for a budget below 64 MiB, [`Rule::Memory`] where there is no thread to be had.
+    /// [`Rule::Argument`] for a budget below 64 MiB, [`Rule::Memory`] where there is no thread to
+    /// be had.
     pub fn new(model: impl Into<Arc<Model>>, options: &StreamOptions) -> Result<Self> {
         let model = model.into();
         if let Some(budget) = options.budget.filter(|&b| b < BASE) {
@@ -152,11 +157,13 @@ impl StreamingLoader {
         &self.progress
     }
 
-    /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the last one, which `layer` keeps. On an
-    /// error `layer` is empty, and the loader is at its end.
+    /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the
+    /// last one, which `layer` keeps. On an error `layer` is empty, and the loader is at its
+    /// end.
     ///
     /// # Errors
-    /// [`Rule::BlockChecksum`], the rules of the encodings, [`Rule::Io`], [`Rule::Memory`], [`Rule::Cancelled`].
+    /// [`Rule::BlockChecksum`], the rules of the encodings, [`Rule::Io`], [`Rule::Memory`],
+    /// [`Rule::Cancelled`].
     pub fn next_into(&mut self, layer: &mut Layer) -> Result<bool> {
         let Some(wanted) = self.feed.layers.get(self.next) else { return Ok(false) };
         let spare = std::mem::take(layer).tensors;
@@ -232,7 +239,8 @@ struct Wanted {
     pieces: Range<usize>,
 }
 
-/// A range of one file that is read at once: some whole tensors, or some blocks of one, with its head where they are the first.
+/// A range of one file that is read at once: some whole tensors, or some blocks of one, with its
+/// head where they are the first.
 struct Piece {
     shard: usize,
     range: Range<u64>,
@@ -497,8 +505,8 @@ impl Feed {
 }
 
 impl State {
-    /// A buffer for `len` bytes that keeps all of them within `limit`, or `None` until others are given back. One piece always has
-    /// room, however long it is.
+    /// A buffer for `len` bytes that keeps all of them within `limit`, or `None` until others are
+    /// given back. One piece always has room, however long it is.
     fn buffer(&mut self, len: usize, limit: u64) -> Option<Vec<u8>> {
         let fits = |b: &Vec<u8>| b.capacity() >= len;
         let best = (0..self.spare.len()).filter(|&i| fits(&self.spare[i]));
@@ -514,7 +522,8 @@ impl State {
     }
 }
 
-/// What is asked for, for a piece of `len` bytes: more than that, since the next one may be a little longer.
+/// What is asked for, for a piece of `len` bytes: more than that, since the next one may be a
+/// little longer.
 fn capacity(len: usize) -> usize {
     if len > 64 << 10 { len.next_multiple_of(64 << 10) } else { len.next_power_of_two() }
 }
@@ -522,8 +531,8 @@ fn capacity(len: usize) -> usize {
 /// A tensor's decoder, opened by the thread that has its first piece. `None` when that failed.
 type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
 
-/// Says of the tensors that begin in a piece that they cannot be opened, where the thread leaves without having done it: nobody
-/// waits for ever.
+/// Says of the tensors that begin in a piece that they cannot be opened, where the thread leaves
+/// without having done it: nobody waits for ever.
 struct Settle<'a>(&'a [Decoder], &'a [Part]);
 
 impl Drop for Settle<'_> {

@@ -1,4 +1,5 @@
-//! What all files on other machines share: their end, which is kept, and reads in pieces side by side.
+//! What all files on other machines share: their end, which is kept, and reads in pieces side by
+//! side.
 
 use std::ops::Range;
 
@@ -25,7 +26,8 @@ impl Tail {
         self.byte_len - self.bytes.len() as u64
     }
 
-    /// Fills `buf` with the bytes from `offset` on: those that are kept are copied, the others come from `fetch`.
+    /// Fills `buf` with the bytes from `offset` on: those that are kept are copied, the others come
+    /// from `fetch`.
     pub(crate) fn read_exact_at(
         &self,
         offset: u64,

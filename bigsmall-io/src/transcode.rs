@@ -1,4 +1,5 @@
-//! From one encoding to another without the original: the compress walk over a shard that poses as the file it restores to.
+//! From one encoding to another without the original: the compress walk over a shard that poses as
+//! the file it restores to.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,9 @@ use crate::pipeline::lock;
 use crate::restore::decoder;
 use crate::{CompressOptions, Progress, Report, hex, os};
 
-/// Writes the shard `input` anew as `output` with the encoding of `options`. The new shard restores to the identical file: the
-/// SHA-256 of what is decoded on the way is compared with that of the original. MD5 sums are kept.
+/// Writes the shard `input` anew as `output` with the encoding of `options`. The new shard restores
+/// to the identical file: the SHA-256 of what is decoded on the way is compared with that of the
+/// original. MD5 sums are kept.
 ///
 /// Memory: at most 256 MiB and twice the index.
 ///

@@ -1,4 +1,5 @@
-//! candle reads the same bits from shards as from the safetensors file, whole and in parts, and no more blocks than it needs.
+//! candle reads the same bits from shards as from the safetensors file, whole and in parts, and no
+//! more blocks than it needs.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;

@@ -1,5 +1,5 @@
-//! Group I, with the system calls themselves at fault: the real command, the real files, and a library between it and the kernel
-//! that shortens, interrupts and fails its calls.
+//! Group I, with the system calls themselves at fault: the real command, the real files, and a
+//! library between it and the kernel that shortens, interrupts and fails its calls.
 #![cfg(all(
     target_os = "linux",
     target_env = "gnu",
@@ -85,8 +85,8 @@ fn short_and_interrupted_calls_change_nothing() {
     }
 }
 
-/// Runs `args` with the n-th call failing, for n = 0, 1, 2 and so on until it succeeds: exit code 1, the target as it was, nothing
-/// left behind. Returns how often it failed.
+/// Runs `args` with the n-th call failing, for n = 0, 1, 2 and so on until it succeeds: exit code
+/// 1, the target as it was, nothing left behind. Returns how often it failed.
 fn until_it_succeeds(d: &Path, setting: &str, args: &[&str]) -> usize {
     std::fs::write(d.join("target"), "old").unwrap();
     let before = names(d);
@@ -119,7 +119,8 @@ fn the_nth_call_fails() {
     for args in [compress, restore] {
         let n = until_it_succeeds(d, "FLAKY_WRITE_FAILS", &args);
         assert!(n >= 1, "{args:?}: {n} writes only");
-        // The file, then its folder: once the name is given a failure to make it durable is an error all the same.
+        // The file, then its folder: once the name is given a failure to make it durable is an
+        // error all the same.
         std::fs::write(d.join("target"), "old").unwrap();
         let before = names(d);
         let output = run(d, &[("FLAKY_SYNC_FAILS", 0)], &args);

@@ -1,4 +1,5 @@
-//! Whole model folders: every file comes back as it was, and no name in an index file leads anywhere else.
+//! Whole model folders: every file comes back as it was, and no name in an index file leads
+//! anywhere else.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;
@@ -303,7 +304,8 @@ fn hostile_folders() {
         spoil(&small);
         let opened = Model::open(&small).map(|_| ()).unwrap_err();
         assert_eq!(opened.rule(), *rule, "open, {name}: {opened}");
-        // Restoring is stricter or as strict; it may take a folder whose shards are sound without an index.
+        // Restoring is stricter or as strict; it may take a folder whose shards are sound without
+        // an index.
         if let Err(e) = verify(&small) {
             let io = [Rule::Io, Rule::NotARegularFile, Rule::ModelPath];
             assert!(e.rule() == *rule || io.contains(&e.rule()), "verify, {name}: {e}");
@@ -444,7 +446,8 @@ fn shards_alone_become_a_model() {
     let names = names(&path("back"));
     assert_eq!(names, ["model.safetensors.index.json", "x-1.safetensors", "x-2.safetensors"]);
 
-    // The same tensor twice; a shard of another file; one that is missing; an index file that says something else.
+    // The same tensor twice; a shard of another file; one that is missing; an index file that says
+    // something else.
     let rule = |original: Option<&Path>| {
         bigsmall_io::index(&path("out"), original, false).unwrap_err().rule()
     };

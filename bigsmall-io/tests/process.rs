@@ -1,4 +1,5 @@
-//! Group I, seen from outside: the process is killed, starved and raced, and the output is absent, old or complete.
+//! Group I, seen from outside: the process is killed, starved and raced, and the output is absent,
+//! old or complete.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
@@ -169,7 +170,8 @@ fn a_limit_on_memory_is_an_error_and_leaves_the_target_as_it_was() {
             let (mut done, mut refused) = (0, 0);
             // From less than the program needs to start its threads to more than the job takes.
             let limits = (least..least + 42_000).step_by(1700).chain([200_000, 4_000_000]);
-            // In small steps: where it has just enough to begin, and where there is just enough for one more thread.
+            // In small steps: where it has just enough to begin, and where there is just enough for
+            // one more thread.
             let (span, step) = match (threads, args[0]) {
                 ("1", _) => (6_000, 30),
                 ("8", "verify") => (22_000, 50),
@@ -338,7 +340,8 @@ fn a_file_truncated_while_it_is_open_is_an_error() {
     std::fs::rename(d.join("other"), d.join("n.bs")).unwrap();
     assert!(opened.tensor("w").unwrap() == whole);
     assert!(verify(&d.join("n.bs")).is_err());
-    // Other bytes of the same length in the file that is open: its checksums are those of the index that was read.
+    // Other bytes of the same length in the file that is open: its checksums are those of the index
+    // that was read.
     common::compress(&d.join("m"), &d.join("o.bs")).unwrap();
     let opened = bigsmall_io::Model::open(d.join("o.bs")).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(d.join("o.bs")).unwrap();
@@ -389,7 +392,8 @@ fn peak_mib(dir: &Path, args: &[&str]) -> u64 {
     peak / 1024
 }
 
-/// Writes one bf16 tensor of `n` values piece by piece; every piece of 8 MiB is the same weights in another order.
+/// Writes one bf16 tensor of `n` values piece by piece; every piece of 8 MiB is the same weights in
+/// another order.
 fn one_tensor(path: &Path, n: u64) {
     use std::io::Write;
     let json = format!(r#"{{"w":{{"dtype":"BF16","shape":[{n}],"data_offsets":[0,{}]}}}}"#, 2 * n);

@@ -417,7 +417,8 @@ fn done(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A model folder in two shards with other files, compressed: the original's files and the compressed ones.
+/// A model folder in two shards with other files, compressed: the original's files and the
+/// compressed ones.
 fn model_folder(dir: &Path) -> [BTreeMap<String, Vec<u8>>; 2] {
     let (plain, small) = (dir.join("plain"), dir.join("small"));
     std::fs::create_dir_all(plain.join("sub")).unwrap();
@@ -574,7 +575,8 @@ fn models_of_the_hub_come_whole_and_from_the_cache_where_it_has_them() {
         assert!(stderr.contains("HTTP 40") && !stderr.contains("hf_secret"), "{stderr}");
     }
 
-    // The cache as the Hub's programs write it: used where it has the commit, also without a network.
+    // The cache as the Hub's programs write it: used where it has the commit, also without a
+    // network.
     let cache = d.join("cache");
     let repository = cache.join("models--o--n");
     let snapshot = repository.join("snapshots").join(COMMIT);

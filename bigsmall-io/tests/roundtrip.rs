@@ -122,7 +122,8 @@ fn identical_tensors_are_stored_once() {
         let owner = opened.entry(opened.index_of(name).unwrap()).unwrap().shares();
         owner.map(|i| opened.tensors()[i].name())
     };
-    // Sharing is within a dtype; of two that are alike, the first in the order of the data owns the payload.
+    // Sharing is within a dtype; of two that are alike, the first in the order of the data owns the
+    // payload.
     assert_eq!((shares("a"), shares("b")), (None, Some("a")));
     assert_eq!((shares("c"), shares("d")), (None, None));
     assert!(shares("e").or(shares("f")).is_some() && shares("g").is_none());

@@ -1,5 +1,5 @@
-//! Streaming promises: every layer once, in order, the bytes of [`Model::tensor`]; memory within the budget; failures that are seen
-//! and never hang.
+//! Streaming promises: every layer once, in order, the bytes of [`Model::tensor`]; memory within
+//! the budget; failures that are seen and never hang.
 // A global allocator cannot be written without `unsafe`; it only counts and passes on.
 #![allow(unsafe_code, clippy::unwrap_used)]
 

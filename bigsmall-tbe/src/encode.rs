@@ -10,12 +10,12 @@ use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
 use crate::set_len;
 use crate::view::TbeBlock;
 
-/// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a fixed place, so that any
-/// thread decodes any weight in constant time. For [`BF16`](Dtype::BF16), [`F16`](Dtype::F16),
-/// [`F8_E4M3`](Dtype::F8_E4M3) and [`F8_E5M2`](Dtype::F8_E5M2), any shape.
+/// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a
+/// fixed place, so that any thread decodes any weight in constant time. For [`BF16`](Dtype::BF16),
+/// [`F16`](Dtype::F16), [`F8_E4M3`](Dtype::F8_E4M3) and [`F8_E5M2`](Dtype::F8_E5M2), any shape.
 ///
-/// The idea is ZipServ's TCA-TBE (arXiv 2603.17435); here the sign and mantissa of every weight, escaped or not, have a fixed
-/// place, and an escape stores its exponent alone.
+/// The idea is ZipServ's TCA-TBE (arXiv 2603.17435); here the sign and mantissa of every weight,
+/// escaped or not, have a fixed place, and an escape stores its exponent alone.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, Width, encode_tensor};
@@ -37,8 +37,8 @@ pub struct Tbe {
 }
 
 impl Tbe {
-    /// The encoding with codes of that width. Decodes payloads of either width, with the fastest kernels that this machine
-    /// can run.
+    /// The encoding with codes of that width. Decodes payloads of either width, with the fastest
+    /// kernels that this machine can run.
     #[must_use]
     pub fn new(width: Width) -> Self {
         Tbe { width, kernels: Kernels::best() }
@@ -110,8 +110,9 @@ impl TensorEncoding for Tbe {
 /// Tensors of up to this many blocks are counted whole, of larger ones as many blocks are.
 const SAMPLE_BLOCKS: u64 = 8;
 
-/// How often every exponent occurs: in the whole tensor, or in blocks spread evenly over it, the first and the last included.
-/// Whole blocks, because a source that decodes on demand has nothing smaller.
+/// How often every exponent occurs: in the whole tensor, or in blocks spread evenly over it, the
+/// first and the last included. Whole blocks, because a source that decodes on demand has nothing
+/// smaller.
 fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[u64; 256]> {
     let mut counts = [0; 256];
     let mut buffer = Vec::new();
@@ -251,7 +252,8 @@ fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) ->
     Ok(len as u32)
 }
 
-/// What goes into the bitmaps of one tile, a row of bits for each weight: the code, above it the others that `plane` does not take.
+/// What goes into the bitmaps of one tile, a row of bits for each weight: the code, above it the
+/// others that `plane` does not take.
 #[inline(always)]
 fn split_tile(
     head: Head,

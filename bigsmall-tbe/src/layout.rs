@@ -102,7 +102,8 @@ impl Fields {
     }
 }
 
-/// What the blocks of a tensor share. One that exists is valid: the window lies within the dtype's exponents.
+/// What the blocks of a tensor share. One that exists is valid: the window lies within the dtype's
+/// exponents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) dtype: Dtype,

@@ -1,8 +1,9 @@
 //! Products of a matrix that stays encoded, and the same products of the plain matrix.
 //!
-//! Every product walks its rows in tiles of 64 weights counted from the row's beginning. Weight k adds to one of 64 chains
-//! (`arch::lane_of`); after 64 tiles the chains are summed as a tree, and these sums again as a tree. So the order of the
-//! additions depends on the row's length alone: not on threads, batch, encoding, or where in a tile a row begins.
+//! Every product walks its rows in tiles of 64 weights counted from the row's beginning. Weight k
+//! adds to one of 64 chains (`arch::lane_of`); after 64 tiles the chains are summed as a tree, and
+//! these sums again as a tree. So the order of the additions depends on the row's length alone: not
+//! on threads, batch, encoding, or where in a tile a row begins.
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel};
 
@@ -10,17 +11,19 @@ use crate::arch::{Backend, Chains, DotTbe, Kernels, Tiles, lane_of};
 use crate::layout::{Fields, TILE};
 use crate::view::TbeView;
 
-/// Weights of a row whose products go to the 64 chains before these are summed: chains of 64 additions.
+/// Weights of a row whose products go to the 64 chains before these are summed: chains of 64
+/// additions.
 const CHUNK: usize = 64 * TILE;
 /// Weights of the rows that a thread takes at a time.
 const PIECE: usize = 1 << 18;
 
-/// Multiplies matrices with vectors: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything row-major, x and y in f32.
+/// Multiplies matrices with vectors: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything
+/// row-major, x and y in f32.
 ///
-/// W is a matrix of shape \[m, k\] in BF16, F16, F8_E4M3 or F8_E5M2, encoded ([`encoded`](Self::encoded)) or plain
-/// ([`plain`](Self::plain)). Both give the same bits, for every number of threads; a column of x gives the same bits in
-/// every batch. Sums are f32, with chains of at most 64 additions, so that
-/// |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may differ in the last bits.
+/// W is a matrix of shape \[m, k\] in BF16, F16, F8_E4M3 or F8_E5M2, encoded
+/// ([`encoded`](Self::encoded)) or plain ([`plain`](Self::plain)). Both give the same bits, for
+/// every number of threads; a column of x gives the same bits in every batch. Sums are f32, with
+/// chains of at most 64 additions, so that |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may differ in the last bits.
 ///
 /// Memory: x once more, and for each thread one decoded run of 4096 weights and the sums of a row.
 ///
@@ -67,12 +70,12 @@ impl Matmul {
         self.kernels.backend
     }
 
-    /// y = W x with an encoded matrix, which is never decoded as a whole: one column straight from the bitmaps, for several
-    /// each run of 4096 weights is decoded once.
+    /// y = W x with an encoded matrix, which is never decoded as a whole: one column straight from
+    /// the bitmaps, for several each run of 4096 weights is decoded once.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] when W is not a matrix, [`Rule::BufferLength`] when x is not `batch` times k long or y not
-    /// `batch` times m.
+    /// [`Rule::SpecMismatch`] when W is not a matrix, [`Rule::BufferLength`] when x is not `batch`
+    /// times k long or y not `batch` times m.
     pub fn encoded(&self, w: &TbeView<'_>, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
         self.multiply(w.spec(), Weights::Encoded(*w), x, batch, y)
     }
@@ -80,7 +83,8 @@ impl Matmul {
     /// y = W x with the plain matrix `spec`, whose original bytes are `w`.
     ///
     /// # Errors
-    /// As [`encoded`](Self::encoded), also when `w` has another length; [`Rule::EncodingRefuses`] for other dtypes.
+    /// As [`encoded`](Self::encoded), also when `w` has another length; [`Rule::EncodingRefuses`]
+    /// for other dtypes.
     pub fn plain(
         &self,
         spec: &TensorSpec,
@@ -179,7 +183,8 @@ fn expect(spec: &TensorSpec, what: &str, found: usize, expected: Option<usize>) 
         .found(found))
 }
 
-/// Every column of x with the elements of each tile in the order of the chains, zeros behind the last one.
+/// Every column of x with the elements of each tile in the order of the chains, zeros behind the
+/// last one.
 fn in_lane_order(x: &[f32], k: usize) -> Vec<f32> {
     let stride = k.next_multiple_of(TILE);
     let mut out = vec![0.0; x.len() / k * stride];
@@ -281,8 +286,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Products of the weights `first..first + n` with one column, straight from the encoded tiles; only a tile that crosses
-    /// the end of a block or of the row is decoded on its own.
+    /// Products of the weights `first..first + n` with one column, straight from the encoded tiles;
+    /// only a tile that crosses the end of a block or of the row is decoded on its own.
     fn fused(
         &self,
         view: &TbeView<'a>,
@@ -296,7 +301,8 @@ impl<'a> Rows<'a> {
         let mut at = 0;
         while at < n {
             let position = first + at as u64;
-            // Rows of whole tiles follow one another: finding the place anew takes as long as several tiles.
+            // Rows of whole tiles follow one another: finding the place anew takes as long as
+            // several tiles.
             let next = scratch.next.take().filter(|run| run.first == position && run.len > 0);
             let run = next.unwrap_or_else(|| Run::at(view, position));
             let whole = (n - at).min(run.len) / TILE * TILE;
@@ -315,8 +321,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Products of the weights `first..first + n` with every column, from plain weights: those that there are, or a chunk
-    /// decoded into a buffer.
+    /// Products of the weights `first..first + n` with every column, from plain weights: those that
+    /// there are, or a chunk decoded into a buffer.
     fn chunk(&self, first: u64, n: usize, x: &[f32], scratch: &mut Scratch<'_>) {
         let (bytes, padded) = (n * self.bytes, n.next_multiple_of(TILE) * self.bytes);
         let weights = match self.weights {
@@ -438,8 +444,8 @@ mod tests {
 
     #[test]
     fn a_tree_is_balanced() {
-        // Powers of two as depths: adding d and d gives d + 1 in the exponent, so the sum of n ones is exact and its
-        // depth is what a recursive pairwise sum has.
+        // Powers of two as depths: adding d and d gives d + 1 in the exponent, so the sum of n ones
+        // is exact and its depth is what a recursive pairwise sum has.
         fn pairwise(values: &[f32]) -> f32 {
             if values.len() == 1 {
                 return values[0];

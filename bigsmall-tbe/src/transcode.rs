@@ -7,13 +7,15 @@ use bigsmall_format::{
 
 use crate::{reserve, set_len};
 
-/// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding `to`, on up to `threads`
-/// threads (0: all). Every block is checked before it is decoded. The bytes are those that encoding the original would give.
+/// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding
+/// `to`, on up to `threads` threads (0: all). Every block is checked before it is decoded. The
+/// bytes are those that encoding the original would give.
 ///
 /// Memory beside the result: for each thread 16 blocks, encoded, and one decoded.
 ///
 /// # Errors
-/// Those of decoding `tensor`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) when `to` does not take the dtype.
+/// Those of decoding `tensor`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) when `to`
+/// does not take the dtype.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Raw, Tbe, TensorSpec, Width, encode_tensor, transcode};

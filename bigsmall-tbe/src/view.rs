@@ -10,8 +10,8 @@ use bigsmall_format::{
 use crate::arch::{Kernels, Tiles, escape_mask};
 use crate::layout::{GROUP, Head, Sections, TILE, Width};
 
-/// A borrowed view of one encoded block (FORMAT.md section 8). One that exists is valid: every section has its length, every
-/// escape its exponent, and no offset in it leads outside.
+/// A borrowed view of one encoded block (FORMAT.md section 8). One that exists is valid: every
+/// section has its length, every escape its exponent, and no offset in it leads outside.
 #[derive(Clone, Copy)]
 pub struct TbeBlock<'a> {
     head: Head,
@@ -23,7 +23,8 @@ pub struct TbeBlock<'a> {
 }
 
 impl<'a> TbeBlock<'a> {
-    /// Validates a block of `n` weights that begins at `origin`, from where offsets in errors count.
+    /// Validates a block of `n` weights that begins at `origin`, from where offsets in errors
+    /// count.
     pub(crate) fn parse(
         head: Head,
         n: usize,
@@ -114,21 +115,22 @@ impl<'a> TbeBlock<'a> {
         self.n
     }
 
-    /// Bitmaps of one tile: those of the codes, then those of sign and mantissa that the byte plane does not hold (none for
-    /// BF16, 3 for F16, 4 for F8_E4M3, 3 for F8_E5M2).
+    /// Bitmaps of one tile: those of the codes, then those of sign and mantissa that the byte plane
+    /// does not hold (none for BF16, 3 for F16, 4 for F8_E4M3, 3 for F8_E5M2).
     #[must_use]
     pub fn bitmaps_per_tile(&self) -> usize {
         self.head.bitmaps_per_tile()
     }
 
-    /// The bitmaps as little-endian 64-bit words, [`bitmaps_per_tile`](Self::bitmaps_per_tile) for every 64 weights.
+    /// The bitmaps as little-endian 64-bit words, [`bitmaps_per_tile`](Self::bitmaps_per_tile) for
+    /// every 64 weights.
     #[must_use]
     pub fn bitmaps(&self) -> &'a [[u8; 8]] {
         self.bitmaps
     }
 
-    /// The byte plane, one byte for each weight: for BF16 sign and mantissa, for F16 the low 8 bits of the mantissa; empty for
-    /// the 8-bit dtypes.
+    /// The byte plane, one byte for each weight: for BF16 sign and mantissa, for F16 the low 8 bits
+    /// of the mantissa; empty for the 8-bit dtypes.
     #[must_use]
     pub fn byte_plane(&self) -> &'a [u8] {
         self.plane
@@ -158,8 +160,8 @@ impl<'a> TbeBlock<'a> {
         }
     }
 
-    /// How many escapes come before weight `index`, in constant time: a stored start and at most eight popcounts. For an index
-    /// beyond the last weight, all of them.
+    /// How many escapes come before weight `index`, in constant time: a stored start and at most
+    /// eight popcounts. For an index beyond the last weight, all of them.
     #[must_use]
     pub fn escapes_before(&self, index: usize) -> usize {
         if index >= self.n {
@@ -211,8 +213,8 @@ impl<'a> TbeBlock<'a> {
         }
     }
 
-    /// The tiles for products of weights from `index` on, and how far behind their first bitmap bit it lies. Byte plane and
-    /// escapes begin with the weight.
+    /// The tiles for products of weights from `index` on, and how far behind their first bitmap bit
+    /// it lies. Byte plane and escapes begin with the weight.
     pub(crate) fn tiles_at(&self, index: usize) -> (Tiles<'a>, u32) {
         let mut tiles = self.tiles_from(index / TILE);
         tiles.plane = &self.plane[index.min(self.plane.len())..];
@@ -258,8 +260,8 @@ impl std::fmt::Debug for TbeBlock<'_> {
     }
 }
 
-/// A borrowed view of a whole TBE tensor. One that exists is valid in every block, so that products, decoding and uploading
-/// need no further check.
+/// A borrowed view of a whole TBE tensor. One that exists is valid in every block, so that
+/// products, decoding and uploading need no further check.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Tbe, TbeView, TensorSpec, Width, encode_tensor};
@@ -283,12 +285,13 @@ pub struct TbeView<'a> {
 }
 
 impl<'a> TbeView<'a> {
-    /// Validates all of `tensor` on every thread there is: a pass over the bitmaps and escapes. Allocates nothing that grows
-    /// with the tensor.
+    /// Validates all of `tensor` on every thread there is: a pass over the bitmaps and escapes.
+    /// Allocates nothing that grows with the tensor.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another encoding than TBE; of class [`Corrupt`](bigsmall_format::Class::Corrupt) for a
-    /// payload that breaks the format, with the offset in the payload.
+    /// [`Rule::SpecMismatch`] for another encoding than TBE; of class
+    /// [`Corrupt`](bigsmall_format::Class::Corrupt) for a payload that breaks the format, with
+    /// the offset in the payload.
     pub fn new(tensor: &'a EncodedTensor) -> Result<Self> {
         let name = tensor.spec().name();
         if tensor.encoding() != EncodingId::Tbe {
@@ -392,8 +395,9 @@ impl<'a> TbeView<'a> {
         self.block(index / block).get((index % block) as usize)
     }
 
-    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian) on up to `threads` threads (0: all).
-    /// Allocates one slice for each block that the range touches where it uses several threads.
+    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian) on up to
+    /// `threads` threads (0: all). Allocates one slice for each block that the range touches
+    /// where it uses several threads.
     ///
     /// # Errors
     /// [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
@@ -437,7 +441,8 @@ impl<'a> TbeView<'a> {
 }
 
 impl TbeView<'_> {
-    /// Decodes the weights from `first` on, as many as `dst` holds, on this thread. They must be there.
+    /// Decodes the weights from `first` on, as many as `dst` holds, on this thread. They must be
+    /// there.
     pub(crate) fn decode_here(&self, first: u64, dst: &mut [u8], kernels: &Kernels) {
         let bytes = self.head.fields.bytes;
         let (mut at, mut rest) = (first, dst);
@@ -461,7 +466,8 @@ impl std::fmt::Debug for TbeView<'_> {
     }
 }
 
-/// A TBE tensor that was validated once: what a program keeps of a model whose weights stay encoded.
+/// A TBE tensor that was validated once: what a program keeps of a model whose weights stay
+/// encoded.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Tbe, TbeTensor, TensorSpec, encode_tensor};

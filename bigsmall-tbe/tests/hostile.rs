@@ -1,4 +1,5 @@
-//! Damaged and forged payloads: each is refused with the right rule by every reader, on every backend; nothing panics.
+//! Damaged and forged payloads: each is refused with the right rule by every reader, on every
+//! backend; nothing panics.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,8 +11,9 @@ use bigsmall_tbe::{
 };
 use oracle::{DTYPES, Random};
 
-/// 1030 bf16 weights with codes of 3 bits: 17 tiles, 3 groups, 42 escapes. Sections: bitmaps 0..408, byte plane 408..1438 and 2
-/// bytes of padding, escape starts 1440..1452 and 4 bytes of padding, escapes from 1456 on.
+/// 1030 bf16 weights with codes of 3 bits: 17 tiles, 3 groups, 42 escapes. Sections: bitmaps
+/// 0..408, byte plane 408..1438 and 2 bytes of padding, escape starts 1440..1452 and 4 bytes of
+/// padding, escapes from 1456 on.
 const N: usize = 1030;
 const BASE: u8 = 100;
 const PLANE: usize = 408;
@@ -88,7 +90,8 @@ fn outcomes(spec: &TensorSpec, head: &[u8], block: &[u8]) -> Vec<Result<(), (Rul
 
 type Damage = fn(&mut Vec<u8>, &mut Vec<u8>);
 
-/// A case: what is done to head and block, the rule that must be named, the offset in the payload (the block begins at 8).
+/// A case: what is done to head and block, the rule that must be named, the offset in the payload
+/// (the block begins at 8).
 const CASES: &[(&str, Damage, Rule, usize)] = &[
     ("width 0", |h, _| h[0] = 0, Rule::TbeHead, 0),
     // H-07
@@ -384,7 +387,8 @@ fn ranges_and_buffers_that_do_not_fit_are_refused() {
     }
 }
 
-/// Every single bit and every truncation: never a panic, and what is still read is what these bytes mean.
+/// Every single bit and every truncation: never a panic, and what is still read is what these bytes
+/// mean.
 #[test]
 fn every_bit_and_every_cut() {
     let block = block();

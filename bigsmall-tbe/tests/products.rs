@@ -1,4 +1,5 @@
-//! Products of encoded matrices: the bits of the plain product, for every backend and number of threads, and close to exact.
+//! Products of encoded matrices: the bits of the plain product, for every backend and number of
+//! threads, and close to exact.
 
 #![allow(clippy::unwrap_used)]
 
@@ -73,8 +74,9 @@ fn to_f32(dtype: Dtype, value: u16) -> f32 {
     (sign * magnitude) as f32
 }
 
-/// The order of the additions, written down once more: 64 chains by k mod 64, summed over the bits 3, 0, 5, 4, 2, 1 of that
-/// number after each 4096 weights, then those sums as a tree of neighbours.
+/// The order of the additions, written down once more: 64 chains by k mod 64, summed over the bits
+/// 3, 0, 5, 4, 2, 1 of that number after each 4096 weights, then those sums as a tree of
+/// neighbours.
 fn reference(backend: Backend, w: &[f32], x: &[f32]) -> f32 {
     let mut sums: Vec<f32> = w
         .chunks(4096)
@@ -111,7 +113,8 @@ fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
-/// Encoded, plain and reference agree on every backend and for 1, 2 and 7 threads; the error keeps the bound.
+/// Encoded, plain and reference agree on every backend and for 1, 2 and 7 threads; the error keeps
+/// the bound.
 fn check(case: &Case) {
     let Case { spec, bytes, x, batch, .. } = case;
     let (m, k) = (case.m(), case.k());
@@ -248,7 +251,8 @@ fn a_column_is_the_same_in_every_batch() {
     }
 }
 
-/// Constant and all-positive rows: one long chain of f32 additions would err by hundreds of units in the last place.
+/// Constant and all-positive rows: one long chain of f32 additions would err by hundreds of units
+/// in the last place.
 #[test]
 fn rows_without_cancellation() {
     let k = 50_000usize;

@@ -86,7 +86,8 @@ fn no_few_and_only_escapes() {
                 let encoded = check(&spec(dtype, &[140_001]), width, &values);
                 check_access(&encoded, &values, &mut random);
             }
-            // The window covers most, so that an encoder cannot be made to escape everything; the format can.
+            // The window covers most, so that an encoder cannot be made to escape everything; the
+            // format can.
             let mut random = Random(8);
             let values = random.weights(dtype, width.bits(), base, 1000, 140_001);
             let spec = spec(dtype, &[140_001]);
@@ -105,7 +106,8 @@ fn no_few_and_only_escapes() {
     }
 }
 
-/// `values` as the encoding has them with the window from `base` on, which an encoder might not choose; `n_escapes` lie outside of it.
+/// `values` as the encoding has them with the window from `base` on, which an encoder might not
+/// choose; `n_escapes` lie outside of it.
 fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escapes: usize) {
     let spec = spec(dtype, &[values.len() as u64]);
     let encoded = oracle::encode(&spec, width.bits(), base, values);
@@ -120,7 +122,8 @@ fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escap
     }
 }
 
-/// Every pattern as a weight in the window and, where a window can leave it out, as an escape, among no, 3 % and nothing but escapes.
+/// Every pattern as a weight in the window and, where a window can leave it out, as an escape,
+/// among no, 3 % and nothing but escapes.
 #[test]
 fn every_bit_pattern_at_every_share_of_escapes() {
     for dtype in DTYPES {
@@ -269,7 +272,8 @@ fn the_same_bytes_for_every_number_of_threads() {
     for threads in [2, 7] {
         assert!(encode_tensor(&tbe, &spec, &bytes, threads).unwrap() == one);
     }
-    // A tensor this large is counted by a sample; the window must still be the one that the weights were made for.
+    // A tensor this large is counted by a sample; the window must still be the one that the weights
+    // were made for.
     assert_eq!(TbeView::new(&one).unwrap().base(), 110);
 }
 

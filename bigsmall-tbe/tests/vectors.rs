@@ -73,7 +73,8 @@ fn encoder_decoder_and_oracle_agree_with_them() {
     }
 }
 
-/// The specification stands at the root of the repository; this test is not a part of the published package.
+/// The specification stands at the root of the repository; this test is not a part of the published
+/// package.
 #[test]
 fn the_specification_has_them() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -1,8 +1,9 @@
-//! No silent corruption: every single bit and every cut of the golden files, and random damage, is noticed. With every checksum made
-//! right again, damage is an error or decodes to other values, on every backend the same, and the SHA-256 tells; never a panic.
+//! No silent corruption: every single bit and every cut of the golden files, and random damage, is
+//! noticed. With every checksum made right again, damage is an error or decodes to other values, on
+//! every backend the same, and the SHA-256 tells; never a panic.
 //!
-//! Of the larger files a sample of the bits. The ignored tests take all of them, and a million random damages; the example
-//! `damage` prints the same counts.
+//! Of the larger files a sample of the bits. The ignored tests take all of them, and a million
+//! random damages; the example `damage` prints the same counts.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -11,7 +12,8 @@ use std::sync::Mutex;
 use bigsmall_examples::trials::{Found, Golden, Kind, Tally};
 use bigsmall_format::{Result, for_each_in_parallel};
 
-/// Calls `work` for every golden file on all cores; prints and returns the counts, among which nothing is silent.
+/// Calls `work` for every golden file on all cores; prints and returns the counts, among which
+/// nothing is silent.
 fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> Tally {
     let goldens = Golden::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens")).unwrap();
     assert!(goldens.len() >= 15);
@@ -66,7 +68,8 @@ fn every_flipped_bit_under_right_checksums() {
         };
         g.every_bit(n, true, tally)
     });
-    // All that is left is free: features that may be ignored, an MD5 that only a person compares, the synthesised flag.
+    // All that is left is free: features that may be ignored, an MD5 that only a person compares,
+    // the synthesised flag.
     assert!(tally.of(Found::Harmless) * 5 < tally.tried(), "{tally}");
     assert!(tally.of(Found::Structure) > 0 && tally.of(Found::Digest) > 0);
     assert_eq!(tally.of(Found::Checksum), 0, "a checksum that was not made right");

@@ -1,6 +1,6 @@
-//! Today's encoder writes the golden files as they stand. A deliberate change of what it writes is one to the files of an
-//! unreleased version (`cargo run -p bigsmall-examples --example write_goldens -- --write`); that every reader reads them is
-//! tested in `bigsmall-codec`.
+//! Today's encoder writes the golden files as they stand. A deliberate change of what it writes is
+//! one to the files of an unreleased version (`cargo run -p bigsmall-examples --example
+//! write_goldens -- --write`); that every reader reads them is tested in `bigsmall-codec`.
 
 #[path = "../write_goldens.rs"]
 mod write_goldens;

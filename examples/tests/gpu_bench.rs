@@ -1,4 +1,5 @@
-//! The benchmark program on small shapes: every kernel, every column, nothing wrong, and a table that the script beside it joins.
+//! The benchmark program on small shapes: every kernel, every column, nothing wrong, and a table
+//! that the script beside it joins.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod device;

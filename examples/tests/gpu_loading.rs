@@ -1,4 +1,5 @@
-//! From shards to the device: one tensor at a time, with at most the largest encoded tensor and 64 MiB on the host.
+//! From shards to the device: one tensor at a time, with at most the largest encoded tensor and 64
+//! MiB on the host.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod device;

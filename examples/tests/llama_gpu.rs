@@ -1,5 +1,5 @@
-//! The example on a device: compressed weights give the logits of plain ones, streamed layers those of resident ones, and candle's
-//! Llama the same within rounding.
+//! The example on a device: compressed weights give the logits of plain ones, streamed layers those
+//! of resident ones, and candle's Llama the same within rounding.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod device;

@@ -1,4 +1,5 @@
-//! The catalogue of docs/threats.md and the tests agree: every case has a test that names it, and every name is a case.
+//! The catalogue of docs/threats.md and the tests agree: every case has a test that names it, and
+//! every name is a case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

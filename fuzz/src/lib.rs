@@ -1,5 +1,6 @@
-//! The fuzz targets of bigsmall: each takes any bytes and compares what the library makes of them with an oracle. A test of the
-//! package `bigsmall-examples` runs them over the corpora without a fuzzer.
+//! The fuzz targets of bigsmall: each takes any bytes and compares what the library makes of them
+//! with an oracle. A test of the package `bigsmall-examples` runs them over the corpora without a
+//! fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
 #[path = "../../bigsmall-codec/tests/oracle/mod.rs"]
@@ -166,8 +167,8 @@ fn edit(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A sound shard of a few small tensors, edited in one to three places: noticed, and with every checksum made right again an
-/// error or a shard of other values on which all readers agree.
+/// A sound shard of a few small tensors, edited in one to three places: noticed, and with every
+/// checksum made right again an error or a shard of other values on which all readers agree.
 pub fn structured_shard(data: &[u8]) {
     let mut input = Input(data);
     let n_tensors = 1 + input.u8() % 3;
@@ -236,8 +237,8 @@ fn decode_ans(ans: &Ans, spec: &TensorSpec, head: &[u8], block: &[u8]) -> Result
     Ok(dst)
 }
 
-/// Any bytes as the head of an ANS tensor, frequency tables included: taken or refused as the oracle does, written back to the same
-/// bytes, and good for coding where it is taken.
+/// Any bytes as the head of an ANS tensor, frequency tables included: taken or refused as the
+/// oracle does, written back to the same bytes, and good for coding where it is taken.
 pub fn frequency_table(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(&ANS_DTYPES);
@@ -356,8 +357,8 @@ pub fn ans_block(data: &[u8]) {
     }
 }
 
-/// A TBE payload, any bytes or a sound one with edits: what is taken is read the same by every reader and the oracle, and is the
-/// only way to write those values under that head.
+/// A TBE payload, any bytes or a sound one with edits: what is taken is read the same by every
+/// reader and the oracle, and is the only way to write those values under that head.
 pub fn tbe_view(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(&tbe::DTYPES);
@@ -422,7 +423,8 @@ pub fn tbe_view(data: &[u8]) {
     }
 }
 
-/// Any bytes as the header of a safetensors file: what is taken, the crate `safetensors` takes too and understands the same.
+/// Any bytes as the header of a safetensors file: what is taken, the crate `safetensors` takes too
+/// and understands the same.
 pub fn safetensors_header(data: &[u8]) {
     // As long a data section as the header speaks of.
     let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
@@ -484,7 +486,8 @@ pub fn clean_up() {
     let _ = std::fs::remove_dir_all(folder());
 }
 
-/// Any bytes as the index file of a model: taken only where it says of every tensor where it is, and nothing else.
+/// Any bytes as the index file of a model: taken only where it says of every tensor where it is,
+/// and nothing else.
 pub fn index_json(data: &[u8]) {
     std::fs::write(folder().join("model.bs.index.json"), data).unwrap();
     let model = bigsmall_io::Model::open(folder());
@@ -523,8 +526,8 @@ pub fn index_json(data: &[u8]) {
     }
 }
 
-/// Any bytes as the values of a tensor of any dtype: every encoding gives them back, whole and in parts, and every backend writes
-/// the same.
+/// Any bytes as the values of a tensor of any dtype: every encoding gives them back, whole and in
+/// parts, and every backend writes the same.
 pub fn round_trip(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(Dtype::ALL);

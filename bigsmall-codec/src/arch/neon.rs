@@ -1,5 +1,5 @@
-//! NEON, which every 64-bit ARM has: eight vectors of 4 lanes a block. There is no gather: entries are loaded one by one, and the
-//! arithmetic, the words and their order are done by vectors.
+//! NEON, which every 64-bit ARM has: eight vectors of 4 lanes a block. There is no gather: entries
+//! are loaded one by one, and the arithmetic, the words and their order are done by vectors.
 
 use std::arch::aarch64::*;
 
@@ -39,7 +39,8 @@ static EXPAND: [[u8; 16]; 16] = {
     table
 };
 
-/// For every set of 4 lanes the bytes that move the lower halves of those lanes to the end of 8 bytes.
+/// For every set of 4 lanes the bytes that move the lower halves of those lanes to the end of 8
+/// bytes.
 static COMPACT: [[u8; 8]; 16] = {
     let mut table = [[0xff; 8]; 16];
     let mut mask = 0;
@@ -114,7 +115,8 @@ fn words_ahead(job: &Job<'_>) -> bool {
     job.words.len() >= 2 * (job.position + WORDS_AHEAD)
 }
 
-/// Decodes symbols of one job as long as the words of a whole group are at hand; returns the groups done.
+/// Decodes symbols of one job as long as the words of a whole group are at hand; returns the groups
+/// done.
 #[target_feature(enable = "neon")]
 fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]) -> usize {
     let mut states = load_states(&job.states);
@@ -148,7 +150,8 @@ fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; RO
     done
 }
 
-/// Encodes 4 lanes: gives the words of those that are full to the end of the free part of `words`, then moves the states on.
+/// Encodes 4 lanes: gives the words of those that are full to the end of the free part of `words`,
+/// then moves the states on.
 #[target_feature(enable = "neon")]
 fn encode_lanes(
     x: uint32x4_t,

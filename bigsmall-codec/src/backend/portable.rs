@@ -50,7 +50,8 @@ fn encode_row(
     row: &[u8; LANES],
     words: &mut [u16; LANES],
 ) -> usize {
-    // How many words are left below the last one. One less than none, after 32 words, counts as 32 below.
+    // How many words are left below the last one. One less than none, after 32 words, counts as 32
+    // below.
     let mut left = LANES - 1;
     for odd in [1, 0] {
         for i in (0..LANES / 2).rev() {
@@ -71,7 +72,8 @@ fn encode_row(
 #[inline(always)]
 fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; LANES]) {
     let begin = job.position;
-    // 32 words that may be needed; beyond the end of the block there are zeros, and the caller sees that too many were used.
+    // 32 words that may be needed; beyond the end of the block there are zeros, and the caller sees
+    // that too many were used.
     let bytes = job.words.get(2 * begin..2 * begin + 2 * LANES);
     let padded;
     let words: &[[u8; 2]; LANES] = match bytes.and_then(|b| b.as_chunks::<2>().0.try_into().ok()) {

@@ -1,6 +1,8 @@
-//! Every step by `constriction`'s `AnsCoder<u16, u32>`: an independent opinion on what the bytes mean.
+//! Every step by `constriction`'s `AnsCoder<u16, u32>`: an independent opinion on what the bytes
+//! mean.
 //!
-//! Its models have one interval a symbol, ours alias slots: a permutation of the 4096 slots leads from one to the other.
+//! Its models have one interval a symbol, ours alias slots: a permutation of the 4096 slots leads
+//! from one to the other.
 
 use std::cell::Cell;
 

@@ -165,7 +165,8 @@ pub(crate) fn decode(
                 let n_units = units.len() / head.layout.unit_bytes;
                 let sections = Sections::read(head, block, n_units)?;
                 match pending.take() {
-                    // Two blocks at once keep both halves of the machine busy; they must be of one length.
+                    // Two blocks at once keep both halves of the machine busy; they must be of one
+                    // length.
                     Some((first, first_units)) if first.n_groups == sections.n_groups => {
                         let ahead = std::mem::take(&mut ahead);
                         decode_ans(head, backend, [first, sections], [first_units, units], ahead)?;
@@ -233,8 +234,8 @@ fn decode_ans<const N: usize>(
     });
     let residuals = sections.each_ref().map(|s| s.residual);
     let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
-    // The last two groups at once, since the carried bytes lie among them; the others one by one, so that memory is read and written
-    // at the pace of decoding.
+    // The last two groups at once, since the carried bytes lie among them; the others one by one,
+    // so that memory is read and written at the pace of decoding.
     let mut symbols = [[0; 2 * GROUP]; N];
     let mut low_at = [0; N];
     let lines = ahead.lines_a_step(n_groups);
@@ -244,7 +245,8 @@ fn decode_ans<const N: usize>(
         units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
         let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
         backend.decode_symbols(head, &mut jobs, &mut slices);
-        // Not together with the output: many lines at once take the places of what decoding itself waits for.
+        // Not together with the output: many lines at once take the places of what decoding itself
+        // waits for.
         ahead.fetch(lines);
         for i in 0..N {
             let s = &sections[i];
@@ -295,7 +297,8 @@ fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
     Ok(states)
 }
 
-/// Checks that the words were used up and that every lane ended as an encoder begins; returns the carried bytes.
+/// Checks that the words were used up and that every lane ended as an encoder begins; returns the
+/// carried bytes.
 fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
     if job.position() != s.n_words {
         return Err(Error::new(Rule::AnsWords)

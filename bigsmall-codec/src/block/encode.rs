@@ -48,8 +48,9 @@ impl Encoder {
         Encoder { head, costs, stand_ins, backend }
     }
 
-    /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to `out`, each padded to a multiple
-    /// of 8 bytes, and their lengths without the padding to `lens`. An error where there is no memory.
+    /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to
+    /// `out`, each padded to a multiple of 8 bytes, and their lengths without the padding to
+    /// `lens`. An error where there is no memory.
     pub(crate) fn encode(
         &self,
         units: &[u8],
@@ -117,7 +118,8 @@ impl Encoder {
         }
         group_tables.clear();
         group_tables.extend((0..n_groups).map(|g| table_ids[g / head.segment_groups()]));
-        // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing. They lie in the last two groups.
+        // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing.
+        // They lie in the last two groups.
         let mut last = [0; 2 * GROUP];
         let last_groups = n_groups.min(2);
         let last = &mut last[..last_groups * packed_len(layout.residual_bits)];
@@ -141,7 +143,8 @@ impl Encoder {
         let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
         let words = &mut words[*begin..];
         let rice = exceptions::rice_parameter(n_groups * GROUP, exceptions.len());
-        // Words, residuals and low bits; where the symbols cost more than they are long, the block is stored raw after all.
+        // Words, residuals and low bits; where the symbols cost more than they are long, the block
+        // is stored raw after all.
         reserve(out, 2 * words.len() + units.len() + SMALL_SECTIONS)?;
         out.extend_from_slice(&[KIND_ANS, rice as u8]);
         out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
@@ -196,8 +199,8 @@ impl Parts {
     }
 }
 
-/// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large ones: for each 4 bits for its
-/// length, then the bits below the leading one.
+/// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large
+/// ones: for each 4 bits for its length, then the bits below the leading one.
 fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
     let length = |s: u32| s.ilog2() - 16;
     for pair in states.as_chunks::<2>().0 {

@@ -1,5 +1,6 @@
-//! An implementation of FORMAT.md section 7 written from its text: one bit at a time, as slow as it is plain. It shares no
-//! code with the crate, encodes whatever choices it is given, and is what every backend is compared with.
+//! An implementation of FORMAT.md section 7 written from its text: one bit at a time, as slow as it
+//! is plain. It shares no code with the crate, encodes whatever choices it is given, and is what
+//! every backend is compared with.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
 use bigsmall_codec::{Dtype, EncodedTensor, Rule, TensorSpec};
@@ -467,7 +468,8 @@ pub struct Choices {
     pub low_widths: Vec<usize>,
     /// Rice parameter.
     pub q: u32,
-    /// Lanes and the states that they begin with, and so end with in the decoder: for what no encoder should do.
+    /// Lanes and the states that they begin with, and so end with in the decoder: for what no
+    /// encoder should do.
     pub begin: Vec<(usize, u32)>,
 }
 

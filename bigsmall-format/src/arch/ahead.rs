@@ -4,9 +4,10 @@
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Bytes that will be read next: encoded ones to be checked and decoded, or values to be encoded. A coder that computes more than it
-/// reads has the processor fetch them into the level 2 cache meanwhile, a few lines at a time, since what comes first, a checksum or
-/// taking values apart, waits for memory and nothing else. No more than a hint.
+/// Bytes that will be read next: encoded ones to be checked and decoded, or values to be encoded. A
+/// coder that computes more than it reads has the processor fetch them into the level 2 cache
+/// meanwhile, a few lines at a time, since what comes first, a checksum or taking values apart,
+/// waits for memory and nothing else. No more than a hint.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead<'a> {
     rest: &'a [u8],
@@ -19,7 +20,8 @@ impl<'a> Ahead<'a> {
         Ahead { rest: bytes }
     }
 
-    /// The lines to [`fetch`](Self::fetch) at each of `steps` steps so that all are fetched after the last.
+    /// The lines to [`fetch`](Self::fetch) at each of `steps` steps so that all are fetched after
+    /// the last.
     #[must_use]
     pub fn lines_a_step(&self, steps: usize) -> usize {
         self.rest.len().div_ceil(LINE).div_ceil(steps.max(1))
@@ -34,8 +36,9 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Has the cache lines of `bytes` fetched into the level 1 cache, since they will be written soon, and does not wait for them. Stores to
-/// lines that are in no cache fill the queue of stores, and then nothing is computed until memory has answered. No more than a hint.
+/// Has the cache lines of `bytes` fetched into the level 1 cache, since they will be written soon,
+/// and does not wait for them. Stores to lines that are in no cache fill the queue of stores, and
+/// then nothing is computed until memory has answered. No more than a hint.
 #[inline(always)]
 pub fn fetch_output(bytes: &[u8]) {
     bytes.chunks(LINE).for_each(prefetch::<1>);

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 /// Buffers from this length on ask for huge pages.
 const LARGE: usize = 8 << 20;
 
-/// A buffer of `len` zeros, which is about to be filled. Nothing is written before it is needed; a large one is in huge pages where
-/// Linux has some, one page fault for 2 MiB instead of 512.
+/// A buffer of `len` zeros, which is about to be filled. Nothing is written before it is needed; a
+/// large one is in huge pages where Linux has some, one page fault for 2 MiB instead of 512.
 ///
 /// # Errors
 /// [`Rule::Memory`](crate::Rule::Memory) where there is no memory for it.
@@ -32,7 +32,8 @@ pub fn zeroed(len: u64) -> Result<Vec<u8>> {
     Ok(unsafe { Vec::from_raw_parts(bytes, n, n) })
 }
 
-/// Asks that what lies in whole huge pages among the `len` bytes at `begin` come from such. Whatever comes of it, the bytes stay.
+/// Asks that what lies in whole huge pages among the `len` bytes at `begin` come from such.
+/// Whatever comes of it, the bytes stay.
 #[cfg(all(target_os = "linux", not(miri)))]
 fn ask_for_huge_pages(begin: *mut u8, len: usize) {
     use std::ffi::{c_int, c_void};
@@ -44,16 +45,18 @@ fn ask_for_huge_pages(begin: *mut u8, len: usize) {
     const HUGE: usize = 2 << 20;
     let skip = begin.addr().next_multiple_of(HUGE) - begin.addr();
     let len = len.saturating_sub(skip) / HUGE * HUGE;
-    // SAFETY: these pages belong to one allocation, and this advice changes nothing that a program can see.
+    // SAFETY: these pages belong to one allocation, and this advice changes nothing that a program
+    // can see.
     unsafe { madvise(begin.wrapping_add(skip).cast(), len, MADV_HUGEPAGE) };
 }
 
 #[cfg(not(all(target_os = "linux", not(miri))))]
 fn ask_for_huge_pages(_: *mut u8, _: usize) {}
 
-/// Whether `len` more bytes of address space can be mapped, under the limit on it (`RLIMIT_AS`); none of them are kept. A program that
-/// starts threads where memory is short asks this first: the C library maps their stacks, and what the allocator holds already is of no
-/// use to it. Asks the allocator all the same where the system is not Linux with glibc on 64 bits.
+/// Whether `len` more bytes of address space can be mapped, under the limit on it (`RLIMIT_AS`);
+/// none of them are kept. A program that starts threads where memory is short asks this first: the
+/// C library maps their stacks, and what the allocator holds already is of no use to it. Asks the
+/// allocator all the same where the system is not Linux with glibc on 64 bits.
 ///
 /// # Errors
 /// [`Rule::Memory`](crate::Rule::Memory) where they cannot.

@@ -17,8 +17,8 @@ use crate::{
 /// What is fetched from the end of the file on opening; an index that fits needs no second read.
 const TAIL: u64 = 256 << 10;
 
-/// An open shard. Opening reads the end of the file, at most two reads, and checks the index as a whole; payloads are read and
-/// checked when they are asked for.
+/// An open shard. Opening reads the end of the file, at most two reads, and checks the index as a
+/// whole; payloads are read and checked when they are asked for.
 ///
 /// Memory: at most 4 times the bytes of the index + 1 MiB.
 #[derive(Debug)]
@@ -142,7 +142,8 @@ impl<R: ReadAt> Shard<R> {
                 .expected(format!("{stored:#018x}"))
                 .found(format!("{found:#018x}")));
         }
-        // Version and features are judged once the trailer is known to be sound: a flipped bit is damage, not the future.
+        // Version and features are judged once the trailer is known to be sound: a flipped bit is
+        // damage, not the future.
         let trailer = index.get(trailer_at..).unwrap_or(&[]);
         check_trailer_fields(trailer)?;
         index.truncate(trailer_at);
@@ -230,7 +231,8 @@ impl<R: ReadAt> Shard<R> {
         self.header.index_of(name).ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(name))
     }
 
-    /// What the index says of tensor `index`; a shared payload's own record is at [`ShardEntry::shares`].
+    /// What the index says of tensor `index`; a shared payload's own record is at
+    /// [`ShardEntry::shares`].
     ///
     /// # Errors
     /// [`Rule::TensorMissing`] for a place beyond the last tensor.
@@ -280,7 +282,8 @@ impl<R: ReadAt> Shard<R> {
         Ok(self.resolve(index)?.table)
     }
 
-    /// Reads tensor `index` in its encoded form, one read, every checksum verified. Memory: the payload.
+    /// Reads tensor `index` in its encoded form, one read, every checksum verified. Memory: the
+    /// payload.
     ///
     /// # Errors
     /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`]; those of the source.
@@ -296,10 +299,12 @@ impl<R: ReadAt> Shard<R> {
             .map_err(|e| e.in_part_at(range.start))
     }
 
-    /// Reads and checks the head of tensor `index` and opens it with `encoding`, which must be the tensor's.
+    /// Reads and checks the head of tensor `index` and opens it with `encoding`, which must be the
+    /// tensor's.
     ///
     /// # Errors
-    /// [`Rule::HeadChecksum`], [`Rule::EncodingDtype`], those of [`TensorEncoding::open`] and of the source.
+    /// [`Rule::HeadChecksum`], [`Rule::EncodingDtype`], those of [`TensorEncoding::open`] and of
+    /// the source.
     pub fn decoder(
         &self,
         index: usize,
@@ -312,10 +317,12 @@ impl<R: ReadAt> Shard<R> {
         self.decoder_from(index, encoding, &head)
     }
 
-    /// The same where the payload has been read already, or at least its first bytes up to the first block.
+    /// The same where the payload has been read already, or at least its first bytes up to the
+    /// first block.
     ///
     /// # Errors
-    /// Those of [`decoder`](Self::decoder) but the source's; [`Rule::BufferLength`] when `payload` ends before the first block.
+    /// Those of [`decoder`](Self::decoder) but the source's; [`Rule::BufferLength`] when `payload`
+    /// ends before the first block.
     pub fn decoder_from(
         &self,
         index: usize,
@@ -346,8 +353,9 @@ impl<R: ReadAt> Shard<R> {
         encoding.open(spec, head).map_err(in_file)
     }
 
-    /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads (0: all), with the decoder from
-    /// [`decoder`](Self::decoder). Only the blocks that are touched are read.
+    /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads
+    /// (0: all), with the decoder from [`decoder`](Self::decoder). Only the blocks that are
+    /// touched are read.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -365,7 +373,8 @@ impl<R: ReadAt> Shard<R> {
         self.decode_from(index, decoder, &payload, range, dst, threads)
     }
 
-    /// The same where the blocks that are touched have been read already: `payload` stands for the whole payload of tensor `index`.
+    /// The same where the blocks that are touched have been read already: `payload` stands for the
+    /// whole payload of tensor `index`.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -436,7 +445,8 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Says what a file without the trailer's magic is instead of a shard, where its first bytes show it.
+/// Says what a file without the trailer's magic is instead of a shard, where its first bytes show
+/// it.
 fn explain(source: &dyn ReadAt, error: Error) -> Error {
     let mut start = [0; 9];
     let len = source.byte_len().min(start.len() as u64) as usize;

@@ -8,9 +8,10 @@ use crate::{
     BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, Result, Rule, TensorSpec, xxh3,
 };
 
-/// Writes a shard: [`new`](Self::new), for every tensor of the header in the order of the data one of
-/// [`write_tensor`](Self::write_tensor), [`share`](Self::share) or [`begin`](Self::begin) and [`blocks`](Self::blocks), then
-/// [`finish`](Self::finish). The sink needs no seeking; what was written before `finish` returned is no shard.
+/// Writes a shard: [`new`](Self::new), for every tensor of the header in the order of the data one
+/// of [`write_tensor`](Self::write_tensor), [`share`](Self::share) or [`begin`](Self::begin) and
+/// [`blocks`](Self::blocks), then [`finish`](Self::finish). The sink needs no seeking; what was
+/// written before `finish` returned is no shard.
 ///
 /// Memory: the stored header and 12 bytes a block.
 ///
@@ -49,7 +50,8 @@ struct Open {
 }
 
 impl<W: Write> ShardWriter<W> {
-    /// Begins a shard that restores to the safetensors file with the header `header_json` (its exact bytes).
+    /// Begins a shard that restores to the safetensors file with the header `header_json` (its
+    /// exact bytes).
     ///
     /// # Errors
     /// Those of the sink and of [`Header::parse`].
@@ -58,7 +60,8 @@ impl<W: Write> ShardWriter<W> {
         Self::start(sink, header_json, header, 0)
     }
 
-    /// Begins a shard of tensors that never were in a file; they will restore to a safetensors file with a plain header.
+    /// Begins a shard of tensors that never were in a file; they will restore to a safetensors file
+    /// with a plain header.
     ///
     /// # Errors
     /// Those of the sink, of [`Header::synthesise`] and of [`Header::parse`].
@@ -120,7 +123,8 @@ impl<W: Write> ShardWriter<W> {
         spec.ok_or_else(|| self.misuse("no more tensors than the header has"))
     }
 
-    /// Begins the next tensor with the head of its encoding; [`blocks`](Self::blocks) and [`end`](Self::end) follow.
+    /// Begins the next tensor with the head of its encoding; [`blocks`](Self::blocks) and
+    /// [`end`](Self::end) follow.
     ///
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`].
@@ -141,8 +145,9 @@ impl<W: Write> ShardWriter<W> {
         Ok(())
     }
 
-    /// Appends blocks as [`BlockEncoder::encode_blocks`](crate::BlockEncoder::encode_blocks) left them: each padded to a multiple
-    /// of 8 bytes in `bytes`, its length without the padding in `lens`.
+    /// Appends blocks as [`BlockEncoder::encode_blocks`](crate::BlockEncoder::encode_blocks) left
+    /// them: each padded to a multiple of 8 bytes in `bytes`, its length without the padding in
+    /// `lens`.
     ///
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`].
@@ -233,7 +238,8 @@ impl<W: Write> ShardWriter<W> {
         self.end(None)
     }
 
-    /// Says that the next tensor has the same bytes as the earlier tensor `earlier` (its place in the order).
+    /// Says that the next tensor has the same bytes as the earlier tensor `earlier` (its place in
+    /// the order).
     ///
     /// # Errors
     /// [`Rule::WriterMisuse`] when dtype or length differ, or `earlier` has no payload of its own.
@@ -250,8 +256,9 @@ impl<W: Write> ShardWriter<W> {
         Ok(())
     }
 
-    /// Writes index and trailer and returns the flushed sink. `sha256` is that of the whole original safetensors file (length
-    /// prefix, header and data); for a synthesised header that of the file it restores to.
+    /// Writes index and trailer and returns the flushed sink. `sha256` is that of the whole
+    /// original safetensors file (length prefix, header and data); for a synthesised header
+    /// that of the file it restores to.
     ///
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`] when tensors are missing.

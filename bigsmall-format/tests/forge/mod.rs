@@ -1,4 +1,5 @@
-//! Shards written by hand from FORMAT.md sections 4 and 5, right or wrong in any field, with every checksum right.
+//! Shards written by hand from FORMAT.md sections 4 and 5, right or wrong in any field, with every
+//! checksum right.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bigsmall_format::{ReadAt, Result, xxh3};

@@ -1,4 +1,5 @@
-//! The last value that is taken beside the first that is not, what errors say was expected, and what a shard says of itself.
+//! The last value that is taken beside the first that is not, what errors say was expected, and
+//! what a shard says of itself.
 
 use super::*;
 

@@ -264,7 +264,8 @@ fn index_lengths() {
             ("the flag of synthesised headers", |f| f.flags = 1, Expect::Ok),
         ],
     );
-    // Without a limit of tensors the count is still compared with the bytes that are there, before memory is set aside.
+    // Without a limit of tensors the count is still compared with the bytes that are there, before
+    // memory is set aside.
     let mut forge = sound();
     forge.count = Some(u32::MAX);
     let limits = Limits { max_tensors: usize::MAX, ..Limits::default() };

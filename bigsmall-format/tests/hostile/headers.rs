@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A shard with the stored header `header` and nothing behind it that fits: the header is judged first.
+/// A shard with the stored header `header` and nothing behind it that fits: the header is judged
+/// first.
 fn of_header(header: &[u8]) -> Rule {
     let mut forge = Forge::new("");
     forge.header = header.to_vec();

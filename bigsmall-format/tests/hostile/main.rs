@@ -1,5 +1,6 @@
-//! Damaged and forged shards, headers and frames: each is refused under the right rule by every reader, and what is only odd is
-//! read. The shards are written by hand with every checksum right, so that the validator behind the checksum is reached.
+//! Damaged and forged shards, headers and frames: each is refused under the right rule by every
+//! reader, and what is only odd is read. The shards are written by hand with every checksum right,
+//! so that the validator behind the checksum is reached.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 mod edges;
@@ -93,7 +94,8 @@ fn run(base: fn() -> Forge, cases: &[Case]) {
 }
 
 // C-10: the fourth has no values.
-/// Five tensors: two with values, one that shares a payload, an empty one, one of four bits an element.
+/// Five tensors: two with values, one that shares a payload, an empty one, one of four bits an
+/// element.
 fn sound() -> Forge {
     let mut forge = Forge::new(
         r#"{"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},"b":{"dtype":"U8","shape":[5],"data_offsets":[6,11]},"tied":{"dtype":"U8","shape":[1,5],"data_offsets":[11,16]},"none":{"dtype":"F32","shape":[0],"data_offsets":[16,16]},"c":{"dtype":"F4","shape":[4],"data_offsets":[16,18]}}"#,

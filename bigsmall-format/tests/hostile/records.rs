@@ -88,7 +88,8 @@ fn records() {
             (
                 "padding of the lengths",
                 |f| {
-                    // The second length is the padding of the first, with a checksum more than there are blocks less.
+                    // The second length is the padding of the first, with a checksum more than
+                    // there are blocks less.
                     f.records[1].lens.push(1);
                 },
                 Named(Rule::PaddingNotZero, "b"),
@@ -347,8 +348,9 @@ fn an_encoding_that_does_not_take_the_dtype() {
     assert_eq!((error.rule(), error.class()), (Rule::SpecMismatch, Class::Usage));
 }
 
-/// Integers of the index and the trailer set to what overflows, one field at a time, at every place and width, the checksum made
-/// right again. What is neither in the stored header nor free to take any value is refused.
+/// Integers of the index and the trailer set to what overflows, one field at a time, at every place
+/// and width, the checksum made right again. What is neither in the stored header nor free to take
+/// any value is refused.
 #[test]
 //
 fn every_integer_field() {

@@ -1,4 +1,5 @@
-//! The kernels between the products in Rust: 256 threads in step, with the same order of sums as the shaders.
+//! The kernels between the products in Rust: 256 threads in step, with the same order of sums as
+//! the shaders.
 
 /// What stands for a device's `fma`.
 pub type Fma = fn(f32, f32, f32) -> f32;
@@ -42,8 +43,8 @@ pub fn rope(x: &mut [f32], angles: &[f32], heads: usize, dim: usize, position: u
     }
 }
 
-/// One head of one token that sees `count` positions. `keys` and `values` begin at its head; from one position to the next are
-/// `stride` values.
+/// One head of one token that sees `count` positions. `keys` and `values` begin at its head; from
+/// one position to the next are `stride` values.
 pub fn attention(
     q: &[f32],
     keys: &[f32],

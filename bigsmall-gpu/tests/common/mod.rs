@@ -81,7 +81,8 @@ pub fn encoded(weights: &[u16], rows: usize, cols: usize) -> EncodedTensor {
     encoded_by(&Raw, weights, rows, cols)
 }
 
-/// How far `y` is from the product in f64, in units of 2^-24 of the sum of |w x|: the largest over all values.
+/// How far `y` is from the product in f64, in units of 2^-24 of the sum of |w x|: the largest over
+/// all values.
 pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 {
     let rows = weights.len() / cols;
     let mut largest = 0f64;
@@ -102,8 +103,8 @@ pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 
     largest
 }
 
-/// The same for cooperative matrices, emulated: chains of 16, 16 of them a step, 16 steps a part, and the parts; 4 since x is cut
-/// off at 2^-22.
+/// The same for cooperative matrices, emulated: chains of 16, 16 of them a step, 16 steps a part,
+/// and the parts; 4 since x is cut off at 2^-22.
 pub fn cooperative_bound(cols: usize) -> f64 {
     let blocks = cols.div_ceil(1024);
     (16 + 16 + 16 + blocks.div_ceil(2) + 2 + 4) as f64
@@ -177,7 +178,8 @@ pub const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (1, 1, 256, 70, 1),
 ];
 
-/// Matrices for every kind of block: coded, constant, raw; with and without exceptions; a tail; every level.
+/// Matrices for every kind of block: coded, constant, raw; with and without exceptions; a tail;
+/// every level.
 pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
     vec![
         (model_weights(200, 1100, 45), 200, 1100),
@@ -222,7 +224,8 @@ pub fn malformed_tbe() -> Vec<(&'static str, EncodedTensor)> {
     let table = tensor.table();
     let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
     let n = rows * cols;
-    // Behind the head: three bitmaps for every 64 weights, the bytes of all weights, where the escapes of 512 weights start.
+    // Behind the head: three bitmaps for every 64 weights, the bytes of all weights, where the
+    // escapes of 512 weights start.
     let plane = 8 + n.div_ceil(64) * 24;
     let starts = plane + n.next_multiple_of(8);
     let damages: [(&str, usize, u8); 6] = [

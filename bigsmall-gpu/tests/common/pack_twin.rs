@@ -64,7 +64,8 @@ impl PackTwin {
         low_bytes(four.map(|v| ((v >> 8) & 0x0080_0080) | (v & 0x007f_007f)))
     }
 
-    /// How often each exponent occurs, how far the least magnitude lies below 0xffff, and the largest.
+    /// How often each exponent occurs, how far the least magnitude lies below 0xffff, and the
+    /// largest.
     pub fn count(&self) -> [u32; 258] {
         const WORDS: usize = 16_384;
         let weights = self.all_rows * self.shape.cols;

@@ -1,5 +1,5 @@
-//! The shaders in Rust, function by function, on the same words: what a kernel does can be stepped through and tested without a
-//! GPU.
+//! The shaders in Rust, function by function, on the same words: what a kernel does can be stepped
+//! through and tested without a GPU.
 
 use crate::layout::{self, Resident, RowShape, SEGMENT_BLOCKS};
 

@@ -1,5 +1,6 @@
-//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is GFNI. Exponents go to a ring of
-//! tiles in the level 1 cache, where escapes are patched in without a branch for each, and are used a few tiles later.
+//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is
+//! GFNI. Exponents go to a ring of tiles in the level 1 cache, where escapes are patched in without
+//! a branch for each, and are used a few tiles later.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -53,8 +54,8 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
     let (whole, rest) = out.split_at_mut(n * OUT);
     let mut left = *tiles;
     let mut decode = |piece: &mut [u8]| {
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above, and the
-        // pieces have as many tiles as `whole` altogether.
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // were checked above, and the pieces have as many tiles as `whole` altogether.
         let used = unsafe {
             match (tiles.head.width, GFNI) {
                 (Width::Three, true) => decode_gfni::<3>(&left, piece, ahead),
@@ -83,7 +84,8 @@ fn dot_tbe<const GFNI: bool>(
     chains: &mut Chains,
 ) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // checked above.
     unsafe {
         match (tiles.head.width, shift, GFNI) {
             (Width::Three, 0, true) => dot_gfni::<3, true>(tiles, shift, x, chains),
@@ -102,7 +104,8 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
     check_dot(weights.len() / OUT, x, stride, chains.len());
     for (column, chains) in chains.iter_mut().enumerate() {
         let x = &x[column * stride..];
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // were checked above.
         unsafe { dot_bf16_impl(weights, x, chains) };
     }
 }
@@ -128,7 +131,8 @@ fn decode_others(tiles: &Tiles<'_>, out: &mut [u8]) {
     portable::decode_any(tiles, out);
 }
 
-/// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a weight.
+/// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a
+/// weight.
 fn turned(exponent: u8) -> u8 {
     exponent.rotate_right(1)
 }
@@ -148,7 +152,8 @@ type Pairs = [__m256i; 2];
 /// The turned exponents of the codes of a tile.
 ///
 /// # Safety
-/// The machine must have AVX2, and GFNI where that is demanded, as for all functions that are generic in it.
+/// The machine must have AVX2, and GFNI where that is demanded, as for all functions that are
+/// generic in it.
 #[inline(always)]
 unsafe fn look_up<const W: usize, const GFNI: bool>(
     exponents: __m256i,
@@ -168,7 +173,8 @@ fn groups() -> __m256i {
     _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303)
 }
 
-/// The codes of both halves of a tile: each byte takes the byte of the bitmap that has its bit, and the bit is tested.
+/// The codes of both halves of a tile: each byte takes the byte of the bitmap that has its bit, and
+/// the bit is tested.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
@@ -188,14 +194,16 @@ fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
     codes
 }
 
-/// The codes of both halves of a tile: the bytes of the bitmaps that belong to eight weights are rows of a matrix of bits, which is
-/// transposed. The bits 4 to 6 are not part of a code, and no shuffle looks at them.
+/// The codes of both halves of a tile: the bytes of the bitmaps that belong to eight weights are
+/// rows of a matrix of bits, which is transposed. The bits 4 to 6 are not part of a code, and no
+/// shuffle looks at them.
 #[inline]
 #[target_feature(enable = "avx2,gfni")]
 fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i: products with the unit vectors have codes of
-    // the weights 8 g to 8 g + 7 in their lower halves, and in the upper ones those of the weights 32 further on. A place that has
-    // its highest bit set becomes 0.
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i: products with
+    // the unit vectors have codes of the weights 8 g to 8 g + 7 in their lower halves, and in
+    // the upper ones those of the weights 32 further on. A place that has its highest bit set
+    // becomes 0.
     let places = |first: u64| _mm256_or_si256(groups(), _mm256_set1_epi64x(first as i64));
     let first = places(0x0008_8080_040c_8080);
     let last = places(if W == 3 { 0x8080_0880_8080_0c80 } else { 0x8080_0008_8080_040c });
@@ -209,18 +217,19 @@ fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
     })
 }
 
-/// How many tiles later a tile is used: by then the bytes of its escapes have left the processor's queue of stores, and it can be
-/// loaded as vectors.
+/// How many tiles later a tile is used: by then the bytes of its escapes have left the processor's
+/// queue of stores, and it can be loaded as vectors.
 const LAG: usize = 6;
-/// Tiles in the ring, two more than [`LAG`], since patching writes a byte into the next one: a power of two.
+/// Tiles in the ring, two more than [`LAG`], since patching writes a byte into the next one: a
+/// power of two.
 const RING: usize = LAG + 2;
 
-/// Calls `each` for each of `n` tiles, in order, with the place of its first weight among all of them and with its turned exponents;
-/// the number of their escapes.
+/// Calls `each` for each of `n` tiles, in order, with the place of its first weight among all of
+/// them and with its turned exponents; the number of their escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The machine must have AVX2, BMI1,
-/// BMI2 and POPCNT, and GFNI where that is demanded.
+/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The
+/// machine must have AVX2, BMI1, BMI2 and POPCNT, and GFNI where that is demanded.
 #[inline(always)]
 unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     tiles: &Tiles<'_>,
@@ -245,7 +254,8 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
             here = here.wrapping_add(W);
             stream::fetch_plane(tiles, at);
             stream::fetch_bitmaps::<W>(here);
-            // SAFETY: after each of the RING tiles there is another; the next one was used a round ago, RING being LAG + 2.
+            // SAFETY: after each of the RING tiles there is another; the next one was used a round
+            // ago, RING being LAG + 2.
             unsafe {
                 let slot = ring.add(at / TILE % RING);
                 slot.write(tile);
@@ -298,7 +308,8 @@ struct Escapes<'a> {
 }
 
 impl<'a> Escapes<'a> {
-    /// How many, at least a tile's: the more, the less often this is done, and the more of them are of other rows.
+    /// How many, at least a tile's: the more, the less often this is done, and the more of them are
+    /// of other rows.
     const TURNED: usize = 3 * TILE;
 
     #[inline(always)]
@@ -326,8 +337,9 @@ impl<'a> Escapes<'a> {
         }
     }
 
-    /// Puts the escapes of a tile in place. Four are written whether there are or not, since a branch for each would be
-    /// mispredicted once a tile: what is not there goes to the first byte of the next tile.
+    /// Puts the escapes of a tile in place. Four are written whether there are or not, since a
+    /// branch for each would be mispredicted once a tile: what is not there goes to the first
+    /// byte of the next tile.
     ///
     /// # Safety
     /// `tile` must be valid for writes of 65 bytes. The machine must have AVX2.
@@ -340,7 +352,8 @@ impl<'a> Escapes<'a> {
         }
         let n = mask.count_ones() as usize;
         let mut put = |i: usize| {
-            // SAFETY: `next` leaves room for the escapes of a tile, and `i` is less than 64; at most 64 bytes after `tile`.
+            // SAFETY: `next` leaves room for the escapes of a tile, and `i` is less than 64; at
+            // most 64 bytes after `tile`.
             unsafe {
                 *tile.add(mask.trailing_zeros() as usize) =
                     *self.turned.get_unchecked(self.next + i);
@@ -359,7 +372,8 @@ impl<'a> Escapes<'a> {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpack(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
-    // The lower byte of a weight is the plane's with the top bit of the exponent's, the upper byte the other way round.
+    // The lower byte of a weight is the plane's with the top bit of the exponent's, the upper byte
+    // the other way round.
     let differ = _mm256_xor_si256(turned, plane);
     let swap = _mm256_and_si256(differ, _mm256_set1_epi8(0x80_u8 as i8));
     let (low, high) = (_mm256_xor_si256(plane, swap), _mm256_xor_si256(turned, swap));
@@ -383,7 +397,8 @@ unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
             ahead.fetch(LINES);
         }
         for (half, &exponents) in exponents.iter().enumerate() {
-            // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes of the plane, 64 + 64 of 128 of the output, of each of n tiles.
+            // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes of the plane, 64 + 64 of 128 of the
+            // output, of each of n tiles.
             unsafe {
                 let plane = _mm256_loadu_si256(planes.add(at + 32 * half).cast());
                 let (even, odd) = unpack(exponents, plane);
@@ -468,7 +483,8 @@ fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
 /// The number of the tiles' escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0. The machine must have the features.
+/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0. The
+/// machine must have the features.
 #[inline(always)]
 unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     tiles: &Tiles<'_>,
@@ -548,8 +564,8 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
 mod tests {
     use super::*;
 
-    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with GFNI and without; the bytes are
-    /// those of the portable kernel.
+    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with
+    /// GFNI and without; the bytes are those of the portable kernel.
     fn both(width: Width, n: usize, shift: u32, rarity: u32) {
         let mut state = 1u64;
         let mut random = || {

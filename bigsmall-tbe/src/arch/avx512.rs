@@ -1,4 +1,5 @@
-//! AVX-512: a transposition of bits makes a tile's bitmaps its codes, and one byte expansion puts its escapes in place.
+//! AVX-512: a transposition of bits makes a tile's bitmaps its codes, and one byte expansion puts
+//! its escapes in place.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -56,7 +57,8 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // checked above.
     unsafe {
         match (tiles.head.width, shift) {
             (Width::Three, 0) => dot_tbe_impl::<3, true>(tiles, shift, x, chains),
@@ -80,7 +82,8 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
             1
         };
         let (group, after) = rest.split_at_mut(n);
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were checked above.
+        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // were checked above.
         unsafe {
             match n {
                 4 => dot_bf16_impl::<4>(weights, x, stride, group),
@@ -135,7 +138,8 @@ enable! {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,gfni")]
 fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
-    // Each exponent with its lowest bit on top, where it goes in the lower byte: a product of the byte with a matrix of bits.
+    // Each exponent with its lowest bit on top, where it goes in the lower byte: a product of the
+    // byte with a matrix of bits.
     let turn = _mm512_set1_epi64(0x0204_0810_2040_8001);
     let turned = _mm512_gf2p8affine_epi64_epi8::<0>(exponents, turn);
     // 0xCA: the second operand where the first has ones, else the third.
@@ -162,9 +166,9 @@ unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
             _mm256_maskz_loadu_epi64((1 << W) - 1, from.cast())
         }
     };
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7: a matrix of bits, whose product
-    // with the bytes 1, 2, 4 to 128 has in bit i of byte j what bit j of that byte is. The other rows come from the upper half of the
-    // vector, which is 0.
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7:
+    // a matrix of bits, whose product with the bytes 1, 2, 4 to 128 has in bit i of byte j what
+    // bit j of that byte is. The other rows come from the upper half of the vector, which is 0.
     let places = const {
         let (first, next) =
             if W == 3 { (0x0008_1020, 0x0101_0100) } else { (0x0008_1018, 0x0101_0101) };
@@ -185,8 +189,8 @@ unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
     )
 }
 
-/// The exponents of one tile with these codes. `used` of the escapes belong to the tiles before it, and afterwards those of this one
-/// too.
+/// The exponents of one tile with these codes. `used` of the escapes belong to the tiles before it,
+/// and afterwards those of this one too.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
 fn exponents<const W: usize>(
@@ -197,7 +201,8 @@ fn exponents<const W: usize>(
 ) -> __m512i {
     let mask = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((1 << W) - 1));
     let exponents = _mm512_add_epi8(codes, base);
-    // Three bitmaps leave hardly a tile without an escape, four hardly one with: a branch pays for four alone.
+    // Three bitmaps leave hardly a tile without an escape, four hardly one with: a branch pays for
+    // four alone.
     if W == 4 && mask == 0 {
         return exponents;
     }
@@ -224,7 +229,8 @@ unsafe fn decode_tiles<const W: usize>(
     ahead: &mut Ahead<'_>,
 ) -> usize {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
-    // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their order.
+    // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their
+    // order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
     let mut output = Output::new(out);
@@ -232,8 +238,9 @@ unsafe fn decode_tiles<const W: usize>(
         if t.is_multiple_of(2) {
             ahead.fetch(LINES);
         }
-        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile; what is read of the
-        // escapes is what `used` leaves; `out` has 128 bytes for each tile.
+        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile;
+        // what is read of the escapes is what `used` leaves; `out` has 128 bytes for each
+        // tile.
         unsafe {
             let codes = codes::<W>(tiles.bitmaps, t);
             let exponents = exponents::<W>(codes, base, tiles.escapes, &mut used);
@@ -251,9 +258,10 @@ unsafe fn decode_tiles<const W: usize>(
     used
 }
 
-/// Where decoded vectors go, one after the other: a large output bypasses the caches, so that it need not be read before it is
-/// overwritten, in whole cache lines, which lie across two vectors unless the output begins at one. They are put together from numbers
-/// of 32 bits, in one instruction: an output that begins at an odd multiple of two bytes goes through the caches.
+/// Where decoded vectors go, one after the other: a large output bypasses the caches, so that it
+/// need not be read before it is overwritten, in whole cache lines, which lie across two vectors
+/// unless the output begins at one. They are put together from numbers of 32 bits, in one
+/// instruction: an output that begins at an odd multiple of two bytes goes through the caches.
 struct Output {
     /// Where the next vector goes, or the next line.
     to: *mut u8,
@@ -373,8 +381,9 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
         stream::fetch_plane(tiles, t * TILE);
         stream::fetch_bitmaps::<W>(tiles.bitmaps.as_ptr().wrapping_add(t * W));
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is shifted, and 64 bytes of the
-        // plane; what is read of the escapes is what `used` leaves.
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is
+        // shifted, and 64 bytes of the plane; what is read of the escapes is what `used`
+        // leaves.
         unsafe {
             let mut these = codes::<W>(tiles.bitmaps, t);
             if !ALIGNED {

@@ -1,4 +1,5 @@
-//! Kernels: each algorithm once for every instruction set, behind safe functions that have checked every length.
+//! Kernels: each algorithm once for every instruction set, behind safe functions that have checked
+//! every length.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -94,9 +95,9 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// The running sums of one row with one column: 64 chains of additions, where weight k belongs to chain
-/// [`lane_of`]`(k % 64)`. This is the order in which unpacking bytes leaves the weights of a tile, and the same for every
-/// kernel.
+/// The running sums of one row with one column: 64 chains of additions, where weight k belongs to
+/// chain [`lane_of`]`(k % 64)`. This is the order in which unpacking bytes leaves the weights of a
+/// tile, and the same for every kernel.
 pub(crate) type Chains = [f32; TILE];
 
 /// The chain of weight `k` of a tile: of the bits of k, 3 and 0 come first, then 5, 4, 2, 1.
@@ -104,8 +105,8 @@ pub(crate) const fn lane_of(k: usize) -> usize {
     (k >> 3 & 1) << 5 | (k & 1) << 4 | (k >> 4 & 3) << 2 | k >> 1 & 3
 }
 
-/// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift` weights after the first
-/// bitmap's.
+/// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift`
+/// weights after the first bitmap's.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
     let width = tiles.head.width.bits();
@@ -119,28 +120,31 @@ fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
 }
 
-/// Cache lines to fetch for every other tile: about as many as two tiles of bf16 with three bitmaps take. Of a block with four the
-/// last lines are left to the processor.
+/// Cache lines to fetch for every other tile: about as many as two tiles of bf16 with three bitmaps
+/// take. Of a block with four the last lines are left to the processor.
 #[cfg(target_arch = "x86_64")]
 const LINES: usize = 3;
 
 type CountEscapes = fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
 pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains) -> usize;
 
-/// The kernels of one backend. A table is handed out only where the machine has the instructions, so that its functions are
-/// safe to call.
+/// The kernels of one backend. A table is handed out only where the machine has the instructions,
+/// so that its functions are safe to call.
 pub(crate) struct Kernels {
     pub(crate) backend: Backend,
-    /// Compares the escape starts with the escape codes: the number of escapes, or the first group that is wrong.
+    /// Compares the escape starts with the escape codes: the number of escapes, or the first group
+    /// that is wrong.
     pub(crate) count_escapes: CountEscapes,
-    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values. May have what is ahead fetched
-    /// meanwhile.
+    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
+    /// May have what is ahead fetched meanwhile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
-    /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the chains. The weights begin
-    /// `shift` after the first bitmap's; byte plane and escapes begin with them. Returns the number of their escapes. `None`
-    /// where decoding to a buffer first is as good.
+    /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the
+    /// chains. The weights begin `shift` after the first bitmap's; byte plane and escapes
+    /// begin with them. Returns the number of their escapes. `None` where decoding to a buffer
+    /// first is as good.
     pub(crate) dot_tbe: Option<DotTbe>,
-    /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x, `stride` floats apart.
+    /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x,
+    /// `stride` floats apart.
     pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], stride: usize, &mut [Chains]),
     /// The same with f32 weights, in the order of the lanes like `x`.
     pub(crate) dot_f32: fn(weights: &[f32], x: &[f32], &mut Chains),

@@ -1,5 +1,5 @@
-//! NEON: 16 weights at a time. Exponents of a run of tiles go to a buffer in the level 1 cache first, where escapes are put in
-//! place; a second pass reads them from there.
+//! NEON: 16 weights at a time. Exponents of a run of tiles go to a buffer in the level 1 cache
+//! first, where escapes are put in place; a second pass reads them from there.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
@@ -47,7 +47,8 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
     let (whole, rest) = out.split_at_mut(n * OUT);
-    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked above.
+    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked
+    // above.
     let used = unsafe {
         match tiles.head.width {
             Width::Three => decode_tiles::<3>(tiles, whole),
@@ -61,7 +62,8 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked above.
+    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked
+    // above.
     unsafe {
         match tiles.head.width {
             Width::Three => dot_tbe_impl::<3>(tiles, shift, x, chains),
@@ -100,7 +102,8 @@ unsafe fn exponents<const W: usize>(
     let bits = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
     let mut used = 0;
     for t in 0..n {
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is shifted.
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is
+        // shifted.
         let words = unsafe {
             let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
             let mut words = here.map(u64::from_le_bytes);
@@ -114,7 +117,8 @@ unsafe fn exponents<const W: usize>(
         };
         let spread = words.map(|word| vreinterpretq_u8_u64(vdupq_n_u64(word)));
         for quarter in 0..4u8 {
-            // Byte i of a vector takes the byte of the bitmap that has its bit, and the bit is tested.
+            // Byte i of a vector takes the byte of the bitmap that has its bit, and the bit is
+            // tested.
             let order = vcombine_u8(vdup_n_u8(2 * quarter), vdup_n_u8(2 * quarter + 1));
             let mut exponents = base;
             for (j, &word) in spread.iter().enumerate() {
@@ -178,7 +182,8 @@ unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usi
     used_in_all
 }
 
-/// Adds the products of 16 weights, given as unpacked pairs, to the chains of that quarter of a tile.
+/// Adds the products of 16 weights, given as unpacked pairs, to the chains of that quarter of a
+/// tile.
 ///
 /// # Safety
 /// `x` must be valid for reads of 52 floats.

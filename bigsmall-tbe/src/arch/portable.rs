@@ -1,5 +1,5 @@
-//! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends reuse them, compiled for their
-//! instructions, where a kernel of their own would win nothing.
+//! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends
+//! reuse them, compiled for their instructions, where a kernel of their own would win nothing.
 
 use bigsmall_format::Ahead;
 
@@ -159,7 +159,8 @@ fn decode8<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out:
     }
 }
 
-/// Multiplies, then adds: a fused operation is a slow call where the machine is not known to have it.
+/// Multiplies, then adds: a fused operation is a slow call where the machine is not known to have
+/// it.
 #[inline(always)]
 fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
@@ -183,7 +184,8 @@ pub(super) fn dot_bf16_any(
     chains: &mut Chains,
     mul_add: impl Fn(f32, f32, f32) -> f32,
 ) {
-    // Half of the chains at a time, as many as fit in registers: those of the first and of the second eight of 16 weights.
+    // Half of the chains at a time, as many as fit in registers: those of the first and of the
+    // second eight of 16 weights.
     for (half, chains) in chains.as_chunks_mut::<{ TILE / 2 }>().0.iter_mut().enumerate() {
         let mut sums = *chains;
         let tiles = weights.as_chunks::<{ 2 * TILE }>().0.iter().zip(x.as_chunks::<TILE>().0);

@@ -1,5 +1,5 @@
-//! Memory that is larger than the caches. Output bypasses them, so that it need not be read before it is overwritten; input that
-//! is walked through once is asked for before it is needed.
+//! Memory that is larger than the caches. Output bypasses them, so that it need not be read before
+//! it is overwritten; input that is walked through once is asked for before it is needed.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -14,11 +14,13 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs from this length on bypass the caches: whole blocks of bf16.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many weights ahead kernels ask for them: more than the processor would do on its own accord, which stops at every page.
+/// How many weights ahead kernels ask for them: more than the processor would do on its own accord,
+/// which stops at every page.
 const AHEAD: usize = 2048;
 
-/// Asks for the bf16 weights that come [`AHEAD`] of `tile`, into the level 2 cache: their product computes so little that lines on
-/// their way to the level 1 cache would take all of its places for such.
+/// Asks for the bf16 weights that come [`AHEAD`] of `tile`, into the level 2 cache: their product
+/// computes so little that lines on their way to the level 1 cache would take all of its places for
+/// such.
 #[inline(always)]
 pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     let at = tile.as_ptr().wrapping_add(2 * AHEAD);
@@ -41,22 +43,25 @@ pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
 /// Asks for a cache line, which need not exist.
 #[inline(always)]
 fn fetch<const HINT: i32>(line: *const u8) {
-    // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is no error.
+    // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is
+    // no error.
     unsafe { _mm_prefetch::<HINT>(line.cast()) };
 }
 
 #[repr(align(64))]
 struct Staging([u8; LINE + GROUP]);
 
-/// Fills `out` with what `produce` writes into consecutive pieces of [`GROUP`] bytes, the last one shorter, in whole cache
-/// lines that bypass the caches.
+/// Fills `out` with what `produce` writes into consecutive pieces of [`GROUP`] bytes, the last one
+/// shorter, in whole cache lines that bypass the caches.
 pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
     let mut staging = Staging([0; LINE + GROUP]);
-    // What comes before the first boundary of a line in `out` goes out like a left-over: by ordinary stores.
+    // What comes before the first boundary of a line in `out` goes out like a left-over: by
+    // ordinary stores.
     let mut held = out.as_ptr().align_offset(LINE).min(out.len());
     let mut rest = out;
     if held > 0 {
-        // Begin in the middle of a line of the staging buffer, so that later lines coincide with those of `out`.
+        // Begin in the middle of a line of the staging buffer, so that later lines coincide with
+        // those of `out`.
         held = LINE - held % LINE;
         if held == LINE {
             held = 0;
@@ -94,7 +99,8 @@ pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
     unsafe { _mm_sfence() };
 }
 
-/// Copies the first `lines.len()` bytes, whole lines, past the caches where `lines` begins at a line.
+/// Copies the first `lines.len()` bytes, whole lines, past the caches where `lines` begins at a
+/// line.
 fn write_lines(staging: &Staging, lines: &mut [u8]) {
     let from = &staging.0[..lines.len()];
     if !lines.as_ptr().addr().is_multiple_of(LINE) {
@@ -102,7 +108,8 @@ fn write_lines(staging: &Staging, lines: &mut [u8]) {
     }
     for (line, from) in lines.as_chunks_mut::<LINE>().0.iter_mut().zip(from.as_chunks::<LINE>().0) {
         for i in 0..LINE / 16 {
-            // SAFETY: both have 64 bytes; `line` begins at a multiple of 64. SSE2 is part of x86-64.
+            // SAFETY: both have 64 bytes; `line` begins at a multiple of 64. SSE2 is part of
+            // x86-64.
             unsafe {
                 let value = _mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i));
                 _mm_stream_si128(line.as_mut_ptr().cast::<__m128i>().add(i), value);

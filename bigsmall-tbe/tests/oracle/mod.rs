@@ -1,4 +1,5 @@
-//! An independent implementation of FORMAT.md section 8 with one `BitVec` for each bitmap, and inputs for the tests.
+//! An independent implementation of FORMAT.md section 8 with one `BitVec` for each bitmap, and
+//! inputs for the tests.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bigsmall_tbe::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
@@ -165,7 +166,8 @@ impl Random {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// `n` values of which `escapes` in a thousand have an exponent outside the 7 (or 15) from `base` on.
+    /// `n` values of which `escapes` in a thousand have an exponent outside the 7 (or 15) from
+    /// `base` on.
     pub fn weights(
         &mut self,
         dtype: Dtype,

@@ -1,5 +1,5 @@
-//! Runs tests of which some need a device: without one these are counted as ignored, out loud; with `BIGSMALL_REQUIRE_GPU=1` they
-//! fail.
+//! Runs tests of which some need a device: without one these are counted as ignored, out loud; with
+//! `BIGSMALL_REQUIRE_GPU=1` they fail.
 
 use libtest_mimic::{Arguments, Trial};
 

@@ -26,7 +26,8 @@ impl Avx2 {
 const WORDS_AHEAD: usize = GROUP + 8;
 /// Rows of a group.
 const ROWS: usize = GROUP / LANES;
-/// Bits of the residual for which there is a fused kernel: that of bf16 with one mantissa bit in the field.
+/// Bits of the residual for which there is a fused kernel: that of bf16 with one mantissa bit in
+/// the field.
 const FUSED_BITS: u32 = 7;
 /// Vectors of 8 lanes.
 const VECTORS: usize = LANES / 8;
@@ -195,7 +196,8 @@ fn words_ahead(job: &Job<'_>) -> bool {
     job.words.len() >= 2 * (job.position + WORDS_AHEAD)
 }
 
-/// Decodes groups of `N` blocks, as many as all have residuals for and as no kernel would read past a block; returns their number.
+/// Decodes groups of `N` blocks, as many as all have residuals for and as no kernel would read past
+/// a block; returns their number.
 #[target_feature(enable = "avx2,popcnt")]
 fn decode_fused<const N: usize>(
     head: &Head,
@@ -233,7 +235,8 @@ fn decode_fused<const N: usize>(
     group
 }
 
-/// Decodes symbols of one job as long as no kernel would read past the block; returns the groups done.
+/// Decodes symbols of one job as long as no kernel would read past the block; returns the groups
+/// done.
 #[target_feature(enable = "avx2,popcnt")]
 fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]) -> usize {
     let mut states = load_states(&job.states);
@@ -302,19 +305,23 @@ fn look_up_encode(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]
     })
 }
 
-/// [`look_up_encode`] in a table of 32 symbols: byte by byte for all symbols at once, by shuffles, and then the bytes put together.
+/// [`look_up_encode`] in a table of 32 symbols: byte by byte for all symbols at once, by shuffles,
+/// and then the bytes put together.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn look_up_encode32(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]; 2] {
     // SAFETY: a row is 32 bytes, one vector.
     let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
-    // Putting bytes together makes a vector of four bytes of each half: here of those at even places, then of those at odd ones.
+    // Putting bytes together makes a vector of four bytes of each half: here of those at even
+    // places, then of those at odd ones.
     let row = _mm256_permute4x64_epi64::<0b11_01_10_00>(row);
     let even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     let row = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(even_odd));
-    // Whatever the bytes are, entries of the table come out: the slots are looked up without a check.
+    // Whatever the bytes are, entries of the table come out: the slots are looked up without a
+    // check.
     let row = _mm256_and_si256(row, _mm256_set1_epi8(31));
-    // A shuffle makes 0 of a place with its highest bit set: of symbols from 16 on, and of those below.
+    // A shuffle makes 0 of a place with its highest bit set: of symbols from 16 on, and of those
+    // below.
     let low = _mm256_adds_epu8(row, _mm256_set1_epi8(0x70));
     let high = _mm256_sub_epi8(row, _mm256_set1_epi8(16));
     let byte = |bytes: &[u8; 32]| {
@@ -340,7 +347,8 @@ fn look_up_encode32(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTOR
     [column(reciprocals), column(fields)]
 }
 
-/// Encodes one row, last lanes to first, with what was looked up for it. `room` words of `words` are free, 32 of them beyond need.
+/// Encodes one row, last lanes to first, with what was looked up for it. `room` words of `words`
+/// are free, 32 of them beyond need.
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
 fn encode_row(
@@ -374,8 +382,9 @@ fn encode_row(
         let q = _mm256_srlv_epi32(high, shift);
         let r = _mm256_sub_epi32(x, _mm256_mullo_epi32(q, freq));
         let at = _mm256_add_epi32(_mm256_srli_epi32::<17>(fields), r);
-        // SAFETY: whatever the state, the remainder is less than twice the frequency, and so is `at` less than twice 4096; the
-        // table has one entry more, so 4 bytes can be read at each.
+        // SAFETY: whatever the state, the remainder is less than twice the frequency, and so is
+        // `at` less than twice 4096; the table has one entry more, so 4 bytes can be read
+        // at each.
         let slot = unsafe { _mm256_i32gather_epi32::<2>(table.slots.as_ptr().cast(), at) };
         let slot = _mm256_and_si256(slot, low16);
         states[v] = _mm256_add_epi32(_mm256_slli_epi32::<12>(q), slot);

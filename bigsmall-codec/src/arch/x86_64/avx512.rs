@@ -1,5 +1,5 @@
-//! AVX-512 with VBMI2: two vectors of 16 lanes a block, two blocks interleaved. The alias tables of 32 buckets live in registers;
-//! for more symbols the slots are gathered.
+//! AVX-512 with VBMI2: two vectors of 16 lanes a block, two blocks interleaved. The alias tables of
+//! 32 buckets live in registers; for more symbols the slots are gathered.
 
 use std::arch::x86_64::*;
 
@@ -34,7 +34,8 @@ impl Avx512 {
 const WORDS_AHEAD: usize = GROUP + 16;
 /// Rows of a group.
 const ROWS: usize = GROUP / LANES;
-/// Bits of the residual for which there is a fused kernel: that of bf16 with one mantissa bit in the field.
+/// Bits of the residual for which there is a fused kernel: that of bf16 with one mantissa bit in
+/// the field.
 const FUSED_BITS: u32 = 7;
 
 /// An alias table of 32 buckets as vectors.
@@ -205,7 +206,8 @@ fn words_ahead(job: &Job<'_>) -> bool {
     job.words.len() >= 2 * (job.position + WORDS_AHEAD)
 }
 
-/// Decodes groups of `N` blocks, as many as all have residuals for and as no kernel would read past a block; returns their number.
+/// Decodes groups of `N` blocks, as many as all have residuals for and as no kernel would read past
+/// a block; returns their number.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 fn decode_fused<const N: usize>(
     tables: &[&Buckets32],
@@ -284,7 +286,8 @@ unsafe fn symbols16(x: &mut __m512i, source: &Source<'_>, words: &mut *const u16
     }
 }
 
-/// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups done.
+/// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups
+/// done.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
 fn decode_symbols<const N: usize>(
     head: &Head,
@@ -427,8 +430,9 @@ fn encode_group<const N: usize, const SMALL: bool>(
                 let q = _mm512_srlv_epi32(high, shift);
                 let r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
                 let at = _mm512_add_epi32(_mm512_srli_epi32::<17>(fields), r);
-                // SAFETY: whatever the state, the remainder is less than twice the frequency, and so is `at` less than twice
-                // 4096; the table has one entry more, so 4 bytes can be read at each.
+                // SAFETY: whatever the state, the remainder is less than twice the frequency, and
+                // so is `at` less than twice 4096; the table has one entry more, so
+                // 4 bytes can be read at each.
                 let slot =
                     unsafe { _mm512_i32gather_epi32::<2>(at, tables[i].slots.as_ptr().cast()) };
                 let slot = _mm512_and_si512(slot, low16);
@@ -485,7 +489,8 @@ fn widen(sums: __m256i) -> __m256i {
     _mm256_add_epi32(low, _mm256_srli_epi32::<16>(sums))
 }
 
-/// [`units::choose_tables`] for tables of 32 symbols: the costs of 32 symbols at once, table by table.
+/// [`units::choose_tables`] for tables of 32 symbols: the costs of 32 symbols at once, table by
+/// table.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
     /// Rows whose costs, those of both halves of a vector together, can be added in 16 bits.
@@ -547,7 +552,8 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
             let sign = _mm512_and_si512(_mm512_srli_epi16::<8>(units), sign);
             _mm512_cvtepi16_epi8(_mm512_or_si512(sign, _mm512_and_si512(units, low)))
         });
-        // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. No bit crosses a byte.
+        // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. No bit
+        // crosses a byte.
         let last = values[ROWS - 1];
         let bits = [
             _mm256_slli_epi16::<6>(last),

@@ -6,7 +6,8 @@ use bigsmall_io::Encoding;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-/// Lossless compression of neural-network weights: a safetensors file in, a smaller .bs file out, every bit back.
+/// Lossless compression of neural-network weights: a safetensors file in, a smaller .bs file out,
+/// every bit back.
 #[derive(Parser, Debug)]
 #[command(name = "bigsmall", version, about, long_about = None)]
 #[command(

@@ -39,7 +39,8 @@ fn show(progress: &Progress, done: &AtomicBool) {
     bar.finish_and_clear();
 }
 
-/// The first Ctrl-C (or the signal that a shutdown sends) asks the job to stop and clean up, the second ends the program at once.
+/// The first Ctrl-C (or the signal that a shutdown sends) asks the job to stop and clean up, the
+/// second ends the program at once.
 pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM] {
@@ -49,8 +50,8 @@ pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     }
     #[cfg(unix)]
     {
-        // A file above the size that the system allows is an error to report; by default the signal would end the program and
-        // leave the temporary file behind.
+        // A file above the size that the system allows is an error to report; by default the signal
+        // would end the program and leave the temporary file behind.
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)?;
         signal_hook::flag::register(signal_hook::consts::SIGHUP, progress.cancel_flag())?;

@@ -53,7 +53,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// A thread panics as it starts where there is no memory for it, before any code of ours runs: an error like any other.
+/// A thread panics as it starts where there is no memory for it, before any code of ours runs: an
+/// error like any other.
 fn end_without_memory() {
     let otherwise = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,8 +1,11 @@
-//! An allocator that keeps some memory back, so that a job which runs out of it ends with an error and not with an abort.
+//! An allocator that keeps some memory back, so that a job which runs out of it ends with an error
+//! and not with an abort.
 //!
-//! Buffers are asked for with `try_reserve`, and their failure is an error ([`Rule::Memory`](bigsmall_io::Rule::Memory)). But small
-//! things (a message, a thread's name, a list of blocks) abort the process where there is no memory for them. The first of these
-//! that is refused gets the reserve instead. From then on every buffer is refused, so that the reserve lasts for the way out.
+//! Buffers are asked for with `try_reserve`, and their failure is an error
+//! ([`Rule::Memory`](bigsmall_io::Rule::Memory)). But small things (a message, a thread's name, a
+//! list of blocks) abort the process where there is no memory for them. The first of these
+//! that is refused gets the reserve instead. From then on every buffer is refused, so that the
+//! reserve lasts for the way out.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -25,7 +28,8 @@ static SPENT: AtomicBool = AtomicBool::new(false);
 /// The system's allocator and a reserve.
 pub(crate) struct WithReserve;
 
-/// Takes the reserve from the system; whether there was as much. It is never touched, so it costs addresses and no memory.
+/// Takes the reserve from the system; whether there was as much. It is never touched, so it costs
+/// addresses and no memory.
 pub(crate) fn keep_reserve() -> bool {
     // SAFETY: the layout is not empty.
     let place = unsafe { System.alloc(RESERVE) };
@@ -34,8 +38,8 @@ pub(crate) fn keep_reserve() -> bool {
     !place.is_null()
 }
 
-/// What `request` gives for `size` bytes; where a small request is refused, it is made again with the reserve given back to the
-/// system.
+/// What `request` gives for `size` bytes; where a small request is refused, it is made again with
+/// the reserve given back to the system.
 fn ask(size: usize, request: impl Fn() -> *mut u8) -> *mut u8 {
     if size > SMALL {
         return if SPENT.load(Ordering::Relaxed) { null_mut() } else { request() };
@@ -54,7 +58,8 @@ fn spend_reserve() {
     SPENT.store(true, Ordering::Relaxed);
     let kept = KEPT.swap(null_mut(), Ordering::AcqRel);
     if !kept.is_null() {
-        // SAFETY: `keep_reserve` allocated it with this layout, and the swap gives it to one thread only.
+        // SAFETY: `keep_reserve` allocated it with this layout, and the swap gives it to one thread
+        // only.
         unsafe { System.dealloc(kept, RESERVE) };
     }
 }
@@ -68,7 +73,8 @@ pub(crate) fn is_exhausted() -> bool {
     exhausted
 }
 
-// SAFETY: every request is refused or goes to `System` as it came, a second time only if the first one gave nothing.
+// SAFETY: every request is refused or goes to `System` as it came, a second time only if the first
+// one gave nothing.
 unsafe impl GlobalAlloc for WithReserve {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise, passed on.
@@ -81,7 +87,8 @@ unsafe impl GlobalAlloc for WithReserve {
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise, passed on; where there is no memory, `place` stays as it is.
+        // SAFETY: the caller's promise, passed on; where there is no memory, `place` stays as it
+        // is.
         ask(size, || unsafe { System.realloc(place, layout, size) })
     }
 
