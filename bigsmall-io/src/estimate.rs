@@ -8,9 +8,9 @@ use bigsmall_format::{
     available_threads,
 };
 
-use crate::digest::FileDigest;
-use crate::folder::{Folder, SAFETENSORS};
-use crate::pipeline::set_len;
+use crate::folder::walk::{Folder, SAFETENSORS};
+use crate::stage::digest::FileDigest;
+use crate::stage::thread::set_len;
 use crate::{CompressOptions, Progress, os};
 
 /// What [`estimate`] expects.

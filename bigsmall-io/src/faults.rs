@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bigsmall_format::{Dtype, Error, Header, ReadAt, Result, Rule, Shard, TensorSpec};
 
-use crate::atomic::Output;
-use crate::compress::compress_source;
-use crate::restore::restore_shard;
+use crate::compress::walk::compress_source;
+use crate::restore::walk::restore_shard;
+use crate::stage::atomic::Output;
 use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
 
 /// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are
@@ -341,7 +341,7 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
     // Every checksum is right and the SHA-256 is not.
     let (done, bytes) = restored(&shard([7; 32]));
     assert_eq!(done.unwrap_err().rule(), Rule::ContentDigest);
-    let mut digest = crate::digest::FileDigest::new();
+    let mut digest = crate::stage::digest::FileDigest::new();
     digest.update(&bytes);
     assert_eq!(restored(&shard(digest.finish())).0.unwrap().n_tensors, 1);
 }
@@ -364,7 +364,7 @@ fn a_wrong_md5_is_noticed_and_names_its_tensor() {
     let (options, progress) = (RestoreOptions::default(), Progress::default());
     let disk = Disk::new(usize::MAX);
     let _ = restore_shard(&shard([None; 3], [0; 32]), Some(&disk), &options, &progress);
-    let mut digest = crate::digest::FileDigest::new();
+    let mut digest = crate::stage::digest::FileDigest::new();
     digest.update(&disk.bytes.into_inner().unwrap());
     let sha256 = digest.finish();
 

@@ -2,55 +2,40 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod atomic;
 #[cfg(feature = "candle")]
 pub mod candle;
-mod card;
-mod chunk;
-#[cfg(feature = "cloud")]
-mod cloud;
 mod compress;
-mod digest;
 mod encodings;
 mod estimate;
 #[cfg(test)]
 mod faults;
 mod folder;
-#[cfg(feature = "http")]
-mod http;
-#[cfg(feature = "hub")]
-mod hub;
-mod layers;
 mod measure;
 mod model;
 mod model_index;
 mod os;
-mod pipeline;
 mod progress;
 mod report;
 mod restore;
 mod source;
-mod stream;
-#[cfg(any(feature = "http", feature = "cloud"))]
-mod tail;
-mod transcode;
+mod stage;
 
-#[cfg(feature = "cloud")]
-pub use cloud::CloudFile;
-pub use compress::{CompressOptions, compress};
+pub use compress::transcode::transcode;
+pub use compress::walk::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
-pub use folder::index;
-#[cfg(feature = "http")]
-pub use http::{HttpFile, HttpOptions};
-pub use layers::layer_of;
+pub use folder::walk::index;
 pub use measure::{Matvec, MeasureOptions, Measurement, measure};
-pub use model::{Model, Stored, Tensor};
+pub use model::layers::layer_of;
+pub use model::open::{Model, Stored, Tensor};
+pub use model::stream::{Layer, StreamOptions, StreamingLoader};
 pub use progress::Progress;
 pub use report::{FileReport, Report};
-pub use restore::{RestoreOptions, hex, restore, verify};
-pub use stream::{Layer, StreamOptions, StreamingLoader};
-pub use transcode::transcode;
+pub use restore::walk::{RestoreOptions, hex, restore, verify};
+#[cfg(feature = "cloud")]
+pub use source::cloud::CloudFile;
+#[cfg(feature = "http")]
+pub use source::http::{HttpFile, HttpOptions};
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{

@@ -12,10 +12,10 @@ use bigsmall_format::{
 
 use bigsmall_tbe::{Matmul, TbeView};
 
-use crate::atomic::Discard;
-use crate::chunk::CHUNK;
-use crate::compress::compress_source;
-use crate::transcode::Original;
+use crate::compress::transcode::Original;
+use crate::compress::walk::compress_source;
+use crate::stage::atomic::Discard;
+use crate::stage::chunk::CHUNK;
 use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
 
 /// How to measure.

@@ -12,9 +12,9 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::Runtime;
 
-use crate::folder::{Folder, SHARD};
-use crate::source::{Input, RemoteFolder, Source};
-use crate::tail::{TAIL, Tail};
+use crate::folder::walk::{Folder, SHARD};
+use crate::source::open::{Input, RemoteFolder, Source};
+use crate::source::tail::{TAIL, Tail};
 
 /// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted
 /// from the end); the last 256 KiB are kept. Reads fetch the bytes that were asked for and no

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bigsmall_format::{Error, ReadAt, Result, Rule, available_threads};
 
-use crate::folder::Folder;
+use crate::folder::walk::Folder;
 use crate::{RestoreOptions, os};
 
 /// Whatever a file is read from.
@@ -91,19 +91,19 @@ fn open_url(url: &str) -> Result<Input> {
     match &*scheme {
         "http" | "https" => {
             #[cfg(feature = "http")]
-            return crate::http::open(url);
+            return crate::source::http::open(url);
             #[cfg(not(feature = "http"))]
             missing("http")
         }
         "hf" => {
             #[cfg(feature = "hub")]
-            return crate::hub::open(url);
+            return crate::source::hub::open(url);
             #[cfg(not(feature = "hub"))]
             missing("hub")
         }
         "s3" | "s3a" | "gs" | "az" | "adl" | "azure" | "abfs" | "abfss" => {
             #[cfg(feature = "cloud")]
-            return crate::cloud::open(url);
+            return crate::source::cloud::open(url);
             #[cfg(not(feature = "cloud"))]
             missing("cloud")
         }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard};
 
-use crate::atomic::{AtomicFile, Discard};
-use crate::compress::compress_source;
-use crate::pipeline::lock;
-use crate::restore::decoder;
+use crate::compress::walk::compress_source;
+use crate::restore::walk::decoder;
+use crate::stage::atomic::{AtomicFile, Discard};
+use crate::stage::thread::lock;
 use crate::{CompressOptions, Progress, Report, hex, os};
 
 /// Writes the shard `input` anew as `output` with the encoding of `options`. The new shard restores

@@ -4,7 +4,7 @@ use bigsmall_format::TensorSpec;
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
-use crate::chunk::Chunk;
+use crate::stage::chunk::Chunk;
 
 /// SHA-256 over a file's bytes in order.
 pub(crate) struct FileDigest(Sha256);

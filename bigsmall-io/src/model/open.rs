@@ -9,12 +9,12 @@ use bigsmall_format::{
     for_each_in_parallel, zeroed,
 };
 
-use crate::folder::SHARD;
-use crate::layers::group;
+use crate::folder::walk::SHARD;
+use crate::model::layers::group;
+use crate::model::stream::read_layer;
 use crate::model_index::ModelIndex;
-use crate::source::{Input, REMOTE_THREADS, Source};
-use crate::stream::read_layer;
-use crate::{encoding, source};
+use crate::source::open::{Input, REMOTE_THREADS, Source};
+use crate::{encoding, source::open as source};
 
 /// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are
 /// read when they are asked for, from any thread, each block checked before it is decoded.

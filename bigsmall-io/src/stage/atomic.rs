@@ -12,7 +12,7 @@ use bigsmall_format::{Error, ReadAt, Result, Rule};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::os;
-use crate::pipeline::start;
+use crate::stage::thread::start;
 
 /// After how many bytes the system is asked to write them to the disk, while the work goes on.
 const WRITE_BEHIND: u64 = 16 << 20;

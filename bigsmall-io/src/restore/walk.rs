@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, ShardEntry, decode_range};
 
-use crate::atomic::{AtomicFile, Output};
-use crate::chunk::{Chunk, Part, chunks};
-use crate::digest::{FileDigest, TensorDigests};
-use crate::pipeline::{Buffer, Control, Pool, lock, next, set_len, sizes, spawn};
-use crate::source::{self, Input};
-use crate::{FileReport, Progress, Report, encoding, folder, os};
+use crate::source::open::{self as source, Input};
+use crate::stage::atomic::{AtomicFile, Output};
+use crate::stage::chunk::{Chunk, Part, chunks};
+use crate::stage::digest::{FileDigest, TensorDigests};
+use crate::stage::thread::{Buffer, Control, Pool, lock, next, set_len, sizes, spawn};
+use crate::{FileReport, Progress, Report, encoding, folder::walk as folder, os};
 
 /// How to restore or verify.
 ///

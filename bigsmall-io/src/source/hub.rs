@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::folder::{Folder, SHARD};
-use crate::http::{Client, HttpFile, HttpOptions, encoded};
+use crate::folder::walk::{Folder, SHARD};
 use crate::model_index::check_name;
-use crate::source::{Input, RemoteFolder, Source};
+use crate::source::http::{Client, HttpFile, HttpOptions, encoded};
+use crate::source::open::{Input, RemoteFolder, Source};
 
 /// What `hf://owner/name@revision/path` names.
 #[derive(Debug, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use bigsmall_format::{BlockDecoder, Error, ReadAt as _, Result, Rule, for_each_in_parallel};
 
-use crate::chunk::CHUNK;
-use crate::model::{Model, Tensor};
-use crate::pipeline::{lock, reserve, set_len, spawn, start};
-use crate::restore::Window;
+use crate::model::open::{Model, Tensor};
+use crate::restore::walk::Window;
+use crate::stage::chunk::CHUNK;
+use crate::stage::thread::{lock, reserve, set_len, spawn, start};
 use crate::{Progress, encoding};
 
 /// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule, Shard, TensorSpec};
 
-use crate::atomic::{AtomicDir, AtomicFile, Output};
-use crate::card;
-use crate::compress::compress_file;
+use crate::compress::walk::compress_file;
+use crate::folder::card;
 use crate::model_index::{ModelIndex, check_name, translate};
-use crate::restore::{restore_file, restore_shard};
-use crate::source::{RemoteFolder, Source};
+use crate::restore::walk::{restore_file, restore_shard};
+use crate::source::open::{RemoteFolder, Source};
+use crate::stage::atomic::{AtomicDir, AtomicFile, Output};
 use crate::{CompressOptions, FileReport, Progress, Report, RestoreOptions, os};
 
 pub(crate) const SAFETENSORS: &str = ".safetensors";

@@ -12,8 +12,8 @@ use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body};
 
 use crate::model_index::ModelIndex;
-use crate::source::{Input, REMOTE_THREADS, RemoteFolder, Source};
-use crate::tail::{TAIL, Tail};
+use crate::source::open::{Input, REMOTE_THREADS, RemoteFolder, Source};
+use crate::source::tail::{TAIL, Tail};
 
 /// Fetched from the end where the length had to be asked for first: a third request must not be
 /// followed by a fourth.
@@ -517,7 +517,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
     let (base, index) = path.rsplit_once('/').unwrap_or(("", path));
     let suffix = query.map_or(String::new(), |query| format!("?{query}"));
     let files = Files { client, base: format!("{base}/"), suffix, index: index.to_owned() };
-    Ok(Input::Folder(crate::folder::Folder::remote(files)))
+    Ok(Input::Folder(crate::folder::walk::Folder::remote(files)))
 }
 
 /// An index file and the shards that it names.

@@ -14,11 +14,11 @@ use bigsmall_format::{
     Result, Rule, Section, ShardWriter, TensorEncoding, TensorSpec, xxh3,
 };
 
-use crate::atomic::{Appender, AtomicFile, Discard, Output};
-use crate::chunk::{CHUNK, Chunk, Part, chunks};
-use crate::digest::{FileDigest, TensorDigests};
-use crate::pipeline::{Buffer, Control, Pool, next, set_len, sizes, spawn};
-use crate::{Encoding, FileReport, Progress, Report, folder, os};
+use crate::stage::atomic::{Appender, AtomicFile, Discard, Output};
+use crate::stage::chunk::{CHUNK, Chunk, Part, chunks};
+use crate::stage::digest::{FileDigest, TensorDigests};
+use crate::stage::thread::{Buffer, Control, Pool, next, set_len, sizes, spawn};
+use crate::{Encoding, FileReport, Progress, Report, folder::walk as folder, os};
 
 /// How to compress. The output depends on `encoding` and `md5` alone, never on `threads`.
 ///

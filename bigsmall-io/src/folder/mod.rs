@@ -1,0 +1,4 @@
+//! Whole model folders.
+
+mod card;
+pub(crate) mod walk;

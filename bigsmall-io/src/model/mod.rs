@@ -1,0 +1,5 @@
+//! Tensors out of shards.
+
+pub(crate) mod layers;
+pub(crate) mod open;
+pub(crate) mod stream;

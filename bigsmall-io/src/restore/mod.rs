@@ -1,0 +1,3 @@
+//! From a shard to safetensors.
+
+pub(crate) mod walk;

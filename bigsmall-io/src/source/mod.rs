@@ -1,0 +1,11 @@
+//! Where files come from: the disk, or another machine.
+
+#[cfg(feature = "cloud")]
+pub(crate) mod cloud;
+#[cfg(feature = "http")]
+pub(crate) mod http;
+#[cfg(feature = "hub")]
+mod hub;
+pub(crate) mod open;
+#[cfg(any(feature = "http", feature = "cloud"))]
+mod tail;
