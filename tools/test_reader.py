@@ -97,7 +97,12 @@ class Vectors(unittest.TestCase):
             dtype, _, width, _, base = LINES[start].split()
             size = reader.UNIT_BYTES[dtype]
             values = [int(word, 16) for word in LINES[start + 1].split()[1:]]
-            block = bytes.fromhex("".join(LINES[start + 2].split()[1:]))
+            block = LINES[start + 2].split()[1:]
+            for line in LINES[start + 3:]:  # what is left of the block is indented deeper
+                if not line.startswith(8 * " "):
+                    break
+                block += line.split()
+            block = bytes.fromhex("".join(block))
             head = bytes([int(width), int(base), 0, 0, 0, 0, 0, 0])
             decoded = b"".join(reader.decode_tbe(head, dtype, [(block, size * len(values))]))
             self.assertEqual(decoded, b"".join(value.to_bytes(size, "little") for value in values), dtype)
