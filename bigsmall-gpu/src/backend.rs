@@ -130,7 +130,7 @@ impl Wgpu {
             .device
             .guarded(|| upload(&self.device, tensor, encoding, form))
             .map_err(|e| e.in_tensor(name))?;
-        Ok(WgpuWeights::new(name, matrix))
+        Ok(WgpuWeights::new(&self.device, name, matrix))
     }
 
     /// [`upload`](MatmulBackend::upload) into a form of the caller's choice.
@@ -346,6 +346,7 @@ impl Wgpu {
         n: usize,
         y: &wgpu::Buffer,
     ) -> Result<()> {
+        self.device.check_owner(weights.device, weights.name())?;
         let matrix = &weights.matrix;
         self.check_bound(ids, 4 * n as u64)?;
         self.check_bound(y, 4 * n as u64 * matrix.shape.cols as u64)?;
@@ -397,6 +398,7 @@ impl Wgpu {
         weights: &WgpuWeights,
         dst: &wgpu::Buffer,
     ) -> Result<()> {
+        self.device.check_owner(weights.device, weights.name())?;
         let row_words = weights.cols().div_ceil(2) as u64;
         let bytes = 4 * row_words * weights.rows() as u64;
         check_size(dst, bytes)?;
@@ -449,6 +451,7 @@ impl Wgpu {
         y: &wgpu::Buffer,
         variant: Variant,
     ) -> Result<()> {
+        self.device.check_owner(weights.device, weights.name())?;
         let matrix = &weights.matrix;
         let (m, k) = (matrix.rows as u64, matrix.shape.cols as u64);
         self.check_bound(x, 4 * batch as u64 * k)?;
@@ -688,6 +691,7 @@ impl MatmulBackend for Wgpu {
     }
 
     fn decompress(&self, weights: &WgpuWeights, dst: &mut [u8]) -> Result<()> {
+        self.device.check_owner(weights.device, weights.name())?;
         let cols = weights.cols();
         check_len("bytes", weights.rows().checked_mul(2 * cols), dst.len())?;
         if dst.is_empty() {

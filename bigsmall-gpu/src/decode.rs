@@ -12,6 +12,8 @@ use crate::weights::WgpuWeights;
 /// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size.
 pub struct AnsTensor {
     name: Box<str>,
+    /// The number of the device that holds it.
+    device: u64,
     n_blocks: u64,
     n_patches: u64,
     n_units: u64,
@@ -142,6 +144,7 @@ impl Wgpu {
         let n_blocks = tensor.table().n_blocks();
         let loaded = AnsTensor {
             name: tensor.spec().name().into(),
+            device: device.id,
             n_blocks,
             n_patches: plan.patches.len() as u64,
             n_units: plan.n_units,
@@ -182,6 +185,7 @@ impl Wgpu {
         tensor: &AnsTensor,
         dst: &wgpu::Buffer,
     ) -> Result<()> {
+        self.device.check_owner(tensor.device, &tensor.name)?;
         self.check_bound(dst, 4 * tensor.n_units.div_ceil(2))?;
         if tensor.n_blocks == 0 {
             return Ok(());
@@ -216,6 +220,7 @@ impl Wgpu {
     /// # Errors
     /// [`Rule::AnsWords`], [`Rule::AnsEndState`], [`Rule::DeviceLost`].
     pub fn check_ans(&self, tensor: &AnsTensor) -> Result<()> {
+        self.device.check_owner(tensor.device, &tensor.name)?;
         let mut verdicts = vec![0u32; tensor.n_blocks as usize];
         self.read_buffer(&tensor.verdicts, &mut verdicts)?;
         match verdicts.iter().position(|&v| v != 0) {
@@ -236,7 +241,7 @@ impl Wgpu {
         if rows > 0 && cols > 0 {
             matrix.shards = self.plain_shards(rows, &matrix.shape)?;
         }
-        Ok(WgpuWeights::new(name, matrix))
+        Ok(WgpuWeights::new(&self.device, name, matrix))
     }
 
     /// Records the decoding of a matrix into `weights`, which has its shape and the plain resident
@@ -252,6 +257,7 @@ impl Wgpu {
         scratch: &wgpu::Buffer,
         weights: &WgpuWeights,
     ) -> Result<()> {
+        self.device.check_owner(weights.device, weights.name())?;
         let n = weights.rows() as u64 * weights.cols() as u64;
         if n != tensor.n_units || (n > 0 && weights.resident() != Resident::Plain) {
             return Err(Error::new(Rule::SpecMismatch)

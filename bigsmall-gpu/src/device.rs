@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -62,13 +63,14 @@ pub(crate) struct Device {
     pub(crate) subgroups: bool,
     /// The cooperative matrices to use.
     pub(crate) matrix_unit: Option<MatrixUnit>,
+    /// Its number among the devices of this process: those of wgpu count for one instance alone.
+    pub(crate) id: u64,
     lost: Arc<OnceLock<String>>,
 }
 
 impl Device {
     pub(crate) fn headless(options: &WgpuOptions) -> Result<Self> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let adapter = find_adapter(&instance, options)?;
+        let adapter = find_adapter(instance(), options)?;
         let matrix_unit = match options.cooperative {
             Cooperative::Off => None,
             wanted => choose_unit(
@@ -122,8 +124,24 @@ impl Device {
     pub(crate) fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let limits = device.limits();
         let subgroups = has_32_lanes(device.features(), &device.adapter_info());
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let (unguarded_loops, matrix_unit, lost) = (false, None, Arc::default());
-        Device { device, queue, limits, unguarded_loops, subgroups, matrix_unit, lost }
+        Device { device, queue, limits, unguarded_loops, subgroups, matrix_unit, id, lost }
+    }
+
+    /// An error unless what is called `name` lies on this device.
+    ///
+    /// wgpu finds a buffer by its number within one instance: a buffer of another instance would be
+    /// taken for one of ours.
+    pub(crate) fn check_owner(&self, owner: u64, name: &str) -> Result<()> {
+        if owner == self.id {
+            return Ok(());
+        }
+        Err(Error::new(Rule::Argument)
+            .in_tensor(name)
+            .expected("a tensor of this device")
+            .found("one that was uploaded by another `Wgpu`"))
     }
 
     /// Compiles a shader of ours.
@@ -330,6 +348,13 @@ fn error_of(error: &wgpu::Error) -> Error {
         _ => Rule::Device,
     };
     Error::new(rule).found(error)
+}
+
+/// One instance for all devices of this process, so that wgpu refuses a buffer of another device.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE
+        .get_or_init(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()))
 }
 
 fn find_adapter(instance: &wgpu::Instance, options: &WgpuOptions) -> Result<wgpu::Adapter> {

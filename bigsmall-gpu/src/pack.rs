@@ -56,7 +56,7 @@ impl Wgpu {
         let ans = self.load_ans(tensor)?;
         let mut matrix = Matrix::empty(rows, shape, form);
         if rows == 0 || cols == 0 {
-            return Ok(WgpuWeights::new(spec.name(), matrix));
+            return Ok(WgpuWeights::new(&self.device, spec.name(), matrix));
         }
         let cut = Cut::new(&self.device, &shape)?;
         let flat = self.device.storage("decoded", (rows * cols).div_ceil(2))?;
@@ -88,7 +88,7 @@ impl Wgpu {
             let binades = Binades::between(0xffff - words[256] as u16, words[257] as u16);
             matrix.half_offset = if halves { binades.half_offset() } else { None };
         }
-        let mut weights = WgpuWeights::new(spec.name(), matrix);
+        let mut weights = WgpuWeights::new(&self.device, spec.name(), matrix);
         if weights.resident() == Resident::Plain {
             weights.matrix.shards = self.plain_shards(rows, &shape)?;
             self.submit(|encoder| self.pack_plain(encoder, &flat, &weights))?;

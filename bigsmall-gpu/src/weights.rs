@@ -11,14 +11,16 @@ use crate::upload::{Matrix, Shard};
 /// A matrix in the memory of a device.
 pub struct WgpuWeights {
     name: Box<str>,
+    /// The number of the device that holds it.
+    pub(crate) device: u64,
     pub(crate) matrix: Matrix,
     /// The parameters of dispatches that were made before.
     params: Mutex<HashMap<Params, wgpu::Buffer>>,
 }
 
 impl WgpuWeights {
-    pub(crate) fn new(name: &str, matrix: Matrix) -> Self {
-        WgpuWeights { name: name.into(), matrix, params: Mutex::default() }
+    pub(crate) fn new(device: &Device, name: &str, matrix: Matrix) -> Self {
+        WgpuWeights { name: name.into(), device: device.id, matrix, params: Mutex::default() }
     }
 
     /// The tensor's name.

@@ -66,6 +66,8 @@ const TESTS: &[(&str, fn())] = &[
     ("the_smallest_form_is_chosen", the_smallest_form_is_chosen),
     ("nothing_to_multiply_is_no_error", nothing_to_multiply_is_no_error),
     ("wrong_lengths_are_errors", wrong_lengths_are_errors),
+    ("tensors_of_another_device_are_errors", tensors_of_another_device_are_errors),
+    ("buffers_of_another_device_are_errors", buffers_of_another_device_are_errors),
     ("rows_split_by_the_limits", rows_split_by_the_limits),
     ("more_workgroups_than_a_dimension_holds", more_workgroups_than_a_dimension_holds),
     ("rows_are_gathered", rows_are_gathered),
@@ -331,10 +333,7 @@ fn packed_within_any_limits() {
     let mut options = WgpuOptions::default();
     options.unguarded_loops = true;
     let unguarded = Wgpu::headless_with(&options).unwrap();
-    let instance = wgpu::Instance::default();
-    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
-    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
-    let core = Wgpu::from_device(device, queue);
+    let core = given_device();
     let halves = with_cooperative(Cooperative::Emulated, None);
     for (gpu, n_shards) in [(&sharded, 2), (&folded, 1), (&unguarded, 1), (&core, 1), (&halves, 1)]
     {
@@ -651,6 +650,73 @@ fn wrong_lengths_are_errors() {
     assert_eq!(gpu().upload(&tensor.unwrap()).unwrap_err().rule(), Rule::SpecMismatch);
 }
 
+/// A device of an instance of its own, as a caller makes one.
+fn given_device() -> Wgpu {
+    let instance = wgpu::Instance::default();
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    Wgpu::from_device(device, queue)
+}
+
+/// Two instances of wgpu number their buffers alike, so that wgpu would take one for another.
+fn tensors_of_another_device_are_errors() {
+    let (rows, cols) = (16, 128);
+    let [ours, theirs] = [110, 111].map(|seed| {
+        let gpu = given_device();
+        let weights = model_weights(rows, cols, seed);
+        let ans = encoded_by(&Ans::default(), &weights, rows, cols);
+        let plain = gpu.new_plain("w", rows, cols).unwrap();
+        (gpu.upload(&ans).unwrap(), gpu.load_ans(&ans).unwrap(), plain, gpu)
+    });
+    let (weights, ans, plain, _) = &theirs;
+    let gpu = &ours.3;
+    let (x, y) = (gpu.new_buffer(cols).unwrap(), gpu.new_buffer(rows * cols).unwrap());
+    let (mut out, mut row) = (vec![0.0; rows], vec![0.0; cols]);
+    let found = [
+        gpu.matmul(weights, &vec![1.0; cols], 1, &mut out),
+        gpu.submit(|e| gpu.matmul_into(e, weights, &x, 1, &y)),
+        gpu.gather(weights, &[3], &mut row),
+        gpu.submit(|e| gpu.gather_into(e, weights, &x, 1, &y)),
+        gpu.decompress(weights, &mut vec![0; 2 * rows * cols]),
+        gpu.submit(|e| gpu.decompress_into(e, weights, &y)),
+        gpu.tune(weights, 1).map(drop),
+        gpu.submit(|e| gpu.decode_ans_into(e, ans, &y)),
+        gpu.submit(|e| gpu.decode_ans_to(e, ans, &y, &ours.2)),
+        gpu.submit(|e| gpu.decode_ans_to(e, &ours.1, &y, plain)),
+        gpu.check_ans(ans),
+    ];
+    for (i, result) in found.into_iter().enumerate() {
+        let error = result.expect_err(&format!("call {i}"));
+        assert_eq!((error.rule(), error.tensor()), (Rule::Argument, Some("w")), "call {i}");
+        assert!(error.to_string().contains("another `Wgpu`"), "call {i}: {error}");
+    }
+    // What is ours still works.
+    gpu.submit(|e| gpu.decode_ans_to(e, &ours.1, &y, &ours.2)).unwrap();
+    assert!(decompress(gpu, &ours.2) == decompress(gpu, &ours.0));
+}
+
+/// Devices of our own making share one instance, where wgpu tells buffers apart.
+fn buffers_of_another_device_are_errors() {
+    let (rows, cols) = (16, 128);
+    let [ours, theirs] = [(); 2].map(|()| Wgpu::headless().unwrap());
+    let tensor = encoded(&model_weights(rows, cols, 112), rows, cols);
+    let weights = ours.upload(&tensor).unwrap();
+    let y = ours.new_buffer(rows).unwrap();
+    for gpu in [&ours, &theirs] {
+        let x = gpu.new_buffer(cols).unwrap();
+        let done = ours.submit(|e| ours.matmul_into(e, &weights, &x, 1, &y));
+        assert_eq!(
+            done.map_err(|e| e.rule()).err(),
+            std::ptr::eq(gpu, &theirs).then_some(Rule::Device)
+        );
+        let read = ours.read_buffer(&x, &mut vec![0f32; cols]);
+        assert_eq!(
+            read.map_err(|e| e.rule()).err(),
+            std::ptr::eq(gpu, &theirs).then_some(Rule::Device)
+        );
+    }
+}
+
 fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
     let mut limits = gpu().device().limits();
     change(&mut limits);
@@ -950,13 +1016,7 @@ fn a_lost_device_is_an_error() {
     let ans = encoded_by(&Ans::default(), &model_weights(rows, cols, 36), rows, cols);
     let own = Wgpu::headless().unwrap();
     // A device that the caller made: nobody has told us about its loss.
-    let given = {
-        let instance = wgpu::Instance::default();
-        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&Default::default())).unwrap();
-        Wgpu::from_device(device, queue)
-    };
+    let given = given_device();
     for gpu in [own, given] {
         let weights = gpu.upload(&tensor).unwrap();
         let x = vec![1.0; cols];
