@@ -16,12 +16,11 @@ use std::time::Instant;
 
 use bigsmall_examples::{Llama, Random};
 use bigsmall_format::{
-    EncodedTensor, Error, Header, Result, Rule, ShardWriter, TensorSpec, encode_tensor,
+    EncodedTensor, Error, Result, Rule, ShardWriter, TensorSpec, encode_tensor,
     for_each_in_parallel, xxh3,
 };
 use bigsmall_io::{Encoding, Layer, Model, StreamOptions, StreamingLoader};
 use half::bf16;
-use sha2::{Digest as _, Sha256};
 
 fn main() -> Result<()> {
     bigsmall_examples::help(include_str!("stream.rs"));
@@ -112,32 +111,23 @@ fn made(dir: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
     let tensors = Llama { layers, ..one }.tensors()?;
     println!("making a model of {layers} layers ...");
     let begin = Instant::now();
-    let json = Header::synthesise(&tensors)?;
-    let mut sha256 = Sha256::new();
-    sha256.update((json.len() as u64).to_le_bytes());
-    sha256.update(&json);
     let sink = BufWriter::with_capacity(1 << 20, File::create(&path)?);
     let mut writer = ShardWriter::synthesised(sink, &tensors)?;
     let mut known: HashMap<String, (EncodedTensor, u64)> = HashMap::new();
     let mut values = Vec::new();
     for spec in &tensors {
-        let name = key(spec.name());
-        match known.get(&name) {
-            Some((encoded, _)) => {
-                decode(encoded, &mut values)?;
-                writer.write_tensor(encoded)?;
-            }
+        let encoding = Encoding::default().implementation();
+        let (encoded, hash) = match known.remove(&key(spec.name())) {
+            Some((encoded, hash)) => (encoded.with_name(spec.name()), hash),
             None => {
                 fill(spec, &mut values)?;
-                let encoding = Encoding::default().implementation();
-                let encoded = encode_tensor(encoding, spec, &values, 0)?;
-                writer.write_tensor(&encoded)?;
-                known.insert(name, (encoded, xxh3(&values)));
+                (encode_tensor(encoding, spec, &values, 0)?, xxh3(&values))
             }
-        }
-        sha256.update(&values);
+        };
+        writer.write_encoded(&encoded, encoding)?;
+        known.insert(key(spec.name()), (encoded, hash));
     }
-    writer.finish(sha256.finalize().into())?.flush()?;
+    writer.finish()?.flush()?;
     let seconds = begin.elapsed().as_secs_f64();
     let original: u64 = tensors.iter().map(TensorSpec::byte_len).sum();
     let compressed = std::fs::metadata(&path)?.len();
@@ -146,12 +136,6 @@ fn made(dir: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
         println!("peak memory so far {:.0} MiB", mib(peak));
     }
     Ok((path, known.into_iter().map(|(name, (_, hash))| (name, hash)).collect()))
-}
-
-fn decode(encoded: &EncodedTensor, values: &mut Vec<u8>) -> Result<()> {
-    let len = encoded.spec().byte_len();
-    values.resize(len as usize, 0);
-    encoded.decode_bytes(bigsmall_io::encoding(encoded.encoding())?, 0..len, values, 0)
 }
 
 /// Makes the weights of a tensor as [`Llama::write`] does, but its rows in parallel: each has a

@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_codec::{Ans, Backend};
+use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, ShardWriter, TensorEncoding, xxh3,
+    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding, xxh3,
 };
 use bigsmall_tbe::Tbe;
 use sha2::{Digest, Sha256};
@@ -87,7 +88,7 @@ fn restore(source: impl ReadAt, encodings: &Encodings, most: u64) -> Result<(Vec
 /// Those of the shard.
 pub fn rewrite<R: ReadAt>(shard: &Shard<R>) -> Result<Vec<u8>> {
     let header = shard.header();
-    let mut writer = ShardWriter::new(Vec::new(), shard.header_json().to_vec(), header.data_len())?;
+    let mut writer = Assembler::new(Vec::new(), shard.header_json().to_vec(), header.data_len())?;
     for i in 0..shard.tensors().len() {
         let entry = shard.entry(i)?;
         if let Some(owner) = entry.shares() {
@@ -95,12 +96,7 @@ pub fn rewrite<R: ReadAt>(shard: &Shard<R>) -> Result<Vec<u8>> {
             continue;
         }
         let tensor = shard.encoded(i)?;
-        let table = tensor.table();
-        let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
-        let blocks = table.blocks_range(0..table.n_blocks());
-        writer.begin(tensor.encoding(), tensor.head())?;
-        writer.blocks(&tensor.payload()[blocks.start as usize..], &lens)?;
-        writer.end(entry.md5())?;
+        writer.tensor(&tensor, entry.md5())?;
     }
     writer.finish(shard.sha256())
 }

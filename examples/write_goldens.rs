@@ -6,9 +6,9 @@
 //! encoder gets files of new names beside them.
 
 use bigsmall_codec::{Ans, Level};
+use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    BLOCK_UNITS, Dtype, Header, Limits, Raw, Result, ShardWriter, TensorEncoding, TensorSpec,
-    encode_tensor,
+    BLOCK_UNITS, Dtype, Header, Limits, Raw, Result, TensorEncoding, TensorSpec, encode_tensor,
 };
 use bigsmall_tbe::{Tbe, Width};
 use half::{bf16, f16};
@@ -86,15 +86,14 @@ fn shard(
     let data: Vec<u8> = tensors.iter().flat_map(|t| t.bytes.iter().copied()).collect();
     let (json, mut writer) = match json {
         Some(json) => {
-            let writer =
-                ShardWriter::new(Vec::new(), json.clone().into_bytes(), data.len() as u64)?;
+            let writer = Assembler::new(Vec::new(), json.clone().into_bytes(), data.len() as u64)?;
             (json.into_bytes(), writer)
         }
         None => {
             let specs: Result<Vec<_>> =
                 tensors.iter().map(|t| TensorSpec::new(&t.name, t.dtype, &t.shape)).collect();
             let specs = specs?;
-            (Header::synthesise(&specs)?, ShardWriter::synthesised(Vec::new(), &specs)?)
+            (Header::synthesise(&specs)?, Assembler::synthesised(Vec::new(), &specs)?)
         }
     };
     let specs = Header::parse(&json, data.len() as u64, &Limits::default())?;
@@ -110,12 +109,7 @@ fn shard(
             }
         };
         let encoded = encode_tensor(&*encoding, spec, &t.bytes, 0)?;
-        let table = encoded.table();
-        let blocks = table.blocks_range(0..table.n_blocks());
-        let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
-        writer.begin(encoded.encoding(), encoded.head())?;
-        writer.blocks(&encoded.payload()[blocks.start as usize..], &lens)?;
-        writer.end(digest)?;
+        writer.tensor(&encoded, digest)?;
     }
     let mut original = (json.len() as u64).to_le_bytes().to_vec();
     original.extend(json);

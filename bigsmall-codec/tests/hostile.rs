@@ -6,7 +6,8 @@
 mod oracle;
 
 use bigsmall_codec::*;
-use bigsmall_format::{BLOCK_UNITS, BlockDecoder, Shard, ShardWriter};
+use bigsmall_format::internal::Assembler;
+use bigsmall_format::{BLOCK_UNITS, BlockDecoder, Shard};
 use oracle::{Bits, Block, Choices, Copying, Head};
 
 /// xorshift64.
@@ -108,8 +109,8 @@ fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: 
             })
         });
         // A shard, borrowed and copied.
-        let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(spec)).unwrap();
-        writer.write_tensor(sealed).unwrap();
+        let mut writer = Assembler::synthesised(Vec::new(), std::slice::from_ref(spec)).unwrap();
+        writer.tensor(sealed, None).unwrap();
         let bytes = writer.finish([0; 32]).unwrap();
         let shard = Shard::open(&bytes[..]).unwrap();
         check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst, 1));

@@ -125,8 +125,8 @@ fn damage_is_an_error_or_other_values() {
     for (name, encoding) in encodings() {
         let tensor = encode_tensor(&*encoding, &spec, &bytes, 1).unwrap();
         let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
-        writer.write_tensor(&tensor).unwrap();
-        let shard = writer.finish([0; 32]).unwrap();
+        writer.write_encoded(&tensor, &*encoding).unwrap();
+        let shard = writer.finish().unwrap();
         let read = |bytes: &[u8]| -> Result<Vec<u8>> {
             let shard = Shard::open(bytes)?;
             shard.check_prelude()?;

@@ -260,6 +260,12 @@ impl EncodedTensor {
         Ok(())
     }
 
+    /// The same tensor under another name, for a frame that was made without one.
+    #[must_use]
+    pub fn with_name(self, name: &str) -> Self {
+        EncodedTensor { spec: self.spec.with_name(name), ..self }
+    }
+
     /// Name, dtype and shape.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {

@@ -49,3 +49,10 @@ pub use read_at::{ReadAt, Section};
 #[cfg(feature = "shard")]
 pub use shard::{Shard, ShardEntry, ShardWriter};
 pub use spec::{BLOCK_UNITS, TensorSpec};
+
+/// What the other crates of bigsmall need beside the public API. No promise holds for it.
+#[doc(hidden)]
+pub mod internal {
+    #[cfg(feature = "shard")]
+    pub use crate::shard::Assembler;
+}

@@ -1,8 +1,10 @@
 //! The `.bs` shard: prelude, payloads, index, trailer (FORMAT.md sections 4 and 5).
 
+mod assemble;
 mod read;
 mod write;
 
+pub use assemble::Assembler;
 pub use read::{Shard, ShardEntry};
 pub use write::ShardWriter;
 

@@ -73,6 +73,12 @@ impl TensorSpec {
         self
     }
 
+    /// The same dtype and shape under another name.
+    #[must_use]
+    pub fn with_name(self, name: &str) -> Self {
+        TensorSpec { name: name.into(), ..self }
+    }
+
     /// The tensor's name: any string, never a path.
     #[must_use]
     pub fn name(&self) -> &str {

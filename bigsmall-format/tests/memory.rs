@@ -355,14 +355,14 @@ fn refused_memory_is_an_error() {
         (0..n).map(|i| TensorSpec::new(&name(i), Dtype::U8, &[1]).unwrap()).collect();
     let mut many = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
     for spec in &specs {
-        many.write_tensor(&encode_tensor(&Raw, spec, &vec![1], 1).unwrap()).unwrap();
+        many.write(spec, &[1], &Raw).unwrap();
     }
-    let many = many.finish([0; 32]).unwrap();
+    let many = many.finish().unwrap();
     let spec = TensorSpec::new("w", Dtype::U8, &[1_000_000]).unwrap();
     let tensor = encode_tensor(&Raw, &spec, &vec![7; 1_000_000], 1).unwrap();
     let mut large = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
-    large.write_tensor(&tensor).unwrap();
-    let large = large.finish([0; 32]).unwrap();
+    large.write_encoded(&tensor, &Raw).unwrap();
+    let large = large.finish().unwrap();
     let frame = tensor.to_bytes();
     let json = Header::synthesise(&specs).unwrap();
     let mut file = (json.len() as u64).to_le_bytes().to_vec();

@@ -45,11 +45,9 @@ fn a_whole_shard() {
     let text = specification();
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
     let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
-    let mut writer = ShardWriter::synthesised(Vec::new(), &[spec]).unwrap();
-    writer.begin(EncodingId::Raw, &[]).unwrap();
-    writer.blocks(encoded.payload(), &[3]).unwrap();
+    let mut writer = internal::Assembler::synthesised(Vec::new(), &[spec]).unwrap();
     let md5 = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128;
-    writer.end(Some(md5.to_be_bytes())).unwrap();
+    writer.tensor(&encoded, Some(md5.to_be_bytes())).unwrap();
     // SHA-256 of the length 56, `{"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}`, three
     // spaces, 1 2 3.
     let sha256 = [

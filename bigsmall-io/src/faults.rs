@@ -325,11 +325,12 @@ fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
 
 #[test]
 fn a_shard_that_restores_to_something_else_is_noticed() {
-    use bigsmall_format::{Raw, ShardWriter, encode_tensor};
+    use bigsmall_format::internal::Assembler;
+    use bigsmall_format::{Raw, encode_tensor};
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
     let shard = |sha256| {
-        let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
-        writer.write_tensor(&encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap()).unwrap();
+        let mut writer = Assembler::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
+        writer.tensor(&encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap(), None).unwrap();
         Shard::open(writer.finish(sha256).unwrap()).unwrap()
     };
     let restored = |shard: &Shard<Vec<u8>>| {
@@ -348,11 +349,12 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
 
 #[test]
 fn a_wrong_md5_is_noticed_and_names_its_tensor() {
-    use bigsmall_format::{EncodingId, ShardWriter};
+    use bigsmall_format::EncodingId;
+    use bigsmall_format::internal::Assembler;
     let right = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128.to_be_bytes();
     let specs = ["a", "b", "a again"].map(|name| TensorSpec::new(name, Dtype::U8, &[3]).unwrap());
     let shard = |md5s: [Option<[u8; 16]>; 3], sha256| {
-        let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
+        let mut writer = Assembler::synthesised(Vec::new(), &specs).unwrap();
         for md5 in &md5s[..2] {
             writer.begin(EncodingId::Raw, &[]).unwrap();
             writer.blocks(&[1, 2, 3, 0, 0, 0, 0, 0], &[3]).unwrap();

@@ -222,3 +222,24 @@ proptest! {
         prop_assert!(std::fs::read(path("back")).unwrap() == std::fs::read(path("m")).unwrap());
     }
 }
+
+#[test]
+fn what_a_shard_writer_wrote_verifies_and_restores() {
+    use bigsmall_format::{Header, Limits, ShardWriter};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let tensors = every_dtype();
+    write(&path("m.safetensors"), &tensors);
+    let original = std::fs::read(path("m.safetensors")).unwrap();
+    let (json, header) = Header::read(&original, &Limits::default()).unwrap();
+    let encoding = Encoding::default().implementation();
+    let mut writer = ShardWriter::new(Vec::new(), json, header.data_len()).unwrap();
+    for spec in header.tensors() {
+        let tensor = tensors.iter().find(|t| t.name == spec.name()).unwrap();
+        writer.write(spec, &tensor.bytes, encoding).unwrap();
+    }
+    std::fs::write(path("m.bs"), writer.finish().unwrap()).unwrap();
+    verify(&path("m.bs")).unwrap();
+    restore(&path("m.bs"), &path("back")).unwrap();
+    assert!(std::fs::read(path("back")).unwrap() == original);
+}

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use ans::Copying;
 use bigsmall_codec::{Ans, Backend, Level};
 use bigsmall_examples::trials::{Encodings, Seals, decode_all, rewrite};
+use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
     BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, Result, Rule,
     Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
@@ -200,12 +201,12 @@ pub fn structured_shard(data: &[u8]) {
     let specs: Vec<TensorSpec> = tensors.iter().map(|(t, _)| t.spec().clone()).collect();
     let json = Header::synthesise(&specs).unwrap();
     let data_len = specs.iter().map(TensorSpec::byte_len).sum();
-    let mut writer = ShardWriter::new(Vec::new(), json, data_len).unwrap();
+    let mut writer = Assembler::new(Vec::new(), json, data_len).unwrap();
     for (i, (tensor, shared)) in tensors.iter().enumerate() {
         if *shared && writer.share(i - 1, None).is_ok() {
             continue;
         }
-        writer.write_tensor(tensor).unwrap();
+        writer.tensor(tensor, None).unwrap();
     }
     let sound = writer.finish([0; 32]).unwrap();
     assert!(judge_shard(&sound).is_some(), "what is written is read");
@@ -471,11 +472,9 @@ fn folder() -> &'static PathBuf {
                 tensors.iter().map(|t| TensorSpec::new(t, Dtype::U8, &[3]).unwrap()).collect();
             let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
             for spec in &specs {
-                writer
-                    .write_tensor(&encode_tensor(&Raw, spec, &vec![1, 2, 3], 1).unwrap())
-                    .unwrap();
+                writer.write(spec, &[1, 2, 3], &Raw).unwrap();
             }
-            std::fs::write(dir.join(name), writer.finish([0; 32]).unwrap()).unwrap();
+            std::fs::write(dir.join(name), writer.finish().unwrap()).unwrap();
         }
         dir
     })

@@ -1,292 +1,213 @@
-//! Writing a shard front to back, into anything that takes bytes.
+//! Writing a shard whose contents are known to be right.
 
+use std::fmt;
+use std::hash::Hasher as _;
 use std::io::Write;
 
-use super::{INDEX_SYNTHESISED, MAGIC, RECORD_MD5, RECORD_SHARED, VERSION, prelude};
-use crate::wire::pad8;
+use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_64;
+
+use super::Assembler;
+use crate::wire::set_len;
 use crate::{
-    BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, Result, Rule, TensorSpec, xxh3,
+    EncodedTensor, Error, Raw, Result, Rule, TensorEncoding, TensorSpec, decode_range,
+    encode_tensor, xxh3,
 };
 
-/// Writes a shard: [`new`](Self::new), for every tensor of the header in the order of the data one
-/// of [`write_tensor`](Self::write_tensor), [`share`](Self::share) or [`begin`](Self::begin) and
-/// [`blocks`](Self::blocks), then [`finish`](Self::finish). The sink needs no seeking; what was
-/// written before `finish` returned is no shard.
+/// Bytes that are decoded and hashed at once: a few blocks for each thread.
+const DECODED_AT_ONCE: u64 = 16 << 20;
+
+/// Writes a shard, tensor by tensor in the order of the header, into a sink that needs no seeking.
 ///
-/// Memory: the stored header and 12 bytes a block.
+/// The writer computes the SHA-256 of the file that the shard restores to, and it compares the
+/// name, dtype and shape of each tensor with those of the tensor that is due. What was written
+/// before [`finish`](Self::finish) returned is not a shard; after an error the writer is of no
+/// further use.
+///
+/// Memory: the stored header, 16 bytes a tensor and 12 bytes a block.
 ///
 /// ```
 /// use bigsmall_format::*;
 /// let spec = TensorSpec::new("w", Dtype::U8, &[3])?;
-/// let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1)?;
-/// let mut writer = ShardWriter::synthesised(Vec::new(), &[spec])?;
-/// writer.write_tensor(&encoded)?;
-/// let bytes = writer.finish([0; 32])?;
-/// assert_eq!(Shard::open(bytes)?.tensors()[0].name(), "w");
+/// let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec))?;
+/// writer.write(&spec, &[1, 2, 3], &Raw)?;
+/// let shard = Shard::open(writer.finish()?)?;
+/// assert_eq!(shard.tensors()[0], spec);
+/// let mut values = [0; 3];
+/// shard.encoded(0)?.decode_bytes(&Raw, 0..3, &mut values, 1)?;
+/// assert_eq!(values, [1, 2, 3]);
 /// # Ok::<(), Error>(())
 /// ```
 pub struct ShardWriter<W> {
-    sink: W,
-    position: u64,
-    header_json: Vec<u8>,
-    header: Header,
-    flags: u32,
-    records: Vec<u8>,
-    /// Tensors whose record is complete.
-    done: usize,
-    /// For every finished tensor whether it has a payload of its own.
-    own_payload: Vec<bool>,
-    open: Option<Open>,
+    assembler: Assembler<W>,
+    /// Of the restored file up to the tensor that is due.
+    sha256: Sha256,
+    written: Vec<Written>,
 }
 
-/// The tensor that is being written.
-struct Open {
-    encoding: EncodingId,
-    offset: u64,
-    head_len: u32,
-    head_hash: u64,
-    lens: Vec<u32>,
-    hashes: Vec<u64>,
+/// What is kept of a tensor for those that share its payload.
+struct Written {
+    /// XXH3 of the original bytes.
+    content: u64,
+    /// The place of the tensor with the payload: its own, or that of the one it shares with.
+    owner: usize,
 }
 
 impl<W: Write> ShardWriter<W> {
     /// Begins a shard that restores to the safetensors file with the header `header_json` (its
-    /// exact bytes).
+    /// exact bytes) and `data_len` bytes of data.
     ///
     /// # Errors
-    /// Those of the sink and of [`Header::parse`].
+    /// Those of the sink and of [`Header::parse`](crate::Header::parse).
     pub fn new(sink: W, header_json: Vec<u8>, data_len: u64) -> Result<Self> {
-        let header = Header::parse(&header_json, data_len, &Limits::default())?;
-        Self::start(sink, header_json, header, 0)
+        Assembler::new(sink, header_json, data_len).map(Self::start)
     }
 
-    /// Begins a shard of tensors that never were in a file; they will restore to a safetensors file
-    /// with a plain header.
+    /// Begins a shard of tensors that never were in a file. They restore to a safetensors file with
+    /// a plain header.
     ///
     /// # Errors
-    /// Those of the sink, of [`Header::synthesise`] and of [`Header::parse`].
+    /// Those of the sink, of [`Header::synthesise`](crate::Header::synthesise) and of
+    /// [`Header::parse`](crate::Header::parse).
     pub fn synthesised(sink: W, tensors: &[TensorSpec]) -> Result<Self> {
-        let header_json = Header::synthesise(tensors)?;
-        let data_len = tensors.iter().map(TensorSpec::byte_len).sum();
-        let header = Header::parse(&header_json, data_len, &Limits::default())?;
-        Self::start(sink, header_json, header, INDEX_SYNTHESISED)
+        Assembler::synthesised(sink, tensors).map(Self::start)
     }
 
-    fn start(mut sink: W, header_json: Vec<u8>, header: Header, flags: u32) -> Result<Self> {
-        let prelude = prelude();
-        sink.write_all(&prelude)?;
-        Ok(ShardWriter {
-            sink,
-            position: prelude.len() as u64,
-            header_json,
-            header,
-            flags,
-            records: Vec::new(),
-            done: 0,
-            own_payload: Vec::new(),
-            open: None,
-        })
+    fn start(assembler: Assembler<W>) -> Self {
+        let json = assembler.header_json();
+        let sha256 = Sha256::new().chain_update((json.len() as u64).to_le_bytes());
+        let sha256 = sha256.chain_update(json);
+        ShardWriter { assembler, sha256, written: Vec::new() }
     }
 
     /// The tensors to write, in that order.
     #[must_use]
     pub fn tensors(&self) -> &[TensorSpec] {
-        self.header.tensors()
+        self.assembler.header().tensors()
     }
 
-    /// Bytes written so far.
-    #[must_use]
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// The sink, for flushing and for starting the write-back early.
-    pub fn sink(&mut self) -> &mut W {
-        &mut self.sink
-    }
-
-    fn misuse(&self, expected: &str) -> Error {
-        Error::new(Rule::WriterMisuse).expected(expected)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.sink.write_all(bytes).map_err(|e| Error::io(e).at(self.position))?;
-        self.position += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn next_tensor(&self) -> Result<&TensorSpec> {
-        if self.open.is_some() {
-            return Err(self.misuse("the open tensor to be ended first"));
-        }
-        let spec = self.header.tensors().get(self.done);
-        spec.ok_or_else(|| self.misuse("no more tensors than the header has"))
-    }
-
-    /// Begins the next tensor with the head of its encoding; [`blocks`](Self::blocks) and
-    /// [`end`](Self::end) follow.
+    /// Encodes `bytes`, the little-endian values of the tensor `spec`, and writes them. A tensor
+    /// that does not shrink, or whose dtype `encoding` does not take, is stored raw.
+    ///
+    /// Memory: the encoded tensor.
     ///
     /// # Errors
-    /// Those of the sink; [`Rule::WriterMisuse`].
-    pub fn begin(&mut self, encoding: EncodingId, head: &[u8]) -> Result<()> {
-        let n_blocks = self.next_tensor()?.n_blocks() as usize;
-        let offset = self.position;
-        let mut padded = head.to_vec();
-        pad8(&mut padded);
-        self.write(&padded)?;
-        self.open = Some(Open {
-            encoding,
-            offset,
-            head_len: head.len() as u32,
-            head_hash: xxh3(head),
-            lens: Vec::with_capacity(n_blocks),
-            hashes: Vec::with_capacity(n_blocks),
-        });
-        Ok(())
-    }
-
-    /// Appends blocks as [`BlockEncoder::encode_blocks`](crate::BlockEncoder::encode_blocks) left
-    /// them: each padded to a multiple of 8 bytes in `bytes`, its length without the padding in
-    /// `lens`.
-    ///
-    /// # Errors
-    /// Those of the sink; [`Rule::WriterMisuse`].
-    pub fn blocks(&mut self, bytes: &[u8], lens: &[u32]) -> Result<()> {
-        let misuse = self.misuse("blocks of an open tensor, padded to 8 bytes");
-        let Some(open) = &mut self.open else { return Err(misuse) };
-        let mut rest = bytes;
-        for &len in lens {
-            let Some((block, after)) = rest.split_at_checked((len as usize).next_multiple_of(8))
-            else {
-                return Err(misuse);
-            };
-            open.lens.push(len);
-            open.hashes.push(xxh3(block));
-            rest = after;
-        }
-        if !rest.is_empty() {
-            return Err(misuse);
-        }
-        self.write(bytes)
-    }
-
-    /// Ends the open tensor. `md5` is the MD5 of its original bytes, where it is to be kept.
-    ///
-    /// # Errors
-    /// [`Rule::WriterMisuse`] when blocks are missing.
-    pub fn end(&mut self, md5: Option<[u8; 16]>) -> Result<()> {
-        let open = self.open.take().ok_or_else(|| self.misuse("an open tensor"))?;
-        let spec = self.next_tensor()?;
-        let (lens, hashes) = (open.lens.into_iter(), open.hashes.into_iter());
-        let table = BlockTable::new(spec, open.head_len, open.head_hash, lens, hashes)
-            .map_err(|e| self.misuse(&format!("{e}")))?;
-        let length = table.payload_len();
-        self.record(
-            open.encoding.code(),
-            0,
-            open.head_len,
-            open.offset,
-            length,
-            table.head_hash(),
-            md5,
-        );
-        table.write(&mut self.records);
-        self.own_payload.push(true);
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)] // one for each field of the record, in order
-    fn record(
+    /// [`Rule::WriterMisuse`] when `spec` is not the tensor that is due, naming both;
+    /// [`Rule::BufferLength`] when `bytes` is not as long as the tensor; those of the encoding and
+    /// of the sink.
+    pub fn write(
         &mut self,
-        encoding: u8,
-        flags: u8,
-        head_len: u32,
-        place: u64,
-        length: u64,
-        hash: u64,
-        md5: Option<[u8; 16]>,
-    ) {
-        let out = &mut self.records;
-        out.extend_from_slice(&[
-            encoding,
-            flags | if md5.is_some() { RECORD_MD5 } else { 0 },
-            0,
-            0,
-        ]);
-        out.extend_from_slice(&head_len.to_le_bytes());
-        out.extend_from_slice(&place.to_le_bytes());
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(&hash.to_le_bytes());
-        out.extend_from_slice(md5.as_ref().map_or(&[][..], |m| m));
-        self.done += 1;
-    }
-
-    /// Writes the next tensor whole.
-    ///
-    /// # Errors
-    /// Those of the sink; [`Rule::WriterMisuse`] when it is not the tensor that comes next.
-    pub fn write_tensor(&mut self, tensor: &EncodedTensor) -> Result<()> {
-        let spec = self.next_tensor()?;
-        if (spec.dtype(), spec.shape()) != (tensor.spec().dtype(), tensor.spec().shape()) {
-            return Err(self.misuse("the header's next tensor").in_tensor(tensor.spec().name()));
+        spec: &TensorSpec,
+        bytes: &[u8],
+        encoding: &dyn TensorEncoding,
+    ) -> Result<()> {
+        self.check_due(spec, bytes)?;
+        let encoded = match encoding.supports(spec.dtype()) && !bytes.is_empty() {
+            true => Some(encode_tensor(encoding, spec, &bytes, 0)?),
+            false => None,
+        };
+        let raw_len = bytes.len().next_multiple_of(8) as u64;
+        match encoded.filter(|e| e.byte_len() < raw_len) {
+            Some(encoded) => self.assembler.tensor(&encoded, None)?,
+            None => self.assembler.tensor(&encode_tensor(&Raw, spec, &bytes, 0)?, None)?,
         }
-        let table = tensor.table();
-        self.begin(tensor.encoding(), tensor.head())?;
-        let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
-        let blocks = table.blocks_range(0..table.n_blocks());
-        self.blocks(&tensor.payload()[blocks.start as usize..], &lens)?;
-        self.end(None)
-    }
-
-    /// Says that the next tensor has the same bytes as the earlier tensor `earlier` (its place in
-    /// the order).
-    ///
-    /// # Errors
-    /// [`Rule::WriterMisuse`] when dtype or length differ, or `earlier` has no payload of its own.
-    pub fn share(&mut self, earlier: usize, md5: Option<[u8; 16]>) -> Result<()> {
-        let spec = self.next_tensor()?;
-        let same = self.header.tensors().get(earlier).is_some_and(|other| {
-            (other.dtype(), other.byte_len()) == (spec.dtype(), spec.byte_len())
-        });
-        if !same || self.own_payload.get(earlier) != Some(&true) {
-            return Err(self.misuse("an earlier tensor of the same dtype and length"));
-        }
-        self.record(0, RECORD_SHARED, 0, earlier as u64, 0, 0, md5);
-        self.own_payload.push(false);
+        self.sha256.update(bytes);
+        self.written.push(Written { content: xxh3(bytes), owner: self.written.len() });
         Ok(())
     }
 
-    /// Writes index and trailer and returns the flushed sink. `sha256` is that of the whole
-    /// original safetensors file (length prefix, header and data); for a synthesised header
-    /// that of the file it restores to.
+    /// Writes a tensor that is encoded already, as it is. `encoding` must be the one that encoded
+    /// it: the tensor is decoded, block by block, since the SHA-256 is that of the values.
+    ///
+    /// Memory: 16 MiB.
     ///
     /// # Errors
-    /// Those of the sink; [`Rule::WriterMisuse`] when tensors are missing.
-    pub fn finish(mut self, sha256: [u8; 32]) -> Result<W> {
-        if self.open.is_some() || self.done != self.header.tensors().len() {
-            return Err(self.misuse("every tensor of the header"));
+    /// [`Rule::WriterMisuse`] when it is not the tensor that is due, naming both;
+    /// [`Rule::SpecMismatch`] when it has another encoding; those of decoding and of the sink.
+    pub fn write_encoded(
+        &mut self,
+        tensor: &EncodedTensor,
+        encoding: &dyn TensorEncoding,
+    ) -> Result<()> {
+        let spec = tensor.spec();
+        self.check_spec(spec)?;
+        let decoder = tensor.open(encoding)?;
+        let (mut sha256, mut content) = (self.sha256.clone(), XxHash3_64::new());
+        let step = (DECODED_AT_ONCE / spec.block_bytes() as u64).max(1) * spec.block_bytes() as u64;
+        let mut values = Vec::new();
+        for begin in (0..spec.byte_len()).step_by(step as usize) {
+            let end = spec.byte_len().min(begin + step);
+            set_len(&mut values, (end - begin) as usize)?;
+            let (table, payload) = (tensor.table(), &tensor.payload());
+            decode_range(&*decoder, spec, table, payload, begin..end, &mut values, 0)?;
+            sha256.update(&values);
+            content.write(&values);
         }
-        let mut index = Vec::with_capacity(64 + self.header_json.len() + self.records.len());
-        index.extend_from_slice(&(self.header_json.len() as u64).to_le_bytes());
-        index.extend_from_slice(&sha256);
-        index.extend_from_slice(&(self.done as u32).to_le_bytes());
-        index.extend_from_slice(&self.flags.to_le_bytes());
-        index.extend_from_slice(&self.header_json);
-        pad8(&mut index);
-        index.extend_from_slice(&self.records);
+        self.assembler.tensor(tensor, None)?;
+        self.sha256 = sha256;
+        self.written.push(Written { content: content.finish(), owner: self.written.len() });
+        Ok(())
+    }
 
-        let mut trailer = Vec::with_capacity(48);
-        trailer.extend_from_slice(&self.position.to_le_bytes());
-        trailer.extend_from_slice(&(index.len() as u64).to_le_bytes());
-        trailer.extend_from_slice(&[0; 8]); // feature bits: none
-        trailer.extend_from_slice(&VERSION.to_le_bytes());
-        trailer.extend_from_slice(&[0; 6]);
-        index.extend_from_slice(&trailer);
-        let checksum = xxh3(&index);
-        index.extend_from_slice(&checksum.to_le_bytes());
-        index.extend_from_slice(&MAGIC);
-        self.write(&index)?;
-        self.sink.flush()?;
-        Ok(self.sink)
+    /// Writes that the tensor `spec` has the same values as the tensor `earlier`, which is written
+    /// already: its payload is stored once. `bytes` are the values.
+    ///
+    /// # Errors
+    /// [`Rule::WriterMisuse`] when `spec` is not the tensor that is due, or when dtype or values
+    /// are not those of `earlier`; [`Rule::TensorMissing`] when no tensor has that name.
+    pub fn share(&mut self, spec: &TensorSpec, bytes: &[u8], earlier: &str) -> Result<()> {
+        self.check_due(spec, bytes)?;
+        let found = self.assembler.header().index_of(earlier);
+        let found = found.ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(earlier))?;
+        let content = xxh3(bytes);
+        let owner = self.written.get(found).filter(|e| e.content == content).map(|e| e.owner);
+        let owner = owner.ok_or_else(|| {
+            Error::new(Rule::WriterMisuse)
+                .in_tensor(spec.name())
+                .expected(format!("the values of the earlier tensor {earlier:?}"))
+        })?;
+        self.assembler.share(owner, None)?;
+        self.sha256.update(bytes);
+        self.written.push(Written { content, owner });
+        Ok(())
+    }
+
+    /// Writes the index and the trailer, flushes the sink and returns it.
+    ///
+    /// # Errors
+    /// [`Rule::WriterMisuse`] when tensors are missing; those of the sink.
+    pub fn finish(self) -> Result<W> {
+        self.assembler.finish(self.sha256.finalize().into())
+    }
+
+    fn check_spec(&self, spec: &TensorSpec) -> Result<()> {
+        let due = self.assembler.next_tensor().map_err(|e| e.in_tensor(spec.name()))?;
+        let parts = |spec: &TensorSpec| {
+            format!("tensor {:?}, {} {:?}", spec.name(), spec.dtype(), spec.shape())
+        };
+        let same = |a: &TensorSpec, b: &TensorSpec| {
+            (a.name(), a.dtype(), a.shape()) == (b.name(), b.dtype(), b.shape())
+        };
+        match same(due, spec) {
+            true => Ok(()),
+            false => Err(Error::new(Rule::WriterMisuse).expected(parts(due)).found(parts(spec))),
+        }
+    }
+
+    fn check_due(&self, spec: &TensorSpec, bytes: &[u8]) -> Result<()> {
+        self.check_spec(spec)?;
+        if bytes.len() as u64 != spec.byte_len() {
+            return Err(Error::new(Rule::BufferLength)
+                .in_tensor(spec.name())
+                .expected(format!("{} bytes", spec.byte_len()))
+                .found(bytes.len()));
+        }
+        Ok(())
+    }
+}
+
+impl<W> fmt::Debug for ShardWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardWriter").field("assembler", &self.assembler).finish_non_exhaustive()
     }
 }

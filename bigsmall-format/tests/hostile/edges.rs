@@ -66,12 +66,10 @@ fn shard(synthesised: bool, md5: Option<[u8; 16]>) -> Vec<u8> {
     let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
     let json = Header::synthesise(std::slice::from_ref(&spec)).unwrap();
     let mut writer = match synthesised {
-        true => ShardWriter::synthesised(Vec::new(), &[spec]).unwrap(),
-        false => ShardWriter::new(Vec::new(), json, 3).unwrap(),
+        true => internal::Assembler::synthesised(Vec::new(), &[spec]).unwrap(),
+        false => internal::Assembler::new(Vec::new(), json, 3).unwrap(),
     };
-    writer.begin(EncodingId::Raw, &[]).unwrap();
-    writer.blocks(encoded.payload(), &[3]).unwrap();
-    writer.end(md5).unwrap();
+    writer.tensor(&encoded, md5).unwrap();
     writer.finish([7; 32]).unwrap()
 }
 

@@ -413,9 +413,9 @@ fn names() {
         names.iter().map(|name| TensorSpec::new(name, Dtype::U8, &[1]).unwrap()).collect();
     let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
     for (i, spec) in specs.iter().enumerate() {
-        writer.write_tensor(&encode_tensor(&Raw, spec, &vec![i as u8], 1).unwrap()).unwrap();
+        writer.write(spec, &[i as u8], &Raw).unwrap();
     }
-    let bytes = writer.finish([0; 32]).unwrap();
+    let bytes = writer.finish().unwrap();
     assert_eq!(outcome("names", &bytes), Ok(()));
     let shard = Shard::open(bytes).unwrap();
     for (i, name) in names.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What only a caller can get wrong.
 
 use super::*;
+use bigsmall_format::internal::Assembler;
 
 #[test]
 fn misuse_is_an_error() {
@@ -31,8 +32,8 @@ fn misuse_is_an_error() {
     // The writer out of order.
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
     let tensor = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
-    let writer = || ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
-    let misuses: &[(&str, fn(&mut ShardWriter<Vec<u8>>) -> Result<()>)] = &[
+    let writer = || Assembler::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
+    let misuses: &[(&str, fn(&mut Assembler<Vec<u8>>) -> Result<()>)] = &[
         ("blocks before a tensor", |w| w.blocks(&[0; 8], &[3])),
         ("an end before a tensor", |w| w.end(None)),
         ("shared with nothing", |w| w.share(0, None)),
@@ -59,9 +60,6 @@ fn misuse_is_an_error() {
     }
     assert_eq!(writer().finish([0; 32]).unwrap_err().rule(), Rule::WriterMisuse);
     let mut full = writer();
-    full.write_tensor(&tensor).unwrap();
-    assert_eq!(full.write_tensor(&tensor).unwrap_err().rule(), Rule::WriterMisuse);
-    let other = TensorSpec::new("w", Dtype::I8, &[3]).unwrap();
-    let other = encode_tensor(&Raw, &other, &vec![1, 2, 3], 1).unwrap();
-    assert_eq!(writer().write_tensor(&other).unwrap_err().rule(), Rule::WriterMisuse);
+    full.tensor(&tensor, None).unwrap();
+    assert_eq!(full.tensor(&tensor, None).unwrap_err().rule(), Rule::WriterMisuse);
 }

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
     BLOCK_UNITS, BlockDecoder, BlockEncoder, EncodingId, Error, Header, Limits, Raw, ReadAt,
-    Result, Rule, Section, ShardWriter, TensorEncoding, TensorSpec, xxh3,
+    Result, Rule, Section, TensorEncoding, TensorSpec, xxh3,
 };
 
 use crate::stage::atomic::{Appender, AtomicFile, Discard, Output};
@@ -246,7 +247,7 @@ pub(crate) fn compress_source(
     let tensors = header.tensors();
     let shared: &[Option<usize>] = &find_shared(source, data_at, tensors)?;
     let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
-    let writer = ShardWriter::new(
+    let writer = Assembler::new(
         std::io::BufWriter::with_capacity(64 << 10, Appender::new(output)),
         json,
         header.data_len(),
@@ -381,7 +382,7 @@ pub(crate) fn compress_source(
     Ok(report)
 }
 
-type Writer<'a> = ShardWriter<std::io::BufWriter<Appender<'a>>>;
+type Writer<'a> = Assembler<std::io::BufWriter<Appender<'a>>>;
 
 /// Writes index and trailer; returns the length of the shard.
 fn finish(writer: Writer<'_>, sha256: [u8; 32]) -> Result<u64> {
