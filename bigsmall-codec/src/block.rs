@@ -3,9 +3,11 @@
 
 mod decode;
 mod encode;
+mod sections;
 
 pub(crate) use decode::decode;
 pub(crate) use encode::{Encoder, Scratch};
+pub(crate) use sections::{Block, Sections};
 
 use crate::backend::LANES;
 use crate::planes::GROUP;
@@ -14,7 +16,7 @@ const KIND_RAW: u8 = 0;
 const KIND_CONSTANT: u8 = 1;
 const KIND_ANS: u8 = 2;
 /// Kind, Rice parameter of the exceptions, their number, number of words.
-const HEADER: usize = 8;
+pub(crate) const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 const CONSTANT_LEN: usize = 64;
 /// Lower bound of a lane's state.
@@ -25,7 +27,7 @@ const CARRIED: usize = 2 * LANES;
 /// Groups of a full block.
 pub(crate) const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
 
-fn carried_len(residual_len: usize) -> usize {
+pub(crate) fn carried_len(residual_len: usize) -> usize {
     residual_len.min(CARRIED)
 }
 

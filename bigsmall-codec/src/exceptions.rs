@@ -1,5 +1,5 @@
-//! Units whose field the segment's table has not: where they are and what they are, in about 18
-//! bits each (FORMAT.md section 7.5).
+//! Units whose field the table of their segment does not code: their positions and fields, in about
+//! 18 bits each (FORMAT.md section 7.5).
 //!
 //! Each is a gap (Rice code) and a field: `0` and its distance below the window, `10` and its
 //! distance above (exponential Golomb codes of order 1: the two fields of a binade are about
@@ -70,42 +70,68 @@ fn read_distance(bits: &mut BitReader<'_>) -> Option<u32> {
     Some((value - 1) * 2 + bits.pull(1)?)
 }
 
-/// Reads `count` exceptions among `n` units, which must fill `bytes`, and calls `each` with
-/// position and field.
-pub(crate) fn read(
-    head: &Head,
-    bytes: &[u8],
+/// Reads `left` exceptions among `n` units, which must fill their bytes: position and field of
+/// each, in order. Ends after the first error.
+pub(crate) struct Reader<'a> {
+    head: &'a Head,
+    bits: BitReader<'a>,
     rice: u32,
-    count: usize,
+    left: Option<usize>,
+    /// The lowest position that the next one can have.
+    next: usize,
     n: usize,
-    mut each: impl FnMut(usize, u16) -> Result<()>,
-) -> Result<()> {
-    let wrong = |what: &str| Error::new(Rule::AnsException).found(what);
-    let short = || wrong("fewer than were counted");
-    let mut bits = BitReader::new(bytes);
-    let mut next = 0;
-    for _ in 0..count {
-        let quotient = bits.pull_ones((n >> rice) as u32).ok_or_else(short)?;
-        let gap = (quotient << rice | bits.pull(rice).ok_or_else(short)?) as usize;
-        let position = next + gap;
-        if position >= n {
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        head: &'a Head,
+        bytes: &'a [u8],
+        rice: u32,
+        count: usize,
+        n: usize,
+    ) -> Reader<'a> {
+        Reader { head, bits: BitReader::new(bytes), rice, left: Some(count), next: 0, n }
+    }
+
+    fn read(&mut self) -> Result<(usize, u16)> {
+        let wrong = |what: &str| Error::new(Rule::AnsException).found(what);
+        let short = || wrong("fewer than the block counts");
+        let Reader { head, bits, rice, .. } = self;
+        let quotient = bits.pull_ones((self.n >> *rice) as u32).ok_or_else(short)?;
+        let gap = (quotient << *rice | bits.pull(*rice).ok_or_else(short)?) as usize;
+        let position = self.next + gap;
+        if position >= self.n {
             return Err(wrong("a position beyond the last group"));
         }
-        next = position + 1;
+        self.next = position + 1;
         let n_symbols = 1u32 << head.symbol_bits;
         let base = u32::from(head.base);
         let field = if bits.pull(1).ok_or_else(short)? == 0 {
-            let distance = read_distance(&mut bits).ok_or_else(short)?;
+            let distance = read_distance(bits).ok_or_else(short)?;
             base.checked_sub(1 + distance)
         } else if bits.pull(1).ok_or_else(short)? == 0 {
-            Some(base + n_symbols + read_distance(&mut bits).ok_or_else(short)?)
+            Some(base + n_symbols + read_distance(bits).ok_or_else(short)?)
         } else {
             Some(base + bits.pull(head.symbol_bits).ok_or_else(short)?)
         };
         match field.filter(|f| f >> head.layout.field_bits == 0) {
-            Some(field) => each(position, field as u16)?,
-            None => return Err(wrong("a field outside the dtype")),
+            Some(field) => Ok((position, field as u16)),
+            None => Err(wrong("a field outside the dtype")),
         }
     }
-    bits.finish(1, Rule::AnsException)
+}
+
+impl Iterator for Reader<'_> {
+    type Item = Result<(usize, u16)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.left.take()? {
+            0 => self.bits.finish(1, Rule::AnsException).err().map(Err),
+            left => {
+                let read = self.read();
+                self.left = read.is_ok().then_some(left - 1);
+                Some(read)
+            }
+        }
+    }
 }

@@ -39,6 +39,7 @@ mod slice;
 pub mod stages;
 mod table;
 mod units;
+mod view;
 
 /// The README's programs run as tests.
 #[cfg(doctest)]
@@ -55,6 +56,7 @@ pub use bigsmall_format::{
     decode_range, encode_tensor,
 };
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes};
+pub use view::{AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock};
 
 use bigsmall_format::{Ahead, BlockDecoder, BlockEncoder, EncodingId};
 

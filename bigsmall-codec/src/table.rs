@@ -283,15 +283,16 @@ pub(crate) struct Buckets32 {
 /// For every slot `freq - 1 | rank << 12 | symbol << 24`.
 pub(crate) type Slots = [u32; TOTAL as usize];
 
-/// One side of a bucket.
+/// The slots of a bucket that belong to one symbol (FORMAT.md section 7.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct AliasEntry {
+#[non_exhaustive]
+pub struct AliasEntry {
     /// The symbol.
-    pub(crate) symbol: u8,
-    /// Its frequency.
-    pub(crate) freq: u16,
-    /// Rank minus slot, for the slots of this side.
-    pub(crate) delta: i16,
+    pub symbol: u8,
+    /// Its frequency, 0 to 4096.
+    pub freq: u16,
+    /// Rank minus slot, the same for all of these slots.
+    pub delta: i16,
 }
 
 impl AliasTable {

@@ -167,6 +167,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
             tensor.decode_bytes(&Ans::default(), 0..spec.byte_len(), &mut whole, 1).unwrap();
             let head = Head::read(spec.dtype(), tensor.head()).unwrap();
             assert_eq!(head.write(), tensor.head());
+            oracle::view::check(&tensor, true, &format!("{} {spec:?}", golden.name)).unwrap();
             see(format!("m {}", head.m));
             see(format!("symbol bits {}", head.w));
             see(format!("segment {}", head.log_segment));

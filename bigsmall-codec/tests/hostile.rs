@@ -67,6 +67,10 @@ fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: 
     let mut first: Option<Outcome> = None;
     let n = spec.byte_len();
     let sealed = oracle::seal(spec, head, &[block.to_vec()]);
+    if let Ok(sealed) = &sealed {
+        let viewed = oracle::view::check(sealed, same_rule, what);
+        assert_eq!(viewed.is_ok(), expected.is_ok(), "{what}: {viewed:?}");
+    }
     for ans in backends() {
         let what = || format!("{what}, {:?}", ans.backend());
         let found = by_blocks(&ans, spec, head, block);

@@ -203,7 +203,7 @@ impl Error {
     /// Moves the offset of something corrupt from a part to the whole, in which the part begins at
     /// `begin`. The offsets of sources are those of the whole already.
     #[must_use]
-    pub(crate) fn in_part_at(mut self, begin: u64) -> Self {
+    pub fn in_part_at(mut self, begin: u64) -> Self {
         if self.class() == Class::Corrupt
             && let Some(offset) = &mut self.0.offset
         {

@@ -1,128 +1,12 @@
-//! Blocks to units: every section is checked before it is used.
+//! Blocks to units.
 #![warn(clippy::unwrap_used)]
 
 use bigsmall_format::{Ahead, Error, Result, Rule, fetch_output};
 
 use super::*;
 use crate::backend::{EntropyBackend, Job};
-use crate::bits::BitReader;
-use crate::exceptions;
 use crate::head::Head;
 use crate::planes::packed_len;
-use crate::units::low_len;
-
-/// The sections of an ANS block, each of its exact length.
-struct Sections<'a> {
-    n_groups: usize,
-    states: [u32; LANES],
-    n_exceptions: usize,
-    rice: u32,
-    exceptions: &'a [u8],
-    /// Everything from the words on, so that a backend may read ahead of them within the block.
-    from_words: &'a [u8],
-    n_words: usize,
-    group_tables: [u8; MAX_GROUPS],
-    group_widths: [u8; MAX_GROUPS],
-    lows: &'a [u8],
-    residual: &'a [u8],
-    tail: &'a [u8],
-}
-
-impl<'a> Sections<'a> {
-    fn read(head: &Head, block: &'a [u8], n_units: usize) -> Result<Sections<'a>> {
-        let length = |expected: usize| {
-            Error::new(Rule::AnsBlockLength)
-                .expected(format!("{expected} bytes"))
-                .found(block.len())
-        };
-        let layout = &head.layout;
-        let n_groups = n_units / GROUP;
-        let (fixed, mut rest) = block.split_at_checked(HEADER).ok_or_else(|| length(HEADER))?;
-        let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
-        let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
-        let rice = u32::from(fixed[1]);
-        if rice > exceptions::MAX_RICE || n_words > n_groups * GROUP || n_groups == 0 {
-            return Err(Error::new(Rule::AnsBlockHeader)
-                .at(0)
-                .expected(format!("at most {} words in {n_groups} groups", n_groups * GROUP))
-                .found(n_words));
-        }
-        let mut take = |n: usize| {
-            let (taken, after) =
-                rest.split_at_checked(n).ok_or_else(|| length(block.len() - rest.len() + n))?;
-            rest = after;
-            Ok::<_, Error>((taken, after))
-        };
-        let (lengths, state_bits) = take(LANES / 2)?;
-        let n_bits: usize =
-            lengths.iter().map(|&b| 32 + usize::from(b >> 4) + usize::from(b & 15)).sum();
-        let (_, from_words) = take(n_bits.div_ceil(8).next_multiple_of(4))?;
-        let states = read_states(lengths, &state_bits[..state_bits.len() - from_words.len()])?;
-        let (words, _) = take((2 * n_words).next_multiple_of(4))?;
-        let n_segments = n_groups.div_ceil(head.segment_groups());
-        let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
-        let (ids, _) = take(id_bits.div_ceil(8).next_multiple_of(4))?;
-        let (mut group_tables, mut group_widths) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
-        let mut bits = BitReader::new(ids);
-        let wrong = |what: &str| Error::new(Rule::AnsTableId).found(what);
-        let mut read_ids = |n: u32, most: usize, what: &str, each: &mut dyn FnMut(usize, usize)| {
-            for segment in 0..n_segments {
-                let id = bits.pull(n).ok_or_else(|| wrong(what))? as usize;
-                if id >= most {
-                    return Err(wrong(what).expected(format!("below {most}")));
-                }
-                let from = segment * head.segment_groups();
-                for group in from..n_groups.min(from + head.segment_groups()) {
-                    each(group, id);
-                }
-            }
-            Ok(())
-        };
-        let n_tables = head.tables.len();
-        read_ids(head.table_id_bits(), n_tables, "a table", &mut |group, id| {
-            group_tables[group] = id as u8;
-        })?;
-        if layout.low_bits() > 0 {
-            let n_widths = head.low_widths.len();
-            read_ids(head.low_id_bits(), n_widths, "a low width", &mut |group, id| {
-                group_widths[group] = head.low_widths[id];
-            })?;
-        }
-        let all_zero = |bytes: &[u8]| bytes.iter().all(|&b| b == 0);
-        let ids_padding = ids.get(id_bits.div_ceil(8)..).is_some_and(all_zero);
-        let last_bits = match id_bits % 8 {
-            0 => true,
-            used => ids[id_bits / 8] >> used == 0,
-        };
-        if !all_zero(&words[2 * n_words..]) || !ids_padding || !last_bits {
-            return Err(Error::new(Rule::PaddingNotZero));
-        }
-        let low_total = group_widths[..n_groups].iter().map(|&w| low_len(u32::from(w))).sum();
-        let (lows, _) = take(low_total)?;
-        let residual_len = n_groups * packed_len(layout.residual_bits);
-        let (residual, _) = take(residual_len - carried_len(residual_len))?;
-        // The exceptions fill what is left before the tail.
-        let tail_len = (n_units - n_groups * GROUP) * layout.unit_bytes;
-        let exceptions_len = rest.len().checked_sub(tail_len);
-        let exceptions_len =
-            exceptions_len.ok_or_else(|| length(block.len() - rest.len() + tail_len))?;
-        let (exceptions, tail) = rest.split_at(exceptions_len);
-        Ok(Sections {
-            n_groups,
-            states,
-            n_exceptions,
-            rice,
-            exceptions,
-            from_words,
-            n_words,
-            group_tables,
-            group_widths,
-            lows,
-            residual,
-            tail,
-        })
-    }
-}
 
 /// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
 pub(crate) fn decode(
@@ -145,46 +29,27 @@ pub(crate) fn decode(
         let Some(units) = pieces.next() else {
             return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
         };
-        match block.first() {
-            Some(&KIND_RAW) => {
-                let body = block.split_at_checked(HEADER);
-                match body {
-                    Some((header, body)) if body.len() == units.len() => {
-                        check_header_zero(header)?;
-                        units.copy_from_slice(body);
-                    }
-                    _ => {
-                        return Err(Error::new(Rule::AnsBlockLength)
-                            .expected(HEADER + units.len())
-                            .found(block.len()));
-                    }
+        match Block::read(head, block, units.len())? {
+            Block::Raw(body) => units.copy_from_slice(body),
+            Block::Constant(values) => {
+                for piece in units.chunks_mut(values.len()) {
+                    piece.copy_from_slice(&values[..piece.len()]);
                 }
             }
-            Some(&KIND_CONSTANT) => decode_constant(head.layout.unit_bytes, block, units)?,
-            Some(&KIND_ANS) => {
-                let n_units = units.len() / head.layout.unit_bytes;
-                let sections = Sections::read(head, block, n_units)?;
-                match pending.take() {
-                    // Two blocks at once keep both halves of the machine busy; they must be of one
-                    // length.
-                    Some((first, first_units)) if first.n_groups == sections.n_groups => {
-                        let ahead = std::mem::take(&mut ahead);
-                        decode_ans(head, backend, [first, sections], [first_units, units], ahead)?;
-                    }
-                    Some((first, first_units)) => {
-                        let ahead = std::mem::take(&mut ahead);
-                        decode_ans(head, backend, [first], [first_units], ahead)?;
-                        pending = Some((sections, units));
-                    }
-                    None => pending = Some((sections, units)),
+            Block::Ans(sections) => match pending.take() {
+                // Two blocks at once keep both halves of the machine busy; they must be of one
+                // length.
+                Some((first, first_units)) if first.n_groups == sections.n_groups => {
+                    let ahead = std::mem::take(&mut ahead);
+                    decode_ans(head, backend, [first, sections], [first_units, units], ahead)?;
                 }
-            }
-            kind => {
-                return Err(Error::new(Rule::AnsBlockHeader)
-                    .at(0)
-                    .expected("kind 0, 1 or 2")
-                    .found(kind.map_or(-1, |&k| i32::from(k))));
-            }
+                Some((first, first_units)) => {
+                    let ahead = std::mem::take(&mut ahead);
+                    decode_ans(head, backend, [first], [first_units], ahead)?;
+                    pending = Some((sections, units));
+                }
+                None => pending = Some((sections, units)),
+            },
         }
     }
     if let Some((sections, units)) = pending {
@@ -194,29 +59,6 @@ pub(crate) fn decode(
         None => Ok(()),
         Some(_) => Err(Error::new(Rule::BufferLength).expected("as many blocks as units")),
     }
-}
-
-fn check_header_zero(header: &[u8]) -> Result<()> {
-    if header[1..].iter().any(|&b| b != 0) {
-        return Err(Error::new(Rule::AnsBlockHeader).at(1).expected("zeros"));
-    }
-    Ok(())
-}
-
-fn decode_constant(unit_bytes: usize, block: &[u8], units: &mut [u8]) -> Result<()> {
-    let wrong = |what: &str| Error::new(Rule::ConstantBlock).expected(what);
-    if block.len() != CONSTANT_LEN || units.len() < CONSTANT_LEN {
-        return Err(wrong("64 bytes for a block of 64 bytes or more"));
-    }
-    let (header, values) = block.split_at(HEADER);
-    check_header_zero(header)?;
-    if !is_constant(values, unit_bytes) {
-        return Err(wrong("one unit repeated"));
-    }
-    for piece in units.chunks_mut(values.len()) {
-        piece.copy_from_slice(&values[..piece.len()]);
-    }
-    Ok(())
 }
 
 fn decode_ans<const N: usize>(
@@ -283,20 +125,6 @@ fn decode_ans<const N: usize>(
     Ok(())
 }
 
-fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
-    let mut bits = BitReader::new(bytes);
-    let mut states = [STATE_MIN; LANES];
-    let lengths = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
-    for (state, length) in states.iter_mut().zip(lengths) {
-        let short = || Error::new(Rule::AnsBlockLength);
-        let low = bits.pull(16).ok_or_else(short)?;
-        let high = bits.pull(u32::from(length)).ok_or_else(short)?;
-        *state = (1 << length | high) << 16 | low;
-    }
-    bits.finish(4, Rule::AnsBlockLength)?;
-    Ok(states)
-}
-
 /// Checks that the words were used up and that every lane ended as an encoder begins; returns the
 /// carried bytes.
 fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
@@ -321,14 +149,8 @@ fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CA
 
 fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<()> {
     let layout = &head.layout;
-    let n = s.n_groups * GROUP;
-    exceptions::read(head, s.exceptions, s.rice, s.n_exceptions, n, |position, field| {
-        let table = &head.tables[usize::from(s.group_tables[position / GROUP])];
-        if table.freqs().get(usize::from(head.symbol(field))).is_some_and(|&f| f > 0) {
-            return Err(Error::new(Rule::AnsException)
-                .expected("a field that the table has not")
-                .found(format!("field {field} at unit {position}")));
-        }
+    for exception in s.exceptions(head) {
+        let (position, field) = exception?;
         let unit = &mut units[position * layout.unit_bytes..][..layout.unit_bytes];
         let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
         let mut bytes = [0; 2];
@@ -336,6 +158,6 @@ fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<(
         let residual = layout.residual(u16::from_le_bytes(bytes));
         let bytes = layout.head(field, residual).to_le_bytes();
         head_bytes.copy_from_slice(&bytes[..head_bytes.len()]);
-        Ok(())
-    })
+    }
+    Ok(())
 }

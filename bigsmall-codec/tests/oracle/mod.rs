@@ -3,6 +3,8 @@
 //! every backend is compared with.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
+pub mod view;
+
 use bigsmall_codec::{Dtype, EncodedTensor, Rule, TensorSpec};
 use bigsmall_format::{EncodingId, ReadAt};
 

@@ -1,0 +1,224 @@
+//! The parts of a block (FORMAT.md section 7.5): the only parser of encoded blocks. Every part is
+//! checked before it is used, except the words and end states, which only decoding can check.
+#![warn(clippy::unwrap_used)]
+
+use bigsmall_format::{Error, Result, Rule};
+
+use super::*;
+use crate::bits::BitReader;
+use crate::exceptions;
+use crate::head::Head;
+use crate::planes::packed_len;
+use crate::units::low_len;
+
+/// An encoded block.
+#[allow(clippy::large_enum_variant)] // lives on the stack for one call; boxing would allocate
+pub(crate) enum Block<'a> {
+    /// The original bytes.
+    Raw(&'a [u8]),
+    /// One unit repeated, in 56 bytes.
+    Constant(&'a [u8]),
+    Ans(Sections<'a>),
+}
+
+impl<'a> Block<'a> {
+    /// Reads the encoded form of `byte_len` original bytes, a multiple of the unit and at most one
+    /// block. The exceptions are read by [`Sections::exceptions`].
+    pub(crate) fn read(head: &Head, block: &'a [u8], byte_len: usize) -> Result<Block<'a>> {
+        let unit_bytes = head.layout.unit_bytes;
+        match block.first() {
+            Some(&KIND_RAW) => read_raw(block, byte_len).map(Block::Raw),
+            Some(&KIND_CONSTANT) => read_constant(block, unit_bytes, byte_len).map(Block::Constant),
+            Some(&KIND_ANS) => Sections::read(head, block, byte_len / unit_bytes).map(Block::Ans),
+            kind => Err(Error::new(Rule::AnsBlockHeader)
+                .at(0)
+                .expected("kind 0, 1 or 2")
+                .found(kind.map_or(-1, |&k| i32::from(k)))),
+        }
+    }
+}
+
+/// The sections of an ANS block, each of its exact length.
+#[derive(Clone)]
+pub(crate) struct Sections<'a> {
+    /// Bytes of the block.
+    pub(crate) len: usize,
+    pub(crate) n_groups: usize,
+    pub(crate) states: [u32; LANES],
+    pub(crate) n_exceptions: usize,
+    pub(crate) rice: u32,
+    pub(crate) exceptions: &'a [u8],
+    /// Everything from the words to the end of the block, so that a backend may read past the last
+    /// word.
+    pub(crate) from_words: &'a [u8],
+    pub(crate) n_words: usize,
+    pub(crate) group_tables: [u8; MAX_GROUPS],
+    pub(crate) group_widths: [u8; MAX_GROUPS],
+    pub(crate) lows: &'a [u8],
+    pub(crate) residual: &'a [u8],
+    pub(crate) tail: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn read(head: &Head, block: &'a [u8], n_units: usize) -> Result<Sections<'a>> {
+        let length = |expected: usize| {
+            Error::new(Rule::AnsBlockLength)
+                .expected(format!("{expected} bytes"))
+                .found(block.len())
+        };
+        let layout = &head.layout;
+        let n_groups = n_units / GROUP;
+        let (fixed, mut rest) = block.split_at_checked(HEADER).ok_or_else(|| length(HEADER))?;
+        let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
+        let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+        let rice = u32::from(fixed[1]);
+        if rice > exceptions::MAX_RICE || n_words > n_groups * GROUP || n_groups == 0 {
+            return Err(Error::new(Rule::AnsBlockHeader)
+                .at(0)
+                .expected(format!("at most {} words in {n_groups} groups", n_groups * GROUP))
+                .found(n_words));
+        }
+        let mut take = |n: usize| {
+            let (taken, after) =
+                rest.split_at_checked(n).ok_or_else(|| length(block.len() - rest.len() + n))?;
+            rest = after;
+            Ok::<_, Error>((taken, after))
+        };
+        let (lengths, state_bits) = take(LANES / 2)?;
+        let n_bits: usize =
+            lengths.iter().map(|&b| 32 + usize::from(b >> 4) + usize::from(b & 15)).sum();
+        let (_, from_words) = take(n_bits.div_ceil(8).next_multiple_of(4))?;
+        let states = read_states(lengths, &state_bits[..state_bits.len() - from_words.len()])?;
+        let (words, _) = take((2 * n_words).next_multiple_of(4))?;
+        let n_segments = n_groups.div_ceil(head.segment_groups());
+        let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
+        let (ids, _) = take(id_bits.div_ceil(8).next_multiple_of(4))?;
+        let (mut group_tables, mut group_widths) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
+        let mut bits = BitReader::new(ids);
+        let wrong = |what: &str| Error::new(Rule::AnsTableId).found(what);
+        let mut read_ids = |n: u32, most: usize, what: &str, each: &mut dyn FnMut(usize, usize)| {
+            for segment in 0..n_segments {
+                let id = bits.pull(n).ok_or_else(|| wrong(what))? as usize;
+                if id >= most {
+                    return Err(wrong(what).expected(format!("below {most}")));
+                }
+                let from = segment * head.segment_groups();
+                for group in from..n_groups.min(from + head.segment_groups()) {
+                    each(group, id);
+                }
+            }
+            Ok(())
+        };
+        let n_tables = head.tables.len();
+        read_ids(head.table_id_bits(), n_tables, "a table", &mut |group, id| {
+            group_tables[group] = id as u8;
+        })?;
+        if layout.low_bits() > 0 {
+            let n_widths = head.low_widths.len();
+            read_ids(head.low_id_bits(), n_widths, "a low width", &mut |group, id| {
+                group_widths[group] = head.low_widths[id];
+            })?;
+        }
+        let all_zero = |bytes: &[u8]| bytes.iter().all(|&b| b == 0);
+        let ids_padding = ids.get(id_bits.div_ceil(8)..).is_some_and(all_zero);
+        let last_bits = match id_bits % 8 {
+            0 => true,
+            used => ids[id_bits / 8] >> used == 0,
+        };
+        if !all_zero(&words[2 * n_words..]) || !ids_padding || !last_bits {
+            return Err(Error::new(Rule::PaddingNotZero));
+        }
+        let low_total = group_widths[..n_groups].iter().map(|&w| low_len(u32::from(w))).sum();
+        let (lows, _) = take(low_total)?;
+        let residual_len = n_groups * packed_len(layout.residual_bits);
+        let (residual, _) = take(residual_len - carried_len(residual_len))?;
+        // The exceptions fill what is left before the tail.
+        let tail_len = (n_units - n_groups * GROUP) * layout.unit_bytes;
+        let exceptions_len = rest.len().checked_sub(tail_len);
+        let exceptions_len =
+            exceptions_len.ok_or_else(|| length(block.len() - rest.len() + tail_len))?;
+        let (exceptions, tail) = rest.split_at(exceptions_len);
+        Ok(Sections {
+            len: block.len(),
+            n_groups,
+            states,
+            n_exceptions,
+            rice,
+            exceptions,
+            from_words,
+            n_words,
+            group_tables,
+            group_widths,
+            lows,
+            residual,
+            tail,
+        })
+    }
+
+    /// The units in groups whose field is not coded, in order: position and field of each. After an
+    /// error there are no more.
+    pub(crate) fn exceptions<'s>(
+        &'s self,
+        head: &'s Head,
+    ) -> impl Iterator<Item = Result<(usize, u16)>> + use<'s, 'a> {
+        let n = self.n_groups * GROUP;
+        exceptions::Reader::new(head, self.exceptions, self.rice, self.n_exceptions, n).map(
+            |read| {
+                let (position, field) = read?;
+                let table = &head.tables[usize::from(self.group_tables[position / GROUP])];
+                if table.freqs().get(usize::from(head.symbol(field))).is_some_and(|&f| f > 0) {
+                    return Err(Error::new(Rule::AnsException)
+                        .expected("a field that the table does not code")
+                        .found(format!("field {field} at unit {position}")));
+                }
+                Ok((position, field))
+            },
+        )
+    }
+}
+
+/// The body of a raw block: as long as the original bytes.
+fn read_raw(block: &[u8], byte_len: usize) -> Result<&[u8]> {
+    match block.split_at_checked(HEADER) {
+        Some((header, body)) if body.len() == byte_len => {
+            check_header_zero(header)?;
+            Ok(body)
+        }
+        _ => Err(Error::new(Rule::AnsBlockLength).expected(HEADER + byte_len).found(block.len())),
+    }
+}
+
+/// The body of a constant block: one unit repeated.
+fn read_constant(block: &[u8], unit_bytes: usize, byte_len: usize) -> Result<&[u8]> {
+    let wrong = |what: &str| Error::new(Rule::ConstantBlock).expected(what);
+    if block.len() != CONSTANT_LEN || byte_len < CONSTANT_LEN {
+        return Err(wrong("64 bytes for a block of 64 bytes or more"));
+    }
+    let (header, values) = block.split_at(HEADER);
+    check_header_zero(header)?;
+    if !is_constant(values, unit_bytes) {
+        return Err(wrong("one unit repeated"));
+    }
+    Ok(values)
+}
+
+fn check_header_zero(header: &[u8]) -> Result<()> {
+    if header[1..].iter().any(|&b| b != 0) {
+        return Err(Error::new(Rule::AnsBlockHeader).at(1).expected("zeros"));
+    }
+    Ok(())
+}
+
+fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
+    let mut bits = BitReader::new(bytes);
+    let mut states = [STATE_MIN; LANES];
+    let lengths = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
+    for (state, length) in states.iter_mut().zip(lengths) {
+        let short = || Error::new(Rule::AnsBlockLength);
+        let low = bits.pull(16).ok_or_else(short)?;
+        let high = bits.pull(u32::from(length)).ok_or_else(short)?;
+        *state = (1 << length | high) << 16 | low;
+    }
+    bits.finish(4, Rule::AnsBlockLength)?;
+    Ok(states)
+}

@@ -1,0 +1,394 @@
+//! Encoded tensors as they are, for those who decode them elsewhere (FORMAT.md section 7).
+#![warn(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
+
+use crate::backend::LANES;
+use crate::block::{Block, HEADER, Sections, carried_len};
+use crate::head::Head;
+use crate::planes::{GROUP, packed_len};
+use crate::table::TOTAL;
+
+/// A borrowed view of a tensor in encoding ANS: what FORMAT.md section 7 calls the head, and the
+/// parts of each block. For programs that decode somewhere else, such as on a GPU.
+///
+/// The head is valid if the view exists; a block is valid if an [`AnsBlock`] of it exists. Only
+/// decoding can check the words and the end states of the lanes
+/// ([`Rule::AnsWords`], [`Rule::AnsEndState`]).
+///
+/// Memory: a few kilobytes for each frequency table; nothing that grows with the tensor.
+///
+/// ```
+/// use bigsmall_codec::{Ans, AnsBlock, AnsView, Dtype, TensorSpec, encode_tensor};
+///
+/// let weights: Vec<u8> = (0..70_000u32)
+///     .flat_map(|i| half::bf16::from_f32((i as f32).sin()).to_le_bytes())
+///     .collect();
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[700, 100])?;
+/// let encoded = encode_tensor(&Ans::default(), &spec, &weights, 0)?;
+///
+/// let view = AnsView::new(&encoded)?;
+/// assert!(view.tables().all(|t| t.frequencies().iter().map(|&f| u32::from(f)).sum::<u32>() == 4096));
+/// for index in 0..view.n_blocks() {
+///     match view.block(index)? {
+///         AnsBlock::Raw { units, .. } => println!("{} bytes as they are", units.len()),
+///         AnsBlock::Constant { unit } => println!("{unit:?} repeated"),
+///         AnsBlock::Coded(block) => println!("{} words", block.words().len()),
+///     }
+/// }
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+pub struct AnsView<'a> {
+    tensor: &'a EncodedTensor,
+    head: Head,
+}
+
+impl<'a> AnsView<'a> {
+    /// Reads the head of `tensor`. Blocks are read by [`block`](Self::block).
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for an encoding other than ANS; of class
+    /// [`Corrupt`](crate::Class::Corrupt) for a head that breaks the format.
+    pub fn new(tensor: &'a EncodedTensor) -> Result<AnsView<'a>> {
+        let spec = tensor.spec();
+        if tensor.encoding() != EncodingId::Ans {
+            return Err(Error::new(Rule::SpecMismatch)
+                .in_tensor(spec.name())
+                .expected("encoding ans")
+                .found(tensor.encoding()));
+        }
+        let head = Head::read(spec.dtype(), tensor.head()).map_err(|e| e.in_tensor(spec.name()))?;
+        Ok(AnsView { tensor, head })
+    }
+
+    /// The encoded tensor.
+    #[must_use]
+    pub fn tensor(&self) -> &'a EncodedTensor {
+        self.tensor
+    }
+
+    /// Name, dtype and shape.
+    #[must_use]
+    pub fn spec(&self) -> &'a TensorSpec {
+        self.tensor.spec()
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.spec().dtype()
+    }
+
+    /// m, the mantissa bits in the field: 0 to 7 (section 7.1).
+    #[must_use]
+    pub fn mantissa_bits(&self) -> u32 {
+        self.head.m
+    }
+
+    /// r, the bits of a residual: 1 to 8 for floats, 0 for other dtypes (section 7.1).
+    #[must_use]
+    pub fn residual_bits(&self) -> u32 {
+        self.head.layout.residual_bits
+    }
+
+    /// Low bits of a unit, those below its head bits: 0, 8, 16 or 48 (section 7.1).
+    #[must_use]
+    pub fn low_bits(&self) -> u32 {
+        self.head.layout.low_bits()
+    }
+
+    /// w: there are 2^w symbols; 5 to 8 (section 7.2).
+    #[must_use]
+    pub fn symbol_bits(&self) -> u32 {
+        self.head.symbol_bits
+    }
+
+    /// Symbol s > 0 stands for the field `base + s` (section 7.2).
+    #[must_use]
+    pub fn base(&self) -> u16 {
+        self.head.base
+    }
+
+    /// The field that symbol 0 stands for (section 7.2).
+    #[must_use]
+    pub fn first(&self) -> u16 {
+        self.head.first
+    }
+
+    /// Units of a segment: a power of two, 256 to 65,536 (section 7.2).
+    #[must_use]
+    pub fn segment_units(&self) -> usize {
+        self.head.segment
+    }
+
+    /// The frequency tables, 1 to 8, in the order of their numbers (section 7.3).
+    pub fn tables(&self) -> impl ExactSizeIterator<Item = AnsTable<'_>> {
+        (0..self.head.tables.len()).map(|id| AnsTable { head: &self.head, id })
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn n_blocks(&self) -> u64 {
+        self.tensor.table().n_blocks()
+    }
+
+    /// Reads block `index`, exceptions included: a pass over everything but words and planes.
+    /// Allocates nothing.
+    ///
+    /// # Errors
+    /// [`Rule::RangeOutOfBounds`] if there is no such block; of class
+    /// [`Corrupt`](crate::Class::Corrupt) for a block that breaks the format, with the offset in
+    /// the payload.
+    pub fn block(&self, index: u64) -> Result<AnsBlock<'_>> {
+        let name = self.spec().name();
+        if index >= self.n_blocks() {
+            return Err(Error::new(Rule::RangeOutOfBounds)
+                .in_tensor(name)
+                .expected(format!("a block below {}", self.n_blocks()))
+                .found(index));
+        }
+        let offset = self.tensor.table().padded_block_range(index).start;
+        let byte_len = self.spec().block_byte_len(index);
+        self.read_block(self.tensor.block(index), byte_len, offset)
+            .map_err(|e| e.in_part_at(offset).at(offset).in_tensor(name))
+    }
+
+    fn read_block<'v>(
+        &'v self,
+        block: &'v [u8],
+        byte_len: usize,
+        offset: u64,
+    ) -> Result<AnsBlock<'v>> {
+        Ok(match Block::read(&self.head, block, byte_len)? {
+            Block::Raw(units) => AnsBlock::Raw { units, offset: offset + HEADER as u64 },
+            Block::Constant(units) => {
+                let unit_bytes = self.head.layout.unit_bytes;
+                AnsBlock::Constant { unit: units.get(..unit_bytes).unwrap_or(units) }
+            }
+            Block::Ans(sections) => {
+                sections.exceptions(&self.head).try_for_each(|e| e.map(drop))?;
+                AnsBlock::Coded(CodedBlock { head: &self.head, sections, offset })
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for AnsView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnsView")
+            .field("spec", self.spec())
+            .field("mantissa_bits", &self.mantissa_bits())
+            .field("symbol_bits", &self.symbol_bits())
+            .field("base", &self.base())
+            .field("first", &self.first())
+            .field("segment_units", &self.segment_units())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A frequency table of a tensor (FORMAT.md section 7.3).
+#[derive(Clone, Copy)]
+pub struct AnsTable<'a> {
+    head: &'a Head,
+    id: usize,
+}
+
+impl<'a> AnsTable<'a> {
+    /// The frequency of each symbol. They sum to 4096.
+    #[must_use]
+    pub fn frequencies(&self) -> &'a [u16] {
+        self.head.tables.get(self.id).map_or(&[], |table| table.freqs())
+    }
+
+    /// The buckets of the alias layout, one for each symbol.
+    pub fn buckets(&self) -> impl ExactSizeIterator<Item = AliasBucket> + use<'a> {
+        let alias = self.head.alias.get(self.id);
+        let (split, own, donor) =
+            alias.map_or((&[][..], &[][..], &[][..]), |a| (&a.split, &a.own, &a.donor));
+        let sides = own.iter().zip(donor);
+        split.iter().zip(sides).map(|(&split, (&own, &donor))| AliasBucket { split, own, donor })
+    }
+}
+
+impl std::fmt::Debug for AnsTable<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnsTable").field("frequencies", &self.frequencies()).finish()
+    }
+}
+
+/// One bucket of the alias layout (FORMAT.md section 7.3). Bucket b has the slots from `C b` to
+/// `C (b + 1) - 1`, C = 4096 / number of symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AliasBucket {
+    /// The first slot that belongs to the donor, `C b + keep[b]`; where the bucket ends if none
+    /// does.
+    pub split: u32,
+    /// The slots before `split`: those of symbol b itself.
+    pub own: AliasEntry,
+    /// The slots from `split` on: those of its donor.
+    pub donor: AliasEntry,
+}
+
+pub use crate::table::AliasEntry;
+
+/// A block of an ANS tensor (FORMAT.md section 7.5). One that exists is valid, except for what only
+/// decoding can check: words and end states.
+///
+/// Offsets are in bytes from the start of the payload
+/// ([`EncodedTensor::payload`]).
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // lives on the stack; boxing would allocate for each block
+pub enum AnsBlock<'a> {
+    /// The block is not compressed.
+    Raw {
+        /// The original bytes.
+        units: &'a [u8],
+        /// Where they begin.
+        offset: u64,
+    },
+    /// All units of the block are the same.
+    Constant {
+        /// The unit, little-endian: 1, 2, 4 or 8 bytes.
+        unit: &'a [u8],
+    },
+    /// The block is entropy coded.
+    Coded(CodedBlock<'a>),
+}
+
+/// The sections of an entropy-coded block (FORMAT.md section 7.5).
+#[derive(Clone)]
+pub struct CodedBlock<'a> {
+    head: &'a Head,
+    sections: Sections<'a>,
+    offset: u64,
+}
+
+/// A unit whose field is not coded: the decoded field is replaced, residual and low bits stay
+/// (FORMAT.md section 7.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AnsException {
+    /// The unit's number in the block, from 0; less than 256 times the number of groups.
+    pub position: usize,
+    /// The field of the unit.
+    pub field: u16,
+}
+
+impl<'a> CodedBlock<'a> {
+    /// Groups of 256 units, 1 to 256. The units after the last group are the
+    /// [`tail`](Self::tail).
+    #[must_use]
+    pub fn n_groups(&self) -> usize {
+        self.sections.n_groups
+    }
+
+    /// The decoder's first state of each lane, at least 2^16.
+    #[must_use]
+    pub fn states(&self) -> &[u32; LANES] {
+        &self.sections.states
+    }
+
+    /// The words, little-endian, at most one for each unit.
+    #[must_use]
+    pub fn words(&self) -> &'a [[u8; 2]] {
+        let (words, _) = self.sections.from_words.as_chunks();
+        words.get(..self.sections.n_words).unwrap_or(words)
+    }
+
+    /// Where the words begin in the payload: a multiple of 4.
+    #[must_use]
+    pub fn words_offset(&self) -> u64 {
+        self.offset_before(self.sections.from_words.len())
+    }
+
+    /// The number of the frequency table of each group, less than the number of
+    /// [tables](AnsView::tables).
+    #[must_use]
+    pub fn group_tables(&self) -> &[u8] {
+        let tables = &self.sections.group_tables;
+        tables.get(..self.n_groups()).unwrap_or(tables)
+    }
+
+    /// The low width of each group: how many of its low bits are stored. All 0 for dtypes without
+    /// low bits.
+    #[must_use]
+    pub fn group_low_widths(&self) -> &[u8] {
+        let widths = &self.sections.group_widths;
+        widths.get(..self.n_groups()).unwrap_or(widths)
+    }
+
+    /// The low planes of all groups (section 7.4): 32 times its low width bytes for each.
+    #[must_use]
+    pub fn low_planes(&self) -> &'a [u8] {
+        self.sections.lows
+    }
+
+    /// Where the low planes begin in the payload: a multiple of 4.
+    #[must_use]
+    pub fn low_planes_offset(&self) -> u64 {
+        self.offset_before(self.sections.lows.len() + self.from_residual())
+    }
+
+    /// The packed residuals of all groups (section 7.4), `32 * residual_bits` bytes for each,
+    /// without the last [`carried_len`](Self::carried_len) bytes.
+    #[must_use]
+    pub fn residual(&self) -> &'a [u8] {
+        self.sections.residual
+    }
+
+    /// Where the residuals begin in the payload: a multiple of 4.
+    #[must_use]
+    pub fn residual_offset(&self) -> u64 {
+        self.offset_before(self.from_residual())
+    }
+
+    /// Bytes of the residuals that the end states carry, two in each lane: at most 64.
+    #[must_use]
+    pub fn carried_len(&self) -> usize {
+        carried_len(self.n_groups() * packed_len(self.head.layout.residual_bits))
+    }
+
+    /// Number of exceptions.
+    #[must_use]
+    pub fn n_exceptions(&self) -> usize {
+        self.sections.n_exceptions
+    }
+
+    /// The exceptions, positions rising.
+    pub fn exceptions(&self) -> impl Iterator<Item = AnsException> {
+        // There are no errors: they have been read once when the block was.
+        let read = self.sections.exceptions(self.head).map_while(Result::ok);
+        read.map(|(position, field)| AnsException { position, field })
+    }
+
+    /// The original bytes of the units after the last group, fewer than 256 units.
+    #[must_use]
+    pub fn tail(&self) -> &'a [u8] {
+        self.sections.tail
+    }
+
+    /// Where a section begins in the payload if `rest` bytes of the block are left there.
+    fn offset_before(&self, rest: usize) -> u64 {
+        self.offset + (self.sections.len - rest) as u64
+    }
+
+    /// Bytes from the residuals to the end of the block.
+    fn from_residual(&self) -> usize {
+        let s = &self.sections;
+        s.residual.len() + s.exceptions.len() + s.tail.len()
+    }
+}
+
+impl std::fmt::Debug for CodedBlock<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CodedBlock")
+            .field("n_groups", &self.n_groups())
+            .field("n_words", &self.words().len())
+            .field("n_exceptions", &self.n_exceptions())
+            .field("tail", &self.tail().len())
+            .finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(TOTAL == 4096 && GROUP == 256, "as the documentation says");
