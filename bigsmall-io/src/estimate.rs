@@ -8,9 +8,10 @@ use bigsmall_format::{
     available_threads,
 };
 
-use crate::folder::walk::{Folder, SAFETENSORS};
+use crate::names::SAFETENSORS;
+use crate::source::folder::Folder;
 use crate::stage::digest::FileDigest;
-use crate::stage::thread::set_len;
+use crate::stage::pool::set_len;
 use crate::{CompressOptions, Progress, os};
 
 /// What [`estimate`] expects.

@@ -8,7 +8,7 @@ use bigsmall_format::{Dtype, Error, Header, ReadAt, Result, Rule, Shard, TensorS
 
 use crate::compress::walk::compress_source;
 use crate::restore::walk::restore_shard;
-use crate::stage::atomic::Output;
+use crate::stage::output::Output;
 use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
 
 /// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are

@@ -10,9 +10,11 @@ mod estimate;
 #[cfg(test)]
 mod faults;
 mod folder;
+mod jobs;
 mod measure;
 mod model;
 mod model_index;
+mod names;
 mod os;
 mod progress;
 mod report;
@@ -20,22 +22,25 @@ mod restore;
 mod source;
 mod stage;
 
+pub use compress::options::CompressOptions;
 pub use compress::transcode::transcode;
-pub use compress::walk::{CompressOptions, compress};
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
-pub use folder::walk::index;
+pub use folder::index::index;
+pub use jobs::{compress, restore, verify};
 pub use measure::{Matvec, MeasureOptions, Measurement, measure};
+pub use model::layer::Layer;
 pub use model::layers::layer_of;
-pub use model::open::{Model, Stored, Tensor};
-pub use model::stream::{Layer, StreamOptions, StreamingLoader};
+pub use model::open::Model;
+pub use model::stream::{StreamOptions, StreamingLoader};
+pub use model::tensor::{Stored, Tensor};
 pub use progress::Progress;
-pub use report::{FileReport, Report};
-pub use restore::walk::{RestoreOptions, hex, restore, verify};
+pub use report::{FileReport, Report, hex};
+pub use restore::options::RestoreOptions;
 #[cfg(feature = "cloud")]
 pub use source::cloud::CloudFile;
 #[cfg(feature = "http")]
-pub use source::http::{HttpFile, HttpOptions};
+pub use source::http::{file::HttpFile, options::HttpOptions};
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{

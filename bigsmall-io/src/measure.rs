@@ -12,10 +12,10 @@ use bigsmall_format::{
 
 use bigsmall_tbe::{Matmul, TbeView};
 
-use crate::compress::transcode::Original;
 use crate::compress::walk::compress_source;
-use crate::stage::atomic::Discard;
+use crate::restore::original::Original;
 use crate::stage::chunk::CHUNK;
+use crate::stage::output::Discard;
 use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
 
 /// How to measure.

@@ -60,3 +60,13 @@ pub(crate) fn ratio(original: u64, compressed: u64) -> f64 {
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
+
+/// Lower-case hexadecimal digits, as checksums are written.
+///
+/// ```
+/// assert_eq!(bigsmall_io::hex(&[0xBA, 0x5E]), "ba5e");
+/// ```
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,4 +1,8 @@
 //! Whole model folders.
 
 mod card;
-pub(crate) mod walk;
+mod check;
+pub(crate) mod compress;
+pub(crate) mod index;
+mod out;
+pub(crate) mod restore;

@@ -5,74 +5,17 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, ShardEntry, decode_range};
+use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, ShardEntry};
 
-use crate::source::open::{self as source, Input};
-use crate::stage::atomic::{AtomicFile, Output};
-use crate::stage::chunk::{Chunk, Part, chunks};
+use crate::restore::decode::{Decoder, Job, Settle, decode};
+use crate::stage::atomic::AtomicFile;
+use crate::stage::chunk::chunks;
+use crate::stage::control::Control;
 use crate::stage::digest::{FileDigest, TensorDigests};
-use crate::stage::thread::{Buffer, Control, Pool, lock, next, set_len, sizes, spawn};
-use crate::{FileReport, Progress, Report, encoding, folder::walk as folder, os};
-
-/// How to restore or verify.
-///
-/// ```
-/// let options = bigsmall_io::RestoreOptions { threads: 1, ..Default::default() };
-/// assert!(!options.replace);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RestoreOptions {
-    /// Threads that decode; 0: as many as the machine offers. Hashing and writing have threads of
-    /// their own.
-    pub threads: usize,
-    /// Report the MD5 of every tensor's original bytes.
-    pub md5: bool,
-    /// Replace an existing output.
-    pub replace: bool,
-}
-
-/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
-/// folder it was made from; `input` may be a URL as in [`Model::open`](crate::Model::open). The
-/// SHA-256 of every file is compared with that of the original before it gets its name; where a
-/// shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
-///
-/// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
-///
-/// # Errors
-/// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
-/// [`Rule::ContentDigest`]; [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`],
-/// [`Rule::Cancelled`], [`Rule::Memory`].
-///
-/// ```no_run
-/// use bigsmall_io::{Progress, RestoreOptions, restore};
-/// restore(
-///     "model.bs".as_ref(),
-///     "model.safetensors".as_ref(),
-///     &RestoreOptions::default(),
-///     &Progress::default(),
-/// )?;
-/// # Ok::<(), bigsmall_io::Error>(())
-/// ```
-pub fn restore(
-    input: &Path,
-    output: &Path,
-    options: &RestoreOptions,
-    progress: &Progress,
-) -> Result<Report> {
-    if os::same_file(input, output) {
-        return Err(Error::new(Rule::SameFile).in_file(output));
-    }
-    let options = &source::patient(input, options);
-    let source = match source::open(input)? {
-        Input::Folder(from) => {
-            return folder::restore_folder(input, &from, output, options, progress);
-        }
-        Input::File(source) => source,
-    };
-    let shard = Shard::open(source)?;
-    progress.expect(shard.original_len());
-    Ok(Report::of(vec![restore_file(&shard, input, output, options, progress)?]))
-}
+use crate::stage::output::Output;
+use crate::stage::pool::Pool;
+use crate::stage::thread::{lock, next, sizes, spawn};
+use crate::{FileReport, Progress, RestoreOptions, hex};
 
 /// Restores the shard that was opened as `input`.
 pub(crate) fn restore_file(
@@ -87,51 +30,6 @@ pub(crate) fn restore_file(
     target.commit()?;
     report.name = crate::report::file_name(input);
     Ok(report)
-}
-
-/// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and
-/// compares the SHA-256 of the file they make with that of the original, and their MD5s with those
-/// that the shard keeps. Writes nothing.
-///
-/// Memory: at most 256 MiB and the index.
-///
-/// # Errors
-/// Those of [`restore`] but for the output's.
-pub fn verify(input: &Path, options: &RestoreOptions, progress: &Progress) -> Result<Report> {
-    let options = &source::patient(input, options);
-    let source = match source::open(input)? {
-        Input::Folder(from) => return folder::verify_folder(&from, options, progress),
-        Input::File(source) => source,
-    };
-    let shard = Shard::open(source)?;
-    progress.expect(shard.original_len());
-    let mut report = restore_shard(&shard, None, options, progress)?;
-    report.name = crate::report::file_name(input);
-    Ok(Report::of(vec![report]))
-}
-
-/// The decoder of a tensor, opened by the first thread that needs it. `None` when that failed.
-type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
-
-/// One chunk on its way.
-struct Job<'p> {
-    chunk: Chunk,
-    /// For a chunk of a large tensor: the decoder that its chunks share.
-    large: Option<Arc<Decoder>>,
-    /// Where to decode to; taken by the thread that does.
-    room: Mutex<Option<Buffer<'p>>>,
-    /// `None` when decoding failed.
-    decoded: OnceLock<Option<Buffer<'p>>>,
-}
-
-/// Sets a job's result to "failed" when the thread leaves without one, so that nobody waits for
-/// ever.
-struct Settle<'j, 'p>(&'j Job<'p>);
-
-impl Drop for Settle<'_, '_> {
-    fn drop(&mut self) {
-        let _ = self.0.decoded.set(None);
-    }
 }
 
 /// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the
@@ -287,92 +185,4 @@ pub(crate) fn restore_shard<R: ReadAt>(
         n_shared,
         md5s: tensors.iter().map(|t| t.name().to_owned()).zip(md5s).collect(),
     })
-}
-
-/// Lower-case hexadecimal digits, as checksums are written.
-///
-/// ```
-/// assert_eq!(bigsmall_io::hex(&[0xBA, 0x5E]), "ba5e");
-/// ```
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn decode<R: ReadAt>(
-    shard: &Shard<R>,
-    job: &Job<'_>,
-    room: &mut [u8],
-    scratch: &mut Vec<u8>,
-) -> Result<()> {
-    for part in &job.chunk.parts {
-        let spec = &shard.tensors()[part.tensor];
-        let dst = &mut room[part.within.clone()];
-        let named = |e: Error| e.in_tensor(spec.name());
-        match &job.large {
-            None => {
-                let decoder = decoder(shard, part.tensor).map_err(named)?;
-                decode_part(shard, part, &*decoder, dst, scratch).map_err(named)?;
-            }
-            Some(shared) => {
-                let mut failure = None;
-                let found = shared.get_or_init(|| {
-                    decoder(shard, part.tensor).map_err(|e| failure = Some(e)).ok()
-                });
-                let Some(found) = found else {
-                    // The thread that tried to open it has the error.
-                    return Err(named(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))));
-                };
-                decode_part(shard, part, &**found, dst, scratch).map_err(named)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Opens the decoder of tensor `index`.
-pub(crate) fn decoder<R: ReadAt>(shard: &Shard<R>, index: usize) -> Result<Box<dyn BlockDecoder>> {
-    shard.decoder(index, encoding(shard.encoding(index)?)?)
-}
-
-/// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums,
-/// blocks.
-fn decode_part<R: ReadAt>(
-    shard: &Shard<R>,
-    part: &Part,
-    decoder: &dyn BlockDecoder,
-    dst: &mut [u8],
-    scratch: &mut Vec<u8>,
-) -> Result<()> {
-    let spec = &shard.tensors()[part.tensor];
-    let table = shard.table(part.tensor)?;
-    let blocks = table.blocks_range(part.blocks.clone());
-    let payload = shard.payload_range(part.tensor)?.start;
-    set_len(scratch, (blocks.end - blocks.start) as usize)?;
-    shard.source().read_exact_at(payload + blocks.start, scratch)?;
-    let window = Window { at: blocks.start, bytes: scratch };
-    decode_range(decoder, spec, table, &window, part.bytes.clone(), dst, 1)
-}
-
-/// A piece of a payload that is in memory.
-pub(crate) struct Window<'a> {
-    /// Where it begins in the payload.
-    pub(crate) at: u64,
-    pub(crate) bytes: &'a [u8],
-}
-
-impl ReadAt for Window<'_> {
-    fn byte_len(&self) -> u64 {
-        self.at + self.bytes.len() as u64
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let offset =
-            offset.checked_sub(self.at).ok_or_else(|| Error::new(Rule::RangeOutOfBounds))?;
-        self.bytes.read_exact_at(offset, buf)
-    }
-
-    fn bytes_at(&self, range: std::ops::Range<u64>) -> Option<&[u8]> {
-        self.bytes.bytes_at(range.start.checked_sub(self.at)?..range.end.checked_sub(self.at)?)
-    }
 }

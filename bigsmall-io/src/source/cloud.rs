@@ -12,8 +12,9 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::Runtime;
 
-use crate::folder::walk::{Folder, SHARD};
-use crate::source::open::{Input, RemoteFolder, Source};
+use crate::names::SHARD;
+use crate::source::file::Source;
+use crate::source::folder::{Folder, Input, RemoteFolder};
 use crate::source::tail::{TAIL, Tail};
 
 /// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted

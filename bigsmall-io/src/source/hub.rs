@@ -4,12 +4,16 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bigsmall_format::{Error, Result, Rule};
+use bigsmall_format::{Error, Result, Rule, Shard};
 
-use crate::folder::walk::{Folder, SHARD};
 use crate::model_index::check_name;
-use crate::source::http::{Client, HttpFile, HttpOptions, encoded};
-use crate::source::open::{Input, RemoteFolder, Source};
+use crate::names::SHARD;
+use crate::source::file::Source;
+use crate::source::folder::{Folder, Input, RemoteFolder};
+use crate::source::http::client::Client;
+use crate::source::http::file::HttpFile;
+use crate::source::http::options::HttpOptions;
+use crate::source::url::encoded;
 
 /// What `hf://owner/name@revision/path` names.
 #[derive(Debug, PartialEq, Eq)]
@@ -173,7 +177,12 @@ fn is_weights(name: &str) -> bool {
 /// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index
 /// file, or some shard.
 fn has_model(snapshot: &Path) -> bool {
-    crate::Model::open(snapshot).is_ok()
+    let whole = || {
+        let folder = Folder::open(snapshot)?;
+        let (shards, _) = folder.model()?;
+        shards.iter().try_for_each(|name| Shard::open(folder.open_file(Path::new(name))?).map(drop))
+    };
+    whole().is_ok()
 }
 
 /// Commit and files of a repository, as the Hub's API lists them.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cloud")]
 pub(crate) mod cloud;
+pub(crate) mod file;
+pub(crate) mod folder;
 #[cfg(feature = "http")]
 pub(crate) mod http;
 #[cfg(feature = "hub")]
@@ -9,3 +11,4 @@ mod hub;
 pub(crate) mod open;
 #[cfg(any(feature = "http", feature = "cloud"))]
 mod tail;
+pub(crate) mod url;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bigsmall_format::{Error, Result, Rule, for_each_in_parallel};
 
-use crate::source::open::REMOTE_THREADS;
+use crate::source::file::REMOTE_THREADS;
 
 /// Fetched from the end on opening, and kept: trailer and index of all but very large shards.
 pub(crate) const TAIL: u64 = 256 << 10;

@@ -2,72 +2,21 @@
 //! durable, then renamed.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule};
+use bigsmall_format::{Error, ReadAt as _, Result, Rule};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::os;
+use crate::stage::output::Output;
 use crate::stage::thread::start;
 
 /// After how many bytes the system is asked to write them to the disk, while the work goes on.
 const WRITE_BEHIND: u64 = 16 << 20;
-
-/// Where a job's bytes go: a file, nothing at all, or in tests a storage that fails.
-pub(crate) trait Output: Sync {
-    /// Appends `bytes`. One thread alone calls this.
-    fn append(&self, bytes: &[u8]) -> io::Result<()>;
-
-    /// Reads what stands at `offset`. `false` where nothing is kept.
-    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool>;
-}
-
-/// Counts the bytes and keeps none: for a dry run.
-#[derive(Default)]
-pub(crate) struct Discard;
-
-impl Output for Discard {
-    fn append(&self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
-        Ok(false)
-    }
-}
-
-/// [`Write`] for an [`Output`].
-pub(crate) struct Appender<'a> {
-    output: &'a dyn Output,
-    written: u64,
-}
-
-impl<'a> Appender<'a> {
-    pub(crate) fn new(output: &'a dyn Output) -> Self {
-        Appender { output, written: 0 }
-    }
-
-    /// Bytes written.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
-    }
-}
-
-impl Write for Appender<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.output.append(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A file that appears under its name when it is complete.
 pub(crate) struct AtomicFile {

@@ -1,143 +1,18 @@
-//! What the stages of a job share: buffers that are used again, the first failure, threads that may
-//! not be had.
-//!
-//! Every job is a row of stages joined by channels. The number of buffers bounds the memory, and so
-//! the channels need no bound of their own. After a failure every stage goes on emptying its
-//! channel without doing any work, so nothing waits for ever.
+//! Threads of a job: how many, how they start, how they get their work.
 
 use std::cell::Cell;
 use std::io;
-use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use bigsmall_format::{Error, Result, Rule, address_space, available_threads};
 
-use crate::Progress;
-
 /// A lock whose holder panicked holds data that is still sound here: counters, spare buffers, an
 /// error.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first failure of a job, in the order of the data.
-pub(crate) struct Control<'a> {
-    pub(crate) progress: &'a Progress,
-    failure: Mutex<Option<(u64, Error)>>,
-    stop: AtomicBool,
-}
-
-impl<'a> Control<'a> {
-    pub(crate) fn new(progress: &'a Progress) -> Self {
-        Control { progress, failure: Mutex::new(None), stop: AtomicBool::new(false) }
-    }
-
-    /// Notes that the chunk which begins at `position` failed; the earliest one counts. A chunk
-    /// that was given up because of another ([`Rule::Cancelled`]) counts for nothing.
-    pub(crate) fn fail(&self, position: u64, error: Error) {
-        let mut first = lock(&self.failure);
-        if error.rule() != Rule::Cancelled && first.as_ref().is_none_or(|(at, _)| position < *at) {
-            *first = Some((position, error));
-        }
-        self.stop.store(true, Ordering::Release);
-    }
-
-    /// Whether there is no more work to do, after a failure or at the caller's wish.
-    pub(crate) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire) || self.progress.is_cancelled()
-    }
-
-    /// The failure, if there was one.
-    pub(crate) fn outcome(&self) -> Result<()> {
-        match lock(&self.failure).take() {
-            Some((_, error)) => Err(error),
-            None if self.stopped() => Err(Error::new(Rule::Cancelled)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A bounded number of buffers.
-pub(crate) struct Pool {
-    state: Mutex<Spare>,
-    returned: Condvar,
-}
-
-struct Spare {
-    buffers: Vec<Vec<u8>>,
-    /// How many more may be made.
-    unmade: usize,
-}
-
-impl Pool {
-    pub(crate) fn new(limit: usize) -> Self {
-        let spare = Spare { buffers: Vec::new(), unmade: limit };
-        Pool { state: Mutex::new(spare), returned: Condvar::new() }
-    }
-
-    /// Waits for a buffer and gives it `len` bytes of any value.
-    pub(crate) fn take(&self, len: usize) -> Result<Buffer<'_>> {
-        let mut state = lock(&self.state);
-        let bytes = loop {
-            if let Some(bytes) = state.buffers.pop() {
-                break bytes;
-            }
-            if state.unmade > 0 {
-                state.unmade -= 1;
-                break Vec::new();
-            }
-            state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
-        drop(state);
-        let mut buffer = Buffer { bytes, pool: self };
-        set_len(&mut buffer, len)?;
-        Ok(buffer)
-    }
-}
-
-/// A buffer that goes back to its pool.
-pub(crate) struct Buffer<'a> {
-    bytes: Vec<u8>,
-    pool: &'a Pool,
-}
-
-impl Deref for Buffer<'_> {
-    type Target = Vec<u8>;
-
-    fn deref(&self) -> &Vec<u8> {
-        &self.bytes
-    }
-}
-
-impl DerefMut for Buffer<'_> {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
-    }
-}
-
-impl Drop for Buffer<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.state).buffers.push(std::mem::take(&mut self.bytes));
-        self.pool.returned.notify_one();
-    }
-}
-
-/// Makes `buffer` hold `len` bytes of any value; an error where there is no memory for them.
-pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    reserve(buffer, len)?;
-    buffer.resize(len, 0);
-    Ok(())
-}
-
-/// Makes room for `len` bytes in all; an error where there is no memory for them.
-pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    buffer
-        .try_reserve_exact(len.saturating_sub(buffer.len()))
-        .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))
 }
 
 /// How many threads code and how many chunks may be under way. One thread hashes, so that more than

@@ -1,0 +1,67 @@
+//! Reads back what was written and compares it with the original.
+
+use bigsmall_format::{EncodingId, Result, TensorSpec};
+
+use crate::compress::job::{Job, Written};
+use crate::compress::plan::read_back;
+use crate::stage::output::Output;
+use crate::stage::pool::set_len;
+
+/// Buffers that a thread uses again.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) encoded: Vec<u8>,
+    pub(crate) decoded: Vec<u8>,
+}
+
+/// Reads what was written, decodes it and compares it with the original.
+pub(crate) fn check(
+    output: &dyn Output,
+    spec: &TensorSpec,
+    job: &Job<'_>,
+    written: &Written,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let part = &job.chunk.parts[written.part];
+    let original = job.part_bytes(part);
+    let head = written.plan.encoder.head();
+    let head_len = if part.bytes.start == 0 { written.plan.padded_head() } else { 0 };
+    let blocks_len: usize = written.lens.iter().map(|&n| (n as usize).next_multiple_of(8)).sum();
+    set_len(&mut scratch.encoded, head_len + blocks_len)?;
+    let kept = output.read_back(written.at - head_len as u64, &mut scratch.encoded)?;
+    let (found_head, blocks) = scratch.encoded.split_at(head_len);
+    let mut rest = blocks;
+    if kept {
+        if head_len > 0 && found_head.get(..head.len()) != Some(head) {
+            return Err(read_back(spec).at(written.at - head_len as u64));
+        }
+    } else {
+        // A dry run: what would have been written is at hand, unless it is the original itself.
+        let encoded = job.encoded.get().and_then(Option::as_ref);
+        let encoded = encoded.and_then(|e| Some((e, e.parts.get(written.part)?)));
+        match encoded {
+            Some((encoded, found)) if written.plan.id != EncodingId::Raw => {
+                rest = &encoded.bytes[found.bytes.clone()];
+            }
+            _ => return Ok(()),
+        }
+    }
+    let mut blocks = Vec::with_capacity(written.lens.len());
+    for &len in &written.lens {
+        let (block, after) = rest
+            .split_at_checked((len as usize).next_multiple_of(8))
+            .ok_or_else(|| read_back(spec))?;
+        blocks.push(&block[..len as usize]);
+        rest = after;
+    }
+    set_len(&mut scratch.decoded, original.len())?;
+    written
+        .plan
+        .decoder
+        .decode_blocks(&blocks, &mut scratch.decoded)
+        .map_err(|e| read_back(spec).at(written.at).found(e))?;
+    if scratch.decoded != original {
+        return Err(read_back(spec).at(written.at));
+    }
+    Ok(())
+}

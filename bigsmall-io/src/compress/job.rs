@@ -1,0 +1,78 @@
+//! A chunk on its way from the source into the shard.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use bigsmall_format::{BLOCK_UNITS, Error, Result, Rule};
+
+use crate::compress::plan::{Large, Plan};
+use crate::stage::chunk::{Chunk, Part};
+use crate::stage::pool::Buffer;
+
+/// One chunk on its way.
+pub(crate) struct Job<'p> {
+    pub(crate) chunk: Chunk,
+    pub(crate) bytes: Buffer<'p>,
+    /// For a chunk of a large tensor.
+    pub(crate) large: Option<Arc<Large>>,
+    /// `None` when a stage failed.
+    pub(crate) encoded: OnceLock<Option<Encoded<'p>>>,
+    /// Of the tensors that end in this chunk, where asked for.
+    pub(crate) md5s: OnceLock<Vec<[u8; 16]>>,
+}
+
+impl Job<'_> {
+    pub(crate) fn part_bytes(&self, part: &Part) -> &[u8] {
+        &self.bytes[part.within.clone()]
+    }
+}
+
+pub(crate) struct Encoded<'p> {
+    pub(crate) bytes: Buffer<'p>,
+    pub(crate) lens: Vec<u32>,
+    pub(crate) parts: Vec<EncodedPart>,
+}
+
+impl Encoded<'_> {
+    /// Makes room for `original`, encoded or raw; an error where there is no memory for it.
+    pub(crate) fn reserve_for(&mut self, original: &[u8]) -> Result<()> {
+        // Of every block its values and a header at the most.
+        let most = original.len() + 16 * (original.len() / BLOCK_UNITS + 1);
+        let room = self.bytes.try_reserve(most);
+        room.map_err(|_| Error::new(Rule::Memory).expected(format!("{most} bytes for a buffer")))
+    }
+}
+
+pub(crate) struct EncodedPart {
+    /// `None` for a part whose tensor shares the payload of another, or is known to be stored raw.
+    pub(crate) plan: Option<Arc<Plan>>,
+    pub(crate) bytes: Range<usize>,
+    pub(crate) lens: Range<usize>,
+}
+
+/// Sets a job's result to "failed" when the thread leaves without one, so that the writer never
+/// waits for ever.
+pub(crate) struct Settle<'j, 'p>(pub(crate) &'j Job<'p>);
+
+impl Drop for Settle<'_, '_> {
+    fn drop(&mut self) {
+        let _ = self.0.encoded.set(None);
+    }
+}
+
+/// Work for the coding threads.
+pub(crate) enum Task<'p> {
+    /// Plan the large tensor of that place: sent one tensor ahead, so that nobody waits for a plan.
+    Plan(usize, Arc<Large>),
+    Encode(Arc<Job<'p>>),
+    Check(Arc<Job<'p>>, Vec<Written>),
+}
+
+/// Where a part's blocks were written.
+pub(crate) struct Written {
+    pub(crate) part: usize,
+    pub(crate) plan: Arc<Plan>,
+    /// Where its blocks begin; the head, where the part is a tensor's first, ends there.
+    pub(crate) at: u64,
+    pub(crate) lens: Vec<u32>,
+}

@@ -1,0 +1,75 @@
+//! How each tensor is to be encoded; large tensors are planned one ahead.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use bigsmall_format::{
+    BlockDecoder, BlockEncoder, EncodingId, Error, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
+};
+
+use crate::stage::chunk::CHUNK;
+
+/// An encoding's plan for one tensor.
+pub(crate) struct Plan {
+    pub(crate) id: EncodingId,
+    pub(crate) encoder: Box<dyn BlockEncoder>,
+    pub(crate) decoder: Box<dyn BlockDecoder>,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        encoding: &dyn TensorEncoding,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+    ) -> Result<Arc<Self>> {
+        let encoder = encoding.plan(spec, source).map_err(|e| e.in_tensor(spec.name()))?;
+        // Opened from the bytes that will be stored: what does not open here is never written.
+        let decoder = encoding.open(spec, encoder.head()).map_err(|e| read_back(spec).found(e))?;
+        Ok(Arc::new(Plan { id: encoding.id(), encoder, decoder }))
+    }
+
+    pub(crate) fn padded_head(&self) -> usize {
+        self.encoder.head().len().next_multiple_of(8)
+    }
+}
+
+/// What the chunks of one large tensor share.
+#[derive(Default)]
+pub(crate) struct Large {
+    /// `None` when planning failed.
+    pub(crate) plan: OnceLock<Option<Arc<Plan>>>,
+    /// Set once it is known that raw is smaller: encoding the rest would be in vain.
+    pub(crate) raw: AtomicBool,
+}
+
+/// Hands out what the chunks of large tensors share, and has the next one planned meanwhile.
+pub(crate) struct Larges<'a> {
+    pub(crate) tensors: &'a [TensorSpec],
+    pub(crate) shared: &'a [Option<usize>],
+    pub(crate) ahead: Option<(usize, Arc<Large>)>,
+}
+
+impl<'a> Larges<'a> {
+    pub(crate) fn new(tensors: &'a [TensorSpec], shared: &'a [Option<usize>]) -> Self {
+        Larges { tensors, shared, ahead: None }
+    }
+
+    /// For the tensor that begins now; `plan` is called for the one after it.
+    pub(crate) fn begin(&mut self, tensor: usize, plan: impl Fn(usize, Arc<Large>)) -> Arc<Large> {
+        let ahead = self.ahead.take_if(|(at, _)| *at == tensor);
+        let large = ahead.map_or_else(Arc::default, |(_, large)| large);
+        let is_next = |&i: &usize| self.tensors[i].byte_len() > CHUNK && self.shared[i].is_none();
+        if self.ahead.is_none()
+            && let Some(next) = (tensor + 1..self.tensors.len()).find(is_next)
+        {
+            let next_large = Arc::default();
+            plan(next, Arc::clone(&next_large));
+            self.ahead = Some((next, next_large));
+        }
+        large
+    }
+}
+
+pub(crate) fn read_back(spec: &TensorSpec) -> Error {
+    Error::new(Rule::ReadBack).in_tensor(spec.name())
+}

@@ -1,0 +1,77 @@
+//! Finds tensors that have the same bytes.
+
+use std::collections::HashMap;
+
+use bigsmall_format::{ReadAt, Result, TensorSpec, xxh3};
+
+use crate::stage::chunk::CHUNK;
+use crate::stage::pool::set_len;
+
+/// For every tensor the earlier one with the same bytes, if there is one.
+///
+/// Linear in the bytes: a tensor is compared with one other at the most, the first with its dtype,
+/// length and sample.
+pub(crate) fn find_shared(
+    source: &dyn ReadAt,
+    data_at: u64,
+    tensors: &[TensorSpec],
+) -> Result<Vec<Option<usize>>> {
+    let mut alike: HashMap<_, u32> = HashMap::new();
+    for spec in tensors.iter().filter(|s| s.byte_len() > 0) {
+        *alike.entry((spec.dtype(), spec.byte_len())).or_default() += 1;
+    }
+    let mut first: HashMap<_, usize> = HashMap::new();
+    let mut shared = vec![None; tensors.len()];
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for (index, spec) in tensors.iter().enumerate() {
+        if alike.get(&(spec.dtype(), spec.byte_len())).is_none_or(|&n| n < 2) {
+            continue;
+        }
+        let at = data_at + spec.data_range().start;
+        // Five samples of 4 KiB, or all of a small tensor.
+        let sample = 4096.min(spec.byte_len());
+        let step = (spec.byte_len() - sample) / 4;
+        set_len(&mut a, (5 * sample) as usize)?;
+        for (i, piece) in a.chunks_mut(sample as usize).enumerate() {
+            source
+                .read_exact_at(at + i as u64 * step, piece)
+                .map_err(|e| e.in_tensor(spec.name()))?;
+        }
+        let key = (spec.dtype(), spec.byte_len(), xxh3(&a));
+        match first.get(&key) {
+            None => {
+                first.insert(key, index);
+            }
+            Some(&owner) => {
+                let other = data_at + tensors[owner].data_range().start;
+                if equal(source, at, other, spec.byte_len(), &mut a, &mut b)? {
+                    shared[index] = Some(owner);
+                }
+            }
+        }
+    }
+    Ok(shared)
+}
+
+fn equal(
+    source: &dyn ReadAt,
+    a: u64,
+    b: u64,
+    len: u64,
+    left: &mut Vec<u8>,
+    right: &mut Vec<u8>,
+) -> Result<bool> {
+    let mut done = 0;
+    while done < len {
+        let n = CHUNK.min(len - done);
+        set_len(left, n as usize)?;
+        set_len(right, n as usize)?;
+        source.read_exact_at(a + done, left)?;
+        source.read_exact_at(b + done, right)?;
+        if left != right {
+            return Ok(false);
+        }
+        done += n;
+    }
+    Ok(true)
+}

@@ -1,0 +1,167 @@
+//! Brings the encoded chunks into the file, in order.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+
+use bigsmall_format::internal::Assembler;
+use bigsmall_format::{EncodingId, Error, Raw, Result, TensorSpec};
+
+use crate::FileReport;
+use crate::compress::job::{Job, Task, Written};
+use crate::compress::plan::Plan;
+use crate::stage::output::Appender;
+
+/// Until so many original bytes of a tensor are encoded, its blocks are held back: then their size
+/// decides whether the tensor is stored raw. Up to this size the decision is exact. It is bounded
+/// by the number of chunks under way.
+const DECIDE: u64 = 16 << 20;
+
+type Writer<'a> = Assembler<std::io::BufWriter<Appender<'a>>>;
+
+/// Writes index and trailer; returns the length of the shard.
+pub(crate) fn finish(writer: Writer<'_>, sha256: [u8; 32]) -> Result<u64> {
+    let sink = writer.finish(sha256)?;
+    Ok(sink.into_inner().map_err(|e| Error::io(e.into_error()))?.written())
+}
+
+/// Brings the encoded chunks into the file, in order.
+pub(crate) struct Sink<'a, 'p> {
+    pub(crate) writer: Writer<'a>,
+    pub(crate) tensors: &'a [TensorSpec],
+    pub(crate) shared: &'a [Option<usize>],
+    pub(crate) md5: bool,
+    pub(crate) to_check: Sender<Task<'p>>,
+    /// Chunks of a large tensor for which raw or not is still open.
+    pub(crate) pending: Vec<Arc<Job<'p>>>,
+    /// The plan that the large tensor at hand is written with, once that is decided.
+    pub(crate) plan: Option<Arc<Plan>>,
+    pub(crate) report: FileReport,
+}
+
+impl<'p> Sink<'_, 'p> {
+    pub(crate) fn take(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
+        if job.encoded.wait().is_none() {
+            return Ok(());
+        }
+        match job.large {
+            None => self.take_small(job),
+            Some(_) => self.take_large(job),
+        }
+    }
+
+    /// The MD5 of the `nth` tensor that ends in the chunk.
+    fn md5(&mut self, job: &Job<'_>, nth: usize) -> Option<[u8; 16]> {
+        self.md5.then(|| job.md5s.wait().get(nth).copied()).flatten()
+    }
+
+    fn end(&mut self, tensor: usize, md5: Option<[u8; 16]>) -> Result<()> {
+        self.report.n_tensors += 1;
+        if let Some(md5) = md5 {
+            self.report.md5s.push((self.tensors[tensor].name().into(), md5));
+        }
+        match self.shared[tensor] {
+            Some(owner) => {
+                self.report.n_shared += 1;
+                self.writer.share(owner, md5)
+            }
+            None => self.writer.end(md5),
+        }
+    }
+
+    fn take_small(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
+        let Some(Some(encoded)) = job.encoded.get() else { return Ok(()) };
+        let mut written = Vec::new();
+        for (index, (part, coded)) in job.chunk.parts.iter().zip(&encoded.parts).enumerate() {
+            if let Some(plan) = &coded.plan {
+                self.writer.begin(plan.id, plan.encoder.head())?;
+                let (at, lens) = (self.writer.position(), &encoded.lens[coded.lens.clone()]);
+                self.writer.blocks(&encoded.bytes[coded.bytes.clone()], lens)?;
+                written.push(Written {
+                    part: index,
+                    plan: Arc::clone(plan),
+                    at,
+                    lens: lens.to_vec(),
+                });
+            }
+            let md5 = self.md5(job, index);
+            self.end(part.tensor, md5)?;
+        }
+        self.check(job, written)
+    }
+
+    fn take_large(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
+        let Some(part) = job.chunk.parts.first() else { return Ok(()) };
+        let spec = &self.tensors[part.tensor];
+        let last = part.bytes.end == spec.byte_len();
+        if self.shared[part.tensor].is_some() {
+            self.check(job, Vec::new())?;
+        } else if self.plan.is_some() {
+            self.write_run(job)?;
+        } else {
+            self.pending.push(Arc::clone(job));
+            if last || part.bytes.end >= DECIDE {
+                self.decide(spec)?;
+            }
+        }
+        if last {
+            self.plan = None;
+            let md5 = self.md5(job, 0);
+            self.end(part.tensor, md5)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses between what was planned and raw by the size of what is pending, and writes it.
+    fn decide(&mut self, spec: &TensorSpec) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let (mut coded, mut raw, mut plan) = (0, 0, None);
+        for job in &pending {
+            raw += job.bytes.len().next_multiple_of(8);
+            if let Some(Some(encoded)) = job.encoded.get() {
+                coded += encoded.bytes.len();
+                plan = encoded.parts.first().and_then(|p| p.plan.clone());
+            }
+        }
+        let plan = match plan.filter(|p| coded + p.padded_head() < raw) {
+            Some(plan) => plan,
+            None => {
+                if let Some(large) = pending.first().and_then(|job| job.large.as_ref()) {
+                    large.raw.store(true, Ordering::Relaxed);
+                }
+                Plan::new(&Raw, spec, &&[][..])?
+            }
+        };
+        self.writer.begin(plan.id, plan.encoder.head())?;
+        self.plan = Some(plan);
+        pending.iter().try_for_each(|job| self.write_run(job))
+    }
+
+    /// Writes a chunk of the large tensor at hand.
+    fn write_run(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
+        let (Some(plan), Some(Some(encoded))) = (&self.plan, job.encoded.get()) else {
+            return Ok(());
+        };
+        let plan = Arc::clone(plan);
+        let at = self.writer.position();
+        let lens = if plan.id == EncodingId::Raw {
+            let (mut bytes, mut lens) = (Vec::new(), Vec::new());
+            plan.encoder.encode_blocks(&job.bytes, &mut bytes, &mut lens)?;
+            self.writer.blocks(&bytes, &lens)?;
+            lens
+        } else {
+            self.writer.blocks(&encoded.bytes, &encoded.lens)?;
+            encoded.lens.clone()
+        };
+        self.check(job, vec![Written { part: 0, plan, at, lens }])
+    }
+
+    /// Has a chunk that is written checked.
+    fn check(&mut self, job: &Arc<Job<'p>>, written: Vec<Written>) -> Result<()> {
+        self.writer.sink().flush()?;
+        // The coding threads listen until this end of the channel is dropped.
+        let _ = self.to_check.send(Task::Check(Arc::clone(job), written));
+        Ok(())
+    }
+}

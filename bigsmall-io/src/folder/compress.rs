@@ -1,0 +1,84 @@
+//! Compresses the weights of a folder, translates its index files, copies everything else.
+
+use std::path::Path;
+
+use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule};
+
+use crate::compress::file::compress_file;
+use crate::folder::card;
+use crate::folder::check::{check_index, refuse_cards};
+use crate::folder::out::{Out, check_apart, named};
+use crate::model_index::{ModelIndex, translate};
+use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::source::folder::Folder;
+use crate::stage::atomic::AtomicDir;
+use crate::{CompressOptions, FileReport, Progress, Report};
+
+/// Compresses every safetensors file of a folder; see [`compress`](crate::compress).
+pub(crate) fn compress_folder(
+    input: &Path,
+    output: &Path,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    check_apart(input, output)?;
+    let folder = Folder::open(input)?;
+    let files = folder.files()?;
+    if let Some(shard) = files.iter().find(|f| role(f, SHARD) != Role::Other) {
+        return Err(Error::new(Rule::Argument)
+            .expected("a folder without shards")
+            .found(shard.display()));
+    }
+    refuse_cards(&folder, &files)?;
+    for name in weights(&files, SAFETENSORS)? {
+        progress.expect(folder.open_file(name)?.byte_len());
+    }
+    let mut indices = Vec::new();
+    for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
+        let in_file = |e: Error| e.in_file(name);
+        let (text, index) = ModelIndex::read(&folder.open_file(name)?).map_err(in_file)?;
+        check_index(&folder, name, &index, |path| {
+            let (_, header) = Header::read(&folder.open_file(path)?, &Limits::default())?;
+            Ok(header.tensors().to_vec())
+        })?;
+        indices.push((name, translate(&text, SAFETENSORS, SHARD)?));
+    }
+    let target = match options.dry_run {
+        true => None,
+        false => Some(AtomicDir::create(output, options.replace)?),
+    };
+    let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
+    let mut out = Out::new(&folder, &to, progress);
+    let inner = CompressOptions { replace: false, ..*options };
+    let mut reports = Vec::new();
+    for name in &files {
+        match role(name, SAFETENSORS) {
+            Role::Weights => {
+                let place = match options.dry_run {
+                    true => to.clone(),
+                    false => out.place(&renamed(name, SAFETENSORS, SHARD))?,
+                };
+                let report = compress_file(&folder.resolve(name)?, &place, &inner, progress)
+                    .map_err(|e| e.in_file(name))?;
+                reports.push(named(report, name));
+            }
+            Role::Other if !options.dry_run => out.copy(name)?,
+            Role::Index | Role::Other => {}
+        }
+    }
+    reports.sort_by(|a: &FileReport, b| a.name.cmp(&b.name));
+    if let Some(target) = target {
+        if let Some(name) = card::name(&files) {
+            out.text(Path::new(name), &card::text(&reports))?;
+        }
+        for (name, (text, exact)) in &indices {
+            out.text(&renamed(name, SAFETENSORS, SHARD), text)?;
+            if !exact {
+                out.copy(name)?;
+            }
+        }
+        out.sync()?;
+        target.commit()?;
+    }
+    Ok(Report::of(reports))
+}

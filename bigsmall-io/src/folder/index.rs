@@ -1,0 +1,169 @@
+//! One model of the shards that several machines wrote.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule, Shard};
+
+use crate::folder::card;
+use crate::folder::check::{check_index, refuse_cards};
+use crate::model_index::{ModelIndex, translate};
+use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::source::folder::Folder;
+use crate::stage::atomic::AtomicFile;
+use crate::stage::output::Output as _;
+use crate::{FileReport, Report, os};
+
+/// Makes one model of the shards that several machines wrote into the folder `dir`: writes the
+/// index file and the model card. With `original`, the folder that the shards were made from,
+/// everything else is carried over too, and `dir` becomes what compressing `original` at once would
+/// have made it, byte by byte. Without it the index file is made from the shards.
+///
+/// The shards are opened and not decoded. Files that are there already and say the same are left
+/// alone; others are replaced only with `replace`.
+///
+/// # Errors
+/// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor in two shards, [`Rule::ModelIndex`]
+/// for a shard that is missing or was made from another file, [`Rule::OutputExists`], [`Rule::Io`].
+pub fn index(dir: &Path, original: Option<&Path>, replace: bool) -> Result<Report> {
+    let folder = Folder::open(dir)?;
+    let files = folder.files()?;
+    let mut reports = Vec::new();
+    let mut places: BTreeMap<String, String> = BTreeMap::new();
+    let mut total = 0;
+    let shards = weights(&files, SHARD)?;
+    for name in &shards {
+        let in_file = |e: Error| e.in_file(name);
+        let shard = Shard::open(folder.open_file(name)?).map_err(in_file)?;
+        reports.push(FileReport {
+            name: renamed(name, SHARD, SAFETENSORS).to_string_lossy().into_owned(),
+            original_bytes: shard.original_len(),
+            compressed_bytes: shard.source().byte_len(),
+            sha256: shard.sha256(),
+            n_tensors: shard.tensors().len() as u64,
+            ..Default::default()
+        });
+        // An index file speaks of the shards beside it; those in folders below are models of their
+        // own.
+        if name.components().count() > 1 {
+            continue;
+        }
+        for spec in shard.tensors() {
+            total += spec.byte_len();
+            let place = name.to_string_lossy().into_owned();
+            if places.insert(spec.name().to_owned(), place).is_some() {
+                let error = Error::new(Rule::ModelTensor).in_tensor(spec.name());
+                return Err(in_file(error.found("in two shards")));
+            }
+        }
+    }
+    reports.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut others: BTreeSet<PathBuf> = files.clone();
+    let put = |name: &Path, text: &[u8]| put(&folder, dir, &files, name, text, replace);
+    match original {
+        Some(original) => others = carry_over(&folder, original, put)?,
+        None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
+            let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
+            let text = match found {
+                // Carried over by hand: translated as compressing the whole folder does.
+                Some(name) => {
+                    let (text, _) = ModelIndex::read(&folder.open_file(name)?)?;
+                    translate(&text, SAFETENSORS, SHARD)?.0
+                }
+                None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
+            };
+            let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
+            put(&renamed(Path::new(base), SAFETENSORS, SHARD), text.as_bytes())?;
+        }
+        None => {}
+    }
+    for name in files.iter().filter(|f| card::may_be(f)) {
+        if card::is_card(&folder.open_file(name)?)? {
+            others.remove(name);
+        }
+    }
+    if let Some(name) = card::name(&others) {
+        put(Path::new(name), card::text(&reports).as_bytes())?;
+    }
+    os::sync_dir(dir).map_err(|e| Error::io(e).in_file(dir))?;
+    Ok(Report::of(reports))
+}
+
+/// Carries all but the weights of `original` over, its index files translated; returns its files.
+fn carry_over(
+    folder: &Folder,
+    original: &Path,
+    put: impl Fn(&Path, &[u8]) -> Result<()>,
+) -> Result<BTreeSet<PathBuf>> {
+    let from = Folder::open(original)?;
+    let files = from.files()?;
+    refuse_cards(&from, &files)?;
+    for name in &files {
+        let in_file = |e: Error| e.in_file(name);
+        match role(name, SAFETENSORS) {
+            Role::Weights => {
+                // Cheap and enough to find a shard of another file; `verify` compares the rest.
+                let source = from.open_file(name)?;
+                let (json, _) = Header::read(&source, &Limits::default()).map_err(in_file)?;
+                let shard = renamed(name, SAFETENSORS, SHARD);
+                let opened = folder.open_file(&shard).and_then(Shard::open);
+                let opened = opened.map_err(|e| e.in_file(&shard))?;
+                if opened.header_json() != json || opened.original_len() != source.byte_len() {
+                    let error = Error::new(Rule::ModelIndex).in_file(&shard);
+                    return Err(error.found(format!("made from another {:?}", name.display())));
+                }
+            }
+            Role::Index => {
+                let (text, _) = ModelIndex::read(&from.open_file(name)?).map_err(in_file)?;
+                let (translated, exact) = translate(&text, SAFETENSORS, SHARD)?;
+                let (_, index) = (&text, ModelIndex::parse(&translated)?);
+                let to = renamed(name, SAFETENSORS, SHARD);
+                check_index(folder, &to, &index, |path| {
+                    Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
+                })?;
+                put(&to, translated.as_bytes())?;
+                if !exact {
+                    put(name, text.as_bytes())?;
+                }
+            }
+            Role::Other => {
+                let source = from.open_file(name)?;
+                let mut bytes = bigsmall_format::zeroed(source.byte_len())?;
+                source.read_exact_at(0, &mut bytes).map_err(in_file)?;
+                put(name, &bytes)?;
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Writes the file `name` of `dir`, unless it holds `text` already.
+fn put(
+    folder: &Folder,
+    dir: &Path,
+    files: &BTreeSet<PathBuf>,
+    name: &Path,
+    text: &[u8],
+    replace: bool,
+) -> Result<()> {
+    let mut replace = replace;
+    if files.contains(name) {
+        let found = folder.open_file(name)?;
+        if found.byte_len() == text.len() as u64 {
+            let mut bytes = vec![0; text.len()];
+            found.read_exact_at(0, &mut bytes)?;
+            if bytes == text {
+                return Ok(());
+            }
+        }
+        // A card of an earlier run is ours to replace.
+        replace |= card::may_be(name) && card::is_card(&found)?;
+    }
+    let path = dir.join(name);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(e).in_file(parent))?;
+    }
+    let target = AtomicFile::create(&path, replace)?;
+    target.append(text)?;
+    target.commit()
+}

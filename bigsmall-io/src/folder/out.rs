@@ -1,0 +1,89 @@
+//! The output folder: files are written into it, or copied as they are.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{Error, ReadAt as _, Result, Rule};
+
+use crate::source::folder::Folder;
+use crate::stage::atomic::AtomicFile;
+use crate::stage::output::Output as _;
+use crate::{FileReport, Progress, os};
+
+/// Bytes of other files that are copied at a time.
+const COPY: u64 = 8 << 20;
+
+/// Where a job would write into its own input.
+pub(crate) fn check_apart(input: &Path, output: &Path) -> Result<()> {
+    let refuse = || Err(Error::new(Rule::SameFile).in_file(output));
+    let Ok(input) = input.canonicalize() else { return Ok(()) };
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(parent) = parent.canonicalize() else { return Ok(()) };
+    let output = parent.join(output.file_name().unwrap_or_default());
+    if output.starts_with(&input) || input.starts_with(&output) { refuse() } else { Ok(()) }
+}
+
+/// Writes the files of an output folder.
+pub(crate) struct Out<'a> {
+    from: &'a Folder,
+    to: &'a Path,
+    progress: &'a Progress,
+    folders: BTreeSet<PathBuf>,
+    names: BTreeSet<PathBuf>,
+}
+
+impl<'a> Out<'a> {
+    pub(crate) fn new(from: &'a Folder, to: &'a Path, progress: &'a Progress) -> Self {
+        Out { from, to, progress, folders: BTreeSet::from([to.to_owned()]), names: BTreeSet::new() }
+    }
+
+    /// Where the file `name` goes; its folder exists then, and no other file has the name.
+    pub(crate) fn place(&mut self, name: &Path) -> Result<PathBuf> {
+        if self.progress.is_cancelled() {
+            return Err(Error::new(Rule::Cancelled));
+        }
+        if !self.names.insert(name.to_owned()) {
+            return Err(Error::new(Rule::Argument)
+                .found(format!("two files would become {:?}", name.display().to_string())));
+        }
+        let path = self.to.join(name);
+        let mut folder = path.parent().unwrap_or(self.to);
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(e).in_file(folder))?;
+        while folder != self.to && self.folders.insert(folder.to_owned()) {
+            folder = folder.parent().unwrap_or(self.to);
+        }
+        Ok(path)
+    }
+
+    pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
+        let target = AtomicFile::create(&self.place(name)?, false)?;
+        let source = self.from.open_file(name)?;
+        let mut buffer = vec![0; COPY.min(source.byte_len()) as usize];
+        let mut at = 0;
+        while at < source.byte_len() {
+            let piece = &mut buffer[..COPY.min(source.byte_len() - at) as usize];
+            source.read_exact_at(at, piece).map_err(|e| e.in_file(name))?;
+            target.append(piece)?;
+            at += piece.len() as u64;
+        }
+        target.commit()
+    }
+
+    pub(crate) fn text(&mut self, name: &Path, text: &str) -> Result<()> {
+        let target = AtomicFile::create(&self.place(name)?, false)?;
+        target.append(text.as_bytes())?;
+        target.commit()
+    }
+
+    /// Makes the names in every folder durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let sync =
+            |folder: &PathBuf| os::sync_dir(folder).map_err(|e| Error::io(e).in_file(folder));
+        self.folders.iter().try_for_each(sync)
+    }
+}
+
+pub(crate) fn named(mut report: FileReport, name: &Path) -> FileReport {
+    report.name = name.to_string_lossy().into_owned();
+    report
+}

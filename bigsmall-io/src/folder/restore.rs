@@ -1,0 +1,98 @@
+//! Restores or verifies the shards of a folder.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{Result, Shard};
+
+use crate::folder::card;
+use crate::folder::check::check_index;
+use crate::folder::out::{Out, check_apart, named};
+use crate::model_index::{ModelIndex, translate};
+use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::restore::walk::{restore_file, restore_shard};
+use crate::source::folder::Folder;
+use crate::stage::atomic::AtomicDir;
+use crate::{Progress, Report, RestoreOptions};
+
+/// The name of an index file and its text.
+type IndexFile = (PathBuf, String);
+
+/// The files of a folder of shards, its shards and its index files checked.
+fn open_shards(
+    folder: &Folder,
+    progress: &Progress,
+) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>)> {
+    let files = folder.files()?;
+    for name in weights(&files, SHARD)? {
+        let shard = Shard::open(folder.open_file(name)?).map_err(|e| e.in_file(name))?;
+        progress.expect(shard.original_len());
+    }
+    let mut indices = Vec::new();
+    for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
+        let (text, index) =
+            ModelIndex::read(&folder.open_file(name)?).map_err(|e| e.in_file(name))?;
+        check_index(folder, name, &index, |path| {
+            Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
+        })?;
+        indices.push((name.clone(), text));
+    }
+    Ok((files, indices))
+}
+
+/// Restores every shard of a folder; see [`restore`](crate::restore).
+pub(crate) fn restore_folder(
+    input: &Path,
+    folder: &Folder,
+    output: &Path,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    check_apart(input, output)?;
+    let (files, indices) = open_shards(folder, progress)?;
+    let target = AtomicDir::create(output, options.replace)?;
+    let mut out = Out::new(folder, target.path(), progress);
+    let inner = RestoreOptions { replace: false, ..*options };
+    let mut reports = Vec::new();
+    for name in &files {
+        match role(name, SHARD) {
+            Role::Weights => {
+                let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
+                let report = Shard::open(folder.open_file(name)?)
+                    .and_then(|shard| restore_file(&shard, name, &place, &inner, progress))
+                    .map_err(|e| e.in_file(name))?;
+                reports.push(named(report, name));
+            }
+            Role::Other if card::may_be(name) && card::is_card(&folder.open_file(name)?)? => {}
+            Role::Other => out.copy(name)?,
+            Role::Index => {}
+        }
+    }
+    for (name, text) in &indices {
+        let original = renamed(name, SHARD, SAFETENSORS);
+        // One that could not be translated back exactly was carried along.
+        if !files.contains(&original) {
+            out.text(&original, &translate(text, SHARD, SAFETENSORS)?.0)?;
+        }
+    }
+    out.sync()?;
+    target.commit()?;
+    Ok(Report::of(reports))
+}
+
+/// Verifies every shard of a folder; see [`verify`](crate::verify).
+pub(crate) fn verify_folder(
+    folder: &Folder,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let (files, _) = open_shards(folder, progress)?;
+    let mut reports = Vec::new();
+    for name in weights(&files, SHARD)? {
+        let report = Shard::open(folder.open_file(name)?)
+            .and_then(|shard| restore_shard(&shard, None, options, progress))
+            .map_err(|e| e.in_file(name))?;
+        reports.push(named(report, name));
+    }
+    Ok(Report::of(reports))
+}

@@ -1,0 +1,117 @@
+//! Jobs over a file or a folder.
+
+use std::path::Path;
+
+use bigsmall_format::{Error, Result, Rule, Shard};
+
+use crate::compress::file::compress_file;
+use crate::folder::compress::compress_folder;
+use crate::folder::restore::{restore_folder, verify_folder};
+use crate::restore::options::patient;
+use crate::restore::walk::{restore_file, restore_shard};
+use crate::source::folder::Input;
+use crate::source::open::open;
+use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
+
+/// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
+/// the folder `output` (weights compressed, everything else carried over).
+///
+/// What was written is read again, decoded and compared with the original before it gets its name;
+/// `output` is absent, as it was, or complete. Memory: at most 256 MiB and the index, whatever the
+/// size of tensors or model.
+///
+/// # Errors
+/// Header rules of [`Rule`] for a bad input; [`Rule::OutputExists`], [`Rule::SameFile`],
+/// [`Rule::Io`], [`Rule::SourceChanged`], [`Rule::ReadBack`], [`Rule::Cancelled`],
+/// [`Rule::Memory`].
+///
+/// ```no_run
+/// use bigsmall_io::{CompressOptions, Progress, compress};
+/// let report = compress(
+///     "model.safetensors".as_ref(),
+///     "model.bs".as_ref(),
+///     &CompressOptions::default(),
+///     &Progress::default(),
+/// )?;
+/// println!("{:.1} %", 100.0 * report.ratio());
+/// # Ok::<(), bigsmall_io::Error>(())
+/// ```
+pub fn compress(
+    input: &Path,
+    output: &Path,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    if os::same_file(input, output) {
+        return Err(Error::new(Rule::SameFile).in_file(output));
+    }
+    if input.is_dir() {
+        return compress_folder(input, output, options, progress);
+    }
+    progress.expect(std::fs::metadata(input).map_err(|e| Error::io(e).in_file(input))?.len());
+    Ok(Report::of(vec![compress_file(input, output, options, progress)?]))
+}
+
+/// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
+/// folder it was made from; `input` may be a URL as in [`Model::open`](crate::Model::open). The
+/// SHA-256 of every file is compared with that of the original before it gets its name; where a
+/// shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
+///
+/// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
+///
+/// # Errors
+/// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
+/// [`Rule::ContentDigest`]; [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`],
+/// [`Rule::Cancelled`], [`Rule::Memory`].
+///
+/// ```no_run
+/// use bigsmall_io::{Progress, RestoreOptions, restore};
+/// restore(
+///     "model.bs".as_ref(),
+///     "model.safetensors".as_ref(),
+///     &RestoreOptions::default(),
+///     &Progress::default(),
+/// )?;
+/// # Ok::<(), bigsmall_io::Error>(())
+/// ```
+pub fn restore(
+    input: &Path,
+    output: &Path,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    if os::same_file(input, output) {
+        return Err(Error::new(Rule::SameFile).in_file(output));
+    }
+    let options = &patient(input, options);
+    let source = match open(input)? {
+        Input::Folder(from) => {
+            return restore_folder(input, &from, output, options, progress);
+        }
+        Input::File(source) => source,
+    };
+    let shard = Shard::open(source)?;
+    progress.expect(shard.original_len());
+    Ok(Report::of(vec![restore_file(&shard, input, output, options, progress)?]))
+}
+
+/// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and
+/// compares the SHA-256 of the file they make with that of the original, and their MD5s with those
+/// that the shard keeps. Writes nothing.
+///
+/// Memory: at most 256 MiB and the index.
+///
+/// # Errors
+/// Those of [`restore`] but for the output's.
+pub fn verify(input: &Path, options: &RestoreOptions, progress: &Progress) -> Result<Report> {
+    let options = &patient(input, options);
+    let source = match open(input)? {
+        Input::Folder(from) => return verify_folder(&from, options, progress),
+        Input::File(source) => source,
+    };
+    let shard = Shard::open(source)?;
+    progress.expect(shard.original_len());
+    let mut report = restore_shard(&shard, None, options, progress)?;
+    report.name = crate::report::file_name(input);
+    Ok(Report::of(vec![report]))
+}

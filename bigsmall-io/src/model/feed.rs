@@ -1,0 +1,368 @@
+//! Reads encoded bytes ahead, within a budget, and decodes them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, OnceLock};
+
+use bigsmall_format::{BlockDecoder, Error, ReadAt as _, Result, Rule, for_each_in_parallel};
+
+use crate::encoding;
+use crate::model::shards::Shards;
+use crate::model::tensor::Tensor;
+use crate::restore::decode::Window;
+use crate::stage::chunk::CHUNK;
+use crate::stage::pool::{reserve, set_len};
+use crate::stage::thread::{lock, spawn};
+
+/// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of
+/// the threads.
+pub(crate) const BASE: u64 = 64 << 20;
+
+/// Bytes that are read in one piece: small tensors together, large ones in runs of blocks.
+pub(crate) const PIECE: u64 = CHUNK;
+
+/// More threads than that have nothing to do, and each has scratch memory.
+pub(crate) const MAX_THREADS: usize = 32;
+
+/// Reads and decodes some tensors of a model, those that lie together in one piece.
+pub(crate) fn read_layer(model: &Shards, tensors: Vec<usize>) -> Result<Vec<Tensor>> {
+    let feed = Feed::new(model, vec![("", tensors)])?;
+    let feed = &feed.with_room(BASE / 4);
+    std::thread::scope(|scope| {
+        for _ in 0..model.readers().min(feed.pieces.len()) {
+            spawn(scope, "read", || feed.read(model))?;
+        }
+        let threads = model.threads().min(MAX_THREADS);
+        let found = feed.decode(model, &feed.layers[0], Vec::new(), threads);
+        feed.stop();
+        found
+    })
+}
+
+/// What is to be read, in order, and what has been read and not yet decoded.
+pub(crate) struct Feed {
+    pub(crate) layers: Vec<Wanted>,
+    pub(crate) pieces: Vec<Piece>,
+    /// Bytes that the buffers of encoded pieces may have together.
+    room: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// A layer to come.
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    /// Shard and place of its tensors.
+    tensors: Vec<(usize, usize)>,
+    pub(crate) original_len: u64,
+    pieces: Range<usize>,
+}
+
+/// A range of one file that is read at once: some whole tensors, or some blocks of one, with its
+/// head where they are the first.
+pub(crate) struct Piece {
+    shard: usize,
+    range: Range<u64>,
+    parts: Vec<Part>,
+}
+
+/// What a piece holds of a tensor.
+pub(crate) struct Part {
+    /// Place of the tensor in its layer.
+    place: usize,
+    /// Where the tensor's payload begins in the file.
+    payload_at: u64,
+    /// Bytes of the decoded tensor.
+    bytes: Range<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// The first piece that nobody has begun to read.
+    next: usize,
+    ready: BTreeMap<usize, Result<Vec<u8>>>,
+    spare: Vec<Vec<u8>>,
+    /// Bytes of all buffers, those in use and the spare ones.
+    held: u64,
+    /// No piece is begun any more.
+    stopped: bool,
+}
+
+impl Feed {
+    pub(crate) fn new(model: &Shards, layers: Vec<(&str, Vec<usize>)>) -> Result<Self> {
+        let mut feed = Feed {
+            layers: Vec::with_capacity(layers.len()),
+            pieces: Vec::new(),
+            room: 0,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        let places = model.places_in_order();
+        for (name, tensors) in layers {
+            let begin = feed.pieces.len();
+            let tensors: Vec<(usize, usize)> = tensors.iter().map(|&t| places[t]).collect();
+            let mut original_len = 0;
+            for (place, &(shard, index)) in tensors.iter().enumerate() {
+                original_len += model.shard(shard).tensors()[index].byte_len();
+                feed.cut(model, begin, place, (shard, index))?;
+            }
+            let pieces = begin..feed.pieces.len();
+            feed.layers.push(Wanted { name: name.to_owned(), tensors, original_len, pieces });
+        }
+        Ok(feed)
+    }
+
+    /// Cuts the tensor `index` into pieces of the layer whose pieces begin at `begin`.
+    fn cut(
+        &mut self,
+        model: &Shards,
+        begin: usize,
+        place: usize,
+        (shard, index): (usize, usize),
+    ) -> Result<()> {
+        let open = model.shard(shard);
+        let (spec, table) = (&open.tensors()[index], open.table(index)?);
+        let payload = open.payload_range(index)?;
+        if spec.byte_len() == 0 {
+            return Ok(());
+        }
+        let piece = |range, bytes| {
+            let part = Part { place, payload_at: payload.start, bytes };
+            Piece { shard, range, parts: vec![part] }
+        };
+        if payload.end - payload.start <= PIECE && spec.byte_len() <= PIECE {
+            let whole = piece(payload.clone(), 0..spec.byte_len());
+            match self.pieces[begin..].last_mut() {
+                Some(before)
+                    if before.shard == shard
+                        && before.range.end == payload.start
+                        && payload.end - before.range.start <= PIECE
+                        && before.parts.iter().all(|p| p.bytes.start == 0) =>
+                {
+                    before.range.end = payload.end;
+                    before.parts.extend(whole.parts);
+                }
+                _ => self.pieces.push(whole),
+            }
+            return Ok(());
+        }
+        let block = spec.block_bytes() as u64;
+        let run = (PIECE / block).max(1);
+        let mut first = 0;
+        while first < spec.n_blocks() {
+            let last = spec.n_blocks().min(first + run);
+            let place = table.blocks_range(first..last);
+            // The first piece brings the head along.
+            let from = if first == 0 { 0 } else { place.start };
+            let bytes = first * block..spec.byte_len().min(last * block);
+            self.pieces.push(piece(payload.start + from..payload.start + place.end, bytes));
+            first = last;
+        }
+        Ok(())
+    }
+
+    /// The same with buffers of `room` bytes in all.
+    pub(crate) fn with_room(self, room: u64) -> Self {
+        Feed { room, ..self }
+    }
+
+    pub(crate) fn encoded_len(&self, layer: &Wanted) -> u64 {
+        self.pieces[layer.pieces.clone()].iter().map(|p| p.range.end - p.range.start).sum()
+    }
+
+    /// What a reading thread does: piece after piece, as long as there is room for them.
+    pub(crate) fn read(&self, model: &Shards) {
+        loop {
+            let mut state = lock(&self.state);
+            let (index, piece, len, mut buffer) = loop {
+                if state.stopped {
+                    return;
+                }
+                let Some(piece) = self.pieces.get(state.next) else { return };
+                let len = (piece.range.end - piece.range.start) as usize;
+                if let Some(buffer) = state.buffer(len, self.room) {
+                    state.next += 1;
+                    break (state.next - 1, piece, len, buffer);
+                }
+                state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            };
+            drop(state);
+            let filled = reserve(&mut buffer, capacity(len))
+                .and_then(|()| set_len(&mut buffer, len))
+                .and_then(|()| {
+                    let source = model.shard(piece.shard).source();
+                    source.read_exact_at(piece.range.start, &mut buffer)
+                });
+            let mut state = lock(&self.state);
+            let failed = filled.is_err();
+            state.ready.insert(index, filled.map(|()| buffer));
+            state.stopped |= failed;
+            drop(state);
+            self.changed.notify_all();
+            if failed {
+                return;
+            }
+        }
+    }
+
+    /// No more is read.
+    pub(crate) fn stop(&self) {
+        lock(&self.state).stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a piece.
+    fn take(&self, index: usize) -> Result<Vec<u8>> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(found) = state.ready.remove(&index) {
+                return found;
+            }
+            if state.stopped && index >= state.next {
+                return Err(Error::new(Rule::Cancelled));
+            }
+            state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        lock(&self.state).spare.push(buffer);
+        self.changed.notify_all();
+    }
+
+    /// Decodes a layer, the buffers of `spare` used again.
+    pub(crate) fn decode(
+        &self,
+        model: &Shards,
+        layer: &Wanted,
+        spare: Vec<Tensor>,
+        threads: usize,
+    ) -> Result<Vec<Tensor>> {
+        let mut spare: Vec<Vec<u8>> = spare.into_iter().map(Tensor::into_bytes).collect();
+        let specs = layer.tensors.iter().map(|&(s, i)| &model.shard(s).tensors()[i]);
+        // The largest first, so that a small tensor does not take the only large buffer.
+        let mut by_size: Vec<usize> = (0..layer.tensors.len()).collect();
+        let specs: Vec<_> = specs.collect();
+        by_size.sort_by_key(|&i| std::cmp::Reverse(specs[i].byte_len()));
+        spare.sort_by_key(Vec::capacity);
+        let mut buffers = vec![Vec::new(); specs.len()];
+        for &i in &by_size {
+            let len = usize::try_from(specs[i].byte_len()).unwrap_or(usize::MAX);
+            let fits = spare.partition_point(|b| b.capacity() < len);
+            if fits < spare.len() && spare[fits].capacity() / 2 <= len {
+                buffers[i] = spare.remove(fits);
+            }
+        }
+        // What does not fit is given back before anything new is asked for.
+        drop(spare);
+        for (buffer, spec) in buffers.iter_mut().zip(&specs) {
+            set_len(buffer, usize::try_from(spec.byte_len()).unwrap_or(usize::MAX))?;
+        }
+        {
+            let mut rest: Vec<&mut [u8]> = buffers.iter_mut().map(|b| &mut b[..]).collect();
+            let jobs: Vec<(usize, Vec<&mut [u8]>)> = layer
+                .pieces
+                .clone()
+                .map(|index| {
+                    let cut = |part: &Part| {
+                        let whole = std::mem::take(&mut rest[part.place]);
+                        let (piece, after) =
+                            whole.split_at_mut((part.bytes.end - part.bytes.start) as usize);
+                        rest[part.place] = after;
+                        piece
+                    };
+                    (index, self.pieces[index].parts.iter().map(cut).collect())
+                })
+                .collect();
+            let decoders: Vec<Decoder> = layer.tensors.iter().map(|_| Decoder::new()).collect();
+            for_each_in_parallel(
+                threads,
+                jobs.into_iter(),
+                || (),
+                |(), (index, dst)| {
+                    let settle = Settle(&decoders, &self.pieces[index].parts);
+                    let encoded = self.take(index)?;
+                    let done = self.decode_piece(model, layer, index, &encoded, &decoders, dst);
+                    drop(settle);
+                    self.give_back(encoded);
+                    done
+                },
+            )?;
+        }
+        let tensors = specs.into_iter().zip(buffers);
+        Ok(tensors.map(|(spec, bytes)| Tensor::new(spec.clone(), bytes)).collect())
+    }
+
+    fn decode_piece(
+        &self,
+        model: &Shards,
+        layer: &Wanted,
+        index: usize,
+        encoded: &[u8],
+        decoders: &[Decoder],
+        dst: Vec<&mut [u8]>,
+    ) -> Result<()> {
+        let piece = &self.pieces[index];
+        let shard = model.shard(piece.shard);
+        for (part, dst) in piece.parts.iter().zip(dst) {
+            let tensor = layer.tensors[part.place].1;
+            let decoder = match part.bytes.start {
+                0 => {
+                    let head = &encoded[(part.payload_at - piece.range.start) as usize..];
+                    let found =
+                        shard.decoder_from(tensor, encoding(shard.encoding(tensor)?)?, head)?;
+                    let _ = decoders[part.place].set(Some(found));
+                    decoders[part.place].get()
+                }
+                _ => Some(decoders[part.place].wait()),
+            };
+            // The thread that could not open it has the error.
+            let decoder = decoder.and_then(|d| d.as_deref());
+            let decoder = decoder.ok_or_else(|| Error::new(Rule::Cancelled))?;
+            let at = piece.range.start.saturating_sub(part.payload_at);
+            let skip = part.payload_at.saturating_sub(piece.range.start) as usize;
+            let window = Window { at, bytes: &encoded[skip..] };
+            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), dst, 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// A buffer for `len` bytes that keeps all of them within `limit`, or `None` until others are
+    /// given back. One piece always has room, however long it is.
+    fn buffer(&mut self, len: usize, limit: u64) -> Option<Vec<u8>> {
+        let fits = |b: &Vec<u8>| b.capacity() >= len;
+        let best = (0..self.spare.len()).filter(|&i| fits(&self.spare[i]));
+        if let Some(best) = best.min_by_key(|&i| self.spare[i].capacity()) {
+            return Some(self.spare.swap_remove(best));
+        }
+        let wanted = capacity(len) as u64;
+        while self.held > 0 && self.held + wanted > limit {
+            self.held -= self.spare.pop()?.capacity() as u64;
+        }
+        self.held += wanted;
+        Some(Vec::new())
+    }
+}
+
+/// What is asked for, for a piece of `len` bytes: more than that, since the next one may be a
+/// little longer.
+pub(crate) fn capacity(len: usize) -> usize {
+    if len > 64 << 10 { len.next_multiple_of(64 << 10) } else { len.next_power_of_two() }
+}
+
+/// A tensor's decoder, opened by the thread that has its first piece. `None` when that failed.
+type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
+
+/// Says of the tensors that begin in a piece that they cannot be opened, where the thread leaves
+/// without having done it: nobody waits for ever.
+pub(crate) struct Settle<'a>(&'a [Decoder], &'a [Part]);
+
+impl Drop for Settle<'_> {
+    fn drop(&mut self) {
+        for part in self.1.iter().filter(|p| p.bytes.start == 0) {
+            let _ = self.0[part.place].set(None);
+        }
+    }
+}

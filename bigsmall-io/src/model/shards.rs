@@ -1,0 +1,152 @@
+//! The shards of a model, opened, and where each tensor lies.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bigsmall_format::{
+    Error, ReadAt, Result, Rule, Shard, TensorSpec, available_threads, for_each_in_parallel,
+};
+
+use crate::model_index::ModelIndex;
+use crate::source::file::{REMOTE_THREADS, Source};
+use crate::source::folder::Input;
+use crate::source::open::open;
+use crate::source::url::url;
+
+/// One shard or several.
+pub(crate) struct Shards {
+    opened: Vec<Open>,
+    /// Shard and place of every tensor, by its name.
+    places: HashMap<Box<str>, (usize, usize)>,
+    pub(crate) threads: usize,
+    /// Whether reads may be slow, so that many should be under way at once.
+    patient: bool,
+}
+
+struct Open {
+    name: String,
+    shard: Shard<Source>,
+}
+
+impl Shards {
+    /// Opens a file, a folder or a URL; see [`Model::open`](crate::Model::open).
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut shards = Shards::empty(url(path).is_some());
+        let folder = match open(path)? {
+            Input::File(source) => {
+                shards.add("", Shard::open(source).map_err(|e| e.in_file(path))?)?;
+                return Ok(shards);
+            }
+            Input::Folder(folder) => folder,
+        };
+        let (names, index) = folder.model().map_err(|e| e.in_file(path))?;
+        let mut opened: Vec<Option<Shard<Source>>> = names.iter().map(|_| None).collect();
+        for_each_in_parallel(
+            shards.readers(),
+            names.iter().zip(&mut opened),
+            || (),
+            |(), (name, to)| {
+                let shard = folder.open_file(Path::new(name)).and_then(Shard::open);
+                *to = Some(shard.map_err(|e| e.in_file(name))?);
+                Ok(())
+            },
+        )?;
+        for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
+            shards.add(name, shard)?;
+        }
+        if let Some(index) = index {
+            shards.check(&index)?;
+        }
+        Ok(shards)
+    }
+
+    /// Opens the shard in `source`.
+    pub(crate) fn of_source(source: impl ReadAt + 'static) -> Result<Self> {
+        let mut shards = Shards::empty(true);
+        shards.add("", Shard::open(Source::new(source))?)?;
+        Ok(shards)
+    }
+
+    fn empty(patient: bool) -> Self {
+        Shards { opened: Vec::new(), places: HashMap::new(), threads: 0, patient }
+    }
+
+    fn add(&mut self, name: &str, shard: Shard<Source>) -> Result<()> {
+        for (place, spec) in shard.tensors().iter().enumerate() {
+            let here = (self.opened.len(), place);
+            if self.places.insert(spec.name().into(), here).is_some() {
+                return Err(Error::new(Rule::ModelTensor)
+                    .in_tensor(spec.name())
+                    .found("in two shards"));
+            }
+        }
+        self.opened.push(Open { name: name.to_owned(), shard });
+        Ok(())
+    }
+
+    /// The index file must say of every tensor where it is, and nothing else.
+    fn check(&self, index: &ModelIndex) -> Result<()> {
+        for (tensor, shard) in &index.weight_map {
+            let found = self.places.get(tensor.as_str()).map(|&(s, _)| &self.opened[s].name);
+            if found != Some(shard) {
+                return Err(Error::new(Rule::ModelTensor)
+                    .in_tensor(tensor)
+                    .expected(format!("it to be in {shard:?}")));
+            }
+        }
+        if index.weight_map.len() != self.places.len() {
+            return Err(Error::new(Rule::ModelTensor)
+                .expected(format!("{} tensors", index.weight_map.len()))
+                .found(self.places.len()));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        match (self.threads, self.patient) {
+            (0, false) => available_threads(),
+            (0, true) => available_threads().max(REMOTE_THREADS),
+            (n, _) => n,
+        }
+    }
+
+    /// How many threads read at once.
+    pub(crate) fn readers(&self) -> usize {
+        if self.patient { REMOTE_THREADS } else { 2 }
+    }
+
+    pub(crate) fn shard(&self, index: usize) -> &Shard<Source> {
+        &self.opened[index].shard
+    }
+
+    /// Shard and place of every tensor, in the order of [`tensors`](Self::tensors).
+    pub(crate) fn places_in_order(&self) -> Vec<(usize, usize)> {
+        let shards = self.opened.iter().enumerate();
+        shards.flat_map(|(s, open)| (0..open.shard.tensors().len()).map(move |t| (s, t))).collect()
+    }
+
+    /// The tensors, shard after shard, in the order of their data.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.opened.iter().flat_map(|s| s.shard.tensors())
+    }
+
+    /// The shards and their names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Shard<Source>)> {
+        self.opened.iter().map(|s| (s.name.as_str(), &s.shard))
+    }
+
+    /// The name of the shard that holds the tensor `name`.
+    pub(crate) fn name_of(&self, name: &str) -> Result<&str> {
+        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
+        let &(shard, _) = self.places.get(name).ok_or_else(missing)?;
+        Ok(&self.opened[shard].name)
+    }
+
+    /// The shard, the place and the spec of the tensor `name`.
+    pub(crate) fn place(&self, name: &str) -> Result<(&Shard<Source>, usize, &TensorSpec)> {
+        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
+        let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
+        let shard = &self.opened[shard].shard;
+        Ok((shard, index, &shard.tensors()[index]))
+    }
+}

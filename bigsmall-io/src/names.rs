@@ -1,0 +1,64 @@
+//! Names of files: which are weights, which are index files, what they become.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{Error, Result, Rule};
+
+pub(crate) const SAFETENSORS: &str = ".safetensors";
+
+pub(crate) const SHARD: &str = ".bs";
+
+pub(crate) const INDEX: &str = ".index.json";
+
+/// What becomes of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Weights,
+    Index,
+    Other,
+}
+
+pub(crate) fn role(name: &Path, ending: &str) -> Role {
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    let index = format!("{ending}{INDEX}");
+    if name.ends_with(ending) {
+        Role::Weights
+    } else if name.ends_with(&index) {
+        Role::Index
+    } else {
+        Role::Other
+    }
+}
+
+/// `name` with the ending `to` in place of `from`, before `.index.json` where it has that.
+pub(crate) fn renamed(name: &Path, from: &str, to: &str) -> PathBuf {
+    let file = name.file_name().unwrap_or_default().as_encoded_bytes();
+    for tail in ["", INDEX] {
+        let ending = format!("{from}{tail}");
+        if let Some(stem) = file.strip_suffix(ending.as_bytes()) {
+            // `weights` has refused names that are no Unicode.
+            let mut new = String::from_utf8_lossy(stem).into_owned();
+            new.push_str(to);
+            new.push_str(tail);
+            return name.with_file_name(new);
+        }
+    }
+    name.to_owned()
+}
+
+pub(crate) fn weights<'a>(files: &'a BTreeSet<PathBuf>, ending: &str) -> Result<Vec<&'a PathBuf>> {
+    let mut found = Vec::new();
+    for name in files.iter().filter(|f| role(f, ending) != Role::Other) {
+        if name.to_str().is_none() {
+            return Err(Error::new(Rule::Argument).in_file(name).expected("a name in Unicode"));
+        }
+        if role(name, ending) == Role::Weights {
+            found.push(name);
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::new(Rule::Argument).found(format!("no {ending} file in the folder")));
+    }
+    Ok(found)
+}

@@ -1,0 +1,111 @@
+//! Decodes chunks.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
+
+use crate::encoding;
+use crate::stage::chunk::{Chunk, Part};
+use crate::stage::pool::{Buffer, set_len};
+
+/// The decoder of a tensor, opened by the first thread that needs it. `None` when that failed.
+pub(crate) type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
+
+/// One chunk on its way.
+pub(crate) struct Job<'p> {
+    pub(crate) chunk: Chunk,
+    /// For a chunk of a large tensor: the decoder that its chunks share.
+    pub(crate) large: Option<Arc<Decoder>>,
+    /// Where to decode to; taken by the thread that does.
+    pub(crate) room: Mutex<Option<Buffer<'p>>>,
+    /// `None` when decoding failed.
+    pub(crate) decoded: OnceLock<Option<Buffer<'p>>>,
+}
+
+/// Sets a job's result to "failed" when the thread leaves without one, so that nobody waits for
+/// ever.
+pub(crate) struct Settle<'j, 'p>(pub(crate) &'j Job<'p>);
+
+impl Drop for Settle<'_, '_> {
+    fn drop(&mut self) {
+        let _ = self.0.decoded.set(None);
+    }
+}
+
+pub(crate) fn decode<R: ReadAt>(
+    shard: &Shard<R>,
+    job: &Job<'_>,
+    room: &mut [u8],
+    scratch: &mut Vec<u8>,
+) -> Result<()> {
+    for part in &job.chunk.parts {
+        let spec = &shard.tensors()[part.tensor];
+        let dst = &mut room[part.within.clone()];
+        let named = |e: Error| e.in_tensor(spec.name());
+        match &job.large {
+            None => {
+                let decoder = decoder(shard, part.tensor).map_err(named)?;
+                decode_part(shard, part, &*decoder, dst, scratch).map_err(named)?;
+            }
+            Some(shared) => {
+                let mut failure = None;
+                let found = shared.get_or_init(|| {
+                    decoder(shard, part.tensor).map_err(|e| failure = Some(e)).ok()
+                });
+                let Some(found) = found else {
+                    // The thread that tried to open it has the error.
+                    return Err(named(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))));
+                };
+                decode_part(shard, part, &**found, dst, scratch).map_err(named)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens the decoder of tensor `index`.
+pub(crate) fn decoder<R: ReadAt>(shard: &Shard<R>, index: usize) -> Result<Box<dyn BlockDecoder>> {
+    shard.decoder(index, encoding(shard.encoding(index)?)?)
+}
+
+/// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums,
+/// blocks.
+fn decode_part<R: ReadAt>(
+    shard: &Shard<R>,
+    part: &Part,
+    decoder: &dyn BlockDecoder,
+    dst: &mut [u8],
+    scratch: &mut Vec<u8>,
+) -> Result<()> {
+    let spec = &shard.tensors()[part.tensor];
+    let table = shard.table(part.tensor)?;
+    let blocks = table.blocks_range(part.blocks.clone());
+    let payload = shard.payload_range(part.tensor)?.start;
+    set_len(scratch, (blocks.end - blocks.start) as usize)?;
+    shard.source().read_exact_at(payload + blocks.start, scratch)?;
+    let window = Window { at: blocks.start, bytes: scratch };
+    decode_range(decoder, spec, table, &window, part.bytes.clone(), dst, 1)
+}
+
+/// A piece of a payload that is in memory.
+pub(crate) struct Window<'a> {
+    /// Where it begins in the payload.
+    pub(crate) at: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl ReadAt for Window<'_> {
+    fn byte_len(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let offset =
+            offset.checked_sub(self.at).ok_or_else(|| Error::new(Rule::RangeOutOfBounds))?;
+        self.bytes.read_exact_at(offset, buf)
+    }
+
+    fn bytes_at(&self, range: std::ops::Range<u64>) -> Option<&[u8]> {
+        self.bytes.bytes_at(range.start.checked_sub(self.at)?..range.end.checked_sub(self.at)?)
+    }
+}

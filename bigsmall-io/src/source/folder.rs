@@ -1,0 +1,168 @@
+//! A folder of files, wherever it is, in which nothing leads out.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bigsmall_format::{Error, Result, Rule};
+
+use crate::model_index::{ModelIndex, check_name};
+use crate::names::{INDEX, SHARD, weights};
+use crate::os;
+use crate::source::file::Source;
+
+/// The files of a folder on another machine.
+pub(crate) trait RemoteFolder: Send + Sync {
+    /// The relative paths of all files, with `/` between components.
+    fn names(&self) -> Result<Vec<String>>;
+
+    /// Opens one of them.
+    fn open(&self, name: &str) -> Result<Source>;
+}
+
+/// A folder in which nothing leads out.
+pub(crate) struct Folder(Kind);
+
+// Without any of the features there is nothing remote.
+#[cfg_attr(not(any(feature = "http", feature = "cloud")), allow(dead_code))]
+enum Kind {
+    Local {
+        root: PathBuf,
+        /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose
+        /// snapshots are links to its blobs.
+        bounds: PathBuf,
+    },
+    Remote(Box<dyn RemoteFolder>),
+}
+
+impl Folder {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let named = |e: io::Error| Error::io(e).in_file(path);
+        let root = path.canonicalize().map_err(named)?;
+        let snapshots = root.parent().filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
+        let model = snapshots.and_then(Path::parent).filter(|m| m.join("blobs").is_dir());
+        Ok(Folder(Kind::Local { bounds: model.unwrap_or(&root).to_owned(), root }))
+    }
+
+    #[cfg(any(feature = "http", feature = "cloud"))]
+    pub(crate) fn remote(files: impl RemoteFolder + 'static) -> Self {
+        Folder(Kind::Remote(Box::new(files)))
+    }
+
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.0, Kind::Remote(_))
+    }
+
+    /// The file behind `name` on this machine, a relative path that has been checked. Links are
+    /// followed as long as they stay in bounds.
+    pub(crate) fn resolve(&self, name: &Path) -> Result<PathBuf> {
+        let Kind::Local { root, bounds } = &self.0 else {
+            return Err(Error::new(Rule::Argument)
+                .in_file(name)
+                .expected("a file on this machine"));
+        };
+        let path = root.join(name);
+        let found = path.canonicalize().map_err(|e| Error::io(e).in_file(&path))?;
+        if !found.starts_with(bounds) {
+            return Err(Error::new(Rule::ModelPath).in_file(&path));
+        }
+        Ok(found)
+    }
+
+    /// Opens a regular file of the folder.
+    pub(crate) fn open_file(&self, name: &Path) -> Result<Source> {
+        match &self.0 {
+            Kind::Local { .. } => Ok(Source::new(os::open_regular(&self.resolve(name)?)?)),
+            Kind::Remote(files) => {
+                let text = name.components().map(|c| c.as_os_str().to_string_lossy());
+                files.open(&text.collect::<Vec<_>>().join("/"))
+            }
+        }
+    }
+
+    /// Every file with that ending, by its relative path.
+    pub(crate) fn weights(&self, ending: &str) -> Result<Vec<PathBuf>> {
+        Ok(weights(&self.files()?, ending)?.into_iter().cloned().collect())
+    }
+
+    /// The names in the folder itself, in order.
+    pub(crate) fn names_in_root(&self) -> Result<Vec<PathBuf>> {
+        let Kind::Local { root, .. } = &self.0 else {
+            let in_root = |f: &PathBuf| f.components().count() == 1;
+            return Ok(self.files()?.into_iter().filter(in_root).collect());
+        };
+        let named = |e: io::Error| Error::io(e).in_file(root);
+        let entries = std::fs::read_dir(root).map_err(named)?;
+        let names = entries.map(|entry| entry.map(|e| PathBuf::from(e.file_name())));
+        let mut names = names.collect::<io::Result<Vec<_>>>().map_err(named)?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// The shards of the model in the folder: those that its index file names, or its only shard.
+    pub(crate) fn model(&self) -> Result<(Vec<String>, Option<ModelIndex>)> {
+        let names = self.names_in_root()?;
+        let ending = |end: &str| -> Vec<&PathBuf> {
+            names.iter().filter(|n| n.to_string_lossy().ends_with(end)).collect()
+        };
+        let (shards, indices) = (ending(SHARD), ending(&format!("{SHARD}{INDEX}")));
+        match (&indices[..], &shards[..]) {
+            ([name], _) => {
+                let read = ModelIndex::read(&self.open_file(name)?);
+                let (_, index) = read.map_err(|e| e.in_file(name))?;
+                Ok((index.shards().into_iter().map(str::to_owned).collect(), Some(index)))
+            }
+            (_, [shard]) => Ok((vec![shard.to_string_lossy().into_owned()], None)),
+            (found, shards) => Err(Error::new(Rule::ModelIndex)
+                .expected("one index file, or one shard")
+                .found(format!("{} and {}", found.len(), shards.len()))),
+        }
+    }
+
+    /// Every file, by its relative path, in the order of the names; `.git` is left out.
+    pub(crate) fn files(&self) -> Result<BTreeSet<PathBuf>> {
+        let root = match &self.0 {
+            Kind::Local { root, .. } => root,
+            Kind::Remote(files) => {
+                let mut found = BTreeSet::new();
+                for name in files.names()? {
+                    // A stranger's words, which become paths on this machine.
+                    check_name(&name)?;
+                    found.insert(PathBuf::from(name));
+                }
+                return Ok(found);
+            }
+        };
+        let mut files = BTreeSet::new();
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            let path = root.join(&folder);
+            let named = |e: io::Error| Error::io(e).in_file(&path);
+            for entry in std::fs::read_dir(&path).map_err(named)? {
+                let entry = entry.map_err(named)?;
+                let name = folder.join(entry.file_name());
+                let kind = entry.file_type().map_err(named)?;
+                if kind.is_dir() {
+                    if entry.file_name() != ".git" {
+                        folders.push(name);
+                    }
+                    continue;
+                }
+                // A link to a folder is refused like a pipe: it may lead round in a circle.
+                if !self.resolve(&name)?.is_file() {
+                    let path = root.join(&name);
+                    return Err(Error::new(Rule::NotARegularFile).in_file(&path));
+                }
+                files.insert(name);
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// What a path or URL leads to.
+pub(crate) enum Input {
+    File(Source),
+    Folder(Folder),
+}

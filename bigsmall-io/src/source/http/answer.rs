@@ -1,0 +1,151 @@
+//! What a server answers: statuses, lengths, ranges (RFC 9110, section 14), bodies.
+
+use std::fmt;
+use std::io::Read as _;
+use std::time::Duration;
+
+use bigsmall_format::{Error, Result, Rule};
+use ureq::Body;
+use ureq::http::{HeaderMap, Response, header};
+
+/// Why a request failed, and whether it may be tried again.
+pub(crate) enum Failure {
+    Final(Error),
+    Passing(Error, Option<Duration>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Final(error)
+    }
+}
+
+pub(crate) fn remote(expected: impl fmt::Display, found: impl fmt::Display) -> Error {
+    Error::new(Rule::Remote).expected(expected).found(found)
+}
+
+/// An error before there was an answer.
+pub(crate) fn broken(error: ureq::Error) -> Failure {
+    let passing = matches!(
+        error,
+        ureq::Error::Io(_)
+            | ureq::Error::Timeout(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::BodyStalled
+            | ureq::Error::Protocol(_)
+    );
+    let error = Error::io(error.into_io());
+    if passing { Failure::Passing(error, None) } else { Failure::Final(error) }
+}
+
+/// An error in the middle of a body.
+pub(crate) fn cut(error: std::io::Error) -> Failure {
+    Failure::Passing(Error::io(error), None)
+}
+
+/// What a status says that is not the one that was hoped for.
+pub(crate) fn refusal(answer: &Response<Body>, expected: &str) -> Failure {
+    let status = answer.status();
+    let error = remote(expected, format!("HTTP {status}"));
+    match status.as_u16() {
+        408 | 429 | 500 | 502 | 503 | 504 => {
+            let seconds = text(answer.headers(), header::RETRY_AFTER).and_then(|s| s.parse().ok());
+            Failure::Passing(error, seconds.map(Duration::from_secs))
+        }
+        _ => Failure::Final(error),
+    }
+}
+
+pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// What tells one state of a file from another.
+pub(crate) fn validator(headers: &HeaderMap) -> Option<String> {
+    let found = text(headers, header::ETAG).or_else(|| text(headers, header::LAST_MODIFIED));
+    found.map(str::to_owned)
+}
+
+/// What `Content-Range` says; `None` where it says `*`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ContentRange {
+    /// First and last byte.
+    pub(crate) bytes: Option<(u64, u64)>,
+    /// Length of the file.
+    pub(crate) len: Option<u64>,
+}
+
+pub(crate) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+    let (range, len) =
+        text(headers, header::CONTENT_RANGE)?.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let digits = |s: &str| s.parse::<u64>().ok().filter(|_| s.bytes().all(|b| b.is_ascii_digit()));
+    let len = if len == "*" { None } else { Some(digits(len)?) };
+    if range == "*" {
+        return Some(ContentRange { bytes: None, len });
+    }
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (digits(first)?, digits(last)?);
+    let valid = first <= last && len.is_none_or(|n| last < n);
+    valid.then_some(ContentRange { bytes: Some((first, last)), len })
+}
+
+/// An answer's bytes must be those of the file.
+pub(crate) fn check_plain(headers: &HeaderMap) -> Result<()> {
+    match text(headers, header::CONTENT_ENCODING) {
+        None | Some("identity" | "") => Ok(()),
+        Some(other) => Err(remote("a body as it is stored", format!("one encoded as {other:?}"))),
+    }
+}
+
+/// Reads the body of an answer, which must be exactly as long as `buf`.
+pub(crate) fn body_into(
+    answer: Response<Body>,
+    buf: &mut [u8],
+) -> std::result::Result<(), Failure> {
+    if let Some(len) = text(answer.headers(), header::CONTENT_LENGTH)
+        && len.trim() != buf.len().to_string()
+    {
+        return Err(remote(format!("a body of {} bytes", buf.len()), len).into());
+    }
+    let mut body = answer.into_body().into_reader();
+    body.read_exact(buf).map_err(cut)?;
+    // Also lets the connection be used again.
+    match body.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(remote(format!("a body of {} bytes", buf.len()), "a longer one").into()),
+        Err(error) => Err(cut(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_strictly() {
+        let parse = |s: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_RANGE, s.parse().unwrap());
+            content_range(&headers)
+        };
+        let range = |bytes, len| Some(ContentRange { bytes, len });
+        assert_eq!(parse("bytes 0-9/10"), range(Some((0, 9)), Some(10)));
+        assert_eq!(parse("bytes 5-9/*"), range(Some((5, 9)), None));
+        assert_eq!(parse("bytes */10"), range(None, Some(10)));
+        for bad in [
+            "bytes 9-5/10",
+            "bytes 0-10/10",
+            "bytes 0-9",
+            "items 0-9/10",
+            "bytes +0-9/10",
+            "bytes a-9/10",
+            "bytes 0-9/",
+            "bytes -9/10",
+            "bytes 0-99999999999999999999/*",
+            "",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Sends requests: redirects, retries, who gets the token.
+
+use std::hash::{BuildHasher as _, RandomState};
+#[cfg(feature = "hub")]
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bigsmall_format::Result;
+use ureq::http::{Response, header};
+use ureq::{Agent, Body};
+
+use crate::source::file::REMOTE_THREADS;
+use crate::source::http::answer::{Failure, broken, remote, text};
+#[cfg(feature = "hub")]
+use crate::source::http::answer::{cut, refusal};
+use crate::source::http::options::HttpOptions;
+use crate::source::url::{joined, origin};
+
+/// Redirects of one request at the most.
+const REDIRECTS: usize = 10;
+
+/// Bytes of a text (a listing) at the most.
+#[cfg(feature = "hub")]
+const TEXT: u64 = 64 << 20;
+
+/// Connections and options that the files of a model share.
+pub(crate) struct Client {
+    agent: Agent,
+    options: HttpOptions,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Want {
+    #[cfg(feature = "hub")]
+    All,
+    Head,
+    Last(u64),
+    /// First and last byte.
+    Bytes(u64, u64),
+}
+
+impl Client {
+    pub(crate) fn new(options: HttpOptions) -> Arc<Self> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(options.timeout))
+            .timeout_connect(Some(options.timeout.min(Duration::from_secs(20))))
+            .max_idle_connections_per_host(REMOTE_THREADS)
+            .max_idle_connections(2 * REMOTE_THREADS)
+            .user_agent(concat!("bigsmall/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Arc::new(Client { agent: config.into(), options })
+    }
+
+    /// Does `work` until it succeeds, fails for good or was tried often enough.
+    pub(crate) fn tried<T>(&self, work: impl Fn() -> std::result::Result<T, Failure>) -> Result<T> {
+        let mut wait = self.options.backoff;
+        let mut attempt = 1;
+        loop {
+            match work() {
+                Ok(found) => return Ok(found),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(error, _)) if attempt >= self.options.attempts => {
+                    return Err(error);
+                }
+                Err(Failure::Passing(_, asked)) => {
+                    // Up to a half more, so that a thousand clients do not come back at once.
+                    let more = RandomState::new().hash_one(attempt) % 512;
+                    let wait_now = wait + wait * more as u32 / 1024;
+                    let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
+                    std::thread::sleep(wait_now.max(asked));
+                }
+            }
+            attempt += 1;
+            wait = wait.saturating_mul(2);
+        }
+    }
+
+    /// Sends one request, following redirects. Its status is that of an answer or of an error that
+    /// [`refusal`] explains.
+    pub(crate) fn send(
+        &self,
+        url: &str,
+        want: Want,
+    ) -> std::result::Result<Response<Body>, Failure> {
+        let mut target = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let mut request = match want {
+                Want::Head => self.agent.head(&target),
+                _ => self.agent.get(&target),
+            };
+            request = request.header(header::ACCEPT_ENCODING, "identity");
+            request = match want {
+                #[cfg(feature = "hub")]
+                Want::All => request,
+                Want::Head => request,
+                Want::Last(n) => request.header(header::RANGE, format!("bytes=-{n}")),
+                Want::Bytes(a, b) => request.header(header::RANGE, format!("bytes={a}-{b}")),
+            };
+            if let Some(token) = &self.options.token
+                && origin(&target) == origin(url)
+            {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let answer = request.call().map_err(broken)?;
+            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let location = text(answer.headers(), header::LOCATION);
+            let next = location.and_then(|location| joined(&target, location));
+            let Some(next) = next else {
+                return Err(remote("a redirect to a URL", location.unwrap_or("none")).into());
+            };
+            if target.starts_with("https:") && !next.starts_with("https:") {
+                return Err(remote("a redirect that stays with https", "http").into());
+            }
+            target = next;
+        }
+        Err(remote(format!("at most {REDIRECTS} redirects"), "more").into())
+    }
+
+    /// Fetches a text.
+    #[cfg(feature = "hub")]
+    pub(crate) fn text(&self, url: &str) -> Result<String> {
+        let bytes = self.tried(|| {
+            let answer = self.send(url, Want::All)?;
+            if answer.status() != 200 {
+                return Err(refusal(&answer, "a text"));
+            }
+            let mut bytes = Vec::new();
+            let mut body = answer.into_body().into_reader().take(TEXT + 1);
+            body.read_to_end(&mut bytes).map_err(cut)?;
+            Ok(bytes)
+        })?;
+        if bytes.len() as u64 > TEXT {
+            return Err(remote(format!("a text of at most {TEXT} bytes"), "a longer one"));
+        }
+        String::from_utf8(bytes).map_err(|_| remote("a text", "no Unicode"))
+    }
+}

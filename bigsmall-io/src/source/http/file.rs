@@ -1,0 +1,197 @@
+//! A file behind an HTTP server that answers requests for ranges.
+
+use std::io::Read as _;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bigsmall_format::{Error, ReadAt, Result, Rule, zeroed};
+use ureq::http::header;
+
+use crate::source::http::answer::{
+    ContentRange, Failure, body_into, check_plain, content_range, cut, refusal, remote, text,
+    validator,
+};
+use crate::source::http::client::{Client, Want};
+use crate::source::http::options::HttpOptions;
+use crate::source::tail::{TAIL, Tail};
+
+/// Fetched from the end where the length had to be asked for first: a third request must not be
+/// followed by a fourth.
+const LONG_TAIL: u64 = 4 << 20;
+
+/// A file behind an HTTP server. Opening takes one request where the server knows ranges counted
+/// from the end, two or three where it does not; the last 256 KiB are kept. Reads fetch the bytes
+/// that were asked for and no others, several at a time.
+///
+/// Every answer must be of the file that was opened: its ETag (or date) and length are compared.
+/// Redirects are followed for every request, since their targets may expire.
+///
+/// ```no_run
+/// use bigsmall_io::{HttpFile, HttpOptions, Model};
+/// let file = HttpFile::open("https://example.org/model.bs", &HttpOptions::default())?;
+/// let norm = Model::from_source(file)?.tensor("model.norm.weight")?;
+/// # Ok::<(), bigsmall_io::Error>(())
+/// ```
+pub struct HttpFile {
+    client: Arc<Client>,
+    url: String,
+    validator: Option<String>,
+    tail: Tail,
+}
+
+impl HttpFile {
+    /// Opens the file at `url`.
+    ///
+    /// # Errors
+    /// [`Rule::Remote`] where the server refuses, knows no ranges or contradicts itself;
+    /// [`Rule::Io`] where it cannot be reached.
+    pub fn open(url: &str, options: &HttpOptions) -> Result<Self> {
+        Self::open_with(&Client::new(options.clone()), url)
+    }
+
+    pub(crate) fn open_with(client: &Arc<Client>, url: &str) -> Result<Self> {
+        let named = |e: Error| e.in_file(url.split('?').next().unwrap_or(url));
+        client.tried(|| Self::try_open(client, url)).map_err(named)
+    }
+
+    fn try_open(client: &Arc<Client>, url: &str) -> std::result::Result<Self, Failure> {
+        let file = |byte_len, validator, bytes| HttpFile {
+            client: Arc::clone(client),
+            url: url.to_owned(),
+            validator,
+            tail: Tail { byte_len, bytes },
+        };
+        let answer = client.send(url, Want::Last(TAIL))?;
+        let headers = answer.headers();
+        let status = answer.status().as_u16();
+        // That of an error page says nothing about the file.
+        let known = validator(headers).filter(|_| status < 400);
+        let (byte_len, tail_len) = match status {
+            206 => {
+                check_plain(headers)?;
+                let range = content_range(headers);
+                let Some(ContentRange { bytes: Some((first, last)), len: Some(byte_len) }) = range
+                else {
+                    return Err(remote("a Content-Range with a length", "none").into());
+                };
+                if last + 1 != byte_len || last - first + 1 != byte_len.min(TAIL) {
+                    let expected = format!("the last {TAIL} bytes");
+                    return Err(remote(expected, format!("{first}-{last}/{byte_len}")).into());
+                }
+                let mut tail = zeroed(byte_len.min(TAIL))?;
+                body_into(answer, &mut tail)?;
+                return Ok(file(byte_len, known, tail));
+            }
+            // All of it: no ranges from the end, perhaps none at all.
+            200 => {
+                check_plain(headers)?;
+                let byte_len =
+                    text(headers, header::CONTENT_LENGTH).and_then(|n| n.trim().parse().ok());
+                match byte_len {
+                    Some(n) if n > TAIL => (n, TAIL),
+                    _ => {
+                        let mut all = Vec::new();
+                        let mut body = answer.into_body().into_reader().take(TAIL + 1);
+                        body.read_to_end(&mut all).map_err(cut)?;
+                        let len = all.len() as u64;
+                        if len > TAIL || byte_len.is_some_and(|n| n != len) {
+                            return Err(remote("a length", "a body without one").into());
+                        }
+                        return Ok(file(len, known, all));
+                    }
+                }
+            }
+            416 => match content_range(headers) {
+                Some(ContentRange { bytes: None, len: Some(0) }) => {
+                    return Ok(file(0, known, Vec::new()));
+                }
+                Some(ContentRange { bytes: None, len: Some(n) }) => (n, TAIL),
+                _ => Self::asked(client, url)?,
+            },
+            400 | 405 | 501 => Self::asked(client, url)?,
+            _ => return Err(refusal(&answer, "a file")),
+        };
+        let mut opened = file(byte_len, known, Vec::new());
+        let mut tail = zeroed(byte_len.min(tail_len))?;
+        if !tail.is_empty() {
+            let found = opened.fetch(byte_len - tail.len() as u64, &mut tail)?;
+            opened.validator = opened.validator.or(found);
+        }
+        opened.tail.bytes = tail;
+        Ok(opened)
+    }
+
+    /// The length, asked for by a HEAD request, and how much of the end to fetch then.
+    fn asked(client: &Client, url: &str) -> std::result::Result<(u64, u64), Failure> {
+        let answer = client.send(url, Want::Head)?;
+        if answer.status() != 200 {
+            return Err(refusal(&answer, "a file"));
+        }
+        check_plain(answer.headers())?;
+        let len =
+            text(answer.headers(), header::CONTENT_LENGTH).and_then(|n| n.trim().parse().ok());
+        let len = len.ok_or_else(|| remote("a Content-Length", "none"))?;
+        Ok((len, LONG_TAIL))
+    }
+
+    /// Fetches a range that is known to lie in the file; returns what tells this state of the file
+    /// from another.
+    fn fetch(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<Option<String>, Failure> {
+        let last = offset + buf.len() as u64 - 1;
+        let answer = self.client.send(&self.url, Want::Bytes(offset, last))?;
+        let headers = answer.headers();
+        let found = validator(headers);
+        let changed = || Error::new(Rule::SourceChanged).at(offset);
+        let status = answer.status().as_u16();
+        if matches!(status, 200 | 206 | 416)
+            && let (Some(known), Some(found)) = (&self.validator, &found)
+            && known != found
+        {
+            return Err(changed().expected(known).found(found).into());
+        }
+        match status {
+            206 => {
+                check_plain(headers)?;
+                let range = content_range(headers);
+                let len = range.as_ref().and_then(|r| r.len);
+                if let Some(len) = len.filter(|&n| n != self.tail.byte_len) {
+                    return Err(changed().expected(self.tail.byte_len).found(len).into());
+                }
+                if range.and_then(|r| r.bytes) != Some((offset, last)) {
+                    let found = text(headers, header::CONTENT_RANGE).unwrap_or("no Content-Range");
+                    return Err(remote(format!("bytes {offset}-{last}"), found).into());
+                }
+            }
+            200 if (offset, last + 1) == (0, self.tail.byte_len) => check_plain(headers)?,
+            200 => {
+                let found = "the whole file: it knows no ranges";
+                return Err(remote(format!("bytes {offset}-{last}"), found).into());
+            }
+            416 => return Err(changed().found("a range past its end").into()),
+            _ => return Err(refusal(&answer, "a range")),
+        }
+        body_into(answer, buf)?;
+        Ok(found)
+    }
+}
+
+impl ReadAt for HttpFile {
+    fn byte_len(&self) -> u64 {
+        self.tail.byte_len
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let fetch = |offset, piece: &mut [u8]| {
+            // `tried` takes what can be called again; the buffer is the same each time.
+            let piece = std::cell::RefCell::new(piece);
+            let fetch = || self.fetch(offset, &mut piece.borrow_mut());
+            self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
+        };
+        let named = |e: Error| e.in_file(self.url.split('?').next().unwrap_or(&self.url));
+        self.tail.read_exact_at(offset, buf, fetch).map_err(named)
+    }
+
+    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        self.tail.bytes_at(range)
+    }
+}

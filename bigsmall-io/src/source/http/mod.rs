@@ -1,0 +1,7 @@
+//! Files behind HTTP servers.
+
+mod answer;
+pub(crate) mod client;
+pub(crate) mod file;
+pub(crate) mod folder;
+pub(crate) mod options;

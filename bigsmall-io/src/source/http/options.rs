@@ -1,0 +1,58 @@
+//! How to talk to a server.
+
+use std::fmt;
+use std::time::Duration;
+
+/// How to talk to a server.
+///
+/// ```
+/// let options = bigsmall_io::HttpOptions { attempts: 1, ..Default::default() };
+/// assert!(options.token.is_none());
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// Sent as `Authorization: Bearer`, to the scheme, host and port of the file's own URL and to
+    /// no other.
+    pub token: Option<String>,
+    /// How often a request is tried that fails for a reason that may pass: no connection, a body
+    /// cut short, a status of 408, 429 or from 500 on.
+    pub attempts: u32,
+    /// The wait before the second attempt; it doubles with every further one. A server's
+    /// `Retry-After` counts where it is longer, up to a minute.
+    pub backoff: Duration,
+    /// How long one request may take, its body included.
+    pub timeout: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        HttpOptions {
+            token: None,
+            attempts: 5,
+            backoff: Duration::from_millis(500),
+            timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpOptions")
+            .field("token", &self.token.as_ref().map(|_| "not shown"))
+            .field("attempts", &self.attempts)
+            .field("backoff", &self.backoff)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_not_shown() {
+        let options = HttpOptions { token: Some("hf_secret".into()), ..Default::default() };
+        assert!(!format!("{options:?}").contains("secret"));
+    }
+}
