@@ -3,6 +3,7 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor};
@@ -144,14 +145,38 @@ impl Header {
     /// # Errors
     /// [`Rule::ShapeOverflow`] when all tensors together exceed 2^63 bytes.
     pub fn synthesise(tensors: &[TensorSpec]) -> Result<Vec<u8>> {
+        Self::synthesise_with(tensors, None)
+    }
+
+    /// The same with `metadata` as the header's `__metadata__`, its keys in order.
+    ///
+    /// # Errors
+    /// Those of [`synthesise`](Self::synthesise).
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use bigsmall_format::Header;
+    /// let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    /// let json = Header::synthesise_with(&[], Some(&metadata))?;
+    /// assert_eq!(json, br#"{"__metadata__":{"format":"pt"}}"#);
+    /// # Ok::<(), bigsmall_format::Error>(())
+    /// ```
+    pub fn synthesise_with(
+        tensors: &[TensorSpec],
+        metadata: Option<&BTreeMap<String, String>>,
+    ) -> Result<Vec<u8>> {
         use std::fmt::Write as _;
+        let syntax = |e| Error::new(Rule::HeaderSyntax).found(e);
         let mut json = String::from("{");
+        if let Some(metadata) = metadata {
+            let metadata = serde_json::to_string(metadata).map_err(syntax)?;
+            let _ = write!(json, "\"__metadata__\":{metadata}");
+        }
         let mut at = 0u64;
         for t in tensors {
             let end = at.checked_add(t.byte_len()).filter(|&n| n < 1 << 63);
             let end = end.ok_or_else(|| Error::new(Rule::ShapeOverflow).in_tensor(t.name()))?;
-            let name = serde_json::to_string(t.name())
-                .map_err(|e| Error::new(Rule::HeaderSyntax).found(e))?;
+            let name = serde_json::to_string(t.name()).map_err(syntax)?;
             let comma = if json.len() > 1 { "," } else { "" };
             let shape: Vec<String> = t.shape().iter().map(u64::to_string).collect();
             let _ = write!(

@@ -61,6 +61,14 @@ impl<W: Write> Assembler<W> {
     pub fn synthesised(sink: W, tensors: &[TensorSpec]) -> Result<Self> {
         let header_json = Header::synthesise(tensors)?;
         let data_len = tensors.iter().map(TensorSpec::byte_len).sum();
+        Self::with_synthesised(sink, header_json, data_len)
+    }
+
+    /// The same with the header that [`Header::synthesise`] or [`Header::synthesise_with`] made.
+    ///
+    /// # Errors
+    /// Those of the sink and of [`Header::parse`].
+    pub fn with_synthesised(sink: W, header_json: Vec<u8>, data_len: u64) -> Result<Self> {
         let header = Header::parse(&header_json, data_len, &Limits::default())?;
         Self::start(sink, header_json, header, INDEX_SYNTHESISED)
     }

@@ -1,5 +1,6 @@
 //! Writing a shard whose contents are known to be right.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher as _;
 use std::io::Write;
@@ -10,7 +11,7 @@ use twox_hash::XxHash3_64;
 use super::Assembler;
 use crate::wire::set_len;
 use crate::{
-    EncodedTensor, Error, Raw, Result, Rule, TensorEncoding, TensorSpec, decode_range,
+    EncodedTensor, Error, Header, Raw, Result, Rule, TensorEncoding, TensorSpec, decode_range,
     encode_tensor, xxh3,
 };
 
@@ -70,7 +71,21 @@ impl<W: Write> ShardWriter<W> {
     /// Those of the sink, of [`Header::synthesise`](crate::Header::synthesise) and of
     /// [`Header::parse`](crate::Header::parse).
     pub fn synthesised(sink: W, tensors: &[TensorSpec]) -> Result<Self> {
-        Assembler::synthesised(sink, tensors).map(Self::start)
+        Self::synthesised_with(sink, tensors, None)
+    }
+
+    /// The same with `metadata` as the header's `__metadata__`.
+    ///
+    /// # Errors
+    /// Those of [`synthesised`](Self::synthesised).
+    pub fn synthesised_with(
+        sink: W,
+        tensors: &[TensorSpec],
+        metadata: Option<&BTreeMap<String, String>>,
+    ) -> Result<Self> {
+        let header_json = Header::synthesise_with(tensors, metadata)?;
+        let data_len = tensors.iter().map(TensorSpec::byte_len).sum();
+        Assembler::with_synthesised(sink, header_json, data_len).map(Self::start)
     }
 
     fn start(assembler: Assembler<W>) -> Self {
