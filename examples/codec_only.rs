@@ -3,7 +3,7 @@
 use half::bf16;
 
 fn main() -> Result<(), bigsmall_codec::Error> {
-    let mut random = bigsmall_examples::Random::new(1);
+    let mut random = bigsmall_testing::Random::new(1);
     let weights: Vec<bf16> =
         (0..1_000_000).map(|_| bf16::from_f64(0.02 * random.normal())).collect();
     let small: Vec<u8> = bigsmall_codec::encode(&weights);

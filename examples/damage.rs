@@ -10,12 +10,11 @@
 use std::path::{Path, PathBuf};
 
 use bigsmall_codec::Backend;
-use bigsmall_examples::Random;
-use bigsmall_examples::trials::{Encodings, Found, Golden, Kind, Tally};
-use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, for_each_in_parallel};
+use bigsmall_format::{Error, ReadAt, Result, Rule, Shard};
+use bigsmall_testing::Random;
+use bigsmall_testing::trials::{Encodings, Found, Golden, Kind, Tally, for_each_golden};
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("damage.rs"));
     let mut arguments = std::env::args_os().skip(1);
     let file = arguments.next();
     let times = match arguments.next().map(|n| n.to_string_lossy().parse()) {
@@ -60,40 +59,28 @@ fn own_file(path: &Path, times: usize) -> Result<Tally> {
 
 /// Every bit and every cut of the golden files, and `times` thousand random damages.
 fn golden_files(times: usize) -> Result<Tally> {
-    let goldens = Golden::all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../goldens")))?;
+    let goldens = Golden::all()?;
     let mut total = Tally::default();
-    row("every bit flipped", &each(&goldens, |g, tally| g.every_bit(1, false, tally))?, &mut total);
     row(
-        "every bit, checksums made right",
-        &each(&goldens, |g, t| g.every_bit(1, true, t))?,
+        "every bit flipped",
+        &for_each_golden(&goldens, |g, tally| g.every_bit(1, false, tally))?,
         &mut total,
     );
-    row("cut at every byte", &each(&goldens, |g, t| g.every_cut(false, t))?, &mut total);
-    row("cut, checksums made right", &each(&goldens, |g, t| g.every_cut(true, t))?, &mut total);
+    row(
+        "every bit, checksums made right",
+        &for_each_golden(&goldens, |g, t| g.every_bit(1, true, t))?,
+        &mut total,
+    );
+    row("cut at every byte", &for_each_golden(&goldens, |g, t| g.every_cut(false, t))?, &mut total);
+    row(
+        "cut, checksums made right",
+        &for_each_golden(&goldens, |g, t| g.every_cut(true, t))?,
+        &mut total,
+    );
     for kind in [Kind::Bits, Kind::Zeros, Kind::Copied, Kind::Inserted, Kind::Removed] {
         let n = 200 * times / goldens.len();
-        let tally = each(&goldens, |g, tally| g.random(kind, n, 1, tally))?;
+        let tally = for_each_golden(&goldens, |g, tally| g.random(kind, n, 1, tally))?;
         row(kind.name(), &tally, &mut total);
     }
     Ok(total)
-}
-
-/// Calls `work` for every golden file, on all cores.
-fn each(
-    goldens: &[Golden],
-    work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync,
-) -> Result<Tally> {
-    let total = std::sync::Mutex::new(Tally::default());
-    for_each_in_parallel(
-        0,
-        goldens.iter(),
-        || (),
-        |(), golden| {
-            let mut tally = Tally::default();
-            work(golden, &mut tally)?;
-            total.lock().expect("no thread panics while it counts").add_all(&tally);
-            Ok(())
-        },
-    )?;
-    Ok(total.into_inner().expect("no thread panics while it counts"))
 }

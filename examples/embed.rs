@@ -29,7 +29,6 @@ const SENTENCES: [&str; 6] = [
 ];
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("embed.rs"));
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
     let dir = args.next().ok_or("usage: embed DIR [ORIGINAL.safetensors]")?;
     let temporary = tempfile::tempdir()?;

@@ -11,8 +11,8 @@
 
 use std::path::{Path, PathBuf};
 
-use bigsmall_examples::Llama as Shape;
 use bigsmall_io::{CompressOptions, Model, Progress, candle::var_builder, compress};
+use bigsmall_testing::Llama as Shape;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::generation::LogitsProcessor;
@@ -25,7 +25,6 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const LENGTH: usize = 100;
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("generate.rs"));
     let mut args = std::env::args().skip(1);
     let Some(dir) = args.next() else { return made() };
     let prompt = args.next().unwrap_or_else(|| "Once upon a time".into());

@@ -14,7 +14,6 @@ use bigsmall_gpu::{Cpu, Dtype, Error, MatmulBackend, Result, Rule, TensorSpec, W
 use bigsmall_io::{CompressOptions, Model, Progress, compress};
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("gpu_matmul.rs"));
     let mut batch = 1;
     let mut words = Vec::new();
     let mut arguments = std::env::args().skip(1);

@@ -7,14 +7,13 @@
 
 use std::time::Instant;
 
-use bigsmall_examples::Llama;
 use bigsmall_io::{
     CompressOptions, Dtype, EncodingId, Error, Model, Progress, Result, Rule, compress, encoding,
 };
 use bigsmall_tbe::{Matmul, Tbe, TbeTensor, TensorSpec, Width, transcode};
+use bigsmall_testing::Llama;
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("matvec.rs"));
     let mut arguments = std::env::args().skip(1);
     let dir = tempfile::tempdir()?;
     let model = match arguments.next() {

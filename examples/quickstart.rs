@@ -12,13 +12,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bigsmall_examples::Llama;
 use bigsmall_io::{
     CompressOptions, Model, Progress, RestoreOptions, Result, compress, restore, verify,
 };
+use bigsmall_testing::Llama;
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("quickstart.rs"));
     let dir = tempfile::tempdir()?;
     let model = match std::env::args_os().nth(1) {
         Some(path) => PathBuf::from(path),

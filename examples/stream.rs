@@ -14,16 +14,15 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bigsmall_examples::{Llama, Random};
 use bigsmall_format::{
     EncodedTensor, Error, Result, Rule, ShardWriter, TensorSpec, encode_tensor,
     for_each_in_parallel, xxh3,
 };
 use bigsmall_io::{Encoding, Layer, Model, StreamOptions, StreamingLoader};
+use bigsmall_testing::{Llama, Random};
 use half::bf16;
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("stream.rs"));
     let args: Vec<String> = std::env::args().skip(1).collect();
     let dir = tempfile::tempdir()?;
     let (path, hashes) = match &args[..] {

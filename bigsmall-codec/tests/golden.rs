@@ -1,5 +1,5 @@
 //! The golden files are read for ever: every backend, every kind of source, every number of threads
-//! gives back the original bytes. `write_goldens` in `examples` writes them; nothing here does.
+//! gives back the original bytes. `write_goldens` in `testing` writes them; nothing here does.
 #![allow(clippy::unwrap_used)]
 
 mod oracle;

@@ -8,31 +8,8 @@ mod oracle;
 
 use bigsmall_codec::*;
 use bigsmall_format::xxh3;
+use bigsmall_testing::specification::{self, from_hex, hex, vector};
 use oracle::{Bits, Head};
-
-/// The specification stands at the root of the repository; this test is not a part of the published
-/// package.
-fn specification() -> String {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    std::fs::read_to_string(root.join("FORMAT.md")).unwrap()
-}
-
-/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that
-/// are indented deeper. What follows a `#` is comment.
-fn vector<'a>(specification: &'a str, key: &str) -> Vec<&'a str> {
-    let mut lines = specification.lines();
-    let first = lines
-        .by_ref()
-        .find_map(|line| line.strip_prefix("    ")?.strip_prefix(key)?.strip_prefix(':'))
-        .unwrap_or_else(|| panic!("FORMAT.md lacks the vector `{key}`"));
-    let more = lines.take_while(|line| line.starts_with("        "));
-    let code = |line: &'a str| line.split('#').next().unwrap_or("");
-    std::iter::once(first).chain(more).flat_map(|line| code(line).split_whitespace()).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
 
 fn list<T: std::fmt::Display>(of: impl IntoIterator<Item = T>) -> String {
     of.into_iter().map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
@@ -40,7 +17,7 @@ fn list<T: std::fmt::Display>(of: impl IntoIterator<Item = T>) -> String {
 
 #[test]
 fn vectors() {
-    let text = specification();
+    let text = specification::text();
     let mut wrong = Vec::new();
     let mut check = |key: &str, ours: String| {
         let theirs = vector(&text, key);
@@ -100,9 +77,7 @@ fn vectors() {
     }
     assert!(wrong.is_empty(), "FORMAT.md should say\n{}", wrong.join("\n"));
 
-    let digits = theirs.as_bytes().chunks(2).map(|d| std::str::from_utf8(d).unwrap());
-    let frame: Vec<u8> = digits.map(|d| u8::from_str_radix(d, 16).unwrap()).collect();
-    let tensor = EncodedTensor::from_bytes(&frame).unwrap();
+    let tensor = EncodedTensor::from_bytes(&from_hex(&theirs)).unwrap();
     assert_eq!(tensor.spec(), &spec);
     let head = Head::read(Dtype::BF16, tensor.head()).unwrap();
     assert_eq!(head.write(), tensor.head());

@@ -2,33 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_format::*;
-
-/// The specification stands at the root of the repository; this test is not a part of the published
-/// package.
-fn specification() -> String {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    std::fs::read_to_string(root.join("FORMAT.md")).unwrap()
-}
-
-/// The words of the vector `key`: behind `key:` in an indented line, and in the lines after it that
-/// are indented deeper. What follows a `#` is comment.
-fn vector(specification: &str, key: &str) -> Option<String> {
-    let mut lines = specification.lines();
-    let first = lines
-        .by_ref()
-        .find_map(|line| line.strip_prefix("    ")?.strip_prefix(key)?.strip_prefix(':'))?;
-    let more = lines.take_while(|line| line.starts_with("        "));
-    let code = |line: &str| line.split('#').next().unwrap_or("").trim().to_owned();
-    Some(std::iter::once(first).chain(more).map(code).collect())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
+use bigsmall_testing::specification::{self, hex, vector};
 
 #[test]
 fn checksums() {
-    let text = specification();
+    let text = specification::text();
     let mut wrong = Vec::new();
     for n in [0usize, 3, 7, 16, 100, 200, 240, 2000] {
         let bytes: Vec<u8> = (0..n).map(|i| (31 * i) as u8).collect();
@@ -42,7 +20,7 @@ fn checksums() {
 
 #[test]
 fn a_whole_shard() {
-    let text = specification();
+    let text = specification::text();
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
     let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
     let mut writer = internal::Assembler::synthesised(Vec::new(), &[spec]).unwrap();
@@ -56,14 +34,14 @@ fn a_whole_shard() {
         0xed, 0x96,
     ];
     let shard = writer.finish(sha256).unwrap();
-    assert_eq!(vector(&text, "shard"), Some(hex(&shard)));
+    assert_eq!(vector(&text, "shard").concat(), hex(&shard));
     assert_eq!(Shard::open(shard).unwrap().sha256(), sha256);
 }
 
 /// Every rule that bytes can break stands in the specification, and what stands there is a rule.
 #[test]
 fn rules() {
-    let text = specification();
+    let text = specification::text();
     let named: std::collections::BTreeSet<&str> = text
         .split('`')
         .skip(1)
@@ -99,7 +77,7 @@ fn rules() {
 
 #[test]
 fn numbers() {
-    let text = specification();
+    let text = specification::text();
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let limits = Limits::default();
     assert_eq!((limits.max_header_bytes, limits.max_index_bytes), (100_000_000, 1 << 30));

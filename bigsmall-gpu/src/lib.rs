@@ -15,7 +15,7 @@
 //!
 //! Not promised: equality between devices, drivers or batch sizes, and NaN or infinity in a
 //! product. On Metal, whose compiler may reorder, the second promise is checked by the self test of
-//! the example `gpu_bench` and not given; so is the fourth with [`Cooperative`] matrices, which are
+//! the program `gpu_bench` and not given; so is the fourth with [`Cooperative`] matrices, which are
 //! off unless asked for, since only the device knows how they round.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

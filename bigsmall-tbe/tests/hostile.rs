@@ -3,13 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod oracle;
-
 use bigsmall_tbe::{
     BLOCK_UNITS, Backend, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TbeView,
     TensorEncoding, TensorSpec, Width,
 };
-use oracle::{DTYPES, Random};
+use bigsmall_testing::Random;
+use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
 
 /// 1030 bf16 weights with codes of 3 bits: 17 tiles, 3 groups, 42 escapes. Sections: bitmaps
 /// 0..408, byte plane 408..1438 and 2 bytes of padding, escape starts 1440..1452 and 4 bytes of
@@ -416,22 +415,22 @@ fn every_bit_and_every_cut() {
 /// A million bytes of noise in the place of blocks, and random damage to whole blocks.
 #[test]
 fn random_damage() {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for _ in 0..3000 {
         let dtype = DTYPES[random.below(4) as usize];
         let width = 3 + random.below(2) as usize;
         let base = oracle::middle(dtype, width);
         let n = 1 + random.below(600);
         let spec = TensorSpec::new("h", dtype, &[n]).unwrap();
-        let values = random.weights(dtype, width, base, 100, n as usize);
+        let values = oracle::weights(&mut random, dtype, width, base, 100, n as usize);
         let mut block = oracle::encode_block(dtype, width, base, &values);
         for _ in 0..=random.below(4) {
             let at = random.below(block.len() as u64) as usize;
             match random.below(4) {
-                0 => block[at] = random.next() as u8,
+                0 => block[at] = random.bits() as u8,
                 1 => block.truncate(at.max(1)),
-                2 => block.insert(at, random.next() as u8),
-                _ => block[at..].iter_mut().for_each(|b| *b = random.next() as u8),
+                2 => block.insert(at, random.bits() as u8),
+                _ => block[at..].iter_mut().for_each(|b| *b = random.bits() as u8),
             }
         }
         let outcomes = outcomes(&spec, &[width as u8, base, 0, 0, 0, 0, 0, 0], &block);

@@ -3,13 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod oracle;
-
 use bigsmall_tbe::{
     Backend, Dtype, EncodedTensor, Matmul, Rule, Tbe, TbeTensor, TbeView, TensorSpec, Width,
     encode_tensor,
 };
-use oracle::{DTYPES, Random};
+use bigsmall_testing::Random;
+use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
 
 struct Case {
     spec: TensorSpec,
@@ -23,15 +22,16 @@ struct Case {
 impl Case {
     fn new(dtype: Dtype, m: u64, k: u64, width: Width, permille: u64, batch: usize) -> Case {
         let spec = TensorSpec::new("w", dtype, &[m, k]).unwrap();
-        let mut random = Random(m * 1_000_003 + k);
+        let mut random = Random::new(m * 1_000_003 + k);
         // Weights of moderate size: the exponents of the window end at 1.
         let top = [127u16, 15, 7, 15][DTYPES.iter().position(|&d| d == dtype).unwrap()];
         let base = (top as u8 + 1).saturating_sub(width.window() as u8);
-        let mut values = random.weights(dtype, width.bits(), base, permille, (m * k) as usize);
+        let mut values =
+            oracle::weights(&mut random, dtype, width.bits(), base, permille, (m * k) as usize);
         limit(dtype, top, &mut values);
         let bytes = oracle::bytes(dtype, &values);
         let encoded = oracle::encode(&spec, width.bits(), base, &values);
-        let x = (0..k as usize * batch).map(|_| random.unit()).collect();
+        let x = (0..k as usize * batch).map(|_| random.signed()).collect();
         Case { spec, values, bytes, encoded, x, batch }
     }
 
@@ -190,11 +190,11 @@ fn every_shape_width_and_share_of_escapes() {
 fn a_large_matrix() {
     let (m, k) = (4096, 11008);
     let spec = TensorSpec::new("w", Dtype::BF16, &[m as u64, k as u64]).unwrap();
-    let mut random = Random(5);
-    let mut values = random.weights(Dtype::BF16, 3, 115, 30, m * k);
+    let mut random = Random::new(5);
+    let mut values = oracle::weights(&mut random, Dtype::BF16, 3, 115, 30, m * k);
     limit(Dtype::BF16, 127, &mut values);
     let bytes = oracle::bytes(Dtype::BF16, &values);
-    let x: Vec<f32> = (0..k).map(|_| random.unit()).collect();
+    let x: Vec<f32> = (0..k).map(|_| random.signed()).collect();
     for &width in Width::ALL {
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
         let view = TbeView::new(&encoded).unwrap();
@@ -257,7 +257,7 @@ fn a_column_is_the_same_in_every_batch() {
 fn rows_without_cancellation() {
     let k = 50_000usize;
     let spec = TensorSpec::new("w", Dtype::BF16, &[3, k as u64]).unwrap();
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let mut values = vec![0x3f81; 2 * k];
     values.extend((0..k).map(|_| 0x3d00 + random.below(0x280) as u16));
     values[k..2 * k].fill(0x3eab);
@@ -265,7 +265,7 @@ fn rows_without_cancellation() {
     let encoded = encode_tensor(&Tbe::default(), &spec, &bytes, 0).unwrap();
     let weights: Vec<f32> = values.iter().map(|&v| to_f32(Dtype::BF16, v)).collect();
     let constant = vec![0.1f32; k];
-    let positive: Vec<f32> = (0..k).map(|_| random.unit().abs()).collect();
+    let positive: Vec<f32> = (0..k).map(|_| random.signed().abs()).collect();
     for x in [constant, positive] {
         for backend in Backend::available() {
             let mut y = [0.0; 3];

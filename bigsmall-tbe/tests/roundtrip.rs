@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod oracle;
-
 use bigsmall_tbe::{
     BLOCK_UNITS, Backend, Dtype, EncodedTensor, Tbe, TbeView, TensorSpec, Width, encode_tensor,
 };
-use oracle::{DTYPES, Random};
+use bigsmall_testing::Random;
+use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
 use proptest::prelude::*;
 
 fn spec(dtype: Dtype, shape: &[u64]) -> TensorSpec {
@@ -70,7 +69,7 @@ fn every_bit_pattern_of_every_dtype() {
         let values: Vec<u16> = (0..n).map(|v| v as u16).collect();
         for &width in Width::ALL {
             let encoded = check(&spec(dtype, &[n]), width, &values);
-            check_access(&encoded, &values, &mut Random(1));
+            check_access(&encoded, &values, &mut Random::new(1));
         }
     }
 }
@@ -81,15 +80,16 @@ fn no_few_and_only_escapes() {
         for &width in Width::ALL {
             let base = oracle::middle(dtype, width.bits());
             for permille in [0, 30, 500] {
-                let mut random = Random(7);
-                let values = random.weights(dtype, width.bits(), base, permille, 140_001);
+                let mut random = Random::new(7);
+                let values =
+                    oracle::weights(&mut random, dtype, width.bits(), base, permille, 140_001);
                 let encoded = check(&spec(dtype, &[140_001]), width, &values);
                 check_access(&encoded, &values, &mut random);
             }
             // The window covers most, so that an encoder cannot be made to escape everything; the
             // format can.
-            let mut random = Random(8);
-            let values = random.weights(dtype, width.bits(), base, 1000, 140_001);
+            let mut random = Random::new(8);
+            let values = oracle::weights(&mut random, dtype, width.bits(), base, 1000, 140_001);
             let spec = spec(dtype, &[140_001]);
             let encoded = oracle::encode(&spec, width.bits(), base, &values);
             let view = TbeView::new(&encoded).unwrap();
@@ -184,9 +184,9 @@ fn shapes() {
             for &width in Width::ALL {
                 let spec = spec(dtype, shape);
                 let n = spec.n_elements() as usize;
-                let mut random = Random(3);
+                let mut random = Random::new(3);
                 let base = oracle::middle(dtype, width.bits());
-                let values = random.weights(dtype, width.bits(), base, 30, n);
+                let values = oracle::weights(&mut random, dtype, width.bits(), base, 30, n);
                 let encoded = check(&spec, width, &values);
                 check_access(&encoded, &values, &mut random);
             }
@@ -198,7 +198,7 @@ fn shapes() {
 fn a_large_matrix() {
     let spec = spec(Dtype::BF16, &[4096, 11008]);
     let n = spec.n_elements() as usize;
-    let values = Random(4).weights(Dtype::BF16, 3, 115, 30, n);
+    let values = oracle::weights(&mut Random::new(4), Dtype::BF16, 3, 115, 30, n);
     let bytes = oracle::bytes(Dtype::BF16, &values);
     for &width in Width::ALL {
         let tbe = Tbe::new(width);
@@ -230,9 +230,9 @@ fn every_length_up_to_three_tiles_and_around_blocks() {
     for n in lengths {
         for dtype in DTYPES {
             for &width in Width::ALL {
-                let mut random = Random(n as u64 + 1);
+                let mut random = Random::new(n as u64 + 1);
                 let base = oracle::middle(dtype, width.bits());
-                let values = random.weights(dtype, width.bits(), base, 100, n);
+                let values = oracle::weights(&mut random, dtype, width.bits(), base, 100, n);
                 check(&spec(dtype, &[n as u64]), width, &values);
             }
         }
@@ -244,7 +244,10 @@ fn an_output_at_any_address() {
     // A block is long enough to bypass the caches, which is done in whole cache lines.
     let n = BLOCK_UNITS + 64 * 5 + 3;
     let spec = spec(Dtype::BF16, &[n as u64]);
-    let bytes = oracle::bytes(Dtype::BF16, &Random(6).weights(Dtype::BF16, 3, 115, 30, n));
+    let bytes = oracle::bytes(
+        Dtype::BF16,
+        &oracle::weights(&mut Random::new(6), Dtype::BF16, 3, 115, 30, n),
+    );
     for &width in Width::ALL {
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
         for backend in Backend::available() {
@@ -264,7 +267,7 @@ fn an_output_at_any_address() {
 
 #[test]
 fn the_same_bytes_for_every_number_of_threads() {
-    let values = Random(5).weights(Dtype::BF16, 3, 110, 30, 5_000_000);
+    let values = oracle::weights(&mut Random::new(5), Dtype::BF16, 3, 110, 30, 5_000_000);
     let bytes = oracle::bytes(Dtype::BF16, &values);
     let spec = spec(Dtype::BF16, &[5_000_000]);
     let tbe = Tbe::default();

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod oracle;
-
 use bigsmall_tbe::{
     Dtype, EncodedTensor, Raw, Rule, Tbe, TensorEncoding, TensorSpec, Width, encode_tensor,
     transcode,
 };
-use oracle::{DTYPES, Random};
+use bigsmall_testing::Random;
+use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
 
 #[test]
 fn the_same_bytes_as_from_the_original() {
@@ -17,7 +16,14 @@ fn the_same_bytes_as_from_the_original() {
     for dtype in DTYPES {
         for n in [0, 1, 1000, 65_536, 200_001, 70 * 65_536 + 3] {
             let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
-            let values = Random(2).weights(dtype, 3, oracle::middle(dtype, 3), 30, n as usize);
+            let values = oracle::weights(
+                &mut Random::new(2),
+                dtype,
+                3,
+                oracle::middle(dtype, 3),
+                30,
+                n as usize,
+            );
             let bytes = oracle::bytes(dtype, &values);
             let encoded = encodings.map(|e| encode_tensor(e, &spec, &bytes, 0).unwrap());
             for (from, tensor) in encodings.iter().zip(&encoded) {

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod oracle;
-
 use bigsmall_tbe::{Dtype, Tbe, TbeView, TensorSpec, Width, encode_tensor};
+use bigsmall_testing::oracle::tbe as oracle;
+use bigsmall_testing::specification::{self, from_hex};
 
 /// Dtype, width, base, values, block.
 const VECTORS: &[(Dtype, Width, u8, &str, &str)] = &[
@@ -45,11 +45,6 @@ const VECTORS: &[(Dtype, Width, u8, &str, &str)] = &[
     ),
 ];
 
-fn from_hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
-    digits.chunks(2).map(|d| (d[0] << 4 | d[1]) as u8).collect()
-}
-
 #[test]
 fn encoder_decoder_and_oracle_agree_with_them() {
     for &(dtype, width, base, values, block) in VECTORS {
@@ -73,14 +68,10 @@ fn encoder_decoder_and_oracle_agree_with_them() {
     }
 }
 
-/// The specification stands at the root of the repository; this test is not a part of the published
-/// package.
 #[test]
 fn the_specification_has_them() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let specification = std::fs::read_to_string(root.join("FORMAT.md")).unwrap();
     let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let specification = squeeze(&specification);
+    let specification = squeeze(&specification::text());
     for &(dtype, width, base, values, block) in VECTORS {
         let vector = squeeze(&format!(
             "{dtype} width {} base {base} values {values} block {block}",

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_fuzz::frequency_table(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_testing::targets::frequency_table(data));

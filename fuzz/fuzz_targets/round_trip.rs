@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_fuzz::round_trip(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_testing::targets::round_trip(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_fuzz::shard_open(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bigsmall_testing::targets::shard_open(data));

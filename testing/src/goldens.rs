@@ -1,9 +1,11 @@
-//! Writes the golden files: one shard for every feature of the format, with the safetensors file
-//! that it restores to.
+//! The golden files as today's encoder writes them: one shard for every feature of the format, with
+//! the safetensors file that it restores to.
 //!
-//! `cargo run -p bigsmall-examples --example write_goldens` compares them with `goldens/`; with `--
-//! --write` it replaces what differs. Files of a released version are never replaced: a newer
-//! encoder gets files of new names beside them.
+//! `cargo run -p bigsmall-testing --bin write_goldens` compares them with the folder `goldens`; with
+//! `-- --write` it replaces those that differ. Files of a released version are never replaced: a
+//! newer encoder gets files of new names beside them.
+
+use std::path::{Path, PathBuf};
 
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::internal::Assembler;
@@ -16,18 +18,20 @@ use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
 /// A shard, and what it restores to.
-pub(crate) struct Golden {
+#[derive(Debug)]
+pub struct Golden {
     /// The files' name without its ending.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// The shard.
-    pub(crate) shard: Vec<u8>,
+    pub shard: Vec<u8>,
     /// The safetensors file.
-    pub(crate) original: Vec<u8>,
+    pub original: Vec<u8>,
 }
 
 impl Golden {
     /// Whether the original stands beside the shard; of a larger one the sum has to do.
-    pub(crate) fn keeps_original(&self) -> bool {
+    #[must_use]
+    pub fn keeps_original(&self) -> bool {
         self.original.len() <= 60_000
     }
 }
@@ -123,10 +127,11 @@ fn plain(name: &'static str, tensors: &[Tensor]) -> Result<Golden> {
     shard(name, Some(format!("{{{}}}", entries(tensors).join(","))), tensors, false)
 }
 
-/// xorshift64: integers alone, so that every machine makes the same values.
-struct Random(u64);
+/// xorshift64, with integers alone. The golden files were made from this sequence: with
+/// [`crate::Random`] their bytes would change.
+struct Xorshift(u64);
 
-impl Random {
+impl Xorshift {
     fn bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -170,7 +175,7 @@ fn element(dtype: Dtype, value: f64) -> u64 {
 }
 
 /// `n` weights, or as many bytes of four-bit codes for a dtype below 8 bits.
-fn weights(random: &mut Random, dtype: Dtype, n: usize, scale: f64) -> Vec<u8> {
+fn weights(random: &mut Xorshift, dtype: Dtype, n: usize, scale: f64) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..n {
         let value = random.weight() * scale;
@@ -190,13 +195,13 @@ fn units<const N: usize>(n: usize, mut unit: impl FnMut(usize) -> u64) -> Vec<u8
 ///
 /// # Errors
 /// Those of the encoders, on a bug.
-pub(crate) fn goldens() -> Result<Vec<Golden>> {
-    let mut random = Random(0x1234_5678_9abc_def1);
+pub fn goldens() -> Result<Vec<Golden>> {
+    let mut random = Xorshift(0x1234_5678_9abc_def1);
     let r = &mut random;
     let mut out = Vec::new();
 
     // Every dtype, raw and as ANS; 288 bytes fill whole elements of every one.
-    let of_every_dtype = |r: &mut Random, store: fn() -> Store, bytes: usize| {
+    let of_every_dtype = |r: &mut Xorshift, store: fn() -> Store, bytes: usize| {
         let one = |&dtype: &Dtype| {
             let width = (dtype.bits() as usize / 8).max(1);
             vector(dtype.name(), dtype, weights(r, dtype, bytes / width, 1.0), store())
@@ -235,7 +240,7 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
     out.push(plain("ans-tables", &[rows, three, alike])?);
 
     // Mantissa bits that can be predicted.
-    let skewed = |r: &mut Random, m: u64| {
+    let skewed = |r: &mut Xorshift, m: u64| {
         units::<2>(1500, |_| {
             let exponent = 120 + u64::from((r.bits() | 64).trailing_zeros());
             let top = if r.below(16) == 0 { 1 << (7 - m) } else { 0 };
@@ -290,7 +295,7 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
     out.push(plain("ans-low-bits", &tensors)?);
 
     // Several blocks: coded, constant, raw, of one group less or more than full.
-    let skewed = |r: &mut Random, n: usize| units::<1>(n, |_| u64::from(r.below(120) == 0) * 7);
+    let skewed = |r: &mut Xorshift, n: usize| units::<1>(n, |_| u64::from(r.below(120) == 0) * 7);
     let mut mixed = skewed(r, BLOCK_UNITS);
     mixed.extend([42; BLOCK_UNITS]);
     mixed.extend(units::<1>(777, |_| r.bits()));
@@ -322,7 +327,7 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
     }
 
     // Shapes at the edges.
-    let bytes = |r: &mut Random, n| units::<1>(n, |_| r.bits());
+    let bytes = |r: &mut Xorshift, n| units::<1>(n, |_| r.bits());
     let tensors = [
         tensor("scalar", Dtype::F32, &[], bytes(r, 4), Store::Raw),
         tensor("scalar, ANS", Dtype::BF16, &[], bytes(r, 2), ANS),
@@ -403,7 +408,7 @@ pub(crate) fn goldens() -> Result<Vec<Golden>> {
 }
 
 /// The SHA-256 of every original, as `sha256sum` writes them.
-pub(crate) fn sums(goldens: &[Golden]) -> String {
+fn sums(goldens: &[Golden]) -> String {
     let line = |g: &Golden| {
         let digest: String =
             Sha256::digest(&g.original).iter().map(|b| format!("{b:02x}")).collect();
@@ -412,8 +417,15 @@ pub(crate) fn sums(goldens: &[Golden]) -> String {
     goldens.iter().map(line).collect()
 }
 
-/// Name and contents of every file that belongs in `goldens/`.
-pub(crate) fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
+/// The folder of the golden files in this repository.
+#[must_use]
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens")
+}
+
+/// Name and contents of every file that belongs in that folder.
+#[must_use]
+pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
     for golden in goldens {
         files.push((format!("{}.bs", golden.name), golden.shard.clone()));
@@ -422,29 +434,4 @@ pub(crate) fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
         }
     }
     files
-}
-
-#[allow(dead_code)] // the test of the same name takes the rest of this file
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    bigsmall_examples::help(include_str!("write_goldens.rs"));
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
-    let write = std::env::args().any(|a| a == "--write");
-    let mut total = 0;
-    for (name, bytes) in files(&goldens()?) {
-        total += bytes.len();
-        let path = folder.join(&name);
-        let same = std::fs::read(&path).is_ok_and(|found| found == bytes);
-        let state = match (same, write) {
-            (true, _) => "as it was",
-            (false, true) => {
-                std::fs::create_dir_all(&folder)?;
-                std::fs::write(&path, &bytes)?;
-                "written"
-            }
-            (false, false) => "differs",
-        };
-        println!("{:>8}  {name:<28} {state}", bytes.len());
-    }
-    println!("{total:>8}  in all");
-    Ok(())
 }

@@ -4,9 +4,10 @@
 use libtest_mimic::{Arguments, Trial};
 
 /// A test and its name.
-pub(crate) type Test = (&'static str, fn());
+pub type Test = (&'static str, fn());
 
-pub(crate) fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
+/// Runs the tests and ends the process; `anywhere` are those that need no device.
+pub fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
     let device = bigsmall_gpu::Wgpu::headless();
     if let Err(error) = &device {
         eprintln!("NO DEVICE, tests are skipped: {error}");

@@ -1,12 +1,9 @@
 //! The fuzz targets run over their corpora, and over some more inputs, without a fuzzer.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
-
-#[path = "../../fuzz/src/lib.rs"]
-mod targets;
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::path::{Path, PathBuf};
 
-use bigsmall_examples::Random;
+use bigsmall_testing::{Random, goldens, targets};
 
 type Target = (&'static str, fn(&[u8]));
 
@@ -46,7 +43,7 @@ fn the_corpora() {
 #[test]
 fn golden_files_and_what_random_edits_make_of_them() {
     let mut random = Random::new(5);
-    for file in std::fs::read_dir(root().join("goldens")).unwrap() {
+    for file in std::fs::read_dir(goldens::folder()).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_none_or(|x| x != "bs") {
             continue;

@@ -2,14 +2,11 @@
 //! that the script beside it joins.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod device;
-#[allow(dead_code)]
-#[path = "../gpu_bench.rs"]
-mod gpu_bench;
-
 use std::path::Path;
 use std::process::Command;
 
+use bigsmall_testing::{device, gpu_bench};
+use clap::Parser as _;
 use serde_json::Value;
 
 fn main() {
@@ -21,8 +18,8 @@ fn every_kernel_is_right_and_the_tables_join() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("gpu.json");
     let words = "--shapes 64x256,40x1100 --batches 1,20 --copy-mb 1 --cache-mb 1 --runs 2 --json";
-    let words = words.split(' ').chain(table.to_str());
-    let options = gpu_bench::options(words.map(String::from)).unwrap();
+    let words = std::iter::once("gpu_bench").chain(words.split(' ')).chain(table.to_str());
+    let options = gpu_bench::Options::try_parse_from(words).unwrap();
     // The self test comes first, and what is wrong in either is no success.
     assert_eq!(gpu_bench::run(&options).unwrap(), std::process::ExitCode::SUCCESS);
     let json = read(&table);
@@ -38,7 +35,8 @@ fn every_kernel_is_right_and_the_tables_join() {
         assert_eq!(row["vs_plain"].is_null(), row["batch"] == 0, "{row}");
     }
     for wrong in ["--shapes 5", "--batches x", "--kernels fast", "--json", "--quick"] {
-        assert!(gpu_bench::options(wrong.split(' ').map(String::from)).is_err(), "{wrong}");
+        let words = std::iter::once("gpu_bench").chain(wrong.split(' '));
+        assert!(gpu_bench::Options::try_parse_from(words).is_err(), "{wrong}");
     }
     join(folder.path(), rows);
 }

@@ -2,16 +2,16 @@
 //! of resident ones, and candle's Llama the same within rounding.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod device;
 #[allow(dead_code)]
-#[path = "../llama_gpu.rs"]
-mod llama_gpu;
+#[path = "main.rs"]
+mod llama;
 
 use std::path::Path;
 
 use bigsmall_gpu::{Resident, Rule, Wgpu};
 use bigsmall_io::Model;
-use llama_gpu::{Config, Llama, Load, Made, Run, Text};
+use bigsmall_testing::device;
+use llama::{Config, Llama, Load, Made, Run, Text};
 
 fn main() {
     device::run(

@@ -2,13 +2,10 @@
 //! weights, with every result checked.
 //!
 //! ```text
-//! cargo run --release -p bigsmall-examples --features gpu --example gpu_bench -- --selftest
-//! cargo run --release -p bigsmall-examples --features gpu --example gpu_bench -- --json gpu.json
-//! python3 examples/gpu_bench_torch.py gpu.json      # adds torch (cuBLAS) on the same shapes
+//! cargo run --release -p bigsmall-testing --features gpu --bin gpu_bench -- --selftest
+//! cargo run --release -p bigsmall-testing --features gpu --bin gpu_bench -- --json gpu.json
+//! python3 testing/gpu_bench_torch.py gpu.json      # adds torch (cuBLAS) on the same shapes
 //! ```
-//!
-//! `--cooperative` multiplies batches above 32 by cooperative matrices where the device has them,
-//! `--emulated` as if it had. `--unguarded` leaves out the counters that end endless loops.
 //!
 //! Times are device timestamps where the device has them: the median of 20 runs after 5 that do not
 //! count. `load`, by the host's clock and the median of 5, is the way from the ANS form on the host
@@ -19,102 +16,107 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_codec::Ans;
-use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, Rule, TensorSpec, encode_tensor};
+use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, TensorSpec, encode_tensor};
 use bigsmall_gpu::{
     Cooperative, MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
 };
 
+use crate::Random;
+
 const SHAPES: &str = "4096x4096,11008x4096,4096x11008,14336x4096,28672x8192,8192x28672";
 const BATCHES: &str = "1,2,4,8,16,32,64,128";
-const KERNELS: &str = "plain,fused3,fused4,decode3,decode4,rans,load,decode-first3,decode-first4";
+const KERNELS: [&str; 9] = [
+    "plain",
+    "fused3",
+    "fused4",
+    "decode3",
+    "decode4",
+    "rans",
+    "load",
+    "decode-first3",
+    "decode-first4",
+];
 
-pub(crate) struct Options {
+/// How fast a GPU multiplies and decodes compressed weights, beside the same kernels on plain
+/// weights, with every result checked.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "gpu_bench")]
+pub struct Options {
+    /// Check every kernel and measure nothing.
+    #[arg(long)]
     selftest: bool,
-    json: Option<String>,
+    /// Write the table to this file too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shapes of the matrices.
+    #[arg(long, value_name = "ROWSxCOLUMNS", value_delimiter = ',', default_value = SHAPES)]
+    #[arg(value_parser = shape)]
     shapes: Vec<(usize, usize)>,
+    /// Vectors that are multiplied at once.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = BATCHES)]
     batches: Vec<usize>,
+    /// What is measured; plain weights always are.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = KERNELS)]
+    #[arg(default_values_t = KERNELS.map(String::from))]
     kernels: Vec<String>,
-    cache_bytes: u64,
-    copy_bytes: u64,
+    /// Size of the device's cache: copies of the weights exceed four times that.
+    #[arg(long, value_name = "MIB", default_value_t = 80)]
+    cache_mb: u64,
+    /// Size of the copy that gives the bandwidth.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    copy_mb: u64,
+    /// Runs that count, of which the median is taken.
+    #[arg(long, value_name = "N", default_value_t = 20)]
     runs: usize,
-    gpu: WgpuOptions,
+    /// Leave out the counters that end endless loops.
+    #[arg(long)]
+    unguarded: bool,
+    /// Multiply batches above 32 by cooperative matrices if the device has them.
+    #[arg(long)]
+    cooperative: bool,
+    /// The same as if the device had them.
+    #[arg(long, conflicts_with = "cooperative")]
+    emulated: bool,
+    /// A part of the adapter's name.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
 }
 
-fn main() -> ExitCode {
-    bigsmall_examples::help(include_str!("gpu_bench.rs"));
-    match options(std::env::args().skip(1)).and_then(|options| run(&options)) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("gpu_bench: {error}");
-            ExitCode::FAILURE
-        }
+impl Options {
+    fn gpu(&self) -> WgpuOptions {
+        let mut options = WgpuOptions::default();
+        options.unguarded_loops = self.unguarded;
+        options.adapter = self.adapter.clone();
+        options.cooperative = match (self.cooperative, self.emulated) {
+            (_, true) => Cooperative::Emulated,
+            (true, false) => Cooperative::Offered,
+            (false, false) => Cooperative::Off,
+        };
+        options
     }
 }
 
-pub(crate) fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
-    let mut options = Options {
-        selftest: false,
-        json: None,
-        shapes: shapes(SHAPES)?,
-        batches: numbers(BATCHES)?,
-        kernels: KERNELS.split(',').map(String::from).collect(),
-        cache_bytes: 80 << 20,
-        copy_bytes: 1 << 30,
-        runs: 20,
-        gpu: WgpuOptions::default(),
+fn shape(word: &str) -> std::result::Result<(usize, usize), String> {
+    let parse = || {
+        let (rows, cols) = word.split_once('x')?;
+        Some((rows.parse().ok()?, cols.parse().ok()?))
     };
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| wrong(format!("{word} needs a value")));
-        match word.as_str() {
-            "--selftest" => options.selftest = true,
-            "--unguarded" => options.gpu.unguarded_loops = true,
-            "--cooperative" => options.gpu.cooperative = Cooperative::Offered,
-            "--emulated" => options.gpu.cooperative = Cooperative::Emulated,
-            "--json" => options.json = Some(value()?),
-            "--adapter" => options.gpu.adapter = Some(value()?),
-            "--shapes" => options.shapes = shapes(&value()?)?,
-            "--batches" => options.batches = numbers(&value()?)?,
-            "--kernels" => options.kernels = value()?.split(',').map(String::from).collect(),
-            "--cache-mb" => options.cache_bytes = (number(&value()?)? as u64) << 20,
-            "--copy-mb" => options.copy_bytes = (number(&value()?)? as u64) << 20,
-            "--runs" => options.runs = number(&value()?)?.max(1),
-            _ => return Err(wrong(format!("unknown option {word}"))),
-        }
-    }
-    match options.kernels.iter().find(|k| !KERNELS.split(',').any(|known| known == *k)) {
-        Some(kernel) => Err(wrong(format!("no kernel {kernel:?}, there are {KERNELS}"))),
-        None => Ok(options),
-    }
+    parse().ok_or_else(|| format!("{word:?} is not ROWSxCOLUMNS"))
 }
 
-fn wrong(what: String) -> Error {
-    Error::new(Rule::Argument).found(what)
-}
-
-fn number(word: &str) -> Result<usize> {
-    word.parse().map_err(|_| wrong(format!("{word:?} is no number")))
-}
-
-fn numbers(words: &str) -> Result<Vec<usize>> {
-    words.split(',').map(number).collect()
-}
-
-fn shapes(words: &str) -> Result<Vec<(usize, usize)>> {
-    let shape = |word: &str| match word.split_once('x') {
-        Some((rows, cols)) => Ok((number(rows)?, number(cols)?)),
-        None => Err(wrong(format!("{word:?} is no ROWSxCOLUMNS"))),
-    };
-    words.split(',').map(shape).collect()
-}
-
-pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let gpu = Wgpu::headless_with(&options.gpu)?;
+/// Checks, measures and prints a table. Fails if a result is wrong.
+///
+/// # Errors
+/// Those of the device, and of writing the table.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let gpu = Wgpu::headless_with(&options.gpu())?;
     println!("device: {}", gpu.description());
-    if options.gpu.cooperative != Cooperative::Off {
+    if options.cooperative || options.emulated {
         println!(
             "cooperative matrices: {}",
             if gpu.cooperative() { "used" } else { "not offered" }
@@ -126,12 +128,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let failed = mismatches != 0;
         return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
-    let clock = Clock::new(&gpu, options.runs)?;
+    let clock = Clock::new(&gpu, options.runs.max(1))?;
     println!(
         "selftest: {checks} checks, {mismatches} mismatches; times by {}",
         if clock.queries.is_some() { "device timestamps" } else { "the host's clock" }
     );
-    let bandwidth = copy_bandwidth(&gpu, &clock, options.copy_bytes)?;
+    let bandwidth = copy_bandwidth(&gpu, &clock, options.copy_mb << 20)?;
     println!("copy: {bandwidth:.1} GB/s read and written\n");
     println!(
         "{:>12} {:>5} {:>14} {:>11} {:>9} {:>9} {:>7} {:>8} {:>10} {:>8}",
@@ -349,7 +351,7 @@ fn copies(
     options: &Options,
 ) -> Result<Vec<WgpuWeights>> {
     let first = gpu.upload_as(tensor, form)?;
-    let n = (4 * options.cache_bytes).div_ceil(first.byte_len().max(1)).clamp(1, 64);
+    let n = (4 * (options.cache_mb << 20)).div_ceil(first.byte_len().max(1)).clamp(1, 64);
     let mut all = vec![first];
     for _ in 1..n {
         all.push(gpu.upload_as(tensor, form)?);
@@ -470,7 +472,7 @@ fn bench_rans(
     let spec = tensor.spec();
     let original = &tensor.payload()[..spec.byte_len() as usize];
     let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
-    let n = (4 * options.cache_bytes).div_ceil(encoded.byte_len().max(1)).clamp(1, 64);
+    let n = (4 * (options.cache_mb << 20)).div_ceil(encoded.byte_len().max(1)).clamp(1, 64);
     let all = (0..n).map(|_| gpu.load_ans(&encoded)).collect::<Result<Vec<_>>>()?;
     let decoded = gpu.new_buffer(spec.byte_len().div_ceil(4) as usize)?;
     let microseconds =
@@ -507,7 +509,7 @@ fn bench_load(
     let row = |kernel: &str, load: &dyn Fn() -> Result<WgpuWeights>| -> Result<Row> {
         let mut times = Vec::new();
         let mut same = true;
-        for run in 0..=options.runs.min(5) {
+        for run in 0..=options.runs.clamp(1, 5) {
             gpu.wait()?;
             let start = Instant::now();
             let loaded = load()?;
@@ -657,36 +659,18 @@ fn encoded(weights: &[u16], m: usize, k: usize) -> Result<EncodedTensor> {
     encode_tensor(&Raw, &spec, &bytes, 0)
 }
 
-/// A fixed stream of random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn normal(&mut self) -> f32 {
-        let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let (u, v) = (unit(self.next()), unit(self.next()));
-        ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
-    }
-}
-
 /// bf16 weights like a model's: normal, rows of differing scale.
 fn model_weights(m: usize, k: usize, seed: u64) -> Vec<u16> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     // Drawn from a table, since there are hundreds of millions.
-    let normal: Vec<f32> = (0..1 << 16).map(|_| random.normal()).collect();
+    let normal: Vec<f32> = (0..1 << 16).map(|_| random.normal() as f32).collect();
     let mut weights = Vec::with_capacity(m * k);
     for _ in 0..m {
-        let scale = 0.02 * (0.2 * random.normal()).exp();
+        let scale = (0.02 * (0.2 * random.normal()).exp()) as f32;
         let mut drawn = 0;
         for at in 0..k {
             if at % 4 == 0 {
-                drawn = random.next();
+                drawn = random.bits();
             }
             let pick = (drawn >> (16 * (at % 4))) as usize & 0xffff;
             let bits = (scale * normal[pick]).to_bits();
@@ -697,6 +681,6 @@ fn model_weights(m: usize, k: usize, seed: u64) -> Vec<u16> {
 }
 
 fn model_x(n: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    (0..n).map(|_| random.normal()).collect()
+    let mut random = Random::new(seed);
+    (0..n).map(|_| random.normal() as f32).collect()
 }

@@ -1,15 +1,17 @@
 //! Damage to shards and what comes of it: noticed, harmless or silent. The example `damage`, the
-//! tests of the golden files and the fuzz targets share it.
+//! test `every_bit` and the fuzz targets share it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use bigsmall_codec::{Ans, Backend};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding, xxh3,
+    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding,
+    for_each_in_parallel, xxh3,
 };
 use bigsmall_tbe::Tbe;
 use sha2::{Digest, Sha256};
@@ -525,13 +527,13 @@ pub struct Golden {
 const MOST: u64 = 1 << 30;
 
 impl Golden {
-    /// Every shard in the folder `goldens`, the smallest first.
+    /// Every shard in the folder of the golden files, the smallest first.
     ///
     /// # Errors
     /// Those of reading it.
-    pub fn all(goldens: &Path) -> Result<Vec<Golden>> {
+    pub fn all() -> Result<Vec<Golden>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(goldens)? {
+        for entry in std::fs::read_dir(crate::goldens::folder())? {
             let path = entry?.path();
             if path.extension().is_some_and(|x| x == "bs") {
                 found.push(Golden::read(&path)?);
@@ -640,7 +642,32 @@ impl Golden {
     }
 }
 
+/// Calls `work` for every golden file, on all cores; returns the counts of all together.
+///
+/// # Errors
+/// The first of `work`.
+pub fn for_each_golden(
+    goldens: &[Golden],
+    work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync,
+) -> Result<Tally> {
+    let total = Mutex::new(Tally::default());
+    for_each_in_parallel(
+        0,
+        // The largest first.
+        goldens.iter().rev(),
+        || (),
+        |(), golden| {
+            let mut tally = Tally::default();
+            work(golden, &mut tally)?;
+            total.lock().unwrap_or_else(PoisonError::into_inner).add_all(&tally);
+            Ok(())
+        },
+    )?;
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,9 +1,10 @@
-//! An independent implementation of FORMAT.md section 8 with one `BitVec` for each bitmap, and
-//! inputs for the tests.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+//! FORMAT.md section 8 a second time, written from its text, with one `BitVec` for each bitmap; and
+//! inputs for the tests. It shares no code with the crate `bigsmall-tbe`.
 
-use bigsmall_tbe::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
+use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
 use bitvec::prelude::*;
+
+use crate::Random;
 
 /// Exponent bits, mantissa bits, bits in the byte plane, bitmaps beside the codes.
 pub fn fields(dtype: Dtype) -> (u32, u32, u32, usize) {
@@ -146,54 +147,32 @@ pub fn encode(spec: &TensorSpec, width: usize, base: u8, values: &[u16]) -> Enco
     EncodedTensor::new(spec.clone(), EncodingId::Tbe, 8, lens, payload).unwrap()
 }
 
-/// xorshift64*: the same numbers on every machine.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-
-    /// Between -1 and 1.
-    pub fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// `n` values of which `escapes` in a thousand have an exponent outside the 7 (or 15) from
-    /// `base` on.
-    pub fn weights(
-        &mut self,
-        dtype: Dtype,
-        width: usize,
-        base: u8,
-        escapes: u64,
-        n: usize,
-    ) -> Vec<u16> {
-        let (e_bits, m_bits, _, _) = fields(dtype);
-        let window = (1u64 << width) - 1;
-        let outside = (1u64 << e_bits) - window;
-        (0..n)
-            .map(|_| {
-                let r = self.next();
-                let e = if self.below(1000) < escapes {
-                    let e = self.below(outside);
-                    if e < base.into() { e } else { e + window }
-                } else {
-                    u64::from(base) + self.below(window)
-                };
-                let mantissa = r & ((1 << m_bits) - 1);
-                let sign = r >> 32 & 1;
-                (sign << (e_bits + m_bits) | e << m_bits | mantissa) as u16
-            })
-            .collect()
-    }
+/// `n` values of which `escapes` in a thousand have an exponent outside the window of 7 (or 15)
+/// that begins at `base`.
+pub fn weights(
+    random: &mut Random,
+    dtype: Dtype,
+    width: usize,
+    base: u8,
+    escapes: u64,
+    n: usize,
+) -> Vec<u16> {
+    let (e_bits, m_bits, _, _) = fields(dtype);
+    let window = (1u64 << width) - 1;
+    let outside = (1u64 << e_bits) - window;
+    let mut value = || {
+        let r = random.bits();
+        let e = if random.below(1000) < escapes {
+            let e = random.below(outside);
+            if e < base.into() { e } else { e + window }
+        } else {
+            u64::from(base) + random.below(window)
+        };
+        let mantissa = r & ((1 << m_bits) - 1);
+        let sign = r >> 32 & 1;
+        (sign << (e_bits + m_bits) | e << m_bits | mantissa) as u16
+    };
+    (0..n).map(|_| value()).collect()
 }
 
 /// A base in the middle of the dtype's exponents.

@@ -1,7 +1,7 @@
 //! Generates text with a Llama whose matrices stay compressed in the memory of a GPU.
 //!
 //! ```text
-//! cargo run --release -p bigsmall-examples --features gpu --example llama_gpu -- [MODEL] [--prompt TEXT] [--tokens N]
+//! cargo run --release -p bigsmall-examples --features gpu --example llama -- [MODEL] [--prompt TEXT] [--tokens N]
 //! ```
 //! MODEL is a folder with `config.json`, `.bs` shards and, where prompt and answer are to be text,
 //! `tokenizer.json`: what `bigsmall compress` makes of a checkpoint of the Hugging Face Hub.
@@ -23,19 +23,18 @@ use std::path::Path;
 use std::time::Instant;
 
 use bigsmall_codec::Ans;
-use bigsmall_examples::Random;
 use bigsmall_format::{EncodedTensor, Header, encode_tensor};
 use bigsmall_gpu::{
     AnsTensor, Dtype, EncodingId, Error, Heads, MatmulBackend as _, PreparedAns, Resident, Result,
     Rule, TensorSpec, Wgpu, WgpuOptions, WgpuWeights, wgpu,
 };
 use bigsmall_io::{CompressOptions, Model, Progress, compress};
+use bigsmall_testing::Random;
 use half::{bf16, f16};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 fn main() -> Result<()> {
-    bigsmall_examples::help(include_str!("llama_gpu.rs"));
     let options = Options::parse(std::env::args().skip(1))?;
     let made = tempfile::tempdir()?;
     let folder = match &options.model {

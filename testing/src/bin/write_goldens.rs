@@ -1,0 +1,38 @@
+//! Compares the golden files with what today's encoder writes, or with `--write` replaces those that
+//! differ: see the module `goldens`.
+
+use std::path::Path;
+
+use bigsmall_testing::goldens;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let write = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => false,
+        ["--write"] => true,
+        _ => return Err("usage: write_goldens [--write]".into()),
+    };
+    let folder = goldens::folder();
+    let (mut total, mut differ) = (0, 0);
+    for (name, bytes) in goldens::files(&goldens::goldens()?) {
+        let state = compare(&folder.join(&name), &bytes, write)?;
+        println!("{:>8}  {name:<28} {state}", bytes.len());
+        total += bytes.len();
+        differ += usize::from(state == "differs");
+    }
+    println!("{total:>8}  in all, {differ} differ");
+    if differ > 0 { Err("the golden files are not what the encoder writes".into()) } else { Ok(()) }
+}
+
+fn compare(path: &Path, bytes: &[u8], write: bool) -> Result<&'static str> {
+    if std::fs::read(path).is_ok_and(|found| found == bytes) {
+        return Ok("as it was");
+    }
+    if !write {
+        return Ok("differs");
+    }
+    std::fs::write(path, bytes)?;
+    Ok("written")
+}

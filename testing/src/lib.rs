@@ -1,0 +1,28 @@
+//! What the tests, examples, fuzz targets and measurements of bigsmall share. Not published.
+//!
+//! Crates that are published name it as a dev-dependency by its path alone, which cargo leaves out
+//! of the package; the tests that use it are left out too (`exclude` in their `Cargo.toml`).
+//!
+//! ```
+//! use bigsmall_testing::Llama;
+//! let path = std::env::temp_dir().join(format!("bigsmall-doc-{}.safetensors", std::process::id()));
+//! Llama { hidden: 64, ffn: 176, vocabulary: 100, layers: 2, kv: 16 }.write(&path)?;
+//! assert!(std::fs::metadata(&path)?.len() > 100_000);
+//! # std::fs::remove_file(&path)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#[cfg(feature = "gpu")]
+pub mod device;
+pub mod goldens;
+#[cfg(feature = "gpu")]
+pub mod gpu_bench;
+mod models;
+pub mod oracle;
+mod random;
+pub mod specification;
+pub mod targets;
+pub mod trials;
+
+pub use models::{Llama, round, write_f32_that_holds_bf16};
+pub use random::Random;
