@@ -56,3 +56,8 @@ pub mod internal {
     #[cfg(feature = "shard")]
     pub use crate::shard::Assembler;
 }
+
+/// The README's program runs as a test.
+#[cfg(all(doctest, feature = "shard"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
