@@ -5,6 +5,7 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 mod compress;
+mod element;
 mod encodings;
 mod estimate;
 #[cfg(test)]
@@ -19,11 +20,13 @@ mod os;
 mod progress;
 mod report;
 mod restore;
+mod save;
 mod source;
 mod stage;
 
 pub use compress::options::CompressOptions;
 pub use compress::transcode::transcode;
+pub use element::Element;
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
 pub use folder::index::index;
@@ -37,6 +40,10 @@ pub use model::tensor::{Stored, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report, hex};
 pub use restore::options::RestoreOptions;
+pub use save::options::SaveOptions;
+pub use save::view::TensorView;
+pub use save::writer::Writer;
+pub use save::{save, save_to, save_with};
 #[cfg(feature = "cloud")]
 pub use source::cloud::CloudFile;
 #[cfg(feature = "http")]

@@ -21,9 +21,29 @@ use crate::stage::pool::Pool;
 use crate::stage::thread::{next, sizes, spawn};
 use crate::{CompressOptions, FileReport, Progress};
 
+/// Where a safetensors file comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It was one before.
+    File,
+    /// Its header was made for tensors in memory.
+    Memory,
+}
+
 /// Compresses the safetensors file `source` into `output`.
 pub(crate) fn compress_source(
     source: &dyn ReadAt,
+    output: &dyn Output,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<FileReport> {
+    compress_walk(source, Origin::File, output, options, progress)
+}
+
+/// The same for a file from anywhere.
+pub(crate) fn compress_walk(
+    source: &dyn ReadAt,
+    origin: Origin,
     output: &dyn Output,
     options: &CompressOptions,
     progress: &Progress,
@@ -33,11 +53,11 @@ pub(crate) fn compress_source(
     let tensors = header.tensors();
     let shared: &[Option<usize>] = &find_shared(source, data_at, tensors)?;
     let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
-    let writer = Assembler::new(
-        std::io::BufWriter::with_capacity(64 << 10, Appender::new(output)),
-        json,
-        header.data_len(),
-    )?;
+    let sink = std::io::BufWriter::with_capacity(64 << 10, Appender::new(output));
+    let writer = match origin {
+        Origin::File => Assembler::new(sink, json, header.data_len())?,
+        Origin::Memory => Assembler::with_synthesised(sink, json, header.data_len())?,
+    };
 
     let control = Control::new(progress);
     let (threads, in_flight) = sizes(options.threads);

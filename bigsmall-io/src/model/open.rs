@@ -1,9 +1,12 @@
 //! Reading tensors out of a shard or a folder of shards.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_format::{EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, zeroed};
+use serde_json::value::RawValue;
 
 use crate::model::feed::read_layer;
 use crate::model::layers::group;
@@ -91,6 +94,27 @@ impl Model {
     /// The shards in the order of their names, which are empty for a single shard.
     pub fn shards(&self) -> impl Iterator<Item = (&str, &Shard<impl ReadAt>)> {
         self.shards.iter()
+    }
+
+    /// What `__metadata__` says in the headers of the shards. Where several shards have a key, the
+    /// first one counts.
+    ///
+    /// # Errors
+    /// [`Rule::HeaderSyntax`], which no shard that could be opened has.
+    pub fn metadata(&self) -> Result<HashMap<String, String>> {
+        let syntax = |e: serde_json::Error| Error::new(Rule::HeaderSyntax).found(e);
+        let mut all = HashMap::new();
+        for (_, shard) in self.shards.iter() {
+            let entries: HashMap<Cow<'_, str>, &RawValue> =
+                serde_json::from_slice(shard.header_json()).map_err(syntax)?;
+            let Some(found) = entries.get("__metadata__") else { continue };
+            let found: HashMap<String, String> =
+                serde_json::from_str(found.get()).map_err(syntax)?;
+            found.into_iter().for_each(|(key, value)| {
+                all.entry(key).or_insert(value);
+            });
+        }
+        Ok(all)
     }
 
     /// Name, dtype and shape of the tensor `name`.

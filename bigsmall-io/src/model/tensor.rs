@@ -1,6 +1,8 @@
 //! A tensor that was read.
 
-use bigsmall_format::TensorSpec;
+use bigsmall_format::{Error, Result, Rule, TensorSpec};
+
+use crate::Element;
 
 /// A tensor's original bytes, or some of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,38 @@ impl Tensor {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The values as elements of the type `T`, row-major.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] when the tensor has another dtype, [`Rule::Memory`].
+    ///
+    /// ```
+    /// use bigsmall_io::{Model, Rule, SaveOptions, TensorView, save_to};
+    /// let mut shard = Vec::new();
+    /// let tensors = [("w", TensorView::from_slice(&[2], &[0.5f32, 4.0]))];
+    /// save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// let tensor = Model::from_source(shard)?.tensor("w")?;
+    /// assert_eq!(tensor.to_vec::<f32>()?, [0.5, 4.0]);
+    /// assert_eq!(tensor.to_vec::<u32>().unwrap_err().rule(), Rule::SpecMismatch);
+    /// # Ok::<(), bigsmall_io::Error>(())
+    /// ```
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if self.spec.dtype() != T::DTYPE {
+            return Err(Error::new(Rule::SpecMismatch)
+                .in_tensor(self.spec.name())
+                .expected(T::DTYPE)
+                .found(self.spec.dtype()));
+        }
+        let elements = self.bytes.chunks_exact(size_of::<T>());
+        let mut values = Vec::new();
+        values.try_reserve_exact(elements.len()).map_err(|_| {
+            let error = Error::new(Rule::Memory).in_tensor(self.spec.name());
+            error.expected(format!("room for {} elements", elements.len()))
+        })?;
+        values.extend(elements.map(T::from_le));
+        Ok(values)
     }
 
     /// The values, to keep.

@@ -74,6 +74,11 @@ impl AtomicFile {
         })
     }
 
+    /// Bytes that are written.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Makes the file durable and gives it its name.
     pub(crate) fn commit(self) -> Result<()> {
         let named = |e: io::Error| Error::io(e).in_file(&self.target);

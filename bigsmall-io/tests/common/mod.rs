@@ -67,6 +67,7 @@ impl Random {
     }
 }
 
+#[derive(Debug)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,

@@ -1,0 +1,235 @@
+//! From tensors in memory to a shard.
+
+pub(crate) mod options;
+pub(crate) mod view;
+pub(crate) mod writer;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Mutex;
+
+use bigsmall_format::{Error, Header, ReadAt, Result, Rule, TensorSpec};
+
+use crate::compress::walk::{Origin, compress_walk};
+use crate::report::file_name;
+use crate::stage::atomic::AtomicFile;
+use crate::stage::output::Output;
+use crate::stage::thread::lock;
+use crate::{FileReport, Progress, SaveOptions, TensorView};
+
+/// Saves tensors as the shard `path`, which restores to the file that `safetensors::serialize`
+/// makes of the same tensors and metadata, byte for byte (where there is more than one key of
+/// metadata, safetensors writes them in any order, this function in theirs).
+///
+/// The default [`SaveOptions`] hold: an existing file is replaced. What was written is read again,
+/// decoded and compared before the file gets its name; it is absent, as it was, or complete.
+/// Memory: at most 256 MiB and the index, beside the tensors themselves.
+///
+/// # Errors
+/// [`Rule::BufferLength`] where the values of a tensor are not as long as its shape says,
+/// [`Rule::HeaderDuplicate`] for a name that comes twice, [`Rule::Argument`] for the name
+/// `__metadata__`, [`Rule::ShapeOverflow`], [`Rule::SubByteTotal`], [`Rule::Io`],
+/// [`Rule::ReadBack`], [`Rule::Memory`].
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-save-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("model.bs");
+/// use bigsmall_io::{Model, TensorView, save};
+///
+/// let weight = [0.5f32, 1.0, 1.5, 2.0, 2.5, 3.0];
+/// let bias = [1f32, -1.0];
+/// let tensors = [
+///     ("fc.weight", TensorView::from_slice(&[2, 3], &weight)),
+///     ("fc.bias", TensorView::from_slice(&[2], &bias)),
+/// ];
+/// save(&path, tensors, None)?;
+///
+/// assert_eq!(Model::open(&path)?.tensor("fc.bias")?.to_vec::<f32>()?, bias);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn save<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (N, T)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<FileReport> {
+    save_with(path, tensors, metadata, &SaveOptions::default())
+}
+
+/// The same with other options.
+///
+/// # Errors
+/// Those of [`save`]; [`Rule::OutputExists`] where an existing file is not to be replaced.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-save-with-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("model.bs");
+/// use std::collections::HashMap;
+/// use bigsmall_io::{Dtype, Encoding, SaveOptions, TensorView, save_with};
+///
+/// let tensors = [("mask", TensorView::new(Dtype::BOOL, &[3], vec![1, 0, 1]))];
+/// let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+/// let options = SaveOptions::default().encoding(Encoding::Tbe3).replace(false);
+/// let report = save_with(&path, tensors, Some(metadata), &options)?;
+/// assert_eq!(report.n_tensors, 1);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn save_with<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (N, T)>,
+    metadata: Option<HashMap<String, String>>,
+    options: &SaveOptions,
+) -> Result<FileReport> {
+    let path = path.as_ref();
+    let source = InMemory::new(tensors, metadata)?;
+    let target = AtomicFile::create(path, options.replace)?;
+    let mut report = source.save(&target, options)?;
+    target.commit()?;
+    report.name = file_name(path);
+    Ok(report)
+}
+
+/// Saves tensors into anything that takes bytes: memory, a socket. What was written cannot be read
+/// again there; encoded tensors are decoded and compared before they are written.
+///
+/// # Errors
+/// Those of [`save`] and of `sink`, where a part of the shard may have arrived.
+///
+/// ```
+/// use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+/// let mut shard = Vec::new();
+/// let tensors = [("w", TensorView::from_slice(&[3], &[1u8, 2, 3]))];
+/// save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+/// assert_eq!(Model::from_source(shard)?.tensor("w")?.bytes(), [1, 2, 3]);
+/// # Ok::<(), bigsmall_io::Error>(())
+/// ```
+pub fn save_to<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
+    sink: impl Write + Send,
+    tensors: impl IntoIterator<Item = (N, T)>,
+    metadata: Option<HashMap<String, String>>,
+    options: &SaveOptions,
+) -> Result<FileReport> {
+    let source = InMemory::new(tensors, metadata)?;
+    let target = Sink(Mutex::new(sink));
+    let report = source.save(&target, options)?;
+    lock(&target.0).flush()?;
+    Ok(report)
+}
+
+/// Any sink as an output; nothing can be read back.
+struct Sink<W>(Mutex<W>);
+
+impl<W: Write + Send> Output for Sink<W> {
+    fn append(&self, bytes: &[u8]) -> std::io::Result<()> {
+        lock(&self.0).write_all(bytes)
+    }
+
+    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Metadata in the order in which it is written.
+fn sorted(metadata: Option<HashMap<String, String>>) -> Option<BTreeMap<String, String>> {
+    metadata.map(|metadata| metadata.into_iter().collect())
+}
+
+/// A spec under a name that a tensor can have.
+fn named(spec: TensorSpec) -> Result<TensorSpec> {
+    match spec.name() {
+        "__metadata__" => Err(Error::new(Rule::Argument)
+            .in_tensor(spec.name())
+            .expected("a name that the header does not use itself")),
+        _ => Ok(spec),
+    }
+}
+
+/// The safetensors file of tensors in memory, which is nowhere as a whole.
+struct InMemory<'a> {
+    /// The header with its length.
+    prefix: Vec<u8>,
+    /// Values and the place of their end in the file, in the order of the file.
+    tensors: Vec<(Cow<'a, [u8]>, u64)>,
+}
+
+impl<'a> InMemory<'a> {
+    fn new<N: AsRef<str>, T: Into<TensorView<'a>>>(
+        tensors: impl IntoIterator<Item = (N, T)>,
+        metadata: Option<HashMap<String, String>>,
+    ) -> Result<Self> {
+        let mut tensors: Vec<(N, TensorView<'a>)> =
+            tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        // As safetensors: wide elements first, so that all are aligned, then by name.
+        tensors.sort_by(|(a_name, a), (b_name, b)| {
+            b.dtype().cmp(&a.dtype()).then_with(|| a_name.as_ref().cmp(b_name.as_ref()))
+        });
+        let mut specs = Vec::with_capacity(tensors.len());
+        for (name, tensor) in &tensors {
+            let spec = named(TensorSpec::new(name.as_ref(), tensor.dtype(), tensor.shape())?)?;
+            if tensor.bytes().len() as u64 != spec.byte_len() {
+                let (dtype, shape) = (spec.dtype(), spec.shape());
+                return Err(Error::new(Rule::BufferLength)
+                    .in_tensor(spec.name())
+                    .expected(format!("{} bytes of {dtype} {shape:?}", spec.byte_len()))
+                    .found(tensor.bytes().len()));
+            }
+            specs.push(spec);
+        }
+        let json = Header::synthesise_with(&specs, sorted(metadata).as_ref())?;
+        let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
+        let mut end = prefix.len() as u64;
+        let placed = |(_, tensor): (N, TensorView<'a>)| {
+            let bytes = tensor.into_bytes();
+            end += bytes.len() as u64;
+            (bytes, end)
+        };
+        Ok(InMemory { tensors: tensors.into_iter().map(placed).collect(), prefix })
+    }
+
+    fn save(&self, output: &dyn Output, options: &SaveOptions) -> Result<FileReport> {
+        compress_walk(self, Origin::Memory, output, &options.compress(), &Progress::default())
+    }
+
+    /// The piece that holds the byte `at` and the place where the piece begins.
+    fn piece(&self, at: u64) -> Option<(&[u8], u64)> {
+        if at < self.prefix.len() as u64 {
+            return Some((&self.prefix, 0));
+        }
+        let index = self.tensors.partition_point(|&(_, end)| end <= at);
+        let (bytes, end) = self.tensors.get(index)?;
+        Some((bytes, end - bytes.len() as u64))
+    }
+}
+
+impl ReadAt for InMemory<'_> {
+    fn byte_len(&self) -> u64 {
+        self.tensors.last().map_or(self.prefix.len() as u64, |&(_, end)| end)
+    }
+
+    fn read_exact_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
+        let mut at = offset;
+        while !buf.is_empty() {
+            let Some((piece, begin)) = self.piece(at) else {
+                return Err(Error::new(Rule::Io).at(offset).found("the end of the tensors"));
+            };
+            let rest = &piece[(at - begin) as usize..];
+            let n = rest.len().min(buf.len());
+            let (to, after) = buf.split_at_mut(n);
+            to.copy_from_slice(&rest[..n]);
+            buf = after;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        let (piece, begin) = self.piece(range.start)?;
+        piece.get((range.start - begin) as usize..usize::try_from(range.end - begin).ok()?)
+    }
+}

@@ -1,0 +1,47 @@
+//! How to save.
+
+use crate::{CompressOptions, Encoding};
+
+/// How to save tensors.
+///
+/// ```
+/// use bigsmall_io::{Encoding, Level, SaveOptions};
+/// let options = SaveOptions::default().encoding(Encoding::Ans(Level::Small)).replace(false);
+/// assert!(!options.replace);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SaveOptions {
+    /// The encoding to try. A tensor that it does not make smaller, or does not take, is stored
+    /// raw.
+    pub encoding: Encoding,
+    /// Whether an existing file is replaced, as functions that save do elsewhere: it stays until
+    /// the new one is complete. Otherwise it is an error.
+    pub replace: bool,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        SaveOptions { encoding: Encoding::default(), replace: true }
+    }
+}
+
+impl SaveOptions {
+    /// Sets the encoding to try.
+    #[must_use]
+    pub fn encoding(mut self, encoding: Encoding) -> Self {
+        self.encoding = encoding;
+        self
+    }
+
+    /// Sets whether an existing file is replaced.
+    #[must_use]
+    pub fn replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
+        self
+    }
+
+    pub(crate) fn compress(self) -> CompressOptions {
+        CompressOptions { encoding: self.encoding, replace: self.replace, ..Default::default() }
+    }
+}
