@@ -2,16 +2,26 @@
 //! of resident ones, and candle's Llama the same within rounding.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-#[allow(dead_code)]
-#[path = "main.rs"]
-mod llama;
+mod config;
+mod generate;
+mod layers;
+mod made;
+mod text;
+mod weights;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 use std::path::Path;
 
-use bigsmall_gpu::{Resident, Rule, Wgpu};
+use bigsmall_gpu::{Resident, Wgpu};
 use bigsmall_io::Model;
 use bigsmall_testing::device;
-use llama::{Config, Llama, Load, Made, Run, Text};
+use config::Config;
+use generate::Run;
+use layers::Llama;
+use made::Made;
+use text::Text;
+use weights::Load;
 
 fn main() {
     device::run(
@@ -53,7 +63,7 @@ fn load<'a>(
     config: &'a Config,
     form: Option<Resident>,
     device_memory: Option<u64>,
-) -> bigsmall_gpu::Result<Llama<'a>> {
+) -> Result<Llama<'a>> {
     let load = Load { form, context: prompt().len() + TOKENS, device_memory };
     Llama::load(gpu, &Model::open(folder)?, config, &load)
 }
@@ -83,7 +93,7 @@ fn compressed_weights_give_the_logits_of_plain_ones() {
             // What a run left behind does not show in the next.
             assert!(run(&mut llama).logits == plain.logits);
             let error = llama.generate(&[301], 1, false).err().unwrap();
-            assert_eq!(error.rule(), Rule::Argument);
+            assert!(error.to_string().contains("token 301"), "{error}");
             assert!(llama.generate(&prompt(), TOKENS + 1, false).is_err());
             assert!(llama.generate(&[], 1, false).is_err());
         }
@@ -104,6 +114,9 @@ fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
         match load(&gpu, folder.path(), &config, None, Some(budget)) {
             Ok(mut llama) => {
                 assert!(llama.device_bytes() <= budget, "{} of {budget}", llama.device_bytes());
+                let line = llama.describe();
+                let kept = format!("{} of 6 layers resident", llama.resident.len());
+                assert!(line.starts_with(&kept), "{line}");
                 if resident.last() != Some(&llama.resident.len()) {
                     resident.push(llama.resident.len());
                     assert!(run(&mut llama).logits == expected.logits);
@@ -111,7 +124,7 @@ fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
                 }
             }
             Err(error) => {
-                assert_eq!(error.rule(), Rule::Memory);
+                assert!(error.to_string().contains("bytes on the device are needed"), "{error}");
                 break;
             }
         }
@@ -167,7 +180,7 @@ fn other_shapes_are_refused() {
     std::fs::write(&path, good.replace("200", "201")).unwrap();
     let config = Config::read(folder.path()).unwrap();
     let error = load(&gpu, folder.path(), &config, None, None).err().unwrap();
-    assert_eq!(error.rule(), Rule::SpecMismatch);
+    assert!(error.to_string().contains("config.json says"), "{error}");
 }
 
 #[cfg(feature = "candle")]

@@ -1,0 +1,163 @@
+//! The model on a device, and the commands of its layers.
+
+use bigsmall_gpu::{Heads, Result, Wgpu, WgpuWeights, wgpu};
+
+use crate::config::Config;
+use crate::generate::BATCH;
+use crate::weights::{Matrices, Stream};
+
+/// A model on a device.
+pub(crate) struct Llama<'a> {
+    pub(crate) gpu: &'a Wgpu,
+    pub(crate) config: &'a Config,
+    /// Tokens at the most, those of the prompt included.
+    pub(crate) context: usize,
+    pub(crate) embedding: WgpuWeights,
+    /// `None`: the embedding is used.
+    pub(crate) head: Option<WgpuWeights>,
+    pub(crate) norm: wgpu::Buffer,
+    pub(crate) layers: Vec<Layer>,
+    /// Matrices of the layers from the first one on that stay on the device.
+    pub(crate) resident: Vec<Matrices<WgpuWeights>>,
+    /// The other layers.
+    pub(crate) stream: Option<Stream>,
+    pub(crate) vectors: Vectors,
+}
+
+/// What every layer keeps on the device.
+pub(crate) struct Layer {
+    pub(crate) norms: [wgpu::Buffer; 2],
+    pub(crate) keys: wgpu::Buffer,
+    pub(crate) values: wgpu::Buffer,
+}
+
+/// The vectors between the kernels: `BATCH` of each.
+pub(crate) struct Vectors {
+    /// Tokens to embed. `argmax` writes the next token to the first place.
+    pub(crate) ids: wgpu::Buffer,
+    angles: wgpu::Buffer,
+    hidden: wgpu::Buffer,
+    normed: wgpu::Buffer,
+    queries: wgpu::Buffer,
+    keys: wgpu::Buffer,
+    values: wgpu::Buffer,
+    attended: wgpu::Buffer,
+    gate: wgpu::Buffer,
+    up: wgpu::Buffer,
+    last: wgpu::Buffer,
+    pub(crate) logits: wgpu::Buffer,
+}
+
+impl Vectors {
+    pub(crate) fn new(gpu: &Wgpu, config: &Config, context: usize) -> Result<Self> {
+        let Heads { queries, keys, dim } = config.heads;
+        let vectors = |n: usize| gpu.new_buffer(BATCH * n);
+        let angles = gpu.new_buffer(context * dim)?;
+        let each = |t: usize| config.turns.iter().map(move |turn| t as f64 * turn);
+        let table: Vec<f32> =
+            (0..context).flat_map(each).flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect();
+        gpu.write_buffer(&angles, &table)?;
+        Ok(Vectors {
+            ids: vectors(1)?,
+            angles,
+            hidden: vectors(config.hidden)?,
+            normed: vectors(config.hidden)?,
+            queries: vectors(queries * dim)?,
+            keys: vectors(keys * dim)?,
+            values: vectors(keys * dim)?,
+            attended: vectors(queries * dim)?,
+            gate: vectors(config.ffn)?,
+            up: vectors(config.ffn)?,
+            last: gpu.new_buffer(config.hidden)?,
+            logits: gpu.new_buffer(config.vocabulary)?,
+        })
+    }
+
+    pub(crate) fn byte_len(&self) -> u64 {
+        let Vectors { ids, angles, hidden, normed, queries, keys, values, .. } = self;
+        let Vectors { attended, gate, up, last, logits, .. } = self;
+        [ids, angles, hidden, normed, queries, keys, values, attended, gate, up, last, logits]
+            .map(wgpu::Buffer::size)
+            .iter()
+            .sum()
+    }
+}
+
+impl Llama<'_> {
+    /// Embeds `rows` tokens and computes the layers that are resident.
+    pub(crate) fn begin(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        rows: usize,
+        position: usize,
+    ) -> Result<()> {
+        let v = &self.vectors;
+        self.gpu.gather_into(encoder, &self.embedding, &v.ids, rows, &v.hidden)?;
+        for (layer, matrices) in self.layers.iter().zip(&self.resident) {
+            self.layer(encoder, layer, matrices, rows, position)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn layer(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        layer: &Layer,
+        matrices: &Matrices<WgpuWeights>,
+        rows: usize,
+        position: usize,
+    ) -> Result<()> {
+        let (gpu, v, config) = (self.gpu, &self.vectors, self.config);
+        let (hidden, epsilon, heads) = (config.hidden, config.epsilon, config.heads);
+        let [q, k, v_proj, o, gate, up, down] = matrices;
+
+        gpu.rms_norm_into(encoder, &v.hidden, &layer.norms[0], epsilon, rows, hidden, &v.normed)?;
+        gpu.matmul_into(encoder, q, &v.normed, rows, &v.queries)?;
+        gpu.matmul_into(encoder, k, &v.normed, rows, &v.keys)?;
+        gpu.matmul_into(encoder, v_proj, &v.normed, rows, &v.values)?;
+        gpu.rope_in_place(
+            encoder,
+            &v.queries,
+            &v.angles,
+            heads.queries,
+            heads.dim,
+            position,
+            rows,
+        )?;
+        gpu.rope_in_place(encoder, &v.keys, &v.angles, heads.keys, heads.dim, position, rows)?;
+        let row = 4 * (heads.keys * heads.dim) as u64;
+        let (at, len) = (position as u64 * row, rows as u64 * row);
+        encoder.copy_buffer_to_buffer(&v.keys, 0, &layer.keys, at, len);
+        encoder.copy_buffer_to_buffer(&v.values, 0, &layer.values, at, len);
+        let (keys, values) = (&layer.keys, &layer.values);
+        gpu.attention_into(encoder, &v.queries, keys, values, heads, position, rows, &v.attended)?;
+        gpu.matmul_into(encoder, o, &v.attended, rows, &v.normed)?;
+        gpu.add_in_place(encoder, &v.hidden, &v.normed, rows * hidden)?;
+
+        gpu.rms_norm_into(encoder, &v.hidden, &layer.norms[1], epsilon, rows, hidden, &v.normed)?;
+        gpu.matmul_into(encoder, gate, &v.normed, rows, &v.gate)?;
+        gpu.matmul_into(encoder, up, &v.normed, rows, &v.up)?;
+        gpu.silu_mul_in_place(encoder, &v.gate, &v.up, rows * config.ffn)?;
+        gpu.matmul_into(encoder, down, &v.gate, rows, &v.normed)?;
+        gpu.add_in_place(encoder, &v.hidden, &v.normed, rows * hidden)
+    }
+
+    /// The logits after the last token, and the likeliest next one.
+    pub(crate) fn finish(&self, encoder: &mut wgpu::CommandEncoder, rows: usize) -> Result<()> {
+        let (gpu, v, config) = (self.gpu, &self.vectors, self.config);
+        let row = 4 * config.hidden as u64;
+        encoder.copy_buffer_to_buffer(&v.hidden, (rows - 1) as u64 * row, &v.last, 0, row);
+        gpu.rms_norm_into(
+            encoder,
+            &v.last,
+            &self.norm,
+            config.epsilon,
+            1,
+            config.hidden,
+            &v.normed,
+        )?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        gpu.matmul_into(encoder, head, &v.normed, 1, &v.logits)?;
+        gpu.argmax_into(encoder, &v.logits, config.vocabulary, &v.ids)
+    }
+}
