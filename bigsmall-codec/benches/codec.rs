@@ -51,8 +51,7 @@ fn weights() -> Vec<u8> {
 }
 
 fn backends() -> impl Iterator<Item = Backend> {
-    let all = Backend::ALL.iter().copied();
-    all.filter(|&b| b.is_available() && b != Backend::Reference)
+    bigsmall_codec::backends().filter(|&b| b != Backend::Reference)
 }
 
 /// The symbols of our layout, exponent and top mantissa bit, as constriction would code them: one

@@ -1,11 +1,11 @@
-//! Vector kernels, one module an instruction set. `unsafe` stands here and nowhere else in the
-//! crate.
+//! Kernels, one module an instruction set. `unsafe` stands here and nowhere else in the crate.
 //!
-//! Each backend is a type that exists only where the machine has the instructions; its safe
-//! functions check every length before a kernel runs.
+//! Each backend is a type that exists only if the machine has the instructions; its safe functions
+//! check every length before a kernel runs.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
-pub(crate) mod neon;
+pub(crate) mod aarch64;
+pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;

@@ -2,7 +2,7 @@
 
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::reserve;
+use crate::memory::reserve;
 
 /// Appends bits to bytes.
 #[derive(Default)]

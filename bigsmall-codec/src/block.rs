@@ -9,7 +9,7 @@ pub(crate) use decode::decode;
 pub(crate) use encode::{Encoder, Scratch};
 pub(crate) use sections::{Block, Sections};
 
-use crate::backend::LANES;
+use crate::kernels::{LANES, STATE_MIN};
 use crate::planes::GROUP;
 
 const KIND_RAW: u8 = 0;
@@ -19,8 +19,6 @@ const KIND_ANS: u8 = 2;
 pub(crate) const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 const CONSTANT_LEN: usize = 64;
-/// Lower bound of a lane's state.
-pub(crate) const STATE_MIN: u32 = 1 << 16;
 /// Bytes that the end states carry, at most: 16 bits a lane.
 const CARRIED: usize = 2 * LANES;
 

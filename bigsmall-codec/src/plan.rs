@@ -3,12 +3,14 @@
 
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
+use crate::bits::BitWriter;
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
+use crate::level::Level;
+use crate::memory::{reserve, set_len};
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
 use crate::units::{low_width, symbol_of};
-use crate::{BitWriter, Level, reserve, set_len};
 
 /// Units that are read in one piece.
 const RUN: u64 = 4096;

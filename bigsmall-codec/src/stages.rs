@@ -1,14 +1,15 @@
 //! The stages of coding, one by one, for the benches of this crate. No part of its interface: what
 //! is here changes without notice.
 
-use bigsmall_format::{Ahead, BLOCK_UNITS, Result, TensorSpec};
+use bigsmall_format::{Ahead, BLOCK_UNITS, Backend, Result, TensorSpec};
 
-use crate::backend::{EncodeJob, EntropyBackend, Job, LANES, ROOM};
-use crate::block::{MAX_GROUPS, STATE_MIN};
+use crate::block::MAX_GROUPS;
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, ROOM, STATE_MIN};
+use crate::level::Level;
 use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns};
-use crate::{Backend, Level, plan};
+use crate::{backend, plan};
 
 /// A stage of coding a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Stage {
 /// Two blocks of BF16, which kernels interleave, with what every stage needs. They stay in the
 /// caches: what a stage takes is what it computes.
 pub struct Stages {
-    backend: &'static dyn EntropyBackend,
+    kernels: &'static dyn Kernels,
     head: Head,
     costs: CostTable,
     stand_ins: StandIns,
@@ -86,8 +87,8 @@ impl Stages {
     pub fn new(spec: &TensorSpec, bytes: &[u8], backend: Backend) -> Result<Stages> {
         let head = plan::plan(spec, &bytes, Level::Default)?;
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
-        let backend = backend.implementation()?;
-        let mut stages = Stages { backend, head, costs, stand_ins, blocks: Default::default() };
+        let kernels = backend::kernels(backend)?;
+        let mut stages = Stages { kernels, head, costs, stand_ins, blocks: Default::default() };
         for (block, units) in stages.blocks.iter_mut().zip(bytes.chunks(Self::BYTES / 2)) {
             let n_groups = units.len() / 2 / GROUP;
             block.units = units.to_vec();
@@ -120,16 +121,16 @@ impl Stages {
     /// # Errors
     /// [`Rule::Memory`](crate::Rule::Memory).
     pub fn run(&mut self, stage: Stage) -> Result<()> {
-        let Stages { backend, head, costs, stand_ins, blocks } = self;
+        let Stages { kernels, head, costs, stand_ins, blocks } = self;
         match stage {
             Stage::SplitSymbols => {
                 for b in blocks {
-                    backend.split_symbols(head, &b.units, &mut b.symbols[0]);
+                    kernels.split_symbols(head, &b.units, &mut b.symbols[0]);
                 }
             }
             Stage::ChooseTables => {
                 for b in blocks {
-                    backend.choose_tables(head, costs, &b.symbols[0], &mut b.tables);
+                    kernels.choose_tables(head, costs, &b.symbols[0], &mut b.tables);
                     let of_group = |g| b.tables[g / head.segment_groups()];
                     b.group_tables.clear();
                     b.group_tables.extend((0..b.symbols[0].len() / GROUP).map(of_group));
@@ -141,7 +142,7 @@ impl Stages {
                     after.copy_from_slice(before);
                     let (tables, units) = (&b.tables, &b.units);
                     let list = &mut b.exceptions;
-                    backend.replace_exceptions(head, stand_ins, tables, units, after, list)?;
+                    kernels.replace_exceptions(head, stand_ins, tables, units, after, list)?;
                 }
             }
             Stage::Encode => {
@@ -156,11 +157,11 @@ impl Stages {
                         ahead: Ahead::default(),
                     }
                 });
-                backend.encode(head, &mut jobs);
+                kernels.encode(head, &mut jobs);
             }
             Stage::SplitResidual => {
                 for b in blocks {
-                    backend.split_residual(head, &b.units, &mut b.residual);
+                    kernels.split_residual(head, &b.units, &mut b.residual);
                 }
             }
             Stage::DecodeSymbols => {
@@ -168,14 +169,14 @@ impl Stages {
                     .each_mut()
                     .map(|b| (b.states, &b.read, &b.group_tables, &mut b.decoded_symbols[..]));
                 let mut jobs = [Job::new(a.0, a.1, a.2), Job::new(b.0, b.1, b.2)];
-                backend.decode_symbols(head, &mut jobs, &mut [a.3, b.3]);
+                kernels.decode_symbols(head, &mut jobs, &mut [a.3, b.3]);
             }
             Stage::Join => {
                 for b in blocks {
                     let symbols = b.decoded_symbols.as_chunks().0;
                     // BF16 has no low bits.
                     let widths = [0; MAX_GROUPS];
-                    backend.join(head, symbols, &b.residual, &[], &widths, &mut b.decoded);
+                    kernels.join(head, symbols, &b.residual, &[], &widths, &mut b.decoded);
                 }
             }
             Stage::DecodeFused => {
@@ -190,7 +191,7 @@ impl Stages {
             (Job::new(b.states, &b.read, &b.group_tables), &b.residual[..], &mut b.decoded[..])
         });
         let (head, ahead) = (&self.head, Ahead::default());
-        self.backend.decode_fused(head, &mut [a.0, b.0], &[a.1, b.1], &mut [a.2, b.2], ahead)
+        self.kernels.decode_fused(head, &mut [a.0, b.0], &[a.1, b.1], &mut [a.2, b.2], ahead)
     }
 }
 
@@ -209,7 +210,7 @@ mod tests {
         };
         let bytes: Vec<u8> = (0..Stages::BYTES / 2).flat_map(|_| unit()).collect();
         let spec = TensorSpec::new("w", crate::Dtype::BF16, &[bytes.len() as u64 / 2]).unwrap();
-        for backend in Backend::ALL.iter().copied().filter(|b| b.is_available()) {
+        for backend in backend::backends() {
             let mut stages = Stages::new(&spec, &bytes, backend).unwrap();
             for stage in [Stage::Join, Stage::DecodeFused] {
                 stages.blocks.iter_mut().for_each(|b| b.decoded.fill(0));

@@ -3,9 +3,9 @@
 
 use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
 
-use crate::backend::LANES;
 use crate::block::{Block, HEADER, Sections, carried_len};
 use crate::head::Head;
+use crate::kernels::LANES;
 use crate::planes::{GROUP, packed_len};
 use crate::table::TOTAL;
 

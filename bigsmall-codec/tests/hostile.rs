@@ -27,7 +27,7 @@ impl Random {
 }
 
 fn backends() -> impl Iterator<Item = Ans> {
-    let available = Backend::ALL.iter().copied().filter(|b| b.is_available());
+    let available = bigsmall_codec::backends();
     available.map(|b| Ans::default().with_backend(b).unwrap())
 }
 

@@ -16,6 +16,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod arch;
+mod backend;
 mod checksum;
 mod dtype;
 mod encoded;
@@ -33,6 +34,7 @@ mod spec;
 mod wire;
 
 pub use arch::{Ahead, address_space, fetch_output, zeroed};
+pub use backend::Backend;
 pub use checksum::xxh3;
 pub use dtype::Dtype;
 pub use encoded::{BlockTable, EncodedTensor};

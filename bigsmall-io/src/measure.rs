@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use bigsmall_format::{
-    BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt, Result,
-    Rule, Shard, TensorEncoding, available_threads, decode_range, encode_tensor,
+    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
+    Result, Rule, Shard, TensorEncoding, available_threads, decode_range, encode_tensor,
     for_each_in_parallel, zeroed,
 };
 
@@ -108,20 +108,14 @@ pub fn measure(input: &Path, options: &MeasureOptions, progress: &Progress) -> R
 /// The encoding with the kernels that were asked for.
 fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static str)> {
     let wanted = if options.backend.is_empty() { "auto" } else { &options.backend };
-    let missing = || Error::new(Rule::BackendMissing).found(wanted);
+    let backend = Backend::from_name(wanted)?;
     let tbe = |width| -> Result<(Box<dyn TensorEncoding>, _)> {
-        let mut tbe = bigsmall_tbe::Tbe::new(width);
-        if wanted != "auto" {
-            let all = bigsmall_tbe::Backend::ALL.iter();
-            let backend = all.copied().find(|b| b.name() == wanted).ok_or_else(missing)?;
-            tbe = tbe.with_backend(backend)?;
-        }
-        Ok((Box::new(tbe), tbe.backend().name()))
+        let tbe = bigsmall_tbe::Tbe::new(width).with_backend(backend)?;
+        Ok((Box::new(tbe), backend.name()))
     };
     Ok(match options.encoding {
         Encoding::Raw => (Box::new(Raw), "raw"),
         Encoding::Ans(level) => {
-            let backend = bigsmall_codec::Backend::from_name(wanted)?;
             let ans = bigsmall_codec::Ans::new(level).with_backend(backend)?;
             (Box::new(ans), backend.name())
         }
@@ -270,8 +264,8 @@ fn matvec(
             most_columns = most_columns.max(columns as usize);
         }
     }
-    let found = bigsmall_tbe::Backend::ALL.iter().find(|b| b.name() == backend);
-    let (Some(&backend), false) = (found, matrices.is_empty()) else { return Ok(None) };
+    let found = Backend::from_name(backend).ok();
+    let (Some(backend), false) = (found, matrices.is_empty()) else { return Ok(None) };
     let matmul = Matmul::new(threads).with_backend(backend)?;
     // Any values: kernels take as long for one as for another.
     let x: Vec<f32> = (0..most_columns).map(|i| (i % 17) as f32 - 8.0).collect();

@@ -141,13 +141,13 @@ fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
         let ratio = rate / of_yardstick;
         println!("{name:30} {rate:9.2} {of_yardstick:10.2} {ratio:7.3} {fastest:8.3}");
     };
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         for width in 0..2 {
             let times = in_turn(data, |d| d.decode(width, backend), Data::copy);
             row(format!("decode{} {backend} / memcpy", width + 3), times);
         }
     }
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         for (width, encoded) in encoded.iter().enumerate() {
             let view = TbeView::new(encoded).unwrap();
             for batch in [1, 4, 16] {
@@ -174,7 +174,7 @@ fn main() {
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Bytes(BYTES as u64));
     group.bench_function("memcpy", |b| b.iter(|| data.copy()));
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         for (i, width) in Width::ALL.iter().enumerate() {
             let id = BenchmarkId::new(format!("{width:?}"), backend);
             group.bench_function(id, |b| b.iter(|| data.decode(i, backend)));
@@ -184,7 +184,7 @@ fn main() {
 
     let mut group = criterion.benchmark_group("matmul");
     group.throughput(Throughput::Bytes(BYTES as u64));
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         for batch in [1, 4, 16] {
             let id = BenchmarkId::new(format!("plain batch {batch}"), backend);
             group.bench_function(id, |b| b.iter(|| data.multiply_plain(batch, backend)));

@@ -1,11 +1,12 @@
 //! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
 
 use bigsmall_format::{
-    Ahead, BLOCK_UNITS, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
-    TensorEncoding, TensorSpec,
+    Ahead, BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt,
+    Result, Rule, TensorEncoding, TensorSpec,
 };
 
-use crate::arch::{Backend, Kernels};
+use crate::backend;
+use crate::kernels::Kernels;
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
 use crate::set_len;
 use crate::view::TbeBlock;
@@ -41,7 +42,7 @@ impl Tbe {
     /// kernels that this machine can run.
     #[must_use]
     pub fn new(width: Width) -> Self {
-        Tbe { width, kernels: Kernels::best() }
+        Tbe { width, kernels: backend::best() }
     }
 
     /// The same with the kernels of `backend`; the bytes do not change.
@@ -49,7 +50,7 @@ impl Tbe {
     /// # Errors
     /// [`Rule::BackendMissing`] where this machine cannot run them.
     pub fn with_backend(mut self, backend: Backend) -> Result<Self> {
-        self.kernels = Kernels::require(backend)?;
+        self.kernels = backend::kernels(backend)?;
         Ok(self)
     }
 

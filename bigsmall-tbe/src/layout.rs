@@ -183,3 +183,9 @@ impl Sections {
         Sections { bitmaps, plane: bitmaps + plane, starts: bitmaps + plane + starts }
     }
 }
+
+/// Which weights of a tile are escapes: the codes of all ones.
+#[inline(always)]
+pub(crate) fn escape_mask(code_bitmaps: &[[u8; 8]]) -> u64 {
+    code_bitmaps.iter().fold(!0, |mask, bitmap| mask & u64::from_le_bytes(*bitmap))
+}

@@ -2,13 +2,15 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod arch;
+mod backend;
 mod encode;
+mod kernels;
 mod layout;
 mod matmul;
 mod transcode;
 mod view;
 
-pub use arch::Backend;
+pub use backend::backends;
 pub use encode::Tbe;
 pub use layout::Width;
 pub use matmul::Matmul;
@@ -16,8 +18,8 @@ pub use transcode::transcode;
 pub use view::{TbeBlock, TbeTensor, TbeView};
 
 pub use bigsmall_format::{
-    BLOCK_UNITS, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId, Error, Raw,
-    ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
+    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId,
+    Error, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
 };
 
 /// Makes room for `more` bytes; an error where there is no memory for them.

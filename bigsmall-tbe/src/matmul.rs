@@ -1,13 +1,16 @@
 //! Products of a matrix that stays encoded, and the same products of the plain matrix.
 //!
 //! Every product walks its rows in tiles of 64 weights counted from the row's beginning. Weight k
-//! adds to one of 64 chains (`arch::lane_of`); after 64 tiles the chains are summed as a tree, and
+//! adds to one of 64 chains (`lane_of`); after 64 tiles the chains are summed as a tree, and
 //! these sums again as a tree. So the order of the additions depends on the row's length alone: not
 //! on threads, batch, encoding, or where in a tile a row begins.
 
-use bigsmall_format::{BLOCK_UNITS, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel};
+use bigsmall_format::{
+    BLOCK_UNITS, Backend, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel,
+};
 
-use crate::arch::{Backend, Chains, DotTbe, Kernels, Tiles, lane_of};
+use crate::backend;
+use crate::kernels::{Chains, DotTbe, Kernels, Tiles, lane_of};
 use crate::layout::{Fields, TILE};
 use crate::view::TbeView;
 
@@ -52,7 +55,7 @@ impl Matmul {
     /// On up to `threads` threads (0: all), with the fastest kernels that this machine can run.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Matmul { threads, kernels: Kernels::best() }
+        Matmul { threads, kernels: backend::best() }
     }
 
     /// The same with the kernels of `backend`.
@@ -60,7 +63,7 @@ impl Matmul {
     /// # Errors
     /// [`Rule::BackendMissing`] where this machine cannot run them.
     pub fn with_backend(mut self, backend: Backend) -> Result<Self> {
-        self.kernels = Kernels::require(backend)?;
+        self.kernels = backend::kernels(backend)?;
         Ok(self)
     }
 

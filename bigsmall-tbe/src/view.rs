@@ -7,8 +7,9 @@ use bigsmall_format::{
     for_each_in_parallel,
 };
 
-use crate::arch::{Kernels, Tiles, escape_mask};
-use crate::layout::{GROUP, Head, Sections, TILE, Width};
+use crate::backend;
+use crate::kernels::{Kernels, Tiles};
+use crate::layout::{GROUP, Head, Sections, TILE, Width, escape_mask};
 
 /// A borrowed view of one encoded block (FORMAT.md section 8). One that exists is valid: every
 /// section has its length, every escape its exponent, and no offset in it leads outside.
@@ -302,7 +303,7 @@ impl<'a> TbeView<'a> {
         }
         let head =
             Head::parse(tensor.spec().dtype(), tensor.head()).map_err(|e| e.in_tensor(name))?;
-        let kernels = Kernels::best();
+        let kernels = backend::best();
         let view = TbeView { tensor, head, kernels };
         for_each_in_parallel(
             0,
@@ -497,7 +498,7 @@ impl TbeTensor {
     /// A view of it, in constant time.
     #[must_use]
     pub fn view(&self) -> TbeView<'_> {
-        TbeView { tensor: &self.tensor, head: self.head, kernels: Kernels::best() }
+        TbeView { tensor: &self.tensor, head: self.head, kernels: backend::best() }
     }
 
     /// The encoded tensor.

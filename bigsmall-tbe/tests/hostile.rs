@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Backend, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TbeView,
-    TensorEncoding, TensorSpec, Width,
+    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TbeView, TensorEncoding,
+    TensorSpec, Width,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -62,7 +62,7 @@ fn outcomes(spec: &TensorSpec, head: &[u8], block: &[u8]) -> Vec<Result<(), (Rul
             (e.rule(), e.offset())
         }));
     }
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let tbe = Tbe::default().with_backend(backend).unwrap();
         let mut dst = vec![0; spec.byte_len() as usize];
         // Without the length check of the block table, that a reader may not have.
@@ -309,7 +309,7 @@ fn other_dtypes_are_refused() {
 #[test]
 fn a_block_of_another_length_than_the_output() {
     let block = block();
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let decoder = Tbe::default().with_backend(backend).unwrap().open(&spec(), &head()).unwrap();
         for n in [0, 1, 63, 64, N - 64, N - 1, N + 5, N + 20, N + 64, BLOCK_UNITS, BLOCK_UNITS + 1]
         {
@@ -328,7 +328,7 @@ fn a_block_of_another_length_than_the_output() {
 // H-10
 fn a_block_at_any_address() {
     let block = block();
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let decoder = Tbe::default().with_backend(backend).unwrap().open(&spec(), &head()).unwrap();
         for offset in 0..8 {
             let mut moved = vec![0; offset];

@@ -120,7 +120,7 @@ fn check(case: &Case) {
     let (m, k) = (case.m(), case.k());
     let view = TbeView::new(&case.encoded).unwrap();
     let weights = case.weights();
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let mut expected = vec![0.0; m * batch];
         for b in 0..*batch {
             for row in 0..m {
@@ -198,7 +198,7 @@ fn a_large_matrix() {
     for &width in Width::ALL {
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
         let view = TbeView::new(&encoded).unwrap();
-        for backend in Backend::available() {
+        for backend in bigsmall_tbe::backends() {
             let matmul = Matmul::new(0).with_backend(backend).unwrap();
             let (mut y, mut plain) = (vec![f32::NAN; m], vec![f32::NAN; m]);
             matmul.encoded(&view, &x, 1, &mut y).unwrap();
@@ -239,7 +239,7 @@ fn the_other_dtypes() {
 fn a_column_is_the_same_in_every_batch() {
     let case = Case::new(Dtype::BF16, 20, 5000, Width::Three, 30, 13);
     let view = TbeView::new(&case.encoded).unwrap();
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let matmul = Matmul::new(1).with_backend(backend).unwrap();
         let mut together = vec![0.0; 20 * 13];
         matmul.encoded(&view, &case.x, 13, &mut together).unwrap();
@@ -267,7 +267,7 @@ fn rows_without_cancellation() {
     let constant = vec![0.1f32; k];
     let positive: Vec<f32> = (0..k).map(|_| random.signed().abs()).collect();
     for x in [constant, positive] {
-        for backend in Backend::available() {
+        for backend in bigsmall_tbe::backends() {
             let mut y = [0.0; 3];
             let matmul = Matmul::new(2).with_backend(backend).unwrap();
             matmul.encoded(&TbeView::new(&encoded).unwrap(), &x, 1, &mut y).unwrap();
@@ -290,7 +290,7 @@ fn rows_without_cancellation() {
 fn rows_with_cancellation() {
     let case = Case::new(Dtype::BF16, 16, 11008, Width::Four, 0, 1);
     let weights = case.weights();
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let mut y = vec![0.0; 16];
         let matmul = Matmul::new(2).with_backend(backend).unwrap();
         matmul.encoded(&TbeView::new(&case.encoded).unwrap(), &case.x, 1, &mut y).unwrap();
@@ -308,7 +308,7 @@ fn rows_with_cancellation() {
 
 #[test]
 fn nothing_to_multiply() {
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let matmul = Matmul::new(2).with_backend(backend).unwrap();
         for (m, k, batch) in [(0, 5, 2), (5, 0, 2), (5, 5, 0), (0, 0, 1), (0, 0, 0)] {
             let case = Case::new(Dtype::BF16, m, k, Width::Three, 30, batch);
@@ -354,7 +354,7 @@ fn mistakes_are_errors() {
 
 #[test]
 fn a_backend_of_another_machine_is_refused() {
-    let available: Vec<_> = Backend::available().collect();
+    let available: Vec<_> = bigsmall_tbe::backends().collect();
     assert_eq!(available.last(), Some(&Backend::Portable));
     for &backend in Backend::ALL {
         let matmul = Matmul::new(1).with_backend(backend);

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Backend, Dtype, EncodedTensor, Tbe, TbeView, TensorSpec, Width, encode_tensor,
+    BLOCK_UNITS, Dtype, EncodedTensor, Tbe, TbeView, TensorSpec, Width, encode_tensor,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -26,7 +26,7 @@ fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
         let decoded = oracle::decode_block(spec.dtype(), width.bits(), view.base(), n, encoded);
         assert!(decoded == block, "the oracle decodes something else");
     }
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let tbe = Tbe::default().with_backend(backend).unwrap();
         let mut restored = vec![0xa5; bytes.len()];
         encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 2).unwrap();
@@ -95,7 +95,7 @@ fn no_few_and_only_escapes() {
             let view = TbeView::new(&encoded).unwrap();
             assert_eq!(view.block(0).escapes().len(), BLOCK_UNITS);
             assert_eq!(view.block(1).escapes().len(), 140_001 - BLOCK_UNITS);
-            for backend in Backend::available() {
+            for backend in bigsmall_tbe::backends() {
                 let tbe = Tbe::new(width).with_backend(backend).unwrap();
                 let mut restored = vec![0; spec.byte_len() as usize];
                 encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
@@ -114,7 +114,7 @@ fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escap
     let view = TbeView::new(&encoded).unwrap();
     assert_eq!(view.blocks().map(|block| block.escapes().len()).sum::<usize>(), n_escapes);
     assert!(values.iter().zip(0..).all(|(&value, i)| view.get(i) == Some(value)));
-    for backend in Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let tbe = Tbe::new(width).with_backend(backend).unwrap();
         let mut restored = vec![0; spec.byte_len() as usize];
         encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
@@ -203,7 +203,7 @@ fn a_large_matrix() {
     for &width in Width::ALL {
         let tbe = Tbe::new(width);
         let encoded = encode_tensor(&tbe, &spec, &bytes, 0).unwrap();
-        for backend in Backend::available() {
+        for backend in bigsmall_tbe::backends() {
             let mut restored = vec![0; bytes.len()];
             let tbe = tbe.with_backend(backend).unwrap();
             encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 0).unwrap();
@@ -250,7 +250,7 @@ fn an_output_at_any_address() {
     );
     for &width in Width::ALL {
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
-        for backend in Backend::available() {
+        for backend in bigsmall_tbe::backends() {
             let tbe = Tbe::default().with_backend(backend).unwrap();
             let mut buffer = vec![0; bytes.len() + 128];
             for begin in 0..=64 {

@@ -58,7 +58,7 @@ impl<'a> Input<'a> {
 }
 
 fn backends() -> impl Iterator<Item = Backend> {
-    Backend::ALL.iter().copied().filter(|b| b.is_available())
+    bigsmall_codec::backends()
 }
 
 fn rule<T>(result: &Result<T>) -> Option<Rule> {
@@ -381,7 +381,7 @@ pub fn tbe_view(data: &[u8]) {
         (block, width, base)
     };
     let mut first: Option<std::result::Result<Vec<u8>, Rule>> = None;
-    for backend in bigsmall_tbe::Backend::available() {
+    for backend in bigsmall_tbe::backends() {
         let encoding = Tbe::default().with_backend(backend).unwrap();
         let mut dst = vec![0x5a; spec.byte_len() as usize];
         let found = encoding.open(&spec, &head).and_then(|decoder| {
@@ -550,7 +550,7 @@ pub fn round_trip(data: &[u8]) {
     let tbe = Tbe::new(if kind & 1 == 0 { Width::Three } else { Width::Four });
     let encodings: Vec<Box<dyn TensorEncoding>> = match kind % 4 {
         3 => vec![Box::new(Raw)],
-        2 if tbe.supports(dtype) => bigsmall_tbe::Backend::available()
+        2 if tbe.supports(dtype) => bigsmall_tbe::backends()
             .map(|b| Box::new(tbe.with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
             .collect(),
         // One of them takes a second for a full block.

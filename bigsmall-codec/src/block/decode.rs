@@ -4,14 +4,14 @@
 use bigsmall_format::{Ahead, Error, Result, Rule, fetch_output};
 
 use super::*;
-use crate::backend::{EntropyBackend, Job};
 use crate::head::Head;
+use crate::kernels::{Job, Kernels};
 use crate::planes::packed_len;
 
 /// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
 pub(crate) fn decode(
     head: &Head,
-    backend: &dyn EntropyBackend,
+    kernels: &dyn Kernels,
     blocks: &[&[u8]],
     block_bytes: usize,
     dst: &mut [u8],
@@ -41,11 +41,11 @@ pub(crate) fn decode(
                 // length.
                 Some((first, first_units)) if first.n_groups == sections.n_groups => {
                     let ahead = std::mem::take(&mut ahead);
-                    decode_ans(head, backend, [first, sections], [first_units, units], ahead)?;
+                    decode_ans(head, kernels, [first, sections], [first_units, units], ahead)?;
                 }
                 Some((first, first_units)) => {
                     let ahead = std::mem::take(&mut ahead);
-                    decode_ans(head, backend, [first], [first_units], ahead)?;
+                    decode_ans(head, kernels, [first], [first_units], ahead)?;
                     pending = Some((sections, units));
                 }
                 None => pending = Some((sections, units)),
@@ -53,7 +53,7 @@ pub(crate) fn decode(
         }
     }
     if let Some((sections, units)) = pending {
-        decode_ans(head, backend, [sections], [units], ahead)?;
+        decode_ans(head, kernels, [sections], [units], ahead)?;
     }
     match pieces.next() {
         None => Ok(()),
@@ -63,7 +63,7 @@ pub(crate) fn decode(
 
 fn decode_ans<const N: usize>(
     head: &Head,
-    backend: &dyn EntropyBackend,
+    kernels: &dyn Kernels,
     sections: [Sections<'_>; N],
     mut units: [&mut [u8]; N],
     mut ahead: Ahead<'_>,
@@ -75,7 +75,7 @@ fn decode_ans<const N: usize>(
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
     let residuals = sections.each_ref().map(|s| s.residual);
-    let mut group = backend.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
+    let mut group = kernels.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
     // The last two groups at once, since the carried bytes lie among them; the others one by one,
     // so that memory is read and written at the pace of decoding.
     let mut symbols = [[0; 2 * GROUP]; N];
@@ -86,7 +86,7 @@ fn decode_ans<const N: usize>(
         let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
         units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
         let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
-        backend.decode_symbols(head, &mut jobs, &mut slices);
+        kernels.decode_symbols(head, &mut jobs, &mut slices);
         // Not together with the output: many lines at once take the places of what decoding itself
         // waits for.
         ahead.fetch(lines);
@@ -106,7 +106,7 @@ fn decode_ans<const N: usize>(
                     &whole
                 }
             };
-            low_at[i] += backend.join(
+            low_at[i] += kernels.join(
                 head,
                 &symbols[i].as_chunks().0[..count],
                 residual,

@@ -3,13 +3,13 @@
 use bigsmall_format::{Ahead, Result};
 
 use super::*;
-use crate::backend::{EncodeJob, EntropyBackend, ROOM};
 use crate::bits::BitWriter;
 use crate::exceptions;
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Kernels, ROOM};
+use crate::memory::{reserve, set_len};
 use crate::planes::packed_len;
 use crate::units::{CostTable, StandIns, low_width, pack_lows};
-use crate::{reserve, set_len};
 
 /// Blocks that are encoded at once: two keep both halves of the machine busy.
 const AT_ONCE: usize = 2;
@@ -22,7 +22,7 @@ pub(crate) struct Encoder {
     pub(crate) head: Head,
     costs: CostTable,
     stand_ins: StandIns,
-    backend: &'static dyn EntropyBackend,
+    kernels: &'static dyn Kernels,
 }
 
 /// Memory that is kept between calls: fresh memory costs as much as coding.
@@ -43,9 +43,9 @@ struct Parts {
 }
 
 impl Encoder {
-    pub(crate) fn new(head: Head, backend: &'static dyn EntropyBackend) -> Encoder {
+    pub(crate) fn new(head: Head, kernels: &'static dyn Kernels) -> Encoder {
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
-        Encoder { head, costs, stand_ins, backend }
+        Encoder { head, costs, stand_ins, kernels }
     }
 
     /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to
@@ -75,7 +75,7 @@ impl Encoder {
             let mut next = runs.peek().into_iter().flat_map(|next| next.chunks(block_bytes));
             let mut ahead = || next.next().map_or_else(Ahead::default, Ahead::new);
             let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job(ahead())).collect();
-            self.backend.encode(&self.head, &mut jobs);
+            self.kernels.encode(&self.head, &mut jobs);
             for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.0) {
                 let begin = out.len();
                 if kind == KIND_ANS {
@@ -100,7 +100,7 @@ impl Encoder {
 
     /// Everything up to the entropy coder; false where the block cannot be coded.
     fn take_apart(&self, units: &[u8], parts: &mut Parts) -> Result<bool> {
-        let Encoder { head, backend, .. } = self;
+        let Encoder { head, kernels, .. } = self;
         let layout = &head.layout;
         let n_groups = units.len() / layout.unit_bytes / GROUP;
         if n_groups == 0 {
@@ -110,10 +110,10 @@ impl Encoder {
         let n = n_groups * GROUP;
         let units = &units[..n * layout.unit_bytes];
         set_len(symbols, n)?;
-        backend.split_symbols(head, units, symbols);
-        backend.choose_tables(head, &self.costs, symbols, table_ids);
+        kernels.split_symbols(head, units, symbols);
+        kernels.choose_tables(head, &self.costs, symbols, table_ids);
         let stand_ins = &self.stand_ins;
-        if !backend.replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)? {
+        if !kernels.replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)? {
             return Ok(false);
         }
         group_tables.clear();
@@ -124,7 +124,7 @@ impl Encoder {
         let last_groups = n_groups.min(2);
         let last = &mut last[..last_groups * packed_len(layout.residual_bits)];
         let last_units = last_groups * GROUP * layout.unit_bytes;
-        backend.split_residual(head, &units[units.len() - last_units..], last);
+        kernels.split_residual(head, &units[units.len() - last_units..], last);
         let carried = &last[last.len() - carried_len(last.len())..];
         *states = [STATE_MIN; LANES];
         for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
@@ -136,7 +136,7 @@ impl Encoder {
 
     /// The sections, in order.
     fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) -> Result<()> {
-        let Encoder { head, backend, .. } = self;
+        let Encoder { head, kernels, .. } = self;
         let layout = &head.layout;
         let Parts { table_ids, exceptions, states, words, begin, .. } = parts;
         let n_groups = units.len() / layout.unit_bytes / GROUP;
@@ -176,7 +176,7 @@ impl Encoder {
         let residual_at = out.len();
         let residual_len = n_groups * packed_len(layout.residual_bits);
         out.resize(residual_at + residual_len, 0);
-        backend.split_residual(head, units, &mut out[residual_at..]);
+        kernels.split_residual(head, units, &mut out[residual_at..]);
         out.truncate(out.len() - carried_len(residual_len));
         let exceptions = exceptions::write(head, exceptions, rice)?;
         reserve(out, exceptions.len() + tail.len())?;

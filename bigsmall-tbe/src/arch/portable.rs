@@ -1,12 +1,12 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends
 //! reuse them, compiled for their instructions, where a kernel of their own would win nothing.
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Backend};
 
-use super::{Backend, Chains, Kernels, Tiles, check_dot};
-use crate::layout::{GROUP, Head, Start, TILE, Width};
+use crate::kernels::{Chains, Kernels, Tiles, check_dot};
+use crate::layout::{GROUP, Head, Start, TILE, Width, escape_mask};
 
-pub(super) static KERNELS: Kernels =
+pub(crate) static KERNELS: Kernels =
     Kernels { backend: Backend::Portable, count_escapes, decode, dot_tbe: None, dot_bf16, dot_f32 };
 
 /// Byte `i` of entry `b` is bit `i` of `b`.
@@ -38,13 +38,7 @@ fn spread(bitmaps: &[[u8; 8]]) -> [u8; TILE] {
     out
 }
 
-/// Which weights of a tile are escapes: the codes of all ones.
-#[inline(always)]
-pub(crate) fn escape_mask(code_bitmaps: &[[u8; 8]]) -> u64 {
-    code_bitmaps.iter().fold(!0, |mask, bitmap| mask & u64::from_le_bytes(*bitmap))
-}
-
-pub(super) fn count_escapes(
+pub(crate) fn count_escapes(
     head: &Head,
     bitmaps: &[[u8; 8]],
     starts: &[Start],
@@ -53,7 +47,7 @@ pub(super) fn count_escapes(
 }
 
 #[inline(always)]
-pub(super) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
+pub(crate) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     match (head.width, head.fields.extra_bitmaps()) {
         (Width::Three, 0) => count_in::<3, 3>(bitmaps, starts),
         (Width::Three, 3) => count_in::<3, 6>(bitmaps, starts),
@@ -86,7 +80,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
 
 /// Decodes tiles of any dtype.
 #[inline(always)]
-pub(super) fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
+pub(crate) fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
     let fields = tiles.head.fields;
     match (fields.mantissa_bits, tiles.head.width) {
         (7, Width::Three) => decode16::<3, 0, 7>(tiles, out),
@@ -178,7 +172,7 @@ fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
 }
 
 #[inline(always)]
-pub(super) fn dot_bf16_any(
+pub(crate) fn dot_bf16_any(
     weights: &[u8],
     x: &[f32],
     chains: &mut Chains,
@@ -206,7 +200,7 @@ pub(super) fn dot_bf16_any(
 }
 
 #[inline(always)]
-pub(super) fn dot_f32_any(
+pub(crate) fn dot_f32_any(
     weights: &[f32],
     x: &[f32],
     chains: &mut Chains,

@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::{Ahead, Result, fetch_output};
+use bigsmall_format::{Ahead, Backend, Result, fetch_output};
 
-use crate::backend::portable::Portable;
-use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
+use crate::arch::portable::Portable;
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
 use crate::table::{EncodeTable, Slots, TOTAL};
 use crate::units::{self, StandIns};
@@ -15,10 +15,9 @@ use crate::units::{self, StandIns};
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// The backend, where the machine has it.
+    /// The backend, if the machine has it.
     pub(crate) fn new() -> Option<&'static Avx2> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt");
-        has.then_some(&Avx2(()))
+        Backend::Avx2.is_available().then_some(&Avx2(()))
     }
 }
 
@@ -413,51 +412,32 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
     *job.begin = room;
 }
 
-// The plain loops, compiled for these instructions.
-
+/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
+#[inline]
 #[target_feature(enable = "avx2,popcnt")]
-fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
-    units::split_symbols(head, units, symbols);
+fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
+    plain()
 }
 
-#[target_feature(enable = "avx2,popcnt")]
-fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
-    units::split_residual(head, units, residual);
-}
-
-#[target_feature(enable = "avx2,popcnt")]
-fn replace_exceptions(
-    head: &Head,
-    stand_ins: &StandIns,
-    table_ids: &[u8],
-    units: &[u8],
-    symbols: &mut [u8],
-    exceptions: &mut Vec<(u32, u16)>,
-) -> Result<bool> {
-    units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
-}
-
-#[target_feature(enable = "avx2,popcnt")]
-fn join(
-    head: &Head,
-    symbols: &[[u8; GROUP]],
-    residual: &[u8],
-    lows: &[u8],
-    widths: &[u8],
-    units: &mut [u8],
-) -> usize {
-    units::join(head, symbols, residual, lows, widths, units)
-}
-
-impl EntropyBackend for Avx2 {
+impl Kernels for Avx2 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_symbols(head, units, symbols) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || units::split_symbols(head, units, symbols),
+            )
+        }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_residual(head, units, residual) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || units::split_residual(head, units, residual),
+            )
+        }
     }
 
     fn replace_exceptions(
@@ -470,7 +450,16 @@ impl EntropyBackend for Avx2 {
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || {
+                    units::replace_exceptions(
+                        head, stand_ins, table_ids, units, symbols, exceptions,
+                    )
+                },
+            )
+        }
     }
 
     fn join(
@@ -483,7 +472,12 @@ impl EntropyBackend for Avx2 {
         units: &mut [u8],
     ) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { join(head, symbols, residual, lows, widths, units) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || units::join(head, symbols, residual, lows, widths, units),
+            )
+        }
     }
 
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {

@@ -3,12 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::{Ahead, Result, fetch_output};
+use bigsmall_format::{Ahead, Backend, Result, fetch_output};
 
-use crate::backend::portable::Portable;
-use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
-use crate::block::STATE_MIN;
+use crate::arch::portable::Portable;
 use crate::head::{Head, MAX_TABLES};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
 use crate::table::{Buckets32, EncodeTable, Slots, TOTAL};
 use crate::units::{self, CostTable, MAX_COST, StandIns};
@@ -17,16 +16,9 @@ use crate::units::{self, CostTable, MAX_COST, StandIns};
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// The backend, where the machine has it.
+    /// The backend, if the machine has it.
     pub(crate) fn new() -> Option<&'static Avx512> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vbmi")
-            && is_x86_feature_detected!("avx512vbmi2")
-            && is_x86_feature_detected!("popcnt");
-        has.then_some(&Avx512(()))
+        Backend::Avx512.is_available().then_some(&Avx512(()))
     }
 }
 
@@ -573,46 +565,22 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
-// The plain loops, compiled for these instructions.
-
+/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
-    units::split_symbols(head, units, symbols);
+fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
+    plain()
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
-    units::split_residual(head, units, residual);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn replace_exceptions(
-    head: &Head,
-    stand_ins: &StandIns,
-    table_ids: &[u8],
-    units: &[u8],
-    symbols: &mut [u8],
-    exceptions: &mut Vec<(u32, u16)>,
-) -> Result<bool> {
-    units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn join(
-    head: &Head,
-    symbols: &[[u8; GROUP]],
-    residual: &[u8],
-    lows: &[u8],
-    widths: &[u8],
-    units: &mut [u8],
-) -> usize {
-    units::join(head, symbols, residual, lows, widths, units)
-}
-
-impl EntropyBackend for Avx512 {
+impl Kernels for Avx512 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_symbols(head, units, symbols) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || units::split_symbols(head, units, symbols),
+            )
+        }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
@@ -625,7 +593,10 @@ impl EntropyBackend for Avx512 {
                 let groups = units.as_chunks().0.as_chunks().0;
                 pack_residual(groups, residual.as_chunks_mut().0);
             } else {
-                split_residual(head, units, residual);
+                vectorize(
+                    #[inline(always)]
+                    || units::split_residual(head, units, residual),
+                );
             }
         }
     }
@@ -648,7 +619,16 @@ impl EntropyBackend for Avx512 {
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || {
+                    units::replace_exceptions(
+                        head, stand_ins, table_ids, units, symbols, exceptions,
+                    )
+                },
+            )
+        }
     }
 
     fn join(
@@ -661,7 +641,12 @@ impl EntropyBackend for Avx512 {
         units: &mut [u8],
     ) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { join(head, symbols, residual, lows, widths, units) }
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || units::join(head, symbols, residual, lows, widths, units),
+            )
+        }
     }
 
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {

@@ -4,9 +4,10 @@
 
 use std::arch::aarch64::*;
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Backend};
 
-use super::{Backend, Chains, Kernels, Tiles, check_dot, check_run, portable};
+use crate::arch::portable;
+use crate::kernels::{Chains, Kernels, Tiles, check_dot, check_run};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
@@ -24,7 +25,7 @@ impl Exponents {
     }
 }
 
-pub(super) fn kernels() -> Option<&'static Kernels> {
+pub(crate) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
         backend: Backend::Neon,
         count_escapes,
@@ -33,7 +34,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
         dot_bf16,
         dot_f32,
     };
-    std::arch::is_aarch64_feature_detected!("neon").then_some(&KERNELS)
+    Backend::Neon.is_available().then_some(&KERNELS)
 }
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {

@@ -12,8 +12,8 @@ use constriction::stream::stack::AnsCoder;
 use constriction::stream::{Decode, Encode};
 use constriction::{BitArray, Stack};
 
-use super::{EncodeJob, EntropyBackend, Job, LANES};
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
 use crate::table::{FrequencyTable, PRECISION, TOTAL};
 
@@ -104,7 +104,7 @@ fn replace_low(state: u32, by: u16) -> u32 {
     state / TOTAL * TOTAL + u32::from(by)
 }
 
-impl EntropyBackend for Reference {
+impl Kernels for Reference {
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
         let places: Vec<_> = (0..head.tables.len()).map(|t| places(head, t)).collect();
         for (job, symbols) in jobs.iter_mut().zip(symbols) {

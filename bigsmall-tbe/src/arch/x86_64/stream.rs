@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Tiles;
+use crate::kernels::Tiles;
 use crate::layout::TILE;
 
 /// Bytes of a cache line.

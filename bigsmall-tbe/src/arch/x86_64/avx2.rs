@@ -6,22 +6,19 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Backend};
 
-use super::{Backend, Chains, Kernels, LINES, Tiles, check_dot, check_run, portable, stream};
+use super::stream;
+use crate::arch::portable;
+use crate::kernels::{Chains, Kernels, LINES, Tiles, check_dot, check_run};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
 
-pub(super) fn kernels() -> Option<&'static Kernels> {
-    let found = is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("popcnt");
+pub(crate) fn kernels() -> Option<&'static Kernels> {
     let gfni = is_x86_feature_detected!("gfni");
-    found.then_some(if gfni { &WITH_GFNI } else { &WITHOUT_GFNI })
+    Backend::Avx2.is_available().then_some(if gfni { &WITH_GFNI } else { &WITHOUT_GFNI })
 }
 
 static WITH_GFNI: Kernels = with_or_without::<true>();
@@ -41,13 +38,23 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { count_escapes_impl(head, bitmaps, starts) }
+    unsafe {
+        vectorize(
+            #[inline(always)]
+            || portable::count(head, bitmaps, starts),
+        )
+    }
 }
 
 fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         // SAFETY: `kernels` handed this function out, so the machine has the features.
-        return unsafe { decode_others(tiles, out) };
+        return unsafe {
+            vectorize(
+                #[inline(always)]
+                || portable::decode_any(tiles, out),
+            )
+        };
     }
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
@@ -73,7 +80,12 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
     }
     if !rest.is_empty() {
         // SAFETY: as above.
-        unsafe { decode_others(&left, rest) };
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || portable::decode_any(&left, rest),
+            )
+        };
     }
 }
 
@@ -112,23 +124,19 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { dot_f32_impl(weights, x, chains) }
+    unsafe {
+        vectorize(
+            #[inline(always)]
+            || portable::dot_f32_any(weights, x, chains, f32::mul_add),
+        )
+    }
 }
 
+/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
+#[inline]
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn count_escapes_impl(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
-    portable::count(head, bitmaps, starts)
-}
-
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    portable::dot_f32_any(weights, x, chains, f32::mul_add);
-}
-
-/// Tiles of other dtypes than bf16, and a last one that the output cuts short.
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn decode_others(tiles: &Tiles<'_>, out: &mut [u8]) {
-    portable::decode_any(tiles, out);
+fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
+    plain()
 }
 
 /// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a
@@ -595,7 +603,7 @@ mod tests {
         });
         let mut portable = vec![0; n * OUT];
         portable::decode_any(&tiles, &mut portable);
-        let masks = bitmaps.chunks_exact(width.bits()).take(n).map(portable::escape_mask);
+        let masks = bitmaps.chunks_exact(width.bits()).take(n).map(crate::layout::escape_mask);
         let escaped: usize = masks.map(|mask| mask.count_ones() as usize).sum();
         assert!(escaped >= n * TILE / rarity as usize / 2, "{escaped} escapes in {n} tiles");
         assert_eq!(with.1, portable, "{width:?}, {n} tiles, one escape in {rarity}");

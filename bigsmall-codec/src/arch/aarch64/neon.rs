@@ -3,10 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use crate::backend::portable::Portable;
-use crate::backend::{EncodeJob, EntropyBackend, Job, LANES};
-use crate::block::STATE_MIN;
+use crate::arch::portable::Portable;
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
 use crate::table::{EncodeTable, Slots, TOTAL};
 
@@ -189,7 +188,7 @@ fn encode_lanes(
     vaddq_u32(vshlq_n_u32::<12>(q), slot)
 }
 
-impl EntropyBackend for Neon {
+impl Kernels for Neon {
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
             let groups = symbols.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;

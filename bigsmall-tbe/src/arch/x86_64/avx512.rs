@@ -4,15 +4,17 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::Ahead;
+use bigsmall_format::{Ahead, Backend};
 
-use super::{Backend, Chains, Kernels, LINES, Tiles, check_dot, check_run, portable, stream};
+use super::stream;
+use crate::arch::portable;
+use crate::kernels::{Chains, Kernels, LINES, Tiles, check_dot, check_run};
 use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
 
-pub(super) fn kernels() -> Option<&'static Kernels> {
+pub(crate) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
         backend: Backend::Avx512,
         count_escapes,
@@ -21,38 +23,59 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
         dot_bf16,
         dot_f32,
     };
-    let found = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vbmi")
-        && is_x86_feature_detected!("avx512vbmi2")
-        && is_x86_feature_detected!("gfni")
-        && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("popcnt");
-    found.then_some(&KERNELS)
+    Backend::Avx512.is_available().then_some(&KERNELS)
 }
 
-/// Puts `$body`, a call of a function with target features, behind a safe function.
-macro_rules! enable {
-    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block)*) => { $(
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt"
-        )]
-        fn $name($($arg: $type),*) $(-> $out)? $body
-    )* };
+/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt"
+)]
+fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
+    plain()
 }
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { count_escapes_impl(head, bitmaps, starts) }
+    unsafe {
+        vectorize(
+            #[inline(always)]
+            || portable::count(head, bitmaps, starts),
+        )
+    }
 }
 
 fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { decode_impl(tiles, out, ahead) }
+    if tiles.head.fields.mantissa_bits != 7 {
+        // SAFETY: `kernels` handed this function out, so the machine has the features.
+        return unsafe {
+            vectorize(
+                #[inline(always)]
+                || portable::decode_any(tiles, out),
+            )
+        };
+    }
+    let n = out.len() / OUT;
+    check_run(tiles, 0, n);
+    let (whole, rest) = out.split_at_mut(n * OUT);
+    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // checked above.
+    let used = unsafe {
+        match tiles.head.width {
+            Width::Three => decode_tiles::<3>(tiles, whole, ahead),
+            Width::Four => decode_tiles::<4>(tiles, whole, ahead),
+        }
+    };
+    if !rest.is_empty() {
+        let left = tiles.after(n, used);
+        // SAFETY: as above.
+        unsafe {
+            vectorize(
+                #[inline(always)]
+                || portable::decode_any(&left, rest),
+            )
+        };
+    }
 }
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
@@ -98,39 +121,11 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe { dot_f32_impl(weights, x, chains) }
-}
-
-enable! {
-    fn count_escapes_impl(
-        head: &Head,
-        bitmaps: &[[u8; 8]],
-        starts: &[Start]
-    ) -> Result<usize, usize> {
-        portable::count(head, bitmaps, starts)
-    }
-
-    fn decode_impl(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-        if tiles.head.fields.mantissa_bits != 7 {
-            return portable::decode_any(tiles, out);
-        }
-        let n = out.len() / OUT;
-        check_run(tiles, 0, n);
-        let (whole, rest) = out.split_at_mut(n * OUT);
-        // SAFETY: the lengths were checked above.
-        let used = unsafe {
-            match tiles.head.width {
-                Width::Three => decode_tiles::<3>(tiles, whole, ahead),
-                Width::Four => decode_tiles::<4>(tiles, whole, ahead),
-            }
-        };
-        if !rest.is_empty() {
-            portable::decode_any(&tiles.after(n, used), rest);
-        }
-    }
-
-    fn dot_f32_impl(weights: &[f32], x: &[f32], chains: &mut Chains) {
-        portable::dot_f32_any(weights, x, chains, f32::mul_add);
+    unsafe {
+        vectorize(
+            #[inline(always)]
+            || portable::dot_f32_any(weights, x, chains, f32::mul_add),
+        )
     }
 }
 

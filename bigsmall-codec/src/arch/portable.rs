@@ -1,14 +1,13 @@
 //! Plain Rust.
 
-use super::{EncodeJob, EntropyBackend, Job, LANES};
-use crate::block::STATE_MIN;
 use crate::head::Head;
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::{GROUP, ONES};
 use crate::table::{EncodeTable, PRECISION, TOTAL};
 
 pub(crate) struct Portable;
 
-impl EntropyBackend for Portable {
+impl Kernels for Portable {
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
             for group in symbols.as_chunks_mut::<GROUP>().0 {

@@ -1,0 +1,129 @@
+//! The encoding, as the rest of the workspace knows it.
+
+use std::sync::Mutex;
+
+use bigsmall_format::{
+    Ahead, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, ReadAt, Result, TensorEncoding,
+    TensorSpec,
+};
+
+use crate::backend::kernels;
+use crate::head::Head;
+use crate::kernels::Kernels;
+use crate::level::Level;
+use crate::{block, plan};
+
+/// The ANS encoding of tensors (FORMAT.md section 7). Takes every dtype: floats by their fields,
+/// everything else byte by byte.
+///
+/// Memory: encoding takes about 1 MB for each thread, which the process keeps for the next tensor.
+///
+/// ```
+/// use bigsmall_codec::*;
+/// let spec = TensorSpec::new("w", Dtype::F32, &[100, 100])?;
+/// let bytes: Vec<u8> = (0..10_000u32).flat_map(|i| ((i as f32) * 0.001).to_le_bytes()).collect();
+/// let tensor = encode_tensor(&Ans::new(Level::Small), &spec, &bytes, 0)?;
+/// let mut row = vec![0; 400];
+/// tensor.decode_bytes(&Ans::default(), spec.row_bytes(7..8)?, &mut row, 1)?;
+/// assert_eq!(row, bytes[2800..3200]);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Ans {
+    level: Level,
+    backend: Backend,
+}
+
+impl Default for Ans {
+    fn default() -> Self {
+        Ans::new(Level::Default)
+    }
+}
+
+impl Ans {
+    /// The encoding at `level` with the fastest backend of this machine.
+    #[must_use]
+    pub fn new(level: Level) -> Ans {
+        Ans { level, backend: Backend::best() }
+    }
+
+    /// The same with another backend.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] when this machine or build lacks it.
+    pub fn with_backend(self, backend: Backend) -> Result<Ans> {
+        kernels(backend)?;
+        Ok(Ans { backend, ..self })
+    }
+
+    /// The backend that does the work.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+}
+
+struct Encoder {
+    blocks: block::Encoder,
+    head_bytes: Vec<u8>,
+    block_bytes: usize,
+}
+
+/// Memory of earlier calls, for the next ones, whatever their tensor: as many as threads have
+/// encoded at once.
+static SCRATCH: Mutex<Vec<block::Scratch>> = Mutex::new(Vec::new());
+
+struct Decoder {
+    head: Head,
+    kernels: &'static dyn Kernels,
+    block_bytes: usize,
+}
+
+impl TensorEncoding for Ans {
+    fn id(&self) -> EncodingId {
+        EncodingId::Ans
+    }
+
+    fn supports(&self, _: Dtype) -> bool {
+        true
+    }
+
+    fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
+        let head = plan::plan(spec, source, self.level)?;
+        Ok(Box::new(Encoder {
+            head_bytes: head.write(),
+            blocks: block::Encoder::new(head, kernels(self.backend)?),
+            block_bytes: spec.block_bytes(),
+        }))
+    }
+
+    fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {
+        let head = Head::read(spec.dtype(), head).map_err(|e| e.in_tensor(spec.name()))?;
+        let kernels = kernels(self.backend)?;
+        Ok(Box::new(Decoder { head, kernels, block_bytes: spec.block_bytes() }))
+    }
+}
+
+impl BlockEncoder for Encoder {
+    fn head(&self) -> &[u8] {
+        &self.head_bytes
+    }
+
+    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
+        let lock = "no thread panics while it holds this lock";
+        let mut scratch = SCRATCH.lock().expect(lock).pop().unwrap_or_default();
+        let done = self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
+        SCRATCH.lock().expect(lock).push(scratch);
+        done
+    }
+}
+
+impl BlockDecoder for Decoder {
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        self.decode_blocks_with(blocks, dst, Ahead::default())
+    }
+
+    fn decode_blocks_with(&self, blocks: &[&[u8]], dst: &mut [u8], ahead: Ahead<'_>) -> Result<()> {
+        block::decode(&self.head, self.kernels, blocks, self.block_bytes, dst, ahead)
+    }
+}

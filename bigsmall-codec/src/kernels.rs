@@ -1,0 +1,125 @@
+//! The words that kernels are described in: what they are given and what they do.
+
+use bigsmall_format::{Ahead, Result};
+
+use crate::head::Head;
+use crate::planes::GROUP;
+use crate::units::{self, CostTable, StandIns};
+
+/// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of
+/// the lanes codes the even elements, so that two vectors of 16 lanes of 32 bits make one vector of
+/// 32 elements of 16 bits by a shift and an or.
+pub(crate) const LANES: usize = 32;
+
+/// Lower bound of a lane's state.
+pub(crate) const STATE_MIN: u32 = 1 << 16;
+
+/// The state of decoding one block.
+pub(crate) struct Job<'a> {
+    pub(crate) states: [u32; LANES],
+    /// The words and whatever follows them in the block.
+    pub(crate) words: &'a [u8],
+    /// The number of the next word. In a damaged block it may run past the words; the caller checks.
+    pub(crate) position: usize,
+    /// The table of every group of the block.
+    pub(crate) group_tables: &'a [u8],
+    /// The next group.
+    pub(crate) group: usize,
+}
+
+impl<'a> Job<'a> {
+    pub(crate) fn new(states: [u32; LANES], words: &'a [u8], group_tables: &'a [u8]) -> Self {
+        Job { states, words, position: 0, group_tables, group: 0 }
+    }
+
+    /// Words used so far.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+}
+
+/// One block to encode, last symbol to first.
+pub(crate) struct EncodeJob<'a> {
+    /// Whole groups of symbols; each has a frequency in its group's table.
+    pub(crate) symbols: &'a [u8],
+    /// The table of every group.
+    pub(crate) group_tables: &'a [u8],
+    /// The decoder's end states to begin with; afterwards its first states.
+    pub(crate) states: &'a mut [u32; LANES],
+    /// Room for one word a symbol and [`ROOM`] more. The words end at its end, in the decoder's
+    /// order.
+    pub(crate) words: &'a mut [u16],
+    /// Where they begin.
+    pub(crate) begin: &'a mut usize,
+    /// The units of a later block, to be prefetched meanwhile: taking them apart is bound by
+    /// memory alone.
+    pub(crate) ahead: Ahead<'a>,
+}
+
+/// A backend may write so many words before the first that it keeps.
+pub(crate) const ROOM: usize = 32;
+
+/// The kernels of a backend: the same results as the plain ones, faster.
+pub(crate) trait Kernels: Sync {
+    /// Decodes the next groups of every job, as many as fill its slice of `symbols`.
+    fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]);
+
+    /// [`units::split_symbols`].
+    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
+        units::split_symbols(head, units, symbols);
+    }
+
+    /// [`units::split_residual`].
+    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
+        units::split_residual(head, units, residual);
+    }
+
+    /// [`units::choose_tables`].
+    fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+        units::choose_tables(head, costs, symbols, ids);
+    }
+
+    /// [`units::replace_exceptions`].
+    fn replace_exceptions(
+        &self,
+        head: &Head,
+        stand_ins: &StandIns,
+        table_ids: &[u8],
+        units: &[u8],
+        symbols: &mut [u8],
+        exceptions: &mut Vec<(u32, u16)>,
+    ) -> Result<bool> {
+        units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
+    }
+
+    /// [`units::join`].
+    fn join(
+        &self,
+        head: &Head,
+        symbols: &[[u8; GROUP]],
+        residual: &[u8],
+        lows: &[u8],
+        widths: &[u8],
+        units: &mut [u8],
+    ) -> usize {
+        units::join(head, symbols, residual, lows, widths, units)
+    }
+
+    /// Decodes the first groups of every job straight into its units, where the backend has a
+    /// kernel for this head: as many as the residuals are complete for. Returns their number,
+    /// the same for all jobs. Prefetches `ahead` meanwhile.
+    fn decode_fused(
+        &self,
+        head: &Head,
+        jobs: &mut [Job<'_>],
+        residuals: &[&[u8]],
+        units: &mut [&mut [u8]],
+        ahead: Ahead<'_>,
+    ) -> usize {
+        let _ = (head, jobs, residuals, units, ahead);
+        0
+    }
+
+    /// Encodes every job.
+    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]);
+}

@@ -1,0 +1,39 @@
+//! Chooses the kernels.
+
+use bigsmall_format::{Backend, Result};
+
+use crate::arch;
+use crate::kernels::Kernels;
+
+/// The backends that this machine can run, the fastest first. The portable one is always there.
+///
+/// ```
+/// use bigsmall_tbe::{Backend, backends};
+/// assert!(backends().any(|b| b == Backend::Portable));
+/// ```
+pub fn backends() -> impl Iterator<Item = Backend> {
+    Backend::ALL.iter().copied().filter(|b| find(*b).is_some())
+}
+
+/// The kernels of `backend`, or the error that says they are missing.
+pub(crate) fn kernels(backend: Backend) -> Result<&'static Kernels> {
+    find(backend).ok_or_else(|| backend.missing(backends()))
+}
+
+/// The kernels of [`Backend::best`].
+pub(crate) fn best() -> &'static Kernels {
+    find(Backend::best()).unwrap_or(&arch::portable::KERNELS)
+}
+
+fn find(backend: Backend) -> Option<&'static Kernels> {
+    match backend {
+        #[cfg(target_arch = "x86_64")]
+        Backend::Avx512 => arch::x86_64::avx512::kernels(),
+        #[cfg(target_arch = "x86_64")]
+        Backend::Avx2 => arch::x86_64::avx2::kernels(),
+        #[cfg(target_arch = "aarch64")]
+        Backend::Neon => arch::aarch64::neon::kernels(),
+        Backend::Portable => Some(&arch::portable::KERNELS),
+        _ => None,
+    }
+}
