@@ -35,7 +35,7 @@ pub use measure::{Matvec, MeasureOptions, Measurement, measure};
 pub use model::layer::Layer;
 pub use model::layers::layer_of;
 pub use model::open::Model;
-pub use model::stream::{StreamOptions, StreamingLoader};
+pub use model::stream::{NextLayer, StreamOptions, StreamingLoader};
 pub use model::tensor::{Stored, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report, hex};

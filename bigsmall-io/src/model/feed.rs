@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, OnceLock};
 
-use bigsmall_format::{BlockDecoder, Error, ReadAt as _, Result, Rule, for_each_in_parallel};
+use bigsmall_format::{
+    BlockDecoder, Error, ReadAt as _, Result, Rule, TensorSpec, for_each_in_parallel, zeroed,
+};
 
 use crate::encoding;
 use crate::model::shards::Shards;
@@ -25,17 +27,43 @@ pub(crate) const PIECE: u64 = CHUNK;
 pub(crate) const MAX_THREADS: usize = 32;
 
 /// Reads and decodes some tensors of a model, those that lie together in one piece.
-pub(crate) fn read_layer(model: &Shards, tensors: Vec<usize>) -> Result<Vec<Tensor>> {
-    let feed = Feed::new(model, vec![("", tensors)])?;
+pub(crate) fn read_layer(model: &Shards, tensors: Vec<Place>) -> Result<Vec<Tensor>> {
+    let specs = tensors.iter().map(|&(shard, index)| &model.shard(shard).tensors()[index]);
+    let buffers = specs.map(|s| zeroed(s.byte_len()).map(|bytes| Tensor::new(s.clone(), bytes)));
+    let mut found = buffers.collect::<Result<Vec<_>>>()?;
+    let slices = found.iter_mut().map(Tensor::bytes_mut);
+    read_into(model, tensors.into_iter().zip(slices).collect())?;
+    Ok(found)
+}
+
+/// A slice that a tensor is decoded into must be as long as the tensor.
+pub(crate) fn check_len(spec: &TensorSpec, dst: &[u8]) -> Result<()> {
+    if dst.len() as u64 == spec.byte_len() {
+        return Ok(());
+    }
+    let error = Error::new(Rule::BufferLength).in_tensor(spec.name());
+    Err(error.expected(format!("{} bytes", spec.byte_len())).found(dst.len()))
+}
+
+/// Reads and decodes tensors into slices of their length: all blocks of all of them as one piece of
+/// work, in the order of the file.
+pub(crate) fn read_into(model: &Shards, mut tensors: Vec<(Place, &mut [u8])>) -> Result<()> {
+    // What has no payload is an error below.
+    tensors.sort_by_cached_key(|&((shard, index), _)| {
+        (shard, model.shard(shard).payload_range(index).map_or(0, |range| range.start))
+    });
+    let (places, slices): (Vec<Place>, Vec<&mut [u8]>) = tensors.into_iter().unzip();
+    let feed = Feed::new(model, vec![("", places)])?;
     let feed = &feed.with_room(BASE / 4);
     std::thread::scope(|scope| {
-        for _ in 0..model.readers().min(feed.pieces.len()) {
-            spawn(scope, "read", || feed.read(model))?;
-        }
+        let readers = model.readers().min(feed.pieces.len());
+        let begun =
+            (0..readers).try_for_each(|_| spawn(scope, "read", || feed.read(model)).map(drop));
         let threads = model.threads().min(MAX_THREADS);
-        let found = feed.decode(model, &feed.layers[0], Vec::new(), threads);
+        let done = begun.and_then(|()| feed.decode_into(model, &feed.layers[0], slices, threads));
+        // Also where only some threads could be had: nobody waits for ever.
         feed.stop();
-        found
+        done
     })
 }
 
@@ -49,11 +77,13 @@ pub(crate) struct Feed {
     changed: Condvar,
 }
 
+/// A tensor's shard and its place there.
+pub(crate) type Place = (usize, usize);
+
 /// A layer to come.
 pub(crate) struct Wanted {
     pub(crate) name: String,
-    /// Shard and place of its tensors.
-    tensors: Vec<(usize, usize)>,
+    pub(crate) tensors: Vec<Place>,
     pub(crate) original_len: u64,
     pieces: Range<usize>,
 }
@@ -89,7 +119,7 @@ pub(crate) struct State {
 }
 
 impl Feed {
-    pub(crate) fn new(model: &Shards, layers: Vec<(&str, Vec<usize>)>) -> Result<Self> {
+    pub(crate) fn new(model: &Shards, layers: Vec<(&str, Vec<Place>)>) -> Result<Self> {
         let mut feed = Feed {
             layers: Vec::with_capacity(layers.len()),
             pieces: Vec::new(),
@@ -97,10 +127,8 @@ impl Feed {
             state: Mutex::default(),
             changed: Condvar::new(),
         };
-        let places = model.places_in_order();
         for (name, tensors) in layers {
             let begin = feed.pieces.len();
-            let tensors: Vec<(usize, usize)> = tensors.iter().map(|&t| places[t]).collect();
             let mut original_len = 0;
             for (place, &(shard, index)) in tensors.iter().enumerate() {
                 original_len += model.shard(shard).tensors()[index].byte_len();
@@ -258,8 +286,21 @@ impl Feed {
         for (buffer, spec) in buffers.iter_mut().zip(&specs) {
             set_len(buffer, usize::try_from(spec.byte_len()).unwrap_or(usize::MAX))?;
         }
+        let slices = buffers.iter_mut().map(|b| &mut b[..]).collect();
+        self.decode_into(model, layer, slices, threads)?;
+        let tensors = specs.into_iter().zip(buffers);
+        Ok(tensors.map(|(spec, bytes)| Tensor::new(spec.clone(), bytes)).collect())
+    }
+
+    /// Decodes a layer into slices, one for each of its tensors and as long as it.
+    pub(crate) fn decode_into(
+        &self,
+        model: &Shards,
+        layer: &Wanted,
+        mut rest: Vec<&mut [u8]>,
+        threads: usize,
+    ) -> Result<()> {
         {
-            let mut rest: Vec<&mut [u8]> = buffers.iter_mut().map(|b| &mut b[..]).collect();
             let jobs: Vec<(usize, Vec<&mut [u8]>)> = layer
                 .pieces
                 .clone()
@@ -287,10 +328,8 @@ impl Feed {
                     self.give_back(encoded);
                     done
                 },
-            )?;
+            )
         }
-        let tensors = specs.into_iter().zip(buffers);
-        Ok(tensors.map(|(spec, bytes)| Tensor::new(spec.clone(), bytes)).collect())
     }
 
     fn decode_piece(

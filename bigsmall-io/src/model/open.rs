@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_format::{EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, zeroed};
 use serde_json::value::RawValue;
 
-use crate::model::feed::read_layer;
+use crate::model::feed::{check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
 use crate::model::tensor::{Stored, Tensor};
 use crate::restore::decode::decoder;
+use crate::source::file::Source;
 
 /// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are
 /// read when they are asked for, from any thread, each block checked before it is decoded.
@@ -39,6 +41,16 @@ pub struct Model {
     shards: Shards,
 }
 
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shards: Vec<&str> = self.shards.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Model")
+            .field("shards", &shards)
+            .field("tensors", &self.tensors().count())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json`
     /// names, or its only `.bs` file.
@@ -62,6 +74,32 @@ impl Model {
     /// Those of [`Shard::open`].
     pub fn from_source(source: impl ReadAt + 'static) -> Result<Self> {
         Ok(Model { shards: Shards::of_source(source)? })
+    }
+
+    /// Opens shards that are anywhere, each with a name for errors and for [`stored`](Self::stored).
+    /// The tensors of all of them are those of the model.
+    ///
+    /// # Errors
+    /// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor that is in two shards.
+    ///
+    /// ```
+    /// use bigsmall_io::{Model, ReadAt, SaveOptions, TensorView, save_to};
+    /// let shard = |name: &str, values: &[u8]| {
+    ///     let mut shard = Vec::new();
+    ///     let tensors = [(name, TensorView::from_slice(&[1], values))];
+    ///     save_to(&mut shard, tensors, None, &SaveOptions::default()).map(|_| shard)
+    /// };
+    /// let shards = [("first", shard("a", &[1])?), ("second", shard("b", &[2])?)];
+    /// let model = Model::from_sources(shards)?;
+    /// assert_eq!(model.tensor("b")?.bytes(), [2]);
+    /// assert_eq!(model.stored("b")?.shard, "second");
+    /// # Ok::<(), bigsmall_io::Error>(())
+    /// ```
+    pub fn from_sources<N: Into<String>, R: ReadAt + 'static>(
+        sources: impl IntoIterator<Item = (N, R)>,
+    ) -> Result<Self> {
+        let sources = sources.into_iter().map(|(name, source)| (name.into(), Source::new(source)));
+        Ok(Model { shards: Shards::of_sources(sources.collect())? })
     }
 
     /// Decodes on up to `threads` threads; 0, as at first: on as many as the machine offers.
@@ -165,8 +203,46 @@ impl Model {
         self.bytes_into(name, whole, dst)
     }
 
-    /// Decodes the original bytes `range` of the tensor `name` into `dst`.
-    pub(crate) fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
+    /// Decodes many tensors, each into a slice as long as its original bytes. All their blocks are
+    /// one piece of work for the pool, so that small tensors are not decoded one after the other;
+    /// they are read in the order of the file, neighbours in one piece.
+    ///
+    /// All names and lengths are checked before anything is read. On a later error the contents of
+    /// the slices are unspecified. Memory: 16 MiB of encoded bytes.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
+    ///
+    /// ```
+    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+    /// # let mut shard = Vec::new();
+    /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
+    /// # save_to(&mut shard, [("a", view(&[1, 2])), ("b", view(&[3, 4]))], None, &SaveOptions::default())?;
+    /// # let model = Model::from_source(shard)?;
+    /// let mut values = [0; 4];
+    /// let (a, b) = values.split_at_mut(2);
+    /// model.tensors_into([("a", a), ("b", b)])?;
+    /// assert_eq!(values, [1, 2, 3, 4]);
+    /// # Ok::<(), bigsmall_io::Error>(())
+    /// ```
+    pub fn tensors_into<'a, N: AsRef<str>>(
+        &self,
+        tensors: impl IntoIterator<Item = (N, &'a mut [u8])>,
+    ) -> Result<()> {
+        let tensors = tensors.into_iter().map(|(name, dst)| {
+            let (place, spec) = self.shards.find(name.as_ref())?;
+            check_len(spec, dst)?;
+            Ok((place, dst))
+        });
+        read_into(&self.shards, tensors.collect::<Result<_>>()?)
+    }
+
+    /// Decodes the original bytes `range` of the tensor `name` into `dst`. Only the blocks that
+    /// hold them are read.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
+    pub fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let (shard, index, _) = self.shards.place(name)?;
         let decoder = decoder(shard, index)?;
         shard.decode(index, &*decoder, range, dst, self.shards.threads())
@@ -215,7 +291,8 @@ impl Model {
         if found.is_empty() {
             return Err(Error::new(Rule::TensorMissing).in_tensor(prefix));
         }
-        read_layer(&self.shards, found)
+        let places = self.shards.places_in_order();
+        read_layer(&self.shards, found.into_iter().map(|place| places[place]).collect())
     }
 
     /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum

@@ -67,6 +67,26 @@ impl Shards {
         Ok(shards)
     }
 
+    /// Opens the shards in `sources`, each with its name.
+    pub(crate) fn of_sources(sources: Vec<(String, Source)>) -> Result<Self> {
+        let mut shards = Shards::empty(true);
+        let mut opened: Vec<Option<Shard<Source>>> = sources.iter().map(|_| None).collect();
+        let (names, sources): (Vec<String>, Vec<Source>) = sources.into_iter().unzip();
+        for_each_in_parallel(
+            shards.readers(),
+            names.iter().zip(sources).zip(&mut opened),
+            || (),
+            |(), ((name, source), to)| {
+                *to = Some(Shard::open(source).map_err(|e| e.in_file(name))?);
+                Ok(())
+            },
+        )?;
+        for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
+            shards.add(name, shard)?;
+        }
+        Ok(shards)
+    }
+
     fn empty(patient: bool) -> Self {
         Shards { opened: Vec::new(), places: HashMap::new(), threads: 0, patient }
     }
@@ -137,16 +157,20 @@ impl Shards {
 
     /// The name of the shard that holds the tensor `name`.
     pub(crate) fn name_of(&self, name: &str) -> Result<&str> {
-        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
-        let &(shard, _) = self.places.get(name).ok_or_else(missing)?;
+        let ((shard, _), _) = self.find(name)?;
         Ok(&self.opened[shard].name)
+    }
+
+    /// Shard and place of the tensor `name`, and its spec.
+    pub(crate) fn find(&self, name: &str) -> Result<((usize, usize), &TensorSpec)> {
+        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
+        let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
+        Ok(((shard, index), &self.opened[shard].shard.tensors()[index]))
     }
 
     /// The shard, the place and the spec of the tensor `name`.
     pub(crate) fn place(&self, name: &str) -> Result<(&Shard<Source>, usize, &TensorSpec)> {
-        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
-        let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
-        let shard = &self.opened[shard].shard;
-        Ok((shard, index, &shard.tensors()[index]))
+        let ((shard, index), spec) = self.find(name)?;
+        Ok((&self.opened[shard].shard, index, spec))
     }
 }

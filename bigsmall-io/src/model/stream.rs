@@ -1,14 +1,17 @@
 //! A model layer by layer: encoded bytes are read ahead within a budget and decoded into the
 //! caller's buffers.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
-use bigsmall_format::{Error, Result, Rule};
+use bigsmall_format::{Error, Result, Rule, TensorSpec};
 
 use crate::Progress;
-use crate::model::feed::{BASE, Feed, MAX_THREADS};
+use crate::model::feed::{BASE, Feed, MAX_THREADS, Place, Wanted, check_len};
 use crate::model::layer::Layer;
 use crate::model::open::Model;
+use crate::model::shards::Shards;
 use crate::stage::thread::start;
 
 /// How to stream a model.
@@ -77,15 +80,23 @@ impl StreamingLoader {
                 .expected(format!("a budget of at least {BASE} bytes"))
                 .found(budget));
         }
-        let feed = Feed::new(model.inner(), model.grouped())?;
+        let places = model.inner().places_in_order();
+        let layers = model.grouped().into_iter().map(|(name, tensors)| {
+            (name, tensors.into_iter().map(|place| places[place]).collect())
+        });
+        let feed = Feed::new(model.inner(), layers.collect())?;
         let largest = feed.layers.iter().map(|l| feed.encoded_len(l)).max().unwrap_or(0);
         let budget = options.budget.unwrap_or(BASE + largest);
         // A quarter of the base for buffers, the rest for what threads and allocator need.
         let feed = Arc::new(feed.with_room(budget - BASE + BASE / 4));
         let progress = Arc::new(Progress::default());
         progress.expect(feed.layers.iter().map(|l| l.original_len).sum());
-        for _ in 0..model.inner().readers().min(feed.pieces.len()) {
-            let (feed, model) = (Arc::clone(&feed), Arc::clone(&model));
+        let threads = if options.threads == 0 { model.inner().threads() } else { options.threads };
+        let threads = threads.min(MAX_THREADS);
+        // Dropped, it ends the threads that could be had where others could not.
+        let loader = StreamingLoader { model, feed, progress, threads, next: 0 };
+        for _ in 0..loader.model.inner().readers().min(loader.feed.pieces.len()) {
+            let (feed, model) = (Arc::clone(&loader.feed), Arc::clone(&loader.model));
             start("read ahead", |builder, begun| {
                 builder.spawn(move || {
                     begun.here();
@@ -93,8 +104,7 @@ impl StreamingLoader {
                 })
             })?;
         }
-        let threads = if options.threads == 0 { model.inner().threads() } else { options.threads };
-        Ok(StreamingLoader { model, feed, progress, threads: threads.min(MAX_THREADS), next: 0 })
+        Ok(loader)
     }
 
     /// The layers' names, in order.
@@ -108,6 +118,75 @@ impl StreamingLoader {
         &self.progress
     }
 
+    /// The next layer, before it is decoded: for making room for its tensors. `None` after the last
+    /// one and after an error.
+    #[must_use]
+    pub fn peek_layer(&self) -> Option<NextLayer<'_>> {
+        let layer = self.feed.layers.get(self.next)?;
+        let shards = self.model.inner();
+        let spec = |&(shard, index): &Place| &shards.shard(shard).tensors()[index];
+        Some(NextLayer { name: &layer.name, tensors: layer.tensors.iter().map(spec).collect() })
+    }
+
+    /// Decodes the next layer into slices: one for each of its tensors, by its full name and as
+    /// long as it, in any order. `false` after the last layer.
+    ///
+    /// Slices that do not fit the layer are an error before anything is decoded, and the loader
+    /// stays where it is. After any other error it is at its end, and the contents of the slices
+    /// are unspecified.
+    ///
+    /// # Errors
+    /// [`Rule::Argument`] where a tensor of the layer has no slice or two, or a slice has no tensor
+    /// of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
+    ///
+    /// ```
+    /// # use bigsmall_io::{Model, SaveOptions, StreamOptions, StreamingLoader, TensorView, save_to};
+    /// # let mut shard = Vec::new();
+    /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
+    /// # let tensors = [("layers.0.w", view(&[1, 2])), ("layers.1.w", view(&[3, 4]))];
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// # let model = Model::from_source(shard)?;
+    /// let mut loader = StreamingLoader::new(model, &StreamOptions::default())?;
+    /// while let Some(layer) = loader.peek_layer() {
+    ///     let room = |name: &str, n: u64| (name.to_owned(), vec![0; n as usize]);
+    ///     let tensors = layer.tensors().iter().map(|spec| room(spec.name(), spec.byte_len()));
+    ///     let mut tensors: Vec<(String, Vec<u8>)> = tensors.collect();
+    ///     loader.next_into_slices(tensors.iter_mut().map(|(name, room)| (name, &mut room[..])))?;
+    ///     println!("{tensors:?}");
+    ///     # assert!(tensors[0].1 == [1, 2] || tensors[0].1 == [3, 4]);
+    /// }
+    /// # Ok::<(), bigsmall_io::Error>(())
+    /// ```
+    pub fn next_into_slices<'a, N: AsRef<str>>(
+        &mut self,
+        tensors: impl IntoIterator<Item = (N, &'a mut [u8])>,
+    ) -> Result<bool> {
+        let Some(layer) = self.peek_layer() else { return Ok(false) };
+        let wrong = |name: &str, expected: &str| {
+            Error::new(Rule::Argument).in_tensor(name).expected(expected)
+        };
+        let names = layer.tensors.iter().map(|spec| spec.name());
+        let places: HashMap<&str, usize> = names.zip(0..).collect();
+        let mut slices: Vec<Option<&'a mut [u8]>> = places.iter().map(|_| None).collect();
+        for (name, slice) in tensors {
+            let name = name.as_ref();
+            let place = places.get(name);
+            let place = *place.ok_or_else(|| wrong(name, &format!("tensors of {}", layer.name)))?;
+            check_len(layer.tensors[place], slice)?;
+            if slices[place].replace(slice).is_some() {
+                return Err(wrong(name, "one slice for each tensor"));
+            }
+        }
+        if let Some(missing) = slices.iter().position(Option::is_none) {
+            return Err(wrong(layer.tensors[missing].name(), "a slice for it"));
+        }
+        let slices = slices.into_iter().flatten().collect();
+        self.step(|feed, shards, wanted, threads| {
+            feed.decode_into(shards, wanted, slices, threads)
+        })?;
+        Ok(true)
+    }
+
     /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the
     /// last one, which `layer` keeps. On an error `layer` is empty, and the loader is at its
     /// end.
@@ -116,25 +195,63 @@ impl StreamingLoader {
     /// [`Rule::BlockChecksum`], the rules of the encodings, [`Rule::Io`], [`Rule::Memory`],
     /// [`Rule::Cancelled`].
     pub fn next_into(&mut self, layer: &mut Layer) -> Result<bool> {
-        let Some(wanted) = self.feed.layers.get(self.next) else { return Ok(false) };
+        if self.next == self.feed.layers.len() {
+            return Ok(false);
+        }
         let spare = std::mem::take(layer).into_tensors();
+        *layer = self.step(|feed, shards, wanted, threads| {
+            let tensors = feed.decode(shards, wanted, spare, threads)?;
+            Ok(Layer::new(&wanted.name, tensors))
+        })?;
+        Ok(true)
+    }
+
+    /// Does `work` for the next layer, of which there is one.
+    fn step<T>(
+        &mut self,
+        work: impl FnOnce(&Feed, &Shards, &Wanted, usize) -> Result<T>,
+    ) -> Result<T> {
+        let wanted = &self.feed.layers[self.next];
         // Set back below: whatever leaves this function early leaves the loader at its end.
         let at = std::mem::replace(&mut self.next, self.feed.layers.len());
-        if self.progress.is_cancelled() {
-            self.feed.stop();
-            return Err(Error::new(Rule::Cancelled));
-        }
-        let tensors = match self.feed.decode(self.model.inner(), wanted, spare, self.threads) {
-            Ok(tensors) => tensors,
-            Err(error) => {
-                self.feed.stop();
-                return Err(error);
-            }
+        let done = match self.progress.is_cancelled() {
+            true => Err(Error::new(Rule::Cancelled)),
+            false => work(&self.feed, self.model.inner(), wanted, self.threads),
         };
-        *layer = Layer::new(&wanted.name, tensors);
-        self.progress.advance(wanted.original_len);
-        self.next = at + 1;
-        Ok(true)
+        if done.is_err() {
+            self.feed.stop();
+        } else {
+            self.progress.advance(wanted.original_len);
+            self.next = at + 1;
+        }
+        done
+    }
+}
+
+/// A layer that is not decoded yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextLayer<'a> {
+    name: &'a str,
+    tensors: Vec<&'a TensorSpec>,
+}
+
+impl<'a> NextLayer<'a> {
+    /// The layer's name, as [`Layer::name`] will be.
+    #[must_use]
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Names, dtypes and shapes of its tensors, in the order of the file.
+    #[must_use]
+    pub fn tensors(&self) -> &[&'a TensorSpec] {
+        &self.tensors
+    }
+
+    /// Original bytes of all its tensors.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.tensors.iter().map(|spec| spec.byte_len()).sum()
     }
 }
 
@@ -144,6 +261,16 @@ impl Iterator for StreamingLoader {
     fn next(&mut self) -> Option<Result<Layer>> {
         let mut layer = Layer::default();
         self.next_into(&mut layer).map(|more| more.then_some(layer)).transpose()
+    }
+}
+
+impl fmt::Debug for StreamingLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamingLoader")
+            .field("model", &self.model)
+            .field("next", &self.next)
+            .field("layers", &self.feed.layers.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -28,6 +28,10 @@ impl Tensor {
         &self.bytes
     }
 
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     /// The values as elements of the type `T`, row-major.
     ///
     /// # Errors
