@@ -71,7 +71,7 @@ fn main() -> Result<()> {
     let (x_buffer, y_buffer) = (gpu.new_buffer(x.len())?, gpu.new_buffer(y.len())?);
     gpu.write_buffer(&x_buffer, &x)?;
     let resident_time = shortest(|| {
-        gpu.submit(|encoder| gpu.matmul_into(encoder, &weights, &x_buffer, batch, &y_buffer))?;
+        gpu.submit(|recorder| recorder.matmul(&weights, &x_buffer, batch, &y_buffer))?;
         gpu.wait()
     })?;
     println!(

@@ -1,12 +1,10 @@
 //! The CPU implementation.
 
-use bigsmall_codec::Ans;
-use bigsmall_format::{
-    EncodedTensor, EncodingId, Error, Raw, Result, Rule, TensorEncoding, TensorSpec,
-};
+use bigsmall_format::{EncodedTensor, EncodingId, TensorSpec};
 use bigsmall_tbe::{Matmul, Tbe, TbeTensor, Width, transcode};
 
-use crate::{MatmulBackend, check_len, matrix_shape};
+use crate::backend::{MatmulBackend, check_len, encoding_of, matrix_shape};
+use crate::error::Result;
 
 /// Matrix products on the CPU, straight from the triple-bitmap encoding: for machines without a
 /// GPU, and to compare with.
@@ -154,17 +152,5 @@ impl MatmulBackend for Cpu {
             Held::Plain(bytes) => dst.copy_from_slice(bytes),
         }
         Ok(())
-    }
-}
-
-/// The encoding that decodes `tensor`.
-pub(crate) fn encoding_of(tensor: &EncodedTensor) -> Result<Box<dyn TensorEncoding>> {
-    match tensor.encoding() {
-        EncodingId::Raw => Ok(Box::new(Raw)),
-        EncodingId::Tbe => Ok(Box::new(Tbe::default())),
-        EncodingId::Ans => Ok(Box::new(Ans::default())),
-        other => Err(Error::new(Rule::EncodingUnknown)
-            .in_tensor(tensor.spec().name())
-            .found(format!("encoding {other}"))),
     }
 }

@@ -1,5 +1,4 @@
-//! Getting a device, hearing from it when something is wrong, and the calls of wgpu that are
-//! `unsafe`.
+//! A device of wgpu: its buffers, its errors, and the calls of wgpu that are `unsafe`.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,49 +7,10 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::adapter::{choose_unit, features_of, find_adapter, has_32_lanes, instance};
+use crate::error::{Error, Result, Rule};
 use crate::kernels::MatrixUnit;
-
-/// Whether products are taken by cooperative matrices (tensor cores, simdgroup matrices): f16 with
-/// sums in f32. They serve batches above 32, for matrices whose nonzero weights have exponents
-/// within 33 binades: those are exact in f16, as a power of two times a value. x is taken as the
-/// sum of two f16 columns, up to 2^-22 of each value that is at least 2^-18 of the column's
-/// largest. Other matrices and batches stay with the usual kernels.
-///
-/// Compressed and plain weights still give the same bits, though a matrix made by
-/// [`new_plain`](crate::Wgpu::new_plain) is not checked and stays with the usual kernels. How the
-/// device rounds within 128 products is its own affair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Cooperative {
-    /// Not at all.
-    #[default]
-    Off,
-    /// Where the device has them in a form that suits: 16 x 16 with subgroups of 32 lanes on
-    /// Vulkan, 8 x 8 on Metal. Experimental in wgpu, which asks not to be blamed for undefined
-    /// behaviour in drivers, and so far not run on any device.
-    Offered,
-    /// By ordinary arithmetic, where the device has values of 16 bits: slow, for tests of all that
-    /// surrounds them.
-    Emulated,
-}
-
-/// What [`Wgpu::headless_with`](crate::Wgpu::headless_with) may do beyond the usual.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct WgpuOptions {
-    /// Take the first adapter whose name contains this, ignoring case; otherwise the one that wgpu
-    /// thinks fastest.
-    pub adapter: Option<String>,
-    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off
-    /// by default; it may gain speed and changes no result.
-    pub unguarded_loops: bool,
-    /// Cooperative matrices. Off by default; they change results within what rounding allows.
-    pub cooperative: Cooperative,
-    /// Ask for less than the adapter's limits: for tests, or to leave room for others.
-    pub limits: Option<wgpu::Limits>,
-}
+use crate::options::{Cooperative, WgpuOptions};
 
 /// A device and queue, with what is known about their health.
 #[derive(Clone)]
@@ -193,16 +153,49 @@ impl Device {
         })
     }
 
-    /// A uniform buffer that holds `bytes`. Call it within [`guarded`](Self::guarded).
-    pub(crate) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("parameters"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+    /// A uniform buffer that holds `bytes`.
+    pub(crate) fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer("parameters", bytes.len() as u64, usage)?;
         self.queue.write_buffer(&buffer, 0, bytes);
-        buffer
+        Ok(buffer)
+    }
+
+    /// Bytes of the largest buffer that a kernel can be given.
+    pub(crate) fn largest_binding(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
+    }
+
+    /// An error unless `buffer` holds `bytes` and can be bound as a whole.
+    pub(crate) fn check_bound(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
+        check_size(buffer, bytes)?;
+        let most = self.limits.max_storage_buffer_binding_size;
+        if buffer.size() > most {
+            return Err(Error::new(Rule::Device)
+                .expected(format!("a buffer of at most {most} bytes"))
+                .found(buffer.size()));
+        }
+        Ok(())
+    }
+
+    /// A buffer that the host can read, and the copy of the front of `buffer` to it.
+    pub(crate) fn copy_out(
+        &self,
+        buffer: &wgpu::Buffer,
+        bytes: usize,
+    ) -> Result<(wgpu::Buffer, wgpu::CommandBuffer)> {
+        let padded = (bytes as u64).next_multiple_of(4);
+        let staging = self.staging(padded)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, padded);
+        Ok((staging, encoder.finish()))
+    }
+
+    /// Waits, and fills `bytes` from the front of `staging`.
+    pub(crate) fn read_out(&self, staging: &wgpu::Buffer, bytes: &mut [u8]) -> Result<()> {
+        self.read_mapped(staging, staging.size(), |read| {
+            bytes.copy_from_slice(&read[..bytes.len()]);
+        })
     }
 
     /// Runs `work`, and turns whatever wgpu reports meanwhile into an error.
@@ -291,57 +284,6 @@ impl Device {
     }
 }
 
-/// Whether a workgroup of 32 threads is one subgroup, whatever the shader.
-fn has_32_lanes(features: wgpu::Features, info: &wgpu::AdapterInfo) -> bool {
-    features.contains(wgpu::Features::SUBGROUP)
-        && info.subgroup_min_size == 32
-        && info.subgroup_max_size == 32
-}
-
-/// What the kernels of a unit need.
-fn features_of(unit: MatrixUnit) -> wgpu::Features {
-    let emulated = wgpu::Features::SHADER_F16 | wgpu::Features::SHADER_I16;
-    match unit {
-        MatrixUnit::Emulated => emulated,
-        MatrixUnit::Eight | MatrixUnit::Sixteen => {
-            emulated | wgpu::Features::SUBGROUP | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-        }
-    }
-}
-
-/// The cooperative matrices that an adapter has and our shaders can use: sums in f32 of products in
-/// f16, by subgroups of 32.
-fn choose_unit(
-    wanted: Cooperative,
-    features: wgpu::Features,
-    limits: &wgpu::Limits,
-    info: &wgpu::AdapterInfo,
-    offered: &[wgpu::CooperativeMatrixProperties],
-) -> Option<MatrixUnit> {
-    let has = |size: u32| {
-        offered.iter().any(|p| {
-            [p.m_size, p.n_size, p.k_size] == [size; 3]
-                && p.ab_type == wgpu::CooperativeScalarType::F16
-                && p.cr_type == wgpu::CooperativeScalarType::F32
-                && !p.saturating_accumulation
-        })
-    };
-    let unit = match wanted {
-        Cooperative::Off => return None,
-        Cooperative::Emulated => MatrixUnit::Emulated,
-        Cooperative::Offered if has(16) && has_32_lanes(features, info) => MatrixUnit::Sixteen,
-        // wgpu does not know the subgroups of Metal. Apple's GPUs, which alone have these matrices
-        // there, have 32 lanes.
-        Cooperative::Offered if has(8) && info.backend == wgpu::Backend::Metal => MatrixUnit::Eight,
-        Cooperative::Offered => return None,
-    };
-    // The tile in f16 and the products in f32.
-    let memory = 2 * 4352 + 4 * 2048;
-    let fits =
-        features.contains(features_of(unit)) && limits.max_compute_workgroup_storage_size >= memory;
-    fits.then_some(unit)
-}
-
 fn error_of(error: &wgpu::Error) -> Error {
     let rule = match error {
         wgpu::Error::OutOfMemory { .. } => Rule::Memory,
@@ -350,119 +292,12 @@ fn error_of(error: &wgpu::Error) -> Error {
     Error::new(rule).found(error)
 }
 
-/// One instance for all devices of this process, so that wgpu refuses a buffer of another device.
-fn instance() -> &'static wgpu::Instance {
-    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
-    INSTANCE
-        .get_or_init(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()))
-}
-
-fn find_adapter(instance: &wgpu::Instance, options: &WgpuOptions) -> Result<wgpu::Adapter> {
-    let none =
-        |found: String| Error::new(Rule::BackendMissing).expected("a GPU adapter").found(found);
-    if let Some(wanted) = &options.adapter {
-        let wanted = wanted.to_lowercase();
-        let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
-        return adapters
-            .into_iter()
-            .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
-            .ok_or_else(|| none(format!("adapters {names:?}, none named {wanted:?}")));
+/// An error unless `buffer` holds `bytes`.
+pub(crate) fn check_size(buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
+    if buffer.size() < bytes {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("a buffer of {bytes} bytes"))
+            .found(buffer.size()));
     }
-    pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions {
-        power_preference: wgpu::PowerPreference::HighPerformance,
-        ..Default::default()
-    }))
-    .map_err(|e| none(e.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use wgpu::CooperativeScalarType::{F16, F32};
-
-    use super::*;
-
-    fn matrices(size: u32) -> wgpu::CooperativeMatrixProperties {
-        wgpu::CooperativeMatrixProperties {
-            m_size: size,
-            n_size: size,
-            k_size: size,
-            ab_type: F16,
-            cr_type: F32,
-            saturating_accumulation: false,
-        }
-    }
-
-    fn adapter(backend: wgpu::Backend, least: u32, most: u32) -> wgpu::AdapterInfo {
-        let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, backend);
-        info.subgroup_min_size = least;
-        info.subgroup_max_size = most;
-        info
-    }
-
-    #[test]
-    fn subgroups_are_used_where_all_have_32_lanes() {
-        let with = wgpu::Features::SUBGROUP;
-        for (features, least, most, expected) in [
-            (with, 32, 32, true),
-            (wgpu::Features::empty(), 32, 32, false),
-            (with, 8, 8, false),
-            (with, 32, 64, false),
-            (with, 8, 32, false),
-            (with, 64, 64, false),
-        ] {
-            let info = adapter(wgpu::Backend::Vulkan, least, most);
-            assert_eq!(has_32_lanes(features, &info), expected, "{least} to {most}");
-        }
-    }
-
-    #[test]
-    fn cooperative_matrices_are_used_where_they_suit() {
-        use wgpu::Backend::{Metal, Vulkan};
-        let all = wgpu::Features::all();
-        let limits =
-            wgpu::Limits { max_compute_workgroup_storage_size: 32 << 10, ..Default::default() };
-        let choose = |wanted, features, limits: &wgpu::Limits, backend, lanes, offered: &[_]| {
-            choose_unit(wanted, features, limits, &adapter(backend, lanes, lanes), offered)
-        };
-        let offered = |features, backend, lanes, matrices: &[_]| {
-            choose(Cooperative::Offered, features, &limits, backend, lanes, matrices)
-        };
-        let both = [matrices(8), matrices(16)];
-        assert_eq!(offered(all, Vulkan, 32, &both), Some(MatrixUnit::Sixteen));
-        assert_eq!(offered(all, Metal, 32, &both[..1]), Some(MatrixUnit::Eight));
-        assert_eq!(offered(all, Vulkan, 32, &both[..1]), None);
-        assert_eq!(offered(all, Vulkan, 64, &both), None);
-        assert_eq!(offered(all, Vulkan, 32, &[]), None);
-        let missing = [
-            wgpu::Features::SHADER_F16,
-            wgpu::Features::SHADER_I16,
-            wgpu::Features::SUBGROUP,
-            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
-        ];
-        for missing in missing {
-            assert_eq!(offered(all - missing, Vulkan, 32, &both), None, "{missing:?}");
-        }
-        let other = |change: fn(&mut wgpu::CooperativeMatrixProperties)| {
-            let mut other = matrices(16);
-            change(&mut other);
-            offered(all, Vulkan, 32, &[other])
-        };
-        assert_eq!(other(|_| ()), Some(MatrixUnit::Sixteen));
-        assert_eq!(other(|m| m.n_size = 8), None);
-        assert_eq!(other(|m| m.cr_type = F16), None);
-        assert_eq!(other(|m| m.ab_type = F32), None);
-        assert_eq!(other(|m| m.saturating_accumulation = true), None);
-
-        let small = wgpu::Limits::default();
-        assert_eq!(small.max_compute_workgroup_storage_size, 16 << 10);
-        assert_eq!(choose(Cooperative::Offered, all, &small, Vulkan, 32, &both), None);
-        assert_eq!(choose(Cooperative::Off, all, &limits, Vulkan, 32, &both), None);
-        assert_eq!(
-            choose(Cooperative::Emulated, all, &limits, Vulkan, 8, &[]),
-            Some(MatrixUnit::Emulated)
-        );
-        let none = wgpu::Features::empty();
-        assert_eq!(choose(Cooperative::Emulated, none, &limits, Vulkan, 8, &[]), None);
-    }
+    Ok(())
 }

@@ -1,11 +1,8 @@
-//! The kernels: which files of `shaders/` make up each, and the pipelines that were created from
-//! them.
+//! The kernels, and which files of `shaders/` make up each.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
-use crate::Resident;
-use crate::device::Device;
+#[cfg(feature = "transformer")]
+use crate::layer_kernels::LayerKernel;
+use crate::layout::Resident;
 
 /// A kernel. Those that read weights exist for each resident form and differ in the file that loads
 /// them alone.
@@ -39,18 +36,9 @@ pub(crate) enum Kernel {
     PackDense { width: u32 },
     /// The escapes, after [`Kernel::PackDense`].
     PackEscapes { width: u32 },
-    /// Vectors divided by their root mean square.
-    RmsNorm,
-    /// Heads turned by their positions.
-    Rope,
-    /// Causal attention over keys and values that are kept.
-    Attention,
-    /// silu(gate) * up.
-    SiluMul,
-    /// Sums.
-    Add,
-    /// The index of the largest value.
-    Argmax,
+    /// Between the products of a transformer.
+    #[cfg(feature = "transformer")]
+    Layer(LayerKernel),
 }
 
 /// The cooperative matrices that [`Kernel::Cooperative`] is made of.
@@ -92,8 +80,8 @@ impl Kernel {
         all.extend([3, 4].map(|width| Kernel::PackDense { width }));
         all.extend([3, 4].map(|width| Kernel::PackEscapes { width }));
         all.extend([false, true].map(|subgroups| Kernel::Rans { subgroups }));
-        all.extend([Kernel::RmsNorm, Kernel::Rope, Kernel::Attention]);
-        all.extend([Kernel::SiluMul, Kernel::Add, Kernel::Argmax]);
+        #[cfg(feature = "transformer")]
+        all.extend(LayerKernel::ALL.map(Kernel::Layer));
         for form in Resident::ALL {
             all.extend(MATVEC_COLUMNS.map(|columns| Kernel::Matvec { form, columns }));
             all.extend(TILE_COLUMNS.map(|columns| Kernel::Gemm { form, columns }));
@@ -123,12 +111,8 @@ impl Kernel {
             Kernel::CountExponents => "count_exponents",
             Kernel::PackDense { .. } => "pack_dense",
             Kernel::PackEscapes { .. } => "pack_escapes",
-            Kernel::RmsNorm => "rms_norm",
-            Kernel::Rope => "rope",
-            Kernel::Attention => "attention",
-            Kernel::SiluMul => "silu_mul",
-            Kernel::Add => "add",
-            Kernel::Argmax => "argmax",
+            #[cfg(feature = "transformer")]
+            Kernel::Layer(kernel) => kernel.entry(),
         }
     }
 
@@ -156,12 +140,8 @@ impl Kernel {
                 return [include_str!("shaders/rans.wgsl"), share].concat();
             }
             Kernel::RansPatch => return include_str!("shaders/rans_patch.wgsl").into(),
-            Kernel::RmsNorm => return between(include_str!("shaders/rms_norm.wgsl")),
-            Kernel::Rope => return between(include_str!("shaders/rope.wgsl")),
-            Kernel::Attention => return between(include_str!("shaders/attention.wgsl")),
-            Kernel::SiluMul => return between(include_str!("shaders/silu_mul.wgsl")),
-            Kernel::Add => return between(include_str!("shaders/add.wgsl")),
-            Kernel::Argmax => return between(include_str!("shaders/argmax.wgsl")),
+            #[cfg(feature = "transformer")]
+            Kernel::Layer(kernel) => return kernel.source(),
         };
         let mut parts = Vec::new();
         if let Kernel::Cooperative { unit, .. } = self {
@@ -224,39 +204,6 @@ fn pack_codes(width: u32) -> &'static str {
     match width {
         3 => include_str!("shaders/pack_3.wgsl"),
         _ => include_str!("shaders/pack_4.wgsl"),
-    }
-}
-
-/// A kernel between two products.
-fn between(kernel: &str) -> String {
-    [include_str!("shaders/layer.wgsl"), kernel].concat()
-}
-
-/// The pipelines created so far.
-#[derive(Default)]
-pub(crate) struct Pipelines(Mutex<HashMap<Kernel, wgpu::ComputePipeline>>);
-
-impl Pipelines {
-    /// The pipeline of `kernel`, created at its first use. Call it within [`Device::guarded`].
-    pub(crate) fn get(&self, device: &Device, kernel: Kernel) -> wgpu::ComputePipeline {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let create = || {
-            let label = format!("{kernel:?}");
-            let module = device.shader(&label, kernel.source());
-            device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(&label),
-                layout: None,
-                module: &module,
-                entry_point: Some(kernel.entry()),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &[],
-                    // Every kernel writes what it reads from workgroup memory.
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            })
-        };
-        cache.entry(kernel).or_insert_with(create).clone()
     }
 }
 

@@ -1,12 +1,11 @@
 //! What stands between the products of a transformer, so that a token goes through all of its
 //! layers without leaving the device.
 
-use std::sync::PoisonError;
-
-use bigsmall_format::{Error, Result, Rule};
-
-use crate::backend::{Wgpu, fold};
+use crate::dispatch::fold;
+use crate::error::{Error, Result, Rule};
 use crate::kernels::Kernel;
+use crate::layer_kernels::LayerKernel;
+use crate::recorder::Recorder;
 
 /// The heads of an attention layer. A vector holds its heads one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub struct Heads {
 
 /// The parameters of one dispatch, as `shaders/layer.wgsl` has them.
 #[repr(C)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct LayerParams {
     rows: u32,
     n: u32,
@@ -35,21 +34,20 @@ pub(crate) struct LayerParams {
 }
 
 /// The kernels of a transformer layer on f32 in buffers, recorded like
-/// [`matmul_into`](Self::matmul_into). `rows` vectors, one for each token, lie one after the other;
+/// [`matmul`](Self::matmul). `rows` vectors, one for each token, lie one after the other;
 /// a buffer may be longer than it must be, and no buffer may be given twice to one call. The order
 /// of the sums depends on shapes and positions alone.
 ///
 /// All of them fail with [`Rule::BufferLength`] when a buffer is too short, and [`Rule::Device`]
 /// when one is larger than the device can bind.
-impl Wgpu {
+impl Recorder<'_> {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
     ///
     /// # Errors
     /// As above.
     #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
-    pub fn rms_norm_into(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
+    pub fn rms_norm(
+        &mut self,
         x: &wgpu::Buffer,
         weight: &wgpu::Buffer,
         epsilon: f32,
@@ -65,7 +63,7 @@ impl Wgpu {
         };
         let all = rows as u64 * n as u64;
         let bound = [(1, x, all), (2, y, all), (3, weight, n as u64)];
-        self.layer_kernel(encoder, Kernel::RmsNorm, params, &bound, rows as u64 * u64::from(n > 0))
+        self.layer_kernel(LayerKernel::RmsNorm, params, &bound, rows as u64 * u64::from(n > 0))
     }
 
     /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values the
@@ -76,8 +74,7 @@ impl Wgpu {
     /// As above; [`Rule::Argument`] for an odd `dim`.
     #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
     pub fn rope_in_place(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
+        &mut self,
         x: &wgpu::Buffer,
         angles: &wgpu::Buffer,
         heads: usize,
@@ -97,7 +94,7 @@ impl Wgpu {
         };
         let all = rows as u64 * heads as u64 * dim as u64;
         let bound = [(1, angles, (position as u64 + rows as u64) * dim as u64), (2, x, all)];
-        self.layer_kernel(encoder, Kernel::Rope, params, &bound, (all / 2).div_ceil(256))
+        self.layer_kernel(LayerKernel::Rope, params, &bound, (all / 2).div_ceil(256))
     }
 
     /// Records causal attention: token `position + i` sees the keys and values of positions 0 to
@@ -107,9 +104,8 @@ impl Wgpu {
     /// # Errors
     /// As above; [`Rule::Argument`] for heads other than [`Heads`] allows.
     #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
-    pub fn attention_into(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
+    pub fn attention(
+        &mut self,
         q: &wgpu::Buffer,
         keys: &wgpu::Buffer,
         values: &wgpu::Buffer,
@@ -140,7 +136,7 @@ impl Wgpu {
         let all = rows as u64 * queries as u64 * dim as u64;
         let kept = (position as u64 + rows as u64) * kv_heads as u64 * dim as u64;
         let bound = [(1, q, all), (2, y, all), (3, keys, kept), (4, values, kept)];
-        self.layer_kernel(encoder, Kernel::Attention, params, &bound, rows as u64 * queries as u64)
+        self.layer_kernel(LayerKernel::Attention, params, &bound, rows as u64 * queries as u64)
     }
 
     /// Records `gate = gate / (1 + exp(-gate)) * up` in place, for `n` values.
@@ -148,31 +144,24 @@ impl Wgpu {
     /// # Errors
     /// As above.
     pub fn silu_mul_in_place(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
+        &mut self,
         gate: &wgpu::Buffer,
         up: &wgpu::Buffer,
         n: usize,
     ) -> Result<()> {
         let params = LayerParams { n: small(n)?, ..LayerParams::default() };
         let bound = [(1, up, n as u64), (2, gate, n as u64)];
-        self.layer_kernel(encoder, Kernel::SiluMul, params, &bound, n.div_ceil(256) as u64)
+        self.layer_kernel(LayerKernel::SiluMul, params, &bound, n.div_ceil(256) as u64)
     }
 
     /// Records `x += y` for `n` values.
     ///
     /// # Errors
     /// As above.
-    pub fn add_in_place(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        x: &wgpu::Buffer,
-        y: &wgpu::Buffer,
-        n: usize,
-    ) -> Result<()> {
+    pub fn add_in_place(&mut self, x: &wgpu::Buffer, y: &wgpu::Buffer, n: usize) -> Result<()> {
         let params = LayerParams { n: small(n)?, ..LayerParams::default() };
         let bound = [(1, y, n as u64), (2, x, n as u64)];
-        self.layer_kernel(encoder, Kernel::Add, params, &bound, n.div_ceil(256) as u64)
+        self.layer_kernel(LayerKernel::Add, params, &bound, n.div_ceil(256) as u64)
     }
 
     /// Records the search for the largest of the first `n` values of `x`: its index, that of the
@@ -181,24 +170,17 @@ impl Wgpu {
     ///
     /// # Errors
     /// As above.
-    pub fn argmax_into(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        x: &wgpu::Buffer,
-        n: usize,
-        index: &wgpu::Buffer,
-    ) -> Result<()> {
+    pub fn argmax(&mut self, x: &wgpu::Buffer, n: usize, index: &wgpu::Buffer) -> Result<()> {
         let params = LayerParams { n: small(n)?, ..LayerParams::default() };
         let bound = [(1, x, n as u64), (2, index, 1)];
-        self.layer_kernel(encoder, Kernel::Argmax, params, &bound, u64::from(n > 0))
+        self.layer_kernel(LayerKernel::Argmax, params, &bound, u64::from(n > 0))
     }
 
     /// Records `workgroups` of a kernel with buffers at their bindings, each with the number of
     /// values that it must hold.
     fn layer_kernel(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        kernel: Kernel,
+        &mut self,
+        kernel: LayerKernel,
         params: LayerParams,
         bound: &[(u32, &wgpu::Buffer, u64)],
         workgroups: u64,
@@ -208,29 +190,18 @@ impl Wgpu {
             if *n > u64::from(u32::MAX) {
                 return Err(Error::new(Rule::Device).expected("less than 2^32 values").found(n));
             }
-            self.check_bound(buffer, 4 * n)?;
+            self.gpu.device.check_bound(buffer, 4 * n)?;
         }
         if workgroups == 0 {
             return Ok(());
         }
-        self.device.guarded(|| {
-            let uniform = {
-                let mut cache = self.layer_params.lock().unwrap_or_else(PoisonError::into_inner);
-                // Positions change with every token.
-                if cache.len() > 256 {
-                    cache.clear();
-                }
-                let create = || self.device.uniform(bytemuck::bytes_of(&params));
-                cache.entry(params).or_insert_with(create).clone()
-            };
-            let bindings: Vec<_> = [(0, &uniform)]
-                .into_iter()
-                .chain(bound.iter().map(|&(at, b, _)| (at, b)))
-                .collect();
-            let grid = fold(workgroups, &self.device)?;
-            self.dispatch_bound(encoder, kernel, &bindings, grid);
-            Ok(())
-        })
+        let bindings: Vec<_> = bound.iter().map(|&(at, buffer, _)| (at, buffer)).collect();
+        self.dispatch(
+            Kernel::Layer(kernel),
+            &params,
+            &bindings,
+            fold(workgroups, &self.gpu.device)?,
+        )
     }
 }
 

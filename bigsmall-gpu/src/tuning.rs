@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::error::{Error, Result, Rule};
 use crate::layout::Resident;
 
 /// Ways to multiply with compressed weights. All add in the same order and give the same bits.

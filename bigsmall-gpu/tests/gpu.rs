@@ -7,43 +7,22 @@ mod common;
 #[allow(dead_code)]
 mod layout;
 
-use std::sync::OnceLock;
-
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{Class, EncodedTensor, Rule};
 use bigsmall_gpu::{
-    Cooperative, Heads, MatmulBackend, PreparedAns, Resident, Variant, Wgpu, WgpuOptions,
+    Cooperative, MatmulBackend, PreparedAns, Resident, UploadOptions, Variant, Wgpu, WgpuOptions,
     WgpuWeights, wgpu,
 };
 use bigsmall_tbe::{Tbe, Width};
-use common::layer_twin;
+use common::device::{buffer, gpu, read, small_device};
 use common::twin::{Twin, fused, unfused};
 use common::*;
-use libtest_mimic::{Arguments, Trial};
 
 fn main() {
     if std::env::var_os(CHILD).is_some() {
         return fill_the_memory();
     }
-    let arguments = Arguments::from_args();
-    let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
-    let device = Wgpu::headless();
-    match &device {
-        Ok(gpu) => eprintln!("device: {}", gpu.description()),
-        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error}"),
-    }
-    let skip = device.is_err() && !required;
-    let trials = TESTS
-        .iter()
-        .map(|&(name, test)| {
-            Trial::test(name, move || {
-                test();
-                Ok(())
-            })
-            .with_ignored_flag(skip)
-        })
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    common::device::run(TESTS)
 }
 
 const TESTS: &[(&str, fn())] = &[
@@ -72,10 +51,8 @@ const TESTS: &[(&str, fn())] = &[
     ("more_workgroups_than_a_dimension_holds", more_workgroups_than_a_dimension_holds),
     ("rows_are_gathered", rows_are_gathered),
     ("layers_chain_on_the_device", layers_chain_on_the_device),
-    ("norms_follow_the_twin", norms_follow_the_twin),
-    ("heads_turn_and_attend_as_the_twin", heads_turn_and_attend_as_the_twin),
-    ("values_are_joined_and_found", values_are_joined_and_found),
     ("a_step_is_one_submission", a_step_is_one_submission),
+    ("commands_go_into_an_encoder_of_the_caller", commands_go_into_an_encoder_of_the_caller),
     ("threads_share_a_device", threads_share_a_device),
     ("a_lost_device_is_an_error", a_lost_device_is_an_error),
     ("no_adapter_is_an_error", no_adapter_is_an_error),
@@ -87,11 +64,6 @@ const TESTS: &[(&str, fn())] = &[
         cooperative_matrices_are_left_where_they_do_not_suit,
     ),
 ];
-
-fn gpu() -> &'static Wgpu {
-    static GPU: OnceLock<Wgpu> = OnceLock::new();
-    GPU.get_or_init(|| Wgpu::headless().expect("a device"))
-}
 
 fn matmul(gpu: &Wgpu, weights: &WgpuWeights, x: &[f32], batch: usize) -> Vec<f32> {
     let mut y = vec![f32::NAN; batch * weights.rows()];
@@ -110,7 +82,7 @@ fn all_bf16_patterns_decode() {
     for (rows, cols) in [(64, 1024), (256, 256)] {
         let tensor = encoded(&weights, rows, cols);
         for form in Resident::ALL {
-            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
             assert_eq!(loaded.resident(), form);
             assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{form:?}");
         }
@@ -139,7 +111,7 @@ fn any_bits_at_any_shape_decode() {
         for weights in [any_bits(rows * cols, 11, false), model_weights(rows, cols, 12)] {
             let tensor = encoded(&weights, rows, cols);
             for form in Resident::ALL {
-                let loaded = gpu().upload_as(&tensor, form).unwrap();
+                let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
                 assert!(decompress(gpu(), &loaded) == bytes_of(&weights), "{rows}x{cols} {form:?}");
             }
         }
@@ -157,7 +129,7 @@ fn fused_equals_plain_bit_for_bit() {
         for (weights, batches) in [model, noise] {
             let tensor = encoded(&weights, rows, cols);
             let [plain, dense3, dense4] =
-                Resident::ALL.map(|form| gpu().upload_as(&tensor, form).unwrap());
+                Resident::ALL.map(|form| gpu().upload_with(&tensor, &in_form(form)).unwrap());
             for &batch in batches {
                 let x = model_x(batch * cols, 15);
                 let expected = bits(&matmul(gpu(), &plain, &x, batch));
@@ -174,15 +146,13 @@ fn every_variant_gives_the_same_bits() {
     for (rows, cols) in [(40, 1024), (33, 5003), (3, 17 * 1024 + 130)] {
         let tensor = encoded(&model_weights(rows, cols, 40), rows, cols);
         for form in Resident::ALL {
-            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
             for batch in [1, 2, 4, 7, 10, 30, 70] {
                 let x = gpu().new_buffer(batch * cols).unwrap();
                 let y = gpu().new_buffer(batch * rows).unwrap();
                 gpu().write_buffer(&x, &model_x(batch * cols, 41)).unwrap();
                 let [a, b] = [Variant::Fused, Variant::DecodeFirst].map(|variant| {
-                    gpu()
-                        .submit(|e| gpu().matmul_by_into(e, &loaded, &x, batch, &y, variant))
-                        .unwrap();
+                    gpu().submit(|r| r.matmul_by(&loaded, &x, batch, &y, variant)).unwrap();
                     let mut read = vec![0f32; batch * rows];
                     gpu().read_buffer(&y, &mut read).unwrap();
                     bits(&read)
@@ -213,10 +183,10 @@ fn ans_uploads_by_transcoding() {
 }
 
 fn decoded_on_device(tensor: &EncodedTensor) -> (Vec<u8>, bigsmall_gpu::Result<()>) {
-    let ans = gpu().load_ans(tensor).unwrap();
+    let ans = gpu().send_ans(&PreparedAns::new(tensor.clone()).unwrap()).unwrap();
     let n = tensor.spec().byte_len() as usize;
     let dst = gpu().new_buffer(n.div_ceil(4)).unwrap();
-    gpu().submit(|e| gpu().decode_ans_into(e, &ans, &dst)).unwrap();
+    gpu().submit(|r| r.decode_ans(&ans, &dst)).unwrap();
     let mut bytes = vec![0u8; n];
     gpu().read_buffer(&dst, &mut bytes).unwrap();
     (bytes, gpu().check_ans(&ans))
@@ -237,6 +207,14 @@ fn ans_decodes_on_the_device() {
     }
 }
 
+fn in_form(form: impl Into<Option<Resident>>) -> UploadOptions {
+    UploadOptions::new().form(form)
+}
+
+fn on_device(form: impl Into<Option<Resident>>) -> UploadOptions {
+    in_form(form).decode_on_device(true)
+}
+
 /// The bytes of every buffer.
 fn resident_bytes(gpu: &Wgpu, weights: &WgpuWeights) -> Vec<Vec<u8>> {
     let read = |buffer: &&wgpu::Buffer| {
@@ -254,9 +232,10 @@ fn same_on_the_device(
     form: Option<Resident>,
     what: &str,
 ) -> WgpuWeights {
-    let host = gpu.upload_with(tensor, &Ans::default(), form).unwrap();
-    let device = gpu.upload_decoding(tensor, form).unwrap();
+    let host = gpu.upload_with(tensor, &in_form(form)).unwrap();
+    let device = gpu.upload_with(tensor, &on_device(form)).unwrap();
     let what = format!("{what} {form:?}: {host:?}");
+    assert!(device.decoded_on_device() && !host.decoded_on_device(), "{what}");
     assert_eq!(device.resident(), host.resident(), "{what}");
     assert_eq!(device.byte_len(), host.byte_len(), "{what}");
     assert_eq!((device.name(), device.n_shards()), (host.name(), host.n_shards()), "{what}");
@@ -348,9 +327,9 @@ fn packed_within_any_limits() {
     let x = model_x(40 * cols, 101);
     for form in FORMS.into_iter().chain([Some(Resident::Plain)]) {
         for (tensor, by_halves) in [(&narrow, true), (&wide, false)] {
-            let ours = halves.upload_decoding(tensor, form).unwrap();
-            let host = halves.upload_with(tensor, &Ans::default(), form).unwrap();
-            let usual = gpu().upload_with(tensor, &Ans::default(), form).unwrap();
+            let ours = halves.upload_with(tensor, &on_device(form)).unwrap();
+            let host = halves.upload_with(tensor, &in_form(form)).unwrap();
+            let usual = gpu().upload_with(tensor, &in_form(form)).unwrap();
             let y = bits(&matmul(&halves, &ours, &x, 40));
             assert_eq!(y, bits(&matmul(&halves, &host, &x, 40)), "{form:?}");
             assert_eq!(y != bits(&matmul(gpu(), &usual, &x, 40)), by_halves, "{form:?}");
@@ -362,28 +341,28 @@ fn what_cannot_be_packed_on_the_device() {
     for (rows, cols) in [(5, 0), (0, 5), (0, 0)] {
         let tensor = encoded_by(&Ans::default(), &[], rows, cols);
         for form in FORMS {
-            let loaded = gpu().upload_decoding(&tensor, form).unwrap();
+            let loaded = gpu().upload_with(&tensor, &on_device(form)).unwrap();
             assert_eq!((loaded.rows(), loaded.cols(), loaded.byte_len()), (rows, cols, 0));
             assert_eq!(loaded.resident(), form.unwrap_or(Resident::Plain));
         }
     }
+    // Another encoding: the host decodes it.
     let raw = encoded(&[1, 2, 3, 4], 2, 2);
-    let error = gpu().upload_decoding(&raw, None).unwrap_err();
-    assert_eq!((error.rule(), error.tensor()), (Rule::SpecMismatch, Some("w")));
+    let loaded = gpu().upload_with(&raw, &on_device(None)).unwrap();
+    assert!(!loaded.decoded_on_device() && decompress(gpu(), &loaded) == bytes_of(&[1, 2, 3, 4]));
     // One row too many to be decoded at once: the host decodes it by pieces.
     let (rows, cols) = (40, 800);
     let small = small_device(|l| l.max_storage_buffer_binding_size = 63_996);
     let weights = model_weights(rows, cols, 102);
     let tensor = encoded_by(&Ans::default(), &weights, rows, cols);
-    let error = small.upload_decoding(&tensor, None).unwrap_err();
-    assert_eq!((error.rule(), error.tensor()), (Rule::Device, Some("w")));
-    assert!(error.to_string().contains("the host"), "{error}");
-    assert!(decompress(&small, &small.upload(&tensor).unwrap()) == bytes_of(&weights));
+    let loaded = small.upload_with(&tensor, &on_device(None)).unwrap();
+    assert!(!loaded.decoded_on_device() && decompress(&small, &loaded) == bytes_of(&weights));
     let fits = encoded_by(&Ans::default(), &weights[cols..], rows - 1, cols);
     same_on_the_device(&small, &fits, None, "one row less");
     // A row that fits when it is decoded, and no longer when it is padded.
     let row = encoded_by(&Ans::default(), &weights[..31_998], 1, 31_998);
-    assert_eq!(small.upload_decoding(&row, None).unwrap_err().rule(), Rule::Device);
+    let error = small.upload_with(&row, &on_device(None)).unwrap_err();
+    assert_eq!((error.rule(), error.tensor()), (Rule::Device, Some("w")));
 }
 
 /// Matrices of one shape that take turns: sent while others are in use, each decoded where the one
@@ -403,21 +382,20 @@ fn ans_decodes_where_another_matrix_was() {
         let sent: Result<Vec<_>, _> = prepared.iter().map(|p| gpu.send_ans(p)).collect();
         if scratch.size() > gpu.device().limits().max_storage_buffer_binding_size {
             assert!(place.n_shards() > 1);
-            let error = gpu
-                .submit(|e| gpu.decode_ans_to(e, &sent.unwrap()[0], &scratch, &place))
-                .unwrap_err();
+            let error =
+                gpu.submit(|r| r.decode_ans_to(&sent.unwrap()[0], &scratch, &place)).unwrap_err();
             assert_eq!(error.rule(), Rule::Device);
             continue;
         }
         for ((sent, prepared), original) in sent.unwrap().iter().zip(&prepared).zip(&originals) {
             assert_eq!(sent.byte_len(), prepared.byte_len());
-            gpu.submit(|e| gpu.decode_ans_to(e, sent, &scratch, &place)).unwrap();
+            gpu.submit(|r| r.decode_ans_to(sent, &scratch, &place)).unwrap();
             gpu.check_ans(sent).unwrap();
             assert!(decompress(gpu, &place) == bytes_of(original));
         }
         let other = gpu.new_plain("other", cols, rows + 1).unwrap();
         let sent = gpu.send_ans(&prepared[0]).unwrap();
-        let error = gpu.submit(|e| gpu.decode_ans_to(e, &sent, &scratch, &other)).unwrap_err();
+        let error = gpu.submit(|r| r.decode_ans_to(&sent, &scratch, &other)).unwrap_err();
         assert_eq!(error.rule(), Rule::SpecMismatch);
     }
 }
@@ -447,7 +425,7 @@ fn damaged_ans_is_an_error() {
         let mut expected = vec![0; 2 * rows * cols];
         let on_cpu =
             damaged.decode_bytes(&Ans::default(), 0..(2 * rows * cols) as u64, &mut expected, 1);
-        let Err(error) = gpu().load_ans(&damaged).map(drop) else {
+        let Err(error) = PreparedAns::new(damaged.clone()) else {
             let (bytes, verdict) = decoded_on_device(&damaged);
             match (verdict, on_cpu) {
                 (Ok(()), Ok(())) => {
@@ -456,7 +434,7 @@ fn damaged_ans_is_an_error() {
                 }
                 (Err(a), Err(b)) => {
                     assert_eq!(a.class(), b.class(), "bit {at}");
-                    let packed = gpu().upload_decoding(&damaged, FORMS[noticed % 3]);
+                    let packed = gpu().upload_with(&damaged, &on_device(FORMS[noticed % 3]));
                     assert_eq!(packed.unwrap_err().rule(), a.rule(), "bit {at}");
                     noticed += 1;
                 }
@@ -510,7 +488,7 @@ fn ans_words_left_over_are_an_error() {
     assert!(bytes == original, "all was decoded");
     assert_eq!(verdict.unwrap_err().rule(), Rule::AnsWords);
     for form in FORMS {
-        let error = gpu().upload_decoding(&damaged, form).unwrap_err();
+        let error = gpu().upload_with(&damaged, &on_device(form)).unwrap_err();
         assert_eq!((error.rule(), error.tensor()), (Rule::AnsWords, Some("w")));
     }
 }
@@ -523,7 +501,7 @@ fn products_equal_the_twin() {
         let weights = model_weights(rows, cols, 16);
         let tensor = encoded(&weights, rows, cols);
         for form in Resident::ALL {
-            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
             for batch in [1, 3, 20] {
                 let x = model_x(batch * cols, 17);
                 let y = bits(&matmul(gpu(), &loaded, &x, batch));
@@ -611,7 +589,7 @@ fn nothing_to_multiply_is_no_error() {
         let x = gpu().new_buffer(batch * cols).unwrap();
         let y = gpu().new_buffer(batch * rows).unwrap();
         gpu().write_buffer(&y, &vec![1f32; batch * rows]).unwrap();
-        gpu().submit(|e| gpu().matmul_into(e, &weights, &x, batch, &y)).unwrap();
+        gpu().submit(|r| r.matmul(&weights, &x, batch, &y)).unwrap();
         let mut read = vec![f32::NAN; batch * rows];
         gpu().read_buffer(&y, &mut read).unwrap();
         assert!(read.iter().all(|&v| v == 0.0));
@@ -638,9 +616,9 @@ fn wrong_lengths_are_errors() {
         assert_eq!(error.rule(), Rule::BufferLength);
     }
     let (x, y) = (gpu().new_buffer(99).unwrap(), gpu().new_buffer(8).unwrap());
-    let error = gpu().submit(|e| gpu().matmul_into(e, &weights, &x, 1, &y)).unwrap_err();
+    let error = gpu().submit(|r| r.matmul(&weights, &x, 1, &y)).unwrap_err();
     assert_eq!(error.rule(), Rule::BufferLength);
-    let error = gpu().submit(|e| gpu().decompress_into(e, &weights, &y)).unwrap_err();
+    let error = gpu().submit(|r| r.decompress(&weights, &y)).unwrap_err();
     assert_eq!(error.rule(), Rule::BufferLength);
     let error = gpu().gather(&weights, &[8], &mut [0.0; 100]).unwrap_err();
     assert_eq!(error.rule(), Rule::RangeOutOfBounds);
@@ -666,7 +644,12 @@ fn tensors_of_another_device_are_errors() {
         let weights = model_weights(rows, cols, seed);
         let ans = encoded_by(&Ans::default(), &weights, rows, cols);
         let plain = gpu.new_plain("w", rows, cols).unwrap();
-        (gpu.upload(&ans).unwrap(), gpu.load_ans(&ans).unwrap(), plain, gpu)
+        (
+            gpu.upload(&ans).unwrap(),
+            gpu.send_ans(&PreparedAns::new(ans.clone()).unwrap()).unwrap(),
+            plain,
+            gpu,
+        )
     });
     let (weights, ans, plain, _) = &theirs;
     let gpu = &ours.3;
@@ -674,15 +657,15 @@ fn tensors_of_another_device_are_errors() {
     let (mut out, mut row) = (vec![0.0; rows], vec![0.0; cols]);
     let found = [
         gpu.matmul(weights, &vec![1.0; cols], 1, &mut out),
-        gpu.submit(|e| gpu.matmul_into(e, weights, &x, 1, &y)),
+        gpu.submit(|r| r.matmul(weights, &x, 1, &y)),
         gpu.gather(weights, &[3], &mut row),
-        gpu.submit(|e| gpu.gather_into(e, weights, &x, 1, &y)),
+        gpu.submit(|r| r.gather(weights, &x, 1, &y)),
         gpu.decompress(weights, &mut vec![0; 2 * rows * cols]),
-        gpu.submit(|e| gpu.decompress_into(e, weights, &y)),
+        gpu.submit(|r| r.decompress(weights, &y)),
         gpu.tune(weights, 1).map(drop),
-        gpu.submit(|e| gpu.decode_ans_into(e, ans, &y)),
-        gpu.submit(|e| gpu.decode_ans_to(e, ans, &y, &ours.2)),
-        gpu.submit(|e| gpu.decode_ans_to(e, &ours.1, &y, plain)),
+        gpu.submit(|r| r.decode_ans(ans, &y)),
+        gpu.submit(|r| r.decode_ans_to(ans, &y, &ours.2)),
+        gpu.submit(|r| r.decode_ans_to(&ours.1, &y, plain)),
         gpu.check_ans(ans),
     ];
     for (i, result) in found.into_iter().enumerate() {
@@ -691,7 +674,7 @@ fn tensors_of_another_device_are_errors() {
         assert!(error.to_string().contains("another `Wgpu`"), "call {i}: {error}");
     }
     // What is ours still works.
-    gpu.submit(|e| gpu.decode_ans_to(e, &ours.1, &y, &ours.2)).unwrap();
+    gpu.submit(|r| r.decode_ans_to(&ours.1, &y, &ours.2)).unwrap();
     assert!(decompress(gpu, &ours.2) == decompress(gpu, &ours.0));
 }
 
@@ -704,7 +687,7 @@ fn buffers_of_another_device_are_errors() {
     let y = ours.new_buffer(rows).unwrap();
     for gpu in [&ours, &theirs] {
         let x = gpu.new_buffer(cols).unwrap();
-        let done = ours.submit(|e| ours.matmul_into(e, &weights, &x, 1, &y));
+        let done = ours.submit(|r| r.matmul(&weights, &x, 1, &y));
         assert_eq!(
             done.map_err(|e| e.rule()).err(),
             std::ptr::eq(gpu, &theirs).then_some(Rule::Device)
@@ -717,14 +700,6 @@ fn buffers_of_another_device_are_errors() {
     }
 }
 
-fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
-    let mut limits = gpu().device().limits();
-    change(&mut limits);
-    let mut options = WgpuOptions::default();
-    options.limits = Some(limits);
-    Wgpu::headless_with(&options).unwrap()
-}
-
 // J-02
 fn rows_split_by_the_limits() {
     let (rows, cols) = (150, 1100);
@@ -732,8 +707,8 @@ fn rows_split_by_the_limits() {
     let tensor = encoded(&weights, rows, cols);
     let small = small_device(|l| l.max_storage_buffer_binding_size = 64 << 10);
     for form in Resident::ALL {
-        let whole = gpu().upload_as(&tensor, form).unwrap();
-        let split = small.upload_as(&tensor, form).unwrap();
+        let whole = gpu().upload_with(&tensor, &in_form(form)).unwrap();
+        let split = small.upload_with(&tensor, &in_form(form)).unwrap();
         assert_eq!(whole.n_shards(), 1);
         assert!(split.n_shards() >= 5, "{split:?}");
         assert!(decompress(&small, &split) == bytes_of(&weights));
@@ -758,7 +733,7 @@ fn rows_split_by_the_limits() {
         // A buffer that is too large to be bound is an error, not a panic.
         let y = small.new_buffer(rows * 200).unwrap();
         let x = small.new_buffer(cols * 200).unwrap();
-        let error = small.submit(|e| small.matmul_into(e, &split, &x, 1, &y)).unwrap_err();
+        let error = small.submit(|r| r.matmul(&split, &x, 1, &y)).unwrap_err();
         assert_eq!(error.rule(), Rule::Device);
     }
     // Not even one row fits.
@@ -772,7 +747,7 @@ fn more_workgroups_than_a_dimension_holds() {
     let (rows, cols) = (600_000, 1);
     let weights = any_bits(rows, 29, true);
     let tensor = encoded(&weights, rows, cols);
-    let loaded = gpu().upload_as(&tensor, Resident::Dense3).unwrap();
+    let loaded = gpu().upload_with(&tensor, &in_form(Resident::Dense3)).unwrap();
     let y = matmul(gpu(), &loaded, &[1.0], 1);
     let exact = |y: &f32, w: &u16| *y == half::bf16::from_bits(*w).to_f32();
     // Denormals may be flushed.
@@ -784,7 +759,10 @@ fn more_workgroups_than_a_dimension_holds() {
     let tensor = encoded(&weights, rows, cols);
     let small = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
     for form in Resident::ALL {
-        let (a, b) = (gpu().upload_as(&tensor, form), small.upload_as(&tensor, form));
+        let (a, b) = (
+            gpu().upload_with(&tensor, &in_form(form)),
+            small.upload_with(&tensor, &in_form(form)),
+        );
         let (a, b) = (a.unwrap(), b.unwrap());
         assert!(decompress(&small, &b) == bytes_of(&weights));
         for batch in [1, 8, 33] {
@@ -800,7 +778,7 @@ fn rows_are_gathered() {
         let tensor = encoded(&weights, rows, cols);
         let ids: Vec<u32> = (0..20).map(|i| (i * 7919) % rows as u32).collect();
         for form in Resident::ALL {
-            let loaded = gpu().upload_as(&tensor, form).unwrap();
+            let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
             let mut y = vec![f32::NAN; ids.len() * cols];
             gpu().gather(&loaded, &ids, &mut y).unwrap();
             for (id, row) in ids.iter().zip(y.chunks(cols)) {
@@ -834,10 +812,10 @@ fn layers_chain_on_the_device() {
     gpu().write_buffer(&a, &x).unwrap();
     let decoded = gpu().new_buffer(m * k / 2).unwrap();
     gpu()
-        .submit(|e| {
-            gpu().matmul_into(e, &up, &a, batch, &b)?;
-            gpu().matmul_into(e, &down, &b, batch, &c)?;
-            gpu().decompress_into(e, &up, &decoded)
+        .submit(|r| {
+            r.matmul(&up, &a, batch, &b)?;
+            r.matmul(&down, &b, batch, &c)?;
+            r.decompress(&up, &decoded)
         })
         .unwrap();
     let mut y = vec![0.0; batch * k];
@@ -848,146 +826,42 @@ fn layers_chain_on_the_device() {
     assert!(bytes == bytes_of(&up_weights));
 }
 
-fn buffer(gpu: &Wgpu, values: &[f32]) -> wgpu::Buffer {
-    let buffer = gpu.new_buffer(values.len()).unwrap();
-    gpu.write_buffer(&buffer, values).unwrap();
-    buffer
-}
-
-fn read(gpu: &Wgpu, buffer: &wgpu::Buffer, n: usize) -> Vec<f32> {
-    let mut values = vec![f32::NAN; n];
-    gpu.read_buffer(buffer, &mut values).unwrap();
-    values
-}
-
-fn norms_follow_the_twin() {
-    for (rows, n) in [(1, 1), (3, 100), (2, 4096), (1, 20_000), (5, 0)] {
-        let (x, weight) = (model_x(rows * n, 70), model_x(n, 71));
-        let (x_buffer, w_buffer) = (buffer(gpu(), &x), buffer(gpu(), &weight));
-        let y = gpu().new_buffer(rows * n).unwrap();
-        gpu().submit(|e| gpu().rms_norm_into(e, &x_buffer, &w_buffer, 1e-5, rows, n, &y)).unwrap();
-        let y = read(gpu(), &y, rows * n);
-        for (x, y) in x.chunks(n.max(1)).zip(y.chunks(n.max(1))) {
-            let twin = layer_twin::rms_norm(x, &weight, 1e-5, fused);
-            let far = apart(y, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
-            assert!(far < 1e-6, "{rows} of {n}: {far}");
-        }
-    }
-}
-
-fn heads_turn_and_attend_as_the_twin() {
-    for &(queries, keys, dim, position, rows) in ATTENTIONS {
-        let what = format!("{queries} {keys} {dim} at {position}");
-        let q = model_x(rows * queries * dim, 72);
-        let table = angles(position + rows, dim);
-        let (x, angles) = (buffer(gpu(), &q), buffer(gpu(), &table));
-        gpu()
-            .submit(|e| gpu().rope_in_place(e, &x, &angles, queries, dim, position, rows))
-            .unwrap();
-        let turned = read(gpu(), &x, q.len());
-        let mut twin = q.clone();
-        layer_twin::rope(&mut twin, &table, queries, dim, position, fused);
-        let far = apart(&turned, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
-        assert!(far < 1e-6, "{what}: {far}");
-
-        let n = (position + rows) * keys * dim;
-        let (k, v) = (model_x(n, 73), model_x(n, 74));
-        let (k_buffer, v_buffer) = (buffer(gpu(), &k), buffer(gpu(), &v));
-        let y = gpu().new_buffer(q.len()).unwrap();
-        let heads = Heads { queries, keys, dim };
-        gpu()
-            .submit(|e| {
-                gpu().attention_into(e, &x, &k_buffer, &v_buffer, heads, position, rows, &y)
-            })
-            .unwrap();
-        let y = read(gpu(), &y, q.len());
-        for (i, (q, y)) in turned.chunks(dim).zip(y.chunks(dim)).enumerate() {
-            let at = (i % queries) / (queries / keys) * dim;
-            let (count, stride) = (position + i / queries + 1, keys * dim);
-            let twin = layer_twin::attention(q, &k[at..], &v[at..], stride, count, fused);
-            let far = apart(y, &twin.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
-            assert!(far < 1e-5, "{what}, head {i}: {far}");
-        }
-    }
-    let short = gpu().new_buffer(100).unwrap();
-    let attend = |queries: usize, keys: usize, dim: usize, position: usize| {
-        let heads = Heads { queries, keys, dim };
-        let y = gpu().new_buffer(100).unwrap();
-        let (k, v) = (gpu().new_buffer(100).unwrap(), gpu().new_buffer(100).unwrap());
-        gpu()
-            .submit(|e| gpu().attention_into(e, &short, &k, &v, heads, position, 1, &y))
-            .map_err(|e| e.rule())
-    };
-    assert_eq!(attend(4, 2, 8, 0), Ok(()));
-    for (queries, keys, dim) in [(4, 3, 8), (4, 0, 8), (4, 2, 6), (1, 1, 260), (1, 1, 0)] {
-        assert_eq!(attend(queries, keys, dim, 0), Err(Rule::Argument));
-    }
-    assert_eq!(attend(4, 2, 8, 6), Err(Rule::BufferLength));
-    assert_eq!(attend(4, 2, 8, usize::MAX), Err(Rule::Device));
-    let odd = gpu().submit(|e| gpu().rope_in_place(e, &short, &short, 1, 3, 0, 1));
-    assert_eq!(odd.unwrap_err().rule(), Rule::Argument);
-}
-
-fn values_are_joined_and_found() {
-    // The last device folds its grids.
-    let small = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
-    for gpu in [gpu(), &small] {
-        for n in [1, 255, 256, 257, 10_001] {
-            let (a, b) = (model_x(n, 76), model_x(n, 77));
-            let (x, y) = (buffer(gpu, &a), buffer(gpu, &b));
-            gpu.submit(|e| gpu.add_in_place(e, &x, &y, n)).unwrap();
-            let sums: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
-            assert_eq!(bits(&read(gpu, &x, n)), bits(&sums));
-            let a: Vec<f32> = a.iter().map(|a| a * 50.0).collect();
-            gpu.write_buffer(&x, &a).unwrap();
-            gpu.submit(|e| gpu.silu_mul_in_place(e, &x, &y, n)).unwrap();
-            for ((found, a), b) in read(gpu, &x, n).iter().zip(&a).zip(&b) {
-                let twin = layer_twin::silu_mul(*a, *b);
-                assert!((found - twin).abs() <= 1e-5 * twin.abs().max(1e-30), "{a} {b}: {found}");
-            }
-            let index = gpu.new_buffer(1).unwrap();
-            for at in [0, n / 2, n - 1] {
-                let mut x = model_x(n, 78);
-                // A tie, which the first one wins.
-                x[at..].iter_mut().step_by(3).for_each(|v| *v = 9.0);
-                let x_buffer = buffer(gpu, &x);
-                gpu.submit(|e| gpu.argmax_into(e, &x_buffer, n, &index)).unwrap();
-                let mut found = [u32::MAX];
-                gpu.read_buffer(&index, &mut found).unwrap();
-                assert_eq!(found, [layer_twin::argmax(&x)]);
-                assert_eq!(found, [at as u32]);
-            }
-        }
-    }
-    let (x, y) = (gpu().new_buffer(8).unwrap(), gpu().new_buffer(9).unwrap());
-    for n in [9, usize::MAX] {
-        let wrong = |record: &dyn Fn(&mut wgpu::CommandEncoder) -> bigsmall_gpu::Result<()>| {
-            let rule = gpu().submit(record).unwrap_err().rule();
-            assert!(rule == Rule::BufferLength || (n > 9 && rule == Rule::Device));
-        };
-        wrong(&|e| gpu().add_in_place(e, &x, &y, n));
-        wrong(&|e| gpu().silu_mul_in_place(e, &y, &x, n));
-        wrong(&|e| gpu().argmax_into(e, &x, n, &y));
-        wrong(&|e| gpu().rms_norm_into(e, &x, &y, 1.0, 1, n, &y));
-    }
-}
-
-/// Commands recorded before, what comes back, and what is done meanwhile.
+/// Commands recorded before, a result that comes back, and work done meanwhile.
 fn a_step_is_one_submission() {
-    let (x, y) = (buffer(gpu(), &[1.0, 2.0, 3.0]), buffer(gpu(), &[10.0, 20.0, 30.0]));
-    let add = || gpu().record(|e| gpu().add_in_place(e, &x, &y, 3));
-    let mut commands = add().unwrap();
-    for step in 1..4 {
+    // Doubles x.
+    let double = gpu().upload(&encoded(&[bf16(2.0), 0, 0, bf16(2.0)], 2, 2)).unwrap();
+    let (x, y) = (buffer(gpu(), &[1.0, 3.0, 5.0]), gpu().new_buffer(2).unwrap());
+    let step = || {
+        gpu().record(|r| {
+            r.matmul(&double, &x, 1, &y)?;
+            r.encoder().copy_buffer_to_buffer(&y, 0, &x, 0, 8);
+            Ok(())
+        })
+    };
+    let mut commands = step().unwrap();
+    for factor in [2.0, 4.0, 8.0] {
         let mut found = [0f32; 2];
-        commands = gpu().submit_and_read(commands, &x, &mut found, add).unwrap();
-        assert_eq!(found, [1.0 + 10.0 * step as f32, 2.0 + 20.0 * step as f32]);
+        commands = gpu().submit_and_read(commands, &x, &mut found, step).unwrap();
+        assert_eq!(found, [factor, 3.0 * factor]);
     }
     let error = gpu().submit_and_read(commands, &x, &mut [0f32; 5], || Ok(())).unwrap_err();
     assert_eq!(error.rule(), Rule::BufferLength);
     let failing = || Err::<(), _>(bigsmall_format::Error::new(Rule::Argument));
-    let error = gpu().submit_and_read(add().unwrap(), &x, &mut [0f32], failing).unwrap_err();
+    let error = gpu().submit_and_read(step().unwrap(), &x, &mut [0f32], failing).unwrap_err();
     assert_eq!(error.rule(), Rule::Argument);
-    gpu().submit_and_read(add().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
+    gpu().submit_and_read(step().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
+}
+
+/// Commands in an encoder of the caller.
+fn commands_go_into_an_encoder_of_the_caller() {
+    let (rows, cols) = (9, 130);
+    let weights = gpu().upload(&encoded(&model_weights(rows, cols, 113), rows, cols)).unwrap();
+    let values = model_x(cols, 114);
+    let (x, y) = (buffer(gpu(), &values), gpu().new_buffer(rows).unwrap());
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    gpu().record_into(&mut encoder, |r| r.matmul(&weights, &x, 1, &y)).unwrap();
+    gpu().queue().submit([encoder.finish()]);
+    assert_eq!(bits(&read(gpu(), &y, rows)), bits(&matmul(gpu(), &weights, &values, 1)));
 }
 
 /// A thread that waits may hand out what another one waits for.
@@ -1028,7 +902,7 @@ fn a_lost_device_is_an_error() {
         assert_eq!(error.class(), Class::Io, "{error:?}");
         assert_eq!(error.rule(), Rule::DeviceLost);
         assert_eq!(gpu.upload(&tensor).unwrap_err().rule(), Rule::DeviceLost);
-        assert_eq!(gpu.upload_decoding(&ans, None).unwrap_err().rule(), Rule::DeviceLost);
+        assert_eq!(gpu.upload_with(&ans, &on_device(None)).unwrap_err().rule(), Rule::DeviceLost);
         let error = gpu.decompress(&weights, &mut vec![0; 2 * rows * cols]).unwrap_err();
         assert_eq!(error.rule(), Rule::DeviceLost);
     }
@@ -1118,7 +992,7 @@ fn cooperative_products_equal_the_twin() {
             if cols > 10_000 && form != Resident::Dense4 {
                 continue;
             }
-            let loaded = gpu.upload_as(&tensor, form).unwrap();
+            let loaded = gpu.upload_with(&tensor, &in_form(form)).unwrap();
             let mut x = model_x(batch * cols, 91);
             // Columns of very different sizes, and one of zeros.
             for (column, x) in x.chunks_mut(cols).enumerate() {
@@ -1143,9 +1017,9 @@ fn cooperative_products_equal_the_twin() {
     let (x, y) = (buffer(&gpu, &model_x(batch * cols, 93)), gpu.new_buffer(batch * rows).unwrap());
     let mut expected = None;
     for form in Resident::ALL {
-        let loaded = gpu.upload_as(&tensor, form).unwrap();
+        let loaded = gpu.upload_with(&tensor, &in_form(form)).unwrap();
         for variant in [Variant::Fused, Variant::DecodeFirst] {
-            gpu.submit(|e| gpu.matmul_by_into(e, &loaded, &x, batch, &y, variant)).unwrap();
+            gpu.submit(|r| r.matmul_by(&loaded, &x, batch, &y, variant)).unwrap();
             let found = bits(&read(&gpu, &y, batch * rows));
             assert_eq!(&found, expected.get_or_insert(found.clone()), "{form:?} {variant:?}");
         }

@@ -87,9 +87,9 @@ impl Llama<'_> {
     }
 
     fn record(&self, rows: usize, position: usize) -> bigsmall_gpu::Result<wgpu::CommandBuffer> {
-        self.gpu.record(|encoder| {
-            self.begin(encoder, rows, position)?;
-            self.finish(encoder, rows)
+        self.gpu.record(|recorder| {
+            self.begin(recorder, rows, position)?;
+            self.finish(recorder, rows)
         })
     }
 
@@ -101,7 +101,7 @@ impl Llama<'_> {
         token: &mut [u32; 1],
     ) -> Result<()> {
         let gpu = self.gpu;
-        gpu.submit(|encoder| self.begin(encoder, rows, position))?;
+        gpu.submit(|recorder| self.begin(recorder, rows, position))?;
         let mut sent = match stream.sent.take() {
             Some(sent) => sent,
             None => stream.send(gpu, 0)?,
@@ -109,13 +109,13 @@ impl Llama<'_> {
         let first = self.resident.len();
         for i in 0..stream.layers.len() {
             let last = i + 1 == stream.layers.len();
-            let commands = gpu.record(|encoder| {
+            let commands = gpu.record(|recorder| {
                 for (sent, place) in sent.iter().zip(&stream.place) {
-                    gpu.decode_ans_to(encoder, sent, &stream.scratch, place)?;
+                    recorder.decode_ans_to(sent, &stream.scratch, place)?;
                 }
                 let layer = &self.layers[first + i];
-                self.layer(encoder, layer, &stream.place, rows, position)?;
-                if last { self.finish(encoder, rows) } else { Ok(()) }
+                self.layer(recorder, layer, &stream.place, rows, position)?;
+                if last { self.finish(recorder, rows) } else { Ok(()) }
             })?;
             // While the device decodes and computes this layer, the next one is sent. So there are
             // two sets of buffers at the most.

@@ -1,6 +1,6 @@
 //! The model on a device, and the commands of its layers.
 
-use bigsmall_gpu::{Heads, Result, Wgpu, WgpuWeights, wgpu};
+use bigsmall_gpu::{Heads, Recorder, Result, Wgpu, WgpuWeights, wgpu};
 
 use crate::config::Config;
 use crate::generate::BATCH;
@@ -85,79 +85,58 @@ impl Vectors {
 
 impl Llama<'_> {
     /// Embeds `rows` tokens and computes the layers that are resident.
-    pub(crate) fn begin(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        rows: usize,
-        position: usize,
-    ) -> Result<()> {
+    pub(crate) fn begin(&self, r: &mut Recorder<'_>, rows: usize, position: usize) -> Result<()> {
         let v = &self.vectors;
-        self.gpu.gather_into(encoder, &self.embedding, &v.ids, rows, &v.hidden)?;
+        r.gather(&self.embedding, &v.ids, rows, &v.hidden)?;
         for (layer, matrices) in self.layers.iter().zip(&self.resident) {
-            self.layer(encoder, layer, matrices, rows, position)?;
+            self.layer(r, layer, matrices, rows, position)?;
         }
         Ok(())
     }
 
     pub(crate) fn layer(
         &self,
-        encoder: &mut wgpu::CommandEncoder,
+        r: &mut Recorder<'_>,
         layer: &Layer,
         matrices: &Matrices<WgpuWeights>,
         rows: usize,
         position: usize,
     ) -> Result<()> {
-        let (gpu, v, config) = (self.gpu, &self.vectors, self.config);
+        let (v, config) = (&self.vectors, self.config);
         let (hidden, epsilon, heads) = (config.hidden, config.epsilon, config.heads);
         let [q, k, v_proj, o, gate, up, down] = matrices;
 
-        gpu.rms_norm_into(encoder, &v.hidden, &layer.norms[0], epsilon, rows, hidden, &v.normed)?;
-        gpu.matmul_into(encoder, q, &v.normed, rows, &v.queries)?;
-        gpu.matmul_into(encoder, k, &v.normed, rows, &v.keys)?;
-        gpu.matmul_into(encoder, v_proj, &v.normed, rows, &v.values)?;
-        gpu.rope_in_place(
-            encoder,
-            &v.queries,
-            &v.angles,
-            heads.queries,
-            heads.dim,
-            position,
-            rows,
-        )?;
-        gpu.rope_in_place(encoder, &v.keys, &v.angles, heads.keys, heads.dim, position, rows)?;
+        r.rms_norm(&v.hidden, &layer.norms[0], epsilon, rows, hidden, &v.normed)?;
+        r.matmul(q, &v.normed, rows, &v.queries)?;
+        r.matmul(k, &v.normed, rows, &v.keys)?;
+        r.matmul(v_proj, &v.normed, rows, &v.values)?;
+        r.rope_in_place(&v.queries, &v.angles, heads.queries, heads.dim, position, rows)?;
+        r.rope_in_place(&v.keys, &v.angles, heads.keys, heads.dim, position, rows)?;
         let row = 4 * (heads.keys * heads.dim) as u64;
         let (at, len) = (position as u64 * row, rows as u64 * row);
-        encoder.copy_buffer_to_buffer(&v.keys, 0, &layer.keys, at, len);
-        encoder.copy_buffer_to_buffer(&v.values, 0, &layer.values, at, len);
+        r.encoder().copy_buffer_to_buffer(&v.keys, 0, &layer.keys, at, len);
+        r.encoder().copy_buffer_to_buffer(&v.values, 0, &layer.values, at, len);
         let (keys, values) = (&layer.keys, &layer.values);
-        gpu.attention_into(encoder, &v.queries, keys, values, heads, position, rows, &v.attended)?;
-        gpu.matmul_into(encoder, o, &v.attended, rows, &v.normed)?;
-        gpu.add_in_place(encoder, &v.hidden, &v.normed, rows * hidden)?;
+        r.attention(&v.queries, keys, values, heads, position, rows, &v.attended)?;
+        r.matmul(o, &v.attended, rows, &v.normed)?;
+        r.add_in_place(&v.hidden, &v.normed, rows * hidden)?;
 
-        gpu.rms_norm_into(encoder, &v.hidden, &layer.norms[1], epsilon, rows, hidden, &v.normed)?;
-        gpu.matmul_into(encoder, gate, &v.normed, rows, &v.gate)?;
-        gpu.matmul_into(encoder, up, &v.normed, rows, &v.up)?;
-        gpu.silu_mul_in_place(encoder, &v.gate, &v.up, rows * config.ffn)?;
-        gpu.matmul_into(encoder, down, &v.gate, rows, &v.normed)?;
-        gpu.add_in_place(encoder, &v.hidden, &v.normed, rows * hidden)
+        r.rms_norm(&v.hidden, &layer.norms[1], epsilon, rows, hidden, &v.normed)?;
+        r.matmul(gate, &v.normed, rows, &v.gate)?;
+        r.matmul(up, &v.normed, rows, &v.up)?;
+        r.silu_mul_in_place(&v.gate, &v.up, rows * config.ffn)?;
+        r.matmul(down, &v.gate, rows, &v.normed)?;
+        r.add_in_place(&v.hidden, &v.normed, rows * hidden)
     }
 
     /// The logits after the last token, and the likeliest next one.
-    pub(crate) fn finish(&self, encoder: &mut wgpu::CommandEncoder, rows: usize) -> Result<()> {
-        let (gpu, v, config) = (self.gpu, &self.vectors, self.config);
+    pub(crate) fn finish(&self, r: &mut Recorder<'_>, rows: usize) -> Result<()> {
+        let (v, config) = (&self.vectors, self.config);
         let row = 4 * config.hidden as u64;
-        encoder.copy_buffer_to_buffer(&v.hidden, (rows - 1) as u64 * row, &v.last, 0, row);
-        gpu.rms_norm_into(
-            encoder,
-            &v.last,
-            &self.norm,
-            config.epsilon,
-            1,
-            config.hidden,
-            &v.normed,
-        )?;
+        r.encoder().copy_buffer_to_buffer(&v.hidden, (rows - 1) as u64 * row, &v.last, 0, row);
+        r.rms_norm(&v.last, &self.norm, config.epsilon, 1, config.hidden, &v.normed)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        gpu.matmul_into(encoder, head, &v.normed, 1, &v.logits)?;
-        gpu.argmax_into(encoder, &v.logits, config.vocabulary, &v.ids)
+        r.matmul(head, &v.normed, 1, &v.logits)?;
+        r.argmax(&v.logits, config.vocabulary, &v.ids)
     }
 }

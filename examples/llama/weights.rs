@@ -3,7 +3,7 @@
 use bigsmall_codec::Ans;
 use bigsmall_format::{Dtype, EncodedTensor, EncodingId, TensorSpec, encode_tensor};
 use bigsmall_gpu::{
-    AnsTensor, Heads, MatmulBackend as _, PreparedAns, Resident, Wgpu, WgpuWeights, wgpu,
+    AnsTensor, Heads, PreparedAns, Resident, UploadOptions, Wgpu, WgpuWeights, wgpu,
 };
 use bigsmall_io::Model;
 use half::{bf16, f16};
@@ -93,10 +93,7 @@ impl<'a> Llama<'a> {
             Ok(tensor)
         };
         let upload = |tensor: &EncodedTensor| -> Result<WgpuWeights> {
-            Ok(match load.form {
-                Some(form) => gpu.upload_as(tensor, form)?,
-                None => gpu.upload(tensor)?,
-            })
+            Ok(gpu.upload_with(tensor, &UploadOptions::new().form(load.form))?)
         };
         let layer_matrix = |layer: usize, which: usize| {
             let (rows, cols) = match which {
@@ -193,7 +190,7 @@ impl<'a> Llama<'a> {
         // Damage that only decoding finds is found here, and not for every token.
         for matrix in prepared.iter().flatten() {
             let sent = self.gpu.send_ans(matrix)?;
-            self.gpu.submit(|e| self.gpu.decode_ans_into(e, &sent, &stream.scratch))?;
+            self.gpu.submit(|r| r.decode_ans(&sent, &stream.scratch))?;
             self.gpu.check_ans(&sent)?;
         }
         stream.layers = prepared;

@@ -23,7 +23,8 @@ use std::time::Instant;
 use bigsmall_codec::Ans;
 use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, TensorSpec, encode_tensor};
 use bigsmall_gpu::{
-    Cooperative, MatmulBackend, Resident, Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
+    Cooperative, MatmulBackend, PreparedAns, Recorder, Resident, UploadOptions, Variant, Wgpu,
+    WgpuOptions, WgpuWeights, wgpu,
 };
 
 use crate::Random;
@@ -242,13 +243,10 @@ impl<'a> Clock<'a> {
     }
 
     /// Microseconds: the median. `record` is told how often it was called before.
-    fn median(
-        &self,
-        record: impl Fn(&mut wgpu::CommandEncoder, usize) -> Result<()>,
-    ) -> Result<f64> {
+    fn median(&self, record: impl Fn(&mut Recorder<'_>, usize) -> Result<()>) -> Result<f64> {
         let mut times = Vec::with_capacity(self.runs);
         for run in 0..WARM_UPS + self.runs {
-            let time = self.once(|encoder| record(encoder, run))?;
+            let time = self.once(|recorder| record(recorder, run))?;
             if run >= WARM_UPS {
                 times.push(time);
             }
@@ -257,7 +255,7 @@ impl<'a> Clock<'a> {
         Ok(times[times.len() / 2])
     }
 
-    fn once(&self, record: impl Fn(&mut wgpu::CommandEncoder) -> Result<()>) -> Result<f64> {
+    fn once(&self, record: impl Fn(&mut Recorder<'_>) -> Result<()>) -> Result<f64> {
         let Some(queries) = &self.queries else {
             self.gpu.wait()?;
             let start = Instant::now();
@@ -271,9 +269,10 @@ impl<'a> Clock<'a> {
             usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        self.gpu.submit(|encoder| {
-            encoder.write_timestamp(queries, 0);
-            record(encoder)?;
+        self.gpu.submit(|recorder| {
+            recorder.encoder().write_timestamp(queries, 0);
+            record(recorder)?;
+            let encoder = recorder.encoder();
             encoder.write_timestamp(queries, 1);
             encoder.resolve_query_set(queries, 0..2, &resolved, 0);
             Ok(())
@@ -293,9 +292,9 @@ fn copy_bandwidth(gpu: &Wgpu, clock: &Clock<'_>, bytes: u64) -> Result<f64> {
     let piece = bytes.min(most) & !255;
     let pieces = bytes.div_ceil(piece).max(1);
     let (a, b) = (gpu.new_buffer(piece as usize / 4)?, gpu.new_buffer(piece as usize / 4)?);
-    let by_driver = clock.median(|encoder, _| {
+    let by_driver = clock.median(|recorder, _| {
         for _ in 0..pieces {
-            encoder.copy_buffer_to_buffer(&a, 0, &b, 0, piece);
+            recorder.encoder().copy_buffer_to_buffer(&a, 0, &b, 0, piece);
         }
         Ok(())
     })?;
@@ -331,8 +330,8 @@ fn copy_bandwidth(gpu: &Wgpu, clock: &Clock<'_>, bytes: u64) -> Result<f64> {
     });
     let workgroups = (piece / 4096).max(1) as u32;
     let x = workgroups.min(limits.max_compute_workgroups_per_dimension);
-    let by_kernel = clock.median(|encoder, _| {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
+    let by_kernel = clock.median(|recorder, _| {
+        let mut pass = recorder.encoder().begin_compute_pass(&Default::default());
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         for _ in 0..pieces {
@@ -350,11 +349,11 @@ fn copies(
     form: Resident,
     options: &Options,
 ) -> Result<Vec<WgpuWeights>> {
-    let first = gpu.upload_as(tensor, form)?;
+    let first = gpu.upload_with(tensor, &UploadOptions::new().form(form))?;
     let n = (4 * (options.cache_mb << 20)).div_ceil(first.byte_len().max(1)).clamp(1, 64);
     let mut all = vec![first];
     for _ in 1..n {
-        all.push(gpu.upload_as(tensor, form)?);
+        all.push(gpu.upload_with(tensor, &UploadOptions::new().form(form))?);
     }
     Ok(all)
 }
@@ -403,7 +402,7 @@ fn bench_shape(
         if !is_plain && wants(&decode) {
             let decoded = gpu.new_buffer(m * k.div_ceil(2))?;
             let microseconds =
-                clock.median(|e, run| gpu.decompress_into(e, &all[run % all.len()], &decoded))?;
+                clock.median(|r, run| r.decompress(&all[run % all.len()], &decoded))?;
             let mut bytes = vec![0; 2 * m * k];
             gpu.decompress(&all[0], &mut bytes)?;
             let original = &tensor.payload()[..2 * m * k];
@@ -430,9 +429,8 @@ fn bench_shape(
                 if (is_plain && variant == Variant::DecodeFirst) || (!is_plain && !wants(kernel)) {
                     continue;
                 }
-                let microseconds = clock.median(|encoder, run| {
-                    let weights = &all[run % all.len()];
-                    gpu.matmul_by_into(encoder, weights, &x_buffer, batch, &y_buffer, variant)
+                let microseconds = clock.median(|r, run| {
+                    r.matmul_by(&all[run % all.len()], &x_buffer, batch, &y_buffer, variant)
                 })?;
                 let mut y = vec![0f32; batch * m];
                 gpu.read_buffer(&y_buffer, &mut y)?;
@@ -473,10 +471,10 @@ fn bench_rans(
     let original = &tensor.payload()[..spec.byte_len() as usize];
     let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
     let n = (4 * (options.cache_mb << 20)).div_ceil(encoded.byte_len().max(1)).clamp(1, 64);
-    let all = (0..n).map(|_| gpu.load_ans(&encoded)).collect::<Result<Vec<_>>>()?;
+    let prepared = PreparedAns::new(encoded)?;
+    let all = (0..n).map(|_| gpu.send_ans(&prepared)).collect::<Result<Vec<_>>>()?;
     let decoded = gpu.new_buffer(spec.byte_len().div_ceil(4) as usize)?;
-    let microseconds =
-        clock.median(|e, run| gpu.decode_ans_into(e, &all[run % all.len()], &decoded))?;
+    let microseconds = clock.median(|r, run| r.decode_ans(&all[run % all.len()], &decoded))?;
     gpu.check_ans(&all[0])?;
     let mut bytes = vec![0u8; spec.byte_len() as usize];
     gpu.read_buffer(&decoded, &mut bytes)?;
@@ -537,7 +535,9 @@ fn bench_load(
     };
     Ok([
         row("load", &|| gpu.upload(&encoded))?,
-        row("load-on-device", &|| gpu.upload_decoding(&encoded, None))?,
+        row("load-on-device", &|| {
+            gpu.upload_with(&encoded, &UploadOptions::new().decode_on_device(true))
+        })?,
     ])
 }
 
@@ -575,16 +575,17 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
     }
     for (what, m, k, weights) in cases {
         let tensor = encoded(&weights, m, k)?;
-        let plain = gpu.upload_as(&tensor, Resident::Plain)?;
+        let plain = gpu.upload_with(&tensor, &UploadOptions::new().form(Resident::Plain))?;
         let original = &tensor.payload()[..2 * m * k];
         let ans = encode_tensor(&Ans::default(), tensor.spec(), &original, 0)?;
         for form in Resident::ALL {
-            let loaded = gpu.upload_as(&tensor, form)?;
+            let loaded = gpu.upload_with(&tensor, &UploadOptions::new().form(form))?;
             let mut bytes = vec![0; 2 * m * k];
             gpu.decompress(&loaded, &mut bytes)?;
             let same = bytes == original;
             check(same, &|| format!("{m}x{k} {what}: {} does not decode", form.name()));
-            let packed = gpu.upload_decoding(&ans, Some(form));
+            let packed =
+                gpu.upload_with(&ans, &UploadOptions::new().form(form).decode_on_device(true));
             let packed = packed.and_then(|packed| same_bytes(gpu, &packed, &loaded));
             let same = matches!(packed, Ok(true));
             check(same, &|| format!("{m}x{k} {what}: rANS to {} is another", form.name()));
@@ -603,9 +604,7 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
                 let (x_buffer, y_buffer) = (gpu.new_buffer(batch * k)?, gpu.new_buffer(batch * m)?);
                 gpu.write_buffer(&x_buffer, &x)?;
                 for variant in [Variant::Fused, Variant::DecodeFirst] {
-                    gpu.submit(|e| {
-                        gpu.matmul_by_into(e, &loaded, &x_buffer, batch, &y_buffer, variant)
-                    })?;
+                    gpu.submit(|r| r.matmul_by(&loaded, &x_buffer, batch, &y_buffer, variant))?;
                     let mut y = vec![0f32; batch * m];
                     gpu.read_buffer(&y_buffer, &mut y)?;
                     let same = y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());

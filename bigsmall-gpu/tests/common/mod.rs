@@ -1,6 +1,8 @@
 //! What the tests share: matrices, the reference in f64, the bound of the numeric contract.
 #![allow(dead_code, unreachable_pub)]
 
+#[cfg(feature = "wgpu")]
+pub mod device;
 pub mod layer_twin;
 pub mod twin;
 

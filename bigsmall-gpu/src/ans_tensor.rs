@@ -1,0 +1,241 @@
+//! Tensors in ANS form that the device decodes: for loading, and for matrices that take turns.
+
+use bigsmall_format::{BLOCK_UNITS, EncodedTensor};
+
+use crate::ans::AnsPlan;
+use crate::context::Wgpu;
+use crate::device::Device;
+use crate::dispatch::fold;
+use crate::error::{Error, Result, Rule};
+use crate::kernels::Kernel;
+use crate::layout::Resident;
+use crate::matrix::Matrix;
+use crate::recorder::Recorder;
+use crate::weights::WgpuWeights;
+use crate::writer::Writer;
+
+/// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size. It belongs
+/// to the [`Wgpu`] that sent it; another one refuses it.
+pub struct AnsTensor {
+    name: Box<str>,
+    /// The number of the device that holds it.
+    device: u64,
+    n_blocks: u64,
+    n_patches: u64,
+    n_units: u64,
+    params: [u32; 8],
+    payload: wgpu::Buffer,
+    blocks: wgpu::Buffer,
+    tables: wgpu::Buffer,
+    patches: wgpu::Buffer,
+    verdicts: wgpu::Buffer,
+}
+
+impl AnsTensor {
+    /// Bytes that it takes on the device.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        [&self.payload, &self.blocks, &self.tables, &self.patches, &self.verdicts]
+            .map(wgpu::Buffer::size)
+            .iter()
+            .sum()
+    }
+}
+
+impl std::fmt::Debug for AnsTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnsTensor")
+            .field("name", &self.name)
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A bf16 tensor in ANS form in the memory of the host, validated and laid out for the kernels. It
+/// can be sent to a device many times.
+pub struct PreparedAns {
+    tensor: EncodedTensor,
+    plan: AnsPlan,
+}
+
+impl PreparedAns {
+    /// Validates headers, tables and exceptions of `tensor`. Errors that only decoding can find are
+    /// reported by [`check_ans`](Wgpu::check_ans).
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that
+    /// breaks the format; [`Rule::Device`] for 2 GiB or more.
+    pub fn new(tensor: EncodedTensor) -> Result<Self> {
+        let plan = AnsPlan::new(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
+        Ok(PreparedAns { tensor, plan })
+    }
+
+    /// The tensor.
+    #[must_use]
+    pub fn tensor(&self) -> &EncodedTensor {
+        &self.tensor
+    }
+
+    /// Bytes that it takes on a device, and about as many as it takes here.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        device_words(&self.tensor, &self.plan).iter().map(|&n| 4 * n.max(4) as u64).sum()
+    }
+}
+
+impl std::fmt::Debug for PreparedAns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PreparedAns")
+            .field("name", &self.tensor.spec().name())
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Words of payload, blocks, tables, patches and verdicts.
+fn device_words(tensor: &EncodedTensor, plan: &AnsPlan) -> [usize; 5] {
+    let n_blocks = tensor.table().n_blocks() as usize;
+    let payload = tensor.byte_len().div_ceil(4) as usize;
+    [payload, plan.blocks.len(), plan.tables.len(), 2 * plan.patches.len(), n_blocks]
+}
+
+/// Writes a tensor to new buffers of the device.
+pub(crate) fn write_ans(
+    device: &Device,
+    tensor: &EncodedTensor,
+    plan: &AnsPlan,
+    writer: &mut Writer<'_>,
+) -> Result<AnsTensor> {
+    let most = device.limits.max_storage_buffer_binding_size;
+    let [payload, blocks, tables, patches, verdicts] = device_words(tensor, plan);
+    if tensor.byte_len() > most {
+        return Err(Error::new(Rule::Device)
+            .expected(format!("at most {most} bytes"))
+            .found(tensor.byte_len()));
+    }
+    let n_blocks = tensor.table().n_blocks();
+    let written = AnsTensor {
+        name: tensor.spec().name().into(),
+        device: device.id,
+        n_blocks,
+        n_patches: plan.patches.len() as u64,
+        n_units: plan.n_units,
+        params: [
+            n_blocks as u32,
+            plan.m,
+            plan.symbol_bits,
+            plan.base,
+            plan.first,
+            plan.patches.len() as u32,
+            BLOCK_UNITS as u32,
+            0,
+        ],
+        payload: device.storage("ANS payload", payload)?,
+        blocks: device.storage("ANS blocks", blocks)?,
+        tables: device.storage("ANS tables", tables)?,
+        patches: device.storage("ANS patches", patches)?,
+        verdicts: device.storage("ANS verdicts", verdicts)?,
+    };
+    // A payload is padded to a multiple of 8 bytes, so these are whole words.
+    for (i, piece) in tensor.payload().chunks(16 << 20).enumerate() {
+        writer.write_bytes(&written.payload, i as u64 * (16 << 20), piece)?;
+    }
+    writer.write(&written.blocks, 0, &plan.blocks)?;
+    writer.write(&written.tables, 0, &plan.tables)?;
+    writer.write(&written.patches, 0, plan.patches.as_flattened())?;
+    Ok(written)
+}
+
+impl Wgpu {
+    /// Takes a tensor to the device without waiting for it: commands that are submitted later find
+    /// it there.
+    ///
+    /// Memory on the host: another copy, until the device has taken it.
+    ///
+    /// # Errors
+    /// [`Rule::Device`] for a tensor that exceeds what the device can bind; [`Rule::Memory`].
+    pub fn send_ans(&self, tensor: &PreparedAns) -> Result<AnsTensor> {
+        let PreparedAns { tensor, plan } = tensor;
+        let device = &self.device;
+        let send = || write_ans(device, tensor, plan, &mut Writer::unbounded(device));
+        device.guarded(send).map_err(|e| e.in_tensor(tensor.spec().name()))
+    }
+
+    /// Waits, and says whether the last decoding of `tensor` found it intact.
+    ///
+    /// # Errors
+    /// [`Rule::AnsWords`], [`Rule::AnsEndState`]; [`Rule::Argument`] for a tensor of another
+    /// device; [`Rule::DeviceLost`].
+    pub fn check_ans(&self, tensor: &AnsTensor) -> Result<()> {
+        self.device.check_owner(tensor.device, &tensor.name)?;
+        let mut verdicts = vec![0u32; tensor.n_blocks as usize];
+        self.read_buffer(&tensor.verdicts, &mut verdicts)?;
+        match verdicts.iter().position(|&v| v != 0) {
+            None => Ok(()),
+            Some(block) => {
+                let rule = if verdicts[block] == 1 { Rule::AnsWords } else { Rule::AnsEndState };
+                Err(Error::new(rule).in_tensor(&tensor.name).found(format!("in block {block}")))
+            }
+        }
+    }
+
+    /// A matrix of zeros in the plain resident form, for
+    /// [`decode_ans_to`](Recorder::decode_ans_to).
+    ///
+    /// # Errors
+    /// [`Rule::Device`] for a row that exceeds the device's limits; [`Rule::Memory`].
+    pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
+        let matrix = Matrix::zeros(&self.device, rows, cols).map_err(|e| e.in_tensor(name))?;
+        Ok(WgpuWeights::new(&self.device, name, matrix))
+    }
+}
+
+impl Recorder<'_> {
+    /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
+    ///
+    /// # Errors
+    /// [`Rule::Argument`] for a tensor of another device; [`Rule::BufferLength`] if `dst` is too
+    /// short (in whole words); [`Rule::Device`] if it is larger than the device can bind.
+    pub fn decode_ans(&mut self, tensor: &AnsTensor, dst: &wgpu::Buffer) -> Result<()> {
+        let device = &self.gpu.device;
+        device.check_owner(tensor.device, &tensor.name)?;
+        device.check_bound(dst, 4 * tensor.n_units.div_ceil(2))?;
+        if tensor.n_blocks == 0 {
+            return Ok(());
+        }
+        let AnsTensor { payload, blocks, tables, patches, verdicts, params, .. } = tensor;
+        let bindings = [(1, payload), (2, dst), (3, blocks), (4, tables), (5, verdicts)];
+        let kernel = Kernel::Rans { subgroups: device.subgroups };
+        self.dispatch(kernel, params, &bindings, fold(tensor.n_blocks, device)?)?;
+        if tensor.n_patches > 0 {
+            let grid = fold(tensor.n_patches.div_ceil(256), device)?;
+            self.dispatch(Kernel::RansPatch, params, &[(1, patches), (2, dst)], grid)?;
+        }
+        Ok(())
+    }
+
+    /// Records the decoding of a matrix into `weights`, which must have its shape and the plain
+    /// resident form. Their old values are lost. `scratch` holds the weights in between; its
+    /// contents are unspecified afterwards.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another shape or form; those of [`decode_ans`](Self::decode_ans)
+    /// for `scratch`.
+    pub fn decode_ans_to(
+        &mut self,
+        tensor: &AnsTensor,
+        scratch: &wgpu::Buffer,
+        weights: &WgpuWeights,
+    ) -> Result<()> {
+        self.gpu.device.check_owner(weights.device, weights.name())?;
+        let n = weights.rows() as u64 * weights.cols() as u64;
+        if n != tensor.n_units || (n > 0 && weights.resident() != Resident::Plain) {
+            return Err(Error::new(Rule::SpecMismatch)
+                .in_tensor(&tensor.name)
+                .expected(format!("{} plain weights", tensor.n_units))
+                .found(format!("{weights:?}")));
+        }
+        self.decode_ans(tensor, scratch)?;
+        self.pack_plain(scratch, &weights.matrix)
+    }
+}

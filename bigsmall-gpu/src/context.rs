@@ -1,0 +1,160 @@
+//! A device, its queue and its buffers.
+
+use std::sync::Mutex;
+
+use crate::device::{Device, check_size};
+use crate::dispatch::Dispatcher;
+use crate::error::Result;
+use crate::options::WgpuOptions;
+use crate::tuning::Tuning;
+
+/// Matrix products on a Vulkan, Metal or DX12 device.
+///
+/// ```
+/// use bigsmall_gpu::{MatmulBackend, TensorSpec, Dtype, Wgpu};
+/// use bigsmall_format::{Raw, encode_tensor};
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+/// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
+/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec(), 1)?;
+/// // On a machine without a GPU this is an error.
+/// if let Ok(gpu) = Wgpu::headless() {
+///     let weights = gpu.upload(&tensor)?;
+///     let mut y = [0.0; 2];
+///     gpu.matmul(&weights, &[3.0, 4.0], 1, &mut y)?;
+///     assert_eq!(y, [3.0, 4.0]);
+/// }
+/// # Ok::<(), bigsmall_gpu::Error>(())
+/// ```
+///
+/// What was uploaded by one `Wgpu` belongs to it: another one refuses it. The buffers of
+/// [`new_buffer`](Self::new_buffer) are wgpu's own. wgpu refuses one of another device, if both
+/// devices were made by [`headless`](Self::headless) or by one instance of the caller.
+pub struct Wgpu {
+    pub(crate) device: Device,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) tuning: Mutex<Tuning>,
+    /// Where matrices are decoded for a product: kept, since wgpu fills a new buffer with zeros.
+    pub(crate) decoded: Mutex<Option<wgpu::Buffer>>,
+}
+
+impl std::fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wgpu").field("device", &self.description()).finish_non_exhaustive()
+    }
+}
+
+impl Wgpu {
+    /// The fastest device of this machine, without a window.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`](crate::Rule) if there is no adapter; [`Rule::Device`](crate::Rule)
+    /// if it gives no device.
+    pub fn headless() -> Result<Self> {
+        Self::headless_with(&WgpuOptions::default())
+    }
+
+    /// [`headless`](Self::headless) with options.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`](crate::Rule) if there is no such adapter;
+    /// [`Rule::Device`](crate::Rule) if it gives no device.
+    pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
+        Ok(Self::with(Device::headless(options)?))
+    }
+
+    /// Works on the caller's device. Its limits decide how rows are split; no feature is needed.
+    #[must_use]
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::with(Device::from_parts(device, queue))
+    }
+
+    fn with(device: Device) -> Self {
+        Wgpu {
+            device,
+            dispatcher: Dispatcher::default(),
+            tuning: Mutex::default(),
+            decoded: Mutex::default(),
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device.device
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.device.queue
+    }
+
+    /// Adapter, backend and driver, for tables.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let info = self.device.device.adapter_info();
+        format!("{} ({}, {} {})", info.name, info.backend, info.driver, info.driver_info)
+    }
+
+    /// Whether large batches use cooperative matrices: the options ask for them, and the device has
+    /// them.
+    #[must_use]
+    pub fn cooperative(&self) -> bool {
+        self.device.matrix_unit.is_some()
+    }
+
+    /// A buffer for `n` values of f32 or u32, all zeros; to be written, read and bound.
+    ///
+    /// # Errors
+    /// [`Rule::Memory`](crate::Rule).
+    pub fn new_buffer(&self, n: usize) -> Result<wgpu::Buffer> {
+        self.device.storage("values", n)
+    }
+
+    /// Writes `values` to the front of `buffer`.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`](crate::Rule) if the buffer is shorter.
+    pub fn write_buffer<T: bytemuck::NoUninit>(
+        &self,
+        buffer: &wgpu::Buffer,
+        values: &[T],
+    ) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        check_size(buffer, bytes.len() as u64)?;
+        self.device.guarded(|| {
+            self.device.queue.write_buffer(buffer, 0, bytes);
+            Ok(())
+        })
+    }
+
+    /// Waits for everything that was submitted, and reads the front of `buffer`.
+    ///
+    /// # Errors
+    /// [`Rule::BufferLength`](crate::Rule) if the buffer is shorter;
+    /// [`Rule::DeviceLost`](crate::Rule).
+    pub fn read_buffer<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        buffer: &wgpu::Buffer,
+        values: &mut [T],
+    ) -> Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        check_size(buffer, bytes.len() as u64)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.device.guarded(|| {
+            let (staging, copy) = self.device.copy_out(buffer, bytes.len())?;
+            self.device.queue.submit([copy]);
+            self.device.read_out(&staging, bytes)
+        })
+    }
+
+    /// Waits until the device has done everything that was submitted.
+    ///
+    /// # Errors
+    /// [`Rule::DeviceLost`](crate::Rule).
+    pub fn wait(&self) -> Result<()> {
+        self.device.wait()
+    }
+}

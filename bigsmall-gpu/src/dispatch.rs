@@ -1,0 +1,185 @@
+//! From a kernel, its parameters and its buffers to commands.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::Device;
+use crate::error::{Error, Result, Rule};
+use crate::kernels::Kernel;
+use crate::matrix::{Matrix, Shard};
+
+/// Parameters that are kept on the device at most. A token of a large model needs some hundred.
+const KEPT_PARAMS: usize = 4096;
+
+/// The parameters of one dispatch on a matrix, as `shaders/params.wgsl` has them.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Params {
+    rows: u32,
+    first_row: u32,
+    all_rows: u32,
+    cols: u32,
+    blocks: u32,
+    tail: u32,
+    segments: u32,
+    base: u32,
+    batch: u32,
+    x_stride: u32,
+    from: u32,
+    count: u32,
+    half_offset: i32,
+}
+
+impl Params {
+    /// Of all rows of a shard.
+    pub(crate) fn new(matrix: &Matrix, shard: &Shard) -> Self {
+        Params::of_rows(matrix, shard.first_row, shard.rows)
+    }
+
+    /// Of some rows of a matrix.
+    pub(crate) fn of_rows(matrix: &Matrix, first_row: usize, rows: usize) -> Self {
+        Params {
+            rows: rows as u32,
+            first_row: first_row as u32,
+            all_rows: matrix.rows as u32,
+            cols: matrix.shape.cols as u32,
+            blocks: matrix.shape.blocks as u32,
+            tail: matrix.shape.tail as u32,
+            segments: matrix.shape.segments as u32,
+            base: u32::from(matrix.base) * 0x0101_0101,
+            batch: 0,
+            x_stride: 0,
+            from: 0,
+            count: 0,
+            half_offset: matrix.half_offset.unwrap_or(0),
+        }
+    }
+
+    /// For `batch` columns of x, `x_stride` vec4s apart.
+    pub(crate) fn batch(mut self, batch: usize, x_stride: u64) -> Self {
+        (self.batch, self.x_stride) = (batch as u32, x_stride as u32);
+        self
+    }
+
+    /// For `count` rows of the shard from row `from` on.
+    pub(crate) fn part(mut self, from: usize, count: usize) -> Self {
+        (self.from, self.count) = (from as u32, count as u32);
+        self
+    }
+}
+
+/// What dispatches before have made and others can use.
+#[derive(Default)]
+pub(crate) struct Dispatcher {
+    pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    params: Mutex<HashMap<Box<[u8]>, wgpu::Buffer>>,
+}
+
+impl Dispatcher {
+    /// Records `grid` workgroups of `kernel`, with its parameters at binding 0.
+    pub(crate) fn record(
+        &self,
+        device: &Device,
+        encoder: &mut wgpu::CommandEncoder,
+        kernel: Kernel,
+        params: &impl bytemuck::NoUninit,
+        bindings: &[(u32, &wgpu::Buffer)],
+        [x, y, z]: [u32; 3],
+    ) -> Result<()> {
+        let pipeline = self.pipeline(device, kernel)?;
+        let params = self.params(device, bytemuck::bytes_of(params))?;
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = [(0, &params)]
+            .into_iter()
+            .chain(bindings.iter().copied())
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let group = device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.entry()),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(kernel.entry()),
+            timestamp_writes: None,
+        });
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+        Ok(())
+    }
+
+    /// The pipeline of `kernel`, created at its first use.
+    fn pipeline(&self, device: &Device, kernel: Kernel) -> Result<wgpu::ComputePipeline> {
+        let create = || {
+            device.guarded(|| {
+                let label = format!("{kernel:?}");
+                let module = device.shader(&label, kernel.source());
+                Ok(device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(&label),
+                    layout: None,
+                    module: &module,
+                    entry_point: Some(kernel.entry()),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        constants: &[],
+                        // Every kernel writes what it reads from workgroup memory.
+                        zero_initialize_workgroup_memory: false,
+                    },
+                    cache: None,
+                }))
+            })
+        };
+        kept(&self.pipelines, &kernel, || kernel, usize::MAX, create)
+    }
+
+    /// Parameters in the memory of the device.
+    fn params(&self, device: &Device, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        kept(&self.params, bytes, || bytes.into(), KEPT_PARAMS, || device.uniform(bytes))
+    }
+}
+
+/// The value of `key`: made before, or made now and kept. More than `most` are dropped together.
+fn kept<K, Q, V>(
+    cache: &Mutex<HashMap<K, V>>,
+    key: &Q,
+    owned: impl FnOnce() -> K,
+    most: usize,
+    make: impl FnOnce() -> Result<V>,
+) -> Result<V>
+where
+    K: Eq + Hash + std::borrow::Borrow<Q>,
+    Q: Eq + Hash + ?Sized,
+    V: Clone,
+{
+    let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(value) = cache.get(key) {
+        return Ok(value.clone());
+    }
+    let value = make()?;
+    if cache.len() >= most {
+        cache.clear();
+    }
+    cache.insert(owned(), value.clone());
+    Ok(value)
+}
+
+/// Workgroups for `n` groups of 32 lanes.
+pub(crate) fn groups(n: u64) -> u64 {
+    n.div_ceil(8)
+}
+
+/// A grid of at least `n` workgroups within the device's limit for each dimension.
+pub(crate) fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
+    let most = u64::from(device.limits.max_compute_workgroups_per_dimension);
+    let x = n.min(most);
+    let y = n.div_ceil(x.max(1));
+    // Even rows of the grid, so that few workgroups find nothing to do.
+    let x = n.div_ceil(y.max(1));
+    if y > most || n > 1 << 29 {
+        return Err(Error::new(Rule::Device).expected(format!("{most}^2 workgroups")).found(n));
+    }
+    Ok([x as u32, y as u32, 1])
+}

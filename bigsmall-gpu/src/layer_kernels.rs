@@ -1,0 +1,55 @@
+//! The kernels between the products of a transformer, and their files in `shaders/`.
+
+/// A kernel on vectors of f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LayerKernel {
+    /// Divides vectors by their root mean square.
+    RmsNorm,
+    /// Turns heads by their positions.
+    Rope,
+    /// Causal attention over the keys and values of earlier positions.
+    Attention,
+    /// silu(gate) * up.
+    SiluMul,
+    /// Sums.
+    Add,
+    /// The index of the largest value.
+    Argmax,
+}
+
+impl LayerKernel {
+    /// Every kernel.
+    #[cfg(test)]
+    pub(crate) const ALL: [LayerKernel; 6] = [
+        LayerKernel::RmsNorm,
+        LayerKernel::Rope,
+        LayerKernel::Attention,
+        LayerKernel::SiluMul,
+        LayerKernel::Add,
+        LayerKernel::Argmax,
+    ];
+
+    pub(crate) fn entry(self) -> &'static str {
+        match self {
+            LayerKernel::RmsNorm => "rms_norm",
+            LayerKernel::Rope => "rope",
+            LayerKernel::Attention => "attention",
+            LayerKernel::SiluMul => "silu_mul",
+            LayerKernel::Add => "add",
+            LayerKernel::Argmax => "argmax",
+        }
+    }
+
+    /// The WGSL text.
+    pub(crate) fn source(self) -> String {
+        let kernel = match self {
+            LayerKernel::RmsNorm => include_str!("shaders/rms_norm.wgsl"),
+            LayerKernel::Rope => include_str!("shaders/rope.wgsl"),
+            LayerKernel::Attention => include_str!("shaders/attention.wgsl"),
+            LayerKernel::SiluMul => include_str!("shaders/silu_mul.wgsl"),
+            LayerKernel::Add => include_str!("shaders/add.wgsl"),
+            LayerKernel::Argmax => include_str!("shaders/argmax.wgsl"),
+        };
+        [include_str!("shaders/layer.wgsl"), kernel].concat()
+    }
+}

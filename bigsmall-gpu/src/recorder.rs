@@ -1,0 +1,123 @@
+//! Recording commands, submitting them, reading results back.
+
+use crate::context::Wgpu;
+use crate::device::check_size;
+use crate::error::Result;
+use crate::kernels::Kernel;
+
+/// Records kernels into a command encoder: [`Wgpu::submit`] and [`Wgpu::record`] hand one out.
+///
+/// ```
+/// use bigsmall_gpu::Wgpu;
+/// # fn main() -> bigsmall_gpu::Result<()> {
+/// # let Ok(gpu) = Wgpu::headless() else { return Ok(()) };
+/// let (a, b) = (gpu.new_buffer(4)?, gpu.new_buffer(4)?);
+/// gpu.write_buffer(&a, &[1f32, 2.0, 3.0, 4.0])?;
+/// // Kernels and the commands of wgpu can be mixed.
+/// gpu.submit(|recorder| {
+///     recorder.encoder().copy_buffer_to_buffer(&a, 0, &b, 0, 16);
+///     Ok(())
+/// })?;
+/// let mut values = [0f32; 4];
+/// gpu.read_buffer(&b, &mut values)?;
+/// assert_eq!(values, [1.0, 2.0, 3.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Recorder<'a> {
+    pub(crate) gpu: &'a Wgpu,
+    encoder: &'a mut wgpu::CommandEncoder,
+}
+
+impl std::fmt::Debug for Recorder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder").field("gpu", self.gpu).finish_non_exhaustive()
+    }
+}
+
+impl Recorder<'_> {
+    /// The encoder, for commands of wgpu between the kernels.
+    #[must_use]
+    pub fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        self.encoder
+    }
+
+    pub(crate) fn dispatch(
+        &mut self,
+        kernel: Kernel,
+        params: &impl bytemuck::NoUninit,
+        bindings: &[(u32, &wgpu::Buffer)],
+        grid: [u32; 3],
+    ) -> Result<()> {
+        let Wgpu { device, dispatcher, .. } = self.gpu;
+        dispatcher.record(device, self.encoder, kernel, params, bindings, grid)
+    }
+}
+
+impl Wgpu {
+    /// Records commands, to be submitted later.
+    ///
+    /// # Errors
+    /// Those of `record`; what the device reports meanwhile.
+    pub fn record(
+        &self,
+        record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
+    ) -> Result<wgpu::CommandBuffer> {
+        self.device.guarded(|| {
+            let mut encoder = self.device.device.create_command_encoder(&Default::default());
+            record(&mut Recorder { gpu: self, encoder: &mut encoder })?;
+            Ok(encoder.finish())
+        })
+    }
+
+    /// Records commands into the caller's encoder, which must be of this device.
+    ///
+    /// # Errors
+    /// Those of `record`; what the device reports meanwhile. After an error the encoder may hold
+    /// some of the commands.
+    pub fn record_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.device.guarded(|| record(&mut Recorder { gpu: self, encoder }))
+    }
+
+    /// Records commands, and submits them without waiting.
+    ///
+    /// # Errors
+    /// Those of `record`; what the device reports meanwhile.
+    pub fn submit(&self, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+        self.device.guarded(|| {
+            let commands = self.record(record)?;
+            self.device.queue.submit([commands]);
+            Ok(())
+        })
+    }
+
+    /// Submits `commands` and a copy of the front of `buffer` to the host at once, does `meanwhile`
+    /// while the device works, waits, and fills `values`: a step of a program that needs one small
+    /// result of each. What `meanwhile` submits is waited for as well; what it records can be
+    /// submitted next.
+    ///
+    /// # Errors
+    /// Those of `meanwhile`; [`Rule::BufferLength`](crate::Rule) if `buffer` is shorter than
+    /// `values`; [`Rule::DeviceLost`](crate::Rule).
+    pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
+        &self,
+        commands: wgpu::CommandBuffer,
+        buffer: &wgpu::Buffer,
+        values: &mut [T],
+        meanwhile: impl FnOnce() -> Result<M>,
+    ) -> Result<M> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        check_size(buffer, bytes.len() as u64)?;
+        self.device.guarded(|| {
+            let (staging, copy) = self.device.copy_out(buffer, bytes.len().max(1))?;
+            self.device.queue.submit([commands, copy]);
+            let done = meanwhile()?;
+            self.device.read_out(&staging, bytes)?;
+            Ok(done)
+        })
+    }
+}
