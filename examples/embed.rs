@@ -1,22 +1,28 @@
 //! Embeds sentences with a BERT model whose weights come straight from a shard, and ranks them by
 //! how near they are.
 //!
-//! `cargo run --release -p bigsmall-examples --features candle --example embed -- DIR
-//! [ORIGINAL.safetensors]`
-//!
-//! DIR is a model folder such as MiniLM's, with `config.json` and `tokenizer.json`, compressed or
-//! not yet; one that is not is compressed into a temporary folder first. Where the original weights
-//! are there, the vectors that they give must be the same, bit for bit.
+//! `cargo run --release -p bigsmall-examples --features candle --example embed -- FOLDER`
 
 use std::path::{Path, PathBuf};
 
+use bigsmall_examples::Result;
 use bigsmall_io::{CompressOptions, Model, Progress, candle::var_builder, compress};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{BertModel, Config};
+use clap::Parser;
 use tokenizers::{PaddingParams, Tokenizer};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// Embeds sentences with a BERT model, and ranks them by how near they are to a question.
+#[derive(Parser)]
+struct Args {
+    /// The folder of a model such as MiniLM, with `config.json` and `tokenizer.json`. If it is not
+    /// compressed, it is compressed into a temporary folder first.
+    folder: PathBuf,
+    /// The original weights, `model.safetensors` in the folder if it is there. Their vectors must
+    /// be the same, bit for bit.
+    original: Option<PathBuf>,
+}
 
 const QUERY: &str = "How do I make a neural network take less space?";
 const SENTENCES: [&str; 6] = [
@@ -29,18 +35,18 @@ const SENTENCES: [&str; 6] = [
 ];
 
 fn main() -> Result<()> {
-    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
-    let dir = args.next().ok_or("usage: embed DIR [ORIGINAL.safetensors]")?;
+    let Args { folder, original } = Args::parse();
+    let weights = folder.join("model.safetensors");
+    let is_compressed = !weights.exists();
+    let original = original.or_else(|| Some(weights).filter(|p| p.exists()));
     let temporary = tempfile::tempdir()?;
-    let original =
-        args.next().or_else(|| Some(dir.join("model.safetensors")).filter(|p| p.exists()));
-    let shards = if dir.join("model.safetensors").exists() {
+    let shards = if is_compressed {
+        folder
+    } else {
         let shards = temporary.path().join("compressed");
-        let report = compress(&dir, &shards, &CompressOptions::default(), &Progress::default())?;
+        let report = compress(&folder, &shards, &CompressOptions::default(), &Progress::default())?;
         println!("compressed to {:.2} %", 100.0 * report.ratio());
         shards
-    } else {
-        dir
     };
     let weights = var_builder(Model::open(&shards)?, DType::F32, &Device::Cpu);
     let vectors = embed(&shards, weights)?;

@@ -1,37 +1,45 @@
-//! Generates text with a Llama-like model whose weights come straight from shards, each token shown
-//! as soon as it is there.
+//! Generates text with a Llama-like model whose weights come straight from shards. Each token is
+//! shown at once.
 //!
-//! `cargo run --release -p bigsmall-examples --features candle --example generate -- [DIR
+//! `cargo run --release -p bigsmall-examples --features candle --example generate -- [MODEL
 //! [PROMPT]]`
-//!
-//! DIR is a compressed model folder with `config.json` and `tokenizer.json`, or a URL that
-//! `bigsmall_io::Model::open` takes where those two lie in the folder named by `TOKENIZER_DIR`.
-//! Without it a small model with random weights is made, compressed, and asked: it babbles, and it
-//! must babble the same as from the original weights.
 
 use std::path::{Path, PathBuf};
 
+use bigsmall_examples::Result;
 use bigsmall_io::{CompressOptions, Model, Progress, candle::var_builder, compress};
 use bigsmall_testing::Llama as Shape;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::generation::LogitsProcessor;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig, LlamaEosToks};
+use clap::Parser;
 use tokenizers::Tokenizer;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// Generates text with a Llama-like model.
+#[derive(Parser)]
+struct Args {
+    /// A folder of shards with `config.json` and `tokenizer.json`, or a URL. Without it, a small
+    /// model of random weights is made, and its text is compared with that from the original
+    /// weights.
+    model: Option<PathBuf>,
+    /// What the text begins with.
+    #[arg(default_value = "Once upon a time")]
+    prompt: String,
+    /// The folder with `config.json` and `tokenizer.json`, if the model is a URL.
+    #[arg(long, value_name = "FOLDER")]
+    config: Option<PathBuf>,
+}
 
 /// Tokens at the most.
 const LENGTH: usize = 100;
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let Some(dir) = args.next() else { return made() };
-    let prompt = args.next().unwrap_or_else(|| "Once upon a time".into());
-    let texts =
-        std::env::var_os("TOKENIZER_DIR").map_or_else(|| PathBuf::from(&dir), PathBuf::from);
-    let weights = var_builder(Model::open(&dir)?, DType::F32, &Device::Cpu);
-    generate(&texts, weights, &prompt, &mut std::io::stdout())?;
+    let Args { model, prompt, config } = Args::parse();
+    let Some(model) = model else { return made() };
+    let config = config.unwrap_or_else(|| model.clone());
+    let weights = var_builder(Model::open(model)?, DType::F32, &Device::Cpu);
+    generate(&config, weights, &prompt, &mut std::io::stdout())?;
     println!();
     Ok(())
 }
@@ -69,7 +77,7 @@ fn generate(
             break;
         }
         tokens.push(token);
-        // A character may take several tokens: nothing is shown before it is whole.
+        // A character may take several tokens. It is shown when it is complete.
         let text = tokenizer.decode(&tokens, true)?;
         if let Some(more) = text.strip_prefix(&*shown).filter(|m| !m.ends_with('\u{FFFD}')) {
             write!(out, "{more}")?;

@@ -2,46 +2,53 @@
 //! that took.
 //!
 //! `cargo run --release -p bigsmall-examples --example stream [MODEL | --generate 14GB]`
-//!
-//! MODEL is a shard or a folder of shards. `--generate` makes a shard in the shape of a Llama of
-//! that size first (two thirds of it are needed on the disk of the temporary folder; its layers all
-//! have the same weights, so that it is made quickly), and compares every tensor that comes out
-//! with what went in. Without an argument it makes one of 1 GB.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bigsmall_format::{
-    EncodedTensor, Error, Result, Rule, ShardWriter, TensorSpec, encode_tensor,
-    for_each_in_parallel, xxh3,
-};
-use bigsmall_io::{Encoding, Layer, Model, StreamOptions, StreamingLoader};
+use bigsmall_examples::Result;
+use bigsmall_io::{Layer, Model, SaveOptions, StreamOptions, StreamingLoader, TensorSpec, Writer};
 use bigsmall_testing::{Llama, Random};
+use clap::Parser;
 use half::bf16;
 
+/// Reads a model layer by layer.
+#[derive(Parser)]
+struct Args {
+    /// A shard, or a folder of shards. Without it, a model is made.
+    model: Option<PathBuf>,
+    /// The size of the model that is made, in the shape of a Llama. Two thirds of it are needed in
+    /// the temporary folder. Every tensor that is read is compared with what was written.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1GB")]
+    #[arg(conflicts_with = "model")]
+    generate: u64,
+}
+
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let dir = tempfile::tempdir()?;
-    let (path, hashes) = match &args[..] {
-        [] => made(dir.path(), 1_000_000_000)?,
-        [flag, size] if flag == "--generate" => made(dir.path(), parse(size)?)?,
-        [path] => (PathBuf::from(path), HashMap::new()),
-        _ => return Err(Error::new(Rule::Argument).expected("[MODEL | --generate SIZE]")),
+    let args = Args::parse();
+    let folder = tempfile::tempdir()?;
+    let (path, hashes) = match args.model {
+        Some(path) => (path, HashMap::new()),
+        None => make(folder.path(), args.generate)?,
     };
-    let begin = Instant::now();
     let mut loader = StreamingLoader::new(Model::open(&path)?, &StreamOptions::default())?;
     let total = loader.progress().total_bytes();
     let (mut layer, mut largest, mut n) = (Layer::default(), 0, 0);
-    while loader.next_into(&mut layer)? {
-        // Here a program would compute with the layer. Only this one is decoded, and the next one
-        // is being read.
+    let mut waited = Duration::ZERO;
+    loop {
+        let begin = Instant::now();
+        if !loader.next_into(&mut layer)? {
+            break;
+        }
+        waited += begin.elapsed();
+        // Here a program computes with the layer. Only this one is decoded, and the next one is
+        // being read.
         for tensor in layer.tensors() {
-            let expected = hashes.get(&key(tensor.spec().name()));
-            if expected.is_some_and(|h| *h != xxh3(tensor.bytes())) {
-                return Err(Error::new(Rule::ReadBack).in_tensor(tensor.spec().name()));
+            let name = tensor.spec().name();
+            if hashes.get(name).is_some_and(|h| *h != hash(tensor.bytes())) {
+                return Err(format!("{name} is not what was written").into());
             }
         }
         largest = largest.max(layer.byte_len());
@@ -49,11 +56,8 @@ fn main() -> Result<()> {
         let done = 100 * loader.progress().done_bytes() / total.max(1);
         println!("{done:>3} %  {:<28} {:>12} bytes", layer.name(), layer.byte_len());
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    println!(
-        "{n} layers, {total} bytes in {seconds:.2} s: {:.2} GB/s",
-        total as f64 / 1e9 / seconds
-    );
+    let rate = total as f64 / 1e9 / waited.as_secs_f64();
+    println!("{n} layers, {total} bytes, {:.2} s of waiting: {rate:.2} GB/s", waited.as_secs_f64());
     if !hashes.is_empty() {
         println!("every tensor is what was written");
     }
@@ -69,7 +73,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// The most memory that this process had at any time, where the system says it (Linux).
+/// The most memory that this process had at any time, if the system says it (Linux).
 fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
@@ -77,26 +81,23 @@ fn peak() -> Option<u64> {
 }
 
 /// `14GB`, `500MB`, or a number of bytes.
-fn parse(size: &str) -> Result<u64> {
+fn size(text: &str) -> std::result::Result<u64, String> {
     let units = [("GB", 1_000_000_000), ("MB", 1_000_000), ("", 1)];
     let found = units.iter().find_map(|(unit, n)| {
-        size.strip_suffix(unit).and_then(|digits| digits.parse::<u64>().ok()?.checked_mul(*n))
+        text.strip_suffix(unit).and_then(|digits| digits.parse::<u64>().ok()?.checked_mul(*n))
     });
-    found.ok_or_else(|| Error::new(Rule::Argument).expected("a size such as 14GB").found(size))
+    found.ok_or_else(|| "expected a size such as 14GB".into())
 }
 
-/// The name of a tensor without the number of its layer: such tensors have the same weights.
-fn key(name: &str) -> String {
-    name.split('.')
-        .map(|c| if c.parse::<u32>().is_ok() { "0" } else { c })
-        .collect::<Vec<_>>()
-        .join(".")
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
-/// Makes a shard of a model of at least `size` bytes; returns the checksums of its tensors by
-/// [`key`].
-fn made(dir: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
-    let path = dir.join("generated.bs");
+/// Makes a shard of at least `size` bytes of weights. Returns the hashes of its tensors by name.
+fn make(folder: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
+    let path = folder.join("generated.bs");
     // The layers of a Llama of 7B parameters, or small ones.
     let one = match size {
         0..2_000_000_000 => Llama { layers: 1, ..Llama::MEASURED },
@@ -110,53 +111,29 @@ fn made(dir: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
     let tensors = Llama { layers, ..one }.tensors()?;
     println!("making a model of {layers} layers ...");
     let begin = Instant::now();
-    let sink = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-    let mut writer = ShardWriter::synthesised(sink, &tensors)?;
-    let mut known: HashMap<String, (EncodedTensor, u64)> = HashMap::new();
+    let mut writer = Writer::create(&path, tensors.clone(), None, &SaveOptions::default())?;
+    let mut hashes = HashMap::new();
+    // Drawn from a table, since there are billions of them.
+    let mut random = Random::new(1);
+    let normal: Vec<[u8; 2]> =
+        (0..1 << 16).map(|_| bf16::from_f64(0.02 * random.normal()).to_le_bytes()).collect();
     let mut values = Vec::new();
     for spec in &tensors {
-        let encoding = Encoding::default().implementation();
-        let (encoded, hash) = match known.remove(&key(spec.name())) {
-            Some((encoded, hash)) => (encoded.with_name(spec.name()), hash),
-            None => {
-                fill(spec, &mut values)?;
-                (encode_tensor(encoding, spec, &values, 0)?, xxh3(&values))
+        values.resize(spec.byte_len() as usize, 0);
+        for four in values.chunks_mut(8) {
+            let drawn = random.bits();
+            for (i, value) in four.chunks_mut(2).enumerate() {
+                value.copy_from_slice(&normal[(drawn >> (16 * i)) as usize & 0xffff]);
             }
-        };
-        writer.write_encoded(&encoded, encoding)?;
-        known.insert(key(spec.name()), (encoded, hash));
+        }
+        writer.tensor(spec.name(), &values)?;
+        hashes.insert(spec.name().to_owned(), hash(&values));
     }
-    writer.finish()?.flush()?;
+    let report = writer.finish()?;
     let seconds = begin.elapsed().as_secs_f64();
-    let original: u64 = tensors.iter().map(TensorSpec::byte_len).sum();
-    let compressed = std::fs::metadata(&path)?.len();
-    println!("{original} bytes as {compressed} in {seconds:.1} s");
+    println!("{} bytes as {}, {seconds:.1} s", report.original_bytes, report.compressed_bytes);
     if let Some(peak) = peak() {
         println!("peak memory so far {:.0} MiB", mib(peak));
     }
-    Ok((path, known.into_iter().map(|(name, (_, hash))| (name, hash)).collect()))
-}
-
-/// Makes the weights of a tensor as [`Llama::write`] does, but its rows in parallel: each has a
-/// seed of its own.
-fn fill(spec: &TensorSpec, values: &mut Vec<u8>) -> Result<()> {
-    values.resize(spec.byte_len() as usize, 0);
-    let is_matrix = spec.shape().len() == 2;
-    let columns = spec.shape().last().copied().unwrap_or(1) as usize;
-    let seed = xxh3(key(spec.name()).as_bytes());
-    for_each_in_parallel(
-        0,
-        values.chunks_mut(2 * columns).enumerate(),
-        || (),
-        |(), (row, out)| {
-            let mut random = Random::new(seed.wrapping_add(row as u64));
-            let scale = 0.02 * (0.2 * random.normal()).exp();
-            for value in out.as_chunks_mut::<2>().0 {
-                let w =
-                    if is_matrix { scale * random.normal() } else { 1.0 + 0.1 * random.normal() };
-                *value = bf16::from_f64(w).to_le_bytes();
-            }
-            Ok(())
-        },
-    )
+    Ok((path, hashes))
 }

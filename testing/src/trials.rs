@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use bigsmall_codec::{Ans, Backend};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding,
-    for_each_in_parallel, xxh3,
+    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding, xxh3,
 };
 use bigsmall_tbe::Tbe;
 use sha2::{Digest, Sha256};
@@ -640,30 +638,6 @@ impl Golden {
         }
         Ok(())
     }
-}
-
-/// Calls `work` for every golden file, on all cores; returns the counts of all together.
-///
-/// # Errors
-/// The first of `work`.
-pub fn for_each_golden(
-    goldens: &[Golden],
-    work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync,
-) -> Result<Tally> {
-    let total = Mutex::new(Tally::default());
-    for_each_in_parallel(
-        0,
-        // The largest first.
-        goldens.iter().rev(),
-        || (),
-        |(), golden| {
-            let mut tally = Tally::default();
-            work(golden, &mut tally)?;
-            total.lock().unwrap_or_else(PoisonError::into_inner).add_all(&tally);
-            Ok(())
-        },
-    )?;
-    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 #[cfg(test)]
