@@ -1,6 +1,7 @@
 //! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer
 //! arithmetic throughout, since what is decided here decides bytes.
 
+use bigsmall_format::internal::read_at;
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
 use crate::bits::BitWriter;
@@ -101,7 +102,7 @@ fn sample(
             Some(units) => units,
             None => {
                 set_len(&mut buffer, (range.end - range.start) as usize)?;
-                source.read_exact_at(range.start, &mut buffer)?;
+                read_at(source, range.start, &mut buffer)?;
                 &buffer
             }
         };

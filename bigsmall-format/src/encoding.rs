@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::read_at::{len_of, read_at};
 use crate::wire::{reserve, room_for, set_len};
 use crate::{
     Ahead, BLOCK_UNITS, BlockTable, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorSpec,
@@ -147,11 +148,12 @@ pub fn encode_tensor(
     source: &dyn ReadAt,
     threads: usize,
 ) -> Result<EncodedTensor> {
-    if source.byte_len() != spec.byte_len() {
+    let found = len_of(source)?;
+    if found != spec.byte_len() {
         return Err(Error::new(Rule::BufferLength)
             .in_tensor(spec.name())
             .expected(format!("{} bytes of {} {:?}", spec.byte_len(), spec.dtype(), spec.shape()))
-            .found(source.byte_len()));
+            .found(found));
     }
     let encoder = encoding.plan(spec, source)?;
     let run_bytes = (spec.block_bytes() * ENCODING_RUN) as u64;
@@ -220,7 +222,7 @@ fn read_or_borrow<'a>(
         Some(bytes) => Ok(bytes),
         None => {
             set_len(scratch, (range.end - range.start) as usize)?;
-            source.read_exact_at(range.start, scratch)?;
+            read_at(source, range.start, scratch)?;
             Ok(scratch)
         }
     }

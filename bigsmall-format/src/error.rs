@@ -253,9 +253,27 @@ impl Error {
     }
 }
 
+/// An error of ours that a [`ReadAt`](crate::ReadAt) returned as an `io::Error` comes out as it
+/// was.
 impl From<std::io::Error> for Error {
     fn from(source: std::io::Error) -> Self {
-        Error::io(source)
+        source.downcast().unwrap_or_else(Error::io)
+    }
+}
+
+/// For implementations of [`ReadAt`](crate::ReadAt) that stand on this crate.
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match (&error.0.source, error.class()) {
+            (Some(source), _) => source.kind(),
+            (None, Class::Usage) => ErrorKind::InvalidInput,
+            (None, Class::Corrupt) => ErrorKind::InvalidData,
+            (None, Class::Unsupported) => ErrorKind::Unsupported,
+            // Not `Interrupted` for what was cancelled: that would be tried again.
+            (None, Class::Io | Class::Limit) => ErrorKind::Other,
+        };
+        std::io::Error::new(kind, error)
     }
 }
 

@@ -10,6 +10,7 @@ use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor}
 use serde_json::value::RawValue;
 
 use crate::arch::zeroed;
+use crate::read_at::{len_of, read_at};
 use crate::wire::room_for;
 use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
@@ -109,12 +110,12 @@ impl Header {
     /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of
     /// `source`.
     pub fn read(source: &dyn ReadAt, limits: &Limits) -> Result<(Vec<u8>, Self)> {
-        let byte_len = source.byte_len();
+        let byte_len = len_of(source)?;
         let mut prefix = [0; 8];
         if byte_len < 8 {
             return Err(Error::new(Rule::HeaderLength).expected("8 bytes or more").found(byte_len));
         }
-        source.read_exact_at(0, &mut prefix)?;
+        read_at(source, 0, &mut prefix)?;
         let len = u64::from_le_bytes(prefix);
         if let Some(rule) = crate::shard::recognise(&prefix) {
             return Err(Error::new(rule).at(0));
@@ -133,7 +134,7 @@ impl Header {
                 .found(len));
         }
         let mut json = zeroed(len)?;
-        source.read_exact_at(8, &mut json)?;
+        read_at(source, 8, &mut json)?;
         let header = Header::parse(&json, data_len, limits)?;
         Ok((json, header))
     }

@@ -1,48 +1,88 @@
 //! Positioned reads without a cursor.
 
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{Error, Result, Rule};
 
-/// A source of bytes that can be read anywhere, from any thread: a file, a slice, an HTTP resource,
-/// a fault injector.
+/// A source of bytes that can be read at any offset from any thread: a file, a slice, an HTTP
+/// resource, a fault injector.
 ///
-/// Implementations return exactly the bytes asked for or an error; short reads and interrupted
-/// calls are theirs to repeat.
+/// It is implemented for slices, vectors and files, for a [`Section`] of another source, and for
+/// references, boxes and [`Arc`]s of sources, `dyn ReadAt` included.
+///
+/// ```
+/// use std::io;
+/// use bigsmall_format::ReadAt;
+///
+/// /// A source of zeros.
+/// struct Zeros(u64);
+///
+/// impl ReadAt for Zeros {
+///     fn byte_len(&self) -> io::Result<u64> {
+///         Ok(self.0)
+///     }
+///
+///     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+///         match offset.checked_add(buf.len() as u64) {
+///             Some(end) if end <= self.0 => Ok(buf.fill(0)),
+///             _ => Err(io::ErrorKind::UnexpectedEof.into()),
+///         }
+///     }
+/// }
+///
+/// let source: Box<dyn ReadAt> = Box::new(Zeros(10));
+/// assert_eq!(source.byte_len()?, 10);
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait ReadAt: Send + Sync {
     /// Length in bytes.
-    fn byte_len(&self) -> u64;
-
-    /// Fills `buf` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`Rule::Io`](crate::Rule::Io), also where the source ends early.
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Those of the source.
+    fn byte_len(&self) -> io::Result<u64>;
 
-    /// The bytes of `range` where the source holds them in memory, so that nothing need be copied.
+    /// Fills `buf` with the bytes from `offset` on. Short reads and interrupted calls are repeated
+    /// inside: the result is all the bytes or an error, and then the contents of `buf` are
+    /// unspecified.
+    ///
+    /// # Errors
+    /// Those of the source; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when it ends early.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// The bytes of `range` if the source holds them in memory, so that nothing need be copied.
     fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
         let _ = range;
         None
     }
 }
 
-fn past_end(offset: u64, len: usize, byte_len: u64) -> Error {
-    Error::new(Rule::Io)
-        .at(offset)
-        .expected(format!("{len} bytes"))
-        .found(format!("a source of {byte_len} bytes"))
+/// The length of `source`, its error as ours.
+pub fn len_of(source: &dyn ReadAt) -> Result<u64> {
+    source.byte_len().map_err(Error::from)
+}
+
+/// Reads from `source`; the error names the offset.
+pub fn read_at(source: &dyn ReadAt, offset: u64, buf: &mut [u8]) -> Result<()> {
+    source.read_exact_at(offset, buf).map_err(|e| Error::from(e).at(offset))
+}
+
+fn past_end(offset: u64, len: usize, byte_len: u64) -> io::Error {
+    let text = format!("{len} bytes at byte {offset} of a source of {byte_len} bytes");
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 impl ReadAt for [u8] {
-    fn byte_len(&self) -> u64 {
-        self.len() as u64
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(buf.len() as u64);
         match end.and_then(|end| self.bytes_at(offset..end)) {
             Some(bytes) => buf.copy_from_slice(bytes),
-            None => return Err(past_end(offset, buf.len(), self.byte_len())),
+            None => return Err(past_end(offset, buf.len(), self.len() as u64)),
         }
         Ok(())
     }
@@ -52,35 +92,33 @@ impl ReadAt for [u8] {
     }
 }
 
-impl ReadAt for Vec<u8> {
-    fn byte_len(&self) -> u64 {
-        self.len() as u64
-    }
+/// Implements the trait for what leads to a source.
+macro_rules! forward {
+    ($(($($generics:tt)*) $type:ty;)*) => {
+        $(impl<$($generics)*> ReadAt for $type {
+            fn byte_len(&self) -> io::Result<u64> {
+                (**self).byte_len()
+            }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self[..].read_exact_at(offset, buf)
-    }
+            fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+                (**self).read_exact_at(offset, buf)
+            }
 
-    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        self[..].bytes_at(range)
-    }
+            fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+                (**self).bytes_at(range)
+            }
+        })*
+    };
 }
 
-impl<T: ReadAt + ?Sized> ReadAt for &T {
-    fn byte_len(&self) -> u64 {
-        (**self).byte_len()
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        (**self).read_exact_at(offset, buf)
-    }
-
-    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        (**self).bytes_at(range)
-    }
+forward! {
+    () Vec<u8>;
+    (T: ReadAt + ?Sized) &T;
+    (T: ReadAt + ?Sized) Box<T>;
+    (T: ReadAt + ?Sized) Arc<T>;
 }
 
-/// A window of another source: a tensor's data within its file, say.
+/// A part of another source, such as the data of one tensor in its file.
 #[derive(Clone, Debug)]
 pub struct Section<R> {
     inner: R,
@@ -91,68 +129,154 @@ impl<R: ReadAt> Section<R> {
     /// The bytes of `range` within `inner`.
     ///
     /// # Errors
-    /// [`Rule::RangeOutOfBounds`] when `inner` is shorter.
+    /// [`Rule::RangeOutOfBounds`] when `inner` is shorter; that of its length.
     pub fn new(inner: R, range: Range<u64>) -> Result<Self> {
-        if range.start > range.end || range.end > inner.byte_len() {
+        let byte_len = len_of(&inner)?;
+        if range.start > range.end || range.end > byte_len {
             return Err(Error::new(Rule::RangeOutOfBounds)
-                .expected(format!("a range within 0..{}", inner.byte_len()))
+                .expected(format!("a range within 0..{byte_len}"))
                 .found(format!("{range:?}")));
         }
         Ok(Section { inner, range })
     }
+
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
 }
 
 impl<R: ReadAt> ReadAt for Section<R> {
-    fn byte_len(&self) -> u64 {
-        self.range.end - self.range.start
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.len())
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match offset.checked_add(buf.len() as u64) {
-            Some(end) if end <= self.byte_len() => {
-                self.inner.read_exact_at(self.range.start + offset, buf)
+            // The error's offset is that in the whole source.
+            Some(end) if end <= self.len() => {
+                read_at(&self.inner, self.range.start + offset, buf).map_err(io::Error::from)
             }
-            _ => Err(past_end(offset, buf.len(), self.byte_len())),
+            _ => Err(past_end(offset, buf.len(), self.len())),
         }
     }
 
     fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
-        (range.start <= range.end && range.end <= self.byte_len()).then_some(())?;
+        (range.start <= range.end && range.end <= self.len()).then_some(())?;
         self.inner.bytes_at(self.range.start + range.start..self.range.start + range.end)
     }
 }
 
-#[cfg(unix)]
 impl ReadAt for std::fs::File {
-    fn byte_len(&self) -> u64 {
-        self.metadata().map_or(0, |m| m.len())
+    fn byte_len(&self) -> io::Result<u64> {
+        self.metadata().map(|m| m.len())
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    #[cfg(unix)]
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, buf, offset)
-            .map_err(|e| Error::io(e).at(offset))
-    }
-}
-
-#[cfg(windows)]
-impl ReadAt for std::fs::File {
-    fn byte_len(&self) -> u64 {
-        self.metadata().map_or(0, |m| m.len())
     }
 
-    fn read_exact_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
         use std::os::windows::fs::FileExt;
         while !buf.is_empty() {
             match self.seek_read(buf, offset) {
-                Ok(0) => return Err(past_end(offset, buf.len(), self.byte_len())),
+                Ok(0) => return Err(past_end(offset, buf.len(), self.byte_len()?)),
                 Ok(n) => {
                     offset += n as u64;
                     buf = &mut buf[n..];
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(e).at(offset)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Class;
+
+    /// A source of one byte whose every answer is an error.
+    struct Failing(fn() -> io::Error);
+
+    impl ReadAt for Failing {
+        fn byte_len(&self) -> io::Result<u64> {
+            Err(self.0())
+        }
+
+        fn read_exact_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Err(self.0())
+        }
+    }
+
+    #[test]
+    fn whatever_leads_to_a_source_is_one() {
+        let bytes: Vec<u8> = (0..20).collect();
+        let path = std::env::temp_dir().join(format!("bigsmall-read-at-{}", std::process::id()));
+        std::fs::write(&path, &bytes).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let longer = [&[9; 3][..], &bytes, &[9; 2]].concat();
+        let sources: [(bool, Box<dyn ReadAt>); 8] = [
+            (true, Box::new(bytes.clone())),
+            (true, Box::new(Arc::<[u8]>::from(&bytes[..]))),
+            (true, Box::new(Box::<[u8]>::from(&bytes[..]))),
+            (true, Box::new(Arc::new(bytes.clone()) as Arc<dyn ReadAt>)),
+            (true, Box::new(Box::new(bytes.clone()) as Box<dyn ReadAt>)),
+            (true, Box::new(Section::new(longer, 3..23).unwrap())),
+            (false, Box::new(Section::new(Arc::new(file), 0..20).unwrap())),
+            (true, Box::new(Section::new(bytes.clone(), 0..20).unwrap())),
+        ];
+        for (in_memory, source) in &sources {
+            assert_eq!(source.byte_len().unwrap(), 20);
+            let mut some = [0; 5];
+            source.read_exact_at(7, &mut some).unwrap();
+            assert_eq!(some, [7, 8, 9, 10, 11]);
+            assert_eq!(source.bytes_at(7..12), in_memory.then_some(&some[..]));
+            assert_eq!(source.bytes_at(19..21), None);
+            for (offset, n) in [(18, 3), (21, 0), (u64::MAX, 1)] {
+                let error = source.read_exact_at(offset, &mut some[..n]).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {n}");
+            }
+        }
+    }
+
+    /// An error of ours that goes through a source comes out as it went in, one of the system as
+    /// the source of ours; both keep their kind, and name the offset in the whole.
+    #[test]
+    fn errors_keep_what_they_are() {
+        let source = Failing(|| Error::new(Rule::SourceChanged).in_file("x").into());
+        let error = read_at(&source, 5, &mut [0]).unwrap_err();
+        assert_eq!((error.rule(), error.offset()), (Rule::SourceChanged, Some(5)));
+        assert_eq!(error.to_string().matches("x: ").count(), 1);
+        assert_eq!(len_of(&source).unwrap_err().rule(), Rule::SourceChanged);
+        assert_eq!(Section::new(source, 0..0).err().unwrap().rule(), Rule::SourceChanged);
+
+        let source = Failing(|| io::ErrorKind::PermissionDenied.into());
+        let error = read_at(&source, 5, &mut [0]).unwrap_err();
+        assert_eq!((error.rule(), error.class()), (Rule::Io, Class::Io));
+        let text = error.to_string();
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(Error::from(error).to_string(), text);
+        assert_eq!(len_of(&source).unwrap_err().rule(), Rule::Io, "not an empty source");
+
+        // The second read of a section within a section fails: byte 30 + 20 + 5.
+        struct Later;
+        impl ReadAt for Later {
+            fn byte_len(&self) -> io::Result<u64> {
+                Ok(100)
+            }
+
+            fn read_exact_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+        let section = Section::new(Section::new(Later, 30..90).unwrap(), 20..50).unwrap();
+        let error = read_at(&section, 5, &mut [0]).unwrap_err();
+        assert_eq!((error.rule(), error.offset()), (Rule::Io, Some(55)));
     }
 }

@@ -95,11 +95,11 @@ struct Sparse {
 }
 
 impl ReadAt for Sparse {
-    fn byte_len(&self) -> u64 {
-        16 + self.zeros + self.tail.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(16 + self.zeros + self.tail.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let tail_at = 16 + self.zeros;
         buf.fill(0);
         let skip = tail_at.saturating_sub(offset).min(buf.len() as u64) as usize;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{
     BLOCK_UNITS, Error, Header, Limits, ReadAt, Result, Rule, Section, TensorSpec,
     available_threads,
@@ -54,7 +55,7 @@ pub fn estimate(input: &Path, options: &CompressOptions, progress: &Progress) ->
     for path in &files {
         let file = os::open_regular(path)?;
         let read = Header::read(&file, &Limits::default()).map_err(|e| e.in_file(path))?;
-        progress.expect(file.byte_len());
+        progress.expect(len_of(&file)?);
         opened.push((file, read));
     }
     let mut total = Estimate::default();
@@ -113,7 +114,7 @@ impl Work {
             let at = i * spec.n_blocks() / samples * block;
             let len = block.min(spec.byte_len() - at);
             set_len(&mut units, len as usize)?;
-            source.read_exact_at(at, &mut units)?;
+            read_at(source, at, &mut units)?;
             let begin = Instant::now();
             encoder.encode_blocks(&units, &mut out, &mut lens)?;
             let middle = Instant::now();

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use bigsmall_format::{Dtype, Error, Header, ReadAt, Result, Rule, Shard, TensorSpec};
+use bigsmall_format::internal::read_at;
+use bigsmall_format::{Dtype, Header, ReadAt, Result, Rule, Shard, TensorSpec};
 
 use crate::compress::walk::compress_source;
 use crate::restore::walk::restore_shard;
@@ -62,7 +63,7 @@ impl Output for Disk {
     }
 
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
-        self.bytes.lock().unwrap().read_exact_at(offset, buf).map(|()| true)
+        read_at(&*self.bytes.lock().unwrap(), offset, buf).map(|()| true)
     }
 }
 
@@ -79,15 +80,15 @@ impl<'a> Failing<'a> {
 }
 
 impl ReadAt for Failing<'_> {
-    fn byte_len(&self) -> u64 {
-        self.bytes.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match left {
             Ok(_) => self.bytes.read_exact_at(offset, buf),
-            Err(_) => Err(Error::io(io::Error::other("the disk is broken")).at(offset)),
+            Err(_) => Err(io::Error::other("the disk is broken")),
         }
     }
 }
@@ -278,10 +279,10 @@ fn a_source_that_ends_early_is_an_error() {
         /// for.
         struct Truncated<'a>(&'a [u8], u64);
         impl ReadAt for Truncated<'_> {
-            fn byte_len(&self) -> u64 {
-                self.1
+            fn byte_len(&self) -> std::io::Result<u64> {
+                Ok(self.1)
             }
-            fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
                 self.0.read_exact_at(offset, buf)
             }
         }

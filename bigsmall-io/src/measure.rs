@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{
     Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
     Result, Rule, Shard, TensorEncoding, available_threads, decode_range, encode_tensor,
@@ -140,7 +141,7 @@ fn measure_source(
 ) -> Result<Measurement> {
     let threads = if options.threads == 0 { available_threads() } else { options.threads };
     let compress = CompressOptions { encoding: options.encoding, threads, ..Default::default() };
-    progress.expect(source.byte_len());
+    progress.expect(len_of(source)?);
     let size = compress_source(source, &Discard, &compress, progress)?;
 
     let (json, header) = Header::read(source, &Limits::default())?;
@@ -152,7 +153,7 @@ fn measure_source(
             break;
         }
         let mut bytes = zeroed(spec.byte_len())?;
-        source.read_exact_at(data_at + spec.data_range().start, &mut bytes)?;
+        read_at(source, data_at + spec.data_range().start, &mut bytes)?;
         taken += spec.byte_len();
         tensors.push((spec, bytes));
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path};
 
+use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{Error, Limits, ReadAt, Result, Rule};
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
@@ -22,14 +23,14 @@ impl ModelIndex {
     /// Reads an index file: its text, and what it says. Every shard's name has been checked.
     pub(crate) fn read(source: &dyn ReadAt) -> Result<(String, Self)> {
         let limit = Limits::default().max_header_bytes;
-        let len = source.byte_len();
+        let len = len_of(source)?;
         if len > limit {
             return Err(Error::new(Rule::ModelIndexTooLarge)
                 .expected(format!("at most {limit} bytes"))
                 .found(len));
         }
         let mut text = vec![0; len as usize];
-        source.read_exact_at(0, &mut text)?;
+        read_at(source, 0, &mut text)?;
         let text = String::from_utf8(text).map_err(|e| wrong(e.to_string()))?;
         let index = Self::parse(&text)?;
         Ok((text, index))
@@ -254,10 +255,10 @@ mod tests {
     fn a_file_over_the_limit_is_not_read() {
         struct Zeros(u64);
         impl ReadAt for Zeros {
-            fn byte_len(&self) -> u64 {
-                self.0
+            fn byte_len(&self) -> std::io::Result<u64> {
+                Ok(self.0)
             }
-            fn read_exact_at(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            fn read_exact_at(&self, _: u64, _: &mut [u8]) -> std::io::Result<()> {
                 assert!(self.0 <= 100_000_000, "read all the same");
                 Ok(())
             }

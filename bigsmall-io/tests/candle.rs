@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_io::candle::{sharded_var_builder, var_builder};
-use bigsmall_io::{CompressOptions, Model, Progress, ReadAt, Result};
+use bigsmall_io::{CompressOptions, Model, Progress, ReadAt};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::var_builder::Shard;
 use common::{DTYPES, ENCODINGS, Random, tensor, write};
@@ -117,11 +117,11 @@ struct Counted {
 }
 
 impl ReadAt for Counted {
-    fn byte_len(&self) -> u64 {
-        self.bytes.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         self.bytes.read_exact_at(offset, buf)
     }

@@ -398,7 +398,7 @@ fn a_server_that_says_nothing_is_given_up() {
         Reply { silence, ..good }
     });
     let file = HttpFile::open(&promised.url("m.bs"), &slow).unwrap();
-    let error = file.read_exact_at(0, &mut [0; 100]).unwrap_err();
+    let error = bigsmall_io::Error::from(file.read_exact_at(0, &mut [0; 100]).unwrap_err());
     assert_eq!(error.rule(), Rule::Io, "{error}");
 }
 

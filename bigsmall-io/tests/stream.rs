@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bigsmall_io::{
-    Class, CompressOptions, Layer, Model, Progress, ReadAt, Result, Rule, StreamOptions,
-    StreamingLoader,
+    Class, CompressOptions, Layer, Model, Progress, ReadAt, Rule, StreamOptions, StreamingLoader,
 };
 use common::{ENCODINGS, Random, Tensor, tensor, write};
 use safetensors::Dtype;
@@ -216,11 +215,11 @@ struct Bad {
 }
 
 impl ReadAt for Bad {
-    fn byte_len(&self) -> u64 {
-        self.bytes.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let left =
             self.reads_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match left {

@@ -1,5 +1,6 @@
 //! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
 
+use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{
     Ahead, BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt,
     Result, Rule, TensorEncoding, TensorSpec,
@@ -91,11 +92,12 @@ impl TensorEncoding for Tbe {
 
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
         let blank = Head::new(spec.dtype(), self.width, 0).map_err(|e| e.in_tensor(spec.name()))?;
-        if source.byte_len() != spec.byte_len() {
+        let found = len_of(source)?;
+        if found != spec.byte_len() {
             return Err(Error::new(Rule::BufferLength)
                 .in_tensor(spec.name())
                 .expected(format!("{} bytes", spec.byte_len()))
-                .found(source.byte_len()));
+                .found(found));
         }
         let counts = histogram(spec, blank.fields, source)?;
         let head = Head { base: best_base(&counts, blank), ..blank };
@@ -130,7 +132,7 @@ fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[
             Some(values) => values,
             None => {
                 set_len(&mut buffer, (bytes.end - bytes.start) as usize)?;
-                source.read_exact_at(bytes.start, &mut buffer)?;
+                read_at(source, bytes.start, &mut buffer)?;
                 &buffer
             }
         };

@@ -79,14 +79,15 @@ struct Decoded<'a> {
 }
 
 impl ReadAt for Decoded<'_> {
-    fn byte_len(&self) -> u64 {
-        self.tensor.spec().byte_len()
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.tensor.spec().byte_len())
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         // An end that overflows is a range that the tensor does not have.
         let range = offset..offset.saturating_add(buf.len() as u64);
         let (spec, table) = (self.tensor.spec(), self.tensor.table());
-        decode_range(&*self.decoder, spec, table, &self.tensor.payload(), range, buf, 1)
+        decode_range(&*self.decoder, spec, table, &self.tensor.payload(), range, buf, 1)?;
+        Ok(())
     }
 }

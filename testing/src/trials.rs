@@ -306,7 +306,7 @@ impl Kind {
     /// # Errors
     /// Those of `original`.
     pub fn damage<'a>(self, original: &'a dyn ReadAt, random: &mut Random) -> Result<Damaged<'a>> {
-        let len = original.byte_len();
+        let len = original.byte_len()?;
         let from = if random.bits() & 1 == 0 { len.saturating_sub(65_536) } else { 0 };
         let mut place = || from + random.bits() % (len - from).max(1);
         let byte_at = |at: u64| {
@@ -350,7 +350,7 @@ impl Kind {
             }
             Kind::Cut => edits.push((place()..len, Vec::new())),
         }
-        Ok(Damaged::new(original, edits))
+        Damaged::new(original, edits)
     }
 }
 
@@ -381,8 +381,10 @@ impl Piece {
 impl<'a> Damaged<'a> {
     /// `original` with each range replaced by the bytes beside it; the ranges are in order and
     /// apart.
-    #[must_use]
-    pub fn new(original: &'a dyn ReadAt, edits: Vec<(Range<u64>, Vec<u8>)>) -> Self {
+    ///
+    /// # Errors
+    /// That of the original's length.
+    pub fn new(original: &'a dyn ReadAt, edits: Vec<(Range<u64>, Vec<u8>)>) -> Result<Self> {
         let mut out = Damaged { original, pieces: Vec::new(), byte_len: 0, touched: Vec::new() };
         let mut at = 0;
         for (range, bytes) in edits {
@@ -392,8 +394,8 @@ impl<'a> Damaged<'a> {
             at = range.end;
             out.push(Piece::Other(bytes));
         }
-        out.push(Piece::Original(at..original.byte_len()));
-        out
+        out.push(Piece::Original(at..original.byte_len()?));
+        Ok(out)
     }
 
     fn push(&mut self, piece: Piece) {
@@ -479,13 +481,13 @@ impl fmt::Debug for Damaged<'_> {
 }
 
 impl ReadAt for Damaged<'_> {
-    fn byte_len(&self) -> u64 {
-        self.byte_len
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.byte_len)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.byte_len) {
-            return Err(Error::new(Rule::Io).at(offset).found("the end of the file"));
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         let mut at = offset;
         let mut rest = buf;
@@ -653,7 +655,7 @@ mod tests {
         expected.splice(40..40, [1, 2, 3]);
         expected.splice(20..30, []);
         expected.splice(10..12, [200, 201]);
-        let damaged = Damaged::new(&original, edits);
+        let damaged = Damaged::new(&original, edits).unwrap();
         assert_eq!(damaged.to_vec().unwrap(), expected);
         for from in 0..expected.len() {
             for to in from..=expected.len() {
@@ -687,9 +689,9 @@ mod tests {
             restore_all(&sealed[..], &encodings, 1 << 20).unwrap_err().rule(),
             Rule::ContentDigest
         );
-        let same = Damaged::new(&bytes, vec![(20..21, vec![bytes[20]])]);
+        let same = Damaged::new(&bytes, vec![(20..21, vec![bytes[20]])]).unwrap();
         assert_eq!(same.try_out(&sound, &encodings).unwrap(), Found::Harmless);
-        let other = Damaged::new(&bytes, vec![(20..21, vec![!bytes[20]])]);
+        let other = Damaged::new(&bytes, vec![(20..21, vec![!bytes[20]])]).unwrap();
         assert_eq!(other.try_out(&sound, &encodings).unwrap(), Found::Checksum);
     }
 }

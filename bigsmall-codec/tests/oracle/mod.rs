@@ -15,11 +15,11 @@ pub const LANES: usize = 32;
 pub struct Copying<'a>(pub &'a [u8]);
 
 impl ReadAt for Copying<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.0.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> bigsmall_format::Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.0.read_exact_at(offset, buf)
     }
 }

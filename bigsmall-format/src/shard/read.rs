@@ -8,6 +8,7 @@ use super::{
     TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
 };
 use crate::arch::zeroed;
+use crate::read_at::{len_of, read_at};
 use crate::wire::{Cursor, room_for};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
@@ -102,15 +103,15 @@ impl<R: ReadAt> Shard<R> {
     /// # Errors
     /// An envelope, index or header rule of [`Rule`]; those of `source`.
     pub fn open_with(source: R, limits: &Limits) -> Result<Self> {
-        let byte_len = source.byte_len();
+        let byte_len = len_of(&source)?;
         let tail_len = byte_len.min(TAIL);
         let tail_at = byte_len.saturating_sub(tail_len);
         let mut tail = zeroed(tail_len)?;
-        source.read_exact_at(tail_at, &mut tail)?;
+        read_at(&source, tail_at, &mut tail)?;
         let index_range = match read_trailer(&tail, byte_len) {
             Ok(found) => found,
             Err(error) if tail.ends_with(&MAGIC) => return Err(error),
-            Err(error) => return Err(explain(&source, error)),
+            Err(error) => return Err(explain(&source, byte_len, error)),
         };
         let index_len = index_range.end.saturating_sub(index_range.start);
         if index_len > limits.max_index_bytes {
@@ -125,7 +126,7 @@ impl<R: ReadAt> Shard<R> {
         } else {
             drop(tail);
             let mut index = zeroed(checked_len)?;
-            source.read_exact_at(index_range.start, &mut index)?;
+            read_at(&source, index_range.start, &mut index)?;
             index
         };
         let trailer_at = index.len().saturating_sub(TRAILER_LEN as usize);
@@ -166,7 +167,7 @@ impl<R: ReadAt> Shard<R> {
     /// [`Rule::ShardMagic`], [`Rule::ReservedNotZero`]; those of the source.
     pub fn check_prelude(&self) -> Result<()> {
         let mut found = [0; PRELUDE_LEN as usize];
-        self.source.read_exact_at(0, &mut found)?;
+        read_at(&self.source, 0, &mut found)?;
         if found != prelude() {
             let rule =
                 if found.starts_with(&MAGIC) { Rule::ReservedNotZero } else { Rule::ShardMagic };
@@ -292,9 +293,7 @@ impl<R: ReadAt> Shard<R> {
         let (spec, encoding, range) = (resolved.spec, resolved.encoding()?, resolved.range());
         let len = range.end.saturating_sub(range.start);
         let mut payload = zeroed(len).map_err(|e| e.in_tensor(spec.name()))?;
-        self.source
-            .read_exact_at(range.start, &mut payload)
-            .map_err(|e| e.in_tensor(spec.name()))?;
+        read_at(&self.source, range.start, &mut payload).map_err(|e| e.in_tensor(spec.name()))?;
         EncodedTensor::from_parts(spec.clone(), encoding, resolved.table.clone(), payload)
             .map_err(|e| e.in_part_at(range.start))
     }
@@ -313,7 +312,7 @@ impl<R: ReadAt> Shard<R> {
         let Resolved { spec, offset, table, .. } = self.resolve(index)?;
         let named = |e: Error| e.in_tensor(spec.name());
         let mut head = zeroed(table.blocks_range(0..0).start).map_err(named)?;
-        self.source.read_exact_at(offset, &mut head).map_err(named)?;
+        read_at(&self.source, offset, &mut head).map_err(named)?;
         self.decoder_from(index, encoding, &head)
     }
 
@@ -369,7 +368,11 @@ impl<R: ReadAt> Shard<R> {
     ) -> Result<()> {
         let resolved = self.resolve(index)?;
         let payload = Section::new(&self.source, resolved.range())
-            .map_err(|_| Error::new(Rule::SourceChanged).in_tensor(resolved.spec.name()))?;
+            .map_err(|e| match e.rule() {
+                Rule::RangeOutOfBounds => Error::new(Rule::SourceChanged),
+                _ => e,
+            })
+            .map_err(|e| e.in_tensor(resolved.spec.name()))?;
         self.decode_from(index, decoder, &payload, range, dst, threads)
     }
 
@@ -447,10 +450,10 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
 
 /// Says what a file without the trailer's magic is instead of a shard, where its first bytes show
 /// it.
-fn explain(source: &dyn ReadAt, error: Error) -> Error {
+fn explain(source: &dyn ReadAt, byte_len: u64, error: Error) -> Error {
     let mut start = [0; 9];
-    let len = source.byte_len().min(start.len() as u64) as usize;
-    if start.get_mut(..len).is_none_or(|start| source.read_exact_at(0, start).is_err()) {
+    let len = byte_len.min(start.len() as u64) as usize;
+    if start.get_mut(..len).is_none_or(|start| read_at(source, 0, start).is_err()) {
         return error;
     }
     if let Some(rule) = recognise(&start) {

@@ -2,7 +2,7 @@
 //! checksum right.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use bigsmall_format::{ReadAt, Result, xxh3};
+use bigsmall_format::{ReadAt, xxh3};
 
 pub const MAGIC: [u8; 8] = *b"\x89bsmall\n";
 
@@ -10,11 +10,11 @@ pub const MAGIC: [u8; 8] = *b"\x89bsmall\n";
 pub struct Copying<'a>(pub &'a [u8]);
 
 impl ReadAt for Copying<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.0.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.0.read_exact_at(offset, buf)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use bigsmall_format::internal::read_at;
 use bigsmall_format::{ReadAt, Result, TensorSpec, xxh3};
 
 use crate::stage::chunk::CHUNK;
@@ -33,9 +34,7 @@ pub(crate) fn find_shared(
         let step = (spec.byte_len() - sample) / 4;
         set_len(&mut a, (5 * sample) as usize)?;
         for (i, piece) in a.chunks_mut(sample as usize).enumerate() {
-            source
-                .read_exact_at(at + i as u64 * step, piece)
-                .map_err(|e| e.in_tensor(spec.name()))?;
+            read_at(source, at + i as u64 * step, piece).map_err(|e| e.in_tensor(spec.name()))?;
         }
         let key = (spec.dtype(), spec.byte_len(), xxh3(&a));
         match first.get(&key) {
@@ -66,8 +65,8 @@ fn equal(
         let n = CHUNK.min(len - done);
         set_len(left, n as usize)?;
         set_len(right, n as usize)?;
-        source.read_exact_at(a + done, left)?;
-        source.read_exact_at(b + done, right)?;
+        read_at(source, a + done, left)?;
+        read_at(source, b + done, right)?;
         if left != right {
             return Ok(false);
         }

@@ -4,7 +4,7 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bigsmall_format::internal::Assembler;
+use bigsmall_format::internal::{Assembler, read_at};
 use bigsmall_format::{Error, Header, Limits, ReadAt, Result, Rule};
 
 use crate::compress::check::{Scratch, check};
@@ -121,8 +121,8 @@ pub(crate) fn compress_walk(
                 }
                 let at = data_at + chunk.data.start;
                 let bytes = plain.take((chunk.data.end - chunk.data.start) as usize);
-                let bytes = bytes
-                    .and_then(|mut bytes| source.read_exact_at(at, &mut bytes).map(|()| bytes));
+                let bytes =
+                    bytes.and_then(|mut bytes| read_at(source, at, &mut bytes).map(|()| bytes));
                 let bytes = match bytes {
                     Ok(bytes) => bytes,
                     Err(error) => {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{ReadAt, Result};
 
 use crate::{FileReport, hex};
@@ -39,10 +40,10 @@ pub(crate) fn may_be(name: &Path) -> bool {
 /// Whether `file` is a card.
 pub(crate) fn is_card(file: &dyn ReadAt) -> Result<bool> {
     let mut begin = [0; BEGIN.len()];
-    if file.byte_len() < BEGIN.len() as u64 {
+    if len_of(file)? < BEGIN.len() as u64 {
         return Ok(false);
     }
-    file.read_exact_at(0, &mut begin)?;
+    read_at(file, 0, &mut begin)?;
     Ok(begin == BEGIN.as_bytes())
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule};
+use bigsmall_format::internal::len_of;
+use bigsmall_format::{Error, Header, Limits, Result, Rule};
 
 use crate::compress::file::compress_file;
 use crate::folder::card;
@@ -31,7 +32,7 @@ pub(crate) fn compress_folder(
     }
     refuse_cards(&folder, &files)?;
     for name in weights(&files, SAFETENSORS)? {
-        progress.expect(folder.open_file(name)?.byte_len());
+        progress.expect(len_of(&folder.open_file(name)?)?);
     }
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, Header, Limits, ReadAt as _, Result, Rule, Shard};
+use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::{Error, Header, Limits, Result, Rule, Shard};
 
 use crate::folder::card;
 use crate::folder::check::{check_index, refuse_cards};
@@ -38,7 +39,7 @@ pub fn index(dir: &Path, original: Option<&Path>, replace: bool) -> Result<Repor
         reports.push(FileReport {
             name: renamed(name, SHARD, SAFETENSORS).to_string_lossy().into_owned(),
             original_bytes: shard.original_len(),
-            compressed_bytes: shard.source().byte_len(),
+            compressed_bytes: len_of(shard.source())?,
             sha256: shard.sha256(),
             n_tensors: shard.tensors().len() as u64,
             ..Default::default()
@@ -108,7 +109,7 @@ fn carry_over(
                 let shard = renamed(name, SAFETENSORS, SHARD);
                 let opened = folder.open_file(&shard).and_then(Shard::open);
                 let opened = opened.map_err(|e| e.in_file(&shard))?;
-                if opened.header_json() != json || opened.original_len() != source.byte_len() {
+                if opened.header_json() != json || opened.original_len() != len_of(&source)? {
                     let error = Error::new(Rule::ModelIndex).in_file(&shard);
                     return Err(error.found(format!("made from another {:?}", name.display())));
                 }
@@ -128,8 +129,8 @@ fn carry_over(
             }
             Role::Other => {
                 let source = from.open_file(name)?;
-                let mut bytes = bigsmall_format::zeroed(source.byte_len())?;
-                source.read_exact_at(0, &mut bytes).map_err(in_file)?;
+                let mut bytes = bigsmall_format::zeroed(len_of(&source).map_err(in_file)?)?;
+                read_at(&source, 0, &mut bytes).map_err(in_file)?;
                 put(name, &bytes)?;
             }
         }
@@ -149,9 +150,9 @@ fn put(
     let mut replace = replace;
     if files.contains(name) {
         let found = folder.open_file(name)?;
-        if found.byte_len() == text.len() as u64 {
+        if len_of(&found)? == text.len() as u64 {
             let mut bytes = vec![0; text.len()];
-            found.read_exact_at(0, &mut bytes)?;
+            read_at(&found, 0, &mut bytes)?;
             if bytes == text {
                 return Ok(());
             }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, ReadAt as _, Result, Rule};
+use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::{Error, Result, Rule};
 
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
@@ -58,11 +59,12 @@ impl<'a> Out<'a> {
     pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
         let target = AtomicFile::create(&self.place(name)?, false)?;
         let source = self.from.open_file(name)?;
-        let mut buffer = vec![0; COPY.min(source.byte_len()) as usize];
+        let byte_len = len_of(&source).map_err(|e| e.in_file(name))?;
+        let mut buffer = vec![0; COPY.min(byte_len) as usize];
         let mut at = 0;
-        while at < source.byte_len() {
-            let piece = &mut buffer[..COPY.min(source.byte_len() - at) as usize];
-            source.read_exact_at(at, piece).map_err(|e| e.in_file(name))?;
+        while at < byte_len {
+            let piece = &mut buffer[..COPY.min(byte_len - at) as usize];
+            read_at(&source, at, piece).map_err(|e| e.in_file(name))?;
             target.append(piece)?;
             at += piece.len() as u64;
         }

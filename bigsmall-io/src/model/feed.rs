@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, OnceLock};
 
+use bigsmall_format::internal::read_at;
 use bigsmall_format::{
-    BlockDecoder, Error, ReadAt as _, Result, Rule, TensorSpec, for_each_in_parallel, zeroed,
+    BlockDecoder, Error, Result, Rule, TensorSpec, for_each_in_parallel, zeroed,
 };
 
 use crate::encoding;
@@ -219,7 +220,7 @@ impl Feed {
                 .and_then(|()| set_len(&mut buffer, len))
                 .and_then(|()| {
                     let source = model.shard(piece.shard).source();
-                    source.read_exact_at(piece.range.start, &mut buffer)
+                    read_at(source, piece.range.start, &mut buffer)
                 });
             let mut state = lock(&self.state);
             let failed = filled.is_err();

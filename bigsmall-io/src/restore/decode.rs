@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bigsmall_format::internal::read_at;
 use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
 
 use crate::encoding;
@@ -82,7 +83,7 @@ fn decode_part<R: ReadAt>(
     let blocks = table.blocks_range(part.blocks.clone());
     let payload = shard.payload_range(part.tensor)?.start;
     set_len(scratch, (blocks.end - blocks.start) as usize)?;
-    shard.source().read_exact_at(payload + blocks.start, scratch)?;
+    read_at(shard.source(), payload + blocks.start, scratch)?;
     let window = Window { at: blocks.start, bytes: scratch };
     decode_range(decoder, spec, table, &window, part.bytes.clone(), dst, 1)
 }
@@ -95,11 +96,11 @@ pub(crate) struct Window<'a> {
 }
 
 impl ReadAt for Window<'_> {
-    fn byte_len(&self) -> u64 {
-        self.at + self.bytes.len() as u64
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.at + self.bytes.len() as u64)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let offset =
             offset.checked_sub(self.at).ok_or_else(|| Error::new(Rule::RangeOutOfBounds))?;
         self.bytes.read_exact_at(offset, buf)

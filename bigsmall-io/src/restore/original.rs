@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard};
+use bigsmall_format::{BlockDecoder, ReadAt, Result, Shard};
 
 use crate::restore::decode::decoder;
 use crate::stage::thread::lock;
@@ -35,13 +35,13 @@ impl<'a, R: ReadAt> Original<'a, R> {
 }
 
 impl<R: ReadAt> ReadAt for Original<'_, R> {
-    fn byte_len(&self) -> u64 {
-        self.shard.original_len()
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.shard.original_len())
     }
 
-    fn read_exact_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
-        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.byte_len()) {
-            return Err(Error::new(Rule::Io).at(offset).expected(format!("{} bytes", buf.len())));
+    fn read_exact_at(&self, offset: u64, mut buf: &mut [u8]) -> std::io::Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.shard.original_len()) {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         let prefix_len = self.prefix.len() as u64;
         let mut at = offset;

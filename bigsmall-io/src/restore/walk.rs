@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bigsmall_format::internal::len_of;
 use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, ShardEntry};
 
 use crate::restore::decode::{Decoder, Job, Settle, decode};
@@ -179,7 +180,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
     Ok(FileReport {
         name: String::new(),
         original_bytes: shard.original_len(),
-        compressed_bytes: shard.source().byte_len(),
+        compressed_bytes: len_of(shard.source())?,
         sha256,
         n_tensors: tensors.len() as u64,
         n_shared,

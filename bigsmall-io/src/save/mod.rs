@@ -208,15 +208,15 @@ impl<'a> InMemory<'a> {
 }
 
 impl ReadAt for InMemory<'_> {
-    fn byte_len(&self) -> u64 {
-        self.tensors.last().map_or(self.prefix.len() as u64, |&(_, end)| end)
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.tensors.last().map_or(self.prefix.len() as u64, |&(_, end)| end))
     }
 
-    fn read_exact_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, mut buf: &mut [u8]) -> std::io::Result<()> {
         let mut at = offset;
         while !buf.is_empty() {
             let Some((piece, begin)) = self.piece(at) else {
-                return Err(Error::new(Rule::Io).at(offset).found("the end of the tensors"));
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
             };
             let rest = &piece[(at - begin) as usize..];
             let n = rest.len().min(buf.len());

@@ -176,11 +176,12 @@ impl Write for Appender {
 struct Written<'a>(&'a AtomicFile);
 
 impl ReadAt for Written<'_> {
-    fn byte_len(&self) -> u64 {
-        self.0.written()
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.0.written())
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_back(offset, buf).map(drop)
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_back(offset, buf)?;
+        Ok(())
     }
 }

@@ -149,13 +149,13 @@ impl CloudFile {
 }
 
 impl ReadAt for CloudFile {
-    fn byte_len(&self) -> u64 {
-        self.tail.byte_len
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.tail.byte_len)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let found = self.tail.read_exact_at(offset, buf, |at, piece| self.fetch(at, piece));
-        found.map_err(|e| e.in_file(self.path.as_ref()))
+        found.map_err(|e| e.in_file(self.path.as_ref()).into())
     }
 
     fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{ReadAt, Result};
+use bigsmall_format::ReadAt;
 
 /// Whatever a file is read from.
 pub(crate) struct Source(Box<dyn ReadAt>);
@@ -14,11 +14,11 @@ impl Source {
 }
 
 impl ReadAt for Source {
-    fn byte_len(&self) -> u64 {
+    fn byte_len(&self) -> std::io::Result<u64> {
         self.0.byte_len()
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.0.read_exact_at(offset, buf)
     }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use bigsmall_format::{Error, ReadAt as _, Result, Rule};
+use bigsmall_format::internal::read_at;
+use bigsmall_format::{Error, Result, Rule};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::os;
@@ -115,7 +116,7 @@ impl Output for AtomicFile {
     }
 
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
-        self.file.read_exact_at(offset, buf).map(|()| true)
+        read_at(&self.file, offset, buf).map(|()| true)
     }
 }
 

@@ -250,7 +250,7 @@ fn inspect(a: &args::Inspect) -> Result<String> {
     for (name, shard) in model.shards() {
         use bigsmall_io::ReadAt as _;
         original += shard.original_len();
-        compressed += shard.source().byte_len();
+        compressed += shard.source().byte_len()?;
         files.push(json!({ "name": name, "sha256": hex(&shard.sha256()) }));
     }
     let names: Vec<&str> = match &a.tensor {

@@ -176,18 +176,18 @@ impl HttpFile {
 }
 
 impl ReadAt for HttpFile {
-    fn byte_len(&self) -> u64 {
-        self.tail.byte_len
+    fn byte_len(&self) -> std::io::Result<u64> {
+        Ok(self.tail.byte_len)
     }
 
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let fetch = |offset, piece: &mut [u8]| {
             // `tried` takes what can be called again; the buffer is the same each time.
             let piece = std::cell::RefCell::new(piece);
             let fetch = || self.fetch(offset, &mut piece.borrow_mut());
             self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
         };
-        let named = |e: Error| e.in_file(self.url.split('?').next().unwrap_or(&self.url));
+        let named = |e: Error| e.in_file(self.url.split('?').next().unwrap_or(&self.url)).into();
         self.tail.read_exact_at(offset, buf, fetch).map_err(named)
     }
 
