@@ -1,6 +1,6 @@
 //! Tensors in ANS form that the device decodes: for loading, and for matrices that take turns.
 
-use bigsmall_format::{BLOCK_UNITS, EncodedTensor};
+use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor};
 
 use crate::ans::AnsPlan;
 use crate::context::Wgpu;
@@ -13,6 +13,9 @@ use crate::matrix::Matrix;
 use crate::recorder::Recorder;
 use crate::weights::WgpuWeights;
 use crate::writer::Writer;
+
+/// Bytes of a tensor, encoded or decoded: the kernels count them in 31 bits.
+pub(crate) const MOST_BYTES: u64 = (1 << 31) - 1;
 
 /// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size. It belongs
 /// to the [`Wgpu`] that sent it; another one refuses it.
@@ -66,7 +69,7 @@ impl PreparedAns {
     /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that
     /// breaks the format; [`Rule::Device`] for 2 GiB or more.
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
-        let plan = AnsPlan::new(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
+        let plan = plan_of(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
         Ok(PreparedAns { tensor, plan })
     }
 
@@ -90,6 +93,19 @@ impl std::fmt::Debug for PreparedAns {
             .field("byte_len", &self.byte_len())
             .finish_non_exhaustive()
     }
+}
+
+/// Lays out a tensor for the kernels.
+pub(crate) fn plan_of(tensor: &EncodedTensor) -> Result<AnsPlan> {
+    let spec = tensor.spec();
+    if spec.dtype() != Dtype::BF16 {
+        return Err(Error::new(Rule::SpecMismatch).expected(Dtype::BF16).found(spec.dtype()));
+    }
+    let byte_len = spec.byte_len().max(tensor.byte_len());
+    if byte_len > MOST_BYTES {
+        return Err(Error::new(Rule::Device).expected("less than 2 GiB").found(byte_len));
+    }
+    AnsPlan::new(tensor)
 }
 
 /// Words of payload, blocks, tables, patches and verdicts.

@@ -2,8 +2,7 @@
 
 use bigsmall_format::EncodedTensor;
 
-use crate::ans::AnsPlan;
-use crate::ans_tensor::write_ans;
+use crate::ans_tensor::{MOST_BYTES, plan_of, write_ans};
 use crate::backend::matrix_shape;
 use crate::context::Wgpu;
 use crate::dispatch::{Params, fold, groups};
@@ -20,8 +19,7 @@ const COUNTED_WORDS: u64 = 16_384;
 impl Wgpu {
     /// Whether the device can bind the matrix as a whole, encoded and decoded.
     pub(crate) fn can_decode(&self, tensor: &EncodedTensor) -> bool {
-        // The kernels count bytes in 31 bits.
-        let most = self.device.largest_binding().min((1 << 31) - 1);
+        let most = self.device.largest_binding().min(MOST_BYTES);
         tensor.spec().byte_len().max(tensor.byte_len()) <= most
     }
 
@@ -35,7 +33,7 @@ impl Wgpu {
     ) -> Result<WgpuWeights> {
         let (spec, device) = (tensor.spec(), &self.device);
         let (rows, cols) = matrix_shape(spec)?;
-        let plan = AnsPlan::new(tensor)?;
+        let plan = plan_of(tensor)?;
         let shape = RowShape::new(cols);
         let mut matrix = Matrix::empty(rows, shape, form);
         if rows > 0 && cols > 0 {
