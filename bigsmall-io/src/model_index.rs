@@ -42,8 +42,8 @@ impl ModelIndex {
         let mut weight_map =
             parsed.and_then(|found| de.end().map(|()| found)).map_err(|e| wrong(e.to_string()))?;
         weight_map.sort();
-        if let Some([a, _]) = weight_map.array_windows().find(|[a, b]| a.0 == b.0) {
-            return Err(Error::new(Rule::ModelTensor).in_tensor(&a.0).found("two entries"));
+        if let Some(pair) = weight_map.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Error::new(Rule::ModelTensor).in_tensor(&pair[0].0).found("two entries"));
         }
         let index = ModelIndex { weight_map };
         let shards = index.shards();

@@ -317,9 +317,12 @@ impl Output {
     unsafe fn end(self) {
         if let Some(last) = self.last {
             let rest = _mm512_permutexvar_epi32(self.order, last);
-            // SAFETY: the end of the last vector, whose place is within the output.
-            unsafe { _mm512_mask_storeu_epi32(self.to.cast(), u16::MAX >> self.skip, rest) };
-            _mm_sfence();
+            // SAFETY: the end of the last vector, whose place is within the output. Older compilers
+            // declare the fence unsafe.
+            unsafe {
+                _mm512_mask_storeu_epi32(self.to.cast(), u16::MAX >> self.skip, rest);
+                _mm_sfence();
+            }
         }
     }
 }
