@@ -3,17 +3,15 @@
 //! with an independent implementation.
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
+mod random;
+
 use bigsmall_codec::*;
+use random::Random;
 
 fn cases() -> Vec<(Dtype, Vec<u8>)> {
     let mut out = Vec::new();
-    let mut state = 88_172_645_463_325_252u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = Random::new(1);
+    let mut next = move || random.bits();
     for dtype in [
         Dtype::BF16,
         Dtype::F16,

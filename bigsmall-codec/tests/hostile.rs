@@ -4,27 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 mod oracle;
+mod random;
 
 use bigsmall_codec::*;
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{BLOCK_UNITS, BlockDecoder, Shard};
 use oracle::{Bits, Block, Choices, Copying, Head};
-
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 8
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
+use random::Random;
 
 fn backends() -> impl Iterator<Item = Ans> {
     let available = bigsmall_codec::backends();
@@ -166,7 +152,7 @@ fn frequencies(w: u32, random: &mut Random) -> Vec<u32> {
 
 /// A kit of any kind, valid.
 fn kit(dtype: Dtype, m: u32, w: u32, n_tables: usize, n_units: usize, seed: u64) -> Kit {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let tables: Vec<_> = (0..n_tables).map(|_| frequencies(w, &mut random)).collect();
     let mut head = Head::plain(dtype, m, 0, tables);
     let room = (1u64 << head.field_bits()) - (1 << w) + 1;
@@ -202,7 +188,7 @@ fn kit(dtype: Dtype, m: u32, w: u32, n_tables: usize, n_units: usize, seed: u64)
         let segment = i >> head.log_segment;
         let low = if head.low_bits() > 0 {
             let width = u32::from(head.low_widths[choices.low_widths[segment]]);
-            let low = random.next() & ((1 << width) - 1);
+            let low = random.bits() & ((1 << width) - 1);
             low << (head.low_bits() - width)
         } else {
             0
@@ -254,7 +240,7 @@ const DTYPES: [(Dtype, u32); 9] = [
 /// encoder writes is read by the oracle.
 #[test]
 fn every_valid_choice_is_read() {
-    let mut random = Random(77);
+    let mut random = Random::new(77);
     let mut n = 0;
     for (dtype, most) in DTYPES {
         for m in 0..=most {
@@ -266,7 +252,7 @@ fn every_valid_choice_is_read() {
                 let w = 5 + random.below(u64::from(field_bits.min(8)) - 4) as u32;
                 let n_tables = 1 + random.below(8) as usize;
                 let n_units = 256 + 4 * random.below(500) as usize;
-                let kit = kit(dtype, m, w, n_tables, n_units, random.next());
+                let kit = kit(dtype, m, w, n_tables, n_units, random.bits());
                 let what = format!("{:?}", kit.head);
                 let head = kit.head.write();
                 assert_eq!(Head::read(dtype, &head).unwrap().write(), head, "{what}");
@@ -304,7 +290,7 @@ fn every_number_of_groups_is_read() {
 /// Backends take two blocks at once where they are of one length.
 #[test]
 fn a_full_block_and_a_short_one() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     for n_units in [BLOCK_UNITS + 1000, 2 * BLOCK_UNITS + 300] {
         let value = |_| (0x3c00 + (random.below(8) * random.below(8) * 64) as u16).to_le_bytes();
         let bytes: Vec<u8> = (0..n_units).flat_map(value).collect();
@@ -329,7 +315,7 @@ fn bf16() -> Kit {
     second[1] = 256;
     let mut head = Head::plain(Dtype::BF16, 1, 200, vec![first, second]);
     head.first = 0;
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     let units = (0..700u32).flat_map(|i| {
         let field = match i {
             10 => 0,
@@ -350,7 +336,7 @@ fn bf16() -> Kit {
 
 /// Three tables, three low widths, more segments than one byte of numbers.
 fn f32() -> Kit {
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     let tables = (0..3).map(|_| frequencies(5, &mut random)).collect();
     let mut head = Head::plain(Dtype::F32, 1, 100, tables);
     head.low_widths = vec![16, 11, 0];
@@ -362,7 +348,7 @@ fn f32() -> Kit {
     };
     let units = (0..1300u32).flat_map(|i| {
         let width = u32::from(head.low_widths[choices.low_widths[(i as usize / 256).min(4)]]);
-        let low = (random.next() & ((1 << width) - 1)) << (16 - width);
+        let low = (random.bits() & ((1 << width) - 1)) << (16 - width);
         head.join(100 + random.below(32) as u32, random.below(128) as u8, low)
     });
     let units = units.collect();
@@ -988,7 +974,7 @@ fn misuse_is_an_error() {
 // G-13
 fn one_bad_block_among_several() {
     let n_units = 4 * BLOCK_UNITS + 1000;
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     let bytes: Vec<u8> = (0..n_units)
         .flat_map(|_| {
             let value = 0x3c00 + (random.below(8) * random.below(8) * 64) + random.below(64);
@@ -1099,7 +1085,7 @@ fn every_bit_and_every_cut() {
 /// Noise in the place of blocks, and random damage in several places at once.
 #[test]
 fn random_damage() {
-    let mut random = Random(99);
+    let mut random = Random::new(99);
     let kits = [bf16(), f32(), bytes(), e5m2()];
     for round in 0..3000 {
         let kit = &kits[round % kits.len()];
@@ -1108,10 +1094,10 @@ fn random_damage() {
             let target = if random.below(8) == 0 { &mut head } else { &mut block };
             let at = random.below(target.len() as u64) as usize;
             match random.below(5) {
-                0 => target[at] = random.next() as u8,
+                0 => target[at] = random.bits() as u8,
                 1 => target.truncate(at.max(1)),
-                2 => target.insert(at, random.next() as u8),
-                3 => target[at..].iter_mut().for_each(|b| *b = random.next() as u8),
+                2 => target.insert(at, random.bits() as u8),
+                3 => target[at..].iter_mut().for_each(|b| *b = random.bits() as u8),
                 _ => {
                     let from = random.below(target.len() as u64) as usize;
                     target[at] = target[from];

@@ -1,8 +1,11 @@
 //! Every bit of every dtype comes back. Raise the number of cases with `PROPTEST_CASES=10000`.
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
+mod random;
+
 use bigsmall_codec::*;
 use proptest::prelude::*;
+use random::Random;
 
 const LEVELS: [Level; 3] = [Level::Fast, Level::Default, Level::Small];
 
@@ -22,13 +25,8 @@ fn check(dtype: Dtype, level: Level, bytes: &[u8]) -> EncodedTensor {
 /// Bytes of the shapes that weights and their accidents have.
 fn bytes(dtype: Dtype, n_units: usize, kind: u32, seed: u64) -> Vec<u8> {
     let width = dtype.unit_bytes();
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    };
+    let mut random = Random::new(seed);
+    let mut next = || random.bits();
     let mut out = Vec::with_capacity(n_units * width);
     for i in 0..n_units {
         let unit = match kind {

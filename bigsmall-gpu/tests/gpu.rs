@@ -408,11 +408,11 @@ fn damaged_ans_is_an_error() {
     let tensor = encoded_by(&Ans::default(), &model_weights(rows, cols, 53), rows, cols);
     let table = tensor.table();
     let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
-    let mut random = Random(54);
+    let mut random = Random::new(54);
     let (mut refused, mut noticed, mut harmless) = (0, 0, 0);
     for _ in 0..300 {
         let mut payload = tensor.payload().to_vec();
-        let at = random.next() as usize % (8 * payload.len());
+        let at = random.bits() as usize % (8 * payload.len());
         payload[at / 8] ^= 1 << (at % 8);
         let damaged = EncodedTensor::new(
             tensor.spec().clone(),

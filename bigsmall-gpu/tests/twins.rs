@@ -151,9 +151,9 @@ fn halves_are_the_nearest_and_two_of_them_hold_x() {
             assert_eq!(half_of(half.to_f32()), u32::from(bits));
         }
     }
-    let mut random = Random(80);
+    let mut random = Random::new(80);
     for _ in 0..100_000 {
-        let v = (2f64.powi((random.next() % 45) as i32 - 30) * (1.0 + random.unit())) as f32;
+        let v = (2f64.powi((random.bits() % 45) as i32 - 30) * (1.0 + random.uniform())) as f32;
         let far = |half: u32| (f64::from(value_of(half)) - f64::from(v)).abs();
         let nearest = half::f16::from_f32(v).to_bits();
         assert_eq!(far(half_of(v)), far(u32::from(nearest)), "{v}");

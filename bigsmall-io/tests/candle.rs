@@ -37,7 +37,7 @@ fn same(a: &Tensor, b: &Tensor) {
 fn every_dtype_of_candle_comes_bit_by_bit() {
     let dir = tempfile::tempdir().unwrap();
     let (plain, shard) = (dir.path().join("m.safetensors"), dir.path().join("m.bs"));
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let mut tensors = Vec::new();
     for dtype in DTYPES {
         let mut add = |name: String, shape: &[usize]| {
@@ -131,7 +131,7 @@ impl ReadAt for Counted {
 fn ranks_get_their_parts_and_read_no_more_than_they_need() {
     let dir = tempfile::tempdir().unwrap();
     let (plain, shard) = (dir.path().join("m.safetensors"), dir.path().join("m.bs"));
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     // 12 MB: more than one window.
     let tensors = [
         tensor("w", Dtype::BF16, &[4096, 1536], random.weights(4096 * 1536)),

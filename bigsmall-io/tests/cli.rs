@@ -26,7 +26,7 @@ fn json(dir: &Path, args: &[&str]) -> Value {
 }
 
 fn model(dir: &Path) {
-    let mut random = Random(13);
+    let mut random = Random::new(13);
     let a = random.weights(200_000);
     write(
         &dir.join("m.safetensors"),

@@ -18,7 +18,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use safetensors::Dtype;
 
 fn tensors(seed: u64) -> Vec<Tensor> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut matrix = |name: &str| tensor(name, Dtype::BF16, &[1000, 900], random.weights(900_000));
     vec![matrix("model.layers.0.w"), matrix("model.layers.1.w")]
 }

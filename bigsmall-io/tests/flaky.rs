@@ -41,7 +41,7 @@ fn run(dir: &Path, settings: &[(&str, usize)], args: &[&str]) -> Output {
 
 /// A file of several tensors, its shard under `m.bs`, and a folder.
 fn prepare(dir: &Path) {
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     write(
         &dir.join("m"),
         &[

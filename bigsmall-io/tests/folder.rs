@@ -23,7 +23,7 @@ const INDEX: &str = r#"{
 
 /// A model in two shards with what usually lies beside it.
 fn make(dir: &Path) {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let weights = |random: &mut Random| random.weights(5000);
     let t = |name: &str, bytes| tensor(name, Dtype::BF16, &[50, 100], bytes);
     std::fs::create_dir_all(dir.join("1_Pooling")).unwrap();

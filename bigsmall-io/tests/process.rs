@@ -28,7 +28,7 @@ fn limited(dir: &Path, limit: &str, args: &[&str]) -> std::process::Output {
 }
 
 fn model(path: &Path, seed: u64, n: usize) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let rows = n / 1000;
     write(path, &[tensor("w", Dtype::BF16, &[rows, 1000], random.weights(rows * 1000))]);
 }
@@ -50,7 +50,7 @@ fn killed_at_any_time_the_output_is_absent_old_or_complete() {
     ];
     // Of each job; BIGSMALL_KILLS=200 for more.
     let rounds = std::env::var("BIGSMALL_KILLS").map_or(20, |n| n.parse().unwrap());
-    let mut random = Random(4);
+    let mut random = Random::new(4);
     let (mut kept, mut replaced) = (0, 0);
     for (args, old, new) in &jobs {
         for round in 0..rounds {
@@ -61,7 +61,7 @@ fn killed_at_any_time_the_output_is_absent_old_or_complete() {
             }
             let mut child = command(d, args).spawn().unwrap();
             // Rounds reach from the start of the program to beyond its end.
-            std::thread::sleep(Duration::from_micros(random.next() % (20_000 * (round % 20 + 1))));
+            std::thread::sleep(Duration::from_micros(random.bits() % (20_000 * (round % 20 + 1))));
             child.kill().unwrap();
             child.wait().unwrap();
             match std::fs::read(d.join("target")) {
@@ -400,7 +400,7 @@ fn one_tensor(path: &Path, n: u64) {
     let mut file = std::fs::File::create(path).unwrap();
     file.write_all(&(json.len() as u64).to_le_bytes()).unwrap();
     file.write_all(json.as_bytes()).unwrap();
-    let mut piece = Random(5).weights(4 << 20);
+    let mut piece = Random::new(5).weights(4 << 20);
     let (mut left, mut turn) = (2 * n, 0);
     while left > 0 {
         let len = piece.len().min(left as usize);

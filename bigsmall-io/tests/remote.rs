@@ -38,7 +38,7 @@ fn shard(tensors: &[Tensor]) -> Vec<u8> {
 
 /// Four layers of 1.5 MB, mostly one matrix each.
 fn layers() -> Vec<Tensor> {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let mut out = Vec::new();
     for n in 0..4 {
         let name = |part: &str| format!("model.layers.{n}.{part}.weight");

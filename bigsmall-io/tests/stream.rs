@@ -68,7 +68,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// A model in the shape of a Llama, each layer some megabytes.
 fn llama(layers: usize, rows: usize) -> Vec<Tensor> {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let mut out = vec![tensor(
         "model.embed_tokens.weight",
         Dtype::BF16,
@@ -256,11 +256,11 @@ fn damage_and_failing_reads_end_in_errors_wherever_they_are() {
     let (_, shard) = opened.shards().next().unwrap();
     let payloads = 16..bytes.len() as u64 - shard.index_len() - 48;
     let source = |bytes: Vec<u8>, reads| Bad { bytes, reads_left: AtomicU64::new(reads) };
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     for round in 0..60 {
         let mut damaged = bytes.clone();
-        let at = payloads.start + random.next() % (payloads.end - payloads.start);
-        damaged[at as usize] ^= 1 << (random.next() % 8);
+        let at = payloads.start + random.bits() % (payloads.end - payloads.start);
+        damaged[at as usize] ^= 1 << (random.bits() % 8);
         let opened = Model::from_source(source(damaged, u64::MAX)).unwrap();
         let (n, error) = run(Arc::new(opened), 1 + round % 4);
         let error = error.unwrap_or_else(|| panic!("byte {at} went unnoticed"));

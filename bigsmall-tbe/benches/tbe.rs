@@ -15,40 +15,21 @@ use bigsmall_tbe::{
     Backend, Dtype, EncodedTensor, Matmul, Tbe, TbeView, TensorSpec, Width, encode_tensor,
     transcode,
 };
+use bigsmall_testing::Random;
 use criterion::{BenchmarkId, Criterion, Throughput};
+use half::bf16;
 
 const M: usize = 32_768;
 const K: usize = 4096;
 const BYTES: usize = 2 * M * K;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Nearly normal: the sum of eight bytes and a little more, unit variance.
-    fn normal(&mut self) -> f32 {
-        let r = self.next();
-        let sum: u32 = r.to_le_bytes().iter().map(|&b| u32::from(b)).sum();
-        let fine = self.next() as u8;
-        (sum as f32 + f32::from(fine) / 256.0 - 1020.5) / 209.0
-    }
-}
-
 fn weights() -> Vec<u8> {
-    let mut random = Random(42);
+    let mut random = Random::new(42);
     let mut bytes = Vec::with_capacity(BYTES);
     for _ in 0..M {
         let scale = 0.02 * (0.2 * random.normal()).exp();
         for _ in 0..K {
-            let bits = (scale * random.normal()).to_bits();
-            let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-            bytes.extend_from_slice(&(rounded as u16).to_le_bytes());
+            bytes.extend_from_slice(&bf16::from_f64(scale * random.normal()).to_le_bytes());
         }
     }
     bytes
@@ -71,8 +52,8 @@ impl Data {
             .iter()
             .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain, 0).unwrap()))
             .collect();
-        let mut random = Random(43);
-        let x = (0..16 * K).map(|_| random.normal()).collect();
+        let mut random = Random::new(43);
+        let x = (0..16 * K).map(|_| random.normal() as f32).collect();
         Data { spec, out: plain.clone(), plain, x, y: vec![0.0; 16 * M], encoded }
     }
 

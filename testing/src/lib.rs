@@ -19,6 +19,8 @@ pub mod goldens;
 pub mod gpu_bench;
 mod models;
 pub mod oracle;
+// With the tests of the codec: they run inside the published package too.
+#[path = "../../bigsmall-codec/tests/random/mod.rs"]
 mod random;
 pub mod specification;
 pub mod targets;
@@ -26,3 +28,18 @@ pub mod trials;
 
 pub use models::{Llama, round, write_f32_that_holds_bf16};
 pub use random::Random;
+
+#[cfg(test)]
+mod tests {
+    use crate::Random;
+
+    #[test]
+    fn normal_numbers_are_normal() {
+        let mut random = Random::new(7);
+        let n = 100_000;
+        let values: Vec<f64> = (0..n).map(|_| random.normal()).collect();
+        let mean = values.iter().sum::<f64>() / f64::from(n);
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n);
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
+    }
+}

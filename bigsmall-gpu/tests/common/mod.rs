@@ -7,29 +7,7 @@ pub mod layer_twin;
 pub mod twin;
 
 use bigsmall_format::{Dtype, EncodedTensor, Raw, TensorEncoding, TensorSpec, encode_tensor};
-
-/// A fixed stream of random numbers (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Evenly from 0 to 1.
-    pub fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    /// From a normal distribution.
-    pub fn normal(&mut self) -> f32 {
-        let r = (-2.0 * self.unit().ln()).sqrt();
-        (r * (std::f64::consts::TAU * self.unit()).cos()) as f32
-    }
-}
+pub use bigsmall_testing::Random;
 
 pub fn bf16(v: f32) -> u16 {
     half::bf16::from_f32(v).to_bits()
@@ -37,13 +15,13 @@ pub fn bf16(v: f32) -> u16 {
 
 /// Weights like a model's: normal, with rows of differing scale and a few outliers.
 pub fn model_weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut weights = Vec::with_capacity(rows * cols);
     for _ in 0..rows {
-        let scale = 0.02 * (0.2 * random.normal()).exp();
+        let scale = (0.02 * (0.2 * random.normal()).exp()) as f32;
         for _ in 0..cols {
-            let outlier = if random.next().is_multiple_of(512) { 16.0 } else { 1.0 };
-            weights.push(bf16(scale * outlier * random.normal()));
+            let outlier = if random.bits().is_multiple_of(512) { 16.0 } else { 1.0 };
+            weights.push(bf16(scale * outlier * random.normal() as f32));
         }
     }
     weights
@@ -51,18 +29,18 @@ pub fn model_weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
 
 /// Any bits at all, though finite where `finite`.
 pub fn any_bits(n: usize, seed: u64, finite: bool) -> Vec<u16> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     (0..n)
         .map(|_| {
-            let w = random.next() as u16;
+            let w = random.bits() as u16;
             if finite && w & 0x7f80 == 0x7f80 { w & 0xbfff } else { w }
         })
         .collect()
 }
 
 pub fn model_x(n: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    (0..n).map(|_| random.normal()).collect()
+    let mut random = Random::new(seed);
+    (0..n).map(|_| random.normal() as f32).collect()
 }
 
 pub fn bytes_of(weights: &[u16]) -> Vec<u8> {

@@ -1,8 +1,10 @@
 //! Files for tests, written by the crate `safetensors`.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::collections::HashMap;
 use std::path::Path;
+
+pub(crate) use bigsmall_testing::Random;
 
 use bigsmall_io::{CompressOptions, Encoding, Level, Progress, Report, RestoreOptions, Result};
 use safetensors::Dtype;
@@ -42,30 +44,6 @@ pub(crate) const DTYPES: [Dtype; 22] = [
     Dtype::I64,
     Dtype::U64,
 ];
-
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| (self.next() >> 32) as u8).collect()
-    }
-
-    /// bf16 values as weights have them: exponents near each other, all else random.
-    pub(crate) fn weights(&mut self, n: usize) -> Vec<u8> {
-        let value = |r: u64| {
-            (((r >> 20) as u16 & 0x80FF) | 0x3C00)
-                .wrapping_sub((r.trailing_zeros() as u16).min(20) << 7)
-        };
-        (0..n).flat_map(|_| value(self.next()).to_le_bytes()).collect()
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Tensor {

@@ -1,4 +1,7 @@
-//! The generator of random numbers that all tests and measurements use.
+//! The generator of random numbers that all tests and measurements of bigsmall use. The crate
+//! `bigsmall-testing` has it from here: the codec's tests run inside the published package too,
+//! where that crate does not exist.
+#![allow(dead_code, unreachable_pub)] // each test uses a part of it
 
 /// Reproducible random numbers: xoshiro256++, seeded by splitmix64 (Blackman and Vigna,
 /// <https://prng.di.unimi.it>).
@@ -72,19 +75,13 @@ impl Random {
     pub fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| (self.bits() >> 56) as u8).collect()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn normal_numbers_are_normal() {
-        let mut random = Random::new(7);
-        let n = 100_000;
-        let values: Vec<f64> = (0..n).map(|_| random.normal()).collect();
-        let mean = values.iter().sum::<f64>() / f64::from(n);
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n);
-        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
+    /// `n` values of bf16 as weights have them: exponents near each other, all else random.
+    pub fn weights(&mut self, n: usize) -> Vec<u8> {
+        let value = |r: u64| {
+            (((r >> 20) as u16 & 0x80FF) | 0x3C00)
+                .wrapping_sub((r.trailing_zeros() as u16).min(20) << 7)
+        };
+        (0..n).flat_map(|_| value(self.bits()).to_le_bytes()).collect()
     }
 }
