@@ -1,8 +1,8 @@
 //! Storage that fails: at the n-th read, at the n-th byte written, in what it gives back.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{Dtype, Header, ReadAt, Result, Rule, Shard, TensorSpec};
@@ -405,5 +405,104 @@ fn every_damaged_byte_of_a_shard_is_noticed() {
             });
             assert!(found.is_err(), "byte {at} of {}", shard.len());
         }
+    }
+}
+
+/// What unwinds a stage as if it had returned: all that it holds is dropped, and nobody is told.
+pub(crate) struct Returned;
+
+/// A stage that returns, or panics, before its `at`-th message.
+#[derive(Debug)]
+pub(crate) struct StageFault {
+    stage: &'static str,
+    panics: bool,
+    left: AtomicUsize,
+}
+
+impl StageFault {
+    fn at(stage: &'static str, at: usize, panics: bool) -> Self {
+        StageFault { stage, panics, left: AtomicUsize::new(at) }
+    }
+
+    /// Ends `stage` if that is the one, and this its message.
+    pub(crate) fn before_message(&self, stage: &str) {
+        let next = |n: usize| n.checked_sub(1);
+        if stage != self.stage
+            || self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok()
+        {
+            return;
+        }
+        assert!(!self.panics, "the stage {stage} panics, as the test wants");
+        std::panic::resume_unwind(Box::new(Returned));
+    }
+}
+
+/// Calls `job` on a thread of its own and fails if it does not return.
+fn within_a_minute<T: Send + 'static>(what: &str, job: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, waiting) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || done.send(job()));
+    let found = waiting.recv_timeout(std::time::Duration::from_secs(60));
+    found.unwrap_or_else(|e| panic!("{what}: {e}"))
+}
+
+#[test]
+fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
+    let plain: &'static [u8] = plain_file().leak();
+    let shard: &'static [u8] = compressed(plain, Encoding::default()).leak();
+    for panics in [false, true] {
+        for at in [0, 1, 3] {
+            for stage in ["read", "encode", "sha256", "md5"] {
+                let what = format!("compress: {stage} at {at}, panics: {panics}");
+                let done = within_a_minute(&what, move || {
+                    let mut progress = Progress::default();
+                    progress.fault = Some(StageFault::at(stage, at, panics));
+                    let disk = Disk::new(usize::MAX);
+                    compress_source(&plain, &disk, &options(Encoding::default(), 2), &progress)
+                });
+                assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
+            }
+            for stage in ["cut", "decode", "sha256", "md5"] {
+                let what = format!("restore: {stage} at {at}, panics: {panics}");
+                let done = within_a_minute(&what, move || {
+                    let mut progress = Progress::default();
+                    progress.fault = Some(StageFault::at(stage, at, panics));
+                    let options = RestoreOptions { md5: true, threads: 2, ..Default::default() };
+                    let disk = Disk::new(usize::MAX);
+                    restore_shard(&Shard::open(shard).unwrap(), Some(&disk), &options, &progress)
+                });
+                assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
+            }
+        }
+    }
+}
+
+/// A source that panics once `left` reads are done.
+struct Panicking {
+    bytes: &'static [u8],
+    left: Arc<AtomicUsize>,
+}
+
+impl ReadAt for Panicking {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        assert_ne!(self.left.fetch_sub(1, Ordering::SeqCst), 0, "as the test wants");
+        self.bytes.read_exact_at(offset, buf)
+    }
+}
+
+#[test]
+fn a_thread_that_panics_while_it_reads_ahead_is_an_error() {
+    let bytes: &'static [u8] = compressed(&plain_file(), Encoding::default()).leak();
+    for n in 0..2 {
+        let done = within_a_minute("a layer", move || {
+            let left = Arc::new(AtomicUsize::new(usize::MAX));
+            let model = Model::from_source(Panicking { bytes, left: Arc::clone(&left) })?;
+            left.store(n, Ordering::SeqCst);
+            model.layer("large").map(drop)
+        });
+        assert_eq!(done.unwrap_err().rule(), Rule::Io, "after {n} reads");
     }
 }

@@ -18,6 +18,9 @@ pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
     cancelled: Arc<AtomicBool>,
+    /// A stage that a test breaks.
+    #[cfg(test)]
+    pub(crate) fault: Option<crate::faults::StageFault>,
 }
 
 impl Progress {

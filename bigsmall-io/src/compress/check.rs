@@ -37,7 +37,7 @@ pub(crate) fn check(
         }
     } else {
         // A dry run: what would have been written is at hand, unless it is the original itself.
-        let encoded = job.encoded.get().and_then(Option::as_ref);
+        let encoded = job.encoded.get();
         let encoded = encoded.and_then(|e| Some((e, e.parts.get(written.part)?)));
         match encoded {
             Some((encoded, found)) if written.plan.id != EncodingId::Raw => {

@@ -1,13 +1,14 @@
 //! A chunk on its way from the source into the shard.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bigsmall_format::{BLOCK_UNITS, Error, Result, Rule};
 
 use crate::compress::plan::{Large, Plan};
 use crate::stage::chunk::{Chunk, Part};
 use crate::stage::pool::Buffer;
+use crate::stage::promise::{Answer, Promise};
 
 /// One chunk on its way.
 pub(crate) struct Job<'p> {
@@ -15,10 +16,10 @@ pub(crate) struct Job<'p> {
     pub(crate) bytes: Buffer<'p>,
     /// For a chunk of a large tensor.
     pub(crate) large: Option<Arc<Large>>,
-    /// `None` when a stage failed.
-    pub(crate) encoded: OnceLock<Option<Encoded<'p>>>,
-    /// Of the tensors that end in this chunk, where asked for.
-    pub(crate) md5s: OnceLock<Vec<[u8; 16]>>,
+    /// What a coding thread owes.
+    pub(crate) encoded: Promise<Encoded<'p>>,
+    /// The MD5s of the tensors that end in this chunk, which the MD5 stage owes if there is one.
+    pub(crate) md5s: Promise<Vec<[u8; 16]>>,
 }
 
 impl Job<'_> {
@@ -50,21 +51,12 @@ pub(crate) struct EncodedPart {
     pub(crate) lens: Range<usize>,
 }
 
-/// Sets a job's result to "failed" when the thread leaves without one, so that the writer never
-/// waits for ever.
-pub(crate) struct Settle<'j, 'p>(pub(crate) &'j Job<'p>);
-
-impl Drop for Settle<'_, '_> {
-    fn drop(&mut self) {
-        let _ = self.0.encoded.set(None);
-    }
-}
-
 /// Work for the coding threads.
 pub(crate) enum Task<'p> {
-    /// Plan the large tensor of that place: sent one tensor ahead, so that nobody waits for a plan.
+    /// Plan the large tensor of that index. Sent one tensor ahead, so that no thread waits for a
+    /// plan.
     Plan(usize, Arc<Large>),
-    Encode(Arc<Job<'p>>),
+    Encode(Arc<Job<'p>>, Answer<Encoded<'p>>),
     Check(Arc<Job<'p>>, Vec<Written>),
 }
 

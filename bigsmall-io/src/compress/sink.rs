@@ -3,15 +3,18 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
 
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{EncodingId, Error, Raw, Result, TensorSpec};
 
+use crossbeam_channel::Sender;
+
 use crate::FileReport;
 use crate::compress::job::{Job, Task, Written};
 use crate::compress::plan::Plan;
+use crate::stage::control::Control;
 use crate::stage::output::Appender;
+use crate::stage::thread::send;
 
 /// Until so many original bytes of a tensor are encoded, its blocks are held back: then their size
 /// decides whether the tensor is stored raw. Up to this size the decision is exact. It is bounded
@@ -33,6 +36,9 @@ pub(crate) struct Sink<'a, 'p> {
     pub(crate) shared: &'a [Option<usize>],
     pub(crate) md5: bool,
     pub(crate) to_check: Sender<Task<'p>>,
+    /// Chunks that were sent there.
+    pub(crate) n_checks: u64,
+    pub(crate) control: &'a Control<'a>,
     /// Chunks of a large tensor for which raw or not is still open.
     pub(crate) pending: Vec<Arc<Job<'p>>>,
     /// The plan that the large tensor at hand is written with, once that is decided.
@@ -42,9 +48,7 @@ pub(crate) struct Sink<'a, 'p> {
 
 impl<'p> Sink<'_, 'p> {
     pub(crate) fn take(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
-        if job.encoded.wait().is_none() {
-            return Ok(());
-        }
+        self.control.owed(&job.encoded)?;
         match job.large {
             None => self.take_small(job),
             Some(_) => self.take_large(job),
@@ -52,8 +56,11 @@ impl<'p> Sink<'_, 'p> {
     }
 
     /// The MD5 of the `nth` tensor that ends in the chunk.
-    fn md5(&mut self, job: &Job<'_>, nth: usize) -> Option<[u8; 16]> {
-        self.md5.then(|| job.md5s.wait().get(nth).copied()).flatten()
+    fn md5(&self, job: &Job<'_>, nth: usize) -> Result<Option<[u8; 16]>> {
+        if !self.md5 {
+            return Ok(None);
+        }
+        Ok(self.control.owed(&job.md5s)?.get(nth).copied())
     }
 
     fn end(&mut self, tensor: usize, md5: Option<[u8; 16]>) -> Result<()> {
@@ -71,7 +78,7 @@ impl<'p> Sink<'_, 'p> {
     }
 
     fn take_small(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
-        let Some(Some(encoded)) = job.encoded.get() else { return Ok(()) };
+        let Some(encoded) = job.encoded.get() else { return Ok(()) };
         let mut written = Vec::new();
         for (index, (part, coded)) in job.chunk.parts.iter().zip(&encoded.parts).enumerate() {
             if let Some(plan) = &coded.plan {
@@ -85,7 +92,7 @@ impl<'p> Sink<'_, 'p> {
                     lens: lens.to_vec(),
                 });
             }
-            let md5 = self.md5(job, index);
+            let md5 = self.md5(job, index)?;
             self.end(part.tensor, md5)?;
         }
         self.check(job, written)
@@ -107,7 +114,7 @@ impl<'p> Sink<'_, 'p> {
         }
         if last {
             self.plan = None;
-            let md5 = self.md5(job, 0);
+            let md5 = self.md5(job, 0)?;
             self.end(part.tensor, md5)?;
         }
         Ok(())
@@ -119,7 +126,7 @@ impl<'p> Sink<'_, 'p> {
         let (mut coded, mut raw, mut plan) = (0, 0, None);
         for job in &pending {
             raw += job.bytes.len().next_multiple_of(8);
-            if let Some(Some(encoded)) = job.encoded.get() {
+            if let Some(encoded) = job.encoded.get() {
                 coded += encoded.bytes.len();
                 plan = encoded.parts.first().and_then(|p| p.plan.clone());
             }
@@ -140,7 +147,7 @@ impl<'p> Sink<'_, 'p> {
 
     /// Writes a chunk of the large tensor at hand.
     fn write_run(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
-        let (Some(plan), Some(Some(encoded))) = (&self.plan, job.encoded.get()) else {
+        let (Some(plan), Some(encoded)) = (&self.plan, job.encoded.get()) else {
             return Ok(());
         };
         let plan = Arc::clone(plan);
@@ -160,8 +167,8 @@ impl<'p> Sink<'_, 'p> {
     /// Has a chunk that is written checked.
     fn check(&mut self, job: &Arc<Job<'p>>, written: Vec<Written>) -> Result<()> {
         self.writer.sink().flush()?;
-        // The coding threads listen until this end of the channel is dropped.
-        let _ = self.to_check.send(Task::Check(Arc::clone(job), written));
+        self.n_checks += 1;
+        send(self.control, &self.to_check, Task::Check(Arc::clone(job), written));
         Ok(())
     }
 }

@@ -1,24 +1,26 @@
 //! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order
 //! of the data.
 
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_format::internal::{Assembler, read_at};
-use bigsmall_format::{Error, Header, Limits, ReadAt, Result, Rule};
+use bigsmall_format::{Header, Limits, ReadAt, Result};
+use crossbeam_channel::unbounded;
 
 use crate::compress::check::{Scratch, check};
 use crate::compress::encode::Coder;
-use crate::compress::job::{Job, Settle, Task};
+use crate::compress::job::{Job, Task};
 use crate::compress::plan::Larges;
 use crate::compress::shared::find_shared;
 use crate::compress::sink::{Sink, finish};
 use crate::stage::chunk::chunks;
-use crate::stage::control::Control;
+use crate::stage::control::{Control, ended_early};
 use crate::stage::digest::{FileDigest, TensorDigests};
 use crate::stage::output::{Appender, Output};
 use crate::stage::pool::Pool;
-use crate::stage::thread::{next, sizes, spawn};
+use crate::stage::promise::{Answer, promise};
+use crate::stage::thread::{received, send, sizes, spawn};
 use crate::{CompressOptions, FileReport, Progress};
 
 /// Where a safetensors file comes from.
@@ -62,11 +64,10 @@ pub(crate) fn compress_walk(
     let control = Control::new(progress);
     let (threads, in_flight) = sizes(options.threads);
     let (plain, coded) = (Pool::new(in_flight), Pool::new(usize::MAX));
-    let (to_work, work) = channel();
-    let (to_hash, hash) = channel::<Arc<Job<'_>>>();
-    let (to_md5, md5) = channel::<Arc<Job<'_>>>();
-    let (to_writer, written) = channel::<Arc<Job<'_>>>();
-    let work = Mutex::new(work);
+    let (to_work, work) = unbounded();
+    let (to_hash, hash) = unbounded::<Arc<Job<'_>>>();
+    let (to_md5, md5) = unbounded::<(Arc<Job<'_>>, Answer<_>)>();
+    let (to_writer, written) = unbounded::<Arc<Job<'_>>>();
     let worker = Worker {
         coder: Coder {
             encoding: options.encoding.implementation(),
@@ -78,44 +79,50 @@ pub(crate) fn compress_walk(
         },
         output,
         control: &control,
+        n_checked: AtomicU64::new(0),
     };
 
     let result = std::thread::scope(|scope| -> Result<_> {
-        // Every thread ends when its channel does. The channels' far ends live in this closure or
-        // in a thread, so an early return lets them all end.
-        let (worker, control, plain, work) = (&worker, &control, &plain, &work);
-        let to_check = to_work.clone();
-        let hasher = spawn(scope, "sha256", move || {
+        // Every stage ends when its channel does. Both ends of every channel live in a stage or in
+        // this closure, so an early return lets them all end.
+        let (worker, control, plain) = (&worker, &control, &plain);
+        let (to_check, work) = (to_work.clone(), work);
+        let (answer, sha256) = promise();
+        spawn(scope, control, "sha256", move || {
             let mut digest = FileDigest::new();
             digest.update(&prefix);
             control.progress.advance(prefix.len() as u64);
-            for job in hash {
+            for job in received(control, "sha256", &hash) {
                 if !control.stopped() {
                     digest.update(&job.bytes);
                 }
             }
-            digest.finish()
+            answer.keep(digest.finish());
         })?;
         if options.md5 {
-            spawn(scope, "md5", move || {
+            spawn(scope, control, "md5", move || {
                 let mut digests = TensorDigests::default();
-                for job in md5 {
-                    let _ = job.md5s.set(digests.chunk(tensors, &job.chunk, &job.bytes));
+                for (job, answer) in received(control, "md5", &md5) {
+                    answer.keep(digests.chunk(tensors, &job.chunk, &job.bytes));
                 }
             })?;
         }
         for _ in 0..threads {
-            spawn(scope, "encode", move || {
+            let work = work.clone();
+            spawn(scope, control, "encode", move || {
                 let mut scratch = Scratch::default();
-                while let Some(task) = next(work) {
+                for task in received(control, "encode", &work) {
                     worker.run(task, &mut scratch);
                 }
             })?;
         }
-        spawn(scope, "read", move || {
+        drop(work);
+        let (answer, all_read) = promise();
+        spawn(scope, control, "read", move || {
             let mut larges = Larges::new(tensors, shared);
             let mut large = None;
             for chunk in chunks(tensors) {
+                control.before_message("read");
                 if control.stopped() {
                     return;
                 }
@@ -135,27 +142,23 @@ pub(crate) fn compress_walk(
                 {
                     if part.bytes.start == 0 {
                         large = Some(larges.begin(part.tensor, |tensor, large| {
-                            let _ = to_work.send(Task::Plan(tensor, large));
+                            send(control, &to_work, Task::Plan(tensor, large));
                         }));
                     }
                 } else {
                     large = None;
                 }
-                let job = Arc::new(Job {
-                    chunk,
-                    bytes,
-                    large: large.clone(),
-                    encoded: OnceLock::new(),
-                    md5s: OnceLock::new(),
-                });
-                // Nobody listens any more after a failure, and then nothing is lost.
-                let _ = to_work.send(Task::Encode(Arc::clone(&job)));
-                let _ = to_hash.send(Arc::clone(&job));
+                let (to_encode, encoded) = promise();
+                let (to_digest, md5s) = promise();
+                let job = Arc::new(Job { chunk, bytes, large: large.clone(), encoded, md5s });
+                send(control, &to_work, Task::Encode(Arc::clone(&job), to_encode));
+                send(control, &to_hash, Arc::clone(&job));
                 if options.md5 {
-                    let _ = to_md5.send(Arc::clone(&job));
+                    send(control, &to_md5, (Arc::clone(&job), to_digest));
                 }
-                let _ = to_writer.send(job);
+                send(control, &to_writer, job);
             }
+            answer.keep(());
         })?;
         let mut sink = Sink {
             writer,
@@ -163,6 +166,8 @@ pub(crate) fn compress_walk(
             shared,
             md5: options.md5,
             to_check,
+            n_checks: 0,
+            control,
             pending: Vec::new(),
             plan: None,
             report: FileReport::default(),
@@ -176,14 +181,17 @@ pub(crate) fn compress_walk(
                 control.fail(at, error);
             }
         }
-        let Sink { writer, report, to_check, .. } = sink;
-        drop(to_check);
-        let sha256 = hasher.join().map_err(|_| Error::new(Rule::Io).found("a thread failed"))?;
-        Ok((writer, report, sha256))
+        let Sink { writer, report, n_checks, .. } = sink;
+        control.owed(&all_read)?;
+        Ok((writer, report, n_checks, *control.owed(&sha256)?))
     });
-    // By now every thread has ended: all that was written has been read back and compared.
+    // By now every thread has ended.
     control.outcome()?;
-    let (writer, mut report, sha256) = result?;
+    let (writer, mut report, n_checks, sha256) = result?;
+    // All that was written has been read back and compared.
+    if n_checks != worker.n_checked.into_inner() {
+        return Err(ended_early());
+    }
     report.original_bytes = data_at + header.data_len();
     report.sha256 = sha256;
     report.compressed_bytes = finish(writer, sha256)?;
@@ -195,6 +203,8 @@ struct Worker<'a> {
     coder: Coder<'a>,
     output: &'a dyn Output,
     control: &'a Control<'a>,
+    /// Chunks that were read back and compared.
+    n_checked: AtomicU64,
 }
 
 impl<'a> Worker<'a> {
@@ -208,18 +218,14 @@ impl<'a> Worker<'a> {
                     self.control.fail(spec.data_range().start, error);
                 }
             }
-            Task::Encode(job) => {
-                let settle = Settle(&job);
+            Task::Encode(job, answer) => {
                 if self.control.stopped() {
                     return;
                 }
                 match self.coder.encode(&job) {
-                    Ok(encoded) => {
-                        let _ = job.encoded.set(Some(encoded));
-                    }
+                    Ok(encoded) => answer.keep(encoded),
                     Err(error) => self.control.fail(job.chunk.data.start, error),
                 }
-                drop(settle);
             }
             Task::Check(job, written) => {
                 if self.control.stopped() {
@@ -232,6 +238,7 @@ impl<'a> Worker<'a> {
                         self.control.fail(job.chunk.data.start, error.in_tensor(spec.name()));
                     }
                 }
+                self.n_checked.fetch_add(1, Ordering::Relaxed);
                 self.control.progress.advance(job.chunk.data.end - job.chunk.data.start);
             }
         }

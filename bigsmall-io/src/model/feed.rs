@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Condvar, Mutex};
 
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{
     BlockDecoder, Error, Result, Rule, TensorSpec, for_each_in_parallel, zeroed,
 };
 
-use crate::encoding;
 use crate::model::shards::Shards;
 use crate::model::tensor::Tensor;
 use crate::restore::decode::Window;
 use crate::stage::chunk::CHUNK;
+use crate::stage::control::{Control, ended_early};
+use crate::stage::lock::lock;
 use crate::stage::pool::{reserve, set_len};
-use crate::stage::thread::{lock, spawn};
+use crate::stage::promise::{Answer, Promise, promise};
+use crate::stage::thread::spawn;
+use crate::{Progress, encoding};
 
 /// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of
 /// the threads.
@@ -56,10 +59,12 @@ pub(crate) fn read_into(model: &Shards, mut tensors: Vec<(Place, &mut [u8])>) ->
     let (places, slices): (Vec<Place>, Vec<&mut [u8]>) = tensors.into_iter().unzip();
     let feed = Feed::new(model, vec![("", places)])?;
     let feed = &feed.with_room(BASE / 4);
+    let progress = Progress::default();
+    let control = &Control::new(&progress);
     std::thread::scope(|scope| {
         let readers = model.readers().min(feed.pieces.len());
         let begun =
-            (0..readers).try_for_each(|_| spawn(scope, "read", || feed.read(model)).map(drop));
+            (0..readers).try_for_each(|_| spawn(scope, control, "read", || feed.read(model)));
         let threads = model.threads().min(MAX_THREADS);
         let done = begun.and_then(|()| feed.decode_into(model, &feed.layers[0], slices, threads));
         // Also where only some threads could be had: nobody waits for ever.
@@ -111,12 +116,26 @@ pub(crate) struct Part {
 pub(crate) struct State {
     /// The first piece that nobody has begun to read.
     next: usize,
-    ready: BTreeMap<usize, Result<Vec<u8>>>,
+    /// The pieces that somebody has begun to read and nobody has taken.
+    begun: BTreeMap<usize, Promise<Read>>,
     spare: Vec<Vec<u8>>,
     /// Bytes of all buffers, those in use and the spare ones.
     held: u64,
     /// No piece is begun any more.
     stopped: bool,
+}
+
+/// What a reading thread owes of a piece; taken by the thread that decodes it.
+type Read = Mutex<Result<Vec<u8>>>;
+
+/// Held by a reading thread: once one of them has ended, by a failure or a panic, no piece is begun
+/// any more. At the end of the work that makes no difference.
+struct Reading<'a>(&'a Feed);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 impl Feed {
@@ -201,33 +220,34 @@ impl Feed {
 
     /// What a reading thread does: piece after piece, as long as there is room for them.
     pub(crate) fn read(&self, model: &Shards) {
+        let _reading = Reading(self);
         loop {
             let mut state = lock(&self.state);
-            let (index, piece, len, mut buffer) = loop {
+            let (answer, piece, len, mut buffer) = loop {
                 if state.stopped {
                     return;
                 }
                 let Some(piece) = self.pieces.get(state.next) else { return };
                 let len = (piece.range.end - piece.range.start) as usize;
                 if let Some(buffer) = state.buffer(len, self.room) {
+                    let (answer, read) = promise();
+                    let index = state.next;
+                    state.begun.insert(index, read);
                     state.next += 1;
-                    break (state.next - 1, piece, len, buffer);
+                    break (answer, piece, len, buffer);
                 }
                 state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
             };
             drop(state);
+            self.changed.notify_all();
             let filled = reserve(&mut buffer, capacity(len))
                 .and_then(|()| set_len(&mut buffer, len))
                 .and_then(|()| {
                     let source = model.shard(piece.shard).source();
                     read_at(source, piece.range.start, &mut buffer)
                 });
-            let mut state = lock(&self.state);
             let failed = filled.is_err();
-            state.ready.insert(index, filled.map(|()| buffer));
-            state.stopped |= failed;
-            drop(state);
-            self.changed.notify_all();
+            answer.keep(Mutex::new(filled.map(|()| buffer)));
             if failed {
                 return;
             }
@@ -244,8 +264,10 @@ impl Feed {
     fn take(&self, index: usize) -> Result<Vec<u8>> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(found) = state.ready.remove(&index) {
-                return found;
+            if let Some(read) = state.begun.remove(&index) {
+                drop(state);
+                let read = read.wait().ok_or_else(ended_early)?;
+                return std::mem::replace(&mut *lock(read), Ok(Vec::new()));
             }
             if state.stopped && index >= state.next {
                 return Err(Error::new(Rule::Cancelled));
@@ -302,7 +324,13 @@ impl Feed {
         threads: usize,
     ) -> Result<()> {
         {
-            let jobs: Vec<(usize, Vec<&mut [u8]>)> = layer
+            let (mut owed, decoders): (Vec<_>, Vec<_>) = layer
+                .tensors
+                .iter()
+                .map(|_| promise())
+                .map(|(answer, decoder)| (Some(answer), decoder))
+                .unzip();
+            let jobs: Vec<(usize, Vec<Slot<'_>>)> = layer
                 .pieces
                 .clone()
                 .map(|index| {
@@ -311,21 +339,20 @@ impl Feed {
                         let (piece, after) =
                             whole.split_at_mut((part.bytes.end - part.bytes.start) as usize);
                         rest[part.place] = after;
-                        piece
+                        let first = part.bytes.start == 0;
+                        let answer = if first { owed[part.place].take() } else { None };
+                        Slot { bytes: piece, answer }
                     };
                     (index, self.pieces[index].parts.iter().map(cut).collect())
                 })
                 .collect();
-            let decoders: Vec<Decoder> = layer.tensors.iter().map(|_| Decoder::new()).collect();
             for_each_in_parallel(
                 threads,
                 jobs.into_iter(),
                 || (),
-                |(), (index, dst)| {
-                    let settle = Settle(&decoders, &self.pieces[index].parts);
+                |(), (index, slots)| {
                     let encoded = self.take(index)?;
-                    let done = self.decode_piece(model, layer, index, &encoded, &decoders, dst);
-                    drop(settle);
+                    let done = self.decode_piece(model, layer, index, &encoded, &decoders, slots);
                     self.give_back(encoded);
                     done
                 },
@@ -340,29 +367,24 @@ impl Feed {
         index: usize,
         encoded: &[u8],
         decoders: &[Decoder],
-        dst: Vec<&mut [u8]>,
+        slots: Vec<Slot<'_>>,
     ) -> Result<()> {
         let piece = &self.pieces[index];
         let shard = model.shard(piece.shard);
-        for (part, dst) in piece.parts.iter().zip(dst) {
+        for (part, slot) in piece.parts.iter().zip(slots) {
             let tensor = layer.tensors[part.place].1;
-            let decoder = match part.bytes.start {
-                0 => {
-                    let head = &encoded[(part.payload_at - piece.range.start) as usize..];
-                    let found =
-                        shard.decoder_from(tensor, encoding(shard.encoding(tensor)?)?, head)?;
-                    let _ = decoders[part.place].set(Some(found));
-                    decoders[part.place].get()
-                }
-                _ => Some(decoders[part.place].wait()),
-            };
+            if let Some(answer) = slot.answer {
+                let head = &encoded[(part.payload_at - piece.range.start) as usize..];
+                let found = shard.decoder_from(tensor, encoding(shard.encoding(tensor)?)?, head)?;
+                answer.keep(found);
+            }
             // The thread that could not open it has the error.
-            let decoder = decoder.and_then(|d| d.as_deref());
-            let decoder = decoder.ok_or_else(|| Error::new(Rule::Cancelled))?;
+            let decoder = decoders[part.place].wait();
+            let decoder = &**decoder.ok_or_else(|| Error::new(Rule::Cancelled))?;
             let at = piece.range.start.saturating_sub(part.payload_at);
             let skip = part.payload_at.saturating_sub(piece.range.start) as usize;
             let window = Window { at, bytes: &encoded[skip..] };
-            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), dst, 1)?;
+            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), slot.bytes, 1)?;
         }
         Ok(())
     }
@@ -392,17 +414,12 @@ pub(crate) fn capacity(len: usize) -> usize {
     if len > 64 << 10 { len.next_multiple_of(64 << 10) } else { len.next_power_of_two() }
 }
 
-/// A tensor's decoder, opened by the thread that has its first piece. `None` when that failed.
-type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
+/// A tensor's decoder, owed by the thread that has its first piece.
+type Decoder = Promise<Box<dyn BlockDecoder>>;
 
-/// Says of the tensors that begin in a piece that they cannot be opened, where the thread leaves
-/// without having done it: nobody waits for ever.
-pub(crate) struct Settle<'a>(&'a [Decoder], &'a [Part]);
-
-impl Drop for Settle<'_> {
-    fn drop(&mut self) {
-        for part in self.1.iter().filter(|p| p.bytes.start == 0) {
-            let _ = self.0[part.place].set(None);
-        }
-    }
+/// Where a part of a piece is decoded to, and with the first part of a tensor its decoder, which is
+/// owed.
+struct Slot<'a> {
+    bytes: &'a mut [u8],
+    answer: Option<Answer<Box<dyn BlockDecoder>>>,
 }

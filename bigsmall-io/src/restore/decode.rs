@@ -1,6 +1,6 @@
 //! Decodes chunks.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
@@ -8,6 +8,7 @@ use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_r
 use crate::encoding;
 use crate::stage::chunk::{Chunk, Part};
 use crate::stage::pool::{Buffer, set_len};
+use crate::stage::promise::Promise;
 
 /// The decoder of a tensor, opened by the first thread that needs it. `None` when that failed.
 pub(crate) type Decoder = OnceLock<Option<Box<dyn BlockDecoder>>>;
@@ -17,20 +18,8 @@ pub(crate) struct Job<'p> {
     pub(crate) chunk: Chunk,
     /// For a chunk of a large tensor: the decoder that its chunks share.
     pub(crate) large: Option<Arc<Decoder>>,
-    /// Where to decode to; taken by the thread that does.
-    pub(crate) room: Mutex<Option<Buffer<'p>>>,
-    /// `None` when decoding failed.
-    pub(crate) decoded: OnceLock<Option<Buffer<'p>>>,
-}
-
-/// Sets a job's result to "failed" when the thread leaves without one, so that nobody waits for
-/// ever.
-pub(crate) struct Settle<'j, 'p>(pub(crate) &'j Job<'p>);
-
-impl Drop for Settle<'_, '_> {
-    fn drop(&mut self) {
-        let _ = self.0.decoded.set(None);
-    }
+    /// What a decoding thread owes.
+    pub(crate) decoded: Promise<Buffer<'p>>,
 }
 
 pub(crate) fn decode<R: ReadAt>(

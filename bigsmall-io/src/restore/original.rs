@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bigsmall_format::{BlockDecoder, ReadAt, Result, Shard};
 
 use crate::restore::decode::decoder;
-use crate::stage::thread::lock;
+use crate::stage::lock::lock;
 
 /// The safetensors file that a shard restores to, decoded where it is read.
 pub(crate) struct Original<'a, R> {

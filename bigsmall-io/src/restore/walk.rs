@@ -2,20 +2,21 @@
 //! Verifying is the same without writing.
 
 use std::path::Path;
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 
 use bigsmall_format::internal::len_of;
 use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, ShardEntry};
+use crossbeam_channel::unbounded;
 
-use crate::restore::decode::{Decoder, Job, Settle, decode};
+use crate::restore::decode::{Decoder, Job, decode};
 use crate::stage::atomic::AtomicFile;
 use crate::stage::chunk::chunks;
 use crate::stage::control::Control;
 use crate::stage::digest::{FileDigest, TensorDigests};
 use crate::stage::output::Output;
-use crate::stage::pool::Pool;
-use crate::stage::thread::{lock, next, sizes, spawn};
+use crate::stage::pool::{Buffer, Pool};
+use crate::stage::promise::{Answer, promise};
+use crate::stage::thread::{received, send, sizes, spawn};
 use crate::{FileReport, Progress, RestoreOptions, hex};
 
 /// Restores the shard that was opened as `input`.
@@ -50,59 +51,62 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let control = Control::new(progress);
     let (threads, in_flight) = sizes(options.threads);
     let pool = Pool::new(in_flight);
-    let (to_work, work) = channel::<Arc<Job<'_>>>();
-    let (to_hash, hash) = channel::<Arc<Job<'_>>>();
-    let (to_md5, md5) = channel::<Arc<Job<'_>>>();
-    let (to_write, write) = channel::<Arc<Job<'_>>>();
-    let work = Mutex::new(work);
+    let (to_work, work) = unbounded::<(Arc<Job<'_>>, Buffer<'_>, Answer<_>)>();
+    let (to_hash, hash) = unbounded::<Arc<Job<'_>>>();
+    let (to_md5, md5) = unbounded::<Arc<Job<'_>>>();
+    let (to_write, write) = unbounded::<Arc<Job<'_>>>();
 
     let result = std::thread::scope(|scope| -> Result<_> {
-        let (control, pool, work, prefix) = (&control, &pool, &work, &prefix);
-        let hasher = spawn(scope, "sha256", move || {
+        let (control, pool, prefix) = (&control, &pool, &prefix);
+        let work = work;
+        let (answer, sha256) = promise();
+        spawn(scope, control, "sha256", move || {
             let mut digest = FileDigest::new();
             digest.update(prefix);
             progress.advance(prefix.len() as u64);
-            for job in hash {
-                if let Some(bytes) = job.decoded.wait() {
+            for job in received(control, "sha256", &hash) {
+                if let Ok(bytes) = control.owed(&job.decoded) {
                     digest.update(bytes);
                     progress.advance(bytes.len() as u64);
                 }
             }
-            digest.finish()
+            answer.keep(digest.finish());
         })?;
-        let digester = match any_md5 {
-            false => None,
-            true => Some(spawn(scope, "md5", move || {
+        let (answer, md5s) = promise();
+        if any_md5 {
+            spawn(scope, control, "md5", move || {
                 let (mut digests, mut found) = (TensorDigests::default(), Vec::new());
-                for job in md5 {
-                    if let Some(bytes) = job.decoded.wait() {
+                for job in received(control, "md5", &md5) {
+                    if let Ok(bytes) = control.owed(&job.decoded) {
                         found.extend(digests.chunk(tensors, &job.chunk, bytes));
                     }
                 }
-                found
-            })?),
-        };
+                answer.keep(found);
+            })?;
+        } else {
+            answer.keep(Vec::new());
+        }
         for _ in 0..threads {
-            spawn(scope, "decode", move || {
+            let work = work.clone();
+            spawn(scope, control, "decode", move || {
                 let mut scratch = Vec::new();
-                while let Some(job) = next(work) {
-                    let _settle = Settle(&job);
-                    let Some(mut room) = lock(&job.room).take() else { continue };
+                for (job, mut room, answer) in received(control, "decode", &work) {
                     if control.stopped() {
                         continue;
                     }
                     match decode(shard, &job, &mut room, &mut scratch) {
-                        Ok(()) => {
-                            let _ = job.decoded.set(Some(room));
-                        }
+                        Ok(()) => answer.keep(room),
                         Err(error) => control.fail(job.chunk.data.start, error),
                     }
                 }
             })?;
         }
-        spawn(scope, "cut", move || {
+        drop(work);
+        let (answer, all_cut) = promise();
+        spawn(scope, control, "cut", move || {
             let mut large = None;
             for chunk in chunks(tensors) {
+                control.before_message("cut");
                 if control.stopped() {
                     return;
                 }
@@ -118,22 +122,18 @@ pub(crate) fn restore_shard<R: ReadAt>(
                     }
                     _ => large = None,
                 }
-                let job = Arc::new(Job {
-                    chunk,
-                    large: large.clone(),
-                    room: Mutex::new(Some(room)),
-                    decoded: OnceLock::new(),
-                });
-                // Nobody listens any more after a failure, and then nothing is lost.
-                let _ = to_work.send(Arc::clone(&job));
-                let _ = to_hash.send(Arc::clone(&job));
+                let (answer, decoded) = promise();
+                let job = Arc::new(Job { chunk, large: large.clone(), decoded });
+                send(control, &to_work, (Arc::clone(&job), room, answer));
+                send(control, &to_hash, Arc::clone(&job));
                 if any_md5 {
-                    let _ = to_md5.send(Arc::clone(&job));
+                    send(control, &to_md5, Arc::clone(&job));
                 }
                 if output.is_some() {
-                    let _ = to_write.send(job);
+                    send(control, &to_write, job);
                 }
             }
+            answer.keep(());
         })?;
         if let Some(output) = output {
             let append = |at, bytes: &[u8]| {
@@ -143,16 +143,15 @@ pub(crate) fn restore_shard<R: ReadAt>(
             };
             append(0, prefix);
             for job in write {
-                if let Some(bytes) = job.decoded.wait()
+                if let Ok(bytes) = control.owed(&job.decoded)
                     && !control.stopped()
                 {
                     append(prefix.len() as u64 + job.chunk.data.start, bytes);
                 }
             }
         }
-        let failed = |_| Error::new(Rule::Io).found("a thread failed");
-        let sha256 = hasher.join().map_err(failed)?;
-        Ok((sha256, digester.map(|d| d.join().map_err(failed)).transpose()?.unwrap_or_default()))
+        control.owed(&all_cut)?;
+        Ok((*control.owed(&sha256)?, control.owed(&md5s)?.clone()))
     });
     control.outcome()?;
     let (sha256, mut md5s) = result?;

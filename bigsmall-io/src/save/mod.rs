@@ -16,8 +16,8 @@ use bigsmall_format::{Error, Header, ReadAt, Result, Rule, TensorSpec};
 use crate::compress::walk::{Origin, compress_walk};
 use crate::report::file_name;
 use crate::stage::atomic::AtomicFile;
+use crate::stage::lock::lock;
 use crate::stage::output::Output;
-use crate::stage::thread::lock;
 use crate::{FileReport, Progress, SaveOptions, TensorView};
 
 /// Saves tensors as the shard `path`, which restores to the file that `safetensors::serialize`

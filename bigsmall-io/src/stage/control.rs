@@ -6,7 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::Progress;
-use crate::stage::thread::lock;
+use crate::stage::lock::lock;
+use crate::stage::promise::Promise;
+
+/// A stage ended, or panicked, before its work was done.
+pub(crate) fn ended_early() -> Error {
+    Error::new(Rule::Io).found("a thread ended before its work was done")
+}
 
 /// The first failure of a job, in the order of the data.
 pub(crate) struct Control<'a> {
@@ -30,7 +36,22 @@ impl<'a> Control<'a> {
         self.stop.store(true, Ordering::Release);
     }
 
-    /// Whether there is no more work to do, after a failure or at the caller's wish.
+    /// Notes that a stage ended before its work was done. A failure that some stage can name
+    /// counts for more.
+    pub(crate) fn give_up(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Waits for what another stage owes. If that stage has ended, the job fails, and so does the
+    /// work at hand: with an error that counts for less than that of the stage.
+    pub(crate) fn owed<'p, T>(&self, promise: &'p Promise<T>) -> Result<&'p T> {
+        promise.wait().ok_or_else(|| {
+            self.give_up();
+            Error::new(Rule::Cancelled)
+        })
+    }
+
+    /// Whether there is no more work to do: something failed, or the caller cancelled the job.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire) || self.progress.is_cancelled()
     }
@@ -39,8 +60,17 @@ impl<'a> Control<'a> {
     pub(crate) fn outcome(&self) -> Result<()> {
         match lock(&self.failure).take() {
             Some((_, error)) => Err(error),
-            None if self.stopped() => Err(Error::new(Rule::Cancelled)),
+            None if self.progress.is_cancelled() => Err(Error::new(Rule::Cancelled)),
+            None if self.stopped() => Err(ended_early()),
             None => Ok(()),
+        }
+    }
+
+    /// Called by every stage before every message: here a test can end it.
+    pub(crate) fn before_message(&self, _stage: &str) {
+        #[cfg(test)]
+        if let Some(fault) = &self.progress.fault {
+            fault.before_message(_stage);
         }
     }
 }

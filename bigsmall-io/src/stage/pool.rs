@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::stage::thread::lock;
+use crate::stage::lock::lock;
 
 /// A bounded number of buffers.
 pub(crate) struct Pool {

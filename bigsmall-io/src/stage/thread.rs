@@ -2,18 +2,15 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Barrier};
+use std::thread::{Builder, Scope};
 use std::time::Duration;
 
 use bigsmall_format::{Error, Result, Rule, address_space, available_threads};
+use crossbeam_channel::{Receiver, Sender};
 
-/// A lock whose holder panicked holds data that is still sound here: counters, spare buffers, an
-/// error.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::stage::control::Control;
 
 /// How many threads code and how many chunks may be under way. One thread hashes, so that more than
 /// some hundred have nothing to do.
@@ -63,21 +60,41 @@ pub(crate) fn start<H>(
     Ok(handle)
 }
 
-/// Starts a thread of `scope`, as [`start`] does.
-pub(crate) fn spawn<'scope, T: Send + 'scope>(
+/// Starts a stage of a job. If it panics, the job fails.
+pub(crate) fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
+    control: &'scope Control<'_>,
     name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>> {
+    work: impl FnOnce() + Send + 'scope,
+) -> Result<()> {
     start(name, |builder, begun| {
         builder.spawn_scoped(scope, move || {
             begun.here();
-            work()
+            // What the stage held is dropped by then, and every promise it had not kept is broken.
+            if let Err(_panic) = catch_unwind(AssertUnwindSafe(work)) {
+                #[cfg(test)]
+                if _panic.is::<crate::faults::Returned>() {
+                    return;
+                }
+                control.give_up();
+            }
         })
     })
+    .map(|_| ())
 }
 
-/// The next message of a channel that several threads empty.
-pub(crate) fn next<T>(queue: &Mutex<Receiver<T>>) -> Option<T> {
-    lock(queue).recv().ok()
+/// The messages that the stage `stage` receives, until nobody sends any more.
+pub(crate) fn received<'a, T>(
+    control: &'a Control<'_>,
+    stage: &'a str,
+    channel: &'a Receiver<T>,
+) -> impl Iterator<Item = T> + 'a {
+    channel.iter().inspect(move |_| control.before_message(stage))
+}
+
+/// Sends `message`. If the stage that should receive it has ended, the job fails.
+pub(crate) fn send<T>(control: &Control<'_>, channel: &Sender<T>, message: T) {
+    if channel.send(message).is_err() {
+        control.give_up();
+    }
 }
