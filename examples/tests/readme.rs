@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, unused_variables, dead_code)] // what the README leaves to its reader
 
 use bigsmall_format::{TensorSpec, encode_tensor};
-use bigsmall_io::{Layer, StreamOptions, StreamingLoader};
+use bigsmall_io::{Layer, Model, StreamOptions, StreamingLoader, TensorView, save};
 use bigsmall_tbe::{Matmul, Tbe, TbeTensor};
 use half::bf16;
 
 fn run(layer: Layer) {}
 
 fn read() -> bigsmall_io::Result<()> {
-    let model = bigsmall_io::Model::open("model.bs")?; // or "hf://owner/name", "https://...", "s3://...": see below
+    let model = Model::open("model.bs")?; // or "hf://owner/name", "https://...", "s3://..."
     let rows = model.rows("model.embed_tokens.weight", 1000..1016)?;
     for layer in StreamingLoader::new(model, &StreamOptions::default())? {
         run(layer?);
@@ -17,15 +17,21 @@ fn read() -> bigsmall_io::Result<()> {
     Ok(())
 }
 
+fn write(weights: Vec<f32>) -> bigsmall_io::Result<()> {
+    let tensors = [("fc.weight", TensorView::from_slice(&[512, 512], &weights))];
+    save("model.bs", tensors, None)?;
+    Ok(())
+}
+
 #[cfg(feature = "candle")]
 fn candle(
     config: candle_transformers::models::bert::Config,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    use bigsmall_io::{Model, candle::var_builder};
     use candle_core::{DType, Device};
     use candle_transformers::models::bert::BertModel;
 
-    let weights = var_builder(Model::open("model.bs")?, DType::F32, &Device::Cpu); // of bigsmall_io::candle
+    use bigsmall_io::candle::var_builder;
+    let weights = var_builder(Model::open("model.bs")?, DType::F32, &Device::Cpu);
     let bert = BertModel::load(weights, &config)?;
     Ok(())
 }
@@ -60,5 +66,5 @@ fn every_block_of_rust_is_compiled() {
         assert!(here.contains(&bare(block)), "examples/tests/readme.rs lacks\n{block}");
         n += 1;
     }
-    assert_eq!(n, 4);
+    assert_eq!(n, 5);
 }
