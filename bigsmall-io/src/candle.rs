@@ -33,6 +33,9 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuilderArgs};
 
+/// The versions of candle's crates whose types stand in the signatures here.
+pub use {candle_core, candle_nn};
+
 use crate::Model;
 
 /// A `VarBuilder` over `model`. Tensors become `dtype` when they are asked for; where that is their

@@ -43,7 +43,12 @@ const SAMPLES: u64 = 12;
 ///
 /// # Errors
 /// Header rules of [`Rule`]; [`Rule::Io`]; [`Rule::Cancelled`].
-pub fn estimate(input: &Path, options: &CompressOptions, progress: &Progress) -> Result<Estimate> {
+pub fn estimate(
+    input: impl AsRef<Path>,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Estimate> {
+    let input = input.as_ref();
     let files = if input.is_dir() {
         let folder = Folder::open(input)?;
         let names = folder.weights(SAFETENSORS)?;

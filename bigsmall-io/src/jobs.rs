@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, Result, Rule, Shard};
+use bigsmall_format::{Error, ReadAt, Result, Rule, Shard};
 
-use crate::compress::file::compress_file;
+use crate::compress::file::{compress_file, compress_to};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::options::patient;
@@ -28,8 +28,8 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// ```no_run
 /// use bigsmall_io::{CompressOptions, Progress, compress};
 /// let report = compress(
-///     "model.safetensors".as_ref(),
-///     "model.bs".as_ref(),
+///     "model.safetensors",
+///     "model.bs",
 ///     &CompressOptions::default(),
 ///     &Progress::default(),
 /// )?;
@@ -37,11 +37,12 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// # Ok::<(), bigsmall_io::Error>(())
 /// ```
 pub fn compress(
-    input: &Path,
-    output: &Path,
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
+    let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
         return Err(Error::new(Rule::SameFile).in_file(output));
     }
@@ -50,6 +51,38 @@ pub fn compress(
     }
     progress.expect(std::fs::metadata(input).map_err(|e| Error::io(e).in_file(input))?.len());
     Ok(Report::of(vec![compress_file(input, output, options, progress)?]))
+}
+
+/// Compresses the safetensors file that `source` holds, such as bytes in memory or a file that is
+/// read by a program's own means, to the shard `output`. No temporary file is made of it.
+///
+/// The report's one file has no name. Everything else is as in [`compress`].
+///
+/// # Errors
+/// Those of [`compress`] and of `source`, which nobody may change meanwhile.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-from-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("m.bs");
+/// use bigsmall_io::{CompressOptions, Model, Progress, compress_from};
+/// let header = br#"{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
+/// let file = [&(header.len() as u64).to_le_bytes(), &header[..], &[7, 8]].concat();
+/// compress_from(&file, &path, &CompressOptions::default(), &Progress::default())?;
+/// assert_eq!(Model::open(&path)?.tensor("w")?.bytes(), [7, 8]);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn compress_from(
+    source: &dyn ReadAt,
+    output: impl AsRef<Path>,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let unchanged = || Ok(());
+    progress.expect(source.byte_len().map_err(Error::io)?);
+    let report = compress_to(source, output.as_ref(), options, progress, unchanged)?;
+    Ok(Report::of(vec![report]))
 }
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
@@ -67,19 +100,20 @@ pub fn compress(
 /// ```no_run
 /// use bigsmall_io::{Progress, RestoreOptions, restore};
 /// restore(
-///     "model.bs".as_ref(),
-///     "model.safetensors".as_ref(),
+///     "model.bs",
+///     "model.safetensors",
 ///     &RestoreOptions::default(),
 ///     &Progress::default(),
 /// )?;
 /// # Ok::<(), bigsmall_io::Error>(())
 /// ```
 pub fn restore(
-    input: &Path,
-    output: &Path,
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
+    let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
         return Err(Error::new(Rule::SameFile).in_file(output));
     }
@@ -103,7 +137,12 @@ pub fn restore(
 ///
 /// # Errors
 /// Those of [`restore`] but for the output's.
-pub fn verify(input: &Path, options: &RestoreOptions, progress: &Progress) -> Result<Report> {
+pub fn verify(
+    input: impl AsRef<Path>,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let input = input.as_ref();
     let options = &patient(input, options);
     let source = match open(input)? {
         Input::Folder(from) => return verify_folder(&from, options, progress),

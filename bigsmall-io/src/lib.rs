@@ -30,7 +30,7 @@ pub use element::Element;
 pub use encodings::{Encoding, encoding};
 pub use estimate::{Estimate, estimate};
 pub use folder::index::index;
-pub use jobs::{compress, restore, verify};
+pub use jobs::{compress, compress_from, restore, verify};
 pub use measure::{Matvec, MeasureOptions, Measurement, measure};
 pub use model::layer::Layer;
 pub use model::layers::layer_of;
@@ -48,6 +48,10 @@ pub use save::{save, save_to, save_with};
 pub use source::cloud::CloudFile;
 #[cfg(feature = "http")]
 pub use source::http::{file::HttpFile, options::HttpOptions};
+
+/// The version of `half` whose types are elements of tensors.
+#[cfg(feature = "half")]
+pub use half;
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, Result, Rule};
+use bigsmall_format::{Error, ReadAt, Result, Rule};
 
 use crate::compress::walk::compress_source;
 use crate::stage::atomic::AtomicFile;
@@ -22,17 +22,27 @@ pub(crate) fn compress_file(
         true => Ok(()),
         false => Err(Error::new(Rule::SourceChanged).in_file(input)),
     };
-    let mut report = if options.dry_run {
-        let report = compress_source(&source, &Discard, options, progress)?;
-        unchanged()?;
-        report
-    } else {
-        let target = AtomicFile::create(output, options.replace)?;
-        let report = compress_source(&source, &target, options, progress)?;
-        unchanged()?;
-        target.commit()?;
-        report
-    };
+    let mut report = compress_to(&source, output, options, progress, unchanged)?;
     report.name = crate::report::file_name(input);
+    Ok(report)
+}
+
+/// Compresses what `source` holds. Asks whether it is `unchanged` before the output gets its name.
+pub(crate) fn compress_to(
+    source: &dyn ReadAt,
+    output: &Path,
+    options: &CompressOptions,
+    progress: &Progress,
+    unchanged: impl FnOnce() -> Result<()>,
+) -> Result<FileReport> {
+    if options.dry_run {
+        let report = compress_source(source, &Discard, options, progress)?;
+        unchanged()?;
+        return Ok(report);
+    }
+    let target = AtomicFile::create(output, options.replace)?;
+    let report = compress_source(source, &target, options, progress)?;
+    unchanged()?;
+    target.commit()?;
     Ok(report)
 }

@@ -20,11 +20,12 @@ use crate::{CompressOptions, Progress, Report, hex, os};
 /// # Errors
 /// Those of [`restore`](crate::restore) and [`compress`](crate::compress).
 pub fn transcode(
-    input: &Path,
-    output: &Path,
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
+    let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
         return Err(Error::new(Rule::SameFile).in_file(output));
     }

@@ -26,7 +26,8 @@ use crate::{FileReport, Report, os};
 /// # Errors
 /// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor in two shards, [`Rule::ModelIndex`]
 /// for a shard that is missing or was made from another file, [`Rule::OutputExists`], [`Rule::Io`].
-pub fn index(dir: &Path, original: Option<&Path>, replace: bool) -> Result<Report> {
+pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> Result<Report> {
+    let dir = dir.as_ref();
     let folder = Folder::open(dir)?;
     let files = folder.files()?;
     let mut reports = Vec::new();
