@@ -1,5 +1,27 @@
 //! x86-64.
 
+/// The plain loops, compiled for the instructions `$features`. Functions, not closures: the
+/// compiler knows that arguments do not overlap, and loses that for what a closure captures.
+macro_rules! plain_loops {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        fn count_any(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
+            portable::count(head, bitmaps, starts)
+        }
+
+        /// Tiles of other dtypes than bf16, and a last one that the output cuts short.
+        #[target_feature(enable = $features)]
+        fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
+            portable::decode_any(tiles, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn dot_f32_any(weights: &[f32], x: &[f32], chains: &mut Chains) {
+            portable::dot_f32_any(weights, x, chains, f32::mul_add);
+        }
+    };
+}
+
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod stream;

@@ -412,32 +412,17 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
     *job.begin = room;
 }
 
-/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
-#[inline]
-#[target_feature(enable = "avx2,popcnt")]
-fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
-    plain()
-}
+plain_loops!("avx2,popcnt");
 
 impl Kernels for Avx2 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || units::split_symbols(head, units, symbols),
-            )
-        }
+        unsafe { split_symbols(head, units, symbols) }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || units::split_residual(head, units, residual),
-            )
-        }
+        unsafe { split_residual(head, units, residual) }
     }
 
     fn replace_exceptions(
@@ -450,16 +435,7 @@ impl Kernels for Avx2 {
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || {
-                    units::replace_exceptions(
-                        head, stand_ins, table_ids, units, symbols, exceptions,
-                    )
-                },
-            )
-        }
+        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
     }
 
     fn join(
@@ -472,12 +448,7 @@ impl Kernels for Avx2 {
         units: &mut [u8],
     ) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || units::join(head, symbols, residual, lows, widths, units),
-            )
-        }
+        unsafe { join(head, symbols, residual, lows, widths, units) }
     }
 
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {

@@ -565,22 +565,12 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
-/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
-    plain()
-}
+plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
 
 impl Kernels for Avx512 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || units::split_symbols(head, units, symbols),
-            )
-        }
+        unsafe { split_symbols(head, units, symbols) }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
@@ -593,10 +583,7 @@ impl Kernels for Avx512 {
                 let groups = units.as_chunks().0.as_chunks().0;
                 pack_residual(groups, residual.as_chunks_mut().0);
             } else {
-                vectorize(
-                    #[inline(always)]
-                    || units::split_residual(head, units, residual),
-                );
+                split_residual(head, units, residual);
             }
         }
     }
@@ -619,16 +606,7 @@ impl Kernels for Avx512 {
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || {
-                    units::replace_exceptions(
-                        head, stand_ins, table_ids, units, symbols, exceptions,
-                    )
-                },
-            )
-        }
+        unsafe { replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions) }
     }
 
     fn join(
@@ -641,12 +619,7 @@ impl Kernels for Avx512 {
         units: &mut [u8],
     ) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || units::join(head, symbols, residual, lows, widths, units),
-            )
-        }
+        unsafe { join(head, symbols, residual, lows, widths, units) }
     }
 
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {

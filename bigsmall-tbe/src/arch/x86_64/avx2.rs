@@ -38,23 +38,13 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe {
-        vectorize(
-            #[inline(always)]
-            || portable::count(head, bitmaps, starts),
-        )
-    }
+    unsafe { count_any(head, bitmaps, starts) }
 }
 
 fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         // SAFETY: `kernels` handed this function out, so the machine has the features.
-        return unsafe {
-            vectorize(
-                #[inline(always)]
-                || portable::decode_any(tiles, out),
-            )
-        };
+        return unsafe { decode_any(tiles, out) };
     }
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
@@ -80,12 +70,7 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
     }
     if !rest.is_empty() {
         // SAFETY: as above.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || portable::decode_any(&left, rest),
-            )
-        };
+        unsafe { decode_any(&left, rest) };
     }
 }
 
@@ -124,20 +109,10 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe {
-        vectorize(
-            #[inline(always)]
-            || portable::dot_f32_any(weights, x, chains, f32::mul_add),
-        )
-    }
+    unsafe { dot_f32_any(weights, x, chains) }
 }
 
-/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
-#[inline]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
-    plain()
-}
+plain_loops!("avx2,fma,bmi1,bmi2,popcnt");
 
 /// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a
 /// weight.

@@ -26,34 +26,17 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
     Backend::Avx512.is_available().then_some(&KERNELS)
 }
 
-/// Runs a plain loop, compiled for these instructions. `plain` must be inlined to be.
-#[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt"
-)]
-fn vectorize<R>(plain: impl FnOnce() -> R) -> R {
-    plain()
-}
+plain_loops!("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt");
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe {
-        vectorize(
-            #[inline(always)]
-            || portable::count(head, bitmaps, starts),
-        )
-    }
+    unsafe { count_any(head, bitmaps, starts) }
 }
 
 fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         // SAFETY: `kernels` handed this function out, so the machine has the features.
-        return unsafe {
-            vectorize(
-                #[inline(always)]
-                || portable::decode_any(tiles, out),
-            )
-        };
+        return unsafe { decode_any(tiles, out) };
     }
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
@@ -69,12 +52,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if !rest.is_empty() {
         let left = tiles.after(n, used);
         // SAFETY: as above.
-        unsafe {
-            vectorize(
-                #[inline(always)]
-                || portable::decode_any(&left, rest),
-            )
-        };
+        unsafe { decode_any(&left, rest) };
     }
 }
 
@@ -121,12 +99,7 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` handed this function out, so the machine has the features.
-    unsafe {
-        vectorize(
-            #[inline(always)]
-            || portable::dot_f32_any(weights, x, chains, f32::mul_add),
-        )
-    }
+    unsafe { dot_f32_any(weights, x, chains) }
 }
 
 /// Low and high bytes of 64 bf16 weights from their exponents and their signs and mantissas.
