@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bigsmall_examples::{Result, matrix, numbers, open};
 use bigsmall_io::{EncodingId, encoding};
-use bigsmall_tbe::{Matmul, Tbe, TbeTensor, Width, transcode};
+use bigsmall_tbe::{Matrix, Plain, Tbe, Width, transcode};
 use clap::Parser;
 
 /// Multiplies a matrix by a vector on the CPU, while the matrix stays compressed.
@@ -37,16 +37,15 @@ fn main() -> Result<()> {
         tensor = transcode(&tensor, from, &Tbe::new(Width::Three), 0)?;
     }
     println!("in memory ({}): {:.2} %", tensor.encoding(), share(tensor.byte_len()));
-    let weights = TbeTensor::new(tensor)?;
+    let weights = Matrix::new(tensor)?;
 
     let (m, k) = (spec.shape()[0] as usize, spec.shape()[1] as usize);
     let x = numbers(k);
     let mut y = vec![0.0; m];
-    let matmul = Matmul::new(0);
     let mut seconds = Vec::new();
     for _ in 0..9 {
         let begin = Instant::now();
-        matmul.encoded(&weights.view(), &x, 1, &mut y)?;
+        weights.matmul(&x, 1, &mut y)?;
         seconds.push(begin.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
@@ -58,7 +57,7 @@ fn main() -> Result<()> {
     let mut expected = vec![0.0; m];
     for (i, expected) in expected.chunks_mut(64).enumerate() {
         let rows = model.rows(name, 64 * i as u64..(64 * i + expected.len()) as u64)?;
-        matmul.plain(rows.spec(), rows.bytes(), &x, 1, expected)?;
+        Plain::new(rows.spec(), rows.bytes())?.matmul(&x, 1, expected)?;
     }
     let same = y.iter().zip(&expected).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
     println!("{same} of {m} values equal those of decoded rows, bit for bit");

@@ -5,7 +5,7 @@
 
 use bigsmall_codec::*;
 use bigsmall_format::{Raw, Shard, ShardWriter, xxh3};
-use bigsmall_tbe::{Matmul, Tbe, TbeView, Width};
+use bigsmall_tbe::{Tbe, View, Width};
 
 /// An interpreter takes a second for what a processor does in a microsecond or ten: less of
 /// everything.
@@ -164,10 +164,10 @@ fn products() {
     let bytes = weights(Dtype::BF16, 4 * 130);
     let spec = TensorSpec::new("w", Dtype::BF16, &[4, 130]).unwrap();
     let tensor = encode_tensor(&Tbe::default(), &spec, &bytes, 1).unwrap();
-    let view = TbeView::new(&tensor).unwrap();
+    let view = View::new(&tensor).unwrap();
     let x: Vec<f32> = (0u8..130).map(|i| f32::from(i) - 60.0).collect();
     let mut y = vec![0.0; 4];
-    Matmul::new(1).encoded(&view, &x, 1, &mut y).unwrap();
+    view.matmul(&x, 1, &mut y).unwrap();
     for (i, value) in [0, 1, 129, 130, 519].map(|i| (i, view.get(i as u64).unwrap())) {
         assert_eq!(value.to_le_bytes(), bytes[2 * i..2 * i + 2]);
     }

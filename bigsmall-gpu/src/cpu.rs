@@ -1,7 +1,7 @@
 //! The CPU implementation.
 
 use bigsmall_format::{EncodedTensor, EncodingId, TensorSpec};
-use bigsmall_tbe::{Matmul, Tbe, TbeTensor, Width, transcode};
+use bigsmall_tbe::{Matrix, Plain, Tbe, Width, transcode};
 
 use crate::backend::{MatmulBackend, check_len, encoding_of, matrix_shape};
 use crate::error::Result;
@@ -24,7 +24,6 @@ use crate::error::Result;
 /// ```
 #[derive(Clone, Copy)]
 pub struct Cpu {
-    matmul: Matmul,
     threads: usize,
 }
 
@@ -39,7 +38,7 @@ pub struct CpuWeights {
 #[derive(Debug)]
 enum Held {
     /// Validated once.
-    Tbe(TbeTensor),
+    Tbe(Matrix),
     Plain(Vec<u8>),
 }
 
@@ -76,7 +75,7 @@ impl Cpu {
     /// Works on up to `threads` threads (0: all) with the fastest kernels of this machine.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Cpu { matmul: Matmul::new(threads), threads }
+        Cpu { threads }
     }
 }
 
@@ -108,7 +107,7 @@ impl MatmulBackend for Cpu {
                 let head_len = table.head_len() as u32;
                 let id = EncodingId::Tbe;
                 let tensor = EncodedTensor::new(spec.clone(), id, head_len, lens, payload)?;
-                Held::Tbe(TbeTensor::new(tensor)?)
+                Held::Tbe(Matrix::new(tensor)?)
             }
             _ => {
                 let from = encoding_of(tensor)?;
@@ -118,7 +117,7 @@ impl MatmulBackend for Cpu {
                         .filter(|tbe| tbe.byte_len() < spec.byte_len()),
                 };
                 match smaller {
-                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(TbeTensor::new(tbe)?),
+                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(Matrix::new(tbe)?),
                     Some(tbe) => return self.upload(&tbe),
                     None => {
                         let mut bytes = vec![0; spec.byte_len() as usize];
@@ -138,8 +137,8 @@ impl MatmulBackend for Cpu {
 
     fn matmul(&self, weights: &CpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
         match &weights.held {
-            Held::Tbe(tensor) => self.matmul.encoded(&tensor.view(), x, batch, y),
-            Held::Plain(bytes) => self.matmul.plain(&weights.spec, bytes, x, batch, y),
+            Held::Tbe(tensor) => tensor.matmul(x, batch, y),
+            Held::Plain(bytes) => Plain::new(&weights.spec, bytes)?.matmul(x, batch, y),
         }
     }
 

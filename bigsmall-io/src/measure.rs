@@ -11,7 +11,7 @@ use bigsmall_format::{
     for_each_in_parallel, zeroed,
 };
 
-use bigsmall_tbe::{Matmul, TbeView};
+use bigsmall_tbe::{Plain, View};
 
 use crate::compress::walk::compress_source;
 use crate::restore::original::Original;
@@ -233,7 +233,7 @@ fn measure_source(
         encode_gbps: rate(taken, &mut encode),
         decode_gbps: rate(taken * times, &mut decode),
         memcpy_gbps: rate(taken * times, &mut memcpy),
-        matvec: matvec(&copies, backend, threads, progress)?,
+        matvec: matvec(&copies, backend, progress)?,
         backend,
         threads,
     })
@@ -246,12 +246,9 @@ fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
 }
 
 /// Products of all matrices of BF16 in triple bitmaps, and of the plain ones.
-fn matvec(
-    copies: &[Copy<'_>],
-    backend: &str,
-    threads: usize,
-    progress: &Progress,
-) -> Result<Option<Matvec>> {
+fn matvec(copies: &[Copy<'_>], backend: &str, progress: &Progress) -> Result<Option<Matvec>> {
+    // Values without an encoding have no kernels: their name is no backend.
+    let Ok(backend) = Backend::from_name(backend) else { return Ok(None) };
     let mut matrices = Vec::new();
     let (mut bytes, mut most_rows, mut most_columns) = (0, 0, 0);
     for copy in copies {
@@ -259,15 +256,17 @@ fn matvec(
         if let (EncodingId::Tbe, Dtype::BF16, &[rows, columns]) =
             (copy.encoded.encoding(), spec.dtype(), spec.shape())
         {
-            matrices.push((copy, TbeView::new(&copy.encoded)?, rows as usize, columns as usize));
+            let encoded = View::new(&copy.encoded)?.with_backend(backend)?;
+            let plain = Plain::new(spec, copy.original)?.with_backend(backend)?;
+            matrices.push((encoded, plain, rows as usize, columns as usize));
             bytes += spec.byte_len();
             most_rows = most_rows.max(rows as usize);
             most_columns = most_columns.max(columns as usize);
         }
     }
-    let found = Backend::from_name(backend).ok();
-    let (Some(backend), false) = (found, matrices.is_empty()) else { return Ok(None) };
-    let matmul = Matmul::new(threads).with_backend(backend)?;
+    if matrices.is_empty() {
+        return Ok(None);
+    }
     // Any values: kernels take as long for one as for another.
     let x: Vec<f32> = (0..most_columns).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut y = vec![0.0; most_rows];
@@ -275,13 +274,12 @@ fn matvec(
     for pass in 0..=PASSES {
         stop(progress)?;
         let begin = Instant::now();
-        for (_, view, rows, columns) in &matrices {
-            matmul.encoded(view, &x[..*columns], 1, &mut y[..*rows])?;
+        for (matrix, _, rows, columns) in &matrices {
+            matrix.matmul(&x[..*columns], 1, &mut y[..*rows])?;
         }
         let middle = Instant::now();
-        for (copy, _, rows, columns) in &matrices {
-            let spec = copy.encoded.spec();
-            matmul.plain(spec, copy.original, &x[..*columns], 1, &mut y[..*rows])?;
+        for (_, matrix, rows, columns) in &matrices {
+            matrix.matmul(&x[..*columns], 1, &mut y[..*rows])?;
         }
         // The first pass warms up.
         if pass > 0 {

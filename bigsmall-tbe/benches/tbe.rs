@@ -12,8 +12,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bigsmall_tbe::{
-    Backend, Dtype, EncodedTensor, Matmul, Tbe, TbeView, TensorSpec, Width, encode_tensor,
-    transcode,
+    Backend, Dtype, EncodedTensor, Plain, Tbe, TensorSpec, View, Width, encode_tensor, transcode,
 };
 use bigsmall_testing::Random;
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -68,15 +67,13 @@ impl Data {
     }
 
     fn multiply_plain(&mut self, batch: usize, backend: Backend) {
-        let matmul = Matmul::new(1).with_backend(backend).unwrap();
-        let (x, y) = (&self.x[..batch * K], &mut self.y[..batch * M]);
-        matmul.plain(&self.spec, &self.plain, x, batch, y).unwrap();
+        let plain = Plain::new(&self.spec, &self.plain).unwrap().with_backend(backend).unwrap();
+        plain.matmul(&self.x[..batch * K], batch, &mut self.y[..batch * M]).unwrap();
     }
 
-    fn multiply_encoded(&mut self, view: &TbeView<'_>, batch: usize, backend: Backend) {
-        let matmul = Matmul::new(1).with_backend(backend).unwrap();
-        let (x, y) = (&self.x[..batch * K], &mut self.y[..batch * M]);
-        matmul.encoded(view, x, batch, y).unwrap();
+    fn multiply_encoded(&mut self, view: &View<'_>, batch: usize, backend: Backend) {
+        let view = view.with_backend(backend).unwrap();
+        view.matmul(&self.x[..batch * K], batch, &mut self.y[..batch * M]).unwrap();
     }
 }
 
@@ -130,7 +127,7 @@ fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
     }
     for backend in bigsmall_tbe::backends() {
         for (width, encoded) in encoded.iter().enumerate() {
-            let view = TbeView::new(encoded).unwrap();
+            let view = View::new(encoded).unwrap();
             for batch in [1, 4, 16] {
                 let times = in_turn(
                     data,
@@ -170,7 +167,7 @@ fn main() {
             let id = BenchmarkId::new(format!("plain batch {batch}"), backend);
             group.bench_function(id, |b| b.iter(|| data.multiply_plain(batch, backend)));
             for (width, encoded) in Width::ALL.iter().zip(&encoded) {
-                let view = TbeView::new(encoded).unwrap();
+                let view = View::new(encoded).unwrap();
                 let id = BenchmarkId::new(format!("{width:?} batch {batch}"), backend);
                 let run = |data: &mut Data| data.multiply_encoded(&view, batch, backend);
                 group.bench_function(id, |b| b.iter(|| run(&mut data)));

@@ -10,7 +10,7 @@ use crate::backend;
 use crate::kernels::Kernels;
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
 use crate::set_len;
-use crate::view::TbeBlock;
+use crate::view::Block;
 
 /// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a
 /// fixed place, so that any thread decodes any weight in constant time. For [`BF16`](Dtype::BF16),
@@ -307,7 +307,7 @@ impl BlockDecoder for Decoder {
         let mut pieces = dst.chunks_mut(BLOCK_UNITS * bytes);
         for block in blocks {
             let piece = pieces.next().unwrap_or(&mut []);
-            let block = TbeBlock::parse(self.head, piece.len() / bytes, block, 0, self.kernels)?;
+            let block = Block::parse(self.head, piece.len() / bytes, block, 0, self.kernels)?;
             (self.kernels.decode)(&block.tiles_from(0), piece, &mut ahead);
         }
         match pieces.next() {

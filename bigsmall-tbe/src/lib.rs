@@ -13,9 +13,9 @@ mod view;
 pub use backend::backends;
 pub use encode::Tbe;
 pub use layout::Width;
-pub use matmul::Matmul;
+pub use matmul::{Plain, matmul_many};
 pub use transcode::transcode;
-pub use view::{TbeBlock, TbeTensor, TbeView};
+pub use view::{Block, Matrix, View};
 
 pub use bigsmall_format::{
     BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId,

@@ -1,9 +1,12 @@
 //! Products of a matrix that stays encoded, and the same products of the plain matrix.
 //!
 //! Every product walks its rows in tiles of 64 weights counted from the row's beginning. Weight k
-//! adds to one of 64 chains (`lane_of`); after 64 tiles the chains are summed as a tree, and
-//! these sums again as a tree. So the order of the additions depends on the row's length alone: not
-//! on threads, batch, encoding, or where in a tile a row begins.
+//! adds to one of 64 chains (`lane_of`); after 64 tiles the chains are summed as a tree, and these
+//! sums again as a tree. So the order of the additions depends on the row's length alone: not on
+//! threads, batch, encoding, or where in a tile a row begins.
+
+use std::cell::RefCell;
+use std::ops::Range;
 
 use bigsmall_format::{
     BLOCK_UNITS, Backend, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel,
@@ -12,7 +15,7 @@ use bigsmall_format::{
 use crate::backend;
 use crate::kernels::{Chains, DotTbe, Kernels, Tiles, lane_of};
 use crate::layout::{Fields, TILE};
-use crate::view::TbeView;
+use crate::view::{Matrix, View};
 
 /// Weights of a row whose products go to the 64 chains before these are summed: chains of 64
 /// additions.
@@ -20,100 +23,227 @@ const CHUNK: usize = 64 * TILE;
 /// Weights of the rows that a thread takes at a time.
 const PIECE: usize = 1 << 18;
 
-/// Multiplies matrices with vectors: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything
-/// row-major, x and y in f32.
-///
-/// W is a matrix of shape \[m, k\] in BF16, F16, F8_E4M3 or F8_E5M2, encoded
-/// ([`encoded`](Self::encoded)) or plain ([`plain`](Self::plain)). Both give the same bits, for
-/// every number of threads; a column of x gives the same bits in every batch. Sums are f32, with
-/// chains of at most 64 additions, so that |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may differ in the last bits.
-///
-/// Memory: x once more, and for each thread one decoded run of 4096 weights and the sums of a row.
-///
-/// ```
-/// use bigsmall_tbe::{Dtype, Matmul, Tbe, TbeView, TensorSpec, Width, encode_tensor};
-///
-/// // Rows of ones, of twos and of threes.
-/// let spec = TensorSpec::new("w", Dtype::BF16, &[3, 100])?;
-/// let bits = [0x3f80u16, 0x4000, 0x4040];
-/// let weights: Vec<u8> = bits.iter().flat_map(|b| [b.to_le_bytes(); 100]).flatten().collect();
-/// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights, 0)?;
-///
-/// let x = [0.5; 100];
-/// let mut y = [0.0; 3];
-/// Matmul::new(0).encoded(&TbeView::new(&encoded)?, &x, 1, &mut y)?;
-/// assert_eq!(y, [50.0, 100.0, 150.0]);
-/// # Ok::<(), bigsmall_tbe::Error>(())
-/// ```
-#[derive(Clone, Copy)]
-pub struct Matmul {
-    threads: usize,
-    kernels: &'static Kernels,
-}
-
-impl Matmul {
-    /// On up to `threads` threads (0: all), with the fastest kernels that this machine can run.
-    #[must_use]
-    pub fn new(threads: usize) -> Self {
-        Matmul { threads, kernels: backend::best() }
-    }
-
-    /// The same with the kernels of `backend`.
+impl View<'_> {
+    /// y = W x: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything row-major, x and y in
+    /// f32, for a matrix W of shape \[m, k\] and `batch` columns x.
+    ///
+    /// W is never decoded as a whole: one column is multiplied straight from the bitmaps; for
+    /// several, each run of 4096 weights is decoded once. The result has the bits of the plain
+    /// product ([`Plain::matmul`]), in every pool of threads; a column gives the same bits in every
+    /// batch, a row in every range of rows. Sums are f32 with chains of at most 64 additions, so
+    /// that |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends
+    /// may differ in the last bits.
+    ///
+    /// Works on the threads of the caller's pool. Memory: each thread keeps its own for the next
+    /// product, 8 KiB and about 0.5 KiB for each column; the calling thread also that of x, and
+    /// that of y if there are several columns or matrices.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] where this machine cannot run them.
-    pub fn with_backend(mut self, backend: Backend) -> Result<Self> {
-        self.kernels = backend::kernels(backend)?;
-        Ok(self)
-    }
-
-    /// The backend whose kernels it runs.
-    #[must_use]
-    pub fn backend(&self) -> Backend {
-        self.kernels.backend
-    }
-
-    /// y = W x with an encoded matrix, which is never decoded as a whole: one column straight from
-    /// the bitmaps, for several each run of 4096 weights is decoded once.
-    ///
-    /// # Errors
-    /// [`Rule::SpecMismatch`] when W is not a matrix, [`Rule::BufferLength`] when x is not `batch`
+    /// [`Rule::SpecMismatch`] if W is not a matrix; [`Rule::BufferLength`] if x is not `batch`
     /// times k long or y not `batch` times m.
-    pub fn encoded(&self, w: &TbeView<'_>, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
-        self.multiply(w.spec(), Weights::Encoded(*w), x, batch, y)
+    ///
+    /// ```
+    /// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, View, Width, encode_tensor};
+    ///
+    /// // Rows of ones, of twos and of threes.
+    /// let spec = TensorSpec::new("w", Dtype::BF16, &[3, 100])?;
+    /// let bits = [0x3f80u16, 0x4000, 0x4040];
+    /// let weights: Vec<u8> = bits.iter().flat_map(|b| [b.to_le_bytes(); 100]).flatten().collect();
+    /// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights, 0)?;
+    ///
+    /// let view = View::new(&encoded)?;
+    /// let x = [0.5; 100];
+    /// let mut y = [0.0; 3];
+    /// view.matmul(&x, 1, &mut y)?;
+    /// assert_eq!(y, [50.0, 100.0, 150.0]);
+    /// let mut last = [0.0; 2];
+    /// view.matmul_rows(1..3, &x, 1, &mut last)?;
+    /// assert_eq!(last, y[1..]);
+    /// # Ok::<(), bigsmall_tbe::Error>(())
+    /// ```
+    pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        multiply(&[Rows::of_view(*self, None)?], x, batch, &mut [y])
     }
 
-    /// y = W x with the plain matrix `spec`, whose original bytes are `w`.
+    /// The same for some rows of W: y has `rows.len()` values for each column.
     ///
     /// # Errors
-    /// As [`encoded`](Self::encoded), also when `w` has another length; [`Rule::EncodingRefuses`]
-    /// for other dtypes.
-    pub fn plain(
+    /// Those of [`matmul`](Self::matmul); [`Rule::RangeOutOfBounds`] for rows that W does not have.
+    pub fn matmul_rows(
         &self,
-        spec: &TensorSpec,
-        w: &[u8],
+        rows: Range<usize>,
         x: &[f32],
         batch: usize,
         y: &mut [f32],
     ) -> Result<()> {
+        multiply(&[Rows::of_view(*self, Some(rows))?], x, batch, &mut [y])
+    }
+}
+
+impl Matrix {
+    /// y = W x, as [`View::matmul`].
+    ///
+    /// # Errors
+    /// Those of [`View::matmul`].
+    ///
+    /// ```
+    /// use bigsmall_tbe::{Dtype, Matrix, Tbe, TensorSpec, encode_tensor};
+    ///
+    /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+    /// let identity = vec![0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
+    /// let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &identity, 0)?)?;
+    /// let mut y = [0.0; 2];
+    /// matrix.matmul(&[3.0, 4.0], 1, &mut y)?;
+    /// assert_eq!(y, [3.0, 4.0]);
+    /// # Ok::<(), bigsmall_tbe::Error>(())
+    /// ```
+    pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        self.view().matmul(x, batch, y)
+    }
+
+    /// The same for some rows of W, as [`View::matmul_rows`].
+    ///
+    /// # Errors
+    /// Those of [`View::matmul_rows`].
+    pub fn matmul_rows(
+        &self,
+        rows: Range<usize>,
+        x: &[f32],
+        batch: usize,
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.view().matmul_rows(rows, x, batch, y)
+    }
+}
+
+/// The products of several matrices with the same x, such as the projections q, k and v of a layer:
+/// `y[i]` is the product of `matrices[i]`, bit for bit as [`View::matmul`] computes it. All of them
+/// are one piece of parallel work.
+///
+/// # Errors
+/// Those of [`View::matmul`], for the first matrix that does not fit; [`Rule::BufferLength`] if
+/// there are not as many y as matrices.
+///
+/// ```
+/// use bigsmall_tbe::{Dtype, Matrix, Tbe, TensorSpec, encode_tensor, matmul_many};
+///
+/// let matrix = |name, bits: u16| {
+///     let spec = TensorSpec::new(name, Dtype::BF16, &[2, 100])?;
+///     let weights: Vec<u8> = [bits.to_le_bytes(); 200].concat();
+///     Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)
+/// };
+/// let (ones, twos) = (matrix("ones", 0x3f80)?, matrix("twos", 0x4000)?);
+/// let (mut a, mut b) = ([0.0; 2], [0.0; 2]);
+/// matmul_many(&[ones.view(), twos.view()], &[0.5; 100], 1, &mut [&mut a, &mut b])?;
+/// assert_eq!((a, b), ([50.0; 2], [100.0; 2]));
+/// # Ok::<(), bigsmall_tbe::Error>(())
+/// ```
+pub fn matmul_many(
+    matrices: &[View<'_>],
+    x: &[f32],
+    batch: usize,
+    y: &mut [&mut [f32]],
+) -> Result<()> {
+    let rows = matrices.iter().map(|view| Rows::of_view(*view, None));
+    multiply(&rows.collect::<Result<Vec<_>>>()?, x, batch, y)
+}
+
+/// A matrix that is not encoded: for products of weights that do not get smaller, and to compare
+/// with. In BF16, F16, F8_E4M3 or F8_E5M2.
+#[derive(Clone, Copy)]
+pub struct Plain<'a> {
+    spec: &'a TensorSpec,
+    bytes: &'a [u8],
+    kernels: &'static Kernels,
+}
+
+impl<'a> Plain<'a> {
+    /// The matrix `spec`, whose original bytes are `bytes`.
+    ///
+    /// # Errors
+    /// [`Rule::EncodingRefuses`] for another dtype, [`Rule::BufferLength`] for another length.
+    pub fn new(spec: &'a TensorSpec, bytes: &'a [u8]) -> Result<Plain<'a>> {
         if Fields::of(spec.dtype()).is_none() {
             return Err(Error::new(Rule::EncodingRefuses)
                 .in_tensor(spec.name())
                 .expected("a product with BF16, F16, F8_E4M3 or F8_E5M2")
                 .found(spec.dtype()));
         }
-        expect(spec, "w", w.len(), Some(spec.byte_len() as usize))?;
-        self.multiply(spec, Weights::Plain(w), x, batch, y)
+        expect(spec, "w", bytes.len(), Some(spec.byte_len() as usize))?;
+        Ok(Plain { spec, bytes, kernels: backend::best() })
     }
 
-    fn multiply(
+    /// The same with the kernels of `backend`.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] if this machine cannot run them.
+    pub fn with_backend(self, backend: Backend) -> Result<Plain<'a>> {
+        Ok(Plain { kernels: backend::kernels(backend)?, ..self })
+    }
+
+    /// y = W x, bit for bit as [`View::matmul`].
+    ///
+    /// # Errors
+    /// Those of [`View::matmul`].
+    pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        multiply(&[Rows::of_plain(*self, None)?], x, batch, &mut [y])
+    }
+
+    /// The same for some rows of W, as [`View::matmul_rows`].
+    ///
+    /// # Errors
+    /// Those of [`View::matmul_rows`].
+    pub fn matmul_rows(
         &self,
-        spec: &TensorSpec,
-        weights: Weights<'_>,
+        rows: Range<usize>,
         x: &[f32],
         batch: usize,
         y: &mut [f32],
     ) -> Result<()> {
+        multiply(&[Rows::of_plain(*self, Some(rows))?], x, batch, &mut [y])
+    }
+}
+
+impl std::fmt::Debug for Plain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plain")
+            .field("spec", self.spec)
+            .field("backend", &self.kernels.backend)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Rows of one matrix that are to be multiplied.
+#[derive(Clone)]
+struct Rows<'a> {
+    weights: Weights<'a>,
+    spec: &'a TensorSpec,
+    rows: Range<usize>,
+    k: usize,
+    kernels: &'static Kernels,
+}
+
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    Encoded(View<'a>),
+    Plain(&'a [u8]),
+}
+
+impl<'a> Rows<'a> {
+    fn of_view(view: View<'a>, rows: Option<Range<usize>>) -> Result<Self> {
+        Rows::new(Weights::Encoded(view), view.spec(), view.kernels(), rows)
+    }
+
+    fn of_plain(plain: Plain<'a>, rows: Option<Range<usize>>) -> Result<Self> {
+        Rows::new(Weights::Plain(plain.bytes), plain.spec, plain.kernels, rows)
+    }
+
+    fn new(
+        weights: Weights<'a>,
+        spec: &'a TensorSpec,
+        kernels: &'static Kernels,
+        rows: Option<Range<usize>>,
+    ) -> Result<Self> {
         let &[m, k] = spec.shape() else {
             return Err(Error::new(Rule::SpecMismatch)
                 .in_tensor(spec.name())
@@ -122,57 +252,55 @@ impl Matmul {
         };
         // The product of the shape fits; a dimension beside a zero may not.
         let [m, k] = [m, k].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        expect(spec, "x", x.len(), k.checked_mul(batch))?;
-        expect(spec, "y", y.len(), m.checked_mul(batch))?;
-        if y.is_empty() {
-            return Ok(());
+        let rows = rows.unwrap_or(0..m);
+        if rows.start > rows.end || rows.end > m {
+            return Err(Error::new(Rule::RangeOutOfBounds)
+                .in_tensor(spec.name())
+                .expected(format!("rows within 0..{m}"))
+                .found(format!("{rows:?}")));
         }
-        if k == 0 {
-            y.fill(0.0);
-            return Ok(());
-        }
-        let rows = Rows {
-            weights,
-            dtype: spec.dtype(),
-            bytes: spec.dtype().unit_bytes(),
-            k,
-            x: &in_lane_order(x, k),
-            stride: k.next_multiple_of(TILE),
-            kernels: self.kernels,
-        };
-        // Each piece is a run of rows with its part of every column of y.
-        let rows_per_piece = (PIECE / k).max(1);
-        let mut pieces: Vec<Vec<&mut [f32]>> = Vec::new();
-        pieces.resize_with(m.div_ceil(rows_per_piece), || Vec::with_capacity(batch));
-        for column in y.chunks_exact_mut(m) {
-            for (piece, part) in pieces.iter_mut().zip(column.chunks_mut(rows_per_piece)) {
-                piece.push(part);
-            }
-        }
-        for_each_in_parallel(
-            self.threads,
-            pieces.into_iter().enumerate(),
-            || Scratch::new(batch),
-            |scratch, (piece, mut y)| {
-                for i in 0..y[0].len() {
-                    rows.multiply(piece * rows_per_piece + i, scratch);
-                    for (y, sum) in y.iter_mut().zip(&mut scratch.sums) {
-                        y[i] = sum.take();
-                    }
-                }
-                Ok(())
-            },
-        )
+        Ok(Rows { weights, spec, rows, k, kernels })
     }
 }
 
-impl std::fmt::Debug for Matmul {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Matmul")
-            .field("threads", &self.threads)
-            .field("backend", &self.backend())
-            .finish()
+/// The products of `matrices` with the columns x: one y for each.
+fn multiply(matrices: &[Rows<'_>], x: &[f32], batch: usize, y: &mut [&mut [f32]]) -> Result<()> {
+    if matrices.len() != y.len() {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("{} y, one for each matrix", matrices.len()))
+            .found(y.len()));
     }
+    for (w, y) in matrices.iter().zip(&*y) {
+        expect(w.spec, "x", x.len(), w.k.checked_mul(batch))?;
+        expect(w.spec, "y", y.len(), w.rows.len().checked_mul(batch))?;
+    }
+    let n_rows: usize = matrices.iter().map(|w| w.rows.len()).sum();
+    // They share x, and so k.
+    let k = matrices.first().map_or(0, |w| w.k);
+    if n_rows == 0 || batch == 0 || k == 0 {
+        y.iter_mut().for_each(|y| y.fill(0.0));
+        return Ok(());
+    }
+    let mut shared = Kept::take(&SHARED);
+    let Shared { lanes, values } = &mut shared.value;
+    in_lane_order(x, k, lanes);
+    let product = Product { matrices, x: lanes, batch, stride: k.next_multiple_of(TILE) };
+    if let ([y], 1) = (&mut *y, batch) {
+        return product.run(n_rows, y);
+    }
+    // Row by row, all columns of each: so a run of rows is one slice, whatever matrices it has.
+    values.clear();
+    values.resize(n_rows * batch, 0.0);
+    product.run(n_rows, values)?;
+    let mut rows = values.chunks_exact(batch);
+    for (w, y) in matrices.iter().zip(y) {
+        for (i, values) in rows.by_ref().take(w.rows.len()).enumerate() {
+            for (column, value) in values.iter().enumerate() {
+                y[column * w.rows.len() + i] = *value;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn expect(spec: &TensorSpec, what: &str, found: usize, expected: Option<usize>) -> Result<()> {
@@ -188,9 +316,10 @@ fn expect(spec: &TensorSpec, what: &str, found: usize, expected: Option<usize>) 
 
 /// Every column of x with the elements of each tile in the order of the chains, zeros behind the
 /// last one.
-fn in_lane_order(x: &[f32], k: usize) -> Vec<f32> {
+fn in_lane_order(x: &[f32], k: usize, out: &mut Vec<f32>) {
     let stride = k.next_multiple_of(TILE);
-    let mut out = vec![0.0; x.len() / k * stride];
+    out.clear();
+    out.resize(x.len() / k * stride, 0.0);
     for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(stride)) {
         for (x, out) in x.chunks(TILE).zip(out.as_chunks_mut::<TILE>().0) {
             for (i, &x) in x.iter().enumerate() {
@@ -198,25 +327,50 @@ fn in_lane_order(x: &[f32], k: usize) -> Vec<f32> {
             }
         }
     }
-    out
 }
 
-#[derive(Clone, Copy)]
-enum Weights<'a> {
-    Encoded(TbeView<'a>),
-    Plain(&'a [u8]),
+/// Memory of a product that all its threads see.
+#[derive(Default)]
+struct Shared {
+    /// x in the order of the lanes.
+    lanes: Vec<f32>,
+    /// The products, row by row.
+    values: Vec<f32>,
 }
 
-/// What a thread reuses for every row.
-struct Scratch<'a> {
+/// Memory of one thread of a product.
+#[derive(Default)]
+struct Scratch {
     chains: Vec<Chains>,
     sums: Vec<Tree>,
     /// A chunk of weights as they were before encoding.
     bytes: Vec<u8>,
     /// The same as f32 in the order of the lanes.
     floats: Vec<f32>,
-    /// What follows the last tile that was multiplied while encoded.
-    next: Option<Run<'a>>,
+}
+
+thread_local! {
+    static SHARED: RefCell<Shared> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Memory that this thread keeps from one product to the next. A product that begins while another
+/// one of this thread waits finds none and makes its own.
+struct Kept<T: Default + 'static> {
+    value: T,
+    home: &'static std::thread::LocalKey<RefCell<T>>,
+}
+
+impl<T: Default> Kept<T> {
+    fn take(home: &'static std::thread::LocalKey<RefCell<T>>) -> Self {
+        Kept { value: home.take(), home }
+    }
+}
+
+impl<T: Default> Drop for Kept<T> {
+    fn drop(&mut self) {
+        self.home.set(std::mem::take(&mut self.value));
+    }
 }
 
 /// Encoded weights up to the end of their block.
@@ -231,7 +385,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn at(view: &TbeView<'a>, first: u64) -> Self {
+    fn at(view: &View<'a>, first: u64) -> Self {
         let block = view.block(first / BLOCK_UNITS as u64);
         let in_block = (first % BLOCK_UNITS as u64) as usize;
         let (tiles, shift) = block.tiles_at(in_block);
@@ -245,43 +399,67 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Scratch<'_> {
-    fn new(batch: usize) -> Self {
-        Scratch {
-            chains: vec![[0.0; TILE]; batch],
-            sums: vec![Tree::default(); batch],
-            bytes: vec![0; 2 * CHUNK],
-            floats: Vec::new(),
-            next: None,
+/// Products of some matrices with the same columns.
+struct Product<'a> {
+    matrices: &'a [Rows<'a>],
+    x: &'a [f32],
+    batch: usize,
+    /// From a column of x to the next.
+    stride: usize,
+}
+
+impl<'a> Product<'a> {
+    /// Writes all products, `batch` of each row, row by row.
+    fn run(&self, n_rows: usize, out: &mut [f32]) -> Result<()> {
+        let k = self.matrices.first().map_or(1, |w| w.k);
+        let at_a_time = (PIECE / k).clamp(1, n_rows);
+        for_each_in_parallel(
+            0,
+            out.chunks_mut(at_a_time * self.batch).enumerate(),
+            || {
+                let mut kept = Kept::take(&SCRATCH);
+                kept.value.chains.resize(self.batch, [0.0; TILE]);
+                kept.value.sums.resize(self.batch, Tree::default());
+                kept.value.bytes.resize(2 * CHUNK, 0);
+                kept
+            },
+            |scratch, (piece, out)| {
+                self.run_piece(piece * at_a_time, out, &mut scratch.value);
+                Ok(())
+            },
+        )
+    }
+
+    /// The rows from `first` on, counted through all matrices.
+    fn run_piece(&self, first: usize, out: &mut [f32], scratch: &mut Scratch) {
+        let mut rows = out.chunks_exact_mut(self.batch);
+        let mut skip = first;
+        for w in self.matrices {
+            let skipped = skip.min(w.rows.len());
+            skip -= skipped;
+            // What follows the last tile that was multiplied while encoded.
+            let mut next = None;
+            for (row, out) in (w.rows.start + skipped..w.rows.end).zip(rows.by_ref()) {
+                self.run_row(w, row, &mut next, scratch);
+                for (out, sum) in out.iter_mut().zip(&mut scratch.sums) {
+                    *out = sum.take();
+                }
+            }
         }
     }
-}
 
-struct Rows<'a> {
-    weights: Weights<'a>,
-    dtype: Dtype,
-    bytes: usize,
-    k: usize,
-    x: &'a [f32],
-    stride: usize,
-    kernels: &'a Kernels,
-}
-
-impl<'a> Rows<'a> {
     /// Leaves the products of one row with all columns in `scratch.sums`.
-    fn multiply(&self, row: usize, scratch: &mut Scratch<'a>) {
-        for begin in (0..self.k).step_by(CHUNK) {
-            let n = (self.k - begin).min(CHUNK);
+    fn run_row(&self, w: &Rows<'a>, row: usize, next: &mut Option<Run<'a>>, scratch: &mut Scratch) {
+        for begin in (0..w.k).step_by(CHUNK) {
+            let n = (w.k - begin).min(CHUNK);
             scratch.chains.fill([0.0; TILE]);
             let x = &self.x[begin..];
-            let first = row as u64 * self.k as u64 + begin as u64;
-            match (self.weights, self.kernels.dot_tbe) {
-                (Weights::Encoded(view), Some(dot))
-                    if self.dtype == Dtype::BF16 && scratch.chains.len() == 1 =>
-                {
-                    self.fused(&view, first, n, x, dot, scratch);
+            let first = row as u64 * w.k as u64 + begin as u64;
+            match (w.weights, w.kernels.dot_tbe, &mut scratch.chains[..]) {
+                (Weights::Encoded(view), Some(dot), [chains]) if view.dtype() == Dtype::BF16 => {
+                    fused(&view, first, n, x, dot, next, chains);
                 }
-                _ => self.chunk(first, n, x, scratch),
+                _ => self.chunk(w, first, n, x, scratch),
             }
             for (chains, sum) in scratch.chains.iter().zip(&mut scratch.sums) {
                 sum.push(sum_of_chains(chains));
@@ -289,73 +467,73 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Products of the weights `first..first + n` with one column, straight from the encoded tiles;
-    /// only a tile that crosses the end of a block or of the row is decoded on its own.
-    fn fused(
-        &self,
-        view: &TbeView<'a>,
-        first: u64,
-        n: usize,
-        x: &[f32],
-        dot: DotTbe,
-        scratch: &mut Scratch<'a>,
-    ) {
-        let chains = &mut scratch.chains[0];
-        let mut at = 0;
-        while at < n {
-            let position = first + at as u64;
-            // Rows of whole tiles follow one another: finding the place anew takes as long as
-            // several tiles.
-            let next = scratch.next.take().filter(|run| run.first == position && run.len > 0);
-            let run = next.unwrap_or_else(|| Run::at(view, position));
-            let whole = (n - at).min(run.len) / TILE * TILE;
-            if whole == 0 {
-                let mut tile = [0; 2 * TILE];
-                let len = (n - at).min(TILE);
-                view.decode_here(position, &mut tile[..2 * len], self.kernels);
-                let x = &x[at..at + TILE];
-                (self.kernels.dot_bf16)(&tile, x, TILE, std::slice::from_mut(chains));
-                at += len;
-            } else {
-                let used = dot(&run.tiles, run.shift, &x[at..at + whole], chains);
-                scratch.next = Some(run.after(whole, used));
-                at += whole;
-            }
-        }
-    }
-
     /// Products of the weights `first..first + n` with every column, from plain weights: those that
     /// there are, or a chunk decoded into a buffer.
-    fn chunk(&self, first: u64, n: usize, x: &[f32], scratch: &mut Scratch<'_>) {
-        let (bytes, padded) = (n * self.bytes, n.next_multiple_of(TILE) * self.bytes);
-        let weights = match self.weights {
+    fn chunk(&self, w: &Rows<'_>, first: u64, n: usize, x: &[f32], scratch: &mut Scratch) {
+        let unit = w.spec.dtype().unit_bytes();
+        let (bytes, padded) = (n * unit, n.next_multiple_of(TILE) * unit);
+        let weights = match w.weights {
             Weights::Encoded(view) => {
-                view.decode_here(first, &mut scratch.bytes[..bytes], self.kernels);
+                view.decode_here(first, &mut scratch.bytes[..bytes], w.kernels);
                 scratch.bytes[bytes..padded].fill(0);
                 &scratch.bytes[..padded]
             }
             Weights::Plain(plain) => {
-                let begin = first as usize * self.bytes;
+                let begin = first as usize * unit;
                 &plain[begin..begin + bytes]
             }
         };
-        if self.dtype == Dtype::BF16 {
+        if w.spec.dtype() == Dtype::BF16 {
             let (whole, rest) = weights.split_at(weights.len() / (2 * TILE) * (2 * TILE));
-            (self.kernels.dot_bf16)(whole, x, self.stride, &mut scratch.chains);
+            (w.kernels.dot_bf16)(whole, x, self.stride, &mut scratch.chains);
             if !rest.is_empty() {
                 let mut tile = [0; 2 * TILE];
                 tile[..rest.len()].copy_from_slice(rest);
                 let x = &x[whole.len() / 2..];
-                (self.kernels.dot_bf16)(&tile, x, self.stride, &mut scratch.chains);
+                (w.kernels.dot_bf16)(&tile, x, self.stride, &mut scratch.chains);
             }
         } else {
             let floats = &mut scratch.floats;
             floats.clear();
             floats.resize(n.next_multiple_of(TILE), 0.0);
-            to_floats(self.dtype, weights, floats);
+            to_floats(w.spec.dtype(), weights, floats);
             for (column, chains) in scratch.chains.iter_mut().enumerate() {
-                (self.kernels.dot_f32)(floats, &x[column * self.stride..], chains);
+                (w.kernels.dot_f32)(floats, &x[column * self.stride..], chains);
             }
+        }
+    }
+}
+
+/// Products of the weights `first..first + n` with one column, straight from the encoded tiles;
+/// only a tile that crosses the end of a block or of the row is decoded on its own.
+fn fused<'a>(
+    view: &View<'a>,
+    first: u64,
+    n: usize,
+    x: &[f32],
+    dot: DotTbe,
+    next: &mut Option<Run<'a>>,
+    chains: &mut Chains,
+) {
+    let mut at = 0;
+    while at < n {
+        let position = first + at as u64;
+        // Rows of whole tiles follow one another: finding the place anew takes as long as
+        // several tiles.
+        let run = next.take().filter(|run| run.first == position && run.len > 0);
+        let run = run.unwrap_or_else(|| Run::at(view, position));
+        let whole = (n - at).min(run.len) / TILE * TILE;
+        if whole == 0 {
+            let mut tile = [0; 2 * TILE];
+            let len = (n - at).min(TILE);
+            view.decode_here(position, &mut tile[..2 * len], view.kernels());
+            let x = &x[at..at + TILE];
+            (view.kernels().dot_bf16)(&tile, x, TILE, std::slice::from_mut(chains));
+            at += len;
+        } else {
+            let used = dot(&run.tiles, run.shift, &x[at..at + whole], chains);
+            *next = Some(run.after(whole, used));
+            at += whole;
         }
     }
 }

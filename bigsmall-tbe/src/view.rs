@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bigsmall_format::{
-    Ahead, BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
+    Ahead, BLOCK_UNITS, Backend, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
     for_each_in_parallel,
 };
 
@@ -14,7 +14,7 @@ use crate::layout::{GROUP, Head, Sections, TILE, Width, escape_mask};
 /// A borrowed view of one encoded block (FORMAT.md section 8). One that exists is valid: every
 /// section has its length, every escape its exponent, and no offset in it leads outside.
 #[derive(Clone, Copy)]
-pub struct TbeBlock<'a> {
+pub struct Block<'a> {
     head: Head,
     n: usize,
     bitmaps: &'a [[u8; 8]],
@@ -23,7 +23,7 @@ pub struct TbeBlock<'a> {
     escapes: &'a [u8],
 }
 
-impl<'a> TbeBlock<'a> {
+impl<'a> Block<'a> {
     /// Validates a block of `n` weights that begins at `origin`, from where offsets in errors
     /// count.
     pub(crate) fn parse(
@@ -93,14 +93,14 @@ impl<'a> TbeBlock<'a> {
                 if escapes[at] > last { Rule::TbeEscapeField } else { Rule::TbeEscapeInWindow };
             return Err(Error::new(rule).at(place(sections.starts + at)).found(escapes[at]));
         }
-        Ok(TbeBlock { head, n, bitmaps, plane, starts, escapes })
+        Ok(Block { head, n, bitmaps, plane, starts, escapes })
     }
 
     /// The same from bytes that are known to be valid.
     fn trusted(head: Head, n: usize, bytes: &'a [u8]) -> Self {
         let sections = Sections::of(head, n);
         let plane_len = if head.fields.has_plane() { n } else { 0 };
-        TbeBlock {
+        Block {
             head,
             n,
             bitmaps: bytes[..sections.bitmaps].as_chunks::<8>().0,
@@ -252,9 +252,9 @@ impl<'a> TbeBlock<'a> {
     }
 }
 
-impl std::fmt::Debug for TbeBlock<'_> {
+impl std::fmt::Debug for Block<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TbeBlock")
+        f.debug_struct("Block")
             .field("n_elements", &self.n)
             .field("escapes", &self.escapes.len())
             .finish_non_exhaustive()
@@ -265,13 +265,13 @@ impl std::fmt::Debug for TbeBlock<'_> {
 /// products, decoding and uploading need no further check.
 ///
 /// ```
-/// use bigsmall_tbe::{Dtype, Tbe, TbeView, TensorSpec, Width, encode_tensor};
+/// use bigsmall_tbe::{Dtype, Tbe, View, TensorSpec, Width, encode_tensor};
 ///
 /// let weights: Vec<u8> = (0..70_000u32).flat_map(|i| (i as u16).to_le_bytes()).collect();
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[700, 100])?;
 /// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights, 0)?;
 ///
-/// let view = TbeView::new(&encoded)?;
+/// let view = View::new(&encoded)?;
 /// assert_eq!(view.get(66_000), Some(66_000u32 as u16));
 /// let mut row = [0; 200];
 /// view.decode(300..400, &mut row, 1)?; // the fourth row
@@ -279,13 +279,13 @@ impl std::fmt::Debug for TbeBlock<'_> {
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
 #[derive(Clone, Copy)]
-pub struct TbeView<'a> {
+pub struct View<'a> {
     tensor: &'a EncodedTensor,
     head: Head,
     kernels: &'static Kernels,
 }
 
-impl<'a> TbeView<'a> {
+impl<'a> View<'a> {
     /// Validates all of `tensor` on every thread there is: a pass over the bitmaps and escapes.
     /// Allocates nothing that grows with the tensor.
     ///
@@ -304,7 +304,7 @@ impl<'a> TbeView<'a> {
         let head =
             Head::parse(tensor.spec().dtype(), tensor.head()).map_err(|e| e.in_tensor(name))?;
         let kernels = backend::best();
-        let view = TbeView { tensor, head, kernels };
+        let view = View { tensor, head, kernels };
         for_each_in_parallel(
             0,
             0..view.n_blocks_usize(),
@@ -313,12 +313,24 @@ impl<'a> TbeView<'a> {
                 let index = index as u64;
                 let bytes = tensor.block(index);
                 let origin = tensor.table().padded_block_range(index).start;
-                TbeBlock::parse(head, view.block_len(index), bytes, origin, kernels)
+                Block::parse(head, view.block_len(index), bytes, origin, kernels)
                     .map(drop)
                     .map_err(|e| e.in_tensor(name))
             },
         )?;
         Ok(view)
+    }
+
+    /// The same with the kernels of `backend`, for decoding and products.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`] if this machine cannot run them.
+    pub fn with_backend(self, backend: Backend) -> Result<View<'a>> {
+        Ok(View { kernels: backend::kernels(backend)?, ..self })
+    }
+
+    pub(crate) fn kernels(&self) -> &'static Kernels {
+        self.kernels
     }
 
     fn n_blocks_usize(&self) -> usize {
@@ -376,12 +388,12 @@ impl<'a> TbeView<'a> {
     /// # Panics
     /// When there is no such block.
     #[must_use]
-    pub fn block(&self, index: u64) -> TbeBlock<'a> {
-        TbeBlock::trusted(self.head, self.block_len(index), self.tensor.block(index))
+    pub fn block(&self, index: u64) -> Block<'a> {
+        Block::trusted(self.head, self.block_len(index), self.tensor.block(index))
     }
 
     /// All blocks in order.
-    pub fn blocks(&self) -> impl ExactSizeIterator<Item = TbeBlock<'a>> {
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = Block<'a>> {
         let view = *self;
         (0..self.n_blocks_usize()).map(move |i| view.block(i as u64))
     }
@@ -441,7 +453,7 @@ impl<'a> TbeView<'a> {
     }
 }
 
-impl TbeView<'_> {
+impl View<'_> {
     /// Decodes the weights from `first` on, as many as `dst` holds, on this thread. They must be
     /// there.
     pub(crate) fn decode_here(&self, first: u64, dst: &mut [u8], kernels: &Kernels) {
@@ -457,9 +469,9 @@ impl TbeView<'_> {
     }
 }
 
-impl std::fmt::Debug for TbeView<'_> {
+impl std::fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TbeView")
+        f.debug_struct("View")
             .field("spec", self.spec())
             .field("width", &self.width())
             .field("base", &self.base())
@@ -471,34 +483,34 @@ impl std::fmt::Debug for TbeView<'_> {
 /// encoded.
 ///
 /// ```
-/// use bigsmall_tbe::{Dtype, Tbe, TbeTensor, TensorSpec, encode_tensor};
+/// use bigsmall_tbe::{Dtype, Tbe, Matrix, TensorSpec, encode_tensor};
 ///
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
 /// let encoded = encode_tensor(&Tbe::default(), &spec, &vec![0; 8], 0)?;
-/// let weights = TbeTensor::new(encoded)?;
+/// let weights = Matrix::new(encoded)?;
 /// assert_eq!(weights.view().get(3), Some(0)); // no check again
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct TbeTensor {
+pub struct Matrix {
     tensor: EncodedTensor,
     head: Head,
 }
 
-impl TbeTensor {
+impl Matrix {
     /// Validates all of `tensor`.
     ///
     /// # Errors
-    /// Those of [`TbeView::new`].
+    /// Those of [`View::new`].
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
-        let head = TbeView::new(&tensor)?.head;
-        Ok(TbeTensor { tensor, head })
+        let head = View::new(&tensor)?.head;
+        Ok(Matrix { tensor, head })
     }
 
     /// A view of it, in constant time.
     #[must_use]
-    pub fn view(&self) -> TbeView<'_> {
-        TbeView { tensor: &self.tensor, head: self.head, kernels: backend::best() }
+    pub fn view(&self) -> View<'_> {
+        View { tensor: &self.tensor, head: self.head, kernels: backend::best() }
     }
 
     /// The encoded tensor.

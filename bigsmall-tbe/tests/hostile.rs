@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TbeView, TensorEncoding,
-    TensorSpec, Width,
+    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TensorEncoding, TensorSpec,
+    View, Width,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -56,7 +56,7 @@ fn outcomes(spec: &TensorSpec, head: &[u8], block: &[u8]) -> Vec<Result<(), (Rul
     if let Some(sealed) = &sealed {
         let whole = sealed.to_bytes();
         let read = EncodedTensor::from_bytes(&whole).unwrap();
-        outcomes.push(TbeView::new(&read).map(drop).map_err(|e| {
+        outcomes.push(View::new(&read).map(drop).map_err(|e| {
             assert_eq!(e.class(), Class::Corrupt);
             assert_eq!(e.tensor(), Some(spec.name()));
             (e.rule(), e.offset())
@@ -355,7 +355,7 @@ fn the_smallest_shapes_are_read() {
 fn the_parts_of_a_block_are_its_sections() {
     let bytes = block();
     let tensor = seal(&spec(), &head(), &bytes).unwrap();
-    let block = TbeView::new(&tensor).unwrap().block(0);
+    let block = View::new(&tensor).unwrap().block(0);
     assert_eq!((block.n_elements(), block.bitmaps_per_tile()), (N, 3));
     assert_eq!(block.bitmaps().as_flattened(), &bytes[..PLANE]);
     assert_eq!(block.byte_plane(), &bytes[PLANE..PLANE + N]);
@@ -368,7 +368,7 @@ fn the_parts_of_a_block_are_its_sections() {
 #[test]
 fn ranges_and_buffers_that_do_not_fit_are_refused() {
     let tensor = seal(&spec(), &head(), &block()).unwrap();
-    let view = TbeView::new(&tensor).unwrap();
+    let view = View::new(&tensor).unwrap();
     let n = N as u64;
     let mut dst = vec![0; 2 * N + 2];
     for threads in [1, 2] {

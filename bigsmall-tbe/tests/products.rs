@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
+
 use bigsmall_tbe::{
-    Backend, Dtype, EncodedTensor, Matmul, Rule, Tbe, TbeTensor, TbeView, TensorSpec, Width,
-    encode_tensor,
+    Backend, Dtype, EncodedTensor, Matrix, Plain, Rule, Tbe, TensorSpec, View, Width,
+    encode_tensor, matmul_many,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -113,12 +115,11 @@ fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
-/// Encoded, plain and reference agree on every backend and for 1, 2 and 7 threads; the error keeps
-/// the bound.
+/// Encoded, plain and reference agree on every backend; the error keeps the bound.
 fn check(case: &Case) {
     let Case { spec, bytes, x, batch, .. } = case;
     let (m, k) = (case.m(), case.k());
-    let view = TbeView::new(&case.encoded).unwrap();
+    let view = View::new(&case.encoded).unwrap();
     let weights = case.weights();
     for backend in bigsmall_tbe::backends() {
         let mut expected = vec![0.0; m * batch];
@@ -128,17 +129,36 @@ fn check(case: &Case) {
                 expected[b * m + row] = reference(backend, w, x);
             }
         }
-        for threads in [1, 2, 7] {
-            let matmul = Matmul::new(threads).with_backend(backend).unwrap();
-            let mut y = vec![f32::NAN; m * batch];
-            matmul.plain(spec, bytes, x, *batch, &mut y).unwrap();
-            assert_eq!(bits(&y), bits(&expected), "plain {backend} {spec:?} {batch}");
-            y.fill(f32::NAN);
-            matmul.encoded(&view, x, *batch, &mut y).unwrap();
-            assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
-        }
+        let plain = Plain::new(spec, bytes).unwrap().with_backend(backend).unwrap();
+        let view = view.with_backend(backend).unwrap();
+        let mut y = vec![f32::NAN; m * batch];
+        plain.matmul(x, *batch, &mut y).unwrap();
+        assert_eq!(bits(&y), bits(&expected), "plain {backend} {spec:?} {batch}");
+        y.fill(f32::NAN);
+        view.matmul(x, *batch, &mut y).unwrap();
+        assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
+        check_rows(&view, &plain, x, *batch, &expected);
         check_bound(&expected, &weights, x, m, k);
     }
+}
+
+/// Ranges of rows have the bits of the whole product, and so have several matrices at once.
+fn check_rows(view: &View<'_>, plain: &Plain<'_>, x: &[f32], batch: usize, expected: &[f32]) {
+    let m = expected.len() / batch;
+    for rows in [0..0, 0..m, 0..m / 3, m / 3..m - m / 5, m.saturating_sub(1)..m] {
+        let of_rows = (0..batch).flat_map(|b| &expected[b * m..][..m][rows.clone()]);
+        let of_rows: Vec<u32> = of_rows.map(|y| y.to_bits()).collect();
+        let mut y = vec![f32::NAN; rows.len() * batch];
+        view.matmul_rows(rows.clone(), x, batch, &mut y).unwrap();
+        assert_eq!(bits(&y), of_rows, "encoded {view:?} {rows:?}");
+        y.fill(f32::NAN);
+        plain.matmul_rows(rows.clone(), x, batch, &mut y).unwrap();
+        assert_eq!(bits(&y), of_rows, "plain {plain:?} {rows:?}");
+    }
+    let (mut first, mut second) = (vec![f32::NAN; m * batch], vec![f32::NAN; m * batch]);
+    matmul_many(&[*view, *view], x, batch, &mut [&mut first, &mut second]).unwrap();
+    assert_eq!(bits(&first), bits(expected), "first of two {view:?}");
+    assert_eq!(bits(&second), bits(expected), "second of two {view:?}");
 }
 
 /// |y - y64| <= (n + ceil(log2 L) + 2) 2^-24 sum |w x|, with chains of n = 64 and L = 64 ceil(k / 4096) partial sums.
@@ -197,12 +217,12 @@ fn a_large_matrix() {
     let x: Vec<f32> = (0..k).map(|_| random.signed()).collect();
     for &width in Width::ALL {
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
-        let view = TbeView::new(&encoded).unwrap();
+        let view = View::new(&encoded).unwrap();
         for backend in bigsmall_tbe::backends() {
-            let matmul = Matmul::new(0).with_backend(backend).unwrap();
             let (mut y, mut plain) = (vec![f32::NAN; m], vec![f32::NAN; m]);
-            matmul.encoded(&view, &x, 1, &mut y).unwrap();
-            matmul.plain(&spec, &bytes, &x, 1, &mut plain).unwrap();
+            view.with_backend(backend).unwrap().matmul(&x, 1, &mut y).unwrap();
+            let matrix = Plain::new(&spec, &bytes).unwrap().with_backend(backend).unwrap();
+            matrix.matmul(&x, 1, &mut plain).unwrap();
             assert!(bits(&y) == bits(&plain), "{backend}");
             for row in [0, 1, 2000, 4095] {
                 let of_row = values[row * k..][..k].iter().map(|&v| to_f32(Dtype::BF16, v));
@@ -238,14 +258,14 @@ fn the_other_dtypes() {
 #[test]
 fn a_column_is_the_same_in_every_batch() {
     let case = Case::new(Dtype::BF16, 20, 5000, Width::Three, 30, 13);
-    let view = TbeView::new(&case.encoded).unwrap();
+    let view = View::new(&case.encoded).unwrap();
     for backend in bigsmall_tbe::backends() {
-        let matmul = Matmul::new(1).with_backend(backend).unwrap();
+        let view = view.with_backend(backend).unwrap();
         let mut together = vec![0.0; 20 * 13];
-        matmul.encoded(&view, &case.x, 13, &mut together).unwrap();
+        view.matmul(&case.x, 13, &mut together).unwrap();
         for b in 0..13 {
             let mut alone = vec![0.0; 20];
-            matmul.encoded(&view, &case.x[b * 5000..][..5000], 1, &mut alone).unwrap();
+            view.matmul(&case.x[b * 5000..][..5000], 1, &mut alone).unwrap();
             assert_eq!(bits(&alone), bits(&together[b * 20..][..20]));
         }
     }
@@ -269,8 +289,8 @@ fn rows_without_cancellation() {
     for x in [constant, positive] {
         for backend in bigsmall_tbe::backends() {
             let mut y = [0.0; 3];
-            let matmul = Matmul::new(2).with_backend(backend).unwrap();
-            matmul.encoded(&TbeView::new(&encoded).unwrap(), &x, 1, &mut y).unwrap();
+            let view = View::new(&encoded).unwrap().with_backend(backend).unwrap();
+            view.matmul(&x, 1, &mut y).unwrap();
             check_bound(&y, &weights, &x, 3, k);
             // Far inside: the chains are short.
             for (row, &y) in y.iter().enumerate() {
@@ -292,8 +312,8 @@ fn rows_with_cancellation() {
     let weights = case.weights();
     for backend in bigsmall_tbe::backends() {
         let mut y = vec![0.0; 16];
-        let matmul = Matmul::new(2).with_backend(backend).unwrap();
-        matmul.encoded(&TbeView::new(&case.encoded).unwrap(), &case.x, 1, &mut y).unwrap();
+        let view = View::new(&case.encoded).unwrap().with_backend(backend).unwrap();
+        view.matmul(&case.x, 1, &mut y).unwrap();
         for (row, &y) in y.iter().enumerate() {
             let products = weights[row * 11008..][..11008]
                 .iter()
@@ -309,14 +329,15 @@ fn rows_with_cancellation() {
 #[test]
 fn nothing_to_multiply() {
     for backend in bigsmall_tbe::backends() {
-        let matmul = Matmul::new(2).with_backend(backend).unwrap();
         for (m, k, batch) in [(0, 5, 2), (5, 0, 2), (5, 5, 0), (0, 0, 1), (0, 0, 0)] {
             let case = Case::new(Dtype::BF16, m, k, Width::Three, 30, batch);
             let mut y = vec![f32::NAN; m as usize * batch];
-            matmul.plain(&case.spec, &case.bytes, &case.x, batch, &mut y).unwrap();
+            let plain = Plain::new(&case.spec, &case.bytes).unwrap().with_backend(backend).unwrap();
+            plain.matmul(&case.x, batch, &mut y).unwrap();
             assert!(y.iter().all(|&y| y == 0.0));
             y.fill(f32::NAN);
-            matmul.encoded(&TbeView::new(&case.encoded).unwrap(), &case.x, batch, &mut y).unwrap();
+            let view = View::new(&case.encoded).unwrap().with_backend(backend).unwrap();
+            view.matmul(&case.x, batch, &mut y).unwrap();
             assert!(y.iter().all(|&y| y == 0.0));
         }
     }
@@ -325,31 +346,76 @@ fn nothing_to_multiply() {
 #[test]
 fn mistakes_are_errors() {
     let case = Case::new(Dtype::BF16, 6, 10, Width::Three, 30, 2);
-    let weights = TbeTensor::new(case.encoded.clone()).unwrap();
-    let matmul = Matmul::new(1);
+    let matrix = Matrix::new(case.encoded.clone()).unwrap();
+    let plain = Plain::new(&case.spec, &case.bytes).unwrap();
     let mut y = vec![0.0; 12];
-    matmul.encoded(&weights.view(), &case.x, 2, &mut y).unwrap();
+    matrix.matmul(&case.x, 2, &mut y).unwrap();
     for (x, batch, m) in
         [(19, 2, 12), (21, 2, 12), (20, 2, 11), (20, 2, 13), (20, 3, 12), (20, usize::MAX, 12)]
     {
         let (x, mut y) = (vec![0.0; x], vec![0.0; m]);
-        let error = matmul.encoded(&weights.view(), &x, batch, &mut y).unwrap_err();
+        let error = matrix.matmul(&x, batch, &mut y).unwrap_err();
         assert_eq!((error.rule(), error.tensor()), (Rule::BufferLength, Some("w")));
-        let error = matmul.plain(&case.spec, &case.bytes, &x, batch, &mut y).unwrap_err();
+        let error = plain.matmul(&x, batch, &mut y).unwrap_err();
+        assert_eq!(error.rule(), Rule::BufferLength);
+        let error = matmul_many(&[matrix.view()], &x, batch, &mut [&mut y]).unwrap_err();
         assert_eq!(error.rule(), Rule::BufferLength);
     }
-    let error = matmul.plain(&case.spec, &case.bytes[2..], &case.x, 2, &mut y).unwrap_err();
+    for rows in [0..7, 7..7, 6..9, Range { start: 3, end: 2 }] {
+        let mut y = vec![0.0; 2 * rows.len()];
+        let error = matrix.matmul_rows(rows.clone(), &case.x, 2, &mut y).unwrap_err();
+        assert_eq!((error.rule(), error.tensor()), (Rule::RangeOutOfBounds, Some("w")));
+        let error = plain.matmul_rows(rows, &case.x, 2, &mut y).unwrap_err();
+        assert_eq!(error.rule(), Rule::RangeOutOfBounds);
+    }
+    let error = matrix.matmul_rows(0..3, &case.x, 2, &mut y).unwrap_err();
     assert_eq!(error.rule(), Rule::BufferLength);
+    let error = Plain::new(&case.spec, &case.bytes[2..]).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+
+    // Several matrices: one y each, and all of one width.
+    let other = Case::new(Dtype::BF16, 6, 11, Width::Three, 30, 2);
+    let other = Matrix::new(other.encoded).unwrap();
+    let mut z = vec![0.0; 12];
+    let views = [matrix.view(), other.view()];
+    let error = matmul_many(&views, &case.x, 2, &mut [&mut y, &mut z]).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+    let error = matmul_many(&views, &case.x, 2, &mut [&mut y]).unwrap_err();
+    assert_eq!(error.rule(), Rule::BufferLength);
+    matmul_many(&[], &case.x, 2, &mut []).unwrap();
 
     let vector = TensorSpec::new("v", Dtype::BF16, &[10]).unwrap();
     let encoded = encode_tensor(&Tbe::default(), &vector, &vec![0; 20], 1).unwrap();
-    let error =
-        matmul.encoded(&TbeView::new(&encoded).unwrap(), &[0.0; 10], 1, &mut [0.0]).unwrap_err();
+    let error = View::new(&encoded).unwrap().matmul(&[0.0; 10], 1, &mut [0.0]).unwrap_err();
     assert_eq!(error.rule(), Rule::SpecMismatch);
 
     let ints = TensorSpec::new("i", Dtype::I16, &[1, 10]).unwrap();
-    let error = matmul.plain(&ints, &[0; 20], &[0.0; 10], 1, &mut [0.0]).unwrap_err();
+    let error = Plain::new(&ints, &[0; 20]).unwrap_err();
     assert_eq!(error.rule(), Rule::EncodingRefuses);
+}
+
+/// Different matrices, one of them without rows, in pieces that hold rows of two of them.
+#[test]
+fn several_matrices() {
+    for batch in [1, 3] {
+        let k = 3000;
+        let cases: Vec<Case> = [(100, Dtype::BF16), (0, Dtype::BF16), (33, Dtype::F16)]
+            .map(|(m, dtype)| Case::new(dtype, m, k, Width::Three, 30, batch))
+            .into();
+        let x = &cases[0].x;
+        for backend in bigsmall_tbe::backends() {
+            let views = cases.iter().map(|case| View::new(&case.encoded).unwrap());
+            let views: Vec<_> = views.map(|view| view.with_backend(backend).unwrap()).collect();
+            let mut y: Vec<_> = cases.iter().map(|case| vec![f32::NAN; case.m() * batch]).collect();
+            let mut slices: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[..]).collect();
+            matmul_many(&views, x, batch, &mut slices).unwrap();
+            for (view, y) in views.iter().zip(y) {
+                let mut alone = vec![f32::NAN; y.len()];
+                view.matmul(x, batch, &mut alone).unwrap();
+                assert_eq!(bits(&y), bits(&alone), "{view:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -357,8 +423,9 @@ fn a_backend_of_another_machine_is_refused() {
     let available: Vec<_> = bigsmall_tbe::backends().collect();
     assert_eq!(available.last(), Some(&Backend::Portable));
     for &backend in Backend::ALL {
-        let matmul = Matmul::new(1).with_backend(backend);
-        assert_eq!(matmul.is_ok(), available.contains(&backend));
+        let spec = TensorSpec::new("w", Dtype::BF16, &[0, 0]).unwrap();
+        let plain = Plain::new(&spec, &[]).unwrap().with_backend(backend);
+        assert_eq!(plain.is_ok(), available.contains(&backend));
         let tbe = Tbe::default().with_backend(backend);
         assert_eq!(tbe.is_ok(), available.contains(&backend));
         if let Err(e) = tbe {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Dtype, EncodedTensor, Tbe, TbeView, TensorSpec, Width, encode_tensor,
+    BLOCK_UNITS, Dtype, EncodedTensor, Tbe, TensorSpec, View, Width, encode_tensor,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -17,7 +17,7 @@ fn spec(dtype: Dtype, shape: &[u64]) -> TensorSpec {
 fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
     let bytes = oracle::bytes(spec.dtype(), values);
     let encoded = encode_tensor(&Tbe::new(width), spec, &bytes, 2).unwrap();
-    let view = TbeView::new(&encoded).unwrap();
+    let view = View::new(&encoded).unwrap();
     assert_eq!(view.width(), width);
     assert!(encoded == oracle::encode(spec, width.bits(), view.base(), values), "other bytes");
     for (i, block) in values.chunks(BLOCK_UNITS).enumerate() {
@@ -37,7 +37,7 @@ fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
 
 fn check_access(encoded: &EncodedTensor, values: &[u16], random: &mut Random) {
     let dtype = encoded.spec().dtype();
-    let view = TbeView::new(encoded).unwrap();
+    let view = View::new(encoded).unwrap();
     let n = values.len() as u64;
     for _ in 0..200 {
         let i = random.below(n.max(1));
@@ -92,7 +92,7 @@ fn no_few_and_only_escapes() {
             let values = oracle::weights(&mut random, dtype, width.bits(), base, 1000, 140_001);
             let spec = spec(dtype, &[140_001]);
             let encoded = oracle::encode(&spec, width.bits(), base, &values);
-            let view = TbeView::new(&encoded).unwrap();
+            let view = View::new(&encoded).unwrap();
             assert_eq!(view.block(0).escapes().len(), BLOCK_UNITS);
             assert_eq!(view.block(1).escapes().len(), 140_001 - BLOCK_UNITS);
             for backend in bigsmall_tbe::backends() {
@@ -111,7 +111,7 @@ fn no_few_and_only_escapes() {
 fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escapes: usize) {
     let spec = spec(dtype, &[values.len() as u64]);
     let encoded = oracle::encode(&spec, width.bits(), base, values);
-    let view = TbeView::new(&encoded).unwrap();
+    let view = View::new(&encoded).unwrap();
     assert_eq!(view.blocks().map(|block| block.escapes().len()).sum::<usize>(), n_escapes);
     assert!(values.iter().zip(0..).all(|(&value, i)| view.get(i) == Some(value)));
     for backend in bigsmall_tbe::backends() {
@@ -210,8 +210,7 @@ fn a_large_matrix() {
             assert!(restored == bytes, "{backend}");
         }
         // The promised size: 8 + w bits, 8 for each escape, half a bit for every 8 weights at most.
-        let escapes: usize =
-            TbeView::new(&encoded).unwrap().blocks().map(|b| b.escapes().len()).sum();
+        let escapes: usize = View::new(&encoded).unwrap().blocks().map(|b| b.escapes().len()).sum();
         let bits = (8 + width.bits()) * n + 8 * escapes;
         assert!(encoded.byte_len() as usize * 8 <= bits + n / 16 + 64 * 700);
     }
@@ -277,7 +276,7 @@ fn the_same_bytes_for_every_number_of_threads() {
     }
     // A tensor this large is counted by a sample; the window must still be the one that the weights
     // were made for.
-    assert_eq!(TbeView::new(&one).unwrap().base(), 110);
+    assert_eq!(View::new(&one).unwrap().base(), 110);
 }
 
 #[test]
@@ -290,7 +289,7 @@ fn the_window_covers_most_and_lies_lowest() {
     let bytes = oracle::bytes(Dtype::BF16, &values);
     let spec = spec(Dtype::BF16, &[values.len() as u64]);
     let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &bytes, 1).unwrap();
-    assert_eq!(TbeView::new(&encoded).unwrap().base(), 20);
+    assert_eq!(View::new(&encoded).unwrap().base(), 20);
 }
 
 proptest! {

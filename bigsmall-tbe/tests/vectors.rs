@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use bigsmall_tbe::{Dtype, Tbe, TbeView, TensorSpec, Width, encode_tensor};
+use bigsmall_tbe::{Dtype, Tbe, TensorSpec, View, Width, encode_tensor};
 use bigsmall_testing::oracle::tbe as oracle;
 use bigsmall_testing::specification::{self, from_hex};
 
@@ -63,7 +63,7 @@ fn encoder_decoder_and_oracle_agree_with_them() {
         assert_eq!(encoded.head(), [width.bits() as u8, base, 0, 0, 0, 0, 0, 0]);
         assert_eq!(encoded.block(0), expected);
         let mut decoded = vec![0; bytes.len()];
-        TbeView::new(&encoded).unwrap().decode(0..values.len() as u64, &mut decoded, 1).unwrap();
+        View::new(&encoded).unwrap().decode(0..values.len() as u64, &mut decoded, 1).unwrap();
         assert_eq!(decoded, bytes);
     }
 }

@@ -3,7 +3,7 @@
 
 use bigsmall_format::{TensorSpec, encode_tensor};
 use bigsmall_io::{Layer, Model, StreamOptions, StreamingLoader, TensorView, save};
-use bigsmall_tbe::{Matmul, Tbe, TbeTensor};
+use bigsmall_tbe::{Matrix, Tbe};
 use half::bf16;
 
 fn run(layer: Layer) {}
@@ -49,8 +49,8 @@ fn multiply(
     batch: usize,
     mut y: Vec<f32>,
 ) -> bigsmall_tbe::Result<()> {
-    let matrix = TbeTensor::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)?;
-    Matmul::new(0).encoded(&matrix.view(), &x, batch, &mut y)?; // bigsmall-tbe, on a CPU
+    let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)?;
+    matrix.matmul(&x, batch, &mut y)?; // bigsmall-tbe, on a CPU
     Ok(())
 }
 

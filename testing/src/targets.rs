@@ -12,7 +12,7 @@ use bigsmall_format::{
     BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, Result, Rule,
     Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
 };
-use bigsmall_tbe::{Tbe, TbeView, Width};
+use bigsmall_tbe::{Tbe, View, Width};
 
 use crate::Random;
 use crate::oracle::ans::{self, Copying};
@@ -400,7 +400,7 @@ pub fn tbe_view(data: &[u8]) {
     payload.resize(payload.len().next_multiple_of(8), 0);
     let lens = vec![block.len() as u32];
     if let Ok(tensor) = EncodedTensor::new(spec.clone(), EncodingId::Tbe, 8, lens, payload) {
-        let view = TbeView::new(&tensor);
+        let view = View::new(&tensor);
         assert_eq!(rule(&view), first.as_ref().err().copied());
         if let (Ok(view), Ok(bytes)) = (view, &first) {
             let values = tbe::values(dtype, bytes);
