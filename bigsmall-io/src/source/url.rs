@@ -17,59 +17,31 @@ pub(crate) fn shown(path: &Path) -> &str {
     if url(path).is_some() { text.split('?').next().unwrap_or(text) } else { text }
 }
 
-/// Scheme, host and port: what a token is for.
+/// What a URL's token is for: scheme, host and port. What is not a URL has no token.
 #[cfg(feature = "http")]
-pub(crate) fn origin(url: &str) -> Option<(String, String)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let scheme = scheme.to_ascii_lowercase();
-    let host = host.to_ascii_lowercase();
-    let standard = if scheme == "https" { ":443" } else { ":80" };
-    Some((scheme, host.strip_suffix(standard).unwrap_or(&host).to_owned()))
+pub(crate) fn same_origin(a: &str, b: &str) -> bool {
+    let origin = |text| ::url::Url::parse(text).map(|url| url.origin());
+    matches!((origin(a), origin(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The URL that `location` means on a page of `base`.
+/// The URL of HTTP that `location` means on a page of `base`.
 #[cfg(feature = "http")]
 pub(crate) fn joined(base: &str, location: &str) -> Option<String> {
-    let location = location.split('#').next().unwrap_or(location);
-    let (scheme, rest) = base.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let path = rest[authority.len()..].split(['?', '#']).next()?;
-    let lower = location.to_ascii_lowercase();
-    if lower.starts_with("http://") || lower.starts_with("https://") {
-        let (scheme, rest) = location.split_once("://")?;
-        return Some(format!("{}://{rest}", scheme.to_ascii_lowercase()));
-    }
-    let before_path = location.split(['/', '?']).next().unwrap_or(location);
-    if location.is_empty() || before_path.contains(':') {
+    if location.is_empty() || location.starts_with('#') {
         return None;
     }
-    Some(if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else if location.starts_with('?') {
-        format!("{scheme}://{authority}{path}{location}")
-    } else {
-        let folder = path.rfind('/').map_or("/", |n| &path[..=n]);
-        format!("{scheme}://{authority}{folder}{location}")
-    })
+    let mut url = ::url::Url::parse(base).ok()?.join(location).ok()?;
+    url.set_fragment(None);
+    matches!(url.scheme(), "http" | "https").then(|| url.into())
 }
 
-/// A path as a URL has it.
+/// A path as it is written in a URL.
 #[cfg(feature = "http")]
 pub(crate) fn encoded(path: &str) -> String {
-    let mut out = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                out.push(char::from(byte));
-            }
-            _ => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    const RESERVED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    utf8_percent_encode(path, RESERVED).to_string()
 }
 
 #[cfg(all(test, feature = "http"))]
@@ -100,12 +72,14 @@ mod tests {
 
     #[test]
     fn a_token_is_for_one_scheme_host_and_port() {
-        let same = |a, b| origin(a) == origin(b);
+        let same = same_origin;
         assert!(same("https://h/a", "https://H:443/b?c"));
         assert!(same("http://h/a", "http://u:p@h:80"));
         assert!(!same("https://h/a", "http://h/a"));
         assert!(!same("https://h/a", "https://h:8443/a"));
         assert!(!same("https://h/a", "https://h.evil.org/a"));
         assert!(!same("https://h/a", "https://h@evil.org/a"));
+        assert!(!same("https://h/a", "https://evil.org\\@h/a"));
+        assert!(!same("not a URL", "not a URL"));
     }
 }

@@ -15,7 +15,7 @@ use crate::source::http::answer::{Failure, broken, remote, text};
 #[cfg(feature = "hub")]
 use crate::source::http::answer::{cut, refusal};
 use crate::source::http::options::HttpOptions;
-use crate::source::url::{joined, origin};
+use crate::source::url::{joined, same_origin};
 
 /// Redirects of one request at the most.
 const REDIRECTS: usize = 10;
@@ -102,7 +102,7 @@ impl Client {
                 Want::Bytes(a, b) => request.header(header::RANGE, format!("bytes={a}-{b}")),
             };
             if let Some(token) = &self.options.token
-                && origin(&target) == origin(url)
+                && same_origin(&target, url)
             {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
