@@ -1,7 +1,6 @@
 //! The command `bigsmall`.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
-mod arch;
 mod args;
 mod bar;
 
@@ -11,23 +10,14 @@ use std::time::Instant;
 
 use bigsmall_io::{
     Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result,
-    Rule, hex,
+    hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use args::{Cli, Command};
 
-#[global_allocator]
-static ALLOCATOR: arch::WithReserve = arch::WithReserve;
-
 fn main() -> ExitCode {
-    if !arch::keep_reserve() {
-        // Said without a buffer, for which there may be no memory.
-        let _ = std::io::stderr().write_all(b"bigsmall: not enough memory to begin\n");
-        return ExitCode::from(5);
-    }
-    end_without_memory();
     let cli = Cli::parse();
     let progress = Progress::default();
     let result = bar::stop_on_signals(&progress).map_err(Error::io).and_then(|()| {
@@ -51,20 +41,6 @@ fn main() -> ExitCode {
             })
         }
     }
-}
-
-/// A thread panics as it starts where there is no memory for it, before any code of ours runs: an
-/// error like any other.
-fn end_without_memory() {
-    let otherwise = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !arch::is_exhausted() {
-            return otherwise(panic);
-        }
-        let error = Error::new(Rule::Memory).expected("memory for one more thread");
-        let _ = writeln!(std::io::stderr(), "bigsmall: {error}");
-        std::process::exit(5);
-    }));
 }
 
 /// Does what was asked; returns what to print.
