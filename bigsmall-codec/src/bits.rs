@@ -13,7 +13,7 @@ pub(crate) struct BitWriter {
 }
 
 impl BitWriter {
-    /// One that has room for so many bytes.
+    /// A writer with room for `n` bytes.
     pub(crate) fn with_room(n: usize) -> Result<BitWriter> {
         let mut writer = BitWriter::default();
         reserve(&mut writer.bytes, n)?;

@@ -19,7 +19,8 @@ pub(crate) struct Job<'a> {
     pub(crate) states: [u32; LANES],
     /// The words and whatever follows them in the block.
     pub(crate) words: &'a [u8],
-    /// The number of the next word. In a damaged block it may run past the words; the caller checks.
+    /// The number of the next word. In a damaged block it may run past the words; the caller
+    /// checks.
     pub(crate) position: usize,
     /// The table of every group of the block.
     pub(crate) group_tables: &'a [u8],

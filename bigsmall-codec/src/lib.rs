@@ -5,7 +5,8 @@
 //!
 //! ```
 //! use half::bf16;
-//! let weights: Vec<bf16> = (0..100_000).map(|i| bf16::from_f32((i as f32).sin() * 0.02)).collect();
+//! let wave = (0..100_000).map(|i| bf16::from_f32((i as f32).sin() * 0.02));
+//! let weights: Vec<bf16> = wave.collect();
 //! let small: Vec<u8> = bigsmall_codec::encode(&weights);
 //! assert!(small.len() < weights.len() * 2 * 3 / 4);
 //! let mut back = vec![bf16::ZERO; weights.len()];

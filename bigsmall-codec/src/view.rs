@@ -28,7 +28,8 @@ use crate::table::TOTAL;
 /// let encoded = encode_tensor(&Ans::default(), &spec, &weights, 0)?;
 ///
 /// let view = AnsView::new(&encoded)?;
-/// assert!(view.tables().all(|t| t.frequencies().iter().map(|&f| u32::from(f)).sum::<u32>() == 4096));
+/// let sum = |frequencies: &[u16]| frequencies.iter().map(|&f| u32::from(f)).sum::<u32>();
+/// assert!(view.tables().all(|table| sum(table.frequencies()) == 4096));
 /// for index in 0..view.n_blocks() {
 ///     match view.block(index)? {
 ///         AnsBlock::Raw { units, .. } => println!("{} bytes as they are", units.len()),

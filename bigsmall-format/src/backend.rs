@@ -4,8 +4,8 @@ use crate::{Error, Result, Rule};
 
 /// The implementation that does the work. All of them write and read the same bytes.
 ///
-/// `bigsmall-codec` and `bigsmall-tbe` choose the fastest one when the program runs. Their functions
-/// `backends` list those that are built in and that the machine can run.
+/// `bigsmall-codec` and `bigsmall-tbe` choose the fastest one when the program runs. Their
+/// functions `backends` list those that are built in and that the machine can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
@@ -82,7 +82,8 @@ impl Backend {
     /// The backend of that name; `auto` is [`best`](Self::best).
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] for a name that does not exist, or one that this machine cannot run.
+    /// [`Rule::BackendMissing`] for a name that does not exist, or one that this machine cannot
+    /// run.
     ///
     /// ```
     /// use bigsmall_format::Backend;

@@ -63,7 +63,7 @@ impl Dtype {
     /// [`Rule::DtypeUnknown`].
     pub fn from_name(name: &str) -> Result<Dtype> {
         Dtype::ALL.iter().copied().find(|d| d.name() == name).ok_or_else(|| {
-            // As much as tells a mistake; a stranger's file may have megabytes here.
+            // Enough to see the mistake; an untrusted file may have megabytes here.
             let begin: String = name.chars().take(32).collect();
             Error::new(Rule::DtypeUnknown)
                 .expected("a safetensors dtype")

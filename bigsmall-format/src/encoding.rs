@@ -106,7 +106,7 @@ pub trait BlockEncoder: Send + Sync {
 /// Decodes blocks of one tensor.
 pub trait BlockDecoder: Send + Sync {
     /// Decodes whole consecutive blocks into `dst`, whose length is that of their original bytes.
-    /// On an error `dst` holds nothing that means anything.
+    /// On an error the contents of `dst` are unspecified.
     ///
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.

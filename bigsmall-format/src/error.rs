@@ -238,13 +238,13 @@ impl Error {
         self.0.rule.class()
     }
 
-    /// The tensor's name, where there is one.
+    /// The tensor's name, if any.
     #[must_use]
     pub fn tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
     }
 
-    /// The byte offset, where there is one: in the file or frame that was read, or in the payload
+    /// The byte offset, if any: in the file or frame that was read, or in the payload
     /// for an [`EncodedTensor`](crate::EncodedTensor) and
     /// [`decode_range`](crate::decode_range), which know no file.
     #[must_use]
@@ -281,11 +281,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.0;
         if let Some(file) = &inner.file {
-            // Control characters are escaped: names are a stranger's words.
+            // Control characters are escaped: names are untrusted input.
             write!(f, "{}: ", file.escape_debug())?;
         }
         if let Some(tensor) = &inner.tensor {
-            // `{:?}` escapes control characters: names are a stranger's words.
+            // `{:?}` escapes control characters: names are untrusted input.
             write!(f, "tensor {tensor:?}: ")?;
         }
         f.write_str(inner.rule.text())?;

@@ -30,7 +30,7 @@ impl Header {
     /// Parses the JSON of a header whose data section has `data_len` bytes.
     ///
     /// # Errors
-    /// One of the header rules of [`Rule`], naming the tensor where there is one.
+    /// One of the header rules of [`Rule`], naming the tensor, if any.
     ///
     /// ```
     /// use bigsmall_format::{Header, Limits};

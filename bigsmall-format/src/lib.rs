@@ -9,9 +9,9 @@
 //! their users need, and `bigsmall-io` opens and writes files.
 //!
 //! # Memory and safety
-//! Everything a stranger's file can influence is checked before it is used: lengths before
-//! allocation, checksums before decoding. Checksums guard against accidents, not against an
-//! attacker who can reseal a file.
+//! Everything that comes from a file is checked before it is used: lengths before allocation,
+//! checksums before decoding. Checksums detect accidents. They do not stop an attacker who
+//! recomputes them.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -97,14 +97,14 @@ pub(crate) fn room_for<T>(n: usize) -> Result<Vec<T>> {
     Ok(out)
 }
 
-/// Makes `scratch` hold `n` bytes of any value; an error where there is no memory for them.
+/// Gives `scratch` the length `n`; the contents are unspecified. An error if there is no memory.
 pub(crate) fn set_len(scratch: &mut Vec<u8>, n: usize) -> Result<()> {
     reserve(scratch, n.saturating_sub(scratch.len()))?;
     scratch.resize(n, 0);
     Ok(())
 }
 
-/// Makes room for `more` bytes; an error where there is no memory for them.
+/// Reserves memory for `more` bytes; an error if there is none.
 pub(crate) fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
     bytes.try_reserve(more).map_err(|_| Error::memory(more))
 }

@@ -9,7 +9,8 @@
 //! # std::fs::create_dir_all(&dir)?;
 //! # let json = br#"{"fc.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#;
 //! # let data = [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat();
-//! # std::fs::write(dir.join("m.safetensors"), [&(json.len() as u64).to_le_bytes()[..], json, &data].concat())?;
+//! # let length = (json.len() as u64).to_le_bytes();
+//! # std::fs::write(dir.join("m.safetensors"), [&length[..], json, &data].concat())?;
 //! # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
 //! # let path = dir.join("m.bs");
 //! # bigsmall_io::compress(&dir.join("m.safetensors"), &path, &options, &Default::default())?;
@@ -182,8 +183,8 @@ impl SimpleBackend for Weights {
 impl Backend for ShardedWeights {
     type Hints = Shard;
 
-    /// As in candle's own backend for safetensors, `shape` is that of the whole tensor and counts
-    /// only where there is one rank.
+    /// As in candle's own backend for safetensors, `shape` is that of the whole tensor and is used
+    /// only with a single rank.
     fn get(
         &self,
         shape: Shape,

@@ -105,8 +105,8 @@ fn compressed(plain: &[u8], encoding: Encoding) -> Vec<u8> {
     disk.bytes.into_inner().unwrap()
 }
 
-/// Tries with n = 0, 1, 2 … until it succeeds; every failure before must be of the storage. Returns
-/// how often it failed.
+/// Tries with n = 0, 1, 2, ... until it succeeds; every failure before must be of the storage.
+/// Returns how often it failed.
 fn fails_until_it_succeeds(mut attempt: impl FnMut(usize) -> Result<()>) -> usize {
     for n in 0..10_000 {
         match attempt(n) {

@@ -239,7 +239,7 @@ fn measure_source(
     })
 }
 
-/// The median rate of passes over so many bytes.
+/// The median rate of passes over `bytes` bytes.
 fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
     seconds.sort_by(f64::total_cmp);
     bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)

@@ -1,9 +1,9 @@
-//! How far a job is, and the wish to stop it.
+//! The progress of a job, and its cancellation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// How far a job is, for another thread to look at, and the wish to stop it.
+/// The progress of a job, for another thread to read, and its cancellation.
 ///
 /// A caller who wants neither passes `&Progress::default()`.
 ///

@@ -19,7 +19,7 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileReport {
-    /// The input's name, within the folder where there is one.
+    /// The input's name, within its folder if any.
     pub name: String,
     /// Bytes of the safetensors file.
     pub original_bytes: u64,

@@ -143,7 +143,7 @@ fn a_job_never_writes_into_its_own_input() {
     assert_eq!(before, tree(&path("model")));
 }
 
-/// What a stranger's index file may try: the folder, and the rule that stops it.
+/// What an untrusted index file may contain: the folder, and the rule that stops it.
 #[test]
 fn hostile_folders() {
     type Case = (&'static str, fn(&Path), Rule);

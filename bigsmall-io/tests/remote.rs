@@ -121,7 +121,7 @@ fn one_layer_costs_its_compressed_size_and_is_fetched_in_parallel() {
     let (now, peak) = (Arc::clone(&together), Arc::clone(&most));
     let server = Server::new(move |request, _| {
         peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        // Long enough for another request to arrive, where there is one.
+        // Long enough for another request to arrive, if any.
         if !request.is_suffix() && peak.load(Ordering::SeqCst) < 2 {
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -252,7 +252,7 @@ fn wrong_answers_end_in_errors() {
         let file = Arc::clone(&bytes);
         let server = Server::new(move |request, _| spoil(serve(request, &file, "e"), &file));
         let error = open(&server.url("m.bs")).err().unwrap_or_else(|| panic!("{name}"));
-        // A server that tells of another file, in the right form, has one that is no shard.
+        // A server that reports another file, in the right form, has one that is not a shard.
         let rules = match name {
             "another range" => [Rule::IndexRange, Rule::IndexRange],
             _ => [Rule::Remote, Rule::Io],

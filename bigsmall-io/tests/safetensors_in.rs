@@ -1,5 +1,5 @@
-//! Group E: what a stranger's safetensors file may try. Nothing is written, and the rule that is
-//! broken is named.
+//! Group E: what an untrusted safetensors file may contain. Nothing is written, and the rule that
+//! is broken is named.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;

@@ -22,12 +22,12 @@ pub use bigsmall_format::{
     Error, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
 };
 
-/// Makes room for `more` bytes; an error where there is no memory for them.
+/// Reserves memory for `more` bytes; an error if there is none.
 fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
     bytes.try_reserve(more).map_err(|_| Error::memory(more))
 }
 
-/// Makes `bytes` hold `n` of any value; an error where there is no memory for them.
+/// Gives `bytes` the length `n`; the contents are unspecified. An error if there is no memory.
 fn set_len(bytes: &mut Vec<u8>, n: usize) -> Result<()> {
     reserve(bytes, n.saturating_sub(bytes.len()))?;
     bytes.resize(n, 0);

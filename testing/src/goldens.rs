@@ -1,9 +1,9 @@
 //! The golden files as today's encoder writes them: one shard for every feature of the format, with
 //! the safetensors file that it restores to.
 //!
-//! `cargo run -p bigsmall-testing --bin write_goldens` compares them with the folder `goldens`; with
-//! `-- --write` it replaces those that differ. Files of a released version are never replaced: a
-//! newer encoder gets files of new names beside them.
+//! `cargo run -p bigsmall-testing --bin write_goldens` compares them with the folder `goldens`;
+//! with `-- --write` it replaces those that differ. Files of a released version are never replaced:
+//! a newer encoder gets files of new names beside them.
 
 use std::path::{Path, PathBuf};
 

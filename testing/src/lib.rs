@@ -5,7 +5,8 @@
 //!
 //! ```
 //! use bigsmall_testing::Llama;
-//! let path = std::env::temp_dir().join(format!("bigsmall-doc-{}.safetensors", std::process::id()));
+//! let name = format!("bigsmall-doc-{}.safetensors", std::process::id());
+//! let path = std::env::temp_dir().join(name);
 //! Llama { hidden: 64, ffn: 176, vocabulary: 100, layers: 2, kv: 16 }.write(&path)?;
 //! assert!(std::fs::metadata(&path)?.len() > 100_000);
 //! # std::fs::remove_file(&path)?;

@@ -1,6 +1,6 @@
 //! The fuzz targets: each takes any bytes and compares what the library makes of them with an
-//! oracle. The programs in `fuzz/` call them; the test `replay` runs them over the corpora without a
-//! fuzzer.
+//! oracle. The programs in `fuzz/` call them; the test `replay` runs them over the corpora without
+//! a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
 use std::path::PathBuf;
@@ -125,7 +125,7 @@ fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Any bytes as a shard, and the same with the magic and the index's checksum made right.
+/// Any bytes as a shard, and the same with the right magic and a recomputed checksum of the index.
 pub fn shard_open(data: &[u8]) {
     judge_shard(data);
     if let Some(trailer) = data.len().checked_sub(48) {
@@ -166,8 +166,8 @@ fn edit(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A sound shard of a few small tensors, edited in one to three places: noticed, and with every
-/// checksum made right again an error or a shard of other values on which all readers agree.
+/// A valid shard of a few small tensors, edited in one to three places: the edit is detected; with
+/// every checksum recomputed it is an error, or a shard of other values on which all readers agree.
 pub fn structured_shard(data: &[u8]) {
     let mut input = Input(data);
     let n_tensors = 1 + input.u8() % 3;

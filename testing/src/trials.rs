@@ -101,7 +101,7 @@ pub fn rewrite<R: ReadAt>(shard: &Shard<R>) -> Result<Vec<u8>> {
     writer.finish(shard.sha256())
 }
 
-/// Where the checksums of a shard stand, so that they can be made right again after damage.
+/// Where the checksums of a shard stand, so that they can be recomputed after damage.
 #[derive(Debug)]
 pub struct Seals {
     /// Where the record of each tensor with a payload of its own begins in the file, and its

@@ -1,6 +1,6 @@
 //! No silent corruption: every flipped bit and every cut of the golden files, and random damage, is
-//! detected. With every checksum recomputed, damage is an error or decodes to other values, the same
-//! on every backend, and the SHA-256 detects it. Nothing panics.
+//! detected. With every checksum recomputed, damage is an error or decodes to other values, the
+//! same on every backend, and the SHA-256 detects it. Nothing panics.
 //!
 //! Larger files: a sample of the bits. The ignored tests take all of them, and a million random
 //! damages.
@@ -72,7 +72,7 @@ fn every_flipped_bit_under_right_checksums() {
     // the synthesised flag.
     assert!(tally.of(Found::Harmless) * 5 < tally.tried(), "{tally}");
     assert!(tally.of(Found::Structure) > 0 && tally.of(Found::Digest) > 0);
-    assert_eq!(tally.of(Found::Checksum), 0, "a checksum that was not made right");
+    assert_eq!(tally.of(Found::Checksum), 0, "a checksum that was not recomputed");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Today's encoder writes the golden files as they stand. A deliberate change of what it writes
-//! changes the files of an unreleased version: `cargo run -p bigsmall-testing --bin write_goldens --
-//! --write`. That every reader reads them is tested in `bigsmall-codec`.
+//! changes the files of an unreleased version, with
+//! `cargo run -p bigsmall-testing --bin write_goldens -- --write`. That every reader reads them is
+//! tested in `bigsmall-codec`.
 
 use bigsmall_testing::goldens;
 

@@ -349,7 +349,7 @@ fn an_encoding_that_does_not_take_the_dtype() {
 }
 
 /// Integers of the index and the trailer set to what overflows, one field at a time, at every place
-/// and width, the checksum made right again. What is neither in the stored header nor free to take
+/// and width, the checksum recomputed. What is neither in the stored header nor free to take
 /// any value is refused.
 #[test]
 //

@@ -55,10 +55,12 @@ impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json`
     /// names, or its only `.bs` file.
     ///
-    /// `path` may also be a URL: `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`),
-    /// `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
-    /// `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`),
-    /// `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are needed are fetched.
+    /// `path` may also be a URL: `https://host/model.bs` or `https://host/model.bs.index.json`
+    /// (feature `http`), `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`;
+    /// environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`),
+    /// `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the
+    /// environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are
+    /// needed are fetched.
     ///
     /// # Errors
     /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and
@@ -76,8 +78,8 @@ impl Model {
         Ok(Model { shards: Shards::of_source(source)? })
     }
 
-    /// Opens shards that are anywhere, each with a name for errors and for [`stored`](Self::stored).
-    /// The tensors of all of them are those of the model.
+    /// Opens shards that are anywhere, each with a name for errors and for
+    /// [`stored`](Self::stored). The tensors of all of them are those of the model.
     ///
     /// # Errors
     /// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor that is in two shards.
@@ -194,7 +196,7 @@ impl Model {
     }
 
     /// Decodes the tensor `name` into `dst`, which is as long as its original bytes. On an error
-    /// `dst` holds nothing that means anything.
+    /// the contents of `dst` are unspecified.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
@@ -217,7 +219,8 @@ impl Model {
     /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
-    /// # save_to(&mut shard, [("a", view(&[1, 2])), ("b", view(&[3, 4]))], None, &SaveOptions::default())?;
+    /// # let tensors = [("a", view(&[1, 2])), ("b", view(&[3, 4]))];
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
     /// # let model = Model::from_source(shard)?;
     /// let mut values = [0; 4];
     /// let (a, b) = values.split_at_mut(2);

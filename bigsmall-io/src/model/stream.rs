@@ -40,7 +40,8 @@ pub struct StreamOptions {
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-stream-{}", std::process::id()));
 /// # std::fs::create_dir_all(&dir)?;
-/// # let json = br#"{"layers.0.w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"layers.1.w":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}"#;
+/// # let json = br#"{"layers.0.w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},
+/// # "layers.1.w":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}"#;
 /// # let plain = [&(json.len() as u64).to_le_bytes()[..], json, &[1, 2, 3, 4, 5, 6]].concat();
 /// # std::fs::write(dir.join("m.safetensors"), plain)?;
 /// # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
@@ -140,7 +141,8 @@ impl StreamingLoader {
     /// of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
     ///
     /// ```
-    /// # use bigsmall_io::{Model, SaveOptions, StreamOptions, StreamingLoader, TensorView, save_to};
+    /// # use bigsmall_io::{Model, SaveOptions, StreamOptions, StreamingLoader};
+    /// # use bigsmall_io::{TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
     /// # let tensors = [("layers.0.w", view(&[1, 2])), ("layers.1.w", view(&[3, 4]))];

@@ -34,7 +34,7 @@ pub(crate) fn restore_file(
     Ok(report)
 }
 
-/// Decodes the whole of `shard`, in order, into `output` where there is one, and compares the
+/// Decodes the whole of `shard`, in order, into `output` if any, and compares the
 /// SHA-256 and the stored MD5s.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,

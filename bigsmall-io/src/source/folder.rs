@@ -127,7 +127,7 @@ impl Folder {
             Kind::Remote(files) => {
                 let mut found = BTreeSet::new();
                 for name in files.names()? {
-                    // A stranger's words, which become paths on this machine.
+                    // Untrusted names, which become paths on this machine.
                     check_name(&name)?;
                     found.insert(PathBuf::from(name));
                 }

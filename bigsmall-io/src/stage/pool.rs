@@ -25,7 +25,7 @@ impl Pool {
         Pool { state: Mutex::new(spare), returned: Condvar::new() }
     }
 
-    /// Waits for a buffer and gives it `len` bytes of any value.
+    /// Waits for a buffer and gives it the length `len`; its contents are unspecified.
     pub(crate) fn take(&self, len: usize) -> Result<Buffer<'_>> {
         let mut state = lock(&self.state);
         let bytes = loop {
@@ -72,7 +72,7 @@ impl Drop for Buffer<'_> {
     }
 }
 
-/// Makes `buffer` hold `len` bytes of any value; an error where there is no memory for them.
+/// Gives `buffer` the length `len`; the contents are unspecified. An error if there is no memory.
 pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     reserve(buffer, len)?;
     buffer.resize(len, 0);

@@ -37,9 +37,9 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// Close after so many bytes of the body.
+    /// Close after n bytes of the body.
     pub(crate) cut: Option<usize>,
-    /// Say nothing at all for so long, then close.
+    /// Send nothing for this time, then close.
     pub(crate) silence: Option<std::time::Duration>,
     /// These bytes instead of an answer.
     pub(crate) raw: Option<Vec<u8>>,

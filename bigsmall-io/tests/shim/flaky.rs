@@ -1,10 +1,11 @@
-//! A library for `LD_PRELOAD` that stands between a program and the kernel and makes reading, writing and syncing as bad as they
-//! are allowed to be. What it does is said by environment variables:
+//! A library for `LD_PRELOAD` that stands between a program and the kernel and makes reading,
+//! writing and syncing as bad as they are allowed to be. What it does is said by environment
+//! variables:
 //!
 //! - `FLAKY_SHORT=1`: one byte a call.
 //! - `FLAKY_EINTR=1`: every second call is interrupted.
-//! - `FLAKY_READ_FAILS=N`, `FLAKY_WRITE_FAILS=N`, `FLAKY_SYNC_FAILS=N`: from the N-th positioned read, write to a file or sync on,
-//!   EIO, ENOSPC, EIO.
+//! - `FLAKY_READ_FAILS=N`, `FLAKY_WRITE_FAILS=N`, `FLAKY_SYNC_FAILS=N`: from the N-th positioned
+//!   read, write to a file or sync on, EIO, ENOSPC, EIO.
 //!
 //! Compiled by the test that uses it; no part of any package.
 #![allow(unsafe_code, missing_docs)]
@@ -30,7 +31,8 @@ const ENOSPC: c_int = 28;
 
 /// The number that the environment gives for `name`, or `None`.
 fn setting(name: &CStr) -> Option<usize> {
-    // SAFETY: both take and return C strings; the environment is not changed while the program runs.
+    // SAFETY: both take and return C strings; the environment is not changed while the program
+    // runs.
     unsafe {
         let text = getenv(name.as_ptr());
         (!text.is_null()).then(|| atol(text) as usize)

@@ -18,9 +18,8 @@ pub(super) const LEAST: usize = 1 << 18;
 /// which stops at every page.
 const AHEAD: usize = 2048;
 
-/// Asks for the bf16 weights that come [`AHEAD`] of `tile`, into the level 2 cache: their product
-/// computes so little that lines on their way to the level 1 cache would take all of its places for
-/// such.
+/// Prefetches the bf16 weights that come [`AHEAD`] of `tile` into the level 2 cache: their product
+/// computes so little that requests to level 1 would use up its line-fill buffers.
 #[inline(always)]
 pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     let at = tile.as_ptr().wrapping_add(2 * AHEAD);
