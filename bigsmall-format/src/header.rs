@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use serde_core::de::{DeserializeSeed, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
@@ -22,6 +23,8 @@ use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     tensors: Vec<TensorSpec>,
+    /// Where the data of each tensor ends; the next one's begin there.
+    ends: Vec<u64>,
     /// Indices into `tensors`, sorted by name.
     by_name: Vec<u32>,
 }
@@ -72,26 +75,29 @@ impl Header {
         })?;
 
         // The order of the data; the sort is stable, so empty tensors keep the header's order.
-        let place = |t: &TensorSpec| (t.data_range().start, t.data_range().end);
+        let place = |t: &Placed| (t.begin, t.begin.saturating_add(t.spec.byte_len()));
         if !tensors.is_sorted_by_key(place) {
-            // Sorting takes memory that it cannot be refused: it is asked for first.
-            drop(std::hint::black_box(room_for::<TensorSpec>(tensors.len())?));
+            // A sort panics where memory is refused: that is tried first.
+            drop(std::hint::black_box(room_for::<Placed>(tensors.len())?));
             tensors.sort_by_key(place);
         }
+        let mut ends = room_for(tensors.len())?;
         let mut at = 0;
         for t in &tensors {
-            let range = t.data_range();
-            if range.start != at {
+            if t.begin != at {
                 return Err(Error::new(Rule::DataRange)
-                    .in_tensor(t.name())
+                    .in_tensor(t.spec.name())
                     .expected(format!("data from {at} on"))
-                    .found(range.start));
+                    .found(t.begin));
             }
-            at = range.end;
+            at = at.saturating_add(t.spec.byte_len());
+            ends.push(at);
         }
         if let Some(found) = data_len.filter(|&n| n != at) {
             return Err(Error::new(Rule::DataLength).expected(format!("{at} bytes")).found(found));
         }
+        // In place: what holds the specs and their places becomes what holds the specs.
+        let tensors: Vec<TensorSpec> = tensors.into_iter().map(|t| t.spec).collect();
         let mut by_name: Vec<u32> = room_for(tensors.len())?;
         by_name.extend(0..tensors.len() as u32);
         let name = |i: &u32| tensors.get(*i as usize).map_or("", |t| t.name());
@@ -100,7 +106,7 @@ impl Header {
         if let Some((a, _)) = neighbours.find(|(a, b)| name(a) == name(b)) {
             return Err(Error::new(Rule::HeaderDuplicate).in_tensor(name(a)));
         }
-        Ok(Header { tensors, by_name })
+        Ok(Header { tensors, ends, by_name })
     }
 
     /// Reads the header of the safetensors file `source`: its JSON as it stands, and what it says.
@@ -209,10 +215,26 @@ impl Header {
         found.ok().and_then(|i| self.by_name.get(i)).map(|&i| i as usize)
     }
 
+    /// Where the data of tensor `index` lie in the data section; empty for an index beyond the last
+    /// tensor.
+    #[must_use]
+    pub fn data_range(&self, index: usize) -> Range<u64> {
+        let end = |i: usize| self.ends.get(i).copied();
+        let begin = index.checked_sub(1).map_or(Some(0), end).unwrap_or(self.data_len());
+        begin..end(index).unwrap_or(begin)
+    }
+
+    /// The index of the tensor that has the byte `offset` of the data section.
+    #[must_use]
+    pub fn index_at(&self, offset: u64) -> Option<usize> {
+        let index = self.ends.partition_point(|&end| end <= offset);
+        (index < self.ends.len()).then_some(index)
+    }
+
     /// Bytes of the data section.
     #[must_use]
     pub fn data_len(&self) -> u64 {
-        self.tensors.last().map_or(0, |t| t.data_range().end)
+        self.ends.last().copied().unwrap_or(0)
     }
 }
 
@@ -246,7 +268,7 @@ struct Top<'a> {
 }
 
 impl<'de> DeserializeSeed<'de> for Top<'_> {
-    type Value = Vec<TensorSpec>;
+    type Value = Vec<Placed>;
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         d.deserialize_map(self)
@@ -254,7 +276,7 @@ impl<'de> DeserializeSeed<'de> for Top<'_> {
 }
 
 impl<'de> Visitor<'de> for Top<'_> {
-    type Value = Vec<TensorSpec>;
+    type Value = Vec<Placed>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
@@ -294,6 +316,13 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 }
 
+/// A tensor as an entry describes it.
+struct Placed {
+    spec: TensorSpec,
+    /// Where its data begin in the data section.
+    begin: u64,
+}
+
 /// One tensor's entry.
 struct Entry<'a> {
     context: &'a Context<'a>,
@@ -307,7 +336,7 @@ impl Entry<'_> {
 }
 
 impl<'de> DeserializeSeed<'de> for Entry<'_> {
-    type Value = TensorSpec;
+    type Value = Placed;
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         d.deserialize_any(self)
@@ -315,7 +344,7 @@ impl<'de> DeserializeSeed<'de> for Entry<'_> {
 }
 
 impl<'de> Visitor<'de> for Entry<'_> {
-    type Value = TensorSpec;
+    type Value = Placed;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
@@ -377,7 +406,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
                 .found(format!("[{begin}, {end}]"));
             return Err(self.context.fail(error));
         }
-        Ok(spec.placed_at(begin))
+        Ok(Placed { spec, begin })
     }
 }
 

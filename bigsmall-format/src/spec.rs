@@ -8,15 +8,14 @@ use crate::{Dtype, Error, Result, Rule};
 /// units, the last one shorter.
 pub const BLOCK_UNITS: usize = 1 << 17;
 
-/// Name, dtype, shape and place of a tensor. A spec that exists is valid: its sizes do not overflow
-/// and it fills whole bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Name, dtype and shape of a tensor. A spec that exists is valid: its sizes do not overflow and it
+/// fills whole bytes. Two specs of equal tensors are equal, wherever their data lie.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     name: Box<str>,
     dtype: Dtype,
     shape: Box<[u64]>,
     byte_len: u64,
-    begin: u64,
 }
 
 impl TensorSpec {
@@ -56,21 +55,7 @@ impl TensorSpec {
                 .expected("a multiple of 8 bits")
                 .found(bits));
         }
-        Ok(TensorSpec {
-            name: name.into(),
-            dtype,
-            shape: shape.into(),
-            byte_len: bits / 8,
-            begin: 0,
-        })
-    }
-
-    /// The same tensor with its data beginning `begin` bytes into the data section of its
-    /// safetensors file.
-    #[must_use]
-    pub fn placed_at(mut self, begin: u64) -> Self {
-        self.begin = begin;
-        self
+        Ok(TensorSpec { name: name.into(), dtype, shape: shape.into(), byte_len: bits / 8 })
     }
 
     /// The same dtype and shape under another name.
@@ -101,12 +86,6 @@ impl TensorSpec {
     #[must_use]
     pub fn byte_len(&self) -> u64 {
         self.byte_len
-    }
-
-    /// Where the tensor lies in the data section of its safetensors file.
-    #[must_use]
-    pub fn data_range(&self) -> Range<u64> {
-        self.begin..self.begin.saturating_add(self.byte_len)
     }
 
     /// Number of elements.

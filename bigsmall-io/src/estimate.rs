@@ -71,11 +71,11 @@ pub fn estimate(
         progress.advance(data_at);
         // Prelude, fixed part of the index, stored header, trailer.
         total.compressed_bytes += 16 + 48 + json.len() as u64 + 48;
-        for spec in header.tensors() {
+        for (index, spec) in header.tensors().iter().enumerate() {
             if progress.is_cancelled() {
                 return Err(Error::new(Rule::Cancelled));
             }
-            let range = spec.data_range();
+            let range = header.data_range(index);
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
             total.compressed_bytes += 32 + 12 * spec.n_blocks();
             total.compressed_bytes +=

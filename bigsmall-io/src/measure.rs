@@ -148,12 +148,12 @@ fn measure_source(
     let data_at = 8 + json.len() as u64;
     let mut tensors = Vec::new();
     let mut taken = 0;
-    for spec in header.tensors().iter().filter(|t| t.byte_len() > 0) {
+    for (index, spec) in header.tensors().iter().enumerate().filter(|(_, t)| t.byte_len() > 0) {
         if taken + spec.byte_len() > TAKEN && taken > 0 {
             break;
         }
         let mut bytes = zeroed(spec.byte_len())?;
-        read_at(source, data_at + spec.data_range().start, &mut bytes)?;
+        read_at(source, data_at + header.data_range(index).start, &mut bytes)?;
         taken += spec.byte_len();
         tensors.push((spec, bytes));
     }

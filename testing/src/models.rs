@@ -180,9 +180,9 @@ pub fn round(input: &Path, output: &Path, dtype: Dtype) -> Result<()> {
     };
     let tensors = header.tensors().iter().map(new).collect::<Result<Vec<_>>>()?;
     let mut out = begin(output, &tensors)?;
-    for spec in header.tensors() {
+    for (index, spec) in header.tensors().iter().enumerate() {
         let mut bytes = vec![0; spec.byte_len() as usize];
-        source.read_exact_at(8 + json.len() as u64 + spec.data_range().start, &mut bytes)?;
+        source.read_exact_at(8 + json.len() as u64 + header.data_range(index).start, &mut bytes)?;
         if spec.dtype() == Dtype::F32 {
             let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
             bytes = match dtype {

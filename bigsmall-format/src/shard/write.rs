@@ -200,10 +200,7 @@ impl<W: Write> ShardWriter<W> {
         let parts = |spec: &TensorSpec| {
             format!("tensor {:?}, {} {:?}", spec.name(), spec.dtype(), spec.shape())
         };
-        let same = |a: &TensorSpec, b: &TensorSpec| {
-            (a.name(), a.dtype(), a.shape()) == (b.name(), b.dtype(), b.shape())
-        };
-        match same(due, spec) {
+        match due == spec {
             true => Ok(()),
             false => Err(Error::new(Rule::WriterMisuse).expected(parts(due)).found(parts(spec))),
         }

@@ -157,3 +157,36 @@ fn rows_of_a_tensor() {
     let error = spec(Dtype::F4, &[2, 3]).row_bytes(0..1).unwrap_err();
     assert_eq!(error.rule(), Rule::UnalignedRange);
 }
+
+/// A spec says what a tensor is; where it lies is the header's to say.
+#[test]
+fn places_of_tensors() {
+    let entry = |name: &str, begin: u64, end: u64| {
+        let n = end - begin;
+        format!(r#""{name}":{{"dtype":"U8","shape":[{n}],"data_offsets":[{begin},{end}]}}"#)
+    };
+    let entries = [
+        entry("c", 5, 5),
+        entry("b", 2, 5),
+        entry("a", 0, 2),
+        entry("none", 2, 2),
+        entry("d", 5, 8),
+    ];
+    let json = format!("{{{}}}", entries.join(","));
+    let header = Header::parse(json.as_bytes(), 8, &Limits::default()).unwrap();
+    let names: Vec<&str> = header.tensors().iter().map(TensorSpec::name).collect();
+    assert_eq!(names, ["a", "none", "b", "c", "d"]);
+    let ranges: Vec<_> = (0..6).map(|i| header.data_range(i)).collect();
+    assert_eq!(ranges, [0..2, 2..2, 2..5, 5..5, 5..8, 8..8]);
+    assert_eq!(header.data_range(usize::MAX), 8..8);
+    let found: Vec<_> = (0..9).map(|offset| header.index_at(offset)).collect();
+    assert_eq!(found[..8], [0, 0, 2, 2, 2, 4, 4, 4].map(Some));
+    assert_eq!((found[8], header.index_at(u64::MAX)), (None, None));
+    for (i, spec) in header.tensors().iter().enumerate() {
+        let range = header.data_range(i);
+        let new = TensorSpec::new(spec.name(), Dtype::U8, &[range.end - range.start]).unwrap();
+        assert_eq!(*spec, new, "equal, wherever its data lie");
+    }
+    let empty = Header::parse(b"{}", 0, &Limits::default()).unwrap();
+    assert_eq!((empty.data_range(0), empty.index_at(0), empty.data_len()), (0..0, None, 0));
+}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bigsmall_format::{Error, Raw, ReadAt, Result, Rule, Section, TensorEncoding, TensorSpec};
+use bigsmall_format::{
+    Error, Header, Raw, ReadAt, Result, Rule, Section, TensorEncoding, TensorSpec,
+};
 
 use crate::compress::job::{Encoded, EncodedPart, Job};
 use crate::compress::plan::{Large, Plan};
@@ -12,7 +14,7 @@ use crate::stage::pool::Pool;
 /// Encodes chunks of a file.
 pub(crate) struct Coder<'a> {
     pub(crate) encoding: &'a dyn TensorEncoding,
-    pub(crate) tensors: &'a [TensorSpec],
+    pub(crate) header: &'a Header,
     pub(crate) shared: &'a [Option<usize>],
     pub(crate) source: &'a dyn ReadAt,
     pub(crate) data_at: u64,
@@ -23,14 +25,14 @@ impl<'a> Coder<'a> {
     pub(crate) fn encode(&self, job: &Job<'a>) -> Result<Encoded<'a>> {
         let mut out = Encoded { bytes: self.spare.take(0)?, lens: Vec::new(), parts: Vec::new() };
         for part in &job.chunk.parts {
-            let spec = &self.tensors[part.tensor];
+            let spec = &self.header.tensors()[part.tensor];
             let bytes = job.part_bytes(part);
             let (at, lens_at) = (out.bytes.len(), out.lens.len());
             out.reserve_for(bytes)?;
             let mut plan = None;
             if self.shared[part.tensor].is_none() {
                 plan = match &job.large {
-                    Some(large) => self.encode_large(large, spec, bytes, &mut out)?,
+                    Some(large) => self.encode_large(large, part.tensor, bytes, &mut out)?,
                     None => Some(self.encode_small(spec, bytes, &mut out)?),
                 };
             }
@@ -45,14 +47,15 @@ impl<'a> Coder<'a> {
     pub(crate) fn plan<'l>(
         &self,
         large: &'l Large,
-        spec: &TensorSpec,
+        tensor: usize,
     ) -> Result<Option<&'l Arc<Plan>>> {
+        let spec = &self.header.tensors()[tensor];
         if !self.encoding.supports(spec.dtype()) {
             return Ok(None);
         }
         let mut failure = None;
         let plan = large.plan.get_or_init(|| {
-            let range = spec.data_range();
+            let range = self.header.data_range(tensor);
             Section::new(self.source, self.data_at + range.start..self.data_at + range.end)
                 .and_then(|source| Plan::new(self.encoding, spec, &source))
                 .map_err(|e| failure = Some(e.in_tensor(spec.name())))
@@ -69,14 +72,14 @@ impl<'a> Coder<'a> {
     fn encode_large(
         &self,
         large: &Large,
-        spec: &TensorSpec,
+        tensor: usize,
         bytes: &[u8],
         out: &mut Encoded<'_>,
     ) -> Result<Option<Arc<Plan>>> {
         if large.raw.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let Some(plan) = self.plan(large, spec)? else { return Ok(None) };
+        let Some(plan) = self.plan(large, tensor)? else { return Ok(None) };
         out.reserve_for(bytes)?;
         plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
         Ok(Some(Arc::clone(plan)))

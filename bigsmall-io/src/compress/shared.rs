@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{ReadAt, Result, TensorSpec, xxh3};
+use bigsmall_format::{Header, ReadAt, Result, xxh3};
 
 use crate::stage::chunk::CHUNK;
 use crate::stage::pool::set_len;
@@ -15,8 +15,9 @@ use crate::stage::pool::set_len;
 pub(crate) fn find_shared(
     source: &dyn ReadAt,
     data_at: u64,
-    tensors: &[TensorSpec],
+    header: &Header,
 ) -> Result<Vec<Option<usize>>> {
+    let tensors = header.tensors();
     let mut alike: HashMap<_, u32> = HashMap::new();
     for spec in tensors.iter().filter(|s| s.byte_len() > 0) {
         *alike.entry((spec.dtype(), spec.byte_len())).or_default() += 1;
@@ -28,7 +29,7 @@ pub(crate) fn find_shared(
         if alike.get(&(spec.dtype(), spec.byte_len())).is_none_or(|&n| n < 2) {
             continue;
         }
-        let at = data_at + spec.data_range().start;
+        let at = data_at + header.data_range(index).start;
         // Five samples of 4 KiB, or all of a small tensor.
         let sample = 4096.min(spec.byte_len());
         let step = (spec.byte_len() - sample) / 4;
@@ -42,7 +43,7 @@ pub(crate) fn find_shared(
                 first.insert(key, index);
             }
             Some(&owner) => {
-                let other = data_at + tensors[owner].data_range().start;
+                let other = data_at + header.data_range(owner).start;
                 if equal(source, at, other, spec.byte_len(), &mut a, &mut b)? {
                     shared[index] = Some(owner);
                 }

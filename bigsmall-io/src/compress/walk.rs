@@ -53,7 +53,7 @@ pub(crate) fn compress_walk(
     let (json, header) = Header::read(source, &Limits::default())?;
     let data_at = 8 + json.len() as u64;
     let tensors = header.tensors();
-    let shared: &[Option<usize>] = &find_shared(source, data_at, tensors)?;
+    let shared: &[Option<usize>] = &find_shared(source, data_at, &header)?;
     let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
     let sink = std::io::BufWriter::with_capacity(64 << 10, Appender::new(output));
     let writer = match origin {
@@ -71,7 +71,7 @@ pub(crate) fn compress_walk(
     let worker = Worker {
         coder: Coder {
             encoding: options.encoding.implementation(),
-            tensors,
+            header: &header,
             shared,
             source,
             data_at,
@@ -211,11 +211,10 @@ impl<'a> Worker<'a> {
     fn run(&self, task: Task<'a>, scratch: &mut Scratch) {
         match task {
             Task::Plan(tensor, large) => {
-                let spec = &self.coder.tensors[tensor];
                 if !self.control.stopped()
-                    && let Err(error) = self.coder.plan(&large, spec)
+                    && let Err(error) = self.coder.plan(&large, tensor)
                 {
-                    self.control.fail(spec.data_range().start, error);
+                    self.control.fail(self.coder.header.data_range(tensor).start, error);
                 }
             }
             Task::Encode(job, answer) => {
@@ -233,7 +232,7 @@ impl<'a> Worker<'a> {
                 }
                 for written in &written {
                     let part = &job.chunk.parts[written.part];
-                    let spec = &self.coder.tensors[part.tensor];
+                    let spec = &self.coder.header.tensors()[part.tensor];
                     if let Err(error) = check(self.output, spec, &job, written, scratch) {
                         self.control.fail(job.chunk.data.start, error.in_tensor(spec.name()));
                     }

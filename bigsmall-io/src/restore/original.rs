@@ -54,10 +54,10 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
         }
         // Still before the data only where the buffer is full.
         let mut data = at.saturating_sub(prefix_len);
-        let tensors = self.shard.tensors();
-        let mut index = tensors.partition_point(|t| t.data_range().end <= data);
+        let header = self.shard.header();
+        let mut index = header.index_at(data).unwrap_or(header.tensors().len());
         while !buf.is_empty() {
-            let range = tensors[index].data_range();
+            let range = header.data_range(index);
             let n = buf.len().min((range.end - data) as usize);
             let (piece, rest) = buf.split_at_mut(n);
             let from = data - range.start;
