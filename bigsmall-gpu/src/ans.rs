@@ -34,8 +34,8 @@ pub(crate) struct AnsPlan {
 }
 
 impl AnsPlan {
-    /// Lays out a tensor of BF16, which is less than 2 GiB long both encoded and decoded: the kernel
-    /// counts bytes in 31 bits.
+    /// Lays out a tensor of BF16, which is less than 2 GiB long both encoded and decoded: the
+    /// kernel counts bytes in 31 bits.
     ///
     /// # Errors
     /// Those of [`AnsView`].

@@ -1,5 +1,5 @@
-//! `y = W x` on weights that stay compressed: on any Vulkan, Metal or DX12 device through [wgpu](https://docs.rs/wgpu), and on
-//! the CPU, under one trait, [`MatmulBackend`].
+//! `y = W x` on weights that stay compressed: on any Vulkan, Metal or DX12 device through
+//! [wgpu](https://docs.rs/wgpu), and on the CPU, under one trait, [`MatmulBackend`].
 //!
 //! Weights are uploaded once, as [`EncodedTensor`]s of any encoding, and lie in the memory of the
 //! device at 11 to 12 bits instead of 16. The kernels rebuild each bf16 pattern exactly while they

@@ -1,5 +1,5 @@
-//! Resident forms that the host makes: it decodes a tensor by pieces, packs them, and writes them to
-//! the device.
+//! Resident forms that the host makes: it decodes a tensor by pieces, packs them, and writes them
+//! to the device.
 
 use bigsmall_format::{BlockDecoder, EncodedTensor, decode_range, for_each_in_parallel};
 

@@ -59,8 +59,8 @@ impl Wgpu {
     /// [`upload`](crate::MatmulBackend::upload) with options.
     ///
     /// Memory on the host: 32 MiB, and one row. Over the bus and on the device: the resident form.
-    /// With [`UploadOptions::decode_on_device`] on the host: an index of half a per cent, four bytes
-    /// for every row or 16,384 weights of it, and 32 MiB.
+    /// With [`UploadOptions::decode_on_device`] on the host: an index of half a per cent, four
+    /// bytes for every row or 16,384 weights of it, and 32 MiB.
     ///
     /// # Errors
     /// Those of [`upload`](crate::MatmulBackend::upload); [`Rule::Device`](crate::Rule) for a row

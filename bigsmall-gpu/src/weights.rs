@@ -56,8 +56,9 @@ impl WgpuWeights {
         self.buffers().into_iter().map(wgpu::Buffer::size).sum()
     }
 
-    /// The buffers that hold the weights, shard after shard. Their layout is private and may change;
-    /// two uploads of one matrix to one form on devices of the same limits give the same bytes.
+    /// The buffers that hold the weights, shard after shard. Their layout is private and may
+    /// change; two uploads of one matrix to one form on devices of the same limits give the same
+    /// bytes.
     #[must_use]
     pub fn buffers(&self) -> Vec<&wgpu::Buffer> {
         self.matrix.shards.iter().flat_map(Shard::bindings).collect()

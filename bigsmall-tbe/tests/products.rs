@@ -161,7 +161,8 @@ fn check_rows(view: &View<'_>, plain: &Plain<'_>, x: &[f32], batch: usize, expec
     assert_eq!(bits(&second), bits(expected), "second of two {view:?}");
 }
 
-/// |y - y64| <= (n + ceil(log2 L) + 2) 2^-24 sum |w x|, with chains of n = 64 and L = 64 ceil(k / 4096) partial sums.
+/// The bound is (n + ceil(log2 L) + 2) 2^-24 sum |w x| for |y - y64|, with chains of n = 64 and
+/// L = 64 ceil(k / 4096) partial sums.
 fn check_bound(y: &[f32], w: &[f32], x: &[f32], m: usize, k: usize) {
     let partial_sums = 64 * k.div_ceil(4096).max(1) as u64;
     let ulps = 64.0 + f64::from(partial_sums.next_power_of_two().ilog2()) + 2.0;

@@ -1,10 +1,10 @@
-// Causal attention: a workgroup for each (token, head of its queries). It walks the positions up to its own in tiles of 256 and
-// keeps, for what it has seen, the largest score, the sum of the weights and the weighted sum of the values; the latter two
-// shrink when a larger score comes.
+// Causal attention: a workgroup for each (token, head of its queries). It walks the positions up to
+// its own in tiles of 256 and keeps, for what it has seen, the largest score, the sum of the
+// weights and the weighted sum of the values; the latter two shrink when a larger score comes.
 //
-// The order of the sums: a score is four chains of dim / 4, added as (0 + 1) + (2 + 3); weights of a tile are added as a tree;
-// values of a tile in `parts` chains of at most dim / 4, which are added after the last tile. It depends on dim and the number
-// of positions alone.
+// The order of the sums: a score is four chains of dim / 4, added as (0 + 1) + (2 + 3); weights of
+// a tile are added as a tree; values of a tile in `parts` chains of at most dim / 4, which are
+// added after the last tile. It depends on dim and the number of positions alone.
 @group(0) @binding(1) var<storage, read> queries: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> keys: array<vec4<f32>>;

@@ -1,10 +1,12 @@
-// Y = W X by cooperative matrices: a tile of 32 rows and 64 columns for each workgroup of 8 subgroups of 32 lanes. Each step of
-// 128 weights of 32 rows is rebuilt once as f16 in workgroup memory, exactly: the matrix was checked. x comes as two columns of
-// f16 each (`split_x`). `TILE`, `multiply` and the entry point come from `matrix_8.wgsl`, `matrix_16.wgsl` or
+// Y = W X by cooperative matrices: a tile of 32 rows and 64 columns for each workgroup of 8
+// subgroups of 32 lanes. Each step of 128 weights of 32 rows is rebuilt once as f16 in workgroup
+// memory, exactly: the matrix was checked. x comes as two columns of f16 each (`split_x`). `TILE`,
+// `multiply` and the entry point come from `matrix_8.wgsl`, `matrix_16.wgsl` or
 // `matrix_emulated.wgsl`.
 //
-// The order of the sums: what the device makes of a step, 128 products with each part of x; 16 steps (two blocks) a part; parts
-// in order. It depends on the number of columns of the matrix and on the device's matrices alone.
+// The order of the sums: what the device makes of a step, 128 products with each part of x; 16
+// steps (two blocks) a part; parts in order. It depends on the number of columns of the matrix and
+// on the device's matrices alone.
 @group(0) @binding(1) var<storage, read> x: array<f16>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read> scales: array<f32>;

@@ -1,7 +1,8 @@
-// Counts the exponents of a whole matrix, and finds the least and the largest magnitude: what the choice of a resident form
-// and of its window depends on. `found` begins as zeros.
+// Counts the exponents of a whole matrix, and finds the least and the largest magnitude: what the
+// choice of a resident form and of its window depends on. `found` begins as zeros.
 @group(0) @binding(1) var<storage, read> flat: array<u32>;
-// How often each exponent occurs; how far the least magnitude but zero, less one, lies below 0xffff; the largest.
+// How often each exponent occurs; how far the least magnitude but zero, less one, lies below
+// 0xffff; the largest.
 @group(0) @binding(2) var<storage, read_write> found: array<atomic<u32>, 258>;
 
 // Eight tables, since neighbouring weights often share an exponent.

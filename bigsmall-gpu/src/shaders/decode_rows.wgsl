@@ -1,5 +1,5 @@
-// Decodes rows p.start to p.start + p.count of this shard to bf16, row-major, each row padded to whole words: a (row, segment)
-// for each group of 32 lanes.
+// Decodes rows p.start to p.start + p.count of this shard to bf16, row-major, each row padded to
+// whole words: a (row, segment) for each group of 32 lanes.
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
 
 fn write_four(row: u32, k: u32, pair: vec2<u32>) {

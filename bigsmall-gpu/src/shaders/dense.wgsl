@@ -1,8 +1,10 @@
-// What the two compressed forms share. Every weight has its sign-mantissa byte at a fixed place in `bytes` and its code in
-// `codes`; a code of all ones is an escape, whose exponent stands in `escapes`, in the order (segment, lane, step, j).
+// What the two compressed forms share. Every weight has its sign-mantissa byte at a fixed place in
+// `bytes` and its code in `codes`; a code of all ones is an escape, whose exponent stands in
+// `escapes`, in the order (segment, lane, step, j).
 @group(0) @binding(3) var<storage, read> bytes: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> escapes: array<u32>;
-// For each (row, segment) where its escapes begin; then for each (row, segment) 32 relative starts of 16 bits.
+// For each (row, segment) where its escapes begin; then for each (row, segment) 32 relative starts
+// of 16 bits.
 @group(0) @binding(6) var<storage, read> starts: array<u32>;
 
 fn open_segment(row: u32, segment: u32, lane: u32) -> u32 {

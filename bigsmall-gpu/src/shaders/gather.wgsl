@@ -1,5 +1,5 @@
-// Rows of the matrix as f32: an embedding. A row number for each group of 32 lanes; numbers outside this shard are left to the
-// other shards.
+// Rows of the matrix as f32: an embedding. A row number for each group of 32 lanes; numbers outside
+// this shard are left to the other shards.
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 

@@ -1,8 +1,9 @@
-// Y = W X for larger batches: a tile of 32 rows and 16, 32 or 64 columns for each workgroup of 256 threads. Each step of 128
-// weights of 32 rows is rebuilt once into workgroup memory; then each thread multiplies two rows with 1, 2 or 4 columns.
+// Y = W X for larger batches: a tile of 32 rows and 16, 32 or 64 columns for each workgroup of 256
+// threads. Each step of 128 weights of 32 rows is rebuilt once into workgroup memory; then each
+// thread multiplies two rows with 1, 2 or 4 columns.
 //
-// The order of the sums: chains of 16 products; 8 of them a step; 16 steps (two blocks) a part; parts in order. It depends on
-// the number of columns of the matrix alone.
+// The order of the sums: chains of 16 products; 8 of them a step; 16 steps (two blocks) a part;
+// parts in order. It depends on the number of columns of the matrix alone.
 var<workgroup> tile: array<vec2<u32>, 1056>;  // 32 rows of 32 pairs and one of padding, against bank conflicts
 
 @compute @workgroup_size(256)

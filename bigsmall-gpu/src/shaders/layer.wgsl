@@ -1,4 +1,5 @@
-// What the kernels between the products of a transformer begin with: the parameters of one dispatch.
+// What the kernels between the products of a transformer begin with: the parameters of one
+// dispatch.
 struct Layer {
   rows: u32,      // vectors, one for each token
   n: u32,         // values of a vector, or of all of them

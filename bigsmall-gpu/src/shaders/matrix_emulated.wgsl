@@ -1,7 +1,7 @@
 enable f16;
 enable wgpu_int16;
-// What cooperative matrices of 16 x 16 do, by ordinary arithmetic: slow, for tests. lavapipe ends a shader's loops after 65,535
-// turns in all, which is enough for 20,000 columns.
+// What cooperative matrices of 16 x 16 do, by ordinary arithmetic: slow, for tests. lavapipe ends a
+// shader's loops after 65,535 turns in all, which is enough for 20,000 columns.
 const TILE: u32 = 16u;
 
 // Four values of f16 in f32.

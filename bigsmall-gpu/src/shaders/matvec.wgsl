@@ -1,8 +1,10 @@
-// y = W x for a batch of 1, 2, 4 or 8 columns: a row for each group of 32 lanes, each weight rebuilt once.
+// y = W x for a batch of 1, 2, 4 or 8 columns: a row for each group of 32 lanes, each weight
+// rebuilt once.
 //
-// The order of the sums: in a block each lane runs four chains (j = 0 to 3) of 8 steps, adds them as (0 + 1) + (2 + 3) and adds
-// the result to the segment's sum; the tail counts as a block; segments are added in order; then lanes l and l + 16 are added,
-// l and l + 8, and so on. It depends on the number of columns alone.
+// The order of the sums: in a block each lane runs four chains (j = 0 to 3) of 8 steps, adds them
+// as (0 + 1) + (2 + 3) and adds the result to the segment's sum; the tail counts as a block;
+// segments are added in order; then lanes l and l + 16 are added, l and l + 8, and so on. It
+// depends on the number of columns alone.
 @compute @workgroup_size(256)
 fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
           @builtin(local_invocation_index) thread: u32) {

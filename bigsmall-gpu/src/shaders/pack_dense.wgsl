@@ -1,7 +1,8 @@
-// Rows of bf16 without padding to a dense form, all but the escapes themselves: a (row, segment) for each group of 32 lanes.
-// Every word of bytes and of codes belongs to one lane.
+// Rows of bf16 without padding to a dense form, all but the escapes themselves: a (row, segment)
+// for each group of 32 lanes. Every word of bytes and of codes belongs to one lane.
 @group(0) @binding(3) var<storage, read_write> bytes: array<u32>;
-// As `dense.wgsl` has them, but for each (row, segment) how many escapes it has, from which the host finds where they begin.
+// As `dense.wgsl` has them, but for each (row, segment) how many escapes it has, from which the
+// host finds where they begin.
 @group(0) @binding(6) var<storage, read_write> starts: array<u32>;
 
 // Escapes of each lane.

@@ -1,5 +1,5 @@
-// Writes the exponents of escaped weights where `starts` says, which is complete now: a (row, segment) for each group of 32
-// lanes. Lanes and segments may share a word, which begins as zeros.
+// Writes the exponents of escaped weights where `starts` says, which is complete now: a (row,
+// segment) for each group of 32 lanes. Lanes and segments may share a word, which begins as zeros.
 @group(0) @binding(5) var<storage, read_write> escapes: array<atomic<u32>>;
 @group(0) @binding(6) var<storage, read> starts: array<u32>;
 

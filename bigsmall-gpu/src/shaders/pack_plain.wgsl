@@ -1,4 +1,5 @@
-// Rows of bf16 without padding to the plain resident form: a (row, block) for each group of 32 lanes.
+// Rows of bf16 without padding to the plain resident form: a (row, block) for each group of 32
+// lanes.
 @group(0) @binding(2) var<storage, read_write> packed: array<vec2<u32>>;
 
 @compute @workgroup_size(256)

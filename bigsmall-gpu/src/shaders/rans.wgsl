@@ -1,6 +1,7 @@
-// Decodes a bf16 tensor in ANS form (FORMAT.md section 7): a workgroup of 32 lanes for each block. The lanes share a stream of
-// 16-bit words, taken in lane order: who needs one they tell each other row by row with `share`, which comes from
-// `rans_memory.wgsl` or `rans_subgroup.wgsl`, as does the entry point. `rans_patch` runs after it.
+// Decodes a bf16 tensor in ANS form (FORMAT.md section 7): a workgroup of 32 lanes for each block.
+// The lanes share a stream of 16-bit words, taken in lane order: who needs one they tell each other
+// row by row with `share`, which comes from `rans_memory.wgsl` or `rans_subgroup.wgsl`, as does the
+// entry point. `rans_patch` runs after it.
 struct Ans {
   n_blocks: u32,
   m: u32,            // mantissa bits in the coded field
@@ -14,10 +15,11 @@ struct Ans {
 @group(0) @binding(0) var<uniform> ans: Ans;
 @group(0) @binding(1) var<storage, read> payload: array<u32>;
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
-// For each block: kind, groups, place of the words, their number, place of the residual (or of raw values, or the constant),
-// units, two spare; 32 states; tables of the groups, a byte each.
+// For each block: kind, groups, place of the words, their number, place of the residual (or of raw
+// values, or the constant), units, two spare; 32 states; tables of the groups, a byte each.
 @group(0) @binding(3) var<storage, read> blocks: array<u32>;
-// 5 words a bucket: split; frequency | symbol << 16 and rank - slot of the own symbol; the same of the donor.
+// 5 words a bucket: split; frequency | symbol << 16 and rank - slot of the own symbol; the same of
+// the donor.
 @group(0) @binding(4) var<storage, read> tables: array<u32>;
 // For each block 0, or what was wrong: 1 the words, 2 an end state.
 @group(0) @binding(5) var<storage, read_write> verdicts: array<u32>;
@@ -35,14 +37,16 @@ var<workgroup> carried: array<u32, 32>;
 
 fn payload_byte(at: u32) -> u32 { return (payload[at >> 2u] >> ((at & 3u) * 8u)) & 0xffu; }
 
-// Byte `at` of the packed residual, of which the first `stored` bytes lie at `place` and the rest was carried.
+// Byte `at` of the packed residual, of which the first `stored` bytes lie at `place` and the rest
+// was carried.
 fn residual_byte(at: u32, place: u32, stored: u32) -> u32 {
   if (at < stored) { return payload_byte(place + at); }
   let i = at - stored;
   return (carried[i >> 1u] >> ((i & 1u) * 8u)) & 0xffu;
 }
 
-// The residual of row `row` (0 to 7) and column `column` of a group: sign in bit 7, mantissa bits at the bottom.
+// The residual of row `row` (0 to 7) and column `column` of a group: sign in bit 7, mantissa bits
+// at the bottom.
 fn residual(group: u32, row: u32, column: u32, place: u32, stored: u32) -> u32 {
   let bits = 8u - ans.m;
   let at = group * bits * 32u + column;
@@ -67,7 +71,8 @@ fn unit_of(field: u32, r: u32) -> u32 {
 fn column_of(lane: u32) -> u32 { return select(2u * lane - 31u, 2u * lane, lane < 16u); }
 
 fn decode_block(index: u32, lane: u32) {
-  // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is there already.
+  // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is
+  // there already.
   let block = min(index, ans.n_blocks - 1u);
   let at = block * (40u + ans.block_units / 1024u);
   let kind = blocks[at];

@@ -1,5 +1,5 @@
-// Puts exceptions and the units after the last group in their places: a thread for each. Two of them may share a word, each
-// has its own half.
+// Puts exceptions and the units after the last group in their places: a thread for each. Two of
+// them may share a word, each has its own half.
 struct Ans {
   n_blocks: u32,
   m: u32,

@@ -1,5 +1,5 @@
-// Lanes that tell each other by subgroup operations: for devices whose subgroups all have 32 lanes, so that the workgroup is one.
-// No memory and no barrier between one row and the next.
+// Lanes that tell each other by subgroup operations: for devices whose subgroups all have 32 lanes,
+// so that the workgroup is one. No memory and no barrier between one row and the next.
 
 fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {
   // Lanes l and l + 16 code neighbouring columns.

@@ -1,7 +1,7 @@
 // y = x / sqrt(mean of x^2 + epsilon) * weight: a workgroup for each vector.
 //
-// The order of the sums: a thread runs chains of 32 over every 256th value and adds them in order; then threads t and t + 128
-// are added, t and t + 64, and so on.
+// The order of the sums: a thread runs chains of 32 over every 256th value and adds them in order;
+// then threads t and t + 128 are added, t and t + 64, and so on.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;

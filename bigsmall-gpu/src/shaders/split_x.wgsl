@@ -1,5 +1,6 @@
-// Writes each column of x as two columns of f16, `high` and `low`: x * 2^t = high + low, up to 2^-22 of x. The power of two puts
-// the column's largest value below 2^15; what is smaller than 2^-18 of it keeps fewer bits. A workgroup for each column.
+// Writes each column of x as two columns of f16, `high` and `low`: x * 2^t = high + low, up to
+// 2^-22 of x. The power of two puts the column's largest value below 2^15; what is smaller than
+// 2^-18 of it keeps fewer bits. A workgroup for each column.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 // For each column all of high, then all of low, two values a word; zeros behind the last value.
 @group(0) @binding(2) var<storage, read_write> halves: array<u32>;

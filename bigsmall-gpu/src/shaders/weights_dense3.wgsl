@@ -1,9 +1,10 @@
-// Weights with codes of 3 bits. Step 2i has its codes in bits 0 to 2 of the bytes of word i (i = 0, 1, 2), step 2i + 1 in
-// bits 3 to 5; steps 6 and 7 have their low two bits in bits 6 and 7 of words 0 and 1, their high bits in bits 6 and 7 of
-// word 2.
+// Weights with codes of 3 bits. Step 2i has its codes in bits 0 to 2 of the bytes of word i (i = 0,
+// 1, 2), step 2i + 1 in bits 3 to 5; steps 6 and 7 have their low two bits in bits 6 and 7 of words
+// 0 and 1, their high bits in bits 6 and 7 of word 2.
 @group(0) @binding(4) var<storage, read> codes: array<u32>;
 
-// A thread's exponents while its escapes are patched: an index that is known only at run time needs memory.
+// A thread's exponents while its escapes are patched: an index that is known only at run time needs
+// memory.
 var<workgroup> slots: array<u32, 2048>;
 
 // The marks of one step's escapes as four neighbouring bits.

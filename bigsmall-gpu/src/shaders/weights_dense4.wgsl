@@ -1,5 +1,5 @@
-// Weights with codes of 4 bits. Step 2i has its codes in the low halves of the bytes of word i (i = 0 to 3), step 2i + 1 in
-// the high halves.
+// Weights with codes of 4 bits. Step 2i has its codes in the low halves of the bytes of word i (i =
+// 0 to 3), step 2i + 1 in the high halves.
 @group(0) @binding(4) var<storage, read> codes: array<vec4<u32>>;
 
 fn marks4(c: u32) -> u32 { return (c + 0x01010101u) & 0x10101010u; }
