@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times torch's bf16 matmul (cuBLAS on NVIDIA, hipBLASLt on AMD) on the shapes of a gpu_bench result and joins the tables.
+"""Times torch's bf16 matmul (cuBLAS on NVIDIA, hipBLASLt on AMD) and joins it with a gpu_bench table.
 
     python3 gpu_bench_torch.py gpu.json [-o joined.json]
 
-As in gpu_bench: 5 runs that do not count, the median of 20, and as many copies of the weights as exceed four times the cache
-(--cache-mb).
+As in gpu_bench: 5 runs that do not count, the median of 20, and as many copies of the weights as
+exceed four times the cache (--cache-mb).
 """
 
 import argparse

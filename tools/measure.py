@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Measures the command on one file, as docs/performance.md has it: measure.py BIGSMALL FILE.safetensors [RUNS]
+"""Measures the command on one file, for docs/performance.md: measure.py BIGSMALL FILE [RUNS]
 
-Every rate stands beside one that was measured at the same time: decoding beside memcpy, encoding and whole programs beside a pass of
-SHA-256 over the file, since shared machines change their speed from minute to minute. Medians of RUNS (7) runs, and the best one.
+Shared machines change their speed from minute to minute. So every rate stands beside one that was
+measured at the same time: decoding beside memcpy, encoding and whole programs beside a pass of
+SHA-256 over the file. Medians of RUNS (7) runs, and the best one.
 """
 import hashlib
 import json

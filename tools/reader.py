@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Restores a safetensors file from a `.bs` shard: python3 reader.py FILE.bs OUT.safetensors
 
-Written from FORMAT.md alone, with Python's standard library (3.9 or later), to be read beside it and to check
-other readers against. Comments have its section numbers, errors the names of its rules. File and result are
-held in memory; everything but the limits of section 1 is checked, before anything is written.
+Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
+beside FORMAT.md, and to check other readers. Comments name its sections, errors its rules. File and
+result are held in memory. All rules are checked before anything is written; the limits of section 1
+are not.
 Exit codes: 0 restored, 1 reading or writing failed, 2 wrong use, 3 corrupt, 4 unsupported.
 """
 import hashlib
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 
 # 1. Conventions
 class Refused(Exception):
-    """Its arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if there is one."""
+    """Its arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if any."""
 
 def require(holds, rule, found, otherwise="corrupt"):
     if not holds:

@@ -14,7 +14,7 @@ LINES = (ROOT / "FORMAT.md").read_text(encoding="utf-8").splitlines()
 
 
 def vector(name):
-    """What stands behind `name:` in FORMAT.md, with the lines further indented and without comments."""
+    """The words behind `name:` in FORMAT.md and in the lines indented deeper, without comments."""
     start = next(i for i, line in enumerate(LINES) if line.startswith(f"    {name}:"))
     words = LINES[start][len(f"    {name}:"):].split()
     for line in LINES[start + 1:]:
