@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     println!("in the file ({}): {:.2} %", tensor.encoding(), share(tensor.byte_len()));
     if tensor.encoding() != EncodingId::Tbe {
         let from = encoding(tensor.encoding())?;
-        tensor = transcode(&tensor, from, &Tbe::new(Width::Three), 0)?;
+        tensor = transcode(&tensor, from, &Tbe::new(Width::Three))?;
     }
     println!("in memory ({}): {:.2} %", tensor.encoding(), share(tensor.byte_len()));
     let weights = Matrix::new(tensor)?;

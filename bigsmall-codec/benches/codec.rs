@@ -93,7 +93,7 @@ fn decode(tensor: &EncodedTensor, ans: &Ans, out: &mut [u8]) {
     for (i, out) in out.chunks_mut(PIECE).enumerate() {
         let range = (i * PIECE) as u64..(i * PIECE + out.len()) as u64;
         let payload = tensor.payload();
-        decode_range(&*decoder, tensor.spec(), tensor.table(), &payload, range, out, 1).unwrap();
+        decode_range(&*decoder, tensor.spec(), tensor.table(), &payload, range, out).unwrap();
     }
 }
 
@@ -102,7 +102,7 @@ fn main() {
     let plain = weights();
     let mut out = plain.clone();
     let ans = |backend| Ans::default().with_backend(backend).unwrap();
-    let tensor = encode_tensor(&Ans::default(), &spec, &plain, 0).unwrap();
+    let tensor = encode_tensor(&Ans::default(), &spec, &plain).unwrap();
     println!("size {:.5}", tensor.byte_len() as f64 / BYTES as f64);
     let mut criterion = Criterion::default().sample_size(11).configure_from_args();
 

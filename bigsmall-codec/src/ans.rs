@@ -22,9 +22,9 @@ use crate::{block, plan};
 /// use bigsmall_codec::*;
 /// let spec = TensorSpec::new("w", Dtype::F32, &[100, 100])?;
 /// let bytes: Vec<u8> = (0..10_000u32).flat_map(|i| ((i as f32) * 0.001).to_le_bytes()).collect();
-/// let tensor = encode_tensor(&Ans::new(Level::Small), &spec, &bytes, 0)?;
+/// let tensor = encode_tensor(&Ans::new(Level::Small), &spec, &bytes)?;
 /// let mut row = vec![0; 400];
-/// tensor.decode_bytes(&Ans::default(), spec.row_bytes(7..8)?, &mut row, 1)?;
+/// tensor.decode_bytes(&Ans::default(), spec.row_bytes(7..8)?, &mut row)?;
 /// assert_eq!(row, bytes[2800..3200]);
 /// # Ok::<(), Error>(())
 /// ```

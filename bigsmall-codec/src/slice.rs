@@ -90,7 +90,7 @@ pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
 /// [`TensorSpec::new`].
 pub fn encode_bytes(dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Result<Vec<u8>> {
     let spec = TensorSpec::new("", dtype, shape)?;
-    Ok(encode_tensor(&Ans::default(), &spec, &bytes, 0)?.to_bytes())
+    Ok(encode_tensor(&Ans::default(), &spec, &bytes)?.to_bytes())
 }
 
 /// Decodes a frame of any dtype into `bytes`, little-endian, on all cores.
@@ -109,5 +109,5 @@ fn decode_all(tensor: &EncodedTensor, bytes: &mut [u8]) -> Result<()> {
             .expected(format!("{n} bytes"))
             .found(bytes.len()));
     }
-    tensor.decode_bytes(&Ans::default(), 0..n, bytes, 0)
+    tensor.decode_bytes(&Ans::default(), 0..n, bytes)
 }

@@ -25,7 +25,7 @@ use crate::table::TOTAL;
 ///     .flat_map(|i| half::bf16::from_f32((i as f32).sin()).to_le_bytes())
 ///     .collect();
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[700, 100])?;
-/// let encoded = encode_tensor(&Ans::default(), &spec, &weights, 0)?;
+/// let encoded = encode_tensor(&Ans::default(), &spec, &weights)?;
 ///
 /// let view = AnsView::new(&encoded)?;
 /// let sum = |frequencies: &[u16]| frequencies.iter().map(|&f| u32::from(f)).sum::<u32>();

@@ -58,15 +58,20 @@ fn cases() -> Vec<(Dtype, Vec<u8>)> {
     out
 }
 
+/// Runs `work` in a pool of so many threads.
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
 #[test]
-fn every_backend_and_thread_count_agrees() {
+fn every_backend_and_pool_agrees() {
     let backends: Vec<Backend> = bigsmall_codec::backends().collect();
     assert!(backends.contains(&Backend::Reference) && backends.contains(&Backend::Portable));
     for (case, (dtype, bytes)) in cases().into_iter().enumerate() {
         let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
         let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
         let level = [Level::Default, Level::Fast, Level::Small][case % 3];
-        let first = encode_tensor(&Ans::new(level), &spec, &bytes, 1).unwrap();
+        let first = encode_tensor(&Ans::new(level), &spec, &bytes).unwrap();
         for &backend in &backends {
             let ans = Ans::new(level).with_backend(backend).unwrap();
             for threads in [1, 2, 7] {
@@ -75,10 +80,11 @@ fn every_backend_and_thread_count_agrees() {
                     continue;
                 }
                 let what = format!("case {case} {dtype} {level:?} {backend:?} {threads} threads");
-                let tensor = encode_tensor(&ans, &spec, &bytes, threads).unwrap();
+                let tensor = in_pool(threads, || encode_tensor(&ans, &spec, &bytes)).unwrap();
                 assert!(tensor == first, "encoded differently: {what}");
                 let mut back = vec![0x5a; bytes.len()];
-                tensor.decode_bytes(&ans, 0..bytes.len() as u64, &mut back, threads).unwrap();
+                let all = 0..bytes.len() as u64;
+                in_pool(threads, || tensor.decode_bytes(&ans, all, &mut back)).unwrap();
                 assert!(back == bytes, "decoded differently: {what}");
             }
         }

@@ -56,8 +56,13 @@ fn encoding(id: EncodingId, backend: Backend) -> Box<dyn TensorEncoding> {
     }
 }
 
+/// Runs `work` in a pool of so many threads.
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
 /// The restored safetensors file.
-fn restore<R: ReadAt>(shard: &Shard<R>, backend: Backend, threads: usize) -> Vec<u8> {
+fn restore<R: ReadAt>(shard: &Shard<R>, backend: Backend) -> Vec<u8> {
     shard.check_prelude().unwrap();
     let json = shard.header_json();
     let mut out = (json.len() as u64).to_le_bytes().to_vec();
@@ -68,12 +73,12 @@ fn restore<R: ReadAt>(shard: &Shard<R>, backend: Backend, threads: usize) -> Vec
         let begin = out.len();
         out.resize(begin + spec.byte_len() as usize, 0x5a);
         let all = 0..spec.byte_len();
-        shard.decode(i, &*decoder, all.clone(), &mut out[begin..], threads).unwrap();
+        shard.decode(i, &*decoder, all.clone(), &mut out[begin..]).unwrap();
         // The same by way of the encoded tensor and its frame.
         let tensor = shard.encoded(i).unwrap();
         let frame = EncodedTensor::from_bytes(&tensor.to_bytes()).unwrap();
         let mut again = vec![0xa5; spec.byte_len() as usize];
-        frame.decode_bytes(&*encoding, all, &mut again, threads).unwrap();
+        frame.decode_bytes(&*encoding, all, &mut again).unwrap();
         assert!(out[begin..] == again, "{spec:?}");
     }
     assert_eq!(out.len() as u64, shard.original_len());
@@ -85,14 +90,14 @@ fn every_reader_restores_every_golden() {
     for golden in goldens() {
         for backend in backends() {
             let what = format!("{} {backend:?}", golden.name);
-            let slice = restore(&Shard::open(&golden.shard[..]).unwrap(), backend, 1);
+            let slice = in_pool(1, || restore(&Shard::open(&golden.shard[..]).unwrap(), backend));
             let sum: String = Sha256::digest(&slice).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(sum, golden.sha256, "{what}");
             assert!(golden.original.as_ref().is_none_or(|o| *o == slice), "{what}");
             let copying = Shard::open(Copying(&golden.shard)).unwrap();
-            assert!(restore(&copying, backend, 2) == slice, "{what}");
+            assert!(in_pool(2, || restore(&copying, backend)) == slice, "{what}");
             let file = Shard::open(std::fs::File::open(&golden.path).unwrap()).unwrap();
-            assert!(restore(&file, backend, 7) == slice, "{what}");
+            assert!(in_pool(7, || restore(&file, backend)) == slice, "{what}");
             assert_eq!(file.sha256()[..], Sha256::digest(&slice)[..], "{what}");
         }
     }
@@ -126,7 +131,7 @@ fn ranges_of_every_golden() {
             let decoder = shard.decoder(i, &*encoding).unwrap();
             let n = spec.byte_len();
             let mut whole = vec![0; n as usize];
-            shard.decode(i, &*decoder, 0..n, &mut whole, 1).unwrap();
+            shard.decode(i, &*decoder, 0..n, &mut whole).unwrap();
             let block = spec.block_bytes() as u64;
             let mut cuts: Vec<u64> = (0..n.div_ceil(block))
                 .flat_map(|b| [b * block, (b * block).saturating_sub(3), b * block + 5])
@@ -138,7 +143,7 @@ fn ranges_of_every_golden() {
             for (k, &a) in cuts.iter().enumerate() {
                 for &b in &cuts[k..] {
                     let mut piece = vec![0xee; (b - a) as usize];
-                    shard.decode(i, &*decoder, a..b, &mut piece, 2).unwrap();
+                    shard.decode(i, &*decoder, a..b, &mut piece).unwrap();
                     assert!(piece == whole[a as usize..b as usize], "{} {a}..{b}", golden.name);
                 }
             }
@@ -163,7 +168,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
             };
             let tensor = shard.encoded(i).unwrap();
             let mut whole = vec![0; spec.byte_len() as usize];
-            tensor.decode_bytes(&Ans::default(), 0..spec.byte_len(), &mut whole, 1).unwrap();
+            tensor.decode_bytes(&Ans::default(), 0..spec.byte_len(), &mut whole).unwrap();
             let head = Head::read(spec.dtype(), tensor.head()).unwrap();
             assert_eq!(head.write(), tensor.head());
             oracle::view::check(&tensor, true, &format!("{} {spec:?}", golden.name)).unwrap();

@@ -93,7 +93,7 @@ fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: 
         // A frame.
         let frame = EncodedTensor::from_bytes(&sealed.to_bytes()).unwrap();
         check(&mut |dst| {
-            frame.decode_bytes(&ans, 0..n, dst, 2).map_err(|e| {
+            frame.decode_bytes(&ans, 0..n, dst).map_err(|e| {
                 // The head has no place among the blocks.
                 if e.offset().is_none() { e.at(0) } else { e }
             })
@@ -103,9 +103,9 @@ fn outcome(spec: &TensorSpec, head: &[u8], block: &[u8], same_rule: bool, what: 
         writer.tensor(sealed, None).unwrap();
         let bytes = writer.finish([0; 32]).unwrap();
         let shard = Shard::open(&bytes[..]).unwrap();
-        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst, 1));
+        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst));
         let shard = Shard::open(Copying(&bytes)).unwrap();
-        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst, 1));
+        check(&mut |dst| shard.decode(0, &*shard.decoder(0, &ans)?, 0..n, dst));
     }
     first.unwrap()
 }
@@ -262,7 +262,7 @@ fn every_valid_choice_is_read() {
 
                 let level = [Level::Fast, Level::Default, Level::Small][n % 3];
                 let spec = kit.spec();
-                let ours = encode_tensor(&Ans::new(level), &spec, &kit.units, 1).unwrap();
+                let ours = encode_tensor(&Ans::new(level), &spec, &kit.units).unwrap();
                 let read = by_oracle(&spec, ours.head(), ours.block(0)).unwrap();
                 assert!(read == kit.units, "{what}, encoded by the crate");
             }
@@ -295,7 +295,7 @@ fn a_full_block_and_a_short_one() {
         let value = |_| (0x3c00 + (random.below(8) * random.below(8) * 64) as u16).to_le_bytes();
         let bytes: Vec<u8> = (0..n_units).flat_map(value).collect();
         let spec = spec(Dtype::BF16, n_units);
-        let tensor = encode_tensor(&Ans::default(), &spec, &bytes, 0).unwrap();
+        let tensor = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
         let blocks: Vec<&[u8]> = (0..spec.n_blocks()).map(|i| tensor.block(i)).collect();
         assert!(blocks.iter().all(|b| b[0] == 2), "every block is coded");
         for ans in backends() {
@@ -982,7 +982,7 @@ fn one_bad_block_among_several() {
         })
         .collect();
     let spec = spec(Dtype::BF16, n_units);
-    let sound = encode_tensor(&Ans::default(), &spec, &bytes, 0).unwrap();
+    let sound = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
     let blocks: Vec<Vec<u8>> = (0..5).map(|i| sound.block(i).to_vec()).collect();
     assert!(blocks.iter().all(|b| b[0] == 2), "every block is coded");
     let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
@@ -1013,9 +1013,9 @@ fn one_bad_block_among_several() {
             for ans in backends().filter(|a| a.backend() != Backend::Reference) {
                 for threads in [1, 2] {
                     let mut dst = vec![0; bytes.len()];
-                    let error = tensor
-                        .decode_bytes(&ans, 0..spec.byte_len(), &mut dst, threads)
-                        .unwrap_err();
+                    let all = 0..spec.byte_len();
+                    let decoded = in_pool(threads, || tensor.decode_bytes(&ans, all, &mut dst));
+                    let error = decoded.unwrap_err();
                     let what = format!("{what} of block {i}, {:?}", ans.backend());
                     assert_eq!(error.tensor(), Some("h"), "{what}");
                     assert!(place.contains(&error.offset().unwrap()), "{what}: {error:?}");
@@ -1025,7 +1025,7 @@ fn one_bad_block_among_several() {
                         let from = k as usize * spec.block_bytes();
                         let range = from..from + spec.block_byte_len(k);
                         let wanted = range.start as u64..range.end as u64;
-                        tensor.decode_bytes(&ans, wanted, &mut dst[range.clone()], 1).unwrap();
+                        tensor.decode_bytes(&ans, wanted, &mut dst[range.clone()]).unwrap();
                         assert!(dst[range.clone()] == bytes[range], "{what}");
                     }
                 }
@@ -1080,6 +1080,11 @@ fn every_bit_and_every_cut() {
         }
     }
     assert!(refused > 5000 && read > 1000, "{refused} refused, {read} read");
+}
+
+/// Runs `work` in a pool of so many threads.
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
 }
 
 /// Noise in the place of blocks, and random damage in several places at once.

@@ -13,9 +13,9 @@ fn check(dtype: Dtype, level: Level, bytes: &[u8]) -> EncodedTensor {
     let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
     let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
     assert_eq!(spec.byte_len(), bytes.len() as u64, "a test's bytes fill whole elements");
-    let tensor = encode_tensor(&Ans::new(level), &spec, &bytes, 1).unwrap();
+    let tensor = encode_tensor(&Ans::new(level), &spec, &bytes).unwrap();
     let mut back = vec![0xa5; bytes.len()];
-    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut back, 1).unwrap();
+    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut back).unwrap();
     assert!(back == bytes, "{dtype} {level:?} {} bytes", bytes.len());
     let again = EncodedTensor::from_bytes(&tensor.to_bytes()).unwrap();
     assert_eq!(again, tensor);
@@ -93,13 +93,14 @@ proptest! {
     ) {
         let bytes = bytes(dtype, 700_000, 4, seed);
         let spec = TensorSpec::new("t", dtype, &[bytes.len() as u64 * 8 / u64::from(dtype.bits())]).unwrap();
-        let tensor = encode_tensor(&Ans::default(), &spec, &bytes, 2).unwrap();
+        let tensor = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
         let (a, b) = ((a * bytes.len() as f64) as usize, (b * bytes.len() as f64) as usize);
         let range = a.min(b)..a.max(b);
         for threads in [1, 2, 7] {
             let mut back = vec![0xa5; range.len()];
             let wanted = range.start as u64..range.end as u64;
-            tensor.decode_bytes(&Ans::default(), wanted, &mut back, threads).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| tensor.decode_bytes(&Ans::default(), wanted, &mut back)).unwrap();
             prop_assert!(back == bytes[range.clone()]);
         }
     }

@@ -82,17 +82,16 @@ fn every_bit_comes_back_and_the_bytes_are_the_same_everywhere() {
             if !encoding.supports(dtype) || too_slow {
                 continue;
             }
-            let tensor = encode_tensor(&*encoding, &spec, &bytes, 1).unwrap();
+            let tensor = encode_tensor(&*encoding, &spec, &bytes).unwrap();
             let frame = tensor.to_bytes();
             let read = EncodedTensor::from_bytes(&frame).unwrap();
             let mut back = vec![0x5a; bytes.len()];
-            read.decode_bytes(&*encoding, 0..bytes.len() as u64, &mut back, 2).unwrap();
+            read.decode_bytes(&*encoding, 0..bytes.len() as u64, &mut back).unwrap();
             assert!(back == bytes, "{dtype} {name}");
             let unit = dtype.unit_bytes();
             let range = 3 * unit..301 * unit;
             back.truncate(range.len());
-            read.decode_bytes(&*encoding, range.start as u64..range.end as u64, &mut back, 1)
-                .unwrap();
+            read.decode_bytes(&*encoding, range.start as u64..range.end as u64, &mut back).unwrap();
             assert!(back == bytes[range], "{dtype} {name}");
             all.extend(xxh3(&frame).to_le_bytes());
         }
@@ -123,7 +122,7 @@ fn damage_is_an_error_or_other_values() {
     let bytes = weights(Dtype::BF16, 300);
     let spec = spec(Dtype::BF16, &bytes);
     for (name, encoding) in encodings() {
-        let tensor = encode_tensor(&*encoding, &spec, &bytes, 1).unwrap();
+        let tensor = encode_tensor(&*encoding, &spec, &bytes).unwrap();
         let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
         writer.write_encoded(&tensor, &*encoding).unwrap();
         let shard = writer.finish().unwrap();
@@ -131,7 +130,7 @@ fn damage_is_an_error_or_other_values() {
             let shard = Shard::open(bytes)?;
             shard.check_prelude()?;
             let mut dst = vec![0; 600];
-            shard.decode(0, &*shard.decoder(0, &*encoding)?, 0..600, &mut dst, 1)?;
+            shard.decode(0, &*shard.decoder(0, &*encoding)?, 0..600, &mut dst)?;
             Ok(dst)
         };
         assert!(read(&shard).unwrap() == bytes);
@@ -152,7 +151,7 @@ fn damage_is_an_error_or_other_values() {
                 EncodedTensor::new(spec.clone(), tensor.encoding(), head_len, lens, payload)
                     .unwrap();
             let mut dst = vec![0; 600];
-            if let Err(error) = sealed.decode_bytes(&*encoding, 0..600, &mut dst, 1) {
+            if let Err(error) = sealed.decode_bytes(&*encoding, 0..600, &mut dst) {
                 assert_eq!(error.class(), Class::Corrupt, "{name}: byte {at}");
             }
         }
@@ -163,7 +162,7 @@ fn damage_is_an_error_or_other_values() {
 fn products() {
     let bytes = weights(Dtype::BF16, 4 * 130);
     let spec = TensorSpec::new("w", Dtype::BF16, &[4, 130]).unwrap();
-    let tensor = encode_tensor(&Tbe::default(), &spec, &bytes, 1).unwrap();
+    let tensor = encode_tensor(&Tbe::default(), &spec, &bytes).unwrap();
     let view = View::new(&tensor).unwrap();
     let x: Vec<f32> = (0u8..130).map(|i| f32::from(i) - 60.0).collect();
     let mut y = vec![0.0; 4];

@@ -327,7 +327,7 @@ impl EncodedTensor {
         encoding.open(&self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
     }
 
-    /// Decodes the original bytes `range` into `dst` on up to `threads` threads (0: all).
+    /// Decodes the original bytes `range` into `dst`, on the threads of the caller's rayon pool.
     ///
     /// # Errors
     /// Those of [`open`](Self::open) and [`decode_range`].
@@ -336,10 +336,9 @@ impl EncodedTensor {
         encoding: &dyn TensorEncoding,
         range: Range<u64>,
         dst: &mut [u8],
-        threads: usize,
     ) -> Result<()> {
         let decoder = self.open(encoding)?;
-        decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst, threads)
+        decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst)
     }
 
     /// Writes the tensor as a frame (FORMAT.md section 9): one self-contained piece of bytes with

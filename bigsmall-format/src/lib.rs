@@ -39,13 +39,14 @@ pub use checksum::xxh3;
 pub use dtype::Dtype;
 pub use encoded::{BlockTable, EncodedTensor};
 pub use encoding::{
-    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_range, encode_tensor,
+    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_here, decode_range,
+    encode_tensor,
 };
 pub use error::{Class, Error, Result, Rule};
 #[cfg(feature = "shard")]
 pub use header::Header;
 pub use limits::Limits;
-pub use parallel::{available_threads, for_each_in_parallel};
+pub use parallel::{for_each_in_parallel, pool_size, run_in_pool};
 pub use raw::Raw;
 pub use read_at::{ReadAt, Section};
 #[cfg(feature = "shard")]

@@ -359,7 +359,7 @@ fn refused_memory_is_an_error() {
     }
     let many = many.finish().unwrap();
     let spec = TensorSpec::new("w", Dtype::U8, &[1_000_000]).unwrap();
-    let tensor = encode_tensor(&Raw, &spec, &vec![7; 1_000_000], 1).unwrap();
+    let tensor = encode_tensor(&Raw, &spec, &vec![7; 1_000_000]).unwrap();
     let mut large = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
     large.write_encoded(&tensor, &Raw).unwrap();
     let large = large.finish().unwrap();
@@ -394,7 +394,7 @@ fn refused_memory_is_an_error() {
             "decode",
             Box::new(|| {
                 let shard = Shard::open(Copying(&large))?;
-                shard.decode(0, &*shard.decoder(0, &Raw)?, 3..999_000, &mut dst[3..999_000], 1)
+                shard.decode(0, &*shard.decoder(0, &Raw)?, 3..999_000, &mut dst[3..999_000])
             }),
         ),
     ];

@@ -22,7 +22,7 @@ fn checksums() {
 fn a_whole_shard() {
     let text = specification::text();
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
-    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
+    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3]).unwrap();
     let mut writer = internal::Assembler::synthesised(Vec::new(), &[spec]).unwrap();
     let md5 = 0x5289_df73_7df5_7326_fcdd_2259_7afb_1facu128;
     writer.tensor(&encoded, Some(md5.to_be_bytes())).unwrap();

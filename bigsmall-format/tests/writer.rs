@@ -70,7 +70,7 @@ fn verified(bytes: &[u8]) -> Vec<u8> {
     for (i, spec) in shard.tensors().iter().enumerate() {
         let decoder = shard.decoder(i, encoding(shard.encoding(i).unwrap())).unwrap();
         let mut values = vec![0; spec.byte_len() as usize];
-        shard.decode(i, &*decoder, 0..spec.byte_len(), &mut values, 1).unwrap();
+        shard.decode(i, &*decoder, 0..spec.byte_len(), &mut values).unwrap();
         file.extend(values);
     }
     assert_eq!(shard.sha256()[..], Sha256::digest(&file)[..], "the SHA-256 of what is restored");
@@ -132,9 +132,9 @@ fn every_way_to_write_verifies() {
         let noise = noise(n);
         writer.write(&specs[0], &vec![7; n], &Constant).unwrap();
         writer.write(&specs[1], &noise, &Constant).unwrap();
-        let encoded = encode_tensor(&Constant, &specs[2], &vec![9; n], 1).unwrap();
+        let encoded = encode_tensor(&Constant, &specs[2], &vec![9; n]).unwrap();
         writer.write_encoded(&encoded, &Constant).unwrap();
-        let encoded = encode_tensor(&Constant, &specs[3], &large, 1).unwrap();
+        let encoded = encode_tensor(&Constant, &specs[3], &large).unwrap();
         writer.write_encoded(&encoded, &Constant).unwrap();
         writer.share(&specs[4], &noise, "noise").unwrap();
         writer.share(&specs[5], &noise, "tied").unwrap();
@@ -170,7 +170,7 @@ fn only_the_tensor_that_is_due_is_taken() {
         let specs = [spec("first", Dtype::U8, &[6]), due.clone()];
         let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
         writer.write(&specs[0], &bytes, &Raw).unwrap();
-        let encoded = encode_tensor(&Raw, wrong, &bytes.to_vec(), 1).unwrap();
+        let encoded = encode_tensor(&Raw, wrong, &bytes.to_vec()).unwrap();
         for error in [
             writer.write(wrong, &bytes, &Raw).unwrap_err(),
             writer.write_encoded(&encoded, &Raw).unwrap_err(),
@@ -196,7 +196,7 @@ fn misuse_is_an_error() {
     assert_eq!(error.rule(), Rule::WriterMisuse);
     let error = writer.write(&specs[0], &[1, 2], &Raw).unwrap_err();
     assert_eq!((error.rule(), error.tensor()), (Rule::BufferLength, Some("a")));
-    let encoded = encode_tensor(&Raw, &specs[0], &vec![1, 2, 3], 1).unwrap();
+    let encoded = encode_tensor(&Raw, &specs[0], &vec![1, 2, 3]).unwrap();
     let error = writer.write_encoded(&encoded, &Constant).unwrap_err();
     assert_eq!(error.rule(), Rule::SpecMismatch);
     writer.write_encoded(&encoded, &Raw).unwrap();

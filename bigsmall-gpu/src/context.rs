@@ -15,7 +15,7 @@ use crate::tuning::Tuning;
 /// use bigsmall_format::{Raw, encode_tensor};
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
 /// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
-/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec(), 1)?;
+/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec())?;
 /// // On a machine without a GPU this is an error.
 /// if let Ok(gpu) = Wgpu::headless() {
 ///     let weights = gpu.upload(&tensor)?;

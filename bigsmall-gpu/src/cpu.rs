@@ -14,8 +14,8 @@ use crate::error::Result;
 /// use bigsmall_format::{Raw, encode_tensor};
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
 /// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
-/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec(), 1)?;
-/// let cpu = Cpu::new(0);
+/// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec())?;
+/// let cpu = Cpu::new();
 /// let weights = cpu.upload(&tensor)?;
 /// let mut y = [0.0; 2];
 /// cpu.matmul(&weights, &[3.0, 4.0], 1, &mut y)?;
@@ -23,9 +23,7 @@ use crate::error::Result;
 /// # Ok::<(), bigsmall_gpu::Error>(())
 /// ```
 #[derive(Clone, Copy)]
-pub struct Cpu {
-    threads: usize,
-}
+pub struct Cpu;
 
 /// A matrix in the memory of the CPU.
 #[derive(Debug)]
@@ -72,22 +70,22 @@ impl CpuWeights {
 }
 
 impl Cpu {
-    /// Works on up to `threads` threads (0: all) with the fastest kernels of this machine.
+    /// With the fastest kernels of this machine, on the threads of the caller's rayon pool.
     #[must_use]
-    pub fn new(threads: usize) -> Self {
-        Cpu { threads }
+    pub fn new() -> Self {
+        Cpu
     }
 }
 
 impl Default for Cpu {
     fn default() -> Self {
-        Cpu::new(0)
+        Cpu::new()
     }
 }
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cpu").field("threads", &self.threads).finish_non_exhaustive()
+        f.write_str("Cpu")
     }
 }
 
@@ -113,7 +111,7 @@ impl MatmulBackend for Cpu {
                 let from = encoding_of(tensor)?;
                 let smaller = match tensor.encoding() {
                     EncodingId::Raw => None,
-                    _ => Some(transcode(tensor, &*from, &Tbe::new(Width::Three), self.threads)?)
+                    _ => Some(transcode(tensor, &*from, &Tbe::new(Width::Three))?)
                         .filter(|tbe| tbe.byte_len() < spec.byte_len()),
                 };
                 match smaller {
@@ -121,12 +119,7 @@ impl MatmulBackend for Cpu {
                     Some(tbe) => return self.upload(&tbe),
                     None => {
                         let mut bytes = vec![0; spec.byte_len() as usize];
-                        tensor.decode_bytes(
-                            &*from,
-                            0..spec.byte_len(),
-                            &mut bytes,
-                            self.threads,
-                        )?;
+                        tensor.decode_bytes(&*from, 0..spec.byte_len(), &mut bytes)?;
                         Held::Plain(bytes)
                     }
                 }
@@ -146,7 +139,7 @@ impl MatmulBackend for Cpu {
         check_len("bytes", usize::try_from(weights.spec.byte_len()).ok(), dst.len())?;
         match &weights.held {
             Held::Tbe(tensor) => {
-                tensor.view().decode(0..weights.spec.n_elements(), dst, self.threads)?;
+                tensor.view().decode(0..weights.spec.n_elements(), dst)?;
             }
             Held::Plain(bytes) => dst.copy_from_slice(bytes),
         }

@@ -110,7 +110,6 @@ impl Packer<'_> {
             let outs = words.chunks_mut(rows_per_part(n) * shape.plain_words());
             let jobs: Vec<_> = parts.zip(outs).collect();
             for_each_in_parallel(
-                0,
                 jobs.into_iter(),
                 || (),
                 |(), (part, out)| {
@@ -167,7 +166,7 @@ impl Packer<'_> {
 
 /// Rows for one thread out of `n`.
 fn rows_per_part(n: usize) -> usize {
-    n.div_ceil(bigsmall_format::available_threads()).max(1)
+    n.div_ceil(bigsmall_format::pool_size()).max(1)
 }
 
 fn dense_parts(
@@ -181,7 +180,6 @@ fn dense_parts(
     let mut dense: Vec<Dense> = parts.clone().map(|_| Dense::default()).collect();
     let jobs: Vec<_> = parts.zip(&mut dense).collect();
     for_each_in_parallel(
-        0,
         jobs.into_iter(),
         || (),
         |(), (part, out)| {
@@ -208,7 +206,7 @@ impl Source<'_> {
         self.bytes.resize((range.end - range.start) as usize, 0);
         let spec = self.tensor.spec();
         let (table, payload) = (self.tensor.table(), self.tensor.payload());
-        decode_range(self.decoder, spec, table, &payload, range, &mut self.bytes, 0)?;
+        decode_range(self.decoder, spec, table, &payload, range, &mut self.bytes)?;
         self.weights.clear();
         self.weights.extend(self.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)));
         Ok(&self.weights)

@@ -43,11 +43,11 @@ fn other_ranks_are_matrices_too() {
     for (shape, rows) in [(&[120][..], 1), (&[6, 4, 5], 6), (&[3, 2, 20], 3), (&[120, 1], 120)] {
         let spec = TensorSpec::new("w", Dtype::BF16, shape).unwrap();
         for encoding in [&Raw as &dyn TensorEncoding, &Tbe::default(), &Ans::default()] {
-            let tensor = encode_tensor(encoding, &spec, &bytes_of(&weights), 1).unwrap();
-            let loaded = Cpu::new(1).upload(&tensor).unwrap();
+            let tensor = encode_tensor(encoding, &spec, &bytes_of(&weights)).unwrap();
+            let loaded = Cpu::new().upload(&tensor).unwrap();
             assert_eq!((loaded.rows(), loaded.cols()), (rows, 120 / rows));
             let mut y = vec![0.0; rows];
-            Cpu::new(1).matmul(&loaded, &vec![1.0; 120 / rows], 1, &mut y).unwrap();
+            Cpu::new().matmul(&loaded, &vec![1.0; 120 / rows], 1, &mut y).unwrap();
         }
     }
 }
@@ -68,7 +68,7 @@ fn callers_mistakes_are_errors() {
         assert!(y.iter().all(|&v| v == 0.0));
     }
     let spec = TensorSpec::new("w", Dtype::F32, &[2]).unwrap();
-    let tensor = encode_tensor(&Raw, &spec, &vec![0; 8], 1).unwrap();
+    let tensor = encode_tensor(&Raw, &spec, &vec![0; 8]).unwrap();
     assert_eq!(cpu.upload(&tensor).unwrap_err().rule(), Rule::SpecMismatch);
 }
 

@@ -424,7 +424,7 @@ fn damaged_ans_is_an_error() {
         let Ok(damaged) = damaged else { continue };
         let mut expected = vec![0; 2 * rows * cols];
         let on_cpu =
-            damaged.decode_bytes(&Ans::default(), 0..(2 * rows * cols) as u64, &mut expected, 1);
+            damaged.decode_bytes(&Ans::default(), 0..(2 * rows * cols) as u64, &mut expected);
         let Err(error) = PreparedAns::new(damaged.clone()) else {
             let (bytes, verdict) = decoded_on_device(&damaged);
             match (verdict, on_cpu) {
@@ -484,7 +484,7 @@ fn ans_words_left_over_are_an_error() {
     let damaged = damaged.unwrap();
     let (bytes, verdict) = decoded_on_device(&damaged);
     let mut original = vec![0; bytes.len()];
-    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut original, 1).unwrap();
+    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, &mut original).unwrap();
     assert!(bytes == original, "all was decoded");
     assert_eq!(verdict.unwrap_err().rule(), Rule::AnsWords);
     for form in FORMS {
@@ -624,7 +624,7 @@ fn wrong_lengths_are_errors() {
     assert_eq!(error.rule(), Rule::RangeOutOfBounds);
     // Not a matrix of bf16.
     let spec = bigsmall_format::TensorSpec::new("w", bigsmall_format::Dtype::F32, &[2]).unwrap();
-    let tensor = bigsmall_format::encode_tensor(&bigsmall_format::Raw, &spec, &vec![0; 8], 1);
+    let tensor = bigsmall_format::encode_tensor(&bigsmall_format::Raw, &spec, &vec![0; 8]);
     assert_eq!(gpu().upload(&tensor.unwrap()).unwrap_err().rule(), Rule::SpecMismatch);
 }
 

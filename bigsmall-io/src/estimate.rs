@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{
-    BLOCK_UNITS, Error, Header, Limits, ReadAt, Result, Rule, Section, TensorSpec,
-    available_threads,
+    BLOCK_UNITS, Error, Header, Limits, ReadAt, Result, Rule, Section, TensorSpec, pool_size,
 };
 
 use crate::names::SAFETENSORS;
@@ -83,7 +82,7 @@ pub fn estimate(
             progress.advance(spec.byte_len());
         }
     }
-    total.seconds = work.seconds(total.original_bytes, options.threads);
+    total.seconds = work.seconds(total.original_bytes);
     Ok(total)
 }
 
@@ -137,13 +136,15 @@ impl Work {
 
     /// Hashing has a thread of its own, everything else is shared by the rest. A guess: checking
     /// and writing add a third.
-    fn seconds(&self, original: u64, threads: usize) -> f64 {
+    fn seconds(&self, original: u64) -> f64 {
         if self.bytes == 0 {
             return 0.0;
         }
-        let threads = if threads == 0 { available_threads() } else { threads } as f64;
+        // Those of the machine, of which the caller's pool may have fewer or more.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+        let threads = pool_size() as f64;
         let scale = original as f64 / self.bytes as f64;
         let (hash, encode) = (self.hash * scale, self.encode * scale * 1.33 + self.plan);
-        hash.max(encode / threads).max((hash + encode) / (threads.min(available_threads() as f64)))
+        hash.max(encode / threads).max((hash + encode) / (threads.min(cores)))
     }
 }

@@ -8,6 +8,7 @@ use bigsmall_format::internal::read_at;
 use bigsmall_format::{Dtype, Header, ReadAt, Result, Rule, Shard, TensorSpec};
 
 use crate::compress::walk::compress_source;
+use crate::restore::options::Waits;
 use crate::restore::walk::restore_shard;
 use crate::stage::output::Output;
 use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
@@ -95,13 +96,18 @@ impl ReadAt for Failing<'_> {
 
 const ENCODINGS: [Encoding; 3] = [Encoding::Raw, Encoding::Ans(Level::Default), Encoding::Tbe3];
 
-fn options(encoding: Encoding, threads: usize) -> CompressOptions {
-    CompressOptions { encoding, threads, md5: true, ..Default::default() }
+/// Runs `work` in a pool of so many threads.
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+fn options(encoding: Encoding) -> CompressOptions {
+    CompressOptions { encoding, md5: true, ..Default::default() }
 }
 
 fn compressed(plain: &[u8], encoding: Encoding) -> Vec<u8> {
     let disk = Disk::new(usize::MAX);
-    compress_source(&plain, &disk, &options(encoding, 2), &Progress::default()).unwrap();
+    compress_source(&plain, &disk, &options(encoding), &Progress::default()).unwrap();
     disk.bytes.into_inner().unwrap()
 }
 
@@ -126,12 +132,9 @@ fn compress_fails_cleanly_at_every_read() {
             let n = fails_until_it_succeeds(|n| {
                 let disk = Disk::new(usize::MAX);
                 let source = Failing::after(n, &plain);
-                let done = compress_source(
-                    &source,
-                    &disk,
-                    &options(encoding, threads),
-                    &Progress::default(),
-                );
+                let done = in_pool(threads, || {
+                    compress_source(&source, &disk, &options(encoding), &Progress::default())
+                });
                 if done.is_err() {
                     // The bytes so far are no shard: nobody can take them for one.
                     assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
@@ -150,13 +153,15 @@ fn restore_and_verify_fail_cleanly_at_every_read() {
     for encoding in ENCODINGS {
         let shard = compressed(&plain, encoding);
         for threads in [1, 3] {
-            let options = RestoreOptions { threads, ..Default::default() };
+            let options = RestoreOptions::default();
             for write in [false, true] {
                 let n = fails_until_it_succeeds(|n| {
                     let shard = Shard::open(Failing::after(n, &shard))?;
                     let disk = Disk::new(usize::MAX);
                     let output = write.then_some(&disk as &dyn Output);
-                    restore_shard(&shard, output, &options, &Progress::default())?;
+                    in_pool(threads, || {
+                        restore_shard(&shard, Waits::No, output, &options, &Progress::default())
+                    })?;
                     assert!(!write || disk.bytes.into_inner().unwrap() == plain);
                     Ok(())
                 });
@@ -200,7 +205,7 @@ fn a_full_disk_is_an_error_at_every_byte() {
         let shard = compressed(&small, encoding);
         for room in 0..shard.len() {
             let disk = Disk::new(room);
-            let done = compress_source(&small, &disk, &options(encoding, 1), &Progress::default());
+            let done = compress_source(&small, &disk, &options(encoding), &Progress::default());
             assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
             let bytes = disk.bytes.into_inner().unwrap();
             assert_eq!(bytes, shard[..room]);
@@ -211,6 +216,7 @@ fn a_full_disk_is_an_error_at_every_byte() {
             let disk = Disk::new(room);
             let done = restore_shard(
                 &opened,
+                Waits::No,
                 Some(&disk),
                 &RestoreOptions::default(),
                 &Progress::default(),
@@ -253,7 +259,7 @@ fn what_the_disk_does_not_keep_is_noticed_before_the_end() {
         let step = (ends[2] as usize / 61).max(1);
         for flip in (16..ends[2]).step_by(step) {
             let liar = Liar { disk: Disk::new(usize::MAX), flip, reads: AtomicU64::new(0) };
-            let done = compress_source(&plain, &liar, &options(encoding, 2), &Progress::default());
+            let done = compress_source(&plain, &liar, &options(encoding), &Progress::default());
             if liar.reads.load(Ordering::SeqCst) == 0 {
                 continue;
             }
@@ -295,15 +301,18 @@ fn a_source_that_ends_early_is_an_error() {
 }
 
 #[test]
-fn the_bytes_do_not_depend_on_threads() {
+fn the_bytes_do_not_depend_on_the_pool() {
     let plain = plain_file();
     for encoding in ENCODINGS {
         let one = Disk::new(usize::MAX);
-        compress_source(&plain, &one, &options(encoding, 1), &Progress::default()).unwrap();
+        in_pool(1, || compress_source(&plain, &one, &options(encoding), &Progress::default()))
+            .unwrap();
         for threads in [2, 5, 16] {
             let many = Disk::new(usize::MAX);
-            compress_source(&plain, &many, &options(encoding, threads), &Progress::default())
-                .unwrap();
+            in_pool(threads, || {
+                compress_source(&plain, &many, &options(encoding), &Progress::default())
+            })
+            .unwrap();
             assert!(*one.bytes.lock().unwrap() == *many.bytes.lock().unwrap(), "{threads}");
         }
     }
@@ -320,7 +329,7 @@ fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
     assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
     let shard = compressed(&plain, Encoding::default());
     let shard = Shard::open(&shard[..]).unwrap();
-    let done = restore_shard(&shard, None, &RestoreOptions::default(), &progress);
+    let done = restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &progress);
     assert_eq!(done.unwrap_err().rule(), Rule::Cancelled);
 }
 
@@ -331,13 +340,18 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
     let shard = |sha256| {
         let mut writer = Assembler::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
-        writer.tensor(&encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap(), None).unwrap();
+        writer.tensor(&encode_tensor(&Raw, &spec, &vec![1, 2, 3]).unwrap(), None).unwrap();
         Shard::open(writer.finish(sha256).unwrap()).unwrap()
     };
     let restored = |shard: &Shard<Vec<u8>>| {
         let disk = Disk::new(usize::MAX);
-        let done =
-            restore_shard(shard, Some(&disk), &RestoreOptions::default(), &Progress::default());
+        let done = restore_shard(
+            shard,
+            Waits::No,
+            Some(&disk),
+            &RestoreOptions::default(),
+            &Progress::default(),
+        );
         (done, disk.bytes.into_inner().unwrap())
     };
     // Every checksum is right and the SHA-256 is not.
@@ -366,14 +380,16 @@ fn a_wrong_md5_is_noticed_and_names_its_tensor() {
     };
     let (options, progress) = (RestoreOptions::default(), Progress::default());
     let disk = Disk::new(usize::MAX);
-    let _ = restore_shard(&shard([None; 3], [0; 32]), Some(&disk), &options, &progress);
+    let _ = restore_shard(&shard([None; 3], [0; 32]), Waits::No, Some(&disk), &options, &progress);
     let mut digest = crate::stage::digest::FileDigest::new();
     digest.update(&disk.bytes.into_inner().unwrap());
     let sha256 = digest.finish();
 
     let disk = Disk::new(usize::MAX);
     for output in [None, Some(&disk as &dyn Output)] {
-        let run = |md5s, sha256| restore_shard(&shard(md5s, sha256), output, &options, &progress);
+        let run = |md5s, sha256| {
+            restore_shard(&shard(md5s, sha256), Waits::No, output, &options, &progress)
+        };
         let report = run([Some(right), None, Some(right)], sha256).unwrap();
         assert_eq!(report.md5s, [], "nobody asked for them");
         for (wrong, spec) in specs.iter().enumerate() {
@@ -401,7 +417,13 @@ fn every_damaged_byte_of_a_shard_is_noticed() {
             let mut bad = shard.clone();
             bad[at] ^= 1 << (at % 8);
             let found = Shard::open(bad).and_then(|shard| {
-                restore_shard(&shard, None, &RestoreOptions::default(), &Progress::default())
+                restore_shard(
+                    &shard,
+                    Waits::No,
+                    None,
+                    &RestoreOptions::default(),
+                    &Progress::default(),
+                )
             });
             assert!(found.is_err(), "byte {at} of {}", shard.len());
         }
@@ -451,24 +473,29 @@ fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
     let shard: &'static [u8] = compressed(plain, Encoding::default()).leak();
     for panics in [false, true] {
         for at in [0, 1, 3] {
-            for stage in ["read", "encode", "sha256", "md5"] {
+            for stage in ["read", "encode", "sha256", "md5", "write"] {
                 let what = format!("compress: {stage} at {at}, panics: {panics}");
                 let done = within_a_minute(&what, move || {
                     let mut progress = Progress::default();
                     progress.fault = Some(StageFault::at(stage, at, panics));
                     let disk = Disk::new(usize::MAX);
-                    compress_source(&plain, &disk, &options(Encoding::default(), 2), &progress)
+                    in_pool(2, || {
+                        compress_source(&plain, &disk, &options(Encoding::default()), &progress)
+                    })
                 });
                 assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
             }
-            for stage in ["cut", "decode", "sha256", "md5"] {
+            for stage in ["cut", "decode", "sha256", "md5", "write"] {
                 let what = format!("restore: {stage} at {at}, panics: {panics}");
                 let done = within_a_minute(&what, move || {
                     let mut progress = Progress::default();
                     progress.fault = Some(StageFault::at(stage, at, panics));
-                    let options = RestoreOptions { md5: true, threads: 2, ..Default::default() };
+                    let options = RestoreOptions { md5: true, ..Default::default() };
                     let disk = Disk::new(usize::MAX);
-                    restore_shard(&Shard::open(shard).unwrap(), Some(&disk), &options, &progress)
+                    let shard = Shard::open(shard).unwrap();
+                    in_pool(2, || {
+                        restore_shard(&shard, Waits::No, Some(&disk), &options, &progress)
+                    })
                 });
                 assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
             }

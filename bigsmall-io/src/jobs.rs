@@ -7,7 +7,7 @@ use bigsmall_format::{Error, ReadAt, Result, Rule, Shard};
 use crate::compress::file::{compress_file, compress_to};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
-use crate::restore::options::patient;
+use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Input;
 use crate::source::open::open;
@@ -117,7 +117,6 @@ pub fn restore(
     if os::same_file(input, output) {
         return Err(Error::new(Rule::SameFile).in_file(output));
     }
-    let options = &patient(input, options);
     let source = match open(input)? {
         Input::Folder(from) => {
             return restore_folder(input, &from, output, options, progress);
@@ -126,7 +125,7 @@ pub fn restore(
     };
     let shard = Shard::open(source)?;
     progress.expect(shard.original_len());
-    Ok(Report::of(vec![restore_file(&shard, input, output, options, progress)?]))
+    Ok(Report::of(vec![restore_file(&shard, Waits::of(input), input, output, options, progress)?]))
 }
 
 /// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and
@@ -143,14 +142,13 @@ pub fn verify(
     progress: &Progress,
 ) -> Result<Report> {
     let input = input.as_ref();
-    let options = &patient(input, options);
     let source = match open(input)? {
         Input::Folder(from) => return verify_folder(&from, options, progress),
         Input::File(source) => source,
     };
     let shard = Shard::open(source)?;
     progress.expect(shard.original_len());
-    let mut report = restore_shard(&shard, None, options, progress)?;
+    let mut report = restore_shard(&shard, Waits::of(input), None, options, progress)?;
     report.name = crate::report::file_name(input);
     Ok(Report::of(vec![report]))
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{
     Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
-    Result, Rule, Shard, TensorEncoding, available_threads, decode_range, encode_tensor,
-    for_each_in_parallel, zeroed,
+    Result, Rule, Shard, TensorEncoding, decode_here, encode_tensor, for_each_in_parallel,
+    pool_size, zeroed,
 };
 
 use bigsmall_tbe::{Plain, View};
@@ -26,8 +26,6 @@ pub struct MeasureOptions {
     pub encoding: Encoding,
     /// The kernels' name; empty or `auto` for the fastest of this machine.
     pub backend: String,
-    /// Threads that encode, decode and copy; 0: as many as the machine offers.
-    pub threads: usize,
     /// Decode without verifying the checksums of the blocks, to measure the bare decoder.
     pub no_checksum: bool,
 }
@@ -52,7 +50,7 @@ pub struct Measurement {
     pub matvec: Option<Matvec>,
     /// The kernels that decoded.
     pub backend: &'static str,
-    /// Threads.
+    /// Threads of the pool it ran in.
     pub threads: usize,
 }
 
@@ -139,8 +137,7 @@ fn measure_source(
     options: &MeasureOptions,
     progress: &Progress,
 ) -> Result<Measurement> {
-    let threads = if options.threads == 0 { available_threads() } else { options.threads };
-    let compress = CompressOptions { encoding: options.encoding, threads, ..Default::default() };
+    let compress = CompressOptions { encoding: options.encoding, ..Default::default() };
     progress.expect(len_of(source)?);
     let size = compress_source(source, &Discard, &compress, progress)?;
 
@@ -171,18 +168,18 @@ fn measure_source(
         let begin = Instant::now();
         for (spec, bytes) in &tensors {
             stop(progress)?;
-            encode_by_chunks(coder_of(spec), spec, bytes, threads, &spare)?;
+            encode_by_chunks(coder_of(spec), spec, bytes, &spare)?;
         }
         encode.push(begin.elapsed().as_secs_f64());
     }
     let mut encoded = Vec::new();
     for (spec, bytes) in &tensors {
         stop(progress)?;
-        encoded.push(encode_tensor(coder_of(spec), spec, bytes, threads)?);
+        encoded.push(encode_tensor(coder_of(spec), spec, bytes)?);
     }
     for (tensor, (spec, bytes)) in encoded.iter_mut().zip(&tensors) {
         if tensor.byte_len() >= bytes.len().next_multiple_of(8) as u64 {
-            *tensor = encode_tensor(&Raw, spec, bytes, threads)?;
+            *tensor = encode_tensor(&Raw, spec, bytes)?;
         }
     }
 
@@ -208,7 +205,7 @@ fn measure_source(
     for pass in 0..=PASSES {
         stop(progress)?;
         let begin = Instant::now();
-        run(&copies, &mut places, threads, |copy, at, dst| {
+        run(&copies, &mut places, |copy, at, dst| {
             decode_piece(copy, at, dst, options.no_checksum)
         })?;
         let middle = Instant::now();
@@ -220,7 +217,7 @@ fn measure_source(
             }
             continue;
         }
-        run(&copies, &mut places, threads, |copy, at, dst| {
+        run(&copies, &mut places, |copy, at, dst| {
             dst.copy_from_slice(&copy.original[at..at + dst.len()]);
             Ok(())
         })?;
@@ -235,7 +232,7 @@ fn measure_source(
         memcpy_gbps: rate(taken * times, &mut memcpy),
         matvec: matvec(&copies, backend, progress)?,
         backend,
-        threads,
+        threads: pool_size(),
     })
 }
 
@@ -298,7 +295,6 @@ fn stop(progress: &Progress) -> Result<()> {
 fn run(
     copies: &[Copy<'_>],
     places: &mut [Vec<u8>],
-    threads: usize,
     work: impl Fn(&Copy<'_>, usize, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     let mut pieces = Vec::new();
@@ -307,12 +303,7 @@ fn run(
             pieces.push((copy, i * PIECE, piece));
         }
     }
-    for_each_in_parallel(
-        threads,
-        pieces.into_iter(),
-        || (),
-        |(), (copy, at, piece)| work(copy, at, piece),
-    )
+    for_each_in_parallel(pieces.into_iter(), || (), |(), (copy, at, piece)| work(copy, at, piece))
 }
 
 /// All passes of encoding one tensor, planning included, into memory that is used again for every
@@ -321,12 +312,11 @@ fn encode_by_chunks(
     coder: &dyn TensorEncoding,
     spec: &TensorSpec,
     bytes: &[u8],
-    threads: usize,
     spare: &Mutex<Vec<Vec<u8>>>,
 ) -> Result<()> {
     let encoder = coder.plan(spec, &bytes)?;
     let lock = "no thread panics while it holds this lock";
-    for_each_in_parallel(threads, bytes.chunks(CHUNK as usize), Vec::new, |lens, units| {
+    for_each_in_parallel(bytes.chunks(CHUNK as usize), Vec::new, |lens, units| {
         let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
         out.clear();
         lens.clear();
@@ -342,7 +332,7 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
     let (spec, table) = (encoded.spec(), encoded.table());
     if !no_checksum {
         let range = at as u64..(at + dst.len()) as u64;
-        return decode_range(&**decoder, spec, table, &encoded.payload(), range, dst, 1);
+        return decode_here(&**decoder, spec, table, &encoded.payload(), range, dst);
     }
     let block = spec.block_bytes();
     let blocks: Vec<&[u8]> = (at / block..(at + dst.len()).div_ceil(block))

@@ -402,9 +402,11 @@ fn the_output_is_the_same_however_the_work_was_split() {
         std::fs::create_dir_all(out.join("1_Pooling")).unwrap();
         for i in order {
             let shard = out.join(weights[i].replace(".safetensors", ".bs"));
-            let options = CompressOptions { threads: 1 + n, ..Default::default() };
+            let options = CompressOptions::default();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1 + n).build().unwrap();
             let input = path("model").join(weights[i]);
-            bigsmall_io::compress(&input, &shard, &options, &Progress::default()).unwrap();
+            pool.install(|| bigsmall_io::compress(&input, &shard, &options, &Progress::default()))
+                .unwrap();
         }
         let report = bigsmall_io::index(&out, Some(&path("model")), false).unwrap();
         assert_eq!(report.files.len(), 3);

@@ -130,13 +130,14 @@ fn every_layer_comes_once_in_order_bit_by_bit() {
         assert_eq!(model.layers(), expected);
         for threads in [1, 3] {
             for budget in [None, Some(64 << 20)] {
-                let options = StreamOptions { budget, threads };
-                let loader = StreamingLoader::new(Arc::clone(&model), &options).unwrap();
+                let options = StreamOptions { budget };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut loader = StreamingLoader::new(Arc::clone(&model), &options).unwrap();
                 assert!(loader.layers().eq(expected.iter()));
                 let progress = Arc::clone(loader.progress());
                 let mut n = 0;
                 let mut names = Vec::new();
-                for layer in loader {
+                while let Some(layer) = pool.install(|| loader.next()) {
                     let layer = layer.unwrap();
                     n += check(&layer, &tensors);
                     names.push(layer.name().to_owned());
@@ -230,11 +231,11 @@ impl ReadAt for Bad {
 }
 
 fn run(model: Arc<Model>, threads: usize) -> (usize, Option<bigsmall_io::Error>) {
-    let options = StreamOptions { threads, ..Default::default() };
-    let mut loader = StreamingLoader::new(model, &options).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let mut loader = StreamingLoader::new(model, &StreamOptions::default()).unwrap();
     let mut n = 0;
     let error = loop {
-        match loader.next() {
+        match pool.install(|| loader.next()) {
             Some(Ok(_)) => n += 1,
             Some(Err(error)) => break Some(error),
             None => break None,

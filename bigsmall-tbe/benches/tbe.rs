@@ -49,7 +49,7 @@ impl Data {
         let plain = weights();
         let encoded = Width::ALL
             .iter()
-            .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain, 0).unwrap()))
+            .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain).unwrap()))
             .collect();
         let mut random = Random::new(43);
         let x = (0..16 * K).map(|_| random.normal() as f32).collect();
@@ -63,7 +63,7 @@ impl Data {
     fn decode(&mut self, width: usize, backend: Backend) {
         let encoded = &self.encoded[width].1;
         let tbe = Tbe::default().with_backend(backend).unwrap();
-        encoded.decode_bytes(&tbe, 0..BYTES as u64, &mut self.out, 1).unwrap();
+        encoded.decode_bytes(&tbe, 0..BYTES as u64, &mut self.out).unwrap();
     }
 
     fn multiply_plain(&mut self, batch: usize, backend: Backend) {
@@ -180,12 +180,12 @@ fn main() {
     group.throughput(Throughput::Bytes(BYTES as u64));
     for &width in Width::ALL {
         group.bench_function(format!("{width:?}"), |b| {
-            b.iter(|| encode_tensor(&Tbe::new(width), &data.spec, &data.plain, 1).unwrap());
+            b.iter(|| encode_tensor(&Tbe::new(width), &data.spec, &data.plain).unwrap());
         });
     }
     let (from, to) = (Tbe::new(Width::Four), Tbe::new(Width::Three));
     group.bench_function("transcode Four to Three", |b| {
-        b.iter(|| transcode(&encoded[1], &from, &to, 1).unwrap());
+        b.iter(|| transcode(&encoded[1], &from, &to).unwrap());
     });
     group.finish();
 }

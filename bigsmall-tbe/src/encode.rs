@@ -25,10 +25,10 @@ use crate::view::Block;
 /// let weights: Vec<u8> = (0..1000u16).flat_map(|i| (0x3c00 + i).to_le_bytes()).collect();
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[10, 100])?;
 /// let tbe = Tbe::new(Width::Three);
-/// let encoded = encode_tensor(&tbe, &spec, &weights, 0)?;
+/// let encoded = encode_tensor(&tbe, &spec, &weights)?;
 ///
 /// let mut restored = vec![0; weights.len()];
-/// encoded.decode_bytes(&tbe, 0..2000, &mut restored, 0)?;
+/// encoded.decode_bytes(&tbe, 0..2000, &mut restored)?;
 /// assert_eq!(restored, weights);
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```

@@ -49,7 +49,7 @@ impl View<'_> {
     /// let spec = TensorSpec::new("w", Dtype::BF16, &[3, 100])?;
     /// let bits = [0x3f80u16, 0x4000, 0x4040];
     /// let weights: Vec<u8> = bits.iter().flat_map(|b| [b.to_le_bytes(); 100]).flatten().collect();
-    /// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights, 0)?;
+    /// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights)?;
     ///
     /// let view = View::new(&encoded)?;
     /// let x = [0.5; 100];
@@ -91,7 +91,7 @@ impl Matrix {
     ///
     /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
     /// let identity = vec![0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
-    /// let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &identity, 0)?)?;
+    /// let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &identity)?)?;
     /// let mut y = [0.0; 2];
     /// matrix.matmul(&[3.0, 4.0], 1, &mut y)?;
     /// assert_eq!(y, [3.0, 4.0]);
@@ -130,7 +130,7 @@ impl Matrix {
 /// let matrix = |name, bits: u16| {
 ///     let spec = TensorSpec::new(name, Dtype::BF16, &[2, 100])?;
 ///     let weights: Vec<u8> = [bits.to_le_bytes(); 200].concat();
-///     Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)
+///     Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights)?)
 /// };
 /// let (ones, twos) = (matrix("ones", 0x3f80)?, matrix("twos", 0x4000)?);
 /// let (mut a, mut b) = ([0.0; 2], [0.0; 2]);
@@ -414,7 +414,6 @@ impl<'a> Product<'a> {
         let k = self.matrices.first().map_or(1, |w| w.k);
         let at_a_time = (PIECE / k).clamp(1, n_rows);
         for_each_in_parallel(
-            0,
             out.chunks_mut(at_a_time * self.batch).enumerate(),
             || {
                 let mut kept = Kept::take(&SCRATCH);

@@ -1,14 +1,14 @@
 //! From one encoding to another without the original.
 
 use bigsmall_format::{
-    BlockDecoder, EncodedTensor, ReadAt, Result, TensorEncoding, available_threads, decode_range,
-    for_each_in_parallel,
+    BlockDecoder, EncodedTensor, ReadAt, Result, TensorEncoding, decode_here, for_each_in_parallel,
+    pool_size,
 };
 
 use crate::{reserve, set_len};
 
 /// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding
-/// `to`, on up to `threads` threads (0: all). Every block is checked before it is decoded. The
+/// `to`, on the threads of the caller's rayon pool. Every block is checked before it is decoded. The
 /// bytes are those that encoding the original would give.
 ///
 /// Memory beside the result: for each thread 16 blocks, encoded, and one decoded.
@@ -22,16 +22,15 @@ use crate::{reserve, set_len};
 ///
 /// let weights: Vec<u8> = (0..4096u16).flat_map(|i| (0x3c00 + i % 512).to_le_bytes()).collect();
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[64, 64])?;
-/// let raw = encode_tensor(&Raw, &spec, &weights, 0)?;
+/// let raw = encode_tensor(&Raw, &spec, &weights)?;
 /// let tbe = Tbe::new(Width::Four);
-/// assert_eq!(transcode(&raw, &Raw, &tbe, 0)?, encode_tensor(&tbe, &spec, &weights, 0)?);
+/// assert_eq!(transcode(&raw, &Raw, &tbe)?, encode_tensor(&tbe, &spec, &weights)?);
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
 pub fn transcode(
     tensor: &EncodedTensor,
     from: &dyn TensorEncoding,
     to: &dyn TensorEncoding,
-    threads: usize,
 ) -> Result<EncodedTensor> {
     let spec = tensor.spec();
     let source = Decoded { tensor, decoder: tensor.open(from)? };
@@ -43,13 +42,11 @@ pub fn transcode(
     payload.resize(head_len.next_multiple_of(8), 0);
     let mut lens = Vec::with_capacity(spec.n_blocks() as usize);
 
-    let threads = if threads == 0 { available_threads() } else { threads };
-    let mut slots = vec![(Vec::new(), Vec::new()); 16 * threads];
+    let mut slots = vec![(Vec::new(), Vec::new()); 16 * pool_size()];
     let mut next = 0;
     while next < spec.n_blocks() {
         let n = (spec.n_blocks() - next).min(slots.len() as u64) as usize;
         for_each_in_parallel(
-            threads,
             slots[..n].iter_mut().enumerate(),
             Vec::new,
             |values, (slot, (bytes, lens))| {
@@ -87,7 +84,7 @@ impl ReadAt for Decoded<'_> {
         // An end that overflows is a range that the tensor does not have.
         let range = offset..offset.saturating_add(buf.len() as u64);
         let (spec, table) = (self.tensor.spec(), self.tensor.table());
-        decode_range(&*self.decoder, spec, table, &self.tensor.payload(), range, buf, 1)?;
+        decode_here(&*self.decoder, spec, table, &self.tensor.payload(), range, buf)?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bigsmall_format::{
     Ahead, BLOCK_UNITS, Backend, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
-    for_each_in_parallel,
+    for_each_in_parallel, pool_size,
 };
 
 use crate::backend;
@@ -269,12 +269,12 @@ impl std::fmt::Debug for Block<'_> {
 ///
 /// let weights: Vec<u8> = (0..70_000u32).flat_map(|i| (i as u16).to_le_bytes()).collect();
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[700, 100])?;
-/// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights, 0)?;
+/// let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &weights)?;
 ///
 /// let view = View::new(&encoded)?;
 /// assert_eq!(view.get(66_000), Some(66_000u32 as u16));
 /// let mut row = [0; 200];
-/// view.decode(300..400, &mut row, 1)?; // the fourth row
+/// view.decode(300..400, &mut row)?; // the fourth row
 /// assert_eq!(row, weights[600..800]);
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
@@ -306,7 +306,6 @@ impl<'a> View<'a> {
         let kernels = backend::best();
         let view = View { tensor, head, kernels };
         for_each_in_parallel(
-            0,
             0..view.n_blocks_usize(),
             || (),
             |(), index| {
@@ -408,13 +407,13 @@ impl<'a> View<'a> {
         self.block(index / block).get((index % block) as usize)
     }
 
-    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian) on up to
-    /// `threads` threads (0: all). Allocates one slice for each block that the range touches
-    /// where it uses several threads.
+    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian), on the
+    /// threads of the caller's rayon pool. Allocates one slice for each block that the range
+    /// touches where it uses several threads.
     ///
     /// # Errors
     /// [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
-    pub fn decode(&self, range: Range<u64>, dst: &mut [u8], threads: usize) -> Result<()> {
+    pub fn decode(&self, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let bytes = self.head.fields.bytes;
         if range.start > range.end || range.end > self.n_elements() {
             return Err(Error::new(Rule::RangeOutOfBounds)
@@ -428,7 +427,7 @@ impl<'a> View<'a> {
                 .expected(format!("{} bytes", (range.end - range.start) * bytes as u64))
                 .found(dst.len()));
         }
-        if threads == 1 {
+        if range.end - range.start <= BLOCK_UNITS as u64 || pool_size() == 1 {
             self.decode_here(range.start, dst, self.kernels);
             return Ok(());
         }
@@ -442,7 +441,6 @@ impl<'a> View<'a> {
             (at, rest) = (at + n as u64, after);
         }
         for_each_in_parallel(
-            threads,
             pieces.into_iter(),
             || (),
             |(), (block, range, piece)| {
@@ -486,7 +484,7 @@ impl std::fmt::Debug for View<'_> {
 /// use bigsmall_tbe::{Dtype, Tbe, Matrix, TensorSpec, encode_tensor};
 ///
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
-/// let encoded = encode_tensor(&Tbe::default(), &spec, &vec![0; 8], 0)?;
+/// let encoded = encode_tensor(&Tbe::default(), &spec, &vec![0; 8])?;
 /// let weights = Matrix::new(encoded)?;
 /// assert_eq!(weights.view().get(3), Some(0)); // no check again
 /// # Ok::<(), bigsmall_tbe::Error>(())

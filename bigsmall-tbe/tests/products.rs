@@ -217,7 +217,7 @@ fn a_large_matrix() {
     let bytes = oracle::bytes(Dtype::BF16, &values);
     let x: Vec<f32> = (0..k).map(|_| random.signed()).collect();
     for &width in Width::ALL {
-        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
+        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes).unwrap();
         let view = View::new(&encoded).unwrap();
         for backend in bigsmall_tbe::backends() {
             let (mut y, mut plain) = (vec![f32::NAN; m], vec![f32::NAN; m]);
@@ -283,7 +283,7 @@ fn rows_without_cancellation() {
     values.extend((0..k).map(|_| 0x3d00 + random.below(0x280) as u16));
     values[k..2 * k].fill(0x3eab);
     let bytes = oracle::bytes(Dtype::BF16, &values);
-    let encoded = encode_tensor(&Tbe::default(), &spec, &bytes, 0).unwrap();
+    let encoded = encode_tensor(&Tbe::default(), &spec, &bytes).unwrap();
     let weights: Vec<f32> = values.iter().map(|&v| to_f32(Dtype::BF16, v)).collect();
     let constant = vec![0.1f32; k];
     let positive: Vec<f32> = (0..k).map(|_| random.signed().abs()).collect();
@@ -386,7 +386,7 @@ fn mistakes_are_errors() {
     matmul_many(&[], &case.x, 2, &mut []).unwrap();
 
     let vector = TensorSpec::new("v", Dtype::BF16, &[10]).unwrap();
-    let encoded = encode_tensor(&Tbe::default(), &vector, &vec![0; 20], 1).unwrap();
+    let encoded = encode_tensor(&Tbe::default(), &vector, &vec![0; 20]).unwrap();
     let error = View::new(&encoded).unwrap().matmul(&[0.0; 10], 1, &mut [0.0]).unwrap_err();
     assert_eq!(error.rule(), Rule::SpecMismatch);
 

@@ -16,7 +16,7 @@ fn spec(dtype: Dtype, shape: &[u64]) -> TensorSpec {
 /// Encodes, compares with the oracle, decodes by every way there is on every backend.
 fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
     let bytes = oracle::bytes(spec.dtype(), values);
-    let encoded = encode_tensor(&Tbe::new(width), spec, &bytes, 2).unwrap();
+    let encoded = encode_tensor(&Tbe::new(width), spec, &bytes).unwrap();
     let view = View::new(&encoded).unwrap();
     assert_eq!(view.width(), width);
     assert!(encoded == oracle::encode(spec, width.bits(), view.base(), values), "other bytes");
@@ -29,7 +29,7 @@ fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
     for backend in bigsmall_tbe::backends() {
         let tbe = Tbe::default().with_backend(backend).unwrap();
         let mut restored = vec![0xa5; bytes.len()];
-        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 2).unwrap();
+        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored).unwrap();
         assert!(restored == bytes, "{backend} decodes something else");
     }
     encoded
@@ -56,7 +56,8 @@ fn check_access(encoded: &EncodedTensor, values: &[u16], random: &mut Random) {
         let expected = &values[range.start as usize..range.end as usize];
         for threads in [1, 2] {
             let mut dst = vec![0x5a; expected.len() * dtype.unit_bytes()];
-            view.decode(range.clone(), &mut dst, threads).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| view.decode(range.clone(), &mut dst)).unwrap();
             assert!(oracle::values(dtype, &dst) == expected, "{range:?}, {threads} threads");
         }
     }
@@ -98,7 +99,7 @@ fn no_few_and_only_escapes() {
             for backend in bigsmall_tbe::backends() {
                 let tbe = Tbe::new(width).with_backend(backend).unwrap();
                 let mut restored = vec![0; spec.byte_len() as usize];
-                encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
+                encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored).unwrap();
                 assert!(oracle::values(dtype, &restored) == values, "{backend} {dtype}");
             }
             check_access(&encoded, &values, &mut random);
@@ -117,7 +118,7 @@ fn check_with_base(dtype: Dtype, width: Width, base: u8, values: &[u16], n_escap
     for backend in bigsmall_tbe::backends() {
         let tbe = Tbe::new(width).with_backend(backend).unwrap();
         let mut restored = vec![0; spec.byte_len() as usize];
-        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 1).unwrap();
+        encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored).unwrap();
         assert!(oracle::values(dtype, &restored) == values, "{backend} {dtype}, base {base}");
     }
 }
@@ -202,11 +203,11 @@ fn a_large_matrix() {
     let bytes = oracle::bytes(Dtype::BF16, &values);
     for &width in Width::ALL {
         let tbe = Tbe::new(width);
-        let encoded = encode_tensor(&tbe, &spec, &bytes, 0).unwrap();
+        let encoded = encode_tensor(&tbe, &spec, &bytes).unwrap();
         for backend in bigsmall_tbe::backends() {
             let mut restored = vec![0; bytes.len()];
             let tbe = tbe.with_backend(backend).unwrap();
-            encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored, 0).unwrap();
+            encoded.decode_bytes(&tbe, 0..spec.byte_len(), &mut restored).unwrap();
             assert!(restored == bytes, "{backend}");
         }
         // The promised size: 8 + w bits, 8 for each escape, half a bit for every 8 weights at most.
@@ -248,7 +249,7 @@ fn an_output_at_any_address() {
         &oracle::weights(&mut Random::new(6), Dtype::BF16, 3, 115, 30, n),
     );
     for &width in Width::ALL {
-        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 0).unwrap();
+        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes).unwrap();
         for backend in bigsmall_tbe::backends() {
             let tbe = Tbe::default().with_backend(backend).unwrap();
             let mut buffer = vec![0; bytes.len() + 128];
@@ -256,7 +257,7 @@ fn an_output_at_any_address() {
                 buffer.fill(0xa5);
                 let (before, rest) = buffer.split_at_mut(begin);
                 let (out, after) = rest.split_at_mut(bytes.len());
-                encoded.decode_bytes(&tbe, 0..spec.byte_len(), out, 1).unwrap();
+                encoded.decode_bytes(&tbe, 0..spec.byte_len(), out).unwrap();
                 assert!(out == bytes, "{backend}, {begin} bytes on");
                 assert!(before.iter().chain(&*after).all(|&b| b == 0xa5), "{backend}, {begin}");
             }
@@ -265,14 +266,16 @@ fn an_output_at_any_address() {
 }
 
 #[test]
-fn the_same_bytes_for_every_number_of_threads() {
+fn the_same_bytes_in_every_pool() {
     let values = oracle::weights(&mut Random::new(5), Dtype::BF16, 3, 110, 30, 5_000_000);
     let bytes = oracle::bytes(Dtype::BF16, &values);
     let spec = spec(Dtype::BF16, &[5_000_000]);
     let tbe = Tbe::default();
-    let one = encode_tensor(&tbe, &spec, &bytes, 1).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let one = pool.install(|| encode_tensor(&tbe, &spec, &bytes)).unwrap();
     for threads in [2, 7] {
-        assert!(encode_tensor(&tbe, &spec, &bytes, threads).unwrap() == one);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert!(pool.install(|| encode_tensor(&tbe, &spec, &bytes)).unwrap() == one);
     }
     // A tensor this large is counted by a sample; the window must still be the one that the weights
     // were made for.
@@ -288,7 +291,7 @@ fn the_window_covers_most_and_lies_lowest() {
     }
     let bytes = oracle::bytes(Dtype::BF16, &values);
     let spec = spec(Dtype::BF16, &[values.len() as u64]);
-    let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &bytes, 1).unwrap();
+    let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, &bytes).unwrap();
     assert_eq!(View::new(&encoded).unwrap().base(), 20);
 }
 

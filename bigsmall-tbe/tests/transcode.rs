@@ -25,11 +25,14 @@ fn the_same_bytes_as_from_the_original() {
                 n as usize,
             );
             let bytes = oracle::bytes(dtype, &values);
-            let encoded = encodings.map(|e| encode_tensor(e, &spec, &bytes, 0).unwrap());
+            let encoded = encodings.map(|e| encode_tensor(e, &spec, &bytes).unwrap());
             for (from, tensor) in encodings.iter().zip(&encoded) {
                 for (to, expected) in encodings.iter().zip(&encoded) {
                     for threads in [1, 3] {
-                        assert!(transcode(tensor, *from, *to, threads).unwrap() == *expected);
+                        let pool =
+                            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                        let found = pool.install(|| transcode(tensor, *from, *to)).unwrap();
+                        assert!(found == *expected);
                     }
                 }
             }
@@ -40,20 +43,20 @@ fn the_same_bytes_as_from_the_original() {
 #[test]
 fn errors_name_the_tensor() {
     let spec = TensorSpec::new("t", Dtype::I32, &[100]).unwrap();
-    let raw = encode_tensor(&Raw, &spec, &vec![0; 400], 1).unwrap();
-    let error = transcode(&raw, &Raw, &Tbe::default(), 1).unwrap_err();
+    let raw = encode_tensor(&Raw, &spec, &vec![0; 400]).unwrap();
+    let error = transcode(&raw, &Raw, &Tbe::default()).unwrap_err();
     assert_eq!((error.rule(), error.tensor()), (Rule::EncodingRefuses, Some("t")));
-    let error = transcode(&raw, &Tbe::default(), &Raw, 1).unwrap_err();
+    let error = transcode(&raw, &Tbe::default(), &Raw).unwrap_err();
     assert_eq!((error.rule(), error.tensor()), (Rule::SpecMismatch, Some("t")));
 
     let spec = TensorSpec::new("t", Dtype::BF16, &[100]).unwrap();
     let tbe = Tbe::default();
-    let good = encode_tensor(&tbe, &spec, &vec![0; 200], 1).unwrap();
+    let good = encode_tensor(&tbe, &spec, &vec![0; 200]).unwrap();
     let mut payload = good.payload().to_vec();
     // Weight 127 of 100.
     payload[8 + 24 + 7] |= 0x80;
     let lens = vec![good.block(0).len() as u32];
     let bad = EncodedTensor::new(spec, good.encoding(), 8, lens, payload);
-    let error = transcode(&bad.unwrap(), &tbe, &Raw, 1).unwrap_err();
+    let error = transcode(&bad.unwrap(), &tbe, &Raw).unwrap_err();
     assert_eq!((error.tensor(), error.offset().is_some()), (Some("t"), true));
 }

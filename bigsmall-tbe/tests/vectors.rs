@@ -59,11 +59,11 @@ fn encoder_decoder_and_oracle_agree_with_them() {
         );
 
         let spec = TensorSpec::new("v", dtype, &[values.len() as u64]).unwrap();
-        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes, 1).unwrap();
+        let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes).unwrap();
         assert_eq!(encoded.head(), [width.bits() as u8, base, 0, 0, 0, 0, 0, 0]);
         assert_eq!(encoded.block(0), expected);
         let mut decoded = vec![0; bytes.len()];
-        View::new(&encoded).unwrap().decode(0..values.len() as u64, &mut decoded, 1).unwrap();
+        View::new(&encoded).unwrap().decode(0..values.len() as u64, &mut decoded).unwrap();
         assert_eq!(decoded, bytes);
     }
 }

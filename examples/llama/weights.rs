@@ -265,6 +265,6 @@ fn to_ans(tensor: EncodedTensor) -> Result<EncodedTensor> {
     let spec = tensor.spec();
     let mut bytes = vec![0; spec.byte_len() as usize];
     let from = bigsmall_io::encoding(tensor.encoding())?;
-    tensor.decode_bytes(from, 0..spec.byte_len(), &mut bytes, 0)?;
-    Ok(encode_tensor(&Ans::default(), spec, &bytes, 0)?)
+    tensor.decode_bytes(from, 0..spec.byte_len(), &mut bytes)?;
+    Ok(encode_tensor(&Ans::default(), spec, &bytes)?)
 }

@@ -49,7 +49,7 @@ fn multiply(
     batch: usize,
     mut y: Vec<f32>,
 ) -> bigsmall_tbe::Result<()> {
-    let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights, 0)?)?;
+    let matrix = Matrix::new(encode_tensor(&Tbe::default(), &spec, &weights)?)?;
     matrix.matmul(&x, batch, &mut y)?; // bigsmall-tbe, on a CPU
     Ok(())
 }

@@ -112,7 +112,7 @@ fn shard(
                 continue;
             }
         };
-        let encoded = encode_tensor(&*encoding, spec, &t.bytes, 0)?;
+        let encoded = encode_tensor(&*encoding, spec, &t.bytes)?;
         writer.tensor(&encoded, digest)?;
     }
     let mut original = (json.len() as u64).to_le_bytes().to_vec();

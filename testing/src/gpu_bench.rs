@@ -469,7 +469,7 @@ fn bench_rans(
 ) -> Result<Row> {
     let spec = tensor.spec();
     let original = &tensor.payload()[..spec.byte_len() as usize];
-    let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
+    let encoded = encode_tensor(&Ans::default(), spec, &original)?;
     let n = (4 * (options.cache_mb << 20)).div_ceil(encoded.byte_len().max(1)).clamp(1, 64);
     let prepared = PreparedAns::new(encoded)?;
     let all = (0..n).map(|_| gpu.send_ans(&prepared)).collect::<Result<Vec<_>>>()?;
@@ -502,7 +502,7 @@ fn bench_load(
 ) -> Result<[Row; 2]> {
     let spec = tensor.spec();
     let original = &tensor.payload()[..spec.byte_len() as usize];
-    let encoded = encode_tensor(&Ans::default(), spec, &original, 0)?;
+    let encoded = encode_tensor(&Ans::default(), spec, &original)?;
     let by_host = gpu.upload(&encoded)?;
     let row = |kernel: &str, load: &dyn Fn() -> Result<WgpuWeights>| -> Result<Row> {
         let mut times = Vec::new();
@@ -577,7 +577,7 @@ fn selftest(gpu: &Wgpu) -> Result<(usize, usize)> {
         let tensor = encoded(&weights, m, k)?;
         let plain = gpu.upload_with(&tensor, &UploadOptions::new().form(Resident::Plain))?;
         let original = &tensor.payload()[..2 * m * k];
-        let ans = encode_tensor(&Ans::default(), tensor.spec(), &original, 0)?;
+        let ans = encode_tensor(&Ans::default(), tensor.spec(), &original)?;
         for form in Resident::ALL {
             let loaded = gpu.upload_with(&tensor, &UploadOptions::new().form(form))?;
             let mut bytes = vec![0; 2 * m * k];
@@ -655,7 +655,7 @@ fn bound(gpu: &Wgpu, k: usize, batch: usize) -> f64 {
 fn encoded(weights: &[u16], m: usize, k: usize) -> Result<EncodedTensor> {
     let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let spec = TensorSpec::new("weights", Dtype::BF16, &[m as u64, k as u64])?;
-    encode_tensor(&Raw, &spec, &bytes, 0)
+    encode_tensor(&Raw, &spec, &bytes)
 }
 
 /// bf16 weights like a model's: normal, rows of differing scale.

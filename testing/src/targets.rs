@@ -193,7 +193,7 @@ pub fn structured_shard(data: &[u8]) {
             _ => &ans,
         };
         let shared = !last.is_empty() && last == bytes && input.u8() & 1 == 1;
-        tensors.push((encode_tensor(encoding, &spec, &bytes, 1).unwrap(), shared));
+        tensors.push((encode_tensor(encoding, &spec, &bytes).unwrap(), shared));
         last = bytes;
     }
     let specs: Vec<TensorSpec> = tensors.iter().map(|(t, _)| t.spec().clone()).collect();
@@ -410,7 +410,7 @@ pub fn tbe_view(data: &[u8]) {
             let range = n / 3..n - n / 3;
             let unit = dtype.unit_bytes();
             let mut part = vec![0; range.len() * unit];
-            view.decode(range.start as u64..range.end as u64, &mut part, 1).unwrap();
+            view.decode(range.start as u64..range.end as u64, &mut part).unwrap();
             assert!(part == bytes[range.start * unit..range.end * unit]);
         }
     }
@@ -559,7 +559,7 @@ pub fn round_trip(data: &[u8]) {
             .map(|b| Box::new(Ans::new(level).with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
             .collect(),
     };
-    let encoded = encode_tensor(&*encodings[0], &spec, &bytes, 1).unwrap();
+    let encoded = encode_tensor(&*encodings[0], &spec, &bytes).unwrap();
     let frame = encoded.to_bytes();
     let read = EncodedTensor::from_bytes(&frame).unwrap();
     assert_eq!(read, encoded);
@@ -567,14 +567,14 @@ pub fn round_trip(data: &[u8]) {
     let (from, to) = (from.min(to) * unit, from.max(to) * unit);
     let part = from.min(bytes.len())..to.min(bytes.len());
     for encoding in &encodings {
-        let again = encode_tensor(&**encoding, &spec, &Copying(&bytes), 2).unwrap();
+        let again = encode_tensor(&**encoding, &spec, &Copying(&bytes)).unwrap();
         assert!(again == encoded, "backends write different bytes");
         let mut back = vec![0xa5; bytes.len()];
-        read.decode_bytes(&**encoding, 0..bytes.len() as u64, &mut back, 1).unwrap();
+        read.decode_bytes(&**encoding, 0..bytes.len() as u64, &mut back).unwrap();
         assert!(back == bytes, "{dtype}: not every bit came back");
         back.truncate(part.len());
         let range = part.start as u64..part.end as u64;
-        read.decode_bytes(&**encoding, range, &mut back, 1).unwrap();
+        read.decode_bytes(&**encoding, range, &mut back).unwrap();
         assert!(back == bytes[part.clone()], "{dtype}: a range came back wrong");
     }
 }

@@ -76,7 +76,7 @@ fn restore(source: impl ReadAt, encodings: &Encodings, most: u64) -> Result<(Vec
         let decoder = shard.decoder(i, encodings.get(shard.encoding(i)?))?;
         let begin = out.len();
         out.resize(begin + spec.byte_len() as usize, 0);
-        shard.decode(i, &*decoder, 0..spec.byte_len(), &mut out[begin..], 1)?;
+        shard.decode(i, &*decoder, 0..spec.byte_len(), &mut out[begin..])?;
     }
     Ok((out, shard.sha256()))
 }
@@ -463,8 +463,8 @@ impl<'a> Damaged<'a> {
                 let range = begin..begin + spec.block_byte_len(block) as u64;
                 found.resize(spec.block_byte_len(block), 0);
                 expected.resize(spec.block_byte_len(block), 0);
-                shard.decode(i, &*damaged, range.clone(), &mut found, 1)?;
-                sound.decode(i, &*whole, range, &mut expected, 1)?;
+                shard.decode(i, &*damaged, range.clone(), &mut found)?;
+                sound.decode(i, &*whole, range, &mut expected)?;
                 if found != expected {
                     return Ok(false);
                 }

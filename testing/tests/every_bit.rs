@@ -18,7 +18,6 @@ fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> 
     assert!(goldens.len() >= 15);
     let total = Mutex::new(Tally::default());
     let counted = for_each_in_parallel(
-        0,
         // The largest first.
         goldens.iter().rev(),
         || (),

@@ -12,7 +12,7 @@ use crate::read_at::{len_of, read_at};
 use crate::wire::{Cursor, room_for};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
-    Rule, Section, TensorEncoding, TensorSpec, decode_range, xxh3,
+    Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_range, xxh3,
 };
 
 /// What is fetched from the end of the file on opening; an index that fits needs no second read.
@@ -352,9 +352,9 @@ impl<R: ReadAt> Shard<R> {
         encoding.open(spec, head).map_err(in_file)
     }
 
-    /// Decodes the original bytes `range` of tensor `index` into `dst` on up to `threads` threads
-    /// (0: all), with the decoder from [`decoder`](Self::decoder). Only the blocks that are
-    /// touched are read.
+    /// Decodes the original bytes `range` of tensor `index` into `dst`, on the threads of the
+    /// caller's rayon pool, with the decoder from [`decoder`](Self::decoder). Only the blocks that
+    /// are touched are read.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -364,7 +364,6 @@ impl<R: ReadAt> Shard<R> {
         decoder: &dyn BlockDecoder,
         range: Range<u64>,
         dst: &mut [u8],
-        threads: usize,
     ) -> Result<()> {
         let resolved = self.resolve(index)?;
         let payload = Section::new(&self.source, resolved.range())
@@ -373,11 +372,12 @@ impl<R: ReadAt> Shard<R> {
                 _ => e,
             })
             .map_err(|e| e.in_tensor(resolved.spec.name()))?;
-        self.decode_from(index, decoder, &payload, range, dst, threads)
+        decode_range(decoder, resolved.spec, resolved.table, &payload, range, dst)
+            .map_err(|e| e.in_part_at(resolved.offset))
     }
 
-    /// The same where the blocks that are touched have been read already: `payload` stands for the
-    /// whole payload of tensor `index`.
+    /// The same on this thread alone, where the blocks that are touched have been read already:
+    /// `payload` stands for the whole payload of tensor `index`.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -388,11 +388,9 @@ impl<R: ReadAt> Shard<R> {
         payload: &dyn ReadAt,
         range: Range<u64>,
         dst: &mut [u8],
-        threads: usize,
     ) -> Result<()> {
         let Resolved { spec, offset, table, .. } = self.resolve(index)?;
-        decode_range(decoder, spec, table, payload, range, dst, threads)
-            .map_err(|e| e.in_part_at(offset))
+        decode_here(decoder, spec, table, payload, range, dst).map_err(|e| e.in_part_at(offset))
     }
 }
 

@@ -35,7 +35,7 @@ const DECODED_AT_ONCE: u64 = 16 << 20;
 /// let shard = Shard::open(writer.finish()?)?;
 /// assert_eq!(shard.tensors()[0], spec);
 /// let mut values = [0; 3];
-/// shard.encoded(0)?.decode_bytes(&Raw, 0..3, &mut values, 1)?;
+/// shard.encoded(0)?.decode_bytes(&Raw, 0..3, &mut values)?;
 /// assert_eq!(values, [1, 2, 3]);
 /// # Ok::<(), Error>(())
 /// ```
@@ -118,13 +118,13 @@ impl<W: Write> ShardWriter<W> {
     ) -> Result<()> {
         self.check_due(spec, bytes)?;
         let encoded = match encoding.supports(spec.dtype()) && !bytes.is_empty() {
-            true => Some(encode_tensor(encoding, spec, &bytes, 0)?),
+            true => Some(encode_tensor(encoding, spec, &bytes)?),
             false => None,
         };
         let raw_len = bytes.len().next_multiple_of(8) as u64;
         match encoded.filter(|e| e.byte_len() < raw_len) {
             Some(encoded) => self.assembler.tensor(&encoded, None)?,
-            None => self.assembler.tensor(&encode_tensor(&Raw, spec, &bytes, 0)?, None)?,
+            None => self.assembler.tensor(&encode_tensor(&Raw, spec, &bytes)?, None)?,
         }
         self.sha256.update(bytes);
         self.written.push(Written { content: xxh3(bytes), owner: self.written.len() });
@@ -154,7 +154,7 @@ impl<W: Write> ShardWriter<W> {
             let end = spec.byte_len().min(begin + step);
             set_len(&mut values, (end - begin) as usize)?;
             let (table, payload) = (tensor.table(), &tensor.payload());
-            decode_range(&*decoder, spec, table, payload, begin..end, &mut values, 0)?;
+            decode_range(&*decoder, spec, table, payload, begin..end, &mut values)?;
             sha256.update(&values);
             content.write(&values);
         }

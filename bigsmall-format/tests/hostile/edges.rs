@@ -63,7 +63,7 @@ fn errors_of_headers_say_what_was_expected() {
 /// A shard of one tensor of three bytes, its header made by the writer or not.
 fn shard(synthesised: bool, md5: Option<[u8; 16]>) -> Vec<u8> {
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
-    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
+    let encoded = encode_tensor(&Raw, &spec, &vec![1, 2, 3]).unwrap();
     let json = Header::synthesise(std::slice::from_ref(&spec)).unwrap();
     let mut writer = match synthesised {
         true => internal::Assembler::synthesised(Vec::new(), &[spec]).unwrap(),
@@ -99,7 +99,7 @@ fn blocks_of_a_tensor_and_of_its_frame() {
     let n = BLOCK_UNITS + 5;
     let bytes: Vec<u8> = (0..n).map(|i| (i * 7) as u8).collect();
     let spec = |name: &str| TensorSpec::new(name, Dtype::U8, &[n as u64]).unwrap();
-    let tensor = encode_tensor(&Raw, &spec("w"), &bytes, 1).unwrap();
+    let tensor = encode_tensor(&Raw, &spec("w"), &bytes).unwrap();
     assert_eq!(tensor.block(0), &bytes[..BLOCK_UNITS]);
     assert_eq!(tensor.block(1), &bytes[BLOCK_UNITS..]);
     assert_eq!(tensor.byte_len(), tensor.payload().len() as u64);
@@ -107,7 +107,7 @@ fn blocks_of_a_tensor_and_of_its_frame() {
     // The longest name that is taken, and a longer one.
     let most = Limits::default().max_name_bytes;
     for (len, taken) in [(most, true), (most + 1, false)] {
-        let tensor = encode_tensor(&Raw, &spec(&"n".repeat(len)), &bytes, 1).unwrap();
+        let tensor = encode_tensor(&Raw, &spec(&"n".repeat(len)), &bytes).unwrap();
         let found = EncodedTensor::from_bytes(&tensor.to_bytes());
         assert_eq!(found.is_ok(), taken, "a name of {len} bytes");
     }

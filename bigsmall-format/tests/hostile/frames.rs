@@ -159,7 +159,7 @@ fn frames() {
     let mut frame = Frame::sound();
     frame.head = vec![5];
     let tensor = EncodedTensor::from_bytes(&frame.bytes()).unwrap();
-    let error = tensor.decode_bytes(&Raw, 0..3, &mut [0; 3], 1).unwrap_err();
+    let error = tensor.decode_bytes(&Raw, 0..3, &mut [0; 3]).unwrap_err();
     assert_eq!((error.rule(), error.tensor()), (Rule::PayloadLength, Some("w")));
     // Every bit and every cut.
     for bit in 0..8 * sound.len() {

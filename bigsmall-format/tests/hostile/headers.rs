@@ -420,7 +420,7 @@ fn names() {
     let shard = Shard::open(bytes).unwrap();
     for (i, name) in names.iter().enumerate() {
         assert_eq!(shard.index_of(name).unwrap(), i);
-        let error = shard.decode(i, &*shard.decoder(i, &Raw).unwrap(), 0..2, &mut [0; 2], 1);
+        let error = shard.decode(i, &*shard.decoder(i, &Raw).unwrap(), 0..2, &mut [0; 2]);
         let error = error.unwrap_err();
         assert_eq!((error.rule(), error.tensor()), (Rule::RangeOutOfBounds, Some(*name)));
         seen(&error);

@@ -32,11 +32,11 @@ fn open_and_read<R: ReadAt>(source: R) -> Outcome {
         let mut dst = vec![0; n as usize];
         let by_blocks = shard.encoding(i).and_then(|_| {
             let decoder = shard.decoder(i, &Raw)?;
-            shard.decode(i, &*decoder, 0..n, &mut dst, 1)
+            shard.decode(i, &*decoder, 0..n, &mut dst)
         });
         let mut again = vec![0; n as usize];
         let at_once =
-            shard.encoded(i).and_then(|tensor| tensor.decode_bytes(&Raw, 0..n, &mut again, 2));
+            shard.encoded(i).and_then(|tensor| tensor.decode_bytes(&Raw, 0..n, &mut again));
         let rules = (&by_blocks, &at_once);
         let rules = (rules.0.as_ref().err().map(seen), rules.1.as_ref().err().map(seen));
         assert_eq!(rules.0, rules.1, "two ways to read tensor {i} disagree");

@@ -15,11 +15,11 @@ fn misuse_is_an_error() {
         (0..5, 4, Rule::BufferLength),
         (0..4, 5, Rule::BufferLength),
     ] {
-        let error = shard.decode(1, &*decoder, range, &mut dst[..n], 1).unwrap_err();
+        let error = shard.decode(1, &*decoder, range, &mut dst[..n]).unwrap_err();
         assert_eq!((error.rule(), error.class()), (rule, Class::Usage));
     }
     #[allow(clippy::reversed_empty_ranges)]
-    let error = shard.decode(1, &*decoder, 3..2, &mut [], 1).unwrap_err();
+    let error = shard.decode(1, &*decoder, 3..2, &mut []).unwrap_err();
     assert_eq!(error.rule(), Rule::RangeOutOfBounds);
     for i in [5, usize::MAX] {
         assert_eq!(shard.entry(i).unwrap_err().rule(), Rule::TensorMissing);
@@ -31,7 +31,7 @@ fn misuse_is_an_error() {
     }
     // The writer out of order.
     let spec = TensorSpec::new("w", Dtype::U8, &[3]).unwrap();
-    let tensor = encode_tensor(&Raw, &spec, &vec![1, 2, 3], 1).unwrap();
+    let tensor = encode_tensor(&Raw, &spec, &vec![1, 2, 3]).unwrap();
     let writer = || Assembler::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
     let misuses: &[(&str, fn(&mut Assembler<Vec<u8>>) -> Result<()>)] = &[
         ("blocks before a tensor", |w| w.blocks(&[0; 8], &[3])),

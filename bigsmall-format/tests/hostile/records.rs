@@ -289,9 +289,9 @@ fn several_blocks() {
     let shard = Shard::open(forge.bytes()).unwrap();
     let decoder = shard.decoder(0, &Raw).unwrap();
     let mut first = vec![0; BLOCK_UNITS];
-    shard.decode(0, &*decoder, 0..BLOCK_UNITS as u64, &mut first, 1).unwrap();
+    shard.decode(0, &*decoder, 0..BLOCK_UNITS as u64, &mut first).unwrap();
     let n = BLOCK_UNITS as u64 + 7;
-    let error = shard.decode(0, &*decoder, 0..n, &mut vec![0; n as usize], 1).unwrap_err();
+    let error = shard.decode(0, &*decoder, 0..n, &mut vec![0; n as usize]).unwrap_err();
     assert_eq!(error.offset(), Some(16 + BLOCK_UNITS as u64));
     assert_eq!(shard.encoded(0).unwrap_err().offset(), Some(16 + BLOCK_UNITS as u64));
 }
@@ -310,7 +310,7 @@ fn an_unknown_encoding_hides_only_its_tensor() {
     let mut five = [0; 5];
     for i in [1, 2] {
         let decoder = shard.decoder(i, &Raw).unwrap();
-        shard.decode(i, &*decoder, 0..5, &mut five, 1).unwrap();
+        shard.decode(i, &*decoder, 0..5, &mut five).unwrap();
         assert_eq!(five, [7, 8, 9, 10, 11]);
     }
 }

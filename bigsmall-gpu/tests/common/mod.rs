@@ -54,7 +54,7 @@ pub fn encoded_by(
     cols: usize,
 ) -> EncodedTensor {
     let spec = TensorSpec::new("w", Dtype::BF16, &[rows as u64, cols as u64]).unwrap();
-    encode_tensor(encoding, &spec, &bytes_of(weights), 1).unwrap()
+    encode_tensor(encoding, &spec, &bytes_of(weights)).unwrap()
 }
 
 pub fn encoded(weights: &[u16], rows: usize, cols: usize) -> EncodedTensor {

@@ -2,10 +2,10 @@
 
 use crate::Encoding;
 
-/// How to compress. The output depends on `encoding` and `md5` alone, never on `threads`.
+/// How to compress. The output depends on `encoding` and `md5` alone, never on the pool of threads.
 ///
 /// ```
-/// let options = bigsmall_io::CompressOptions { threads: 1, ..Default::default() };
+/// let options = bigsmall_io::CompressOptions { md5: true, ..Default::default() };
 /// assert!(!options.replace);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,9 +13,6 @@ pub struct CompressOptions {
     /// The encoding to try; a tensor that it does not make smaller, or does not take, is stored
     /// raw.
     pub encoding: Encoding,
-    /// Threads that encode; 0: as many as the machine offers. Reading, hashing and writing have
-    /// threads of their own.
-    pub threads: usize,
     /// Keep an MD5 of every tensor's original bytes (runs at 0.6 GB/s, slower than everything
     /// else).
     pub md5: bool,

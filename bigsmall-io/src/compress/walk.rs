@@ -1,8 +1,8 @@
 //! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order
 //! of the data.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bigsmall_format::internal::{Assembler, read_at};
 use bigsmall_format::{Header, Limits, ReadAt, Result};
@@ -17,10 +17,11 @@ use crate::compress::sink::{Sink, finish};
 use crate::stage::chunk::chunks;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::digest::{FileDigest, TensorDigests};
+use crate::stage::lock::lock;
 use crate::stage::output::{Appender, Output};
 use crate::stage::pool::Pool;
 use crate::stage::promise::{Answer, promise};
-use crate::stage::thread::{received, send, sizes, spawn};
+use crate::stage::thread::{in_pool, received, send, sizes, spawn};
 use crate::{CompressOptions, FileReport, Progress};
 
 /// Where a safetensors file comes from.
@@ -62,7 +63,7 @@ pub(crate) fn compress_walk(
     };
 
     let control = Control::new(progress);
-    let (threads, in_flight) = sizes(options.threads);
+    let (threads, in_flight) = sizes();
     let (plain, coded) = (Pool::new(in_flight), Pool::new(usize::MAX));
     let (to_work, work) = unbounded();
     let (to_hash, hash) = unbounded::<Arc<Job<'_>>>();
@@ -82,6 +83,7 @@ pub(crate) fn compress_walk(
         n_checked: AtomicU64::new(0),
     };
 
+    let all_written = &Mutex::new(None);
     let result = std::thread::scope(|scope| -> Result<_> {
         // Every stage ends when its channel does. Both ends of every channel live in a stage or in
         // this closure, so an early return lets them all end.
@@ -107,16 +109,32 @@ pub(crate) fn compress_walk(
                 }
             })?;
         }
-        for _ in 0..threads {
-            let work = work.clone();
-            spawn(scope, control, "encode", move || {
-                let mut scratch = Scratch::default();
-                for task in received(control, "encode", &work) {
-                    worker.run(task, &mut scratch);
+        let mut sink = Sink {
+            writer,
+            tensors,
+            shared,
+            md5: options.md5,
+            to_check,
+            n_checks: 0,
+            control,
+            pending: Vec::new(),
+            plan: None,
+            report: FileReport::default(),
+        };
+        spawn(scope, control, "write", move || {
+            for job in received(control, "write", &written) {
+                if control.stopped() {
+                    continue;
                 }
-            })?;
-        }
-        drop(work);
+                let at = job.chunk.data.start;
+                if let Err(error) = sink.take(&job) {
+                    control.fail(at, error);
+                }
+            }
+            *lock(all_written) = Some((sink.writer, sink.report, sink.n_checks));
+        })?;
+        // The last one that is started: it waits for buffers, which come back when chunks are
+        // encoded.
         let (answer, all_read) = promise();
         spawn(scope, control, "read", move || {
             let mut larges = Larges::new(tensors, shared);
@@ -160,34 +178,22 @@ pub(crate) fn compress_walk(
             }
             answer.keep(());
         })?;
-        let mut sink = Sink {
-            writer,
-            tensors,
-            shared,
-            md5: options.md5,
-            to_check,
-            n_checks: 0,
-            control,
-            pending: Vec::new(),
-            plan: None,
-            report: FileReport::default(),
-        };
-        for job in written {
-            if control.stopped() {
-                continue;
+        in_pool(control, threads, || {
+            let mut scratch = Scratch::default();
+            for task in received(control, "encode", &work) {
+                worker.run(task, &mut scratch);
             }
-            let at = job.chunk.data.start;
-            if let Err(error) = sink.take(&job) {
-                control.fail(at, error);
-            }
-        }
-        let Sink { writer, report, n_checks, .. } = sink;
+        });
+        // If it ended early, nobody waits for what is left.
+        drop(work);
         control.owed(&all_read)?;
-        Ok((writer, report, n_checks, *control.owed(&sha256)?))
+        Ok(*control.owed(&sha256)?)
     });
     // By now every thread has ended.
     control.outcome()?;
-    let (writer, mut report, n_checks, sha256) = result?;
+    let sha256 = result?;
+    let all_written = lock(all_written).take();
+    let (writer, mut report, n_checks) = all_written.ok_or_else(ended_early)?;
     // All that was written has been read back and compared.
     if n_checks != worker.n_checked.into_inner() {
         return Err(ended_early());

@@ -10,6 +10,7 @@ use crate::folder::check::check_index;
 use crate::folder::out::{Out, check_apart, named};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicDir;
@@ -40,6 +41,11 @@ fn open_shards(
     Ok((files, indices))
 }
 
+/// Whether reading from the folder waits for another machine.
+fn waits(folder: &Folder) -> Waits {
+    if folder.is_remote() { Waits::ForAnotherMachine } else { Waits::No }
+}
+
 /// Restores every shard of a folder; see [`restore`](crate::restore).
 pub(crate) fn restore_folder(
     input: &Path,
@@ -53,13 +59,14 @@ pub(crate) fn restore_folder(
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
     let inner = RestoreOptions { replace: false, ..*options };
+    let waits = waits(folder);
     let mut reports = Vec::new();
     for name in &files {
         match role(name, SHARD) {
             Role::Weights => {
                 let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
                 let report = Shard::open(folder.open_file(name)?)
-                    .and_then(|shard| restore_file(&shard, name, &place, &inner, progress))
+                    .and_then(|shard| restore_file(&shard, waits, name, &place, &inner, progress))
                     .map_err(|e| e.in_file(name))?;
                 reports.push(named(report, name));
             }
@@ -87,10 +94,11 @@ pub(crate) fn verify_folder(
     progress: &Progress,
 ) -> Result<Report> {
     let (files, _) = open_shards(folder, progress)?;
+    let waits = waits(folder);
     let mut reports = Vec::new();
     for name in weights(&files, SHARD)? {
         let report = Shard::open(folder.open_file(name)?)
-            .and_then(|shard| restore_shard(&shard, None, options, progress))
+            .and_then(|shard| restore_shard(&shard, waits, None, options, progress))
             .map_err(|e| e.in_file(name))?;
         reports.push(named(report, name));
     }

@@ -27,9 +27,6 @@ pub(crate) const BASE: u64 = 64 << 20;
 /// Bytes that are read in one piece: small tensors together, large ones in runs of blocks.
 pub(crate) const PIECE: u64 = CHUNK;
 
-/// More threads than that have nothing to do, and each has scratch memory.
-pub(crate) const MAX_THREADS: usize = 32;
-
 /// Reads and decodes some tensors of a model, those that lie together in one piece.
 pub(crate) fn read_layer(model: &Shards, tensors: Vec<Place>) -> Result<Vec<Tensor>> {
     let specs = tensors.iter().map(|&(shard, index)| &model.shard(shard).tensors()[index]);
@@ -65,8 +62,7 @@ pub(crate) fn read_into(model: &Shards, mut tensors: Vec<(Place, &mut [u8])>) ->
         let readers = model.readers().min(feed.pieces.len());
         let begun =
             (0..readers).try_for_each(|_| spawn(scope, control, "read", || feed.read(model)));
-        let threads = model.threads().min(MAX_THREADS);
-        let done = begun.and_then(|()| feed.decode_into(model, &feed.layers[0], slices, threads));
+        let done = begun.and_then(|()| feed.decode_into(model, &feed.layers[0], slices));
         // Also where only some threads could be had: nobody waits for ever.
         feed.stop();
         done
@@ -287,7 +283,6 @@ impl Feed {
         model: &Shards,
         layer: &Wanted,
         spare: Vec<Tensor>,
-        threads: usize,
     ) -> Result<Vec<Tensor>> {
         let mut spare: Vec<Vec<u8>> = spare.into_iter().map(Tensor::into_bytes).collect();
         let specs = layer.tensors.iter().map(|&(s, i)| &model.shard(s).tensors()[i]);
@@ -310,7 +305,7 @@ impl Feed {
             set_len(buffer, usize::try_from(spec.byte_len()).unwrap_or(usize::MAX))?;
         }
         let slices = buffers.iter_mut().map(|b| &mut b[..]).collect();
-        self.decode_into(model, layer, slices, threads)?;
+        self.decode_into(model, layer, slices)?;
         let tensors = specs.into_iter().zip(buffers);
         Ok(tensors.map(|(spec, bytes)| Tensor::new(spec.clone(), bytes)).collect())
     }
@@ -321,7 +316,6 @@ impl Feed {
         model: &Shards,
         layer: &Wanted,
         mut rest: Vec<&mut [u8]>,
-        threads: usize,
     ) -> Result<()> {
         {
             let (mut owed, decoders): (Vec<_>, Vec<_>) = layer
@@ -347,7 +341,6 @@ impl Feed {
                 })
                 .collect();
             for_each_in_parallel(
-                threads,
                 jobs.into_iter(),
                 || (),
                 |(), (index, slots)| {
@@ -384,7 +377,7 @@ impl Feed {
             let at = piece.range.start.saturating_sub(part.payload_at);
             let skip = part.payload_at.saturating_sub(piece.range.start) as usize;
             let window = Window { at, bytes: &encoded[skip..] };
-            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), slot.bytes, 1)?;
+            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), slot.bytes)?;
         }
         Ok(())
     }

@@ -6,15 +6,25 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use bigsmall_format::{EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, zeroed};
+use bigsmall_format::internal::read_at;
+use bigsmall_format::{
+    EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, decode_range, zeroed,
+};
 use serde_json::value::RawValue;
 
 use crate::model::feed::{check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
 use crate::model::tensor::{Stored, Tensor};
-use crate::restore::decode::decoder;
+use crate::restore::decode::{Window, decoder};
 use crate::source::file::Source;
+use crate::stage::pool::set_len;
+use crate::stage::thread::side_by_side;
+
+/// Bytes of a tensor whose encoded blocks are fetched from another machine before they are decoded.
+const WINDOW: u64 = 32 << 20;
+/// Bytes that are fetched at a time, side by side.
+const READ: usize = 4 << 20;
 
 /// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are
 /// read when they are asked for, from any thread, each block checked before it is decoded.
@@ -102,13 +112,6 @@ impl Model {
     ) -> Result<Self> {
         let sources = sources.into_iter().map(|(name, source)| (name.into(), Source::new(source)));
         Ok(Model { shards: Shards::of_sources(sources.collect())? })
-    }
-
-    /// Decodes on up to `threads` threads; 0, as at first: on as many as the machine offers.
-    #[must_use]
-    pub fn with_threads(mut self, threads: usize) -> Self {
-        self.shards.threads = threads;
-        self
     }
 
     pub(crate) fn inner(&self) -> &Shards {
@@ -246,9 +249,36 @@ impl Model {
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
     pub fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
-        let (shard, index, _) = self.shards.place(name)?;
+        let (shard, index, spec) = self.shards.place(name)?;
         let decoder = decoder(shard, index)?;
-        shard.decode(index, &*decoder, range, dst, self.shards.threads())
+        let payload = shard.payload_range(index)?;
+        let fits = range.end <= spec.byte_len()
+            && range.end.checked_sub(range.start) == Some(dst.len() as u64);
+        if !self.shards.patient || !fits || shard.source().bytes_at(payload.clone()).is_some() {
+            return shard.decode(index, &*decoder, range, dst);
+        }
+        // Reads wait for another machine: many are under way at once, on threads of their own, and
+        // what they bring is decoded when all of it is there.
+        let (table, block) = (shard.table(index)?, spec.block_bytes() as u64);
+        let mut window = Vec::new();
+        let (mut at, mut rest) = (range.start, dst);
+        while at < range.end {
+            let end = range.end.min((at / block + (WINDOW / block).max(1)) * block);
+            let place = table.blocks_range(at / block..end.div_ceil(block));
+            set_len(&mut window, (place.end - place.start) as usize)?;
+            let from = payload.start + place.start;
+            let pieces = window.chunks_mut(READ).enumerate();
+            side_by_side(self.shards.readers(), pieces, |(i, piece)| {
+                read_at(shard.source(), from + (i * READ) as u64, piece)
+            })
+            .map_err(|e| e.in_tensor(name))?;
+            let (piece, after) = rest.split_at_mut((end - at) as usize);
+            let found = Window { at: place.start, bytes: &window };
+            decode_range(&*decoder, spec, table, &found, at..end, piece)
+                .map_err(|e| e.in_part_at(payload.start))?;
+            (at, rest) = (end, after);
+        }
+        Ok(())
     }
 
     /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that

@@ -3,24 +3,22 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use bigsmall_format::{
-    Error, ReadAt, Result, Rule, Shard, TensorSpec, available_threads, for_each_in_parallel,
-};
+use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, TensorSpec};
 
 use crate::model_index::ModelIndex;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::source::folder::Input;
 use crate::source::open::open;
 use crate::source::url::url;
+use crate::stage::thread::side_by_side;
 
 /// One shard or several.
 pub(crate) struct Shards {
     opened: Vec<Open>,
     /// Shard and place of every tensor, by its name.
     places: HashMap<Box<str>, (usize, usize)>,
-    pub(crate) threads: usize,
     /// Whether reads may be slow, so that many should be under way at once.
-    patient: bool,
+    pub(crate) patient: bool,
 }
 
 struct Open {
@@ -41,16 +39,11 @@ impl Shards {
         };
         let (names, index) = folder.model().map_err(|e| e.in_file(path))?;
         let mut opened: Vec<Option<Shard<Source>>> = names.iter().map(|_| None).collect();
-        for_each_in_parallel(
-            shards.readers(),
-            names.iter().zip(&mut opened),
-            || (),
-            |(), (name, to)| {
-                let shard = folder.open_file(Path::new(name)).and_then(Shard::open);
-                *to = Some(shard.map_err(|e| e.in_file(name))?);
-                Ok(())
-            },
-        )?;
+        side_by_side(shards.readers(), names.iter().zip(&mut opened), |(name, to)| {
+            let shard = folder.open_file(Path::new(name)).and_then(Shard::open);
+            *to = Some(shard.map_err(|e| e.in_file(name))?);
+            Ok(())
+        })?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
             shards.add(name, shard)?;
         }
@@ -72,11 +65,10 @@ impl Shards {
         let mut shards = Shards::empty(true);
         let mut opened: Vec<Option<Shard<Source>>> = sources.iter().map(|_| None).collect();
         let (names, sources): (Vec<String>, Vec<Source>) = sources.into_iter().unzip();
-        for_each_in_parallel(
+        side_by_side(
             shards.readers(),
             names.iter().zip(sources).zip(&mut opened),
-            || (),
-            |(), ((name, source), to)| {
+            |((name, source), to)| {
                 *to = Some(Shard::open(source).map_err(|e| e.in_file(name))?);
                 Ok(())
             },
@@ -88,7 +80,7 @@ impl Shards {
     }
 
     fn empty(patient: bool) -> Self {
-        Shards { opened: Vec::new(), places: HashMap::new(), threads: 0, patient }
+        Shards { opened: Vec::new(), places: HashMap::new(), patient }
     }
 
     fn add(&mut self, name: &str, shard: Shard<Source>) -> Result<()> {
@@ -120,14 +112,6 @@ impl Shards {
                 .found(self.places.len()));
         }
         Ok(())
-    }
-
-    pub(crate) fn threads(&self) -> usize {
-        match (self.threads, self.patient) {
-            (0, false) => available_threads(),
-            (0, true) => available_threads().max(REMOTE_THREADS),
-            (n, _) => n,
-        }
     }
 
     /// How many threads read at once.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bigsmall_format::{Error, Result, Rule, TensorSpec};
 
 use crate::Progress;
-use crate::model::feed::{BASE, Feed, MAX_THREADS, Place, Wanted, check_len};
+use crate::model::feed::{BASE, Feed, Place, Wanted, check_len};
 use crate::model::layer::Layer;
 use crate::model::open::Model;
 use crate::model::shards::Shards;
@@ -17,16 +17,14 @@ use crate::stage::thread::start;
 /// How to stream a model.
 ///
 /// ```
-/// let options = bigsmall_io::StreamOptions { budget: Some(256 << 20), ..Default::default() };
-/// assert_eq!(options.threads, 0);
+/// let options = bigsmall_io::StreamOptions { budget: Some(256 << 20) };
+/// assert_ne!(options, bigsmall_io::StreamOptions::default());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamOptions {
     /// The most bytes that the loader may hold, what the caller keeps not counted; at the least 64
     /// MiB. `None`: the largest encoded layer, read ahead, and 64 MiB.
     pub budget: Option<u64>,
-    /// Threads that decode; 0: as many as the model's.
-    pub threads: usize,
 }
 
 /// The layers of a model in the order in which it runs, while the next ones are being read.
@@ -63,7 +61,6 @@ pub struct StreamingLoader {
     model: Arc<Model>,
     feed: Arc<Feed>,
     progress: Arc<Progress>,
-    threads: usize,
     /// The layer that comes next; the number of layers once all is done, or after an error.
     next: usize,
 }
@@ -92,10 +89,8 @@ impl StreamingLoader {
         let feed = Arc::new(feed.with_room(budget - BASE + BASE / 4));
         let progress = Arc::new(Progress::default());
         progress.expect(feed.layers.iter().map(|l| l.original_len).sum());
-        let threads = if options.threads == 0 { model.inner().threads() } else { options.threads };
-        let threads = threads.min(MAX_THREADS);
         // Dropped, it ends the threads that could be had where others could not.
-        let loader = StreamingLoader { model, feed, progress, threads, next: 0 };
+        let loader = StreamingLoader { model, feed, progress, next: 0 };
         for _ in 0..loader.model.inner().readers().min(loader.feed.pieces.len()) {
             let (feed, model) = (Arc::clone(&loader.feed), Arc::clone(&loader.model));
             start("read ahead", |builder, begun| {
@@ -183,9 +178,7 @@ impl StreamingLoader {
             return Err(wrong(layer.tensors[missing].name(), "a slice for it"));
         }
         let slices = slices.into_iter().flatten().collect();
-        self.step(|feed, shards, wanted, threads| {
-            feed.decode_into(shards, wanted, slices, threads)
-        })?;
+        self.step(|feed, shards, wanted| feed.decode_into(shards, wanted, slices))?;
         Ok(true)
     }
 
@@ -201,24 +194,21 @@ impl StreamingLoader {
             return Ok(false);
         }
         let spare = std::mem::take(layer).into_tensors();
-        *layer = self.step(|feed, shards, wanted, threads| {
-            let tensors = feed.decode(shards, wanted, spare, threads)?;
+        *layer = self.step(|feed, shards, wanted| {
+            let tensors = feed.decode(shards, wanted, spare)?;
             Ok(Layer::new(&wanted.name, tensors))
         })?;
         Ok(true)
     }
 
     /// Does `work` for the next layer, of which there is one.
-    fn step<T>(
-        &mut self,
-        work: impl FnOnce(&Feed, &Shards, &Wanted, usize) -> Result<T>,
-    ) -> Result<T> {
+    fn step<T>(&mut self, work: impl FnOnce(&Feed, &Shards, &Wanted) -> Result<T>) -> Result<T> {
         let wanted = &self.feed.layers[self.next];
         // Set back below: whatever leaves this function early leaves the loader at its end.
         let at = std::mem::replace(&mut self.next, self.feed.layers.len());
         let done = match self.progress.is_cancelled() {
             true => Err(Error::new(Rule::Cancelled)),
-            false => work(&self.feed, self.model.inner(), wanted, self.threads),
+            false => work(&self.feed, self.model.inner(), wanted),
         };
         if done.is_err() {
             self.feed.stop();

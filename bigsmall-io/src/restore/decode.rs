@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_range};
+use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_here};
 
 use crate::encoding;
 use crate::stage::chunk::{Chunk, Part};
@@ -74,7 +74,7 @@ fn decode_part<R: ReadAt>(
     set_len(scratch, (blocks.end - blocks.start) as usize)?;
     read_at(shard.source(), payload + blocks.start, scratch)?;
     let window = Window { at: blocks.start, bytes: scratch };
-    decode_range(decoder, spec, table, &window, part.bytes.clone(), dst, 1)
+    decode_here(decoder, spec, table, &window, part.bytes.clone(), dst)
 }
 
 /// A piece of a payload that is in memory.

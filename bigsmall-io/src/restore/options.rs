@@ -2,34 +2,34 @@
 
 use std::path::Path;
 
-use bigsmall_format::available_threads;
-
-use crate::source::file::REMOTE_THREADS;
 use crate::source::url::url;
 
 /// How to restore or verify.
 ///
 /// ```
-/// let options = bigsmall_io::RestoreOptions { threads: 1, ..Default::default() };
+/// let options = bigsmall_io::RestoreOptions { md5: true, ..Default::default() };
 /// assert!(!options.replace);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreOptions {
-    /// Threads that decode; 0: as many as the machine offers. Hashing and writing have threads of
-    /// their own.
-    pub threads: usize,
     /// Report the MD5 of every tensor's original bytes.
     pub md5: bool,
     /// Replace an existing output.
     pub replace: bool,
 }
 
-/// The options for `input`: more threads where each of them will wait for another machine.
-pub(crate) fn patient(input: &Path, options: &RestoreOptions) -> RestoreOptions {
-    match (url(input), options.threads) {
-        (Some(_), 0) => {
-            RestoreOptions { threads: available_threads().max(REMOTE_THREADS), ..*options }
-        }
-        _ => *options,
+/// Whether reading a chunk takes long and no processor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    No,
+    /// Chunks are read and decoded by threads of their own, so that many requests are under way
+    /// and the caller's pool is not kept waiting.
+    ForAnotherMachine,
+}
+
+impl Waits {
+    /// Whether reading from `input` waits for another machine.
+    pub(crate) fn of(input: &Path) -> Self {
+        if url(input).is_some() { Waits::ForAnotherMachine } else { Waits::No }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bigsmall_format::{BlockDecoder, ReadAt, Result, Shard};
+use bigsmall_format::{BlockDecoder, ReadAt, Result, Section, Shard};
 
 use crate::restore::decode::decoder;
 use crate::stage::lock::lock;
@@ -62,7 +62,9 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
             let (piece, rest) = buf.split_at_mut(n);
             let from = data - range.start;
             let decoder = self.decoder(index)?;
-            self.shard.decode(index, &*decoder, from..from + n as u64, piece, 1)?;
+            let payload = Section::new(self.shard.source(), self.shard.payload_range(index)?)?;
+            let wanted = from..from + n as u64;
+            self.shard.decode_from(index, &*decoder, &payload, wanted, piece)?;
             buf = rest;
             data += n as u64;
             index += 1;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use bigsmall_format::internal::len_of;
 use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, ShardEntry};
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Receiver, unbounded};
 
 use crate::restore::decode::{Decoder, Job, decode};
+use crate::restore::options::Waits;
+use crate::source::file::REMOTE_THREADS;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::chunk::chunks;
 use crate::stage::control::Control;
@@ -16,28 +18,33 @@ use crate::stage::digest::{FileDigest, TensorDigests};
 use crate::stage::output::Output;
 use crate::stage::pool::{Buffer, Pool};
 use crate::stage::promise::{Answer, promise};
-use crate::stage::thread::{received, send, sizes, spawn};
+use crate::stage::thread::{in_flight, in_pool, received, send, sizes, spawn};
 use crate::{FileReport, Progress, RestoreOptions, hex};
 
 /// Restores the shard that was opened as `input`.
 pub(crate) fn restore_file(
     shard: &Shard<impl ReadAt>,
+    waits: Waits,
     input: &Path,
     output: &Path,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
     let target = AtomicFile::create(output, options.replace)?;
-    let mut report = restore_shard(shard, Some(&target), options, progress)?;
+    let mut report = restore_shard(shard, waits, Some(&target), options, progress)?;
     target.commit()?;
     report.name = crate::report::file_name(input);
     Ok(report)
 }
 
+/// A chunk, where to decode it to, and the promise of the decoded bytes.
+type Work<'p> = (Arc<Job<'p>>, Buffer<'p>, Answer<Buffer<'p>>);
+
 /// Decodes the whole of `shard`, in order, into `output` if any, and compares the
 /// SHA-256 and the stored MD5s.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
+    waits: Waits,
     output: Option<&dyn Output>,
     options: &RestoreOptions,
     progress: &Progress,
@@ -49,9 +56,15 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let stored_md5 = |index| shard.entry(index).ok().and_then(ShardEntry::md5);
     let any_md5 = options.md5 || (0..tensors.len()).any(|i| stored_md5(i).is_some());
     let control = Control::new(progress);
-    let (threads, in_flight) = sizes(options.threads);
-    let pool = Pool::new(in_flight);
-    let (to_work, work) = unbounded::<(Arc<Job<'_>>, Buffer<'_>, Answer<_>)>();
+    let (threads, chunks_in_flight) = match waits {
+        Waits::No => sizes(),
+        Waits::ForAnotherMachine => {
+            let threads = sizes().0.max(REMOTE_THREADS);
+            (threads, in_flight(threads))
+        }
+    };
+    let pool = Pool::new(chunks_in_flight);
+    let (to_work, work) = unbounded::<Work<'_>>();
     let (to_hash, hash) = unbounded::<Arc<Job<'_>>>();
     let (to_md5, md5) = unbounded::<Arc<Job<'_>>>();
     let (to_write, write) = unbounded::<Arc<Job<'_>>>();
@@ -86,22 +99,47 @@ pub(crate) fn restore_shard<R: ReadAt>(
         } else {
             answer.keep(Vec::new());
         }
-        for _ in 0..threads {
-            let work = work.clone();
-            spawn(scope, control, "decode", move || {
-                let mut scratch = Vec::new();
-                for (job, mut room, answer) in received(control, "decode", &work) {
-                    if control.stopped() {
-                        continue;
+        let decode_all = move |work: &Receiver<Work<'_>>| {
+            let mut scratch = Vec::new();
+            for (job, mut room, answer) in received(control, "decode", work) {
+                if control.stopped() {
+                    continue;
+                }
+                match decode(shard, &job, &mut room, &mut scratch) {
+                    Ok(()) => answer.keep(room),
+                    Err(error) => control.fail(job.chunk.data.start, error),
+                }
+            }
+        };
+        if waits == Waits::ForAnotherMachine {
+            for _ in 0..threads {
+                let work = work.clone();
+                spawn(scope, control, "decode", move || decode_all(&work))?;
+            }
+        }
+        let mut all_written = None;
+        if let Some(output) = output {
+            let (answer, promised) = promise();
+            all_written = Some(promised);
+            spawn(scope, control, "write", move || {
+                let append = |at, bytes: &[u8]| {
+                    if let Err(error) = output.append(bytes) {
+                        control.fail(at, Error::io(error).at(at));
                     }
-                    match decode(shard, &job, &mut room, &mut scratch) {
-                        Ok(()) => answer.keep(room),
-                        Err(error) => control.fail(job.chunk.data.start, error),
+                };
+                append(0, prefix);
+                for job in received(control, "write", &write) {
+                    if let Ok(bytes) = control.owed(&job.decoded)
+                        && !control.stopped()
+                    {
+                        append(prefix.len() as u64 + job.chunk.data.start, bytes);
                     }
                 }
+                answer.keep(());
             })?;
         }
-        drop(work);
+        // The last one that is started: it waits for buffers, which come back when chunks are
+        // decoded.
         let (answer, all_cut) = promise();
         spawn(scope, control, "cut", move || {
             let mut large = None;
@@ -135,20 +173,13 @@ pub(crate) fn restore_shard<R: ReadAt>(
             }
             answer.keep(());
         })?;
-        if let Some(output) = output {
-            let append = |at, bytes: &[u8]| {
-                if let Err(error) = output.append(bytes) {
-                    control.fail(at, Error::io(error).at(at));
-                }
-            };
-            append(0, prefix);
-            for job in write {
-                if let Ok(bytes) = control.owed(&job.decoded)
-                    && !control.stopped()
-                {
-                    append(prefix.len() as u64 + job.chunk.data.start, bytes);
-                }
-            }
+        if waits == Waits::No {
+            in_pool(control, threads, || decode_all(&work));
+        }
+        // If decoding ended early, nobody waits for what is left.
+        drop(work);
+        if let Some(written) = &all_written {
+            control.owed(written)?;
         }
         control.owed(&all_cut)?;
         Ok((*control.owed(&sha256)?, control.owed(&md5s)?.clone()))

@@ -11,6 +11,7 @@ use bigsmall_format::{
 };
 
 use crate::report::file_name;
+use crate::restore::options::Waits;
 use crate::restore::walk::restore_shard;
 use crate::save::{named, sorted};
 use crate::stage::atomic::AtomicFile;
@@ -133,7 +134,7 @@ impl Writer {
         let sink = writer.finish()?;
         drop(sink.into_inner().map_err(|e| Error::io(e.into_error()))?);
         let checked = Shard::open(Written(&file)).and_then(|shard| {
-            restore_shard(&shard, None, &RestoreOptions::default(), &Progress::default())
+            restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &Progress::default())
         });
         let mut report = checked.map_err(|e| match e.class() {
             Class::Corrupt => Error::new(Rule::ReadBack).found(e),

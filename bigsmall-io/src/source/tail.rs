@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{Error, Result, Rule, for_each_in_parallel};
+use bigsmall_format::{Error, Result, Rule};
 
 use crate::source::file::REMOTE_THREADS;
+use crate::stage::thread::side_by_side;
 
 /// Fetched from the end on opening, and kept: trailer and index of all but very large shards.
 pub(crate) const TAIL: u64 = 256 << 10;
@@ -48,12 +49,9 @@ impl Tail {
             kept.copy_from_slice(&self.bytes[from..from + kept.len()]);
         }
         let pieces = fetched.chunks_mut(REQUEST).enumerate();
-        for_each_in_parallel(
-            REMOTE_THREADS,
-            pieces,
-            || (),
-            |(), (n, piece)| fetch(offset + (n * REQUEST) as u64, piece),
-        )
+        side_by_side(REMOTE_THREADS, pieces, |(n, piece)| {
+            fetch(offset + (n * REQUEST) as u64, piece)
+        })
     }
 
     /// The bytes of `range`, where all of them are kept.

@@ -3,20 +3,61 @@
 use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
 
-use bigsmall_format::{Error, Result, Rule, address_space, available_threads};
+use bigsmall_format::{Error, Result, Rule, address_space, pool_size, run_in_pool};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::stage::control::Control;
+use crate::stage::lock::lock;
 
-/// How many threads code and how many chunks may be under way. One thread hashes, so that more than
-/// some hundred have nothing to do.
-pub(crate) fn sizes(threads: usize) -> (usize, usize) {
-    let threads = if threads == 0 { available_threads() } else { threads }.min(256);
-    (threads, (24 + 4 * threads).min(64))
+/// How many threads of the caller's pool code and how many chunks may be under way. One thread
+/// hashes, so that more than some hundred have nothing to do.
+pub(crate) fn sizes() -> (usize, usize) {
+    let threads = pool_size().min(256);
+    (threads, in_flight(threads))
+}
+
+/// How many chunks may be under way where so many threads code.
+pub(crate) fn in_flight(threads: usize) -> usize {
+    (24 + 4 * threads).min(64)
+}
+
+/// Calls `work` for every item on up to `n` threads of its own: for work that waits for another
+/// machine and would keep the caller's pool from doing anything else. The error is that of the
+/// earliest item that failed.
+pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
+    n: usize,
+    items: I,
+    work: impl Fn(I::Item) -> Result<()> + Sync,
+) -> Result<()> {
+    let n = n.min(items.len());
+    let queue = Mutex::new(items.enumerate());
+    let failure = Mutex::new(None::<(usize, Error)>);
+    let run = || {
+        while lock(&failure).is_none() {
+            let Some((index, item)) = lock(&queue).next() else { return };
+            if let Err(error) = work(item) {
+                let mut first = lock(&failure);
+                if first.as_ref().is_none_or(|(i, _)| index < *i) {
+                    *first = Some((index, error));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..n {
+            // If the system gives no more threads, those that there are do the work.
+            if Builder::new().spawn_scoped(scope, run).is_err() {
+                break;
+            }
+        }
+        run();
+    });
+    let first = lock(&failure).take();
+    first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 /// More than a thread takes to start: two MiB for its stack.
@@ -70,17 +111,27 @@ pub(crate) fn spawn<'scope>(
     start(name, |builder, begun| {
         builder.spawn_scoped(scope, move || {
             begun.here();
-            // What the stage held is dropped by then, and every promise it had not kept is broken.
-            if let Err(_panic) = catch_unwind(AssertUnwindSafe(work)) {
-                #[cfg(test)]
-                if _panic.is::<crate::faults::Returned>() {
-                    return;
-                }
-                control.give_up();
-            }
+            guarded(control, work);
         })
     })
     .map(|_| ())
+}
+
+/// Runs a stage on this thread and on others of the caller's pool, `n` in all at the most. If it
+/// panics, the job fails. Calls may begin late, so none may wait for another one to begin.
+pub(crate) fn in_pool(control: &Control<'_>, n: usize, work: impl Fn() + Sync) {
+    run_in_pool(n, || guarded(control, &work));
+}
+
+fn guarded(control: &Control<'_>, work: impl FnOnce()) {
+    // What the stage held is dropped by then, and every promise it had not kept is broken.
+    if let Err(_panic) = catch_unwind(AssertUnwindSafe(work)) {
+        #[cfg(test)]
+        if _panic.is::<crate::faults::Returned>() {
+            return;
+        }
+        control.give_up();
+    }
 }
 
 /// The messages that the stage `stage` receives, until nobody sends any more.

@@ -45,6 +45,21 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// How many threads were asked for; 0 means one for each core.
+    pub(crate) fn threads(&self) -> usize {
+        match self {
+            Command::Compress(a) => a.coding.threads,
+            Command::Restore(a) => a.threads,
+            Command::Verify(a) => a.threads,
+            Command::Estimate(a) => a.coding.threads,
+            Command::Transcode(a) => a.coding.threads,
+            Command::Bench(a) => a.coding.threads,
+            Command::Inspect(_) | Command::Index(_) | Command::Completions { .. } => 1,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Coding {
     /// What to encode with; whatever it does not make smaller is stored raw.

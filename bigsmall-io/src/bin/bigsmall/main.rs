@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bigsmall_io::{
     Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result,
-    hex,
+    Rule, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let progress = Progress::default();
     let result = bar::stop_on_signals(&progress).map_err(Error::io).and_then(|()| {
-        let text = bar::with_bar(&progress, || run(cli.command, &progress))?;
+        let pool = pool(cli.command.threads())?;
+        let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // Whoever read the output has seen enough.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -43,6 +44,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// The threads that encode and decode; 0 means one for each core. One thread hashes, so that more
+/// than some hundred have nothing to do.
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(256));
+    pool.build().map_err(|e| Error::new(Rule::Memory).expected("threads to work on").found(e))
+}
+
 /// Does what was asked; returns what to print.
 fn run(command: Command, progress: &Progress) -> Result<String> {
     let begin = Instant::now();
@@ -50,7 +58,6 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         Command::Compress(a) => {
             let options = CompressOptions {
                 encoding: a.coding.encoding(),
-                threads: a.coding.threads,
                 md5: a.md5,
                 replace: a.force,
                 dry_run: a.dry_run,
@@ -61,12 +68,12 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             Ok(show("compressed", &report, begin, a.json))
         }
         Command::Restore(a) => {
-            let options = RestoreOptions { threads: a.threads, replace: a.force, md5: false };
+            let options = RestoreOptions { replace: a.force, md5: false };
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
         }
         Command::Verify(a) => {
-            let options = RestoreOptions { threads: a.threads, replace: false, md5: a.md5 };
+            let options = RestoreOptions { replace: false, md5: a.md5 };
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
@@ -84,7 +91,6 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         Command::Transcode(a) => {
             let options = CompressOptions {
                 encoding: a.coding.encoding(),
-                threads: a.coding.threads,
                 md5: a.md5,
                 replace: a.force,
                 dry_run: false,
@@ -152,11 +158,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
 }
 
 fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
-    let options = CompressOptions {
-        encoding: a.coding.encoding(),
-        threads: a.coding.threads,
-        ..Default::default()
-    };
+    let options = CompressOptions { encoding: a.coding.encoding(), ..Default::default() };
     let found = bigsmall_io::estimate(&a.input, &options, progress)?;
     if a.json {
         let value = json!({
@@ -180,7 +182,6 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
     let options = MeasureOptions {
         encoding: a.coding.encoding(),
         backend: a.backend.clone(),
-        threads: a.coding.threads,
         no_checksum: a.no_checksum,
     };
     let m = bigsmall_io::measure(&a.input, &options, progress)?;
