@@ -99,7 +99,7 @@ pub trait BlockEncoder: Send + Sync {
     /// to a multiple of 8 bytes, and their lengths without the padding to `lens`.
     ///
     /// # Errors
-    /// [`Rule::Memory`]; `out` and `lens` then hold nothing that means anything.
+    /// [`Rule::Memory`]; the contents of `out` and `lens` are then unspecified.
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
 }
 
