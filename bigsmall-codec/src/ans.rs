@@ -47,10 +47,10 @@ impl Ans {
         Ans { level, backend: Backend::best() }
     }
 
-    /// The same with another backend.
+    /// The same encoding with the kernels of `backend`; the bytes do not change.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] when this machine or build lacks it.
+    /// [`Rule::BackendMissing`](crate::Rule::BackendMissing) if this machine or build lacks it.
     pub fn with_backend(self, backend: Backend) -> Result<Ans> {
         kernels(backend)?;
         Ok(Ans { backend, ..self })

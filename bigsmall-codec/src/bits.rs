@@ -67,7 +67,7 @@ impl<'a> BitReader<'a> {
         Some(value)
     }
 
-    /// Counts ones up to the next zero and takes them and it; `None` at the end or when there are
+    /// Counts ones up to the next zero and takes them and it; `None` at the end, or if there are
     /// more than `most`.
     pub(crate) fn pull_ones(&mut self, most: u32) -> Option<u32> {
         let mut ones = 0;
@@ -80,8 +80,8 @@ impl<'a> BitReader<'a> {
         Some(ones)
     }
 
-    /// Insists that nothing is left but the zeros that fill up the last `align` bytes; `longer` is
-    /// broken where bytes are.
+    /// Checks that only the zero padding to a multiple of `align` bytes is left; more bytes break the
+    /// rule `longer`.
     pub(crate) fn finish(&self, align: usize, longer: Rule) -> Result<()> {
         let used = self.at.div_ceil(8);
         if self.bytes.len() != used.next_multiple_of(align) {

@@ -15,7 +15,7 @@ use crate::head::Head;
 /// Largest parameter of the Rice code.
 pub(crate) const MAX_RICE: u32 = 15;
 
-/// The parameter that suits `n_exceptions` in `n` units: the logarithm of the mean gap.
+/// The best parameter for `n_exceptions` in `n` units: the logarithm of the mean gap.
 pub(crate) fn rice_parameter(n: usize, n_exceptions: usize) -> u32 {
     match n_exceptions {
         0 => 0,

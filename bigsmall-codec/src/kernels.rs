@@ -57,7 +57,7 @@ pub(crate) struct EncodeJob<'a> {
     pub(crate) ahead: Ahead<'a>,
 }
 
-/// A backend may write so many words before the first that it keeps.
+/// How many words a backend may write before the first one that it keeps.
 pub(crate) const ROOM: usize = 32;
 
 /// The kernels of a backend: the same results as the plain ones, faster.

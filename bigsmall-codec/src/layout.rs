@@ -33,8 +33,7 @@ fn float(dtype: Dtype) -> Option<(u32, usize)> {
 }
 
 impl Layout {
-    /// The layout of `dtype` with `m` mantissa bits in the field; `None` when the head has not that
-    /// many.
+    /// The layout of `dtype` with `m` mantissa bits in the field; `None` if the head has fewer.
     pub(crate) fn new(dtype: Dtype, m: u32) -> Option<Layout> {
         let unit_bytes = dtype.unit_bytes();
         match float(dtype) {
@@ -93,7 +92,7 @@ impl Layout {
         field << self.field_shift() | u16::from(residual & 0x7f) | sign
     }
 
-    /// Takes the heads out of `units`.
+    /// Extracts the heads of `units`.
     #[inline(always)]
     pub(crate) fn split_heads(&self, units: &[u8], heads: &mut [u16]) {
         match (self.unit_bytes, self.head_bytes) {
@@ -105,7 +104,7 @@ impl Layout {
         }
     }
 
-    /// Takes the low bits out of `units`.
+    /// Extracts the low bits of `units`.
     pub(crate) fn split_lows(&self, units: &[u8], lows: &mut [u64]) {
         match self.unit_bytes {
             2 => each(units, lows, |u: [u8; 2]| u64::from(u[0])),

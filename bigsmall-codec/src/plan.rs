@@ -21,7 +21,7 @@ const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// How much work a level puts into the plan.
 struct Effort {
-    /// Units to look at: a quarter of the tensor, but at least and at most so many.
+    /// Units of the sample: a quarter of the tensor, within these bounds.
     sample: (u64, u64),
     /// Mantissa bits in the field, tried in turn.
     mantissa: &'static [u32],
@@ -162,8 +162,7 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
 }
 
 /// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of
-/// its symbol 0: its own, or field 0 (zeros and subnormals) where that is more common and lies
-/// outside.
+/// its symbol 0: its own, or field 0 (zeros and subnormals) if that is more common and outside.
 fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     // Four histograms: equal neighbours need not wait for each other.
     let mut four = vec![[0u32; 4]; n_fields];

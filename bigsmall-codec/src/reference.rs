@@ -1,5 +1,5 @@
-//! Every step by `constriction`'s `AnsCoder<u16, u32>`: an independent opinion on what the bytes
-//! mean.
+//! Every step by `constriction`'s `AnsCoder<u16, u32>`: an independent implementation to compare
+//! with.
 //!
 //! Its models have one interval a symbol, ours alias slots: a permutation of the 4096 slots leads
 //! from one to the other.

@@ -18,8 +18,8 @@ pub enum Stage {
     SplitSymbols,
     /// Encoding: the cheapest table for every segment.
     ChooseTables,
-    /// Encoding: symbols that their table has not. The symbols are copied first, since this changes
-    /// them.
+    /// Encoding: symbols that their table does not code. The symbols are copied first, since this
+    /// changes them.
     ReplaceExceptions,
     /// Encoding: rANS, symbols to words.
     Encode,
@@ -60,7 +60,7 @@ pub struct Stages {
 #[derive(Default)]
 struct Block {
     units: Vec<u8>,
-    /// As they are before symbols that their table has not are replaced, and afterwards.
+    /// Before and after the symbols that their table does not code are replaced.
     symbols: [Vec<u8>; 2],
     tables: Vec<u8>,
     group_tables: Vec<u8>,

@@ -187,15 +187,15 @@ pub(crate) struct AliasTable {
     pub(crate) own: Vec<AliasEntry>,
     /// For each bucket the entry of its donor.
     pub(crate) donor: Vec<AliasEntry>,
-    /// The buckets in the form that vector kernels load, where there are 32.
+    /// The buckets in the form that vector kernels load, if there are 32.
     pub(crate) buckets32: Option<Box<Buckets32>>,
     slots: OnceLock<Box<Slots>>,
     encode: OnceLock<Box<EncodeTable>>,
 }
 
 /// What encoding with a table needs, made for vectors that divide by multiplying: quotients may
-/// come out one too small, remainders then one frequency too large, and the table of slots sets
-/// both right.
+/// come out one too small, remainders then one frequency too large; the table of slots corrects
+/// both.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
     /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
@@ -230,8 +230,8 @@ impl EncodeTable {
             slots[at] = slot as u16;
             slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
         });
-        // A symbol that the table has not is never encoded. Its entry keeps even so within the
-        // slots.
+        // A symbol without a frequency is never encoded. Its entry stays within the slots all the
+        // same.
         let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
         let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);

@@ -14,7 +14,7 @@ pub(crate) const OUTSIDE: u8 = u8::MAX;
 /// The greatest cost in a [`CostTable`]: 64 costs can be added in 16 bits.
 pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
 
-/// So many costs can be added in 16 bits.
+/// How many costs can be added in 16 bits.
 const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 
 /// What each symbol costs under each table, a quarter as fine as
@@ -77,8 +77,7 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
 /// place.
 pub(crate) struct StandIns(Vec<StandIn>);
 
-/// The symbols from `first` to `first + span` stay themselves; where others do too, or none, they
-/// are looked up.
+/// The symbols from `first` to `first + span` stay themselves; all others are looked up in `map`.
 struct StandIn {
     map: [u8; 256],
     first: u8,
@@ -110,8 +109,8 @@ impl StandIn {
     }
 }
 
-/// Replaces symbols that the table of their segment has not, listing them as exceptions, position
-/// and field; false where these are more than a block can have.
+/// Replaces symbols that the table of their segment does not code and lists them as exceptions,
+/// position and field; false if these are more than a block can have.
 #[inline(always)]
 pub(crate) fn replace_exceptions(
     head: &Head,
@@ -164,7 +163,7 @@ fn replace_few(
     Ok(())
 }
 
-/// Takes the symbols, or [`OUTSIDE`], out of whole groups of units.
+/// Extracts the symbols, or [`OUTSIDE`], of whole groups of units.
 #[inline(always)]
 pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let layout = &head.layout;
@@ -189,14 +188,14 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
 #[inline(always)]
 pub(crate) fn symbol_of(field: u16, (base, first): (u16, u16), n_symbols: u16) -> u8 {
     let s = field.wrapping_sub(base);
-    // The field `base` lies outside where another one took its symbol. In 16 bits throughout, or
-    // vectors are narrowed three times.
+    // The field `base` lies outside if another one took its symbol. In 16 bits throughout: with
+    // 32, vectors are narrowed three times.
     let s = if s.wrapping_sub(1) < n_symbols - 1 { s } else { u16::from(OUTSIDE) };
     (if field == first { 0 } else { s }) as u8
 }
 
-/// Takes the residuals out of whole groups of units and packs them. `residual` has just the length
-/// that they take.
+/// Extracts the residuals of whole groups of units and packs them. `residual` has exactly their
+/// packed length.
 #[inline(always)]
 pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
     let layout = &head.layout;
@@ -307,7 +306,7 @@ fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8]) -> [u16; GROU
     let layout = &head.layout;
     let shift = layout.field_shift();
     let (base, first) = (head.base, head.first);
-    // Sign extension takes bit 7 to bit 15, where the head has two bytes.
+    // Sign extension copies bit 7 to bit 15, for heads of two bytes.
     let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
     let mut heads = [0u16; GROUP];
     let rows = heads.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks::<COLUMNS>().0);

@@ -9,7 +9,7 @@ use bigsmall_format::{
 use crate::backend;
 use crate::kernels::Kernels;
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
-use crate::set_len;
+use crate::memory::set_len;
 use crate::view::Block;
 
 /// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a
@@ -39,7 +39,7 @@ pub struct Tbe {
 }
 
 impl Tbe {
-    /// The encoding with codes of that width. Decodes payloads of either width, with the fastest
+    /// The encoding with codes of `width` bits. Decodes payloads of either width, with the fastest
     /// kernels that this machine can run.
     #[must_use]
     pub fn new(width: Width) -> Self {
@@ -49,7 +49,7 @@ impl Tbe {
     /// The same with the kernels of `backend`; the bytes do not change.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`] where this machine cannot run them.
+    /// [`Rule::BackendMissing`] if this machine cannot run them.
     pub fn with_backend(mut self, backend: Backend) -> Result<Self> {
         self.kernels = backend::kernels(backend)?;
         Ok(self)

@@ -7,6 +7,7 @@ mod encode;
 mod kernels;
 mod layout;
 mod matmul;
+mod memory;
 mod transcode;
 mod view;
 
@@ -21,15 +22,3 @@ pub use bigsmall_format::{
     BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId,
     Error, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
 };
-
-/// Reserves memory for `more` bytes; an error if there is none.
-fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
-    bytes.try_reserve(more).map_err(|_| Error::memory(more))
-}
-
-/// Gives `bytes` the length `n`; the contents are unspecified. An error if there is no memory.
-fn set_len(bytes: &mut Vec<u8>, n: usize) -> Result<()> {
-    reserve(bytes, n.saturating_sub(bytes.len()))?;
-    bytes.resize(n, 0);
-    Ok(())
-}

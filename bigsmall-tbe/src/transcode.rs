@@ -5,7 +5,7 @@ use bigsmall_format::{
     pool_size,
 };
 
-use crate::{reserve, set_len};
+use crate::memory::{reserve, set_len};
 
 /// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding
 /// `to`, on the threads of the caller's rayon pool. Every block is checked before it is decoded. The

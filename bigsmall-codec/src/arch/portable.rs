@@ -57,7 +57,7 @@ fn encode_row(
             let lane = odd * LANES / 2 + i;
             let symbol = row[2 * i + odd];
             let x = states[lane];
-            // Without a branch: which lanes give a word is as good as random.
+            // Without a branch: which lanes give a word cannot be predicted.
             let full = x >> (32 - PRECISION) >= table.freq(symbol);
             words[left % LANES] = x as u16;
             left = left.wrapping_sub(usize::from(full));
@@ -71,8 +71,8 @@ fn encode_row(
 #[inline(always)]
 fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; LANES]) {
     let begin = job.position;
-    // 32 words that may be needed; beyond the end of the block there are zeros, and the caller sees
-    // that too many were used.
+    // 32 words that may be needed. Past the end of the block they are zeros; the caller checks how
+    // many were used.
     let bytes = job.words.get(2 * begin..2 * begin + 2 * LANES);
     let padded;
     let words: &[[u8; 2]; LANES] = match bytes.and_then(|b| b.as_chunks::<2>().0.try_into().ok()) {

@@ -3,10 +3,10 @@
 
 use bigsmall_format::{Ahead, Error, Result, Rule, fetch_output};
 
-use super::*;
+use crate::block::sections::{Block, CARRIED, Sections, carried_len};
 use crate::head::Head;
-use crate::kernels::{Job, Kernels};
-use crate::planes::packed_len;
+use crate::kernels::{Job, Kernels, STATE_MIN};
+use crate::planes::{GROUP, packed_len};
 
 /// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
 pub(crate) fn decode(
@@ -87,8 +87,8 @@ fn decode_ans<const N: usize>(
         units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
         let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
         kernels.decode_symbols(head, &mut jobs, &mut slices);
-        // Not together with the output: many lines at once take the places of what decoding itself
-        // waits for.
+        // Not together with the output: many lines at once use up the line-fill buffers that
+        // decoding needs.
         ahead.fetch(lines);
         for i in 0..N {
             let s = &sections[i];

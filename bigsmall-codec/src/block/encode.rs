@@ -2,13 +2,15 @@
 
 use bigsmall_format::{Ahead, Result};
 
-use super::*;
 use crate::bits::BitWriter;
+use crate::block::sections::{
+    CONSTANT_LEN, HEADER, KIND_ANS, KIND_CONSTANT, KIND_RAW, carried_len, is_constant,
+};
 use crate::exceptions;
 use crate::head::Head;
-use crate::kernels::{EncodeJob, Kernels, ROOM};
+use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
 use crate::memory::{reserve, set_len};
-use crate::planes::packed_len;
+use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns, low_width, pack_lows};
 
 /// Blocks that are encoded at once: two keep both halves of the machine busy.
@@ -29,7 +31,7 @@ pub(crate) struct Encoder {
 #[derive(Default)]
 pub(crate) struct Scratch([Parts; AT_ONCE]);
 
-/// What a block comes apart into before its sections are written.
+/// The parts of a block before its sections are written.
 #[derive(Default)]
 struct Parts {
     symbols: Vec<u8>,
@@ -50,7 +52,7 @@ impl Encoder {
 
     /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to
     /// `out`, each padded to a multiple of 8 bytes, and their lengths without the padding to
-    /// `lens`. An error where there is no memory.
+    /// `lens`. An error if there is no memory.
     pub(crate) fn encode(
         &self,
         units: &[u8],
@@ -98,7 +100,7 @@ impl Encoder {
         Ok(())
     }
 
-    /// Everything up to the entropy coder; false where the block cannot be coded.
+    /// Everything before the entropy coder; false if the block cannot be coded.
     fn take_apart(&self, units: &[u8], parts: &mut Parts) -> Result<bool> {
         let Encoder { head, kernels, .. } = self;
         let layout = &head.layout;
@@ -118,7 +120,7 @@ impl Encoder {
         }
         group_tables.clear();
         group_tables.extend((0..n_groups).map(|g| table_ids[g / head.segment_groups()]));
-        // The last bytes of the residual travel in the end states, 16 bits a lane, for nothing.
+        // The end states carry the last bytes of the residual, 16 bits a lane, at no cost.
         // They lie in the last two groups.
         let mut last = [0; 2 * GROUP];
         let last_groups = n_groups.min(2);
@@ -143,8 +145,8 @@ impl Encoder {
         let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
         let words = &mut words[*begin..];
         let rice = exceptions::rice_parameter(n_groups * GROUP, exceptions.len());
-        // Words, residuals and low bits; where the symbols cost more than they are long, the block
-        // is stored raw after all.
+        // Words, residuals and low bits. If coding would take more bytes than the units, the block
+        // is stored raw.
         reserve(out, 2 * words.len() + units.len() + SMALL_SECTIONS)?;
         out.extend_from_slice(&[KIND_ANS, rice as u8]);
         out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());

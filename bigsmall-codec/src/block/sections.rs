@@ -4,12 +4,33 @@
 
 use bigsmall_format::{Error, Result, Rule};
 
-use super::*;
 use crate::bits::BitReader;
 use crate::exceptions;
 use crate::head::Head;
-use crate::planes::packed_len;
+use crate::kernels::{LANES, STATE_MIN};
+use crate::planes::{GROUP, packed_len};
 use crate::units::low_len;
+
+pub(super) const KIND_RAW: u8 = 0;
+pub(super) const KIND_CONSTANT: u8 = 1;
+pub(super) const KIND_ANS: u8 = 2;
+/// Kind, Rice parameter of the exceptions, their number, number of words.
+pub(crate) const HEADER: usize = 8;
+/// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
+pub(super) const CONSTANT_LEN: usize = 64;
+/// Bytes that the end states carry, at most: 16 bits a lane.
+pub(super) const CARRIED: usize = 2 * LANES;
+
+/// Groups of a full block.
+pub(crate) const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
+
+pub(crate) fn carried_len(residual_len: usize) -> usize {
+    residual_len.min(CARRIED)
+}
+
+pub(super) fn is_constant(units: &[u8], unit_bytes: usize) -> bool {
+    units.len() > unit_bytes && units[unit_bytes..] == units[..units.len() - unit_bytes]
+}
 
 /// An encoded block.
 #[allow(clippy::large_enum_variant)] // lives on the stack for one call; boxing would allocate

@@ -126,7 +126,8 @@ unsafe fn decode_group<const N: usize>(
     let tables: [Registers; N] = std::array::from_fn(|i| load_table(blocks[i].table));
     let mut last = [_mm256_setzero_si256(); N];
     for row in 0..ROWS {
-        // Line by line: many at once would take the places of what the kernel itself waits for.
+        // Line by line: many at once use up the line-fill buffers that the kernel's own loads
+        // need.
         ahead.fetch(lines);
         for (i, block) in blocks.iter_mut().enumerate() {
             if let Some(soon) = block.units.get(2) {

@@ -169,8 +169,8 @@ fn exponents<const W: usize>(
 ) -> __m512i {
     let mask = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((1 << W) - 1));
     let exponents = _mm512_add_epi8(codes, base);
-    // Three bitmaps leave hardly a tile without an escape, four hardly one with: a branch pays for
-    // four alone.
+    // With three bitmaps nearly every tile has an escape, with four nearly none: a branch pays for
+    // four only.
     if W == 4 && mask == 0 {
         return exponents;
     }

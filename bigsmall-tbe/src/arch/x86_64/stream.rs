@@ -1,5 +1,5 @@
-//! Memory that is larger than the caches. Output bypasses them, so that it need not be read before
-//! it is overwritten; input that is walked through once is asked for before it is needed.
+//! Data larger than the caches. Output bypasses them, so that it need not be read before it is
+//! overwritten; input is prefetched.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -14,8 +14,8 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs from this length on bypass the caches: whole blocks of bf16.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many weights ahead kernels ask for them: more than the processor would do on its own accord,
-/// which stops at every page.
+/// How many weights ahead kernels prefetch: more than the processor does by itself, which stops at
+/// every page.
 const AHEAD: usize = 2048;
 
 /// Prefetches the bf16 weights that come [`AHEAD`] of `tile` into the level 2 cache: their product
@@ -27,19 +27,19 @@ pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
 }
 
-/// Asks for the byte plane that comes [`AHEAD`] of weight `at`.
+/// Prefetches the byte plane that comes [`AHEAD`] of weight `at`.
 #[inline(always)]
 pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
     fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
 }
 
-/// Asks for the bitmaps that come [`AHEAD`] of `here`.
+/// Prefetches the bitmaps that come [`AHEAD`] of `here`.
 #[inline(always)]
 pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
     fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * W).cast());
 }
 
-/// Asks for a cache line, which need not exist.
+/// Prefetches a cache line, which need not exist.
 #[inline(always)]
 fn fetch<const HINT: i32>(line: *const u8) {
     // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is
@@ -54,8 +54,8 @@ struct Staging([u8; LINE + GROUP]);
 /// shorter, in whole cache lines that bypass the caches.
 pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
     let mut staging = Staging([0; LINE + GROUP]);
-    // What comes before the first boundary of a line in `out` goes out like a left-over: by
-    // ordinary stores.
+    // What comes before the first boundary of a line in `out` is written by ordinary stores, as the
+    // rest at the end.
     let mut held = out.as_ptr().align_offset(LINE).min(out.len());
     let mut rest = out;
     if held > 0 {
