@@ -1,5 +1,5 @@
-//! Runs tests of which some need a device: without one these are counted as ignored, out loud; with
-//! `BIGSMALL_REQUIRE_GPU=1` they fail.
+//! A runner of tests that need a device. Without one they are counted as ignored, and a line says
+//! so; with `BIGSMALL_REQUIRE_GPU=1` they fail.
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -9,8 +9,9 @@ pub type Test = (&'static str, fn());
 /// Runs the tests and ends the process; `anywhere` are those that need no device.
 pub fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
     let device = bigsmall_gpu::Wgpu::headless();
-    if let Err(error) = &device {
-        eprintln!("NO DEVICE, tests are skipped: {error}");
+    match &device {
+        Ok(gpu) => eprintln!("device: {}", gpu.description()),
+        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error}"),
     }
     let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
     let skip = device.is_err() && !required;

@@ -3,30 +3,10 @@
 use std::sync::OnceLock;
 
 use bigsmall_gpu::{Wgpu, WgpuOptions, wgpu};
-use libtest_mimic::{Arguments, Trial};
 
-/// Runs tests that need a device. Without one they are counted as ignored, and a line says so; with
-/// `BIGSMALL_REQUIRE_GPU=1` they fail.
-pub fn run(tests: &'static [(&'static str, fn())]) -> ! {
-    let arguments = Arguments::from_args();
-    let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
-    let device = Wgpu::headless();
-    match &device {
-        Ok(gpu) => eprintln!("device: {}", gpu.description()),
-        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error}"),
-    }
-    let skip = device.is_err() && !required;
-    let trials = tests
-        .iter()
-        .map(|&(name, test)| {
-            Trial::test(name, move || {
-                test();
-                Ok(())
-            })
-            .with_ignored_flag(skip)
-        })
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit()
+/// Runs tests that need a device, and ends the process.
+pub fn run(tests: &[bigsmall_testing::device::Test]) -> ! {
+    bigsmall_testing::device::run(tests, &[])
 }
 
 /// The device that most tests share.
