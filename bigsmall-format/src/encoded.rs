@@ -1,6 +1,7 @@
 //! One encoded tensor: in memory, and as a self-contained frame of bytes.
 #![warn(clippy::unwrap_used)]
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
@@ -237,27 +238,19 @@ impl EncodedTensor {
         payload: Vec<u8>,
     ) -> Result<Self> {
         let tensor = EncodedTensor { spec, encoding, table, payload };
-        tensor.check().map_err(|e| e.in_tensor(tensor.spec.name()))?;
+        tensor.view().check()?;
         Ok(tensor)
     }
 
-    fn check(&self) -> Result<()> {
-        if self.table.payload_len() != self.payload.len() as u64 {
-            return Err(Error::new(Rule::PayloadLength)
-                .expected(self.table.payload_len())
-                .found(self.payload.len()));
+    /// The tensor, borrowed.
+    #[must_use]
+    pub fn view(&self) -> EncodedView<'_> {
+        EncodedView {
+            spec: Cow::Borrowed(&self.spec),
+            encoding: self.encoding,
+            table: Cow::Borrowed(&self.table),
+            payload: &self.payload,
         }
-        self.table.check_head(self.head())?;
-        let head_end = align8(u64::from(self.table.head_len)) as usize;
-        if self.payload[self.table.head_len as usize..head_end].iter().any(|&b| b != 0) {
-            return Err(Error::new(Rule::PaddingNotZero).at(u64::from(self.table.head_len)));
-        }
-        for index in 0..self.table.n_blocks() {
-            let range = self.table.padded_block_range(index);
-            self.table
-                .check_block(index, &self.payload[range.start as usize..range.end as usize])?;
-        }
-        Ok(())
     }
 
     /// The same tensor under another name, for a frame that was made without one.
@@ -318,13 +311,7 @@ impl EncodedTensor {
     /// # Errors
     /// [`Rule::SpecMismatch`] for another encoding; those of [`TensorEncoding::open`].
     pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
-        if encoding.id() != self.encoding {
-            return Err(Error::new(Rule::SpecMismatch)
-                .in_tensor(self.spec.name())
-                .expected(format!("encoding {}", encoding.id()))
-                .found(self.encoding));
-        }
-        encoding.open(&self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
+        self.view().open(encoding)
     }
 
     /// Decodes the original bytes `range` into `dst`, on the threads of the caller's rayon pool.
@@ -337,8 +324,7 @@ impl EncodedTensor {
         range: Range<u64>,
         dst: &mut [u8],
     ) -> Result<()> {
-        let decoder = self.open(encoding)?;
-        decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst)
+        self.view().decode_bytes(encoding, range, dst)
     }
 
     /// Writes the tensor as a frame (FORMAT.md section 9): one self-contained piece of bytes with
@@ -371,8 +357,202 @@ impl EncodedTensor {
     /// Of class [`Corrupt`](crate::Class::Corrupt), [`Unsupported`](crate::Class::Unsupported) or
     /// [`Limit`](crate::Class::Limit), naming the rule that is broken.
     pub fn from_bytes(frame: &[u8]) -> Result<Self> {
-        let limits = Limits::default();
+        let view = EncodedView::parse(frame)?;
+        let begin = frame.len() - view.payload.len();
+        view.to_tensor().map_err(|e| e.in_part_at(begin as u64))
+    }
+}
+
+/// A tensor in encoded form, borrowed: a frame in memory or in a memory map, without a copy.
+///
+/// The description and the table have passed their checksum; the head and the blocks are checked
+/// when they are decoded, or all at once by [`check`](Self::check).
+///
+/// Memory: 24 bytes a block.
+///
+/// ```
+/// use bigsmall_format::{Dtype, EncodedView, Raw, TensorSpec, encode_tensor};
+/// let spec = TensorSpec::new("w", Dtype::U8, &[3])?;
+/// let frame = encode_tensor(&Raw, &spec, &vec![1, 2, 3])?.to_bytes();
+/// let view = EncodedView::parse(&frame)?;
+/// assert_eq!(*view.spec(), spec);
+/// let mut last = [0];
+/// view.decode_bytes(&Raw, 2..3, &mut last)?;
+/// assert_eq!(last, [3]);
+/// # Ok::<(), bigsmall_format::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedView<'a> {
+    spec: Cow<'a, TensorSpec>,
+    encoding: EncodingId,
+    table: Cow<'a, BlockTable>,
+    payload: &'a [u8],
+}
+
+impl<'a> EncodedView<'a> {
+    /// Reads the description and the table of a frame (FORMAT.md section 9).
+    ///
+    /// # Errors
+    /// Of class [`Corrupt`](crate::Class::Corrupt), [`Unsupported`](crate::Class::Unsupported) or
+    /// [`Limit`](crate::Class::Limit), naming the rule that is broken.
+    pub fn parse(frame: &'a [u8]) -> Result<Self> {
         let mut cursor = Cursor::new(frame, Rule::FrameTruncated);
+        let Description { spec, code, head_len, head_hash } = Description::read(&mut cursor)?;
+        let table = BlockTable::read(&spec, head_len, head_hash, &mut cursor)?;
+        let described = cursor.position() as usize;
+        let hash = cursor.u64()?;
+        if xxh3(&frame[..described]) != hash {
+            return Err(Error::new(Rule::FrameChecksum).at(described as u64));
+        }
+        let encoding = EncodingId::from_code(code)
+            .ok_or_else(|| Error::new(Rule::EncodingUnknown).at(9).found(code))?;
+        let len = usize::try_from(table.payload_len()).unwrap_or(usize::MAX);
+        let payload = cursor.take(len)?;
+        if cursor.remaining() != 0 {
+            return Err(Error::new(Rule::FrameTrailing).at(cursor.position()));
+        }
+        Ok(EncodedView { spec: Cow::Owned(spec), encoding, table: Cow::Owned(table), payload })
+    }
+
+    /// Name, dtype and shape.
+    #[must_use]
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    /// The encoding of the payload.
+    #[must_use]
+    pub fn encoding(&self) -> EncodingId {
+        self.encoding
+    }
+
+    /// Where head and blocks lie in [`payload`](Self::payload), and their checksums.
+    #[must_use]
+    pub fn table(&self) -> &BlockTable {
+        &self.table
+    }
+
+    /// Head and blocks, each padded to a multiple of 8 bytes.
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// What the blocks share, as it stands: [`check_head`](Self::check_head) checks it.
+    #[must_use]
+    pub fn head(&self) -> &'a [u8] {
+        &self.payload[..self.table.head_len as usize]
+    }
+
+    /// The encoded block `index` without padding, as it stands: [`check_block`](Self::check_block)
+    /// checks it.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    #[must_use]
+    pub fn block(&self, index: u64) -> &'a [u8] {
+        let start = self.table.padded_block_range(index).start as usize;
+        &self.payload[start..start + self.table.block_len(index)]
+    }
+
+    /// Compares the head with its checksum.
+    ///
+    /// # Errors
+    /// [`Rule::HeadChecksum`], [`Rule::PaddingNotZero`].
+    pub fn check_head(&self) -> Result<()> {
+        let named = |e: Error| e.in_tensor(self.spec.name());
+        self.table.check_head(self.head()).map_err(named)?;
+        let padding = self.table.head_len()..self.table.begin(0) as usize;
+        if self.payload[padding.clone()].iter().any(|&b| b != 0) {
+            return Err(named(Error::new(Rule::PaddingNotZero).at(padding.start as u64)));
+        }
+        Ok(())
+    }
+
+    /// Compares block `index` with its checksum.
+    ///
+    /// # Errors
+    /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn check_block(&self, index: u64) -> Result<()> {
+        let range = self.table.padded_block_range(index);
+        let padded = &self.payload[range.start as usize..range.end as usize];
+        self.table.check_block(index, padded).map_err(|e| e.in_tensor(self.spec.name()))
+    }
+
+    /// Compares head and blocks with their checksums.
+    ///
+    /// # Errors
+    /// [`Rule::PayloadLength`], those of [`check_head`](Self::check_head) and
+    /// [`check_block`](Self::check_block).
+    pub fn check(&self) -> Result<()> {
+        if self.table.payload_len() != self.payload.len() as u64 {
+            return Err(Error::new(Rule::PayloadLength)
+                .in_tensor(self.spec.name())
+                .expected(self.table.payload_len())
+                .found(self.payload.len()));
+        }
+        self.check_head()?;
+        (0..self.table.n_blocks()).try_for_each(|index| self.check_block(index))
+    }
+
+    /// Checks all of it and copies it.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check); [`Rule::Memory`].
+    pub fn to_tensor(&self) -> Result<EncodedTensor> {
+        let mut payload = room_for(self.payload.len())?;
+        payload.extend_from_slice(self.payload);
+        let (spec, table) = (self.spec().clone(), self.table().clone());
+        EncodedTensor::from_parts(spec, self.encoding, table, payload)
+    }
+
+    /// Checks the head and reads it with `encoding`, which must be this tensor's.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another encoding; those of [`check_head`](Self::check_head) and
+    /// [`TensorEncoding::open`].
+    pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
+        if encoding.id() != self.encoding {
+            return Err(Error::new(Rule::SpecMismatch)
+                .in_tensor(self.spec.name())
+                .expected(format!("encoding {}", encoding.id()))
+                .found(self.encoding));
+        }
+        self.check_head()?;
+        encoding.open(&self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
+    }
+
+    /// Decodes the original bytes `range` into `dst`, in parallel. The blocks that are touched
+    /// are checked.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open) and [`decode_range`].
+    pub fn decode_bytes(
+        &self,
+        encoding: &dyn TensorEncoding,
+        range: Range<u64>,
+        dst: &mut [u8],
+    ) -> Result<()> {
+        let decoder = self.open(encoding)?;
+        decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst)
+    }
+}
+
+/// What a frame begins with, before the table.
+struct Description {
+    spec: TensorSpec,
+    /// Of the encoding.
+    code: u8,
+    head_len: u32,
+    head_hash: u64,
+}
+
+impl Description {
+    fn read(cursor: &mut Cursor<'_>) -> Result<Self> {
+        let limits = Limits::default();
         if cursor.bytes::<8>()? != FRAME_MAGIC {
             return Err(Error::new(Rule::FrameMagic).at(0));
         }
@@ -399,22 +579,15 @@ impl EncodedTensor {
         let name = text(cursor.take(name_len as usize)?)?;
         cursor.align8()?;
         let spec = TensorSpec::new(name, Dtype::from_name(dtype)?, &shape)?;
-        let table = BlockTable::read(&spec, head_len, head_hash, &mut cursor)?;
-        let described = cursor.position() as usize;
-        let hash = cursor.u64()?;
-        if xxh3(&frame[..described]) != hash {
-            return Err(Error::new(Rule::FrameChecksum).at(described as u64));
-        }
-        let encoding = EncodingId::from_code(code)
-            .ok_or_else(|| Error::new(Rule::EncodingUnknown).at(9).found(code))?;
-        let len = usize::try_from(table.payload_len()).unwrap_or(usize::MAX);
-        let begin = cursor.position();
-        let payload = cursor.take(len)?;
-        if cursor.remaining() != 0 {
-            return Err(Error::new(Rule::FrameTrailing).at(cursor.position()));
-        }
-        let mut owned = room_for(payload.len())?;
-        owned.extend_from_slice(payload);
-        EncodedTensor::from_parts(spec, encoding, table, owned).map_err(|e| e.in_part_at(begin))
+        Ok(Description { spec, code, head_len, head_hash })
     }
+}
+
+/// Name, dtype and shape of the tensor in a frame, from its first bytes alone: `frame` may end
+/// after them. Nothing is compared with a checksum; [`EncodedView::parse`] does that.
+///
+/// # Errors
+/// [`Rule::FrameMagic`], [`Rule::FrameTruncated`] and what else is wrong with those bytes.
+pub fn peek(frame: &[u8]) -> Result<TensorSpec> {
+    Ok(Description::read(&mut Cursor::new(frame, Rule::FrameTruncated))?.spec)
 }

@@ -37,7 +37,7 @@ pub use arch::{Ahead, address_space, fetch_output, zeroed};
 pub use backend::Backend;
 pub use checksum::xxh3;
 pub use dtype::Dtype;
-pub use encoded::{BlockTable, EncodedTensor};
+pub use encoded::{BlockTable, EncodedTensor, EncodedView, peek};
 pub use encoding::{
     BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_here, decode_range,
     encode_tensor,

@@ -81,6 +81,17 @@ fn frames() {
     let sound = Frame::sound().bytes();
     let tensor = EncodedTensor::from_bytes(&sound).unwrap();
     assert_eq!(tensor.to_bytes(), sound);
+    let view = EncodedView::parse(&sound).unwrap();
+    assert_eq!(view, tensor.view());
+    assert_eq!(view.to_tensor().unwrap(), tensor);
+    assert!(sound.as_ptr_range().contains(&view.block(0).as_ptr()), "nothing is copied");
+    // Fixed fields, one dimension, dtype and name, padded: enough to know what it is.
+    for len in 0..=sound.len() {
+        match peek(&sound[..len]) {
+            Ok(spec) => assert!(len >= 48 && spec == *tensor.spec(), "{len} bytes"),
+            Err(error) => assert!(len < 48 && error.rule() == Rule::FrameTruncated, "{len} bytes"),
+        }
+    }
     let cases: &[(&str, fn(&mut Frame), Rule)] = &[
         ("magic", |f| f.magic[0] = 0, Rule::FrameMagic),
         ("magic of a shard", |f| f.magic = forge::MAGIC, Rule::FrameMagic),
@@ -144,7 +155,17 @@ fn frames() {
     for (name, damage, rule) in cases {
         let mut frame = Frame::sound();
         damage(&mut frame);
-        let error = EncodedTensor::from_bytes(&frame.bytes()).unwrap_err();
+        let bytes = frame.bytes();
+        let error = EncodedTensor::from_bytes(&bytes).unwrap_err();
+        // The view says the same, at the latest when all of it is checked.
+        let viewed = EncodedView::parse(&bytes).and_then(|view| view.check()).unwrap_err();
+        assert_eq!((viewed.rule(), viewed.tensor()), (error.rule(), error.tensor()), "{name}");
+        let payload = matches!(rule, Rule::BlockChecksum | Rule::HeadChecksum);
+        assert!(!payload || EncodedView::parse(&bytes).is_ok(), "{name}: not read on opening");
+        if let Ok(view) = EncodedView::parse(&bytes) {
+            assert!(view.decode_bytes(&Raw, 0..3, &mut [0; 3]).is_err(), "{name}");
+            assert!(view.to_tensor().is_err(), "{name}");
+        }
         assert_eq!(error.rule(), *rule, "{name}: {error}");
         assert!(
             matches!(error.class(), Class::Corrupt | Class::Unsupported | Class::Limit),
@@ -166,8 +187,10 @@ fn frames() {
         let mut damaged = sound.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         assert!(EncodedTensor::from_bytes(&damaged).is_err(), "bit {bit}");
+        assert!(EncodedView::parse(&damaged).and_then(|v| v.check()).is_err(), "bit {bit}");
     }
     for len in 0..sound.len() {
         assert!(EncodedTensor::from_bytes(&sound[..len]).is_err(), "{len} bytes");
+        assert!(EncodedView::parse(&sound[..len]).is_err(), "{len} bytes");
     }
 }
