@@ -56,9 +56,12 @@ struct Readme;
 pub use ans::Ans;
 pub use backend::backends;
 pub use bigsmall_format::{
-    Backend, Class, Dtype, EncodedTensor, Error, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
-    decode_range, encode_tensor,
+    Backend, Class, Dtype, EncodedTensor, EncodedView, Error, ReadAt, Result, Rule, TensorEncoding,
+    TensorSpec, decode_range, encode_tensor, peek,
 };
+/// The crate of `bf16` and `f16`.
+#[cfg(feature = "half")]
+pub use half;
 pub use level::Level;
-pub use slice::{Element, decode, decode_bytes, encode, encode_bytes};
+pub use slice::{Element, decode, decode_bytes, encode, encode_bytes, encode_into, encode_with};
 pub use view::{AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock};

@@ -1,9 +1,11 @@
 //! The shortest way in and out: a slice of values, one line.
 
-use bigsmall_format::{Dtype, EncodedTensor, Error, Result, Rule, TensorSpec, encode_tensor};
+use bigsmall_format::{
+    Dtype, EncodedTensor, EncodedView, Error, Result, Rule, TensorSpec, encode_tensor,
+};
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::Ans;
+use crate::{Ans, Level};
 
 /// Values that a tensor can hold. Implemented for the floats and integers of Rust and of the crate
 /// `half`.
@@ -24,8 +26,6 @@ macro_rules! elements {
 }
 
 elements!(
-    half::bf16 = BF16,
-    half::f16 = F16,
     f32 = F32,
     f64 = F64,
     u8 = U8,
@@ -37,23 +37,70 @@ elements!(
     u64 = U64,
     i64 = I64
 );
+#[cfg(feature = "half")]
+elements!(half::bf16 = BF16, half::f16 = F16);
 
-/// Encodes values into a frame on all cores. Memory: the frame and its payload once more.
+/// Encodes values into a frame on all cores, at [`Level::Default`]. Memory: the frame and its
+/// payload once more.
 ///
 /// # Panics
-/// Never: a slice in memory is shorter than the 2^63 bytes that a tensor may have.
+/// Where an allocation is refused; [`encode_into`] returns an error.
 #[must_use]
 pub fn encode<T: Element>(values: &[T]) -> Vec<u8> {
-    let bytes = bytemuck::cast_slice(values);
-    let shape = [values.len() as u64];
+    encode_with(values, Level::Default)
+}
+
+/// Encodes values into a frame on all cores, with the effort `level`. Memory: the frame and its
+/// payload once more.
+///
+/// ```
+/// use bigsmall_codec::{Level, decode, encode, encode_with};
+/// let weights: Vec<f32> = (0..10_000).map(|i| (i as f32).sin()).collect();
+/// let frame = encode_with(&weights, Level::Small);
+/// assert!(frame.len() <= encode(&weights).len());
+/// let mut back = vec![0.0; weights.len()];
+/// decode(&frame, &mut back)?;
+/// assert_eq!(back, weights);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Panics
+/// Where an allocation is refused; [`encode_into`] returns an error.
+#[must_use]
+pub fn encode_with<T: Element>(values: &[T], level: Level) -> Vec<u8> {
+    let tensor = encoded(values, level).expect("a slice has the length of its shape");
+    tensor.to_bytes()
+}
+
+/// Encodes values on all cores, at [`Level::Default`], and appends the frame to `out`. Memory: the
+/// payload, and what `out` has no room for.
+///
+/// ```
+/// use bigsmall_codec::{decode, encode_into};
+/// let mut file = b"a container".to_vec();
+/// encode_into(&[1.0f32, 2.0, 3.0], &mut file)?;
+/// let mut back = [0.0f32; 3];
+/// decode(&file[11..], &mut back)?;
+/// assert_eq!(back, [1.0, 2.0, 3.0]);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Rule::Memory`]; `out` is then as it was.
+pub fn encode_into<T: Element>(values: &[T], out: &mut Vec<u8>) -> Result<()> {
+    encoded(values, Level::Default)?.write_to(out)
+}
+
+fn encoded<T: Element>(values: &[T], level: Level) -> Result<EncodedTensor> {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let spec = TensorSpec::new("", T::DTYPE, &[values.len() as u64])?;
     if cfg!(target_endian = "little") {
-        encode_bytes(T::DTYPE, &shape, bytes)
+        encode_tensor(&Ans::new(level), &spec, &bytes)
     } else {
         let mut swapped = bytes.to_vec();
         swap_bytes::<T>(&mut swapped);
-        encode_bytes(T::DTYPE, &shape, &swapped)
+        encode_tensor(&Ans::new(level), &spec, &swapped)
     }
-    .expect("a slice has the length of its shape")
 }
 
 /// Turns the values of this machine into little-endian ones, or those back, where it has the bytes
@@ -70,7 +117,7 @@ fn swap_bytes<T: Element>(bytes: &mut [u8]) {
 /// [`Rule::SpecMismatch`] when the frame holds another dtype, [`Rule::BufferLength`] when `values`
 /// has another length, and every error of a damaged frame.
 pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
-    let tensor = EncodedTensor::from_bytes(frame)?;
+    let tensor = EncodedView::parse(frame)?;
     if tensor.spec().dtype() != T::DTYPE {
         return Err(Error::new(Rule::SpecMismatch)
             .in_tensor(tensor.spec().name())
@@ -98,10 +145,10 @@ pub fn encode_bytes(dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Result<Vec<u8>
 /// # Errors
 /// [`Rule::BufferLength`] when `bytes` has another length, and every error of a damaged frame.
 pub fn decode_bytes(frame: &[u8], bytes: &mut [u8]) -> Result<()> {
-    decode_all(&EncodedTensor::from_bytes(frame)?, bytes)
+    decode_all(&EncodedView::parse(frame)?, bytes)
 }
 
-fn decode_all(tensor: &EncodedTensor, bytes: &mut [u8]) -> Result<()> {
+fn decode_all(tensor: &EncodedView<'_>, bytes: &mut [u8]) -> Result<()> {
     let n = tensor.spec().byte_len();
     if bytes.len() as u64 != n {
         return Err(Error::new(Rule::BufferLength)

@@ -195,3 +195,27 @@ fn slices_of_every_element_type() {
     let frame = encode(&[1.0f32]);
     assert_eq!(decode(&frame, &mut [0u32]).unwrap_err().rule(), Rule::SpecMismatch);
 }
+
+#[test]
+fn every_way_to_a_frame_and_what_it_says_of_itself() {
+    let values: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin() * 0.02).collect();
+    let spec = TensorSpec::new("", Dtype::F32, &[5000]).unwrap();
+    let frame = encode(&values);
+    assert_eq!(frame, encode_with(&values, Level::Default));
+    let mut container = vec![1, 2, 3];
+    encode_into(&values, &mut container).unwrap();
+    assert!(container[..3] == [1, 2, 3] && container[3..] == frame);
+    for level in [Level::Fast, Level::Default, Level::Small] {
+        let expected = encode_tensor(&Ans::new(level), &spec, &bytes_of(&values)).unwrap();
+        let frame = encode_with(&values, level);
+        assert!(frame == expected.to_bytes(), "{level:?}");
+        let mut back = vec![0f32; values.len()];
+        decode(&frame, &mut back).unwrap();
+        assert_eq!(back, values);
+        assert_eq!(peek(&frame[..100]).unwrap(), spec);
+    }
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
+use crate::wire::{Cursor, align8, pad8, reserve, room_for, u32s, u64s};
 use crate::{
     BlockDecoder, Dtype, EncodingId, Error, Limits, Result, Rule, TensorEncoding, TensorSpec,
     decode_range, xxh3,
@@ -331,9 +331,30 @@ impl EncodedTensor {
     /// checksums, for engines with a container of their own.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
+        let description = self.description();
+        let mut out = Vec::with_capacity(description.len() + self.payload.len());
+        out.extend_from_slice(&description);
+        out.extend_from_slice(&self.payload);
+        out
+    }
+
+    /// Appends the same frame to `out`.
+    ///
+    /// # Errors
+    /// [`Rule::Memory`]; `out` is then as it was.
+    pub fn write_to(&self, out: &mut Vec<u8>) -> Result<()> {
+        let description = self.description();
+        reserve(out, description.len() + self.payload.len())?;
+        out.extend_from_slice(&description);
+        out.extend_from_slice(&self.payload);
+        Ok(())
+    }
+
+    /// What a frame holds before the payload.
+    fn description(&self) -> Vec<u8> {
         let name = self.spec.name().as_bytes();
         let dtype = self.spec.dtype().name().as_bytes();
-        let mut out = Vec::with_capacity(self.payload.len() + 12 * self.table.blocks.len() + 256);
+        let mut out = Vec::with_capacity(12 * self.table.blocks.len() + name.len() + 256);
         out.extend_from_slice(&FRAME_MAGIC);
         out.extend_from_slice(&[1, self.encoding.code(), dtype.len() as u8]);
         out.push(self.spec.shape().len() as u8);
@@ -347,7 +368,6 @@ impl EncodedTensor {
         self.table.write(&mut out);
         let hash = xxh3(&out);
         out.extend_from_slice(&hash.to_le_bytes());
-        out.extend_from_slice(&self.payload);
         out
     }
 
