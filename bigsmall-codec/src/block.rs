@@ -3,8 +3,8 @@
 
 mod decode;
 mod encode;
-mod sections;
+pub(crate) mod sections;
 
 pub(crate) use decode::decode;
 pub(crate) use encode::{Encoder, Scratch};
-pub(crate) use sections::{Block, HEADER, MAX_GROUPS, Sections, carried_len};
+pub(crate) use sections::{Block, HEADER, Sections, carried_len};

@@ -3,7 +3,7 @@
 
 use bigsmall_format::{Ahead, BLOCK_UNITS, Backend, Result, TensorSpec};
 
-use crate::block::MAX_GROUPS;
+use crate::block::sections::MAX_GROUPS;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, ROOM, STATE_MIN};
 use crate::level::Level;

@@ -328,7 +328,7 @@ impl<'a> CodedBlock<'a> {
     /// Where the low planes begin in the payload: a multiple of 4.
     #[must_use]
     pub fn low_planes_offset(&self) -> u64 {
-        self.offset_before(self.sections.lows.len() + self.from_residual())
+        self.offset_before(self.sections.lows.len() + self.residual_to_end())
     }
 
     /// The packed residuals of all groups (section 7.4), `32 * residual_bits` bytes for each,
@@ -341,7 +341,7 @@ impl<'a> CodedBlock<'a> {
     /// Where the residuals begin in the payload: a multiple of 4.
     #[must_use]
     pub fn residual_offset(&self) -> u64 {
-        self.offset_before(self.from_residual())
+        self.offset_before(self.residual_to_end())
     }
 
     /// Bytes of the residuals that the end states carry, two in each lane: at most 64.
@@ -375,7 +375,7 @@ impl<'a> CodedBlock<'a> {
     }
 
     /// Bytes from the residuals to the end of the block.
-    fn from_residual(&self) -> usize {
+    fn residual_to_end(&self) -> usize {
         let s = &self.sections;
         s.residual.len() + s.exceptions.len() + s.tail.len()
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bigsmall_tbe::{
     Backend, Dtype, EncodedTensor, Matrix, Plain, Rule, Tbe, TensorSpec, View, Width,
@@ -111,11 +112,17 @@ fn reference(backend: Backend, w: &[f32], x: &[f32]) -> f32 {
     sums.first().copied().unwrap_or(0.0)
 }
 
+/// Pools of 1, 2 and 7 threads.
+static POOLS: LazyLock<[rayon::ThreadPool; 3]> = LazyLock::new(|| {
+    [1, 2, 7].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap())
+});
+
 fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
-/// Encoded, plain and reference agree on every backend; the error keeps the bound.
+/// Encoded, plain and reference agree on every backend and in every pool; the error keeps the
+/// bound.
 fn check(case: &Case) {
     let Case { spec, bytes, x, batch, .. } = case;
     let (m, k) = (case.m(), case.k());
@@ -131,12 +138,14 @@ fn check(case: &Case) {
         }
         let plain = Plain::new(spec, bytes).unwrap().with_backend(backend).unwrap();
         let view = view.with_backend(backend).unwrap();
-        let mut y = vec![f32::NAN; m * batch];
-        plain.matmul(x, *batch, &mut y).unwrap();
-        assert_eq!(bits(&y), bits(&expected), "plain {backend} {spec:?} {batch}");
-        y.fill(f32::NAN);
-        view.matmul(x, *batch, &mut y).unwrap();
-        assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
+        for pool in &*POOLS {
+            let mut y = vec![f32::NAN; m * batch];
+            pool.install(|| plain.matmul(x, *batch, &mut y)).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "plain {backend} {spec:?} {batch}");
+            y.fill(f32::NAN);
+            pool.install(|| view.matmul(x, *batch, &mut y)).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
+        }
         check_rows(&view, &plain, x, *batch, &expected);
         check_bound(&expected, &weights, x, m, k);
     }
@@ -407,13 +416,18 @@ fn several_matrices() {
         for backend in bigsmall_tbe::backends() {
             let views = cases.iter().map(|case| View::new(&case.encoded).unwrap());
             let views: Vec<_> = views.map(|view| view.with_backend(backend).unwrap()).collect();
-            let mut y: Vec<_> = cases.iter().map(|case| vec![f32::NAN; case.m() * batch]).collect();
-            let mut slices: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[..]).collect();
-            matmul_many(&views, x, batch, &mut slices).unwrap();
-            for (view, y) in views.iter().zip(y) {
-                let mut alone = vec![f32::NAN; y.len()];
-                view.matmul(x, batch, &mut alone).unwrap();
-                assert_eq!(bits(&y), bits(&alone), "{view:?}");
+            let mut alone: Vec<_> =
+                cases.iter().map(|case| vec![f32::NAN; case.m() * batch]).collect();
+            for (view, y) in views.iter().zip(&mut alone) {
+                view.matmul(x, batch, y).unwrap();
+            }
+            for pool in &*POOLS {
+                let mut y: Vec<_> = alone.iter().map(|y| vec![f32::NAN; y.len()]).collect();
+                let mut slices: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[..]).collect();
+                pool.install(|| matmul_many(&views, x, batch, &mut slices)).unwrap();
+                for (y, alone) in y.iter().zip(&alone) {
+                    assert_eq!(bits(y), bits(alone), "{views:?}");
+                }
             }
         }
     }
