@@ -199,7 +199,47 @@ fn damage_names_its_tensor_and_nothing_hangs() {
             let wanted = names.iter().zip(room.iter_mut().map(|r| &mut r[..]));
             let error = pool.install(|| model.tensors_into(wanted)).unwrap_err();
             assert_eq!(error.class(), Class::Corrupt, "{error}");
-            assert!(error.tensor().is_some_and(|t| names.contains(&t)), "byte {at}: {error}");
+            let named = error.tensor().map(str::to_owned);
+            assert!(named.is_some_and(|t| names.contains(&&*t)), "byte {at}: {error}");
+        }
+    }
+}
+
+#[test]
+fn errors_name_the_shard() {
+    let tensors = tensors();
+    let mut halves = [&tensors[..200], &tensors[200..]].map(|half| shard(half, Encoding::Raw));
+    // The head of raw tensors is empty: the first payload begins here.
+    halves[1][16] ^= 1;
+    let dir = tempfile::tempdir().unwrap();
+    let single = dir.path().join("single.bs");
+    std::fs::write(&single, &halves[1]).unwrap();
+    let models = [
+        (Model::from_sources(["one.bs", "two.bs"].into_iter().zip(halves)).unwrap(), "two.bs: "),
+        (Model::open(&single).unwrap(), &*format!("{}: ", single.display())),
+    ];
+    for (model, file) in models {
+        let shards: Vec<_> = model.shards().map(|(_, shard)| shard.tensors()).collect();
+        let spec = shards[shards.len() - 1][0].clone();
+        let name = spec.name();
+        let mut room = vec![0; spec.byte_len() as usize];
+        let errors = [
+            model.tensor(name).unwrap_err(),
+            model.tensor_into(name, &mut room).unwrap_err(),
+            model.rows(name, 0..1).unwrap_err(),
+            model.bytes_into(name, 0..1, &mut [0]).unwrap_err(),
+            model.tensors_into([(name, &mut room[..])]).unwrap_err(),
+            model.layer(name).unwrap_err(),
+            model.encoded(name).unwrap_err(),
+            StreamingLoader::new(model, &StreamOptions::default())
+                .unwrap()
+                .find_map(Result::err)
+                .unwrap(),
+        ];
+        for (i, error) in errors.iter().enumerate() {
+            let text = error.to_string();
+            assert!(text.starts_with(file), "{i}: {text}");
+            assert_eq!((error.rule(), error.tensor()), (Rule::BlockChecksum, Some(name)));
         }
     }
 }
@@ -278,9 +318,9 @@ fn slices_that_do_not_fit_the_layer_leave_the_loader_where_it_is() {
     let mut twice = right.clone();
     twice.push(right[0]);
     assert_eq!(rule(&twice), Rule::Argument);
-    let mut stranger = right.clone();
-    stranger.push(("tensor.of.another.layer", 1));
-    assert_eq!(rule(&stranger), Rule::Argument);
+    let mut foreign = right.clone();
+    foreign.push(("tensor.of.another.layer", 1));
+    assert_eq!(rule(&foreign), Rule::Argument);
     assert_eq!(rule(&right[1..]), Rule::Argument);
     assert_eq!(rule(&[]), Rule::Argument);
     // Nothing was lost.

@@ -344,10 +344,11 @@ impl Feed {
                 jobs.into_iter(),
                 || (),
                 |(), (index, slots)| {
-                    let encoded = self.take(index)?;
+                    let named = |e| model.named(self.pieces[index].shard, e);
+                    let encoded = self.take(index).map_err(named)?;
                     let done = self.decode_piece(model, layer, index, &encoded, &decoders, slots);
                     self.give_back(encoded);
-                    done
+                    done.map_err(named)
                 },
             )
         }

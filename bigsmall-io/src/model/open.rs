@@ -33,11 +33,8 @@ const READ: usize = 4 << 20;
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-model-{}", std::process::id()));
 /// # std::fs::create_dir_all(&dir)?;
 /// # let path = dir.join("m.bs");
-/// # let json = br#"{"layers.0.w":{"dtype":"U8","shape":[2,3],"data_offsets":[0,6]}}"#;
-/// # let plain = [&(json.len() as u64).to_le_bytes()[..], json, &[1, 2, 3, 4, 5, 6]].concat();
-/// # std::fs::write(dir.join("m.safetensors"), plain)?;
-/// # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
-/// # bigsmall_io::compress(&dir.join("m.safetensors"), &path, &options, &Default::default())?;
+/// # let view = bigsmall_io::TensorView::from_slice(&[2, 3], &[1u8, 2, 3, 4, 5, 6]);
+/// # bigsmall_io::save(&path, [("layers.0.w", view)], None)?;
 /// let model = bigsmall_io::Model::open(&path)?;
 /// let tensor = model.tensor("layers.0.w")?;
 /// assert_eq!(tensor.spec().shape(), [2, 3]);
@@ -65,12 +62,14 @@ impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json`
     /// names, or its only `.bs` file.
     ///
-    /// `path` may also be a URL: `https://host/model.bs` or `https://host/model.bs.index.json`
-    /// (feature `http`), `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`;
-    /// environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`),
-    /// `s3://bucket/folder/model.bs` and the like for `gs://` and `az://` (feature `cloud`; the
-    /// environment of [`object_store`](https://docs.rs/object_store)). Only the bytes that are
-    /// needed are fetched.
+    /// `path` may also be a URL:
+    /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
+    /// - `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
+    ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`);
+    /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment
+    ///   of [`object_store`](https://docs.rs/object_store)).
+    ///
+    /// Only the bytes that are needed are fetched.
     ///
     /// # Errors
     /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and
@@ -249,6 +248,11 @@ impl Model {
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
     pub fn bytes_into(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
+        let ((shard, _), _) = self.shards.find(name)?;
+        self.decode(name, range, dst).map_err(|e| self.shards.named(shard, e))
+    }
+
+    fn decode(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let (shard, index, spec) = self.shards.place(name)?;
         let decoder = decoder(shard, index)?;
         let payload = shard.payload_range(index)?;
@@ -334,7 +338,7 @@ impl Model {
     /// # Errors
     /// [`Rule::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::Io`].
     pub fn encoded(&self, name: &str) -> Result<EncodedTensor> {
-        let (shard, index, _) = self.shards.place(name)?;
-        shard.encoded(index)
+        let ((shard, index), _) = self.shards.find(name)?;
+        self.shards.shard(shard).encoded(index).map_err(|e| self.shards.named(shard, e))
     }
 }

@@ -9,7 +9,7 @@ use crate::model_index::ModelIndex;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::source::folder::Input;
 use crate::source::open::open;
-use crate::source::url::url;
+use crate::source::url::{shown, url};
 use crate::stage::thread::side_by_side;
 
 /// One shard or several.
@@ -22,7 +22,10 @@ pub(crate) struct Shards {
 }
 
 struct Open {
+    /// Within the folder; empty for a single shard.
     name: String,
+    /// What errors call it; empty for a source without a name.
+    shown: String,
     shard: Shard<Source>,
 }
 
@@ -32,7 +35,8 @@ impl Shards {
         let mut shards = Shards::empty(url(path).is_some());
         let folder = match open(path)? {
             Input::File(source) => {
-                shards.add("", Shard::open(source).map_err(|e| e.in_file(path))?)?;
+                let shown = shown(path);
+                shards.add("", shown, Shard::open(source).map_err(|e| e.in_file(shown))?)?;
                 return Ok(shards);
             }
             Input::Folder(folder) => folder,
@@ -45,7 +49,7 @@ impl Shards {
             Ok(())
         })?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
-            shards.add(name, shard)?;
+            shards.add(name, name, shard)?;
         }
         if let Some(index) = index {
             shards.check(&index)?;
@@ -56,7 +60,7 @@ impl Shards {
     /// Opens the shard in `source`.
     pub(crate) fn of_source(source: impl ReadAt + 'static) -> Result<Self> {
         let mut shards = Shards::empty(true);
-        shards.add("", Shard::open(Source::new(source))?)?;
+        shards.add("", "", Shard::open(Source::new(source))?)?;
         Ok(shards)
     }
 
@@ -74,7 +78,7 @@ impl Shards {
             },
         )?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
-            shards.add(name, shard)?;
+            shards.add(name, name, shard)?;
         }
         Ok(shards)
     }
@@ -83,7 +87,7 @@ impl Shards {
         Shards { opened: Vec::new(), places: HashMap::new(), patient }
     }
 
-    fn add(&mut self, name: &str, shard: Shard<Source>) -> Result<()> {
+    fn add(&mut self, name: &str, shown: &str, shard: Shard<Source>) -> Result<()> {
         for (place, spec) in shard.tensors().iter().enumerate() {
             let here = (self.opened.len(), place);
             if self.places.insert(spec.name().into(), here).is_some() {
@@ -92,7 +96,7 @@ impl Shards {
                     .found("in two shards"));
             }
         }
-        self.opened.push(Open { name: name.to_owned(), shard });
+        self.opened.push(Open { name: name.to_owned(), shown: shown.to_owned(), shard });
         Ok(())
     }
 
@@ -117,6 +121,14 @@ impl Shards {
     /// How many threads read at once.
     pub(crate) fn readers(&self) -> usize {
         if self.patient { REMOTE_THREADS } else { 2 }
+    }
+
+    /// Has an error about the shard `index` name it.
+    pub(crate) fn named(&self, index: usize, error: Error) -> Error {
+        match &*self.opened[index].shown {
+            "" => error,
+            shown => error.in_file(shown),
+        }
     }
 
     pub(crate) fn shard(&self, index: usize) -> &Shard<Source> {

@@ -29,8 +29,9 @@ pub struct StreamOptions {
 
 /// The layers of a model in the order in which it runs, while the next ones are being read.
 ///
-/// As an iterator it makes new buffers for every layer; [`next_into`](Self::next_into) uses those
+/// As an iterator it makes new buffers for every layer. [`next_into`](Self::next_into) uses those
 /// of an earlier layer again, which is faster and keeps memory where it is.
+/// [`next_into_slices`](Self::next_into_slices) decodes into memory of the caller.
 ///
 /// Memory: at most the budget of [`StreamOptions`], and the layers that the caller keeps. Dropping
 /// the loader ends its reading.
@@ -38,13 +39,10 @@ pub struct StreamOptions {
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-stream-{}", std::process::id()));
 /// # std::fs::create_dir_all(&dir)?;
-/// # let json = br#"{"layers.0.w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},
-/// # "layers.1.w":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}"#;
-/// # let plain = [&(json.len() as u64).to_le_bytes()[..], json, &[1, 2, 3, 4, 5, 6]].concat();
-/// # std::fs::write(dir.join("m.safetensors"), plain)?;
-/// # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
 /// # let path = dir.join("m.bs");
-/// # bigsmall_io::compress(&dir.join("m.safetensors"), &path, &options, &Default::default())?;
+/// # let view = |values: &'static [u8]| bigsmall_io::TensorView::from_slice(&[3], values);
+/// # let tensors = [("layers.0.w", view(&[1, 2, 3])), ("layers.1.w", view(&[4, 5, 6]))];
+/// # bigsmall_io::save(&path, tensors, None)?;
 /// use bigsmall_io::{Layer, Model, StreamOptions, StreamingLoader};
 ///
 /// let mut loader = StreamingLoader::new(Model::open(&path)?, &StreamOptions::default())?;
@@ -136,13 +134,13 @@ impl StreamingLoader {
     /// of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
     ///
     /// ```
-    /// # use bigsmall_io::{Model, SaveOptions, StreamOptions, StreamingLoader};
-    /// # use bigsmall_io::{TensorView, save_to};
+    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
     /// # let tensors = [("layers.0.w", view(&[1, 2])), ("layers.1.w", view(&[3, 4]))];
     /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
     /// # let model = Model::from_source(shard)?;
+    /// use bigsmall_io::{StreamOptions, StreamingLoader};
     /// let mut loader = StreamingLoader::new(model, &StreamOptions::default())?;
     /// while let Some(layer) = loader.peek_layer() {
     ///     let room = |name: &str, n: u64| (name.to_owned(), vec![0; n as usize]);
