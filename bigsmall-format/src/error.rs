@@ -49,7 +49,7 @@ rules! {
     ShardTooShort: Corrupt, "too short to be a shard";
     ShardMagic: Corrupt, "not a bigsmall shard";
     PythonPackageFile: Unsupported, "a file of the Python package `bigsmall`, which is another container; restore it with that package and compress the safetensors file with this program";
-    SafetensorsFile: Unsupported, "a safetensors file, not a shard; compress it first";
+    SafetensorsFile: Unsupported, "a safetensors file, not a shard: it must be compressed first";
     Version: Unsupported, "written by a newer version of the format; update bigsmall";
     VersionZero: Corrupt, "format version 0 does not exist";
     RequiredFeature: Unsupported, "needs a feature of the format that this version does not know; update bigsmall";
@@ -122,7 +122,7 @@ rules! {
     UnalignedRange: Usage, "a range of a sub-byte tensor does not begin and end at a byte";
     EncodingRefuses: Unsupported, "this encoding does not take that dtype";
     BackendMissing: Unsupported, "this machine or build lacks that backend";
-    OutputExists: Usage, "the output exists; pass --force to replace it";
+    OutputExists: Usage, "the output exists";
     SameFile: Usage, "input and output are the same file";
     Argument: Usage, "an argument is wrong";
     WriterMisuse: Usage, "the shard writer was called out of order";

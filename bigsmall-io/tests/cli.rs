@@ -185,6 +185,9 @@ fn exit_codes() {
         assert!(output.stdout.is_empty() && !stderr.is_empty(), "{args:?}");
         assert_eq!(names(d), before, "{args:?}");
     }
+    // What an option can do is said by the command alone, not by the library.
+    let refused = bigsmall(d, &["compress", "m.safetensors", "-o", "m.bs"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"));
     assert!(std::fs::read(d.join("m.bs")).unwrap() == shard);
     // With leave to replace it, the same bytes again.
     assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs", "--force"]), 0);

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bigsmall: {error}");
+            let _ = writeln!(std::io::stderr(), "bigsmall: {error}{}", hint(&error));
             ExitCode::from(match error.class() {
                 Class::Usage => 2,
                 Class::Corrupt => 3,
@@ -49,6 +49,14 @@ fn main() -> ExitCode {
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(256));
     pool.build().map_err(|e| Error::new(Rule::Memory).expected("threads to work on").found(e))
+}
+
+/// What the user of the command can do about an error.
+fn hint(error: &Error) -> &'static str {
+    match error.rule() {
+        Rule::OutputExists => " (--force replaces it)",
+        _ => "",
+    }
 }
 
 /// Does what was asked; returns what to print.
