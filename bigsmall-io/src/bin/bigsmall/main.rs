@@ -3,19 +3,20 @@
 
 mod args;
 mod bar;
+mod measure;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_io::{
-    Class, CompressOptions, Error, MeasureOptions, Model, Progress, Report, RestoreOptions, Result,
-    Rule, hex,
+    Class, CompressOptions, Error, Model, Progress, Report, RestoreOptions, Result, Rule, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use args::{Cli, Command};
+use measure::MeasureOptions;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -192,7 +193,7 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
         backend: a.backend.clone(),
         no_checksum: a.no_checksum,
     };
-    let m = bigsmall_io::measure(&a.input, &options, progress)?;
+    let m = measure::measure(&a.input, &options, progress)?;
     if a.json {
         let value = json!({
             "original_bytes": m.original_bytes,

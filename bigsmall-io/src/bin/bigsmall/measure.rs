@@ -1,74 +1,67 @@
 //! Size and speed on a file's own tensors, in memory, with `memcpy` as the yardstick.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::read_at;
 use bigsmall_format::{
-    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, ReadAt,
-    Result, Rule, Shard, TensorEncoding, decode_here, encode_tensor, for_each_in_parallel,
-    pool_size, zeroed,
+    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, TensorEncoding,
+    TensorSpec, decode_here, encode_tensor, for_each_in_parallel, pool_size, zeroed,
 };
-
+use bigsmall_io::{
+    CompressOptions, Encoding, Error, Model, Progress, Report, Result, Rule, compress, transcode,
+};
 use bigsmall_tbe::{Plain, View};
-
-use crate::compress::walk::compress_source;
-use crate::restore::original::Original;
-use crate::stage::chunk::CHUNK;
-use crate::stage::output::Discard;
-use crate::{CompressOptions, Encoding, Progress, TensorSpec, os};
 
 /// How to measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MeasureOptions {
+pub(crate) struct MeasureOptions {
     /// The encoding.
-    pub encoding: Encoding,
+    pub(crate) encoding: Encoding,
     /// The kernels' name; empty or `auto` for the fastest of this machine.
-    pub backend: String,
+    pub(crate) backend: String,
     /// Decode without verifying the checksums of the blocks, to measure the bare decoder.
-    pub no_checksum: bool,
+    pub(crate) no_checksum: bool,
 }
 
 /// What was measured. Rates are 10^9 bytes of original data a second.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Measurement {
+pub(crate) struct Measurement {
     /// Bytes of the safetensors file.
-    pub original_bytes: u64,
+    pub(crate) original_bytes: u64,
     /// Bytes of the shard it makes.
-    pub compressed_bytes: u64,
+    pub(crate) compressed_bytes: u64,
     /// Rate of encoding, all passes, from memory to memory.
-    pub encode_gbps: f64,
+    pub(crate) encode_gbps: f64,
     /// Rate of decoding, from memory to memory.
-    pub decode_gbps: f64,
+    pub(crate) decode_gbps: f64,
     /// Rate of copying as many bytes between touched buffers by as many threads, in turn with
     /// decoding.
-    pub memcpy_gbps: f64,
+    pub(crate) memcpy_gbps: f64,
     /// Rates of matrix-vector products, where the encoding is one of triple bitmaps and the file
     /// has matrices of BF16.
-    pub matvec: Option<Matvec>,
+    pub(crate) matvec: Option<Matvec>,
     /// The kernels that decoded.
-    pub backend: &'static str,
+    pub(crate) backend: &'static str,
     /// Threads of the pool it ran in.
-    pub threads: usize,
+    pub(crate) threads: usize,
 }
 
 /// Products of every matrix of BF16 in a pass with one vector. Rates are 10^9 bytes of original
 /// data a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Matvec {
+pub(crate) struct Matvec {
     /// Rate of multiplying while compressed.
-    pub gbps: f64,
+    pub(crate) gbps: f64,
     /// Rate of the same products of plain matrices by the same kernels, in turn with those.
-    pub plain_gbps: f64,
+    pub(crate) plain_gbps: f64,
 }
 
 impl Matvec {
     /// The rate of multiplying while compressed as a share of that of plain matrices.
-    #[must_use]
-    pub fn vs_plain(&self) -> f64 {
+    pub(crate) fn vs_plain(&self) -> f64 {
         self.gbps / self.plain_gbps
     }
 }
@@ -79,6 +72,8 @@ const PASS: u64 = 512 << 20;
 const TAKEN: u64 = 1 << 30;
 /// Bytes that a thread decodes or copies at a time.
 const PIECE: usize = 16 << 20;
+/// Bytes that are encoded at a time, as `compress` does it.
+const CHUNK: usize = 1 << 20;
 /// Passes; the median counts.
 const PASSES: usize = 9;
 
@@ -92,16 +87,63 @@ const PASSES: usize = 9;
 /// # Errors
 /// [`Rule::BackendMissing`]; [`Rule::Argument`] for a file without values; those of reading
 /// `input`.
-pub fn measure(input: &Path, options: &MeasureOptions, progress: &Progress) -> Result<Measurement> {
+pub(crate) fn measure(
+    input: &Path,
+    options: &MeasureOptions,
+    progress: &Progress,
+) -> Result<Measurement> {
     let (coder, backend) = coder(options)?;
-    let file = os::open_regular(input)?;
-    match Shard::open(&file) {
-        Ok(shard) => measure_source(&Original::new(&shard), &*coder, backend, options, progress),
-        Err(e) if e.rule() == Rule::SafetensorsFile => {
-            measure_source(&file, &*coder, backend, options, progress)
-        }
-        Err(e) => Err(e.in_file(input)),
+    let size = size(input, options.encoding, progress)?;
+    let tensors = tensors(input)?;
+    measure_tensors(&size, &tensors, &*coder, backend, options, progress)
+}
+
+/// Bytes before and after compressing all of the file.
+fn size(input: &Path, encoding: Encoding, progress: &Progress) -> Result<Report> {
+    let options = CompressOptions { encoding, dry_run: true, ..Default::default() };
+    match transcode(input, "", &options, progress) {
+        Err(e) if e.rule() == Rule::SafetensorsFile => compress(input, "", &options, progress),
+        done => done,
     }
+}
+
+/// The first tensors of the file that have values, about [`TAKEN`] bytes of them.
+fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
+    let (mut found, mut taken) = (Vec::new(), 0);
+    let mut take = |spec: &TensorSpec, read: &dyn Fn(&mut [u8]) -> Result<()>| {
+        let fits = taken == 0 || taken + spec.byte_len() <= TAKEN;
+        if fits && spec.byte_len() > 0 {
+            let mut bytes = zeroed(spec.byte_len())?;
+            read(&mut bytes)?;
+            taken += spec.byte_len();
+            found.push((spec.clone(), bytes));
+        }
+        Ok::<bool, Error>(fits)
+    };
+    match Model::open(input) {
+        Ok(model) => {
+            for spec in model.tensors() {
+                if !take(spec, &|bytes| model.tensor_into(spec.name(), bytes))? {
+                    break;
+                }
+            }
+        }
+        Err(e) if e.rule() == Rule::SafetensorsFile => {
+            let file = File::open(input).map_err(|e| Error::io(e).in_file(input))?;
+            let (json, header) = Header::read(&file, &Limits::default())?;
+            for (index, spec) in header.tensors().iter().enumerate() {
+                let at = 8 + json.len() as u64 + header.data_range(index).start;
+                if !take(spec, &|bytes| read_at(&file, at, bytes))? {
+                    break;
+                }
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    if found.is_empty() {
+        return Err(Error::new(Rule::Argument).expected("a file with values to measure"));
+    }
+    Ok(found)
 }
 
 /// The encoding with the kernels that were asked for.
@@ -113,13 +155,13 @@ fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static 
         Ok((Box::new(tbe), backend.name()))
     };
     Ok(match options.encoding {
-        Encoding::Raw => (Box::new(Raw), "raw"),
         Encoding::Ans(level) => {
             let ans = bigsmall_codec::Ans::new(level).with_backend(backend)?;
             (Box::new(ans), backend.name())
         }
         Encoding::Tbe3 => tbe(bigsmall_tbe::Width::Three)?,
         Encoding::Tbe4 => tbe(bigsmall_tbe::Width::Four)?,
+        _ => (Box::new(Raw), "raw"),
     })
 }
 
@@ -130,34 +172,15 @@ struct Copy<'a> {
     decoder: Box<dyn BlockDecoder>,
 }
 
-fn measure_source(
-    source: &dyn ReadAt,
+fn measure_tensors(
+    size: &Report,
+    tensors: &[(TensorSpec, Vec<u8>)],
     coder: &dyn TensorEncoding,
     backend: &'static str,
     options: &MeasureOptions,
     progress: &Progress,
 ) -> Result<Measurement> {
-    let compress = CompressOptions { encoding: options.encoding, ..Default::default() };
-    progress.expect(len_of(source)?);
-    let size = compress_source(source, &Discard, &compress, progress)?;
-
-    let (json, header) = Header::read(source, &Limits::default())?;
-    let data_at = 8 + json.len() as u64;
-    let mut tensors = Vec::new();
-    let mut taken = 0;
-    for (index, spec) in header.tensors().iter().enumerate().filter(|(_, t)| t.byte_len() > 0) {
-        if taken + spec.byte_len() > TAKEN && taken > 0 {
-            break;
-        }
-        let mut bytes = zeroed(spec.byte_len())?;
-        read_at(source, data_at + header.data_range(index).start, &mut bytes)?;
-        taken += spec.byte_len();
-        tensors.push((spec, bytes));
-    }
-    if taken == 0 {
-        return Err(Error::new(Rule::Argument).expected("a file with values to measure"));
-    }
-
+    let taken: u64 = tensors.iter().map(|(spec, _)| spec.byte_len()).sum();
     let coder_of = |spec: &TensorSpec| match coder.supports(spec.dtype()) {
         true => coder,
         false => &Raw,
@@ -166,18 +189,18 @@ fn measure_source(
     let spare = Mutex::default();
     for _ in 0..PASSES {
         let begin = Instant::now();
-        for (spec, bytes) in &tensors {
+        for (spec, bytes) in tensors {
             stop(progress)?;
             encode_by_chunks(coder_of(spec), spec, bytes, &spare)?;
         }
         encode.push(begin.elapsed().as_secs_f64());
     }
     let mut encoded = Vec::new();
-    for (spec, bytes) in &tensors {
+    for (spec, bytes) in tensors {
         stop(progress)?;
         encoded.push(encode_tensor(coder_of(spec), spec, bytes)?);
     }
-    for (tensor, (spec, bytes)) in encoded.iter_mut().zip(&tensors) {
+    for (tensor, (spec, bytes)) in encoded.iter_mut().zip(tensors) {
         if tensor.byte_len() >= bytes.len().next_multiple_of(8) as u64 {
             *tensor = encode_tensor(&Raw, spec, bytes)?;
         }
@@ -316,7 +339,7 @@ fn encode_by_chunks(
 ) -> Result<()> {
     let encoder = coder.plan(spec, &bytes)?;
     let lock = "no thread panics while it holds this lock";
-    for_each_in_parallel(bytes.chunks(CHUNK as usize), Vec::new, |lens, units| {
+    for_each_in_parallel(bytes.chunks(CHUNK), Vec::new, |lens, units| {
         let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
         out.clear();
         lens.clear();
@@ -343,14 +366,12 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
 
 impl Measurement {
     /// Compressed over original.
-    #[must_use]
-    pub fn ratio(&self) -> f64 {
-        crate::report::ratio(self.original_bytes, self.compressed_bytes)
+    pub(crate) fn ratio(&self) -> f64 {
+        self.compressed_bytes as f64 / self.original_bytes.max(1) as f64
     }
 
     /// The rate of decoding as a share of that of copying.
-    #[must_use]
-    pub fn decode_vs_memcpy(&self) -> f64 {
+    pub(crate) fn decode_vs_memcpy(&self) -> f64 {
         self.decode_gbps / self.memcpy_gbps
     }
 }
