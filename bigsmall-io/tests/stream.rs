@@ -130,7 +130,8 @@ fn every_layer_comes_once_in_order_bit_by_bit() {
         assert_eq!(model.layers(), expected);
         for threads in [1, 3] {
             for budget in [None, Some(64 << 20)] {
-                let options = StreamOptions { budget };
+                let options = StreamOptions::default();
+                let options = budget.map_or(options, |bytes| options.budget(bytes));
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut loader = StreamingLoader::new(Arc::clone(&model), &options).unwrap();
                 assert!(loader.layers().eq(expected.iter()));
@@ -175,7 +176,8 @@ fn the_budget_bounds_what_the_loader_holds() {
     {
         let before = HELD.load(Ordering::SeqCst);
         MOST.store(before, Ordering::SeqCst);
-        let options = StreamOptions { budget, ..Default::default() };
+        let options = StreamOptions::default();
+        let options = budget.map_or(options, |bytes| options.budget(bytes));
         let mut loader = StreamingLoader::new(Arc::clone(&model), &options).unwrap();
         let mut layer = Layer::default();
         let (mut n, mut buffers) = (0, Vec::new());
@@ -204,7 +206,7 @@ fn the_budget_bounds_what_the_loader_holds() {
         // The same buffers for every layer.
         assert!(buffers.iter().all(|b| *b == buffers[0]));
     }
-    let small = StreamOptions { budget: Some((64 << 20) - 1), ..Default::default() };
+    let small = StreamOptions::default().budget((64 << 20) - 1);
     let error = StreamingLoader::new(model, &small).err().unwrap();
     assert_eq!(error.rule(), Rule::Argument);
 }

@@ -17,14 +17,24 @@ use crate::stage::thread::start;
 /// How to stream a model.
 ///
 /// ```
-/// let options = bigsmall_io::StreamOptions { budget: Some(256 << 20) };
+/// let options = bigsmall_io::StreamOptions::default().budget(256 << 20);
 /// assert_ne!(options, bigsmall_io::StreamOptions::default());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StreamOptions {
     /// The most bytes that the loader may hold, what the caller keeps not counted; at the least 64
     /// MiB. `None`: the largest encoded layer, read ahead, and 64 MiB.
     pub budget: Option<u64>,
+}
+
+impl StreamOptions {
+    /// Sets the most bytes that the loader may hold.
+    #[must_use]
+    pub fn budget(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
 }
 
 /// The layers of a model in the order in which it runs, while the next ones are being read.
