@@ -80,8 +80,8 @@ impl<'a> BitReader<'a> {
         Some(ones)
     }
 
-    /// Checks that only the zero padding to a multiple of `align` bytes is left; more bytes break the
-    /// rule `longer`.
+    /// Checks that only the zero padding to a multiple of `align` bytes is left; more bytes break
+    /// the rule `longer`.
     pub(crate) fn finish(&self, align: usize, longer: Rule) -> Result<()> {
         let used = self.at.div_ceil(8);
         if self.bytes.len() != used.next_multiple_of(align) {

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! [`encode`] and [`decode`] speak frames: self-contained bytes with checksums. [`Ans`] is the
-//! encoding behind them, for those who want shards ([`ShardWriter`](bigsmall_format::ShardWriter)),
+//! encoding behind them, for those who want shards (`bigsmall_format::ShardWriter`),
 //! ranges ([`EncodedTensor::decode_bytes`]), or a level or backend of their choice. The bytes
 //! depend on the values and the [`Level`] alone, never on threads, backend or machine.
 //!

@@ -8,8 +8,8 @@ use bigsmall_format::{
 use crate::memory::{reserve, set_len};
 
 /// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding
-/// `to`, on the threads of the caller's rayon pool. Every block is checked before it is decoded. The
-/// bytes are those that encoding the original would give.
+/// `to`, on the threads of the caller's rayon pool. Every block is checked before it is decoded.
+/// The bytes are those that encoding the original would give.
 ///
 /// Memory beside the result: for each thread 16 blocks, encoded, and one decoded.
 ///
