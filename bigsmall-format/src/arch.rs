@@ -4,4 +4,4 @@ mod ahead;
 mod pages;
 
 pub use ahead::{Ahead, fetch_output};
-pub use pages::{address_space, zeroed};
+pub use pages::zeroed;

@@ -33,7 +33,7 @@ mod shard;
 mod spec;
 mod wire;
 
-pub use arch::{Ahead, address_space, fetch_output, zeroed};
+pub use arch::{Ahead, fetch_output, zeroed};
 pub use backend::Backend;
 pub use checksum::xxh3;
 pub use dtype::Dtype;

@@ -53,54 +53,6 @@ fn ask_for_huge_pages(begin: *mut u8, len: usize) {
 #[cfg(not(all(target_os = "linux", not(miri))))]
 fn ask_for_huge_pages(_: *mut u8, _: usize) {}
 
-/// Whether `len` more bytes of address space can be mapped, under the limit on it (`RLIMIT_AS`);
-/// none of them are kept. A program that starts threads where memory is short asks this first: the
-/// C library maps their stacks, and what the allocator holds already is of no use to it. Asks the
-/// allocator all the same where the system is not Linux with glibc on 64 bits.
-///
-/// # Errors
-/// [`Rule::Memory`](crate::Rule::Memory) where they cannot.
-///
-/// ```
-/// assert!(bigsmall_format::address_space(1 << 20).is_ok());
-/// assert!(bigsmall_format::address_space(isize::MAX as usize).is_err());
-/// ```
-pub fn address_space(len: usize) -> Result<()> {
-    if can_map(len) { Ok(()) } else { Err(Error::memory(len)) }
-}
-
-#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64", not(miri)))]
-fn can_map(len: usize) -> bool {
-    use std::ffi::{c_int, c_void};
-    unsafe extern "C" {
-        fn mmap(
-            at: *mut c_void,
-            n: usize,
-            protection: c_int,
-            flags: c_int,
-            file: c_int,
-            offset: i64,
-        ) -> *mut c_void;
-        fn munmap(at: *mut c_void, n: usize) -> c_int;
-    }
-    const PROT_NONE: c_int = 0;
-    const MAP_PRIVATE_ANONYMOUS_NORESERVE: c_int = 0x2 | 0x20 | 0x4000;
-    let nowhere = std::ptr::null_mut();
-    // SAFETY: pages of their own, at a place that the system chooses, which nobody can touch.
-    let pages = unsafe { mmap(nowhere, len, PROT_NONE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0) };
-    if pages.addr() == usize::MAX {
-        return false;
-    }
-    // SAFETY: just these pages, and nobody knows of them.
-    unsafe { munmap(pages, len) };
-    true
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64", not(miri))))]
-fn can_map(len: usize) -> bool {
-    Vec::<u8>::new().try_reserve(len).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

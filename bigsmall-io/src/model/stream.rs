@@ -101,9 +101,8 @@ impl StreamingLoader {
         let loader = StreamingLoader { model, feed, progress, next: 0 };
         for _ in 0..loader.model.inner().readers().min(loader.feed.pieces.len()) {
             let (feed, model) = (Arc::clone(&loader.feed), Arc::clone(&loader.model));
-            start("read ahead", |builder, begun| {
+            start("read ahead", |builder| {
                 builder.spawn(move || {
-                    begun.here();
                     feed.read(model.inner());
                 })
             })?;

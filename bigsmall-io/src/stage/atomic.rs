@@ -130,9 +130,8 @@ impl WriteBehind {
     /// `None` where no thread is to be had: then all is written at the end.
     fn start(file: File) -> Option<Self> {
         let (wake, woken) = channel();
-        let thread = start("write-behind", |builder, begun| {
+        let thread = start("write-behind", |builder| {
             builder.spawn(move || {
-                begun.here();
                 while woken.recv().is_ok() {
                     while woken.try_recv().is_ok() {}
                     // An error is told once only, to whoever asks first: it must not be lost here.

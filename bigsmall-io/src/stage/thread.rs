@@ -1,13 +1,11 @@
 //! Threads of a job: how many, how they start, how they get their work.
 
-use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::Mutex;
 use std::thread::{Builder, Scope};
-use std::time::Duration;
 
-use bigsmall_format::{Error, Result, Rule, address_space, pool_size, run_in_pool};
+use bigsmall_format::{Error, Result, Rule, pool_size, run_in_pool};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::stage::control::Control;
@@ -60,45 +58,10 @@ pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
     first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
-/// More than a thread takes to start: two MiB for its stack.
-const THREAD: usize = 4 << 20;
-
-/// Has the C library make room for what this thread tidies up at its end, for which it ends the
-/// process where there is no memory: a thread that has once waited for a channel needs no more.
-fn settle() {
-    thread_local!(static SETTLED: Cell<bool> = const { Cell::new(false) });
-    if !SETTLED.replace(true) {
-        // A channel without room waits before it looks at the time.
-        let (_sender, nothing) = std::sync::mpsc::sync_channel::<()>(0);
-        let _ = nothing.recv_timeout(Duration::ZERO);
-    }
-}
-
-/// A thread that is being started says with this that it has what it needs.
-pub(crate) struct Begun(Arc<Barrier>);
-
-impl Begun {
-    /// The first that the thread does.
-    pub(crate) fn here(self) {
-        settle();
-        self.0.wait();
-    }
-}
-
-/// Starts a thread by `start`; that there is none to be had is an error and no panic.
-pub(crate) fn start<H>(
-    name: &str,
-    start: impl FnOnce(Builder, Begun) -> io::Result<H>,
-) -> Result<H> {
-    // What the system needs to start a thread, it takes or ends the process: so there must be
-    // enough, and nobody may take it first.
-    address_space(THREAD)?;
-    settle();
-    let begun = Arc::new(Barrier::new(2));
-    let handle = start(Builder::new().name(name.into()), Begun(Arc::clone(&begun)))
-        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))?;
-    begun.wait();
-    Ok(handle)
+/// Starts a thread by `start`. If the system gives none, that is an error and no panic.
+pub(crate) fn start<H>(name: &str, start: impl FnOnce(Builder) -> io::Result<H>) -> Result<H> {
+    start(Builder::new().name(name.into()))
+        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))
 }
 
 /// Starts a stage of a job. If it panics, the job fails.
@@ -108,13 +71,7 @@ pub(crate) fn spawn<'scope>(
     name: &str,
     work: impl FnOnce() + Send + 'scope,
 ) -> Result<()> {
-    start(name, |builder, begun| {
-        builder.spawn_scoped(scope, move || {
-            begun.here();
-            guarded(control, work);
-        })
-    })
-    .map(|_| ())
+    start(name, |builder| builder.spawn_scoped(scope, move || guarded(control, work))).map(drop)
 }
 
 /// Runs a stage on this thread and on others of the caller's pool, `n` in all at the most. If it
