@@ -98,6 +98,10 @@ fn decode(tensor: &EncodedTensor, ans: &Ans, out: &mut [u8]) {
 }
 
 fn main() {
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(all);
+}
+
+fn all() {
     let spec = TensorSpec::new("w", Dtype::BF16, &[ROWS as u64, COLUMNS as u64]).unwrap();
     let plain = weights();
     let mut out = plain.clone();

@@ -2,10 +2,10 @@
 //!
 //! `cargo bench -p bigsmall-tbe` first prints ratios to a yardstick measured in turn with the
 //! subject (of the medians of 15 pairs, and of the fastest, which a neighbour on the processor
-//! disturbed least), which is what counts on a shared machine, then criterion's own figures. `--
-//! ratios` prints the ratios alone, `-- decode` and the like run a part of criterion's. Data: 256
-//! MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than the caches; buffers are
-//! reused, block checksums verified, one thread.
+//! disturbed least), which is what counts on a shared machine, then criterion's own figures.
+//! `-- ratios` prints the ratios alone, `-- small` products of a small matrix, `-- decode` and the
+//! like run a part of criterion's. Data: 256 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)),
+//! larger than the caches; buffers are reused, block checksums verified, one thread.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -22,12 +22,12 @@ const M: usize = 32_768;
 const K: usize = 4096;
 const BYTES: usize = 2 * M * K;
 
-fn weights() -> Vec<u8> {
+fn weights(rows: usize, columns: usize) -> Vec<u8> {
     let mut random = Random::new(42);
-    let mut bytes = Vec::with_capacity(BYTES);
-    for _ in 0..M {
+    let mut bytes = Vec::with_capacity(2 * rows * columns);
+    for _ in 0..rows {
         let scale = 0.02 * (0.2 * random.normal()).exp();
-        for _ in 0..K {
+        for _ in 0..columns {
             bytes.extend_from_slice(&bf16::from_f64(scale * random.normal()).to_le_bytes());
         }
     }
@@ -46,7 +46,7 @@ struct Data {
 impl Data {
     fn new() -> Data {
         let spec = TensorSpec::new("w", Dtype::BF16, &[M as u64, K as u64]).unwrap();
-        let plain = weights();
+        let plain = weights(M, K);
         let encoded = Width::ALL
             .iter()
             .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain).unwrap()))
@@ -140,7 +140,46 @@ fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
     }
 }
 
+/// A matrix so small that waking threads would cost more than they save: y = W x with one column,
+/// 1024 x 1024, in pools of one and of two threads.
+fn small() {
+    const N: usize = 1024;
+    let spec = TensorSpec::new("w", Dtype::BF16, &[N as u64, N as u64]).unwrap();
+    let plain = &weights(N, N);
+    let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, plain).unwrap();
+    let view = View::new(&encoded).unwrap();
+    let matrix = Plain::new(&spec, plain).unwrap();
+    let x = [0.5; N];
+    for threads in [1, 2] {
+        pool(threads).install(|| {
+            let mut y = [0.0; N];
+            let median = |product: &mut dyn FnMut()| {
+                let mut run = || {
+                    let begin = Instant::now();
+                    product();
+                    begin.elapsed()
+                };
+                Times::of((0..5000).map(|_| run()).collect()).median * 1e6
+            };
+            let encoded = median(&mut || view.matmul(&x, 1, &mut y).unwrap());
+            let plain = median(&mut || matrix.matmul(&x, 1, &mut y).unwrap());
+            println!("small, {threads} threads: {encoded:.1} us, plain {plain:.1} us");
+        });
+    }
+}
+
+fn pool(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+}
+
 fn main() {
+    if std::env::args().any(|a| a == "small") {
+        return small();
+    }
+    pool(1).install(all);
+}
+
+fn all() {
     let mut data = Data::new();
     let encoded: Vec<EncodedTensor> = data.encoded.iter().map(|(_, e)| e.clone()).collect();
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
