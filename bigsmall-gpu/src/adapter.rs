@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
@@ -18,7 +18,7 @@ pub(crate) fn find_adapter(
     options: &WgpuOptions,
 ) -> Result<wgpu::Adapter> {
     let none =
-        |found: String| Error::new(Rule::BackendMissing).expected("a GPU adapter").found(found);
+        |found: String| Error::new(ErrorKind::NoAdapter).expected("a GPU adapter").found(found);
     if let Some(wanted) = &options.adapter {
         let wanted = wanted.to_lowercase();
         let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));

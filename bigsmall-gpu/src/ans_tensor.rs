@@ -1,12 +1,12 @@
 //! Tensors in ANS form that the device decodes: for loading, and for matrices that take turns.
 
-use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor};
+use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, Error as FormatError, Rule};
 
 use crate::ans::AnsPlan;
 use crate::context::Wgpu;
 use crate::device::Device;
 use crate::dispatch::fold;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 use crate::layout::Resident;
 use crate::matrix::Matrix;
@@ -66,8 +66,8 @@ impl PreparedAns {
     /// reported by [`check_ans`](Wgpu::check_ans).
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another dtype or encoding; of class Corrupt for a payload that
-    /// breaks the format; [`Rule::Device`] for 2 GiB or more.
+    /// [`ErrorKind::Mismatch`] for another dtype or encoding; of class Corrupt for a payload that
+    /// breaks the format; [`ErrorKind::TooLarge`] for 2 GiB or more.
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
         let plan = plan_of(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
         Ok(PreparedAns { tensor, plan })
@@ -99,13 +99,13 @@ impl std::fmt::Debug for PreparedAns {
 pub(crate) fn plan_of(tensor: &EncodedTensor) -> Result<AnsPlan> {
     let spec = tensor.spec();
     if spec.dtype() != Dtype::BF16 {
-        return Err(Error::new(Rule::SpecMismatch).expected(Dtype::BF16).found(spec.dtype()));
+        return Err(Error::new(ErrorKind::Mismatch).expected(Dtype::BF16).found(spec.dtype()));
     }
     let byte_len = spec.byte_len().max(tensor.byte_len());
     if byte_len > MOST_BYTES {
-        return Err(Error::new(Rule::Device).expected("less than 2 GiB").found(byte_len));
+        return Err(Error::new(ErrorKind::TooLarge).expected("less than 2 GiB").found(byte_len));
     }
-    AnsPlan::new(tensor)
+    Ok(AnsPlan::new(tensor)?)
 }
 
 /// Words of payload, blocks, tables, patches and verdicts.
@@ -125,7 +125,7 @@ pub(crate) fn write_ans(
     let most = device.limits.max_storage_buffer_binding_size;
     let [payload, blocks, tables, patches, verdicts] = device_words(tensor, plan);
     if tensor.byte_len() > most {
-        return Err(Error::new(Rule::Device)
+        return Err(Error::new(ErrorKind::TooLarge)
             .expected(format!("at most {most} bytes"))
             .found(tensor.byte_len()));
     }
@@ -169,7 +169,7 @@ impl Wgpu {
     /// Memory on the host: another copy, until the device has taken it.
     ///
     /// # Errors
-    /// [`Rule::Device`] for a tensor that exceeds what the device can bind; [`Rule::Memory`].
+    /// [`ErrorKind::TooLarge`] for a tensor that exceeds what the device can bind; [`ErrorKind::OutOfMemory`].
     pub fn send_ans(&self, tensor: &PreparedAns) -> Result<AnsTensor> {
         let PreparedAns { tensor, plan } = tensor;
         let device = &self.device;
@@ -180,8 +180,9 @@ impl Wgpu {
     /// Waits, and says whether the last decoding of `tensor` found it intact.
     ///
     /// # Errors
-    /// [`Rule::AnsWords`], [`Rule::AnsEndState`]; [`Rule::Argument`] for a tensor of another
-    /// device; [`Rule::DeviceLost`].
+    /// [`ErrorKind::Encoded`], of rule [`AnsWords`](Rule::AnsWords) or
+    /// [`AnsEndState`](Rule::AnsEndState); [`ErrorKind::WrongDevice`] for a tensor of another
+    /// device; [`ErrorKind::DeviceLost`].
     pub fn check_ans(&self, tensor: &AnsTensor) -> Result<()> {
         self.device.check_owner(tensor.device, &tensor.name)?;
         let mut verdicts = vec![0u32; tensor.n_blocks as usize];
@@ -190,7 +191,8 @@ impl Wgpu {
             None => Ok(()),
             Some(block) => {
                 let rule = if verdicts[block] == 1 { Rule::AnsWords } else { Rule::AnsEndState };
-                Err(Error::new(rule).in_tensor(&tensor.name).found(format!("in block {block}")))
+                let error = FormatError::new(rule).in_tensor(&tensor.name);
+                Err(error.found(format!("in block {block}")).into())
             }
         }
     }
@@ -199,7 +201,7 @@ impl Wgpu {
     /// [`decode_ans_to`](Recorder::decode_ans_to).
     ///
     /// # Errors
-    /// [`Rule::Device`] for a row that exceeds the device's limits; [`Rule::Memory`].
+    /// [`ErrorKind::TooLarge`] for a row that exceeds the device's limits; [`ErrorKind::OutOfMemory`].
     pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
         let matrix = Matrix::zeros(&self.device, rows, cols).map_err(|e| e.in_tensor(name))?;
         Ok(WgpuWeights::new(&self.device, name, matrix))
@@ -210,8 +212,8 @@ impl Recorder<'_> {
     /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
     ///
     /// # Errors
-    /// [`Rule::Argument`] for a tensor of another device; [`Rule::BufferLength`] if `dst` is too
-    /// short (in whole words); [`Rule::Device`] if it is larger than the device can bind.
+    /// [`ErrorKind::WrongDevice`] for a tensor of another device; [`ErrorKind::BufferLength`] if `dst` is too
+    /// short (in whole words); [`ErrorKind::TooLarge`] if it is larger than the device can bind.
     pub fn decode_ans(&mut self, tensor: &AnsTensor, dst: &wgpu::Buffer) -> Result<()> {
         let device = &self.gpu.device;
         device.check_owner(tensor.device, &tensor.name)?;
@@ -235,7 +237,7 @@ impl Recorder<'_> {
     /// contents are unspecified afterwards.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another shape or form; those of [`decode_ans`](Self::decode_ans)
+    /// [`ErrorKind::Mismatch`] for another shape or form; those of [`decode_ans`](Self::decode_ans)
     /// for `scratch`.
     pub fn decode_ans_to(
         &mut self,
@@ -246,7 +248,7 @@ impl Recorder<'_> {
         self.gpu.device.check_owner(weights.device, weights.name())?;
         let n = weights.rows() as u64 * weights.cols() as u64;
         if n != tensor.n_units || (n > 0 && weights.resident() != Resident::Plain) {
-            return Err(Error::new(Rule::SpecMismatch)
+            return Err(Error::new(ErrorKind::Mismatch)
                 .in_tensor(&tensor.name)
                 .expected(format!("{} plain weights", tensor.n_units))
                 .found(format!("{weights:?}")));

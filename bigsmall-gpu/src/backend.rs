@@ -1,11 +1,12 @@
 //! What every backend can do with a matrix.
 
-use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Raw, TensorEncoding, TensorSpec};
-
 use bigsmall_codec::Ans;
+use bigsmall_format::{
+    Dtype, EncodedTensor, EncodingId, Error as FormatError, Raw, Rule, TensorEncoding, TensorSpec,
+};
 use bigsmall_tbe::Tbe;
 
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Multiplies vectors with matrices that stay compressed. Implementations: [`Cpu`](crate::Cpu),
 /// and `Wgpu` with the feature `wgpu`.
@@ -20,29 +21,29 @@ pub trait MatmulBackend {
     /// Takes a matrix of any encoding. The encoded bytes are validated before they are used.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for a dtype other than BF16; the decoder's error for a damaged
-    /// payload; [`Rule::Memory`] if the matrix does not fit.
+    /// [`ErrorKind::Mismatch`] for a dtype other than BF16; [`ErrorKind::Encoded`] for a damaged payload;
+    /// [`ErrorKind::TooLarge`] or [`ErrorKind::OutOfMemory`] if the matrix does not fit.
     fn upload(&self, tensor: &EncodedTensor) -> Result<Self::Weights>;
 
     /// `y[b, m] = sum over k of W[m, k] x[b, k]` for `batch` rows of `x`, in f32. A matrix without
     /// columns gives zeros; a batch of 0 does nothing.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`] unless `x` holds `batch * k` values and `y` `batch * m`.
+    /// [`ErrorKind::BufferLength`] unless `x` holds `batch * k` values and `y` `batch * m`.
     fn matmul(&self, weights: &Self::Weights, x: &[f32], batch: usize, y: &mut [f32])
     -> Result<()>;
 
     /// Writes the original bytes of the matrix to `dst`: bf16, little-endian, row-major.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`] unless `dst` holds `2 * m * k` bytes.
+    /// [`ErrorKind::BufferLength`] unless `dst` holds `2 * m * k` bytes.
     fn decompress(&self, weights: &Self::Weights, dst: &mut [u8]) -> Result<()>;
 }
 
 /// Rows and columns of a tensor taken as a matrix; an error unless it is BF16.
 pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     if spec.dtype() != Dtype::BF16 {
-        return Err(Error::new(Rule::SpecMismatch)
+        return Err(Error::new(ErrorKind::Mismatch)
             .in_tensor(spec.name())
             .expected(Dtype::BF16)
             .found(spec.dtype()));
@@ -54,7 +55,8 @@ pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     };
     // With no rows the product of the other dimensions may overflow.
     let k = rest.iter().try_fold(1u64, |k, &n| k.checked_mul(n));
-    let too_large = || Error::new(Rule::Memory).in_tensor(spec.name()).found("a shape beyond 2^32");
+    let too_large =
+        || Error::new(ErrorKind::TooLarge).in_tensor(spec.name()).found("a shape beyond 2^32");
     match (m, k) {
         (0, _) => Ok((0, k.and_then(|k| usize::try_from(k).ok()).ok_or_else(too_large)?)),
         (m, Some(k)) if m < 1 << 32 && k < 1 << 31 => Ok((m as usize, k as usize)),
@@ -68,7 +70,7 @@ pub(crate) fn check_len(what: &str, expected: Option<usize>, found: usize) -> Re
         return Ok(());
     }
     let expected = expected.map_or("more than memory holds".into(), |n| n.to_string());
-    Err(Error::new(Rule::BufferLength)
+    Err(Error::new(ErrorKind::BufferLength)
         .expected(format!("{expected} values of {what}"))
         .found(found))
 }
@@ -79,8 +81,9 @@ pub(crate) fn encoding_of(tensor: &EncodedTensor) -> Result<Box<dyn TensorEncodi
         EncodingId::Raw => Ok(Box::new(Raw)),
         EncodingId::Tbe => Ok(Box::new(Tbe::default())),
         EncodingId::Ans => Ok(Box::new(Ans::default())),
-        other => Err(Error::new(Rule::EncodingUnknown)
+        other => Err(FormatError::new(Rule::EncodingUnknown)
             .in_tensor(tensor.spec().name())
-            .found(format!("encoding {other}"))),
+            .found(format!("encoding {other}"))
+            .into()),
     }
 }

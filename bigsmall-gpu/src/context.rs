@@ -47,7 +47,7 @@ impl Wgpu {
     /// The fastest device of this machine, without a window.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`](crate::Rule) if there is no adapter; [`Rule::Device`](crate::Rule)
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind) if there is no adapter; [`ErrorKind::Device`](crate::ErrorKind)
     /// if it gives no device.
     pub fn headless() -> Result<Self> {
         Self::headless_with(&WgpuOptions::default())
@@ -56,8 +56,8 @@ impl Wgpu {
     /// [`headless`](Self::headless) with options.
     ///
     /// # Errors
-    /// [`Rule::BackendMissing`](crate::Rule) if there is no such adapter;
-    /// [`Rule::Device`](crate::Rule) if it gives no device.
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind) if there is no such adapter;
+    /// [`ErrorKind::Device`](crate::ErrorKind) if it gives no device.
     pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
         Ok(Self::with(Device::headless(options)?))
     }
@@ -106,7 +106,7 @@ impl Wgpu {
     /// A buffer for `n` values of f32 or u32, all zeros; to be written, read and bound.
     ///
     /// # Errors
-    /// [`Rule::Memory`](crate::Rule).
+    /// [`ErrorKind::OutOfMemory`](crate::ErrorKind).
     pub fn new_buffer(&self, n: usize) -> Result<wgpu::Buffer> {
         self.device.storage("values", n)
     }
@@ -114,7 +114,7 @@ impl Wgpu {
     /// Writes `values` to the front of `buffer`.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`](crate::Rule) if the buffer is shorter.
+    /// [`ErrorKind::BufferLength`](crate::ErrorKind) if the buffer is shorter.
     pub fn write_buffer<T: bytemuck::NoUninit>(
         &self,
         buffer: &wgpu::Buffer,
@@ -131,8 +131,8 @@ impl Wgpu {
     /// Waits for everything that was submitted, and reads the front of `buffer`.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`](crate::Rule) if the buffer is shorter;
-    /// [`Rule::DeviceLost`](crate::Rule).
+    /// [`ErrorKind::BufferLength`](crate::ErrorKind) if the buffer is shorter;
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind).
     pub fn read_buffer<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
         &self,
         buffer: &wgpu::Buffer,
@@ -153,7 +153,7 @@ impl Wgpu {
     /// Waits until the device has done everything that was submitted.
     ///
     /// # Errors
-    /// [`Rule::DeviceLost`](crate::Rule).
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind).
     pub fn wait(&self) -> Result<()> {
         self.device.wait()
     }

@@ -129,10 +129,13 @@ impl MatmulBackend for Cpu {
     }
 
     fn matmul(&self, weights: &CpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
+        check_len("x", batch.checked_mul(weights.cols()), x.len())?;
+        check_len("y", batch.checked_mul(weights.rows()), y.len())?;
         match &weights.held {
-            Held::Tbe(tensor) => tensor.matmul(x, batch, y),
-            Held::Plain(bytes) => Plain::new(&weights.spec, bytes)?.matmul(x, batch, y),
+            Held::Tbe(tensor) => tensor.matmul(x, batch, y)?,
+            Held::Plain(bytes) => Plain::new(&weights.spec, bytes)?.matmul(x, batch, y)?,
         }
+        Ok(())
     }
 
     fn decompress(&self, weights: &CpuWeights, dst: &mut [u8]) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::adapter::{choose_unit, features_of, find_adapter, has_32_lanes, instance};
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
@@ -65,7 +65,7 @@ impl Device {
             trace: wgpu::Trace::Off,
         });
         let (device, queue) = pollster::block_on(request)
-            .map_err(|e| Error::new(Rule::Device).found(format!("no device: {e}")))?;
+            .map_err(|e| Error::new(ErrorKind::Device).found("no device").caused_by(e))?;
         let lost = Arc::new(OnceLock::new());
         let told = Arc::clone(&lost);
         device.set_device_lost_callback(move |reason, message| {
@@ -98,10 +98,7 @@ impl Device {
         if owner == self.id {
             return Ok(());
         }
-        Err(Error::new(Rule::Argument)
-            .in_tensor(name)
-            .expected("a tensor of this device")
-            .found("one that was uploaded by another `Wgpu`"))
+        Err(Error::new(ErrorKind::WrongDevice).in_tensor(name))
     }
 
     /// Compiles a shader of ours.
@@ -127,7 +124,7 @@ impl Device {
         let size = (4 * words as u64).max(16);
         let most = self.limits.max_buffer_size;
         if size > most {
-            return Err(Error::new(Rule::Device)
+            return Err(Error::new(ErrorKind::TooLarge)
                 .expected(format!("a buffer of at most {most} bytes"))
                 .found(size));
         }
@@ -171,7 +168,7 @@ impl Device {
         check_size(buffer, bytes)?;
         let most = self.limits.max_storage_buffer_binding_size;
         if buffer.size() > most {
-            return Err(Error::new(Rule::Device)
+            return Err(Error::new(ErrorKind::TooLarge)
                 .expected(format!("a buffer of at most {most} bytes"))
                 .found(buffer.size()));
         }
@@ -214,7 +211,7 @@ impl Device {
         let Some(error) = memory.or(internal).or(validation) else { return done };
         // wgpu does not report the loss of a device as an error, only what follows from it.
         self.probe()?;
-        Err(error_of(&error))
+        Err(error_of(error))
     }
 
     /// An error when the device is lost, also where its owner was told and not we.
@@ -233,7 +230,7 @@ impl Device {
 
     fn check_lost(&self) -> Result<()> {
         match self.lost.get() {
-            Some(why) => Err(Error::new(Rule::DeviceLost).found(why)),
+            Some(why) => Err(Error::new(ErrorKind::DeviceLost).found(why)),
             None => Ok(()),
         }
     }
@@ -247,8 +244,8 @@ impl Device {
         self.check_lost()?;
         match waited {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(Error::new(Rule::DeviceLost).found(error)),
-            Err(_) => Err(Error::new(Rule::DeviceLost).found("waiting for the device failed")),
+            Ok(Err(error)) => Err(Error::new(ErrorKind::DeviceLost).caused_by(error)),
+            Err(_) => Err(Error::new(ErrorKind::DeviceLost).found("waiting for the device failed")),
         }
     }
 
@@ -264,7 +261,7 @@ impl Device {
             // Nobody listens where the wait below has failed.
             let _ = told.send(result);
         });
-        let failed = || Error::new(Rule::DeviceLost).found("a result could not be read back");
+        let failed = || Error::new(ErrorKind::DeviceLost).found("a result could not be read back");
         loop {
             self.wait()?;
             // Another thread that waits may have been given our answer and not yet have passed it
@@ -275,8 +272,9 @@ impl Device {
                 Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(failed()),
             }
         }
-        let view =
-            buffer.get_mapped_range(0..bytes).map_err(|e| Error::new(Rule::DeviceLost).found(e))?;
+        let view = buffer
+            .get_mapped_range(0..bytes)
+            .map_err(|e| Error::new(ErrorKind::DeviceLost).caused_by(e))?;
         take(&view);
         drop(view);
         buffer.unmap();
@@ -284,18 +282,18 @@ impl Device {
     }
 }
 
-fn error_of(error: &wgpu::Error) -> Error {
-    let rule = match error {
-        wgpu::Error::OutOfMemory { .. } => Rule::Memory,
-        _ => Rule::Device,
+fn error_of(error: wgpu::Error) -> Error {
+    let kind = match &error {
+        wgpu::Error::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+        _ => ErrorKind::Device,
     };
-    Error::new(rule).found(error)
+    Error::new(kind).caused_by(error)
 }
 
 /// An error unless `buffer` holds `bytes`.
 pub(crate) fn check_size(buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
     if buffer.size() < bytes {
-        return Err(Error::new(Rule::BufferLength)
+        return Err(Error::new(ErrorKind::BufferLength)
             .expected(format!("a buffer of {bytes} bytes"))
             .found(buffer.size()));
     }

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::Device;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 use crate::matrix::{Matrix, Shard};
 
@@ -179,7 +179,9 @@ pub(crate) fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
     // Even rows of the grid, so that few workgroups find nothing to do.
     let x = n.div_ceil(y.max(1));
     if y > most || n > 1 << 29 {
-        return Err(Error::new(Rule::Device).expected(format!("{most}^2 workgroups")).found(n));
+        return Err(Error::new(ErrorKind::TooLarge)
+            .expected(format!("{most}^2 workgroups"))
+            .found(n));
     }
     Ok([x as u32, y as u32, 1])
 }

@@ -72,9 +72,11 @@ mod weights;
 mod writer;
 
 pub use backend::MatmulBackend;
-pub use bigsmall_format::{Dtype, EncodedTensor, EncodingId, TensorSpec};
+pub use bigsmall_format::{
+    Class, Dtype, EncodedTensor, EncodingId, Error as FormatError, Rule, TensorSpec,
+};
 pub use cpu::{Cpu, CpuWeights};
-pub use error::{Error, Result, Rule};
+pub use error::{Error, ErrorKind, Result};
 
 #[cfg(feature = "wgpu")]
 pub use ans_tensor::{AnsTensor, PreparedAns};

@@ -58,8 +58,8 @@ impl Recorder<'_> {
     /// chain on the device. `x` holds `batch` rows of K values, `y` takes `batch` rows of M.
     ///
     /// # Errors
-    /// [`Rule::Argument`](crate::Rule) for weights of another device;
-    /// [`Rule::BufferLength`](crate::Rule) if a buffer is too short; [`Rule::Device`](crate::Rule)
+    /// [`ErrorKind::WrongDevice`](crate::ErrorKind) for weights of another device;
+    /// [`ErrorKind::BufferLength`](crate::ErrorKind) if a buffer is too short; [`ErrorKind::TooLarge`](crate::ErrorKind)
     /// if one is larger than the device can bind.
     pub fn matmul(
         &mut self,
@@ -77,7 +77,7 @@ impl Recorder<'_> {
     /// [`matmul`](Self::matmul) by the variant of the caller's choice.
     ///
     /// # Errors
-    /// Those of [`matmul`](Self::matmul); [`Rule::Memory`](crate::Rule) if the decoded matrix does
+    /// Those of [`matmul`](Self::matmul); [`ErrorKind::OutOfMemory`](crate::ErrorKind) if the decoded matrix does
     /// not fit.
     pub fn matmul_by(
         &mut self,

@@ -1,7 +1,7 @@
 //! A matrix in the buffers of a device, and how its rows are cut.
 
 use crate::device::Device;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{Histogram, Resident, RowShape, choose_window};
 
 /// Bytes of decoded rows that the host holds at once.
@@ -87,7 +87,7 @@ impl Cut {
         // by u32.
         let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
         if rows == 0 {
-            return Err(Error::new(Rule::Device)
+            return Err(Error::new(ErrorKind::TooLarge)
                 .expected(format!("rows of at most {limit} bytes in a buffer"))
                 .found(format!("{} columns", shape.cols)));
         }

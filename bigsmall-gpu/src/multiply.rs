@@ -4,7 +4,7 @@ use bigsmall_format::EncodedTensor;
 
 use crate::backend::{MatmulBackend, check_len};
 use crate::context::Wgpu;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::upload::UploadOptions;
 use crate::weights::WgpuWeights;
 
@@ -15,12 +15,12 @@ impl Wgpu {
     /// The rows `ids` of the matrix as f32.
     ///
     /// # Errors
-    /// [`Rule::RangeOutOfBounds`] for a row that does not exist; [`Rule::BufferLength`] unless `y`
+    /// [`ErrorKind::RowOutOfRange`] for a row that does not exist; [`ErrorKind::BufferLength`] unless `y`
     /// holds `ids.len() * k` values.
     pub fn gather(&self, weights: &WgpuWeights, ids: &[u32], y: &mut [f32]) -> Result<()> {
         check_len("y", ids.len().checked_mul(weights.cols()), y.len())?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.rows()) {
-            return Err(Error::new(Rule::RangeOutOfBounds)
+            return Err(Error::new(ErrorKind::RowOutOfRange)
                 .in_tensor(weights.name())
                 .expected(format!("rows within 0..{}", weights.rows()))
                 .found(id));

@@ -101,8 +101,8 @@ impl Wgpu {
     /// submitted next.
     ///
     /// # Errors
-    /// Those of `meanwhile`; [`Rule::BufferLength`](crate::Rule) if `buffer` is shorter than
-    /// `values`; [`Rule::DeviceLost`](crate::Rule).
+    /// Those of `meanwhile`; [`ErrorKind::BufferLength`](crate::ErrorKind) if `buffer` is shorter than
+    /// `values`; [`ErrorKind::DeviceLost`](crate::ErrorKind).
     pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
         &self,
         commands: wgpu::CommandBuffer,

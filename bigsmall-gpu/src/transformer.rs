@@ -2,7 +2,7 @@
 //! layers without leaving the device.
 
 use crate::dispatch::fold;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 use crate::layer_kernels::LayerKernel;
 use crate::recorder::Recorder;
@@ -38,7 +38,7 @@ pub(crate) struct LayerParams {
 /// a buffer may be longer than it must be, and no buffer may be given twice to one call. The order
 /// of the sums depends on shapes and positions alone.
 ///
-/// All of them fail with [`Rule::BufferLength`] when a buffer is too short, and [`Rule::Device`]
+/// All of them fail with [`ErrorKind::BufferLength`] when a buffer is too short, and [`ErrorKind::TooLarge`]
 /// when one is larger than the device can bind.
 impl Recorder<'_> {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
@@ -71,7 +71,7 @@ impl Recorder<'_> {
     /// `angles[2 * (position * dim / 2 + j)]`. The first vector has the position `position`.
     ///
     /// # Errors
-    /// As above; [`Rule::Argument`] for an odd `dim`.
+    /// As above; [`ErrorKind::Argument`] for an odd `dim`.
     #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
     pub fn rope_in_place(
         &mut self,
@@ -83,7 +83,9 @@ impl Recorder<'_> {
         rows: usize,
     ) -> Result<()> {
         if !dim.is_multiple_of(2) {
-            return Err(Error::new(Rule::Argument).expected("an even number of values").found(dim));
+            return Err(Error::new(ErrorKind::Argument)
+                .expected("an even number of values")
+                .found(dim));
         }
         let params = LayerParams {
             rows: small(rows)?,
@@ -102,7 +104,7 @@ impl Recorder<'_> {
     /// `values` hold `heads.keys * heads.dim` values for each position.
     ///
     /// # Errors
-    /// As above; [`Rule::Argument`] for heads other than [`Heads`] allows.
+    /// As above; [`ErrorKind::Argument`] for heads other than [`Heads`] allows.
     #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
     pub fn attention(
         &mut self,
@@ -120,7 +122,7 @@ impl Recorder<'_> {
             && dim.is_multiple_of(4)
             && (4..=256).contains(&dim);
         if !allowed {
-            return Err(Error::new(Rule::Argument)
+            return Err(Error::new(ErrorKind::Argument)
                 .expected("heads that divide each other, of 4 to 256 values in fours")
                 .found(format!("{heads:?}")));
         }
@@ -188,7 +190,9 @@ impl Recorder<'_> {
         for (_, buffer, n) in bound {
             // The shaders index by u32.
             if *n > u64::from(u32::MAX) {
-                return Err(Error::new(Rule::Device).expected("less than 2^32 values").found(n));
+                return Err(Error::new(ErrorKind::TooLarge)
+                    .expected("less than 2^32 values")
+                    .found(n));
             }
             self.gpu.device.check_bound(buffer, 4 * n)?;
         }
@@ -206,5 +210,6 @@ impl Recorder<'_> {
 }
 
 fn small(n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::new(Rule::Device).expected("less than 2^32").found(n))
+    u32::try_from(n)
+        .map_err(|_| Error::new(ErrorKind::TooLarge).expected("less than 2^32").found(n))
 }

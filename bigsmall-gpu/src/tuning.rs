@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Resident;
 
 /// Ways to multiply with compressed weights. All add in the same order and give the same bits.
@@ -93,7 +93,7 @@ impl std::str::FromStr for Tuning {
         let mut tuning = Tuning::default();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             let wrong = || {
-                Error::new(Rule::Argument)
+                Error::new(ErrorKind::Argument)
                     .expected("form, rows, columns, batch and variant")
                     .found(format!("{line:?} in a tuning table"))
             };
@@ -130,7 +130,7 @@ mod tests {
             "dense3 1 1 1 slow",
             "plain 1 1 1 fused x",
         ] {
-            assert_eq!(text.parse::<Tuning>().unwrap_err().rule(), Rule::Argument, "{text}");
+            assert_eq!(text.parse::<Tuning>().unwrap_err().kind(), ErrorKind::Argument, "{text}");
         }
     }
 }

@@ -7,8 +7,8 @@ mod common;
 mod layout;
 
 use bigsmall_codec::Ans;
-use bigsmall_format::{Class, Dtype, Raw, Rule, TensorEncoding, TensorSpec, encode_tensor};
-use bigsmall_gpu::{Cpu, MatmulBackend};
+use bigsmall_format::{Class, Dtype, Raw, TensorEncoding, TensorSpec, encode_tensor};
+use bigsmall_gpu::{Cpu, ErrorKind, MatmulBackend};
 use bigsmall_tbe::{Tbe, Width};
 use common::*;
 
@@ -58,9 +58,9 @@ fn callers_mistakes_are_errors() {
     let loaded = cpu.upload(&encoded(&model_weights(4, 10, 4), 4, 10)).unwrap();
     for (x, batch, y) in [(9, 1, 4), (10, 1, 3), (10, 2, 8), (20, 2, 4), (0, usize::MAX, 0)] {
         let error = cpu.matmul(&loaded, &vec![0.0; x], batch, &mut vec![0.0; y]).unwrap_err();
-        assert_eq!(error.rule(), Rule::BufferLength);
+        assert_eq!(error.kind(), ErrorKind::BufferLength);
     }
-    assert_eq!(cpu.decompress(&loaded, &mut [0; 79]).unwrap_err().rule(), Rule::BufferLength);
+    assert_eq!(cpu.decompress(&loaded, &mut [0; 79]).unwrap_err().kind(), ErrorKind::BufferLength);
     for (rows, cols, batch) in [(5, 0, 3), (0, 5, 3), (5, 4, 0)] {
         let loaded = cpu.upload(&encoded(&vec![0; rows * cols], rows, cols)).unwrap();
         let mut y = vec![1.0; batch * rows];
@@ -69,7 +69,7 @@ fn callers_mistakes_are_errors() {
     }
     let spec = TensorSpec::new("w", Dtype::F32, &[2]).unwrap();
     let tensor = encode_tensor(&Raw, &spec, &vec![0; 8]).unwrap();
-    assert_eq!(cpu.upload(&tensor).unwrap_err().rule(), Rule::SpecMismatch);
+    assert_eq!(cpu.upload(&tensor).unwrap_err().kind(), ErrorKind::Mismatch);
 }
 
 // J-05

@@ -6,7 +6,7 @@ mod common;
 #[allow(dead_code)]
 mod layout;
 
-use bigsmall_gpu::{Heads, Recorder, Result, Rule};
+use bigsmall_gpu::{ErrorKind, Heads, Recorder, Result};
 use common::device::{buffer, gpu, read, small_device};
 use common::twin::fused;
 use common::*;
@@ -69,16 +69,16 @@ fn heads_turn_and_attend_as_the_twin() {
         let heads = Heads { queries, keys, dim };
         let y = gpu().new_buffer(100).unwrap();
         let (k, v) = (gpu().new_buffer(100).unwrap(), gpu().new_buffer(100).unwrap());
-        gpu().submit(|r| r.attention(&short, &k, &v, heads, position, 1, &y)).map_err(|e| e.rule())
+        gpu().submit(|r| r.attention(&short, &k, &v, heads, position, 1, &y)).map_err(|e| e.kind())
     };
     assert_eq!(attend(4, 2, 8, 0), Ok(()));
     for (queries, keys, dim) in [(4, 3, 8), (4, 0, 8), (4, 2, 6), (1, 1, 260), (1, 1, 0)] {
-        assert_eq!(attend(queries, keys, dim, 0), Err(Rule::Argument));
+        assert_eq!(attend(queries, keys, dim, 0), Err(ErrorKind::Argument));
     }
-    assert_eq!(attend(4, 2, 8, 6), Err(Rule::BufferLength));
-    assert_eq!(attend(4, 2, 8, usize::MAX), Err(Rule::Device));
+    assert_eq!(attend(4, 2, 8, 6), Err(ErrorKind::BufferLength));
+    assert_eq!(attend(4, 2, 8, usize::MAX), Err(ErrorKind::TooLarge));
     let odd = gpu().submit(|r| r.rope_in_place(&short, &short, 1, 3, 0, 1));
-    assert_eq!(odd.unwrap_err().rule(), Rule::Argument);
+    assert_eq!(odd.unwrap_err().kind(), ErrorKind::Argument);
 }
 
 fn values_are_joined_and_found() {
@@ -115,8 +115,8 @@ fn values_are_joined_and_found() {
     let (x, y) = (gpu().new_buffer(8).unwrap(), gpu().new_buffer(9).unwrap());
     for n in [9, usize::MAX] {
         let wrong = |record: &dyn Fn(&mut Recorder<'_>) -> Result<()>| {
-            let rule = gpu().submit(record).unwrap_err().rule();
-            assert!(rule == Rule::BufferLength || (n > 9 && rule == Rule::Device));
+            let kind = gpu().submit(record).unwrap_err().kind();
+            assert!(kind == ErrorKind::BufferLength || (n > 9 && kind == ErrorKind::TooLarge));
         };
         wrong(&|r| r.add_in_place(&x, &y, n));
         wrong(&|r| r.silu_mul_in_place(&y, &x, n));

@@ -21,10 +21,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_codec::Ans;
-use bigsmall_format::{Dtype, EncodedTensor, Error, Raw, Result, TensorSpec, encode_tensor};
+use bigsmall_format::{Dtype, EncodedTensor, Raw, TensorSpec, encode_tensor};
 use bigsmall_gpu::{
-    Cooperative, MatmulBackend, PreparedAns, Recorder, Resident, UploadOptions, Variant, Wgpu,
-    WgpuOptions, WgpuWeights, wgpu,
+    Cooperative, Error, MatmulBackend, PreparedAns, Recorder, Resident, Result, UploadOptions,
+    Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
 };
 
 use crate::Random;
@@ -114,7 +114,7 @@ fn shape(word: &str) -> std::result::Result<(usize, usize), String> {
 ///
 /// # Errors
 /// Those of the device, and of writing the table.
-pub fn run(options: &Options) -> Result<ExitCode> {
+pub fn run(options: &Options) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let gpu = Wgpu::headless_with(&options.gpu())?;
     println!("device: {}", gpu.description());
     if options.cooperative || options.emulated {
@@ -655,7 +655,7 @@ fn bound(gpu: &Wgpu, k: usize, batch: usize) -> f64 {
 fn encoded(weights: &[u16], m: usize, k: usize) -> Result<EncodedTensor> {
     let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let spec = TensorSpec::new("weights", Dtype::BF16, &[m as u64, k as u64])?;
-    encode_tensor(&Raw, &spec, &bytes)
+    Ok(encode_tensor(&Raw, &spec, &bytes)?)
 }
 
 /// bf16 weights like a model's: normal, rows of differing scale.

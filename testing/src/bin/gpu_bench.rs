@@ -7,7 +7,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     run(&Options::parse()).unwrap_or_else(|error| {
-        eprintln!("gpu_bench: {error}");
+        eprintln!("gpu_bench: {error:?}");
         ExitCode::FAILURE
     })
 }
