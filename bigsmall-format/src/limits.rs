@@ -4,10 +4,11 @@
 /// it.
 ///
 /// ```
-/// let careful = bigsmall_format::Limits { max_tensors: 1000, ..Default::default() };
+/// let careful = bigsmall_format::Limits::new().max_tensors(1000);
 /// assert!(careful.max_header_bytes >= 1 << 20);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Bytes of a safetensors header (safetensors itself stops at 100 MB).
     pub max_header_bytes: u64,
@@ -30,5 +31,48 @@ impl Default for Limits {
             max_rank: 64,
             max_name_bytes: 1 << 16,
         }
+    }
+}
+
+impl Limits {
+    /// The default limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Limits::default()
+    }
+
+    /// Sets [`max_header_bytes`](Self#structfield.max_header_bytes).
+    #[must_use]
+    pub fn max_header_bytes(mut self, max_header_bytes: u64) -> Self {
+        self.max_header_bytes = max_header_bytes;
+        self
+    }
+
+    /// Sets [`max_index_bytes`](Self#structfield.max_index_bytes).
+    #[must_use]
+    pub fn max_index_bytes(mut self, max_index_bytes: u64) -> Self {
+        self.max_index_bytes = max_index_bytes;
+        self
+    }
+
+    /// Sets [`max_tensors`](Self#structfield.max_tensors).
+    #[must_use]
+    pub fn max_tensors(mut self, max_tensors: usize) -> Self {
+        self.max_tensors = max_tensors;
+        self
+    }
+
+    /// Sets [`max_rank`](Self#structfield.max_rank).
+    #[must_use]
+    pub fn max_rank(mut self, max_rank: usize) -> Self {
+        self.max_rank = max_rank;
+        self
+    }
+
+    /// Sets [`max_name_bytes`](Self#structfield.max_name_bytes).
+    #[must_use]
+    pub fn max_name_bytes(mut self, max_name_bytes: usize) -> Self {
+        self.max_name_bytes = max_name_bytes;
+        self
     }
 }

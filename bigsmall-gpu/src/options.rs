@@ -39,3 +39,39 @@ pub struct WgpuOptions {
     /// Ask for less than the adapter's limits: for tests, or to leave room for others.
     pub limits: Option<wgpu::Limits>,
 }
+
+impl WgpuOptions {
+    /// The fastest adapter, with its own limits, guarded loops and no cooperative matrices.
+    #[must_use]
+    pub fn new() -> Self {
+        WgpuOptions::default()
+    }
+
+    /// Sets [`adapter`](Self#structfield.adapter).
+    #[must_use]
+    pub fn adapter(mut self, adapter: impl Into<Option<String>>) -> Self {
+        self.adapter = adapter.into();
+        self
+    }
+
+    /// Sets [`unguarded_loops`](Self#structfield.unguarded_loops).
+    #[must_use]
+    pub fn unguarded_loops(mut self, unguarded_loops: bool) -> Self {
+        self.unguarded_loops = unguarded_loops;
+        self
+    }
+
+    /// Sets [`cooperative`](Self#structfield.cooperative).
+    #[must_use]
+    pub fn cooperative(mut self, cooperative: Cooperative) -> Self {
+        self.cooperative = cooperative;
+        self
+    }
+
+    /// Sets [`limits`](Self#structfield.limits).
+    #[must_use]
+    pub fn limits(mut self, limits: impl Into<Option<wgpu::Limits>>) -> Self {
+        self.limits = limits.into();
+        self
+    }
+}

@@ -309,8 +309,7 @@ fn packed_within_any_limits() {
     let [narrow, wide] = [narrow, wide].map(|w| encoded_by(&Ans::default(), &w, rows, cols));
     let sharded = small_device(|l| l.max_storage_buffer_binding_size = 60_000);
     let folded = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
-    let mut options = WgpuOptions::default();
-    options.unguarded_loops = true;
+    let options = WgpuOptions::new().unguarded_loops(true);
     let unguarded = Wgpu::headless_with(&options).unwrap();
     let core = given_device();
     let halves = with_cooperative(Cooperative::Emulated, None);
@@ -917,8 +916,7 @@ fn a_lost_device_is_an_error() {
 
 // J-01
 fn no_adapter_is_an_error() {
-    let mut options = WgpuOptions::default();
-    options.adapter = Some("an adapter that nobody has".into());
+    let options = WgpuOptions::new().adapter("an adapter that nobody has".to_owned());
     let error = Wgpu::headless_with(&options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoAdapter);
 }
@@ -968,8 +966,7 @@ fn fill_the_memory() {
 fn unguarded_loops_change_nothing() {
     let (rows, cols) = (50, 3000);
     let tensor = encoded(&model_weights(rows, cols, 38), rows, cols);
-    let mut options = WgpuOptions::default();
-    options.unguarded_loops = true;
+    let options = WgpuOptions::new().unguarded_loops(true);
     let fast = Wgpu::headless_with(&options).unwrap();
     let (a, b) = (gpu().upload(&tensor).unwrap(), fast.upload(&tensor).unwrap());
     for batch in [1, 2, 4, 8, 16, 64] {
@@ -979,9 +976,7 @@ fn unguarded_loops_change_nothing() {
 }
 
 fn with_cooperative(cooperative: Cooperative, limits: Option<wgpu::Limits>) -> Wgpu {
-    let mut options = WgpuOptions::default();
-    options.cooperative = cooperative;
-    options.limits = limits;
+    let options = WgpuOptions::new().cooperative(cooperative).limits(limits);
     Wgpu::headless_with(&options).unwrap()
 }
 

@@ -11,7 +11,7 @@
 //! # let data = [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat();
 //! # let length = (json.len() as u64).to_le_bytes();
 //! # std::fs::write(dir.join("m.safetensors"), [&length[..], json, &data].concat())?;
-//! # let options = bigsmall_io::CompressOptions { replace: true, ..Default::default() };
+//! # let options = bigsmall_io::CompressOptions::new().replace(true);
 //! # let path = dir.join("m.bs");
 //! # bigsmall_io::compress(&dir.join("m.safetensors"), &path, &options, &Default::default())?;
 //! use candle_core::{DType, Device, Tensor};

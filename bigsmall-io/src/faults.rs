@@ -102,7 +102,7 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn options(encoding: Encoding) -> CompressOptions {
-    CompressOptions { encoding, md5: true, ..Default::default() }
+    CompressOptions::new().encoding(encoding).md5(true)
 }
 
 fn compressed(plain: &[u8], encoding: Encoding) -> Vec<u8> {
@@ -490,7 +490,7 @@ fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
                 let done = within_a_minute(&what, move || {
                     let mut progress = Progress::default();
                     progress.fault = Some(StageFault::at(stage, at, panics));
-                    let options = RestoreOptions { md5: true, ..Default::default() };
+                    let options = RestoreOptions::new().md5(true);
                     let disk = Disk::new(usize::MAX);
                     let shard = Shard::open(shard).unwrap();
                     in_pool(2, || {

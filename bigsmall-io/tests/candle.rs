@@ -53,7 +53,7 @@ fn every_dtype_of_candle_comes_bit_by_bit() {
     write(&plain, &tensors);
     let expected = originals(&plain);
     for encoding in ENCODINGS {
-        let options = CompressOptions { encoding, replace: true, ..Default::default() };
+        let options = CompressOptions::new().encoding(encoding).replace(true);
         bigsmall_io::compress(&plain, &shard, &options, &Progress::default()).unwrap();
         let weights = var_builder(Model::open(&shard).unwrap(), DType::F32, &CPU);
         let mut seen = 0;

@@ -113,7 +113,7 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     std::fs::write(path("small/precious"), "1").unwrap();
     assert_eq!(compress(&path("model"), &path("small")).unwrap_err().rule(), Rule::OutputExists);
     assert_eq!(names(&path("small")), ["precious"]);
-    let options = CompressOptions { replace: true, ..Default::default() };
+    let options = CompressOptions::new().replace(true);
     // A failure leaves the old one as it was.
     std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
     let error =
@@ -132,7 +132,7 @@ fn a_job_never_writes_into_its_own_input() {
     let path = |name: &str| dir.path().join(name);
     make(&path("model"));
     let before = tree(&path("model"));
-    let options = CompressOptions { replace: true, ..Default::default() };
+    let options = CompressOptions::new().replace(true);
     for output in
         ["model", "model/out", "model/1_Pooling", "model/1_Pooling/deep", "model/../model", ""]
     {
@@ -426,7 +426,7 @@ fn shards_alone_become_a_model() {
     make(&path("model"));
     std::fs::create_dir(path("out")).unwrap();
     let shard = |from: &str, to: &str| {
-        let options = CompressOptions { replace: true, ..Default::default() };
+        let options = CompressOptions::new().replace(true);
         let from = path("model").join(from);
         bigsmall_io::compress(&from, &path("out").join(to), &options, &Progress::default()).unwrap()
     };

@@ -20,12 +20,10 @@ use safetensors::Dtype;
 use server::{Reply, Request, Server, serve};
 
 fn quick() -> HttpOptions {
-    HttpOptions {
-        attempts: 3,
-        backoff: Duration::from_millis(1),
-        timeout: Duration::from_secs(20),
-        ..Default::default()
-    }
+    HttpOptions::new()
+        .attempts(3)
+        .backoff(Duration::from_millis(1))
+        .timeout(Duration::from_secs(20))
 }
 
 /// A model in one shard, and its tensors.
@@ -183,7 +181,7 @@ fn failures_that_pass_are_tried_again_and_others_are_not() {
             let good = serve(request, &file, "e");
             if n % 3 == 2 { good } else { failure(good) }
         });
-        let options = HttpOptions { attempts: 20, ..quick() };
+        let options = quick().attempts(20);
         let file = HttpFile::open(&server.url("m.bs"), &options).unwrap();
         check(&Model::from_source(file).unwrap(), &tensors);
         // Never: an error, after as many attempts as were allowed.
@@ -347,7 +345,7 @@ fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
         "/moved/m.bs" => Reply::redirect(&elsewhere),
         _ => Reply::status(404),
     });
-    let options = HttpOptions { token: Some("hf_secret".into()), ..quick() };
+    let options = quick().token("hf_secret".to_owned());
     let file = HttpFile::open(&home.url("m.bs"), &options).unwrap();
     check(&Model::from_source(file).unwrap(), &tensors[..2]);
     assert!(home.n_requests() > 4 && home.n_requests() == 2 * other.n_requests());
@@ -384,7 +382,7 @@ fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
 #[test]
 //
 fn a_server_that_says_nothing_is_given_up() {
-    let slow = HttpOptions { attempts: 2, timeout: Duration::from_millis(300), ..quick() };
+    let slow = quick().attempts(2).timeout(Duration::from_millis(300));
     let silent =
         Server::new(|_, _| Reply { silence: Some(Duration::from_secs(60)), ..Default::default() });
     let error = HttpFile::open(&silent.url("m.bs"), &slow).err().unwrap();

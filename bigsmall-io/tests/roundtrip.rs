@@ -41,12 +41,12 @@ fn every_dtype_comes_back_in_every_encoding() {
     let original = std::fs::read(&plain).unwrap();
     for encoding in ENCODINGS {
         let shard = dir.path().join("m.bs");
-        let options = CompressOptions { encoding, replace: true, md5: true, ..Default::default() };
+        let options = CompressOptions::new().encoding(encoding).replace(true).md5(true);
         let report = bigsmall_io::compress(&plain, &shard, &options, &Progress::default()).unwrap();
         assert_eq!(report.original_bytes, original.len() as u64);
         assert_eq!(report.compressed_bytes, std::fs::metadata(&shard).unwrap().len());
         assert_eq!(report.files[0].n_tensors, tensors.len() as u64);
-        let options = RestoreOptions { md5: true, ..Default::default() };
+        let options = RestoreOptions::new().md5(true);
         let verified = bigsmall_io::verify(&shard, &options, &Progress::default()).unwrap();
         assert_eq!(verified.files[0].md5s, report.files[0].md5s);
         assert_eq!(verified.files[0].sha256, report.files[0].sha256);
@@ -142,8 +142,7 @@ fn transcoding_needs_no_original_and_gives_the_same_bytes_as_compressing() {
     for from in encodings {
         for to in encodings {
             let progress = Progress::default();
-            let options =
-                |encoding| CompressOptions { encoding, replace: true, ..Default::default() };
+            let options = |encoding| CompressOptions::new().encoding(encoding).replace(true);
             let plain = path("m.safetensors");
             bigsmall_io::compress(&plain, &path("from.bs"), &options(from), &progress).unwrap();
             bigsmall_io::compress(&plain, &path("direct.bs"), &options(to), &progress).unwrap();
@@ -212,10 +211,7 @@ proptest! {
             })
             .collect();
         write(&path("m"), &tensors);
-        let options = CompressOptions {
-            encoding: ENCODINGS[encoding],
-            ..Default::default()
-        };
+        let options = CompressOptions::new().encoding(ENCODINGS[encoding]);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             bigsmall_io::compress(&path("m"), &path("m.bs"), &options, &Progress::default())

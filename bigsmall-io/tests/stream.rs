@@ -100,7 +100,7 @@ fn llama(layers: usize, rows: usize) -> Vec<Tensor> {
 
 fn model(dir: &Path, tensors: &[Tensor], options: &CompressOptions) -> Model {
     write(&dir.join("m"), tensors);
-    let options = CompressOptions { replace: true, ..*options };
+    let options = options.replace(true);
     bigsmall_io::compress(&dir.join("m"), &dir.join("m.bs"), &options, &Progress::default())
         .unwrap();
     Model::open(dir.join("m.bs")).unwrap()
@@ -125,7 +125,7 @@ fn every_layer_comes_once_in_order_bit_by_bit() {
     expected.extend((0..11).map(|n| format!("model.layers.{n}")));
     expected.extend(["model.norm".to_owned(), "lm_head".to_owned()]);
     for encoding in ENCODINGS {
-        let options = CompressOptions { encoding, ..Default::default() };
+        let options = CompressOptions::new().encoding(encoding);
         let model = Arc::new(model(dir.path(), &tensors, &options));
         assert_eq!(model.layers(), expected);
         for threads in [1, 3] {

@@ -83,7 +83,7 @@ impl Made {
         }
         let (plain, shard) = (folder.join("model.safetensors"), folder.join("model.bs"));
         std::fs::write(&plain, file)?;
-        let options = CompressOptions { replace: true, ..Default::default() };
+        let options = CompressOptions::new().replace(true);
         compress(&plain, &shard, &options, &Progress::default())?;
         Ok(std::fs::remove_file(&plain)?)
     }

@@ -71,8 +71,7 @@ fn main() -> Result<()> {
     let config = Config::read(folder)?;
     let text = Text::open(folder)?;
     let prompt = text.encode(args.prompt.as_deref())?;
-    let mut options = WgpuOptions::default();
-    options.adapter = args.adapter.clone();
+    let options = WgpuOptions::new().adapter(args.adapter.clone());
     let gpu = Wgpu::headless_with(&options)?;
     println!("device: {}", gpu.description());
 

@@ -90,15 +90,15 @@ pub struct Options {
 
 impl Options {
     fn gpu(&self) -> WgpuOptions {
-        let mut options = WgpuOptions::default();
-        options.unguarded_loops = self.unguarded;
-        options.adapter = self.adapter.clone();
-        options.cooperative = match (self.cooperative, self.emulated) {
+        let cooperative = match (self.cooperative, self.emulated) {
             (_, true) => Cooperative::Emulated,
             (true, false) => Cooperative::Offered,
             (false, false) => Cooperative::Off,
         };
-        options
+        WgpuOptions::new()
+            .unguarded_loops(self.unguarded)
+            .adapter(self.adapter.clone())
+            .cooperative(cooperative)
     }
 }
 

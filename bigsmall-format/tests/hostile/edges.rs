@@ -85,7 +85,7 @@ fn what_a_shard_says_of_itself() {
             assert_eq!(shard.original_len(), 8 + shard.header_json().len() as u64 + 3);
             assert_eq!(shard.sha256(), [7; 32]);
             // The greatest index that is allowed is this one.
-            let limits = |n| Limits { max_index_bytes: n, ..Limits::default() };
+            let limits = |n| Limits::new().max_index_bytes(n);
             let n = shard.index_len();
             assert!(Shard::open_with(bytes.clone(), &limits(n)).is_ok());
             let error = Shard::open_with(bytes, &limits(n - 1)).unwrap_err();

@@ -268,15 +268,15 @@ fn index_lengths() {
     // memory is set aside.
     let mut forge = sound();
     forge.count = Some(u32::MAX);
-    let limits = Limits { max_tensors: usize::MAX, ..Limits::default() };
+    let limits = Limits::new().max_tensors(usize::MAX);
     let error = Shard::open_with(forge.bytes(), &limits).unwrap_err();
     assert_eq!(error.rule(), Rule::IndexTruncated);
     for (limits, rule) in [
-        (Limits { max_index_bytes: 300, ..Limits::default() }, Rule::IndexTooLarge),
-        (Limits { max_header_bytes: 200, ..Limits::default() }, Rule::HeaderTooLarge),
-        (Limits { max_tensors: 4, ..Limits::default() }, Rule::TooManyTensors),
-        (Limits { max_rank: 1, ..Limits::default() }, Rule::RankTooLarge),
-        (Limits { max_name_bytes: 3, ..Limits::default() }, Rule::NameTooLong),
+        (Limits::new().max_index_bytes(300), Rule::IndexTooLarge),
+        (Limits::new().max_header_bytes(200), Rule::HeaderTooLarge),
+        (Limits::new().max_tensors(4), Rule::TooManyTensors),
+        (Limits::new().max_rank(1), Rule::RankTooLarge),
+        (Limits::new().max_name_bytes(3), Rule::NameTooLong),
     ] {
         let error = Shard::open_with(sound().bytes(), &limits).unwrap_err();
         assert_eq!((error.rule(), error.class()), (rule, Class::Limit));

@@ -475,7 +475,7 @@ fn lengths_of_headers() {
     // The limit itself is within it.
     let json = one("U8", "[4]", "[0,4]");
     let file = [&(json.len() as u64).to_le_bytes()[..], &json, &[1, 2, 3, 4]].concat();
-    let at_most = |n: usize| Limits { max_header_bytes: n as u64, ..Limits::default() };
+    let at_most = |n: usize| Limits::new().max_header_bytes(n as u64);
     assert!(Header::read(&file, &at_most(json.len())).is_ok());
     let error = Header::read(&file, &at_most(json.len() - 1)).unwrap_err();
     assert_eq!(error.rule(), Rule::HeaderTooLarge);

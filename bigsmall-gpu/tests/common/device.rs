@@ -19,8 +19,7 @@ pub fn gpu() -> &'static Wgpu {
 pub fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
     let mut limits = gpu().device().limits();
     change(&mut limits);
-    let mut options = WgpuOptions::default();
-    options.limits = Some(limits);
+    let options = WgpuOptions::new().limits(limits);
     Wgpu::headless_with(&options).unwrap()
 }
 

@@ -5,10 +5,11 @@ use crate::Encoding;
 /// How to compress. The output depends on `encoding` and `md5` alone, never on the pool of threads.
 ///
 /// ```
-/// let options = bigsmall_io::CompressOptions { md5: true, ..Default::default() };
+/// let options = bigsmall_io::CompressOptions::new().md5(true);
 /// assert!(!options.replace);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CompressOptions {
     /// The encoding to try; a tensor that it does not make smaller, or does not take, is stored
     /// raw.
@@ -20,4 +21,40 @@ pub struct CompressOptions {
     pub replace: bool,
     /// Do all the work but write nothing.
     pub dry_run: bool,
+}
+
+impl CompressOptions {
+    /// The default encoding, no MD5; an existing output is an error.
+    #[must_use]
+    pub fn new() -> Self {
+        CompressOptions::default()
+    }
+
+    /// Sets [`encoding`](Self#structfield.encoding).
+    #[must_use]
+    pub fn encoding(mut self, encoding: Encoding) -> Self {
+        self.encoding = encoding;
+        self
+    }
+
+    /// Sets [`md5`](Self#structfield.md5).
+    #[must_use]
+    pub fn md5(mut self, md5: bool) -> Self {
+        self.md5 = md5;
+        self
+    }
+
+    /// Sets [`replace`](Self#structfield.replace).
+    #[must_use]
+    pub fn replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
+        self
+    }
+
+    /// Sets [`dry_run`](Self#structfield.dry_run).
+    #[must_use]
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
 }

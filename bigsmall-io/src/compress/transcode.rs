@@ -33,7 +33,7 @@ pub fn transcode(
     progress.expect(shard.original_len());
     let had_md5 =
         (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));
-    let options = CompressOptions { md5: options.md5 || had_md5, ..*options };
+    let options = options.md5(options.md5 || had_md5);
     let source = Original::new(&shard);
     let target = match options.dry_run {
         true => None,

@@ -50,7 +50,7 @@ pub(crate) fn compress_folder(
     };
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(&folder, &to, progress);
-    let inner = CompressOptions { replace: false, ..*options };
+    let inner = options.replace(false);
     let mut reports = Vec::new();
     for name in &files {
         match role(name, SAFETENSORS) {

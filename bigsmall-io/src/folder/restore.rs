@@ -58,7 +58,7 @@ pub(crate) fn restore_folder(
     let (files, indices) = open_shards(folder, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
-    let inner = RestoreOptions { replace: false, ..*options };
+    let inner = options.replace(false);
     let waits = waits(folder);
     let mut reports = Vec::new();
     for name in &files {

@@ -29,7 +29,13 @@ pub struct StreamOptions {
 }
 
 impl StreamOptions {
-    /// Sets the most bytes that the loader may hold.
+    /// The default budget.
+    #[must_use]
+    pub fn new() -> Self {
+        StreamOptions::default()
+    }
+
+    /// Sets [`budget`](Self#structfield.budget), in bytes.
     #[must_use]
     pub fn budget(mut self, bytes: u64) -> Self {
         self.budget = Some(bytes);

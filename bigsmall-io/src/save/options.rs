@@ -27,14 +27,20 @@ impl Default for SaveOptions {
 }
 
 impl SaveOptions {
-    /// Sets the encoding to try.
+    /// The default encoding; an existing file is replaced.
+    #[must_use]
+    pub fn new() -> Self {
+        SaveOptions::default()
+    }
+
+    /// Sets [`encoding`](Self#structfield.encoding).
     #[must_use]
     pub fn encoding(mut self, encoding: Encoding) -> Self {
         self.encoding = encoding;
         self
     }
 
-    /// Sets whether an existing file is replaced.
+    /// Sets [`replace`](Self#structfield.replace).
     #[must_use]
     pub fn replace(mut self, replace: bool) -> Self {
         self.replace = replace;
@@ -42,6 +48,6 @@ impl SaveOptions {
     }
 
     pub(crate) fn compress(self) -> CompressOptions {
-        CompressOptions { encoding: self.encoding, replace: self.replace, ..Default::default() }
+        CompressOptions::new().encoding(self.encoding).replace(self.replace)
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
             return Err(Error::new(Rule::Io).found("not in the cache, and HF_HUB_OFFLINE is set"));
         }
     }
-    let client = Client::new(HttpOptions { token: settings.token, ..Default::default() });
+    let client = Client::new(HttpOptions::new().token(settings.token));
     let repository = format!("{}/{owner}/{name}", settings.endpoint);
     let in_url = encoded(&revision).replace('/', "%2F");
     let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);

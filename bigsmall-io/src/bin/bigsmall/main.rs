@@ -65,24 +65,23 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
     let begin = Instant::now();
     match command {
         Command::Compress(a) => {
-            let options = CompressOptions {
-                encoding: a.coding.encoding(),
-                md5: a.md5,
-                replace: a.force,
-                dry_run: a.dry_run,
-            };
+            let options = CompressOptions::new()
+                .encoding(a.coding.encoding())
+                .md5(a.md5)
+                .replace(a.force)
+                .dry_run(a.dry_run);
             // A dry run looks at no output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
             Ok(show("compressed", &report, begin, a.json))
         }
         Command::Restore(a) => {
-            let options = RestoreOptions { replace: a.force, md5: false };
+            let options = RestoreOptions::new().replace(a.force);
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
         }
         Command::Verify(a) => {
-            let options = RestoreOptions { replace: false, md5: a.md5 };
+            let options = RestoreOptions::new().md5(a.md5);
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
@@ -98,12 +97,8 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         }
         Command::Estimate(a) => estimate(&a, progress),
         Command::Transcode(a) => {
-            let options = CompressOptions {
-                encoding: a.coding.encoding(),
-                md5: a.md5,
-                replace: a.force,
-                dry_run: false,
-            };
+            let options =
+                CompressOptions::new().encoding(a.coding.encoding()).md5(a.md5).replace(a.force);
             let report = bigsmall_io::transcode(&a.input, &a.output, &options, progress)?;
             Ok(show("transcoded", &report, begin, a.json))
         }
@@ -167,7 +162,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
 }
 
 fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
-    let options = CompressOptions { encoding: a.coding.encoding(), ..Default::default() };
+    let options = CompressOptions::new().encoding(a.coding.encoding());
     let found = bigsmall_io::estimate(&a.input, &options, progress)?;
     if a.json {
         let value = json!({

@@ -100,7 +100,7 @@ pub(crate) fn measure(
 
 /// Bytes before and after compressing all of the file.
 fn size(input: &Path, encoding: Encoding, progress: &Progress) -> Result<Report> {
-    let options = CompressOptions { encoding, dry_run: true, ..Default::default() };
+    let options = CompressOptions::new().encoding(encoding).dry_run(true);
     match transcode(input, "", &options, progress) {
         Err(e) if e.rule() == Rule::SafetensorsFile => compress(input, "", &options, progress),
         done => done,

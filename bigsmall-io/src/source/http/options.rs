@@ -6,10 +6,11 @@ use std::time::Duration;
 /// How to talk to a server.
 ///
 /// ```
-/// let options = bigsmall_io::HttpOptions { attempts: 1, ..Default::default() };
+/// let options = bigsmall_io::HttpOptions::new().attempts(1);
 /// assert!(options.token.is_none());
 /// ```
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HttpOptions {
     /// Sent as `Authorization: Bearer`, to the scheme, host and port of the file's own URL and to
     /// no other.
@@ -35,6 +36,42 @@ impl Default for HttpOptions {
     }
 }
 
+impl HttpOptions {
+    /// No token, 5 attempts, 120 s for each.
+    #[must_use]
+    pub fn new() -> Self {
+        HttpOptions::default()
+    }
+
+    /// Sets [`token`](Self#structfield.token).
+    #[must_use]
+    pub fn token(mut self, token: impl Into<Option<String>>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// Sets [`attempts`](Self#structfield.attempts).
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// Sets [`backoff`](Self#structfield.backoff).
+    #[must_use]
+    pub fn backoff(mut self, backoff: Duration) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets [`timeout`](Self#structfield.timeout).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
 impl fmt::Debug for HttpOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpOptions")
@@ -52,7 +89,7 @@ mod tests {
 
     #[test]
     fn tokens_are_not_shown() {
-        let options = HttpOptions { token: Some("hf_secret".into()), ..Default::default() };
+        let options = HttpOptions::new().token("hf_secret".to_owned());
         assert!(!format!("{options:?}").contains("secret"));
     }
 }
