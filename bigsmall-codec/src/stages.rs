@@ -1,6 +1,8 @@
 //! The stages of coding, one by one, for the benches of this crate. No part of its interface: what
 //! is here changes without notice.
 
+use std::fmt;
+
 use bigsmall_format::{Ahead, BLOCK_UNITS, Backend, Result, TensorSpec};
 
 use crate::block::sections::MAX_GROUPS;
@@ -55,6 +57,12 @@ pub struct Stages {
     costs: CostTable,
     stand_ins: StandIns,
     blocks: [Block; 2],
+}
+
+impl fmt::Debug for Stages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stages").finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]

@@ -62,11 +62,11 @@ pub fn sharded_var_builder(
 }
 
 /// Tensors of a [`Model`] as a backend of candle's `VarBuilder`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Weights(Arc<Model>);
 
 /// Parts of tensors of a [`Model`] as a backend of candle's `VarBuilderArgs`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ShardedWeights(Weights);
 
 /// Bytes that are decoded at a time where a part is not contiguous.

@@ -12,6 +12,7 @@ pub const GROUP: usize = 256;
 pub const LANES: usize = 32;
 
 /// A source that lends nothing: everything is copied out of it.
+#[derive(Debug)]
 pub struct Copying<'a>(pub &'a [u8]);
 
 impl ReadAt for Copying<'_> {
@@ -119,6 +120,7 @@ pub struct Head {
 }
 
 /// Symbol, frequency and rank of every slot.
+#[derive(Debug)]
 pub struct Alias {
     pub keep: Vec<u32>,
     pub donor: Vec<usize>,

@@ -1,5 +1,6 @@
 //! Files in object stores: S3 and what speaks its protocol, GCS, Azure.
 
+use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -145,6 +146,15 @@ impl CloudFile {
         }
         buf.copy_from_slice(&bytes);
         Ok(())
+    }
+}
+
+impl fmt::Debug for CloudFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloudFile")
+            .field("path", &self.path)
+            .field("byte_len", &self.tail.byte_len)
+            .finish_non_exhaustive()
     }
 }
 

@@ -11,10 +11,14 @@ pub(crate) fn url(path: &Path) -> Option<&str> {
     (scheme.len() > 1 && scheme.chars().all(letters)).then_some(text)
 }
 
-/// A path as errors show it: without a query, which may be a signature.
+/// A path as errors show it: a URL without its query.
 pub(crate) fn shown(path: &Path) -> &str {
-    let text = path.to_str().unwrap_or_default();
-    if url(path).is_some() { text.split('?').next().unwrap_or(text) } else { text }
+    url(path).map_or_else(|| path.to_str().unwrap_or_default(), without_query)
+}
+
+/// A URL as errors show it. Its query may contain a signature.
+pub(crate) fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
 }
 
 /// What a URL's token is for: scheme, host and port. What is not a URL has no token.

@@ -1,5 +1,6 @@
 //! A file behind an HTTP server that answers requests for ranges.
 
+use std::fmt;
 use std::io::Read as _;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::source::http::answer::{
 use crate::source::http::client::{Client, Want};
 use crate::source::http::options::HttpOptions;
 use crate::source::tail::{TAIL, Tail};
+use crate::source::url::without_query;
 
 /// Fetched from the end where the length had to be asked for first: a third request must not be
 /// followed by a fourth.
@@ -50,7 +52,7 @@ impl HttpFile {
     }
 
     pub(crate) fn open_with(client: &Arc<Client>, url: &str) -> Result<Self> {
-        let named = |e: Error| e.in_file(url.split('?').next().unwrap_or(url));
+        let named = |e: Error| e.in_file(without_query(url));
         client.tried(|| Self::try_open(client, url)).map_err(named)
     }
 
@@ -175,6 +177,15 @@ impl HttpFile {
     }
 }
 
+impl fmt::Debug for HttpFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpFile")
+            .field("url", &without_query(&self.url))
+            .field("byte_len", &self.tail.byte_len)
+            .finish_non_exhaustive()
+    }
+}
+
 impl ReadAt for HttpFile {
     fn byte_len(&self) -> std::io::Result<u64> {
         Ok(self.tail.byte_len)
@@ -187,7 +198,7 @@ impl ReadAt for HttpFile {
             let fetch = || self.fetch(offset, &mut piece.borrow_mut());
             self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
         };
-        let named = |e: Error| e.in_file(self.url.split('?').next().unwrap_or(&self.url)).into();
+        let named = |e: Error| e.in_file(without_query(&self.url)).into();
         self.tail.read_exact_at(offset, buf, fetch).map_err(named)
     }
 
