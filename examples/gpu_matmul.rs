@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         weights.resident().name(),
         percent(weights.byte_len(), original)
     );
-    let cpu = Cpu::default();
+    let cpu = Cpu;
     let on_cpu = cpu.upload(&tensor)?;
     println!("on the CPU: {}", percent(on_cpu.byte_len(), original));
 

@@ -90,7 +90,7 @@ mod tests {
     use crate::{Error, Rule};
 
     fn pool(threads: usize) -> rayon::ThreadPool {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool")
     }
 
     #[test]

@@ -14,7 +14,7 @@ use common::*;
 
 #[test]
 fn every_encoding_gives_the_same_product_and_the_original() {
-    let cpu = Cpu::default();
+    let cpu = Cpu;
     for (rows, cols) in [(1, 1), (7, 9), (40, 300), (65, 4097)] {
         let weights = model_weights(rows, cols, 1);
         let encodings: [&dyn TensorEncoding; 4] =
@@ -54,7 +54,7 @@ fn other_ranks_are_matrices_too() {
 
 #[test]
 fn callers_mistakes_are_errors() {
-    let cpu = Cpu::default();
+    let cpu = Cpu;
     let loaded = cpu.upload(&encoded(&model_weights(4, 10, 4), 4, 10)).unwrap();
     for (x, batch, y) in [(9, 1, 4), (10, 1, 3), (10, 2, 8), (20, 2, 4), (0, usize::MAX, 0)] {
         let error = cpu.matmul(&loaded, &vec![0.0; x], batch, &mut vec![0.0; y]).unwrap_err();
@@ -76,7 +76,7 @@ fn callers_mistakes_are_errors() {
 #[test]
 fn malformed_tbe_is_refused() {
     for (name, tensor) in malformed_tbe() {
-        let error = Cpu::default().upload(&tensor).map(drop).expect_err(name);
+        let error = Cpu.upload(&tensor).map(drop).expect_err(name);
         assert_eq!((error.class(), error.tensor()), (Class::Corrupt, Some("w")), "{name}");
     }
 }

@@ -83,8 +83,7 @@ fn a_folder_comes_back_as_it_was() {
     let model = Model::open(path("small")).unwrap();
     assert_eq!(model.tensors().map(|t| t.name()).collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(model.stored("c").unwrap().shard, "model-00002-of-00002.bs");
-    let guess =
-        estimate(&path("model"), &CompressOptions::default(), &Progress::default()).unwrap();
+    let guess = estimate(path("model"), &CompressOptions::default(), &Progress::default()).unwrap();
     assert_eq!(guess.original_bytes, report.original_bytes);
     let off = guess.compressed_bytes as f64 / report.compressed_bytes as f64;
     assert!((0.9..1.1).contains(&off), "{off}");
@@ -116,12 +115,11 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     let options = CompressOptions::new().replace(true);
     // A failure leaves the old one as it was.
     std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
-    let error =
-        bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default());
+    let error = bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default());
     assert_eq!(error.unwrap_err().rule(), Rule::HeaderLength);
     assert_eq!(names(&path("small")), ["precious"]);
     std::fs::remove_file(path("model/bad.safetensors")).unwrap();
-    bigsmall_io::compress(&path("model"), &path("small"), &options, &Progress::default()).unwrap();
+    bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default()).unwrap();
     assert!(!path("small/precious").exists() && path("small/config.json").exists());
     assert_eq!(names(dir.path()), ["model", "small"]);
 }
@@ -137,7 +135,7 @@ fn a_job_never_writes_into_its_own_input() {
         ["model", "model/out", "model/1_Pooling", "model/1_Pooling/deep", "model/../model", ""]
     {
         let done =
-            bigsmall_io::compress(&path("model"), &path(output), &options, &Progress::default());
+            bigsmall_io::compress(path("model"), path(output), &options, &Progress::default());
         assert_eq!(done.unwrap_err().rule(), Rule::SameFile, "{output}");
     }
     assert_eq!(before, tree(&path("model")));
@@ -428,13 +426,13 @@ fn shards_alone_become_a_model() {
     let shard = |from: &str, to: &str| {
         let options = CompressOptions::new().replace(true);
         let from = path("model").join(from);
-        bigsmall_io::compress(&from, &path("out").join(to), &options, &Progress::default()).unwrap()
+        bigsmall_io::compress(&from, path("out").join(to), &options, &Progress::default()).unwrap()
     };
     shard("model-00001-of-00002.safetensors", "x-1.bs");
-    assert_eq!(bigsmall_io::index(&path("out"), None, false).unwrap().files.len(), 1);
+    assert_eq!(bigsmall_io::index(path("out"), None, false).unwrap().files.len(), 1);
     assert_eq!(names(&path("out")), ["README.md", "x-1.bs"]);
     shard("model-00002-of-00002.safetensors", "x-2.bs");
-    bigsmall_io::index(&path("out"), None, false).unwrap();
+    bigsmall_io::index(path("out"), None, false).unwrap();
     assert_eq!(names(&path("out")), ["README.md", "model.bs.index.json", "x-1.bs", "x-2.bs"]);
     let text = std::fs::read_to_string(path("out/model.bs.index.json")).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -451,7 +449,7 @@ fn shards_alone_become_a_model() {
     // The same tensor twice; a shard of another file; one that is missing; an index file that says
     // something else.
     let rule = |original: Option<&Path>| {
-        bigsmall_io::index(&path("out"), original, false).unwrap_err().rule()
+        bigsmall_io::index(path("out"), original, false).unwrap_err().rule()
     };
     std::fs::copy(path("out/x-1.bs"), path("out/x-3.bs")).unwrap();
     assert_eq!(rule(None), Rule::ModelTensor);
@@ -464,5 +462,5 @@ fn shards_alone_become_a_model() {
     shard("1_Pooling/extra.safetensors", "1_Pooling/extra.bs");
     assert_eq!(rule(Some(&path("model"))), Rule::ModelIndex);
     assert_eq!(rule(None), Rule::OutputExists);
-    bigsmall_io::index(&path("out"), None, true).unwrap();
+    bigsmall_io::index(path("out"), None, true).unwrap();
 }

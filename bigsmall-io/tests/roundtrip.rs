@@ -144,9 +144,9 @@ fn transcoding_needs_no_original_and_gives_the_same_bytes_as_compressing() {
             let progress = Progress::default();
             let options = |encoding| CompressOptions::new().encoding(encoding).replace(true);
             let plain = path("m.safetensors");
-            bigsmall_io::compress(&plain, &path("from.bs"), &options(from), &progress).unwrap();
-            bigsmall_io::compress(&plain, &path("direct.bs"), &options(to), &progress).unwrap();
-            transcode(&path("from.bs"), &path("to.bs"), &options(to), &progress).unwrap();
+            bigsmall_io::compress(&plain, path("from.bs"), &options(from), &progress).unwrap();
+            bigsmall_io::compress(&plain, path("direct.bs"), &options(to), &progress).unwrap();
+            transcode(path("from.bs"), path("to.bs"), &options(to), &progress).unwrap();
             let same =
                 std::fs::read(path("to.bs")).unwrap() == std::fs::read(path("direct.bs")).unwrap();
             assert!(same, "{from:?} to {to:?}");
@@ -214,7 +214,7 @@ proptest! {
         let options = CompressOptions::new().encoding(ENCODINGS[encoding]);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            bigsmall_io::compress(&path("m"), &path("m.bs"), &options, &Progress::default())
+            bigsmall_io::compress(path("m"), path("m.bs"), &options, &Progress::default())
         })
         .unwrap();
         pool.install(|| restore(&path("m.bs"), &path("back"))).unwrap();

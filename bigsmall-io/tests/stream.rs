@@ -101,8 +101,7 @@ fn llama(layers: usize, rows: usize) -> Vec<Tensor> {
 fn model(dir: &Path, tensors: &[Tensor], options: &CompressOptions) -> Model {
     write(&dir.join("m"), tensors);
     let options = options.replace(true);
-    bigsmall_io::compress(&dir.join("m"), &dir.join("m.bs"), &options, &Progress::default())
-        .unwrap();
+    bigsmall_io::compress(dir.join("m"), dir.join("m.bs"), &options, &Progress::default()).unwrap();
     Model::open(dir.join("m.bs")).unwrap()
 }
 
@@ -227,7 +226,7 @@ impl ReadAt for Bad {
             self.reads_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match left {
             Ok(_) => self.bytes.read_exact_at(offset, buf),
-            Err(_) => Err(std::io::Error::other("broken").into()),
+            Err(_) => Err(std::io::Error::other("broken")),
         }
     }
 }

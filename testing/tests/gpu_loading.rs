@@ -48,7 +48,7 @@ fn write_model(folder: &Path) {
     }
     let plain = folder.join("model.safetensors");
     std::fs::write(&plain, file).unwrap();
-    compress(&plain, &folder.join("model.bs"), &CompressOptions::default(), &Progress::default())
+    compress(&plain, folder.join("model.bs"), &CompressOptions::default(), &Progress::default())
         .unwrap();
     std::fs::remove_file(plain).unwrap();
 }
