@@ -1,6 +1,7 @@
 //! One error type: which rule was broken, in which tensor, where, what was expected and what was
 //! found.
 
+use std::error::Error as StdError;
 use std::fmt;
 
 /// `Result` with this crate's [`Error`].
@@ -129,12 +130,13 @@ rules! {
     ReadBack: Io, "what was written does not decode to the original";
     Cancelled: Io, "cancelled";
     Memory: Limit, "not enough memory";
-    Device: Unsupported, "the device cannot do this";
-    DeviceLost: Io, "the device was lost";
 }
 
 /// An error: which [`Rule`] was broken, in which tensor, where, what was expected and what was
 /// found.
+///
+/// `Display` prints these facts in one line. What caused the error, if anything, is its
+/// [`source`](StdError::source) and is not part of that line; `Debug` prints both.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -202,6 +204,7 @@ impl Error {
 
     /// Moves the offset of something corrupt from a part to the whole, in which the part begins at
     /// `begin`. The offsets of sources are those of the whole already.
+    #[doc(hidden)]
     #[must_use]
     pub fn in_part_at(mut self, begin: u64) -> Self {
         if self.class() == Class::Corrupt
@@ -238,6 +241,12 @@ impl Error {
         self.0.rule.class()
     }
 
+    /// The file's name, if any.
+    #[must_use]
+    pub fn file(&self) -> Option<&str> {
+        self.0.file.as_deref()
+    }
+
     /// The tensor's name, if any.
     #[must_use]
     pub fn tensor(&self) -> Option<&str> {
@@ -250,6 +259,39 @@ impl Error {
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.0.offset
+    }
+
+    /// What was expected, in words, if known.
+    #[must_use]
+    pub fn expected_text(&self) -> Option<&str> {
+        self.0.expected.as_deref()
+    }
+
+    /// What was found, in words, if known.
+    #[must_use]
+    pub fn found_text(&self) -> Option<&str> {
+        self.0.found.as_deref()
+    }
+}
+
+/// An error and its causes in one line, each text once: some errors of other crates repeat their
+/// cause's text in their own.
+pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut printed = self.0.to_string();
+        f.write_str(&printed)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !printed.contains(&text) {
+                write!(f, ": {text}")?;
+                printed = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -293,26 +335,74 @@ impl fmt::Display for Error {
             write!(f, " (at byte {offset})")?;
         }
         match (&inner.expected, &inner.found) {
-            (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}")?,
-            (Some(e), None) => write!(f, ": expected {e}")?,
-            (None, Some(g)) => write!(f, ": {g}")?,
-            (None, None) => {}
-        }
-        match &inner.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
+            (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}"),
+            (Some(e), None) => write!(f, ": expected {e}"),
+            (None, Some(g)) => write!(f, ": {g}"),
+            (None, None) => Ok(()),
         }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} [{:?}]: {self}", self.rule(), self.class())
+        write!(f, "{:?} [{:?}]: {}", self.rule(), self.class(), Chain(self))
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_ref().map(|e| e as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// A cause whose text repeats that of its own cause, as some crates write them.
+    #[derive(Debug)]
+    struct Repeats(io::Error);
+
+    impl fmt::Display for Repeats {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "the store failed: {}", self.0)
+        }
+    }
+
+    impl StdError for Repeats {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_cause_is_the_source_and_is_printed_once() {
+        let plain = || io::Error::other("the disk is gone");
+        for (source, text) in [
+            (plain(), "m.bs: reading or writing failed (at byte 7): the disk is gone"),
+            (
+                io::Error::other(Repeats(plain())),
+                "m.bs: reading or writing failed (at byte 7): the store failed: the disk is gone",
+            ),
+        ] {
+            let error = Error::io(source).at(7).in_file("m.bs");
+            assert!(error.source().unwrap().is::<io::Error>());
+            assert_eq!(error.to_string(), "m.bs: reading or writing failed (at byte 7)");
+            assert_eq!(Chain(&error).to_string(), text);
+            assert_eq!(format!("{error:?}"), format!("Io [Io]: {text}"));
+        }
+        assert!(Error::new(Rule::Version).source().is_none());
+    }
+
+    #[test]
+    fn an_error_gives_back_its_facts() {
+        let error = Error::new(Rule::BlockChecksum).in_file("m.bs").in_tensor("w").at(9);
+        let error = error.expected("1").found("2");
+        assert_eq!((error.rule(), error.class()), (Rule::BlockChecksum, Class::Corrupt));
+        assert_eq!((error.file(), error.tensor()), (Some("m.bs"), Some("w")));
+        assert_eq!(error.offset(), Some(9));
+        assert_eq!((error.expected_text(), error.found_text()), (Some("1"), Some("2")));
     }
 }

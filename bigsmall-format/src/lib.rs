@@ -56,6 +56,7 @@ pub use spec::{BLOCK_UNITS, TensorSpec};
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
+    pub use crate::error::Chain;
     pub use crate::read_at::{len_of, read_at};
     #[cfg(feature = "shard")]
     pub use crate::shard::Assembler;

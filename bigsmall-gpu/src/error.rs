@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use bigsmall_format::internal::Chain;
 use bigsmall_format::{Class, Error as FormatError, Rule};
 
 /// `Result` with this crate's [`Error`].
@@ -173,13 +174,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} [{:?}]: {self}", self.kind(), self.class())?;
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write!(f, "{:?} [{:?}]: {}", self.kind(), self.class(), Chain(self))
     }
 }
 

@@ -29,6 +29,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bigsmall_format::internal::Chain;
 use bigsmall_format::{Dtype, Error as OurError, Rule, TensorSpec, zeroed};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
@@ -243,7 +244,7 @@ fn load(
         // candle has no such type and makes U32 of it, as it does for safetensors.
         Dtype::U16 => {
             let mut values = values::<u16>(n)?;
-            decode(bytemuck::cast_slice_mut(&mut values)).map_err(Error::wrap)?;
+            decode(bytemuck::cast_slice_mut(&mut values)).map_err(wrap)?;
             let wide: Vec<u32> = values.into_iter().map(u32::from).collect();
             Tensor::from_vec(wide, shape, device)
         }
@@ -258,7 +259,7 @@ fn load(
             };
             let bits = n as u64 * u64::from(other.bits());
             let mut bytes = zeroed(bits.div_ceil(8)).map_err(Error::wrap)?;
-            decode(&mut bytes).map_err(Error::wrap)?;
+            decode(&mut bytes).map_err(wrap)?;
             Tensor::from_raw_buffer(&bytes, dtype, shape, device)
         }
     }
@@ -271,8 +272,13 @@ fn typed<T: WithDType + bytemuck::Pod>(
     decode: impl FnOnce(&mut [u8]) -> bigsmall_format::Result<()>,
 ) -> Result<Tensor> {
     let mut values = values::<T>(n)?;
-    decode(bytemuck::cast_slice_mut(&mut values)).map_err(Error::wrap)?;
+    decode(bytemuck::cast_slice_mut(&mut values)).map_err(wrap)?;
     Tensor::from_vec(values, shape, device)
+}
+
+/// candle prints what it wraps with `Display`, so the causes must be in that text.
+fn wrap(error: impl std::error::Error + 'static) -> Error {
+    Error::wrap(Chain(&error).to_string())
 }
 
 /// Zeros; an error where there is no memory for them.

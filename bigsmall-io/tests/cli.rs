@@ -209,6 +209,13 @@ fn messages_say_what_a_file_is_and_escape_strange_names() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains("Python package") && text.contains("restore it with"), "{text}");
     }
+    // What the system says is the cause of an error: it is printed, and once.
+    let system = std::fs::metadata(d.join("nobody.bs")).unwrap_err().to_string();
+    for args in [&["verify", "nobody.bs"][..], &["compress", "m.safetensors", "-o", "nodir/x"]] {
+        let output = bigsmall(d, args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(text.matches(&system).count(), 1, "{text}");
+    }
     assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs", "--md5"]), 0);
     for args in [&["inspect", "m.bs"][..], &["verify", "m.bs", "--md5"]] {
         let output = bigsmall(d, args);

@@ -11,7 +11,7 @@ pub fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
     let device = bigsmall_gpu::Wgpu::headless();
     match &device {
         Ok(gpu) => eprintln!("device: {}", gpu.description()),
-        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error}"),
+        Err(error) => eprintln!("NO DEVICE, tests are skipped: {error:?}"),
     }
     let required = std::env::var_os("BIGSMALL_REQUIRE_GPU").is_some_and(|v| v == "1");
     let skip = device.is_err() && !required;

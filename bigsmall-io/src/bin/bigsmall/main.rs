@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bigsmall_format::internal::Chain;
 use bigsmall_io::{
     Class, CompressOptions, Error, Model, Progress, Report, RestoreOptions, Result, Rule, hex,
 };
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bigsmall: {error}{}", hint(&error));
+            let _ = writeln!(std::io::stderr(), "bigsmall: {}{}", Chain(&error), hint(&error));
             ExitCode::from(match error.class() {
                 Class::Usage => 2,
                 Class::Corrupt => 3,
