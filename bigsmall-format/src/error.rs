@@ -276,6 +276,7 @@ impl Error {
 
 /// An error and its causes in one line, each text once: some errors of other crates repeat their
 /// cause's text in their own.
+#[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 
 impl fmt::Display for Chain<'_> {
