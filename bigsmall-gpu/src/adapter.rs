@@ -1,4 +1,4 @@
-//! Which adapter is taken, and what it offers.
+//! Chooses an adapter and says what it offers.
 
 use std::sync::OnceLock;
 
@@ -6,43 +6,72 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
-/// One instance for all devices of this process, so that wgpu refuses a buffer of another device.
+/// One instance for all devices of this process: within one instance wgpu refuses a buffer of
+/// another device.
 pub(crate) fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE
         .get_or_init(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()))
 }
 
+/// The best adapter that the options accept.
 pub(crate) fn find_adapter(
     instance: &wgpu::Instance,
     options: &WgpuOptions,
 ) -> Result<wgpu::Adapter> {
-    let none =
-        |found: String| Error::new(ErrorKind::NoAdapter).expected("a GPU adapter").found(found);
-    if let Some(wanted) = &options.adapter {
-        let wanted = wanted.to_lowercase();
-        let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
-        return adapters
-            .into_iter()
-            .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
-            .ok_or_else(|| none(format!("adapters {names:?}, none named {wanted:?}")));
-    }
-    pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions {
-        power_preference: wgpu::PowerPreference::HighPerformance,
-        ..Default::default()
-    }))
-    .map_err(|e| none(e.to_string()))
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    Ok(adapters.swap_remove(choose_adapter(&infos, options)?))
 }
 
-/// Whether a workgroup of 32 threads is one subgroup, whatever the shader.
+/// The index of the best adapter that the options accept: the first of the fastest type.
+fn choose_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Result<usize> {
+    let wanted = options.adapter.as_ref().map(|name| name.to_lowercase());
+    let accepted = |info: &wgpu::AdapterInfo| {
+        let software = info.device_type == wgpu::DeviceType::Cpu;
+        let named = wanted.as_ref().is_none_or(|name| info.name.to_lowercase().contains(name));
+        named && (options.allow_software || !software)
+    };
+    let rank = |info: &wgpu::AdapterInfo| match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::Other => 2,
+        wgpu::DeviceType::VirtualGpu => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    let candidates = (0..infos.len()).filter(|&i| accepted(&infos[i]));
+    candidates.min_by_key(|&i| rank(&infos[i])).ok_or_else(|| no_adapter(infos, options))
+}
+
+/// Says what was asked for, which adapters there are, and how to accept one on the CPU.
+fn no_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Error {
+    let expected = match &options.adapter {
+        Some(name) => format!("a GPU whose name contains {name:?}"),
+        None => "a GPU".into(),
+    };
+    let found = infos.iter().map(|info| match info.device_type {
+        wgpu::DeviceType::Cpu => format!("{:?} ({}, runs on the CPU)", info.name, info.backend),
+        _ => format!("{:?} ({})", info.name, info.backend),
+    });
+    let mut found = found.collect::<Vec<_>>().join(", ");
+    if found.is_empty() {
+        found = "no adapter".into();
+    }
+    let software = infos.iter().any(|info| info.device_type == wgpu::DeviceType::Cpu);
+    if software && !options.allow_software {
+        found += "; WgpuOptions::allow_software accepts a driver that runs on the CPU";
+    }
+    Error::new(ErrorKind::NoAdapter).expected(expected).found(found)
+}
+
+/// Whether a workgroup of 32 threads is always one subgroup.
 pub(crate) fn has_32_lanes(features: wgpu::Features, info: &wgpu::AdapterInfo) -> bool {
     features.contains(wgpu::Features::SUBGROUP)
         && info.subgroup_min_size == 32
         && info.subgroup_max_size == 32
 }
 
-/// What the kernels of a unit need.
+/// The features that the kernels of a unit need.
 pub(crate) fn features_of(unit: MatrixUnit) -> wgpu::Features {
     let emulated = wgpu::Features::SHADER_F16 | wgpu::Features::SHADER_I16;
     match unit {
@@ -53,8 +82,8 @@ pub(crate) fn features_of(unit: MatrixUnit) -> wgpu::Features {
     }
 }
 
-/// The cooperative matrices that an adapter has and our shaders can use: sums in f32 of products in
-/// f16, by subgroups of 32.
+/// The cooperative matrices that the adapter has and the shaders can use: products of f16, sums in
+/// f32, subgroups of 32 lanes.
 pub(crate) fn choose_unit(
     wanted: Cooperative,
     features: wgpu::Features,
@@ -74,12 +103,12 @@ pub(crate) fn choose_unit(
         Cooperative::Off => return None,
         Cooperative::Emulated => MatrixUnit::Emulated,
         Cooperative::Offered if has(16) && has_32_lanes(features, info) => MatrixUnit::Sixteen,
-        // wgpu does not know the subgroups of Metal. Apple's GPUs, which alone have these matrices
-        // there, have 32 lanes.
+        // wgpu does not report the size of subgroups on Metal. Only Apple's GPUs have these
+        // matrices there, and their subgroups have 32 lanes.
         Cooperative::Offered if has(8) && info.backend == wgpu::Backend::Metal => MatrixUnit::Eight,
         Cooperative::Offered => return None,
     };
-    // The tile in f16 and the products in f32.
+    // Workgroup memory: the tile in f16 and the products in f32.
     let memory = 2 * 4352 + 4 * 2048;
     let fits =
         features.contains(features_of(unit)) && limits.max_compute_workgroup_storage_size >= memory;
@@ -108,6 +137,50 @@ mod tests {
         info.subgroup_min_size = least;
         info.subgroup_max_size = most;
         info
+    }
+
+    fn named(name: &str, device_type: wgpu::DeviceType) -> wgpu::AdapterInfo {
+        let mut info = wgpu::AdapterInfo::new(device_type, wgpu::Backend::Vulkan);
+        info.name = name.into();
+        info
+    }
+
+    #[test]
+    fn the_fastest_gpu_is_chosen_and_software_only_if_allowed() {
+        use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
+        let all = [
+            named("llvmpipe", Cpu),
+            named("Graphics 770", IntegratedGpu),
+            named("Radeon A", DiscreteGpu),
+            named("Radeon B", DiscreteGpu),
+            named("vGPU", VirtualGpu),
+        ];
+        let gpu = WgpuOptions::new();
+        let any = WgpuOptions::new().allow_software(true);
+        let choose = |infos: &[_], options: &WgpuOptions| choose_adapter(infos, options).ok();
+        assert_eq!(choose(&all, &gpu), Some(2));
+        assert_eq!(choose(&all, &any), Some(2));
+        assert_eq!(choose(&all[..2], &any), Some(1));
+        assert_eq!(choose(&all[4..], &gpu), Some(0));
+        assert_eq!(choose(&all[..1], &any), Some(0));
+        assert_eq!(choose(&all[..1], &gpu), None);
+        assert_eq!(choose(&[], &any), None);
+        assert_eq!(choose(&all, &gpu.clone().adapter("RADEON b".to_owned())), Some(3));
+        assert_eq!(choose(&all, &gpu.clone().adapter("geforce".to_owned())), None);
+        // A name does not allow software by itself.
+        assert_eq!(choose(&all, &gpu.clone().adapter("llvmpipe".to_owned())), None);
+        assert_eq!(choose(&all, &any.clone().adapter("llvmpipe".to_owned())), Some(0));
+
+        let error = choose_adapter(&all[..1], &gpu).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoAdapter);
+        let text = error.to_string();
+        assert!(text.contains("\"llvmpipe\" (vulkan, runs on the CPU)"), "{text}");
+        assert!(text.contains("WgpuOptions::allow_software"), "{text}");
+        let text =
+            choose_adapter(&all, &any.adapter("geforce".to_owned())).unwrap_err().to_string();
+        assert!(text.contains("geforce") && text.contains("\"Radeon B\""), "{text}");
+        assert!(!text.contains("allow_software"), "{text}");
+        assert!(choose_adapter(&[], &gpu).unwrap_err().to_string().contains("no adapter"));
     }
 
     #[test]

@@ -11,13 +11,13 @@ use crate::tuning::Tuning;
 /// Matrix products on a Vulkan, Metal or DX12 device.
 ///
 /// ```
-/// use bigsmall_gpu::{MatmulBackend, TensorSpec, Dtype, Wgpu};
+/// use bigsmall_gpu::{Dtype, MatmulBackend, TensorSpec, Wgpu, WgpuOptions};
 /// use bigsmall_format::{Raw, encode_tensor};
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
 /// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
 /// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec())?;
-/// // On a machine without a GPU this is an error.
-/// if let Ok(gpu) = Wgpu::headless() {
+/// // An error if there is neither a GPU nor a driver that runs on the CPU.
+/// if let Ok(gpu) = Wgpu::headless_with(&WgpuOptions::new().allow_software(true)) {
 ///     let weights = gpu.upload(&tensor)?;
 ///     let mut y = [0.0; 2];
 ///     gpu.matmul(&weights, &[3.0, 4.0], 1, &mut y)?;
@@ -44,11 +44,12 @@ impl std::fmt::Debug for Wgpu {
 }
 
 impl Wgpu {
-    /// The fastest device of this machine, without a window.
+    /// The fastest GPU of this machine, without a window. A driver that runs on the CPU is refused,
+    /// unless [`WgpuOptions::allow_software`] asks for it.
     ///
     /// # Errors
-    /// [`ErrorKind::NoAdapter`](crate::ErrorKind) if there is no adapter; [`ErrorKind::Device`](crate::ErrorKind)
-    /// if it gives no device.
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) if there is no GPU;
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if it gives no device.
     pub fn headless() -> Result<Self> {
         Self::headless_with(&WgpuOptions::default())
     }
@@ -56,8 +57,8 @@ impl Wgpu {
     /// [`headless`](Self::headless) with options.
     ///
     /// # Errors
-    /// [`ErrorKind::NoAdapter`](crate::ErrorKind) if there is no such adapter;
-    /// [`ErrorKind::Device`](crate::ErrorKind) if it gives no device.
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) if there is no such adapter;
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if it gives no device.
     pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
         Ok(Self::with(Device::headless(options)?))
     }

@@ -1,47 +1,60 @@
 //! How a device is chosen and used.
 
-/// Whether products are taken by cooperative matrices (tensor cores, simdgroup matrices): f16 with
-/// sums in f32. They serve batches above 32, for matrices whose nonzero weights have exponents
-/// within 33 binades: those are exact in f16, as a power of two times a value. x is taken as the
-/// sum of two f16 columns, up to 2^-22 of each value that is at least 2^-18 of the column's
-/// largest. Other matrices and batches stay with the usual kernels.
+/// Whether products use cooperative matrices (tensor cores, simdgroup matrices): products of f16,
+/// sums in f32.
 ///
-/// Compressed and plain weights still give the same bits, though a matrix made by
-/// [`new_plain`](crate::Wgpu::new_plain) is not checked and stays with the usual kernels. How the
-/// device rounds within 128 products is its own affair.
+/// They serve batches above 32, for matrices whose nonzero weights have exponents within 33
+/// binades. Such weights are exact in f16, times a power of two. Each column of x becomes the sum
+/// of two f16 columns. That keeps every value to 2^-22 of itself, if it is at least 2^-18 of the
+/// column's largest value. Other matrices and batches use the usual kernels.
+///
+/// Compressed and plain weights still give the same bits. The exception is a matrix made by
+/// [`new_plain`](crate::Wgpu::new_plain): its exponents are not checked, so it uses the usual
+/// kernels. How the device rounds within 128 products is not specified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cooperative {
-    /// Not at all.
+    /// Never.
     #[default]
     Off,
-    /// Where the device has them in a form that suits: 16 x 16 with subgroups of 32 lanes on
-    /// Vulkan, 8 x 8 on Metal. Experimental in wgpu, which asks not to be blamed for undefined
-    /// behaviour in drivers, and so far not run on any device.
+    /// If the device has a suitable form: 16 x 16 with subgroups of 32 lanes on Vulkan, 8 x 8 on
+    /// Metal. This is experimental in wgpu, which warns of undefined behaviour in drivers, and has
+    /// not been run on a device yet.
     Offered,
-    /// By ordinary arithmetic, where the device has values of 16 bits: slow, for tests of all that
-    /// surrounds them.
+    /// Emulated by ordinary arithmetic, if the device has 16-bit values. Slow; for tests of the
+    /// code around cooperative matrices.
     Emulated,
 }
 
-/// What [`Wgpu::headless_with`](crate::Wgpu::headless_with) may do beyond the usual.
+/// How [`Wgpu::headless_with`](crate::Wgpu::headless_with) chooses and uses a device.
+///
+/// ```
+/// use bigsmall_gpu::WgpuOptions;
+/// let options = WgpuOptions::new().adapter("radeon".to_owned()).unguarded_loops(true);
+/// assert_eq!(options.adapter.as_deref(), Some("radeon"));
+/// assert!(!options.allow_software);
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct WgpuOptions {
-    /// Take the first adapter whose name contains this, ignoring case; otherwise the one that wgpu
-    /// thinks fastest.
+    /// Only adapters whose name contains this text, ignoring case. `None`: any name.
+    ///
+    /// A discrete GPU is preferred to an integrated one. Among equals the first one is taken.
     pub adapter: Option<String>,
-    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. Off
-    /// by default; it may gain speed and changes no result.
+    /// Accept a driver that runs on the CPU (lavapipe, WARP) if there is no GPU. For tests: the
+    /// products of [`Cpu`](crate::Cpu) are faster.
+    pub allow_software: bool,
+    /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. This
+    /// may gain speed and changes no result.
     pub unguarded_loops: bool,
-    /// Cooperative matrices. Off by default; they change results within what rounding allows.
+    /// Cooperative matrices. They change results within the limits of rounding.
     pub cooperative: Cooperative,
-    /// Ask for less than the adapter's limits: for tests, or to leave room for others.
+    /// Request these limits. `None`: all that the adapter has.
     pub limits: Option<wgpu::Limits>,
 }
 
 impl WgpuOptions {
-    /// The fastest adapter, with its own limits, guarded loops and no cooperative matrices.
+    /// The fastest GPU with all its limits, guarded loops, no cooperative matrices.
     #[must_use]
     pub fn new() -> Self {
         WgpuOptions::default()
@@ -51,6 +64,13 @@ impl WgpuOptions {
     #[must_use]
     pub fn adapter(mut self, adapter: impl Into<Option<String>>) -> Self {
         self.adapter = adapter.into();
+        self
+    }
+
+    /// Sets [`allow_software`](Self#structfield.allow_software).
+    #[must_use]
+    pub fn allow_software(mut self, allow_software: bool) -> Self {
+        self.allow_software = allow_software;
         self
     }
 

@@ -10,7 +10,8 @@ use crate::kernels::Kernel;
 /// ```
 /// use bigsmall_gpu::Wgpu;
 /// # fn main() -> bigsmall_gpu::Result<()> {
-/// # let Ok(gpu) = Wgpu::headless() else { return Ok(()) };
+/// # let options = bigsmall_gpu::WgpuOptions::new().allow_software(true);
+/// # let Ok(gpu) = Wgpu::headless_with(&options) else { return Ok(()) };
 /// let (a, b) = (gpu.new_buffer(4)?, gpu.new_buffer(4)?);
 /// gpu.write_buffer(&a, &[1f32, 2.0, 3.0, 4.0])?;
 /// // Kernels and the commands of wgpu can be mixed.

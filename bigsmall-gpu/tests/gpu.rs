@@ -11,10 +11,10 @@ use bigsmall_codec::{Ans, Level};
 use bigsmall_format::{Class, EncodedTensor};
 use bigsmall_gpu::{
     Cooperative, ErrorKind, FormatError, MatmulBackend, PreparedAns, Resident, Rule, UploadOptions,
-    Variant, Wgpu, WgpuOptions, WgpuWeights, wgpu,
+    Variant, Wgpu, WgpuWeights, wgpu,
 };
 use bigsmall_tbe::{Tbe, Width};
-use common::device::{buffer, gpu, read, small_device};
+use common::device::{buffer, gpu, new_device, options, read, small_device};
 use common::twin::{Twin, fused, unfused};
 use common::*;
 
@@ -56,6 +56,10 @@ const TESTS: &[(&str, fn())] = &[
     ("threads_share_a_device", threads_share_a_device),
     ("a_lost_device_is_an_error", a_lost_device_is_an_error),
     ("no_adapter_is_an_error", no_adapter_is_an_error),
+    (
+        "a_driver_on_the_cpu_is_refused_unless_asked_for",
+        a_driver_on_the_cpu_is_refused_unless_asked_for,
+    ),
     ("no_memory_is_an_error", no_memory_is_an_error),
     ("unguarded_loops_change_nothing", unguarded_loops_change_nothing),
     ("cooperative_products_equal_the_twin", cooperative_products_equal_the_twin),
@@ -162,7 +166,7 @@ fn every_variant_gives_the_same_bits() {
         }
     }
     // What tuning finds is kept, and can be replaced.
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = new_device();
     let loaded = gpu.upload(&encoded(&model_weights(64, 2048, 42), 64, 2048)).unwrap();
     let x = model_x(100 * 2048, 43);
     let before = matmul(&gpu, &loaded, &x, 100);
@@ -309,8 +313,7 @@ fn packed_within_any_limits() {
     let [narrow, wide] = [narrow, wide].map(|w| encoded_by(&Ans::default(), &w, rows, cols));
     let sharded = small_device(|l| l.max_storage_buffer_binding_size = 60_000);
     let folded = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
-    let options = WgpuOptions::new().unguarded_loops(true);
-    let unguarded = Wgpu::headless_with(&options).unwrap();
+    let unguarded = Wgpu::headless_with(&options().unguarded_loops(true)).unwrap();
     let core = given_device();
     let halves = with_cooperative(Cooperative::Emulated, None);
     for (gpu, n_shards) in [(&sharded, 2), (&folded, 1), (&unguarded, 1), (&core, 1), (&halves, 1)]
@@ -684,7 +687,7 @@ fn tensors_of_another_device_are_errors() {
 /// Devices of our own making share one instance, where wgpu tells buffers apart.
 fn buffers_of_another_device_are_errors() {
     let (rows, cols) = (16, 128);
-    let [ours, theirs] = [(); 2].map(|()| Wgpu::headless().unwrap());
+    let [ours, theirs] = [(); 2].map(|()| new_device());
     let tensor = encoded(&model_weights(rows, cols, 112), rows, cols);
     let weights = ours.upload(&tensor).unwrap();
     let y = ours.new_buffer(rows).unwrap();
@@ -891,7 +894,7 @@ fn a_lost_device_is_an_error() {
     let (rows, cols) = (8, 64);
     let tensor = encoded(&model_weights(rows, cols, 36), rows, cols);
     let ans = encoded_by(&Ans::default(), &model_weights(rows, cols, 36), rows, cols);
-    let own = Wgpu::headless().unwrap();
+    let own = new_device();
     // A device that the caller made: nobody has told us about its loss.
     let given = given_device();
     for gpu in [own, given] {
@@ -916,9 +919,29 @@ fn a_lost_device_is_an_error() {
 
 // J-01
 fn no_adapter_is_an_error() {
-    let options = WgpuOptions::new().adapter("an adapter that nobody has".to_owned());
-    let error = Wgpu::headless_with(&options).unwrap_err();
+    let nobody = options().adapter("an adapter that nobody has".to_owned());
+    let error = Wgpu::headless_with(&nobody).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoAdapter);
+    // The adapters that there are.
+    let shared = gpu().device().adapter_info();
+    assert!(error.to_string().contains(&shared.name), "{error}");
+}
+
+/// Whatever this machine has: without being asked for, a driver on the CPU is never taken.
+// J-01
+fn a_driver_on_the_cpu_is_refused_unless_asked_for() {
+    match Wgpu::headless() {
+        Ok(gpu) => {
+            assert_ne!(gpu.device().adapter_info().device_type, wgpu::DeviceType::Cpu);
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::NoAdapter);
+            let shared = gpu().device().adapter_info();
+            assert_eq!(shared.device_type, wgpu::DeviceType::Cpu);
+            let text = error.to_string();
+            assert!(text.contains(&shared.name) && text.contains("allow_software"), "{text}");
+        }
+    }
 }
 
 /// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from
@@ -944,7 +967,7 @@ fn no_memory_is_an_error() {
 const CHILD: &str = "BIGSMALL_TEST_NO_MEMORY";
 
 fn fill_the_memory() {
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = new_device();
     let mut held = Vec::new();
     for _ in 0..8 {
         match gpu.new_buffer(200_000_000) {
@@ -966,8 +989,7 @@ fn fill_the_memory() {
 fn unguarded_loops_change_nothing() {
     let (rows, cols) = (50, 3000);
     let tensor = encoded(&model_weights(rows, cols, 38), rows, cols);
-    let options = WgpuOptions::new().unguarded_loops(true);
-    let fast = Wgpu::headless_with(&options).unwrap();
+    let fast = Wgpu::headless_with(&options().unguarded_loops(true)).unwrap();
     let (a, b) = (gpu().upload(&tensor).unwrap(), fast.upload(&tensor).unwrap());
     for batch in [1, 2, 4, 8, 16, 64] {
         let x = model_x(batch * cols, 39);
@@ -976,7 +998,7 @@ fn unguarded_loops_change_nothing() {
 }
 
 fn with_cooperative(cooperative: Cooperative, limits: Option<wgpu::Limits>) -> Wgpu {
-    let options = WgpuOptions::new().cooperative(cooperative).limits(limits);
+    let options = options().cooperative(cooperative).limits(limits);
     Wgpu::headless_with(&options).unwrap()
 }
 

@@ -56,6 +56,9 @@ struct Args {
     /// A part of the adapter's name, if there are several.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Accept a driver that runs on the CPU, if there is no GPU.
+    #[arg(long)]
+    software: bool,
 }
 
 fn main() -> Result<()> {
@@ -71,7 +74,7 @@ fn main() -> Result<()> {
     let config = Config::read(folder)?;
     let text = Text::open(folder)?;
     let prompt = text.encode(args.prompt.as_deref())?;
-    let options = WgpuOptions::new().adapter(args.adapter.clone());
+    let options = WgpuOptions::new().adapter(args.adapter.clone()).allow_software(args.software);
     let gpu = Wgpu::headless_with(&options)?;
     println!("device: {}", gpu.description());
 

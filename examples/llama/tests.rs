@@ -79,7 +79,7 @@ fn run(llama: &mut Llama<'_>) -> Run {
 }
 
 fn compressed_weights_give_the_logits_of_plain_ones() {
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = device::open().unwrap();
     for made in [TIED, UNTIED] {
         let folder = tempfile::tempdir().unwrap();
         made.write(folder.path()).unwrap();
@@ -101,7 +101,7 @@ fn compressed_weights_give_the_logits_of_plain_ones() {
 }
 
 fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = device::open().unwrap();
     let folder = tempfile::tempdir().unwrap();
     TIED.write(folder.path()).unwrap();
     let config = Config::read(folder.path()).unwrap();
@@ -176,7 +176,7 @@ fn other_shapes_are_refused() {
     let path = folder.path().join("config.json");
     TIED.write(folder.path()).unwrap();
     let good = std::fs::read_to_string(&path).unwrap();
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = device::open().unwrap();
     std::fs::write(&path, good.replace("200", "201")).unwrap();
     let config = Config::read(folder.path()).unwrap();
     let error = load(&gpu, folder.path(), &config, None, None).err().unwrap();
@@ -188,7 +188,7 @@ fn candle_computes_the_same() {
     use candle_core::{DType, Device, Tensor};
     use candle_transformers::models::llama as candle;
 
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = device::open().unwrap();
     // The last one with slow angles scaled.
     for (made, scaled) in [(TIED, false), (UNTIED, false), (UNTIED, true)] {
         let folder = tempfile::tempdir().unwrap();

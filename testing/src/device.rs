@@ -1,14 +1,23 @@
 //! A runner of tests that need a device. Without one they are counted as ignored, and a line says
-//! so; with `BIGSMALL_REQUIRE_GPU=1` they fail.
+//! so; with `BIGSMALL_REQUIRE_GPU=1` they fail. A driver that runs on the CPU will do.
 
+use bigsmall_gpu::{Wgpu, WgpuOptions};
 use libtest_mimic::{Arguments, Trial};
 
 /// A test and its name.
 pub type Test = (&'static str, fn());
 
+/// A device for a test: a GPU, or a driver that runs on the CPU.
+///
+/// # Errors
+/// Those of [`Wgpu::headless_with`].
+pub fn open() -> bigsmall_gpu::Result<Wgpu> {
+    Wgpu::headless_with(&WgpuOptions::new().allow_software(true))
+}
+
 /// Runs the tests and ends the process; `anywhere` are those that need no device.
 pub fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
-    let device = bigsmall_gpu::Wgpu::headless();
+    let device = open();
     match &device {
         Ok(gpu) => eprintln!("device: {}", gpu.description()),
         Err(error) => eprintln!("NO DEVICE, tests are skipped: {error:?}"),

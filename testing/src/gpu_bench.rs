@@ -86,6 +86,9 @@ pub struct Options {
     /// A part of the adapter's name.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Accept a driver that runs on the CPU, if there is no GPU.
+    #[arg(long)]
+    software: bool,
 }
 
 impl Options {
@@ -96,8 +99,9 @@ impl Options {
             (false, false) => Cooperative::Off,
         };
         WgpuOptions::new()
-            .unguarded_loops(self.unguarded)
             .adapter(self.adapter.clone())
+            .allow_software(self.software)
+            .unguarded_loops(self.unguarded)
             .cooperative(cooperative)
     }
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use bigsmall_format::Header;
-use bigsmall_gpu::{Dtype, MatmulBackend as _, TensorSpec, Wgpu};
+use bigsmall_gpu::{Dtype, MatmulBackend as _, TensorSpec};
 use bigsmall_io::{CompressOptions, Model, Progress, compress};
 use bigsmall_testing::{Random, device};
 
@@ -55,7 +55,7 @@ fn write_model(folder: &Path) {
 
 /// In a process of its own, whose memory nothing else has used.
 fn load(folder: &Path) {
-    let gpu = Wgpu::headless().unwrap();
+    let gpu = device::open().unwrap();
     let model = Model::open(folder).unwrap();
     let before = memory("VmRSS:").unwrap();
     let mut resident = Vec::new();

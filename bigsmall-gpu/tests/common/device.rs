@@ -9,18 +9,27 @@ pub fn run(tests: &[bigsmall_testing::device::Test]) -> ! {
     bigsmall_testing::device::run(tests, &[])
 }
 
+/// What every device of these tests is made with: a driver that runs on the CPU will do.
+pub fn options() -> WgpuOptions {
+    WgpuOptions::new().allow_software(true)
+}
+
+/// A device of its own.
+pub fn new_device() -> Wgpu {
+    Wgpu::headless_with(&options()).expect("a device")
+}
+
 /// The device that most tests share.
 pub fn gpu() -> &'static Wgpu {
     static GPU: OnceLock<Wgpu> = OnceLock::new();
-    GPU.get_or_init(|| Wgpu::headless().expect("a device"))
+    GPU.get_or_init(new_device)
 }
 
 /// A device with other limits.
 pub fn small_device(change: impl Fn(&mut wgpu::Limits)) -> Wgpu {
     let mut limits = gpu().device().limits();
     change(&mut limits);
-    let options = WgpuOptions::new().limits(limits);
-    Wgpu::headless_with(&options).unwrap()
+    Wgpu::headless_with(&options().limits(limits)).unwrap()
 }
 
 pub fn buffer(gpu: &Wgpu, values: &[f32]) -> wgpu::Buffer {
