@@ -143,7 +143,8 @@ impl Kernel {
             #[cfg(feature = "transformer")]
             Kernel::Layer(kernel) => return kernel.source(),
         };
-        let mut parts = Vec::new();
+        let of_columns;
+        let mut parts: Vec<&str> = Vec::new();
         if let Kernel::Cooperative { unit, .. } = self {
             // First, since it begins with directives.
             parts.push(match unit {
@@ -161,13 +162,8 @@ impl Kernel {
         }
         match self {
             Kernel::Matvec { columns, .. } => {
-                parts.push(match columns {
-                    1 => include_str!("shaders/columns_1.wgsl"),
-                    2 => include_str!("shaders/columns_2.wgsl"),
-                    4 => include_str!("shaders/columns_4.wgsl"),
-                    _ => include_str!("shaders/columns_8.wgsl"),
-                });
-                parts.push(include_str!("shaders/matvec.wgsl"));
+                of_columns = in_registers(columns);
+                parts.extend([&of_columns, include_str!("shaders/matvec.wgsl")]);
             }
             Kernel::Gemm { columns, .. } => {
                 parts.push(match columns {
@@ -197,6 +193,20 @@ impl Kernel {
         }
         parts.concat()
     }
+}
+
+/// `columns.wgsl` for a number of columns: a line with `{n}` stands for a line for each column but
+/// the first.
+fn in_registers(columns: u32) -> String {
+    let mut text = format!("const COLUMNS: u32 = {columns}u;\n");
+    for line in include_str!("shaders/columns.wgsl").lines() {
+        let lines = if line.contains("{n}") { 1..columns } else { 0..1 };
+        for n in lines {
+            text += &line.replace("{n}", &n.to_string());
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// How codes of a width are packed.

@@ -12,15 +12,15 @@ fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let index = group_index(workgroup, grid, thread);
   // Groups beyond the last row repeat it, since all threads must meet at the barriers below.
   let row = min(index, p.rows - 1u);
-  var total = zero_sums();
+  var total = Sums();
   for (var segment = 0u; segment < p.segments; segment++) {
     var cursor = open_segment(row, segment, lane);
-    var sum = zero_sums();
+    var sum = Sums();
     let end = min(p.blocks, (segment + 1u) * SEGMENT_BLOCKS);
     for (var block = segment * SEGMENT_BLOCKS; block < end; block++) {
       let w = load_block(row, block, lane, thread, &cursor);
       let k4 = block * 256u + lane;
-      var chains = zero_chains();
+      var chains = Chains();
       multiply(&chains, weights(w.a.xy), k4);
       multiply(&chains, weights(w.a.zw), k4 + 32u);
       multiply(&chains, weights(w.b.xy), k4 + 64u);
@@ -32,7 +32,7 @@ fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
       add_chains(&sum, chains);
     }
     if (segment + 1u == p.segments && p.tail != 0u) {
-      var chains = zero_chains();
+      var chains = Chains();
       for (var step = 0u; step < p.tail; step++) {
         let w = weights(load_step(row, p.blocks, step, lane, &cursor));
         let k4 = p.blocks * 256u + step * 32u + lane;
