@@ -169,7 +169,8 @@ impl Wgpu {
     /// Memory on the host: another copy, until the device has taken it.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for a tensor that exceeds what the device can bind; [`ErrorKind::OutOfMemory`].
+    /// [`ErrorKind::TooLarge`] for a tensor that exceeds what the device can bind;
+    /// [`ErrorKind::OutOfMemory`].
     pub fn send_ans(&self, tensor: &PreparedAns) -> Result<AnsTensor> {
         let PreparedAns { tensor, plan } = tensor;
         let device = &self.device;
@@ -201,7 +202,8 @@ impl Wgpu {
     /// [`decode_ans_to`](Recorder::decode_ans_to).
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for a row that exceeds the device's limits; [`ErrorKind::OutOfMemory`].
+    /// [`ErrorKind::TooLarge`] for a row that exceeds the device's limits;
+    /// [`ErrorKind::OutOfMemory`].
     pub fn new_plain(&self, name: &str, rows: usize, cols: usize) -> Result<WgpuWeights> {
         let matrix = Matrix::zeros(&self.device, rows, cols).map_err(|e| e.in_tensor(name))?;
         Ok(WgpuWeights::new(&self.device, name, matrix))
@@ -212,7 +214,8 @@ impl Recorder<'_> {
     /// Records the decoding of a tensor into `dst`: bf16, row-major, without padding.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongDevice`] for a tensor of another device; [`ErrorKind::BufferLength`] if `dst` is too
+    /// [`ErrorKind::WrongDevice`] for a tensor of another device; [`ErrorKind::BufferLength`] if
+    /// `dst` is too
     /// short (in whole words); [`ErrorKind::TooLarge`] if it is larger than the device can bind.
     pub fn decode_ans(&mut self, tensor: &AnsTensor, dst: &wgpu::Buffer) -> Result<()> {
         let device = &self.gpu.device;

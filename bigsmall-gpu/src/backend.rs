@@ -21,7 +21,8 @@ pub trait MatmulBackend {
     /// Takes a matrix of any encoding. The encoded bytes are validated before they are used.
     ///
     /// # Errors
-    /// [`ErrorKind::Mismatch`] for a dtype other than BF16; [`ErrorKind::Encoded`] for a damaged payload;
+    /// [`ErrorKind::Mismatch`] for a dtype other than BF16; [`ErrorKind::Encoded`] for a damaged
+    /// payload;
     /// [`ErrorKind::TooLarge`] or [`ErrorKind::OutOfMemory`] if the matrix does not fit.
     fn upload(&self, tensor: &EncodedTensor) -> Result<Self::Weights>;
 

@@ -59,7 +59,8 @@ impl Recorder<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::WrongDevice`](crate::ErrorKind) for weights of another device;
-    /// [`ErrorKind::BufferLength`](crate::ErrorKind) if a buffer is too short; [`ErrorKind::TooLarge`](crate::ErrorKind)
+    /// [`ErrorKind::BufferLength`](crate::ErrorKind) if a buffer is too short;
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind)
     /// if one is larger than the device can bind.
     pub fn matmul(
         &mut self,
@@ -77,7 +78,8 @@ impl Recorder<'_> {
     /// [`matmul`](Self::matmul) by the variant of the caller's choice.
     ///
     /// # Errors
-    /// Those of [`matmul`](Self::matmul); [`ErrorKind::OutOfMemory`](crate::ErrorKind) if the decoded matrix does
+    /// Those of [`matmul`](Self::matmul); [`ErrorKind::OutOfMemory`](crate::ErrorKind) if the
+    /// decoded matrix does
     /// not fit.
     pub fn matmul_by(
         &mut self,

@@ -15,7 +15,8 @@ impl Wgpu {
     /// The rows `ids` of the matrix as f32.
     ///
     /// # Errors
-    /// [`ErrorKind::RowOutOfRange`] for a row that does not exist; [`ErrorKind::BufferLength`] unless `y`
+    /// [`ErrorKind::RowOutOfRange`] for a row that does not exist; [`ErrorKind::BufferLength`]
+    /// unless `y`
     /// holds `ids.len() * k` values.
     pub fn gather(&self, weights: &WgpuWeights, ids: &[u32], y: &mut [f32]) -> Result<()> {
         check_len("y", ids.len().checked_mul(weights.cols()), y.len())?;

@@ -41,8 +41,7 @@ pub struct WgpuOptions {
     ///
     /// A discrete GPU is preferred to an integrated one. Among equals the first one is taken.
     pub adapter: Option<String>,
-    /// Accept a driver that runs on the CPU (lavapipe, WARP) if there is no GPU. For tests: the
-    /// products of [`Cpu`](crate::Cpu) are faster.
+    /// Accept a driver that runs on the CPU (lavapipe, WARP) if there is no GPU. For tests.
     pub allow_software: bool,
     /// Compile the shaders without the counters that end an endless loop. Bounds checks stay. This
     /// may gain speed and changes no result.

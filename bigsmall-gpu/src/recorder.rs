@@ -102,7 +102,8 @@ impl Wgpu {
     /// submitted next.
     ///
     /// # Errors
-    /// Those of `meanwhile`; [`ErrorKind::BufferLength`](crate::ErrorKind) if `buffer` is shorter than
+    /// Those of `meanwhile`; [`ErrorKind::BufferLength`](crate::ErrorKind) if `buffer` is shorter
+    /// than
     /// `values`; [`ErrorKind::DeviceLost`](crate::ErrorKind).
     pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
         &self,

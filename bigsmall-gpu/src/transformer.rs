@@ -38,7 +38,8 @@ pub(crate) struct LayerParams {
 /// a buffer may be longer than it must be, and no buffer may be given twice to one call. The order
 /// of the sums depends on shapes and positions alone.
 ///
-/// All of them fail with [`ErrorKind::BufferLength`] when a buffer is too short, and [`ErrorKind::TooLarge`]
+/// All of them fail with [`ErrorKind::BufferLength`] when a buffer is too short, and
+/// [`ErrorKind::TooLarge`]
 /// when one is larger than the device can bind.
 impl Recorder<'_> {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.

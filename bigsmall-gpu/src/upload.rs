@@ -63,7 +63,8 @@ impl Wgpu {
     /// bytes for every row or 16,384 weights of it, and 32 MiB.
     ///
     /// # Errors
-    /// Those of [`upload`](crate::MatmulBackend::upload); [`ErrorKind::TooLarge`](crate::ErrorKind) for a row
+    /// Those of [`upload`](crate::MatmulBackend::upload); [`ErrorKind::TooLarge`](crate::ErrorKind)
+    /// for a row
     /// that exceeds the device's limits.
     pub fn upload_with(
         &self,

@@ -1,6 +1,6 @@
-// COLUMNS columns of x and y, in registers. A line with the placeholder is repeated for each column
-// from 1 on: loops over arrays might not stay in registers. Columns beyond the batch repeat its last
-// one and are not stored.
+// The sums of COLUMNS columns of y, in registers. A line with a placeholder stands for one line for
+// each column but the first. A loop over an array would not surely stay in registers.
+// Columns beyond the batch repeat its last one and are not stored.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 

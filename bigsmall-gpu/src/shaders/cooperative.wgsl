@@ -77,7 +77,8 @@ fn multiply_tile(workgroup: vec3<u32>, grid: vec3<u32>, thread: u32, subgroup: u
         let matrix = subgroup + i * 8u;
         let row = matrix % (32u / TILE) * TILE;
         let column = matrix / (32u / TILE) * TILE;
-        multiply(row * STRIDE, (columns + column) * width * 2u + k, width, column * 32u + row, lane);
+        multiply(row * STRIDE, (columns + column) * width * 2u + k, width, column * 32u + row,
+                 lane);
       }
       workgroupBarrier();
       for (var i = 0u; i < 8u; i++) {

@@ -14,7 +14,8 @@ var<workgroup> largest: atomic<u32>;
 const WORDS: u32 = 16384u;
 
 @compute @workgroup_size(256)
-fn count_exponents(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+fn count_exponents(@builtin(workgroup_id) workgroup: vec3<u32>,
+                   @builtin(num_workgroups) grid: vec3<u32>,
                    @builtin(local_invocation_index) thread: u32) {
   for (var i = 0u; i < 8u; i++) { atomicStore(&tables[i * 256u + thread], 0u); }
   if (thread == 0u) {

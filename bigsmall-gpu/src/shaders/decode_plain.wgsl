@@ -2,7 +2,8 @@
 @group(0) @binding(2) var<storage, read_write> decoded: array<vec2<u32>>;
 
 @compute @workgroup_size(256)
-fn decode_plain(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+fn decode_plain(@builtin(workgroup_id) workgroup: vec3<u32>,
+                @builtin(num_workgroups) grid: vec3<u32>,
                 @builtin(local_invocation_index) thread: u32) {
   let lane = thread & 31u;
   let index = group_index(workgroup, grid, thread);

@@ -16,7 +16,8 @@ fn write_four(row: u32, k: u32, pair: vec2<u32>) {
 }
 
 @compute @workgroup_size(256)
-fn decode_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+fn decode_rows(@builtin(workgroup_id) workgroup: vec3<u32>,
+               @builtin(num_workgroups) grid: vec3<u32>,
                @builtin(local_invocation_index) thread: u32) {
   let lane = thread & 31u;
   let index = group_index(workgroup, grid, thread);

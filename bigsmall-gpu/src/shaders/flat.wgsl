@@ -25,8 +25,11 @@ fn low_bytes(halves: vec2<u32>) -> u32 {
     | ((halves.y & 0xffu) << 16u) | ((halves.y & 0xff0000u) << 8u);
 }
 
-fn exponents(four: vec2<u32>) -> u32 { return low_bytes((four >> vec2<u32>(7u)) & vec2<u32>(0x00ff00ffu)); }
+fn exponents(four: vec2<u32>) -> u32 {
+  return low_bytes((four >> vec2<u32>(7u)) & vec2<u32>(0x00ff00ffu));
+}
 
 fn sign_mantissas(four: vec2<u32>) -> u32 {
-  return low_bytes(((four >> vec2<u32>(8u)) & vec2<u32>(0x00800080u)) | (four & vec2<u32>(0x007f007fu)));
+  let signs = (four >> vec2<u32>(8u)) & vec2<u32>(0x00800080u);
+  return low_bytes(signs | (four & vec2<u32>(0x007f007fu)));
 }

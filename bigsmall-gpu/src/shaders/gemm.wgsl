@@ -4,7 +4,8 @@
 //
 // The order of the sums: chains of 16 products; 8 of them a step; 16 steps (two blocks) a part;
 // parts in order. It depends on the number of columns of the matrix alone.
-var<workgroup> tile: array<vec2<u32>, 1056>;  // 32 rows of 32 pairs and one of padding, against bank conflicts
+// 32 rows of 32 pairs and one of padding, against bank conflicts.
+var<workgroup> tile: array<vec2<u32>, 1056>;
 
 @compute @workgroup_size(256)
 fn gemm(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,

@@ -18,7 +18,8 @@ fn multiply(tile_at: u32, x_at: u32, width: u32, products_at: u32, lane: u32) {
 }
 
 @compute @workgroup_size(256)
-fn cooperative(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+fn cooperative(@builtin(workgroup_id) workgroup: vec3<u32>,
+               @builtin(num_workgroups) grid: vec3<u32>,
                @builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32) {
   multiply_tile(workgroup, grid, thread, subgroup);
 }

@@ -6,7 +6,9 @@ const ALL_ONES: u32 = 7u;
 // Words of codes that a lane has in the tail.
 fn tail_words() -> u32 { return min(3u, (p.tail + 1u) >> 1u); }
 
-fn codes_at(row: u32, block: u32) -> u32 { return row * (p.blocks * 96u + tail_words() * 32u) + block * 96u; }
+fn codes_at(row: u32, block: u32) -> u32 {
+  return row * (p.blocks * 96u + tail_words() * 32u) + block * 96u;
+}
 
 // The words of a lane with the four codes of a step.
 fn with_codes(words: vec4<u32>, step: u32, four: u32) -> vec4<u32> {

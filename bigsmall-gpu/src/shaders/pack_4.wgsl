@@ -6,7 +6,9 @@ const ALL_ONES: u32 = 15u;
 // Words of codes that a lane has in the tail.
 fn tail_words() -> u32 { return (p.tail + 1u) >> 1u; }
 
-fn codes_at(row: u32, block: u32) -> u32 { return row * (p.blocks * 128u + tail_words() * 32u) + block * 128u; }
+fn codes_at(row: u32, block: u32) -> u32 {
+  return row * (p.blocks * 128u + tail_words() * 32u) + block * 128u;
+}
 
 // The words of a lane with the four codes of a step.
 fn with_codes(words: vec4<u32>, step: u32, four: u32) -> vec4<u32> {

@@ -4,7 +4,8 @@
 @group(0) @binding(6) var<storage, read> starts: array<u32>;
 
 @compute @workgroup_size(256)
-fn pack_escapes(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+fn pack_escapes(@builtin(workgroup_id) workgroup: vec3<u32>,
+                @builtin(num_workgroups) grid: vec3<u32>,
                 @builtin(local_invocation_index) thread: u32) {
   let lane = thread & 31u;
   let index = group_index(workgroup, grid, thread);

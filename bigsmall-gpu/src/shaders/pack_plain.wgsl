@@ -15,7 +15,8 @@ fn pack_plain(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgrou
   let steps = select(p.tail, 8u, block < p.blocks);
   for (var step = 0u; step < steps; step++) {
     let four = four_weights(row, block * 1024u + step * 128u + lane * 4u);
-    let pair = vec2<u32>((four.x & 0xffffu) | (four.y << 16u), (four.x >> 16u) | (four.y & 0xffff0000u));
+    let pair = vec2<u32>((four.x & 0xffffu) | (four.y << 16u),
+                         (four.x >> 16u) | (four.y & 0xffff0000u));
     // In a whole block two steps share a vec4 of the lane.
     let two = (step >> 1u) * 64u + lane * 2u + (step & 1u);
     packed[at + select(step * 32u + lane, two, block < p.blocks)] = pair;

@@ -13,7 +13,8 @@ fn splat(v: f32) -> Columns { return vec2<f32>(v); }
 fn load_x(column: u32, k4: u32) -> Four {
   let c0 = x[min(column, p.batch - 1u) * p.x_stride + k4];
   let c1 = x[min(column + 1u, p.batch - 1u) * p.x_stride + k4];
-  return Four(vec2<f32>(c0.x, c1.x), vec2<f32>(c0.y, c1.y), vec2<f32>(c0.z, c1.z), vec2<f32>(c0.w, c1.w));
+  return Four(vec2<f32>(c0.x, c1.x), vec2<f32>(c0.y, c1.y),
+              vec2<f32>(c0.z, c1.z), vec2<f32>(c0.w, c1.w));
 }
 
 fn store(column: u32, row: u32, v: Columns) {

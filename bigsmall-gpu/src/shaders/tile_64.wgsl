@@ -15,7 +15,8 @@ fn load_x(column: u32, k4: u32) -> Four {
   let c1 = x[min(column + 1u, p.batch - 1u) * p.x_stride + k4];
   let c2 = x[min(column + 2u, p.batch - 1u) * p.x_stride + k4];
   let c3 = x[min(column + 3u, p.batch - 1u) * p.x_stride + k4];
-  return Four(vec4<f32>(c0.x, c1.x, c2.x, c3.x), vec4<f32>(c0.y, c1.y, c2.y, c3.y), vec4<f32>(c0.z, c1.z, c2.z, c3.z), vec4<f32>(c0.w, c1.w, c2.w, c3.w));
+  return Four(vec4<f32>(c0.x, c1.x, c2.x, c3.x), vec4<f32>(c0.y, c1.y, c2.y, c3.y),
+              vec4<f32>(c0.z, c1.z, c2.z, c3.z), vec4<f32>(c0.w, c1.w, c2.w, c3.w));
 }
 
 fn store(column: u32, row: u32, v: Columns) {

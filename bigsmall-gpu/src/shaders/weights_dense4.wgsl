@@ -31,8 +31,10 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
     e6 = patch_exponents(e6, marks4(even.w), cursor);
     e7 = patch_exponents(e7, marks4(odd.w), cursor);
   }
-  return Block(vec4<u32>(join(sm0.x, e0), join(sm0.y, e1)), vec4<u32>(join(sm0.z, e2), join(sm0.w, e3)),
-               vec4<u32>(join(sm1.x, e4), join(sm1.y, e5)), vec4<u32>(join(sm1.z, e6), join(sm1.w, e7)));
+  return Block(vec4<u32>(join(sm0.x, e0), join(sm0.y, e1)),
+               vec4<u32>(join(sm0.z, e2), join(sm0.w, e3)),
+               vec4<u32>(join(sm1.x, e4), join(sm1.y, e5)),
+               vec4<u32>(join(sm1.z, e6), join(sm1.w, e7)));
 }
 
 fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
