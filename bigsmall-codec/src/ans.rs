@@ -7,7 +7,7 @@ use bigsmall_format::{
     TensorSpec,
 };
 
-use crate::backend::kernels;
+use crate::backend::{self, kernels};
 use crate::head::Head;
 use crate::kernels::Kernels;
 use crate::level::Level;
@@ -44,7 +44,7 @@ impl Ans {
     /// The encoding at `level` with the fastest backend of this machine.
     #[must_use]
     pub fn new(level: Level) -> Ans {
-        Ans { level, backend: Backend::best() }
+        Ans { level, backend: backend::best() }
     }
 
     /// The same encoding with the kernels of `backend`; the bytes do not change.

@@ -21,6 +21,11 @@ pub fn backends() -> impl Iterator<Item = Backend> {
     Backend::ALL.iter().copied().filter(|b| find(*b).is_some())
 }
 
+/// The fastest of [`backends`], but for the reference.
+pub(crate) fn best() -> Backend {
+    backends().find(|b| *b != Backend::Reference).unwrap_or(Backend::Portable)
+}
+
 /// The kernels of `backend`, or the error that says they are missing.
 pub(crate) fn kernels(backend: Backend) -> Result<&'static dyn Kernels> {
     find(backend).ok_or_else(|| backend.missing(backends()))
@@ -38,5 +43,18 @@ fn find(backend: Backend) -> Option<&'static dyn Kernels> {
         #[cfg(feature = "reference")]
         Backend::Reference => Some(&Reference),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_backend_of_this_machine_has_kernels() {
+        for backend in Backend::ALL.iter().copied().filter(|b| b.is_available()) {
+            let built_in = backend != Backend::Reference || cfg!(feature = "reference");
+            assert_eq!(find(backend).is_some(), built_in, "{backend}");
+        }
     }
 }

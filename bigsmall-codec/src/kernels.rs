@@ -1,4 +1,4 @@
-//! The words that kernels are described in: what they are given and what they do.
+//! What a kernel gets and what it returns: the types that all backends share.
 
 use bigsmall_format::{Ahead, Result};
 

@@ -20,9 +20,9 @@ pub(crate) fn kernels(backend: Backend) -> Result<&'static Kernels> {
     find(backend).ok_or_else(|| backend.missing(backends()))
 }
 
-/// The kernels of [`Backend::best`].
+/// The kernels of the fastest of [`backends`].
 pub(crate) fn best() -> &'static Kernels {
-    find(Backend::best()).unwrap_or(&arch::portable::KERNELS)
+    Backend::ALL.iter().copied().find_map(find).unwrap_or(&arch::portable::KERNELS)
 }
 
 fn find(backend: Backend) -> Option<&'static Kernels> {
@@ -35,5 +35,17 @@ fn find(backend: Backend) -> Option<&'static Kernels> {
         Backend::Neon => arch::aarch64::neon::kernels(),
         Backend::Portable => Some(&arch::portable::KERNELS),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_backend_of_this_machine_has_kernels() {
+        for backend in Backend::ALL.iter().copied().filter(|b| b.is_available()) {
+            assert_eq!(find(backend).is_some(), backend != Backend::Reference, "{backend}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! From a path or URL to files. No other file knows the schemes.
+//! From a path or URL to files. No other code looks at schemes.
 
 use std::path::Path;
 

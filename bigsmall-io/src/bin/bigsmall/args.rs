@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bigsmall_codec::Backend;
 use bigsmall_io::Encoding;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -224,7 +225,11 @@ pub(crate) struct Transcode {
     pub(crate) json: bool,
 }
 
-const BACKENDS: [&str; 6] = ["auto", "avx512", "avx2", "neon", "portable", "reference"];
+/// `auto`, and every backend by its name.
+fn backend_names() -> clap::builder::PossibleValuesParser {
+    let names = Backend::ALL.iter().map(|backend| backend.name());
+    std::iter::once("auto").chain(names).collect::<Vec<_>>().into()
+}
 
 #[derive(Args, Debug)]
 pub(crate) struct Bench {
@@ -233,7 +238,7 @@ pub(crate) struct Bench {
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// The kernels to decode with.
-    #[arg(long, default_value = "auto", value_parser = BACKENDS)]
+    #[arg(long, default_value = "auto", value_parser = backend_names())]
     pub(crate) backend: String,
     /// Measure the bare decoder, without the checksums of its blocks.
     #[arg(long)]
