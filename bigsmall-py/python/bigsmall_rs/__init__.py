@@ -1,0 +1,36 @@
+"""Lossless compression of neural-network weights: smaller files, every bit back.
+
+    import bigsmall_rs
+
+    bigsmall_rs.compress("model.safetensors", "model.bs")
+    with bigsmall_rs.open("model.bs") as file:
+        weight = file.get_tensor("lm_head.weight")
+
+`bigsmall_rs.numpy`, `bigsmall_rs.torch`, `bigsmall_rs.transformers` and `bigsmall_rs.vllm` are for
+those frameworks; none of them is imported before it is used. `python -m bigsmall_rs` is the command.
+
+`BIGSMALL_THREADS` in the environment says how many threads decode; without it, one for each core.
+"""
+
+from __future__ import annotations
+
+from ._bigsmall import __version__, layer_of
+from ._errors import BigsmallError
+from ._file import File, Slice, open, safe_open
+from ._jobs import FileReport, Report, compress, inspect, restore, verify
+
+__all__ = [
+    "BigsmallError",
+    "File",
+    "FileReport",
+    "Report",
+    "Slice",
+    "__version__",
+    "compress",
+    "inspect",
+    "layer_of",
+    "open",
+    "restore",
+    "safe_open",
+    "verify",
+]

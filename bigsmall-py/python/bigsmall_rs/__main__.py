@@ -1,0 +1,100 @@
+"""The command: `python -m bigsmall_rs compress|restore|verify|inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import bigsmall_rs
+
+
+def _size(n: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= unit:
+            return f"{n / unit:.1f} {name}"
+    return f"{n} B"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bigsmall_rs",
+        description="Lossless compression of neural-network weights: every bit back.",
+    )
+    parser.add_argument("--version", action="version", version=bigsmall_rs.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    compress = commands.add_parser("compress", help="compress a safetensors file or a model folder")
+    compress.add_argument("--encoding", choices=["ans", "raw", "tbe3", "tbe4"], default="ans")
+    compress.add_argument("--level", choices=["fast", "default", "small"], default="default")
+    restore = commands.add_parser("restore", help="restore the identical file or folder")
+    verify = commands.add_parser("verify", help="check every byte")
+    inspect = commands.add_parser("inspect", help="show what is in a shard or folder of shards")
+    for command in (compress, restore, verify, inspect):
+        command.add_argument("input")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (compress, restore):
+        command.add_argument("-o", "--output", required=True)
+        command.add_argument("--force", action="store_true", help="replace an existing output")
+    for command in (compress, verify):
+        command.add_argument("--md5", action="store_true", help="MD5 of every tensor")
+    return parser
+
+
+def _run(a: argparse.Namespace, bar: bool) -> Any:
+    if a.command == "compress":
+        return bigsmall_rs.compress(
+            a.input,
+            a.output,
+            encoding=a.encoding,
+            level=a.level,
+            md5=a.md5,
+            replace=a.force,
+            progress=bar,
+        )
+    if a.command == "restore":
+        return bigsmall_rs.restore(a.input, a.output, replace=a.force, progress=bar)
+    if a.command == "verify":
+        return bigsmall_rs.verify(a.input, md5=a.md5, progress=bar)
+    return bigsmall_rs.inspect(a.input)
+
+
+def _show(command: str, report: Any, seconds: float) -> None:
+    if command == "inspect":
+        print(f"{'original':>12} {'stored':>12}  {'as':<5} {'dtype':<8} name, shape")
+        for t in report["tensors"]:
+            encoding = t["encoding"] if t["shares"] is None else f"as {t['shares']!a}"
+            sizes = f"{t['original_bytes']:>12} {t['compressed_bytes']:>12}"
+            print(f"{sizes}  {encoding:<5} {t['dtype']:<8} {t['name']!a} {list(t['shape'])}")
+    else:
+        for f in report["files"]:
+            print(f"{f['name']!a}  sha256 {f['sha256']}")
+            for name, md5 in f["md5"].items():
+                print(f"  {name!a}  md5 {md5}")
+    original, compressed = _size(report["original_bytes"]), _size(report["compressed_bytes"])
+    print(f"{original} <-> {compressed}: {100 * report['ratio']:.2f} % in {seconds:.2f} s")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    a = _parser().parse_args(arguments)
+    begin = time.perf_counter()
+    try:
+        report = _run(a, sys.stderr.isatty() and not a.json)
+    except bigsmall_rs.BigsmallError as error:
+        hint = " (--force replaces it)" if error.rule == "OutputExists" else ""
+        print(f"bigsmall: {error}{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bigsmall: interrupted", file=sys.stderr)
+        return 130
+    if a.json:
+        print(json.dumps(report))
+    else:
+        _show(a.command, report, time.perf_counter() - begin)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The extension module. Use `bigsmall_rs`; no promise holds for what is here."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from typing_extensions import Buffer
+
+__version__: str
+
+_Described = tuple[str, str, tuple[int, ...], int]
+_Given = tuple[str, str, Sequence[int], Buffer]
+_Progress = Callable[[int, int], object]
+_Path = str | os.PathLike[str]
+
+@final
+class Model:
+    @staticmethod
+    def open(path: _Path) -> Model: ...
+    @staticmethod
+    def from_bytes(data: Buffer) -> Model: ...
+    def tensors(self) -> list[_Described]: ...
+    def layers(self) -> list[str]: ...
+    def metadata(self) -> dict[str, str]: ...
+    def shards(self) -> list[tuple[str, int, int, str]]: ...
+    def stored(self, name: str) -> tuple[str, str, int, str | None, str | None]: ...
+    def read_into(self, name: str, out: Buffer) -> None: ...
+    def read_rows_into(self, name: str, begin: int, end: int, out: Buffer) -> None: ...
+    def read_many_into(
+        self, tensors: Sequence[tuple[str, Buffer]], progress: _Progress | None = None
+    ) -> None: ...
+
+@final
+class Loader:
+    def __new__(cls, model: Model, budget: int | None = None) -> Loader: ...
+    def peek(self) -> tuple[str, list[_Described]] | None: ...
+    def next_into(self, tensors: Sequence[tuple[str, Buffer]]) -> bool: ...
+
+def layer_of(name: str) -> str: ...
+def compress(
+    input: _Path,
+    output: _Path,
+    encoding: str,
+    level: str,
+    md5: bool,
+    replace: bool,
+    dry_run: bool,
+    progress: _Progress | None,
+) -> dict[str, Any]: ...
+def restore(
+    input: _Path, output: _Path, replace: bool, progress: _Progress | None
+) -> dict[str, Any]: ...
+def verify(input: _Path, md5: bool, progress: _Progress | None) -> dict[str, Any]: ...
+def save(
+    path: _Path,
+    tensors: Sequence[_Given],
+    metadata: dict[str, str] | None,
+    encoding: str,
+    level: str,
+    replace: bool,
+) -> tuple[int, int]: ...
+def save_bytes(
+    tensors: Sequence[_Given], metadata: dict[str, str] | None, encoding: str, level: str
+) -> bytes: ...

@@ -1,0 +1,212 @@
+"""Work over files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, cast
+
+from . import _bigsmall
+
+__all__ = ["Report", "FileReport", "compress", "restore", "verify", "inspect"]
+
+Path = str | os.PathLike[str]
+Progress = Callable[[int, int], object]
+Encoding = Literal["ans", "raw", "tbe3", "tbe4"]
+Level = Literal["fast", "default", "small"]
+
+
+class FileReport(TypedDict):
+    """What is known of one safetensors file and its shard."""
+
+    name: str
+    original_bytes: int
+    compressed_bytes: int
+    sha256: str
+    """SHA-256 of the safetensors file, in hexadecimal digits."""
+    tensors: int
+    shared_tensors: int
+    """Tensors whose payload is that of another one."""
+    md5: dict[str, str]
+    """MD5 of the tensors' values, where asked for."""
+
+
+class Report(TypedDict):
+    """What a job found out. Sizes are in bytes."""
+
+    original_bytes: int
+    compressed_bytes: int
+    ratio: float
+    """Compressed over original; smaller is better."""
+    files: list[FileReport]
+
+
+class _Bar:
+    """A bar of tqdm as a progress callback."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=self._what, total=total, unit="B", unit_scale=True)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Shown:
+    """The callback behind `progress=`, as a context: `True` means a bar of tqdm."""
+
+    def __init__(self, what: str, progress: Progress | bool | None) -> None:
+        self._bar = None
+        self.callback: Progress | None = None
+        if progress is True:
+            try:
+                import tqdm  # noqa: F401
+            except ImportError:
+                return
+            self.callback = self._bar = _Bar(what)
+        elif progress is not None and progress is not False:
+            self.callback = progress
+
+    def __enter__(self) -> Progress | None:
+        return self.callback
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def compress(
+    input: Path,
+    output: Path,
+    *,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+    md5: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+    progress: Progress | bool | None = None,
+) -> Report:
+    """Compresses a safetensors file to a shard, or a model folder to a folder of shards.
+
+    What was written is read again and compared with the original before it gets its name. `output`
+    is absent, as it was, or complete, also after Ctrl-C. Memory: at most 256 MiB.
+
+    Args:
+        input: A safetensors file, or a folder. Everything else in a folder is carried over.
+        output: The shard, or the folder to make.
+        encoding: `"ans"` is the smallest; `"tbe3"` and `"tbe4"` decode faster; `"raw"` stores.
+        level: How hard `"ans"` tries.
+        md5: Keep an MD5 of every tensor.
+        replace: Replace an existing output.
+        dry_run: Do all the work but write nothing.
+        progress: `progress(done, total)`, called about 20 times a second with original bytes; what
+            it raises stops the job. `True` shows a bar of tqdm where tqdm is installed.
+
+    Raises:
+        BigsmallError: The input is not a valid safetensors file, the output exists, reading or
+            writing failed.
+        KeyboardInterrupt: Ctrl-C. Nothing is left behind.
+    """
+    with _Shown("compress", progress) as callback:
+        report = _bigsmall.compress(
+            input, output, encoding, level, md5, replace, dry_run, callback
+        )
+    return cast(Report, report)
+
+
+def restore(
+    input: Path,
+    output: Path,
+    *,
+    replace: bool = False,
+    progress: Progress | bool | None = None,
+) -> Report:
+    """Restores the safetensors file or the model folder that `input` was made from.
+
+    The SHA-256 of every file is compared with that of the original. Memory: at most 256 MiB.
+
+    Args:
+        input: A shard, or a folder of shards.
+        output: The safetensors file, or the folder to make.
+        replace: Replace an existing output.
+        progress: As in `compress`.
+
+    Raises:
+        BigsmallError: The shard is damaged, the output exists, reading or writing failed.
+        KeyboardInterrupt: Ctrl-C. Nothing is left behind.
+    """
+    with _Shown("restore", progress) as callback:
+        report = _bigsmall.restore(input, output, replace, callback)
+    return cast(Report, report)
+
+
+def verify(
+    path: Path, *, md5: bool = False, progress: Progress | bool | None = None
+) -> Report:
+    """Checks every byte of a shard or of all shards in a folder. Writes nothing.
+
+    Args:
+        path: A shard, or a folder of shards.
+        md5: Report the MD5 of every tensor.
+        progress: As in `compress`.
+
+    Raises:
+        BigsmallError: Something is damaged; `.file`, `.tensor` and `.offset` say where.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    with _Shown("verify", progress) as callback:
+        report = _bigsmall.verify(path, md5, callback)
+    return cast(Report, report)
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What is in a shard or a folder of shards. Reads the index alone.
+
+    Returns:
+        `original_bytes`, `compressed_bytes`, `ratio`; `files`: name, `original_bytes`,
+        `compressed_bytes` and `sha256` of each shard; `tensors`: for each `name`, `dtype`,
+        `shape`, `encoding`, `original_bytes`, `compressed_bytes`, `shares` (the tensor whose
+        payload it shares, or `None`), `shard`, `md5`.
+
+    Raises:
+        BigsmallError: `path` is not a shard or not a folder of shards, or its index is damaged.
+    """
+    model = _bigsmall.Model.open(path)
+    files = [
+        {"name": name, "original_bytes": n, "compressed_bytes": stored, "sha256": sha256}
+        for name, n, stored, sha256 in model.shards()
+    ]
+    tensors = []
+    for name, dtype, shape, n in model.tensors():
+        shard, encoding, stored, shares, md5 = model.stored(name)
+        tensors.append(
+            {
+                "name": name,
+                "dtype": dtype,
+                "shape": shape,
+                "encoding": encoding,
+                "original_bytes": n,
+                "compressed_bytes": stored,
+                "shares": shares,
+                "shard": shard,
+                "md5": md5,
+            }
+        )
+    original = sum(file[1] for file in model.shards())
+    compressed = sum(file[2] for file in model.shards())
+    return {
+        "original_bytes": original,
+        "compressed_bytes": compressed,
+        "ratio": compressed / original if original else 1.0,
+        "files": files,
+        "tensors": tensors,
+    }

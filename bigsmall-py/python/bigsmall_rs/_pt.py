@@ -1,0 +1,100 @@
+"""PyTorch as a framework. Nothing of CUDA is imported."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ._errors import BigsmallError
+
+_TYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "U32": "uint32",
+    "I32": "int32",
+    "F32": "float32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F4": "float4_e2m1fn_x2",
+}
+_NAMES = {getattr(torch, t): name for name, t in _TYPES.items() if hasattr(torch, t)}
+
+
+def dtype(name: str) -> torch.dtype:
+    found = getattr(torch, _TYPES.get(name, ""), None)
+    if not isinstance(found, torch.dtype):
+        raise BigsmallError(f"this PyTorch has no dtype for {name}", rule="DtypeUnknown")
+    return found
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The safetensors name of a dtype of PyTorch."""
+    if dtype not in _NAMES:
+        raise BigsmallError(f"safetensors has no dtype for {dtype}", rule="DtypeUnknown")
+    return _NAMES[dtype]
+
+
+def own_shape(dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape in PyTorch: two F4 make one element, so that the last dimension is halved."""
+    if dtype_name != "F4":
+        return tuple(shape)
+    if not shape or shape[-1] % 2:
+        message = f"PyTorch holds F4 in pairs, so that the last dimension of {shape} must be even"
+        raise BigsmallError(message, rule="SubByteTotal")
+    return (*shape[:-1], shape[-1] // 2)
+
+
+def empty(dtype_name: str, shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(own_shape(dtype_name, shape), dtype=dtype(dtype_name), device="cpu")
+
+
+def buffer(tensor: torch.Tensor) -> Any:
+    n = tensor.numel() * tensor.element_size()
+    if n == 0:
+        return memoryview(bytearray())
+    # Without NumPy, for every dtype. An array of ctypes exports no strides; the cast adds them.
+    # The caller keeps the tensor while the buffer is in use.
+    return memoryview((ctypes.c_ubyte * n).from_address(tensor.data_ptr())).cast("B")
+
+
+def to_device(tensor: torch.Tensor, device: Any) -> torch.Tensor:
+    if isinstance(device, int):
+        device = f"cuda:{device}"
+    return tensor if str(device) == "cpu" else tensor.to(device)
+
+
+def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], Any]:
+    """What the extension module wants to know of a tensor that is to be saved, and what must be
+    kept until it has been."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}")
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"You are trying to save a sparse tensor: `{name}`. A shard holds dense tensors alone; "
+            "use `.to_dense()` first."
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"You are trying to save a non contiguous tensor: `{name}`. Call `.contiguous()` first."
+        )
+    dtype_name = name_of(tensor.dtype)
+    shape = list(tensor.shape)
+    if dtype_name == "F4" and shape:
+        shape[-1] *= 2
+    kept = tensor.detach().cpu()
+    return (name, dtype_name, shape, buffer(kept)), kept

@@ -1,0 +1,68 @@
+"""Arrays of NumPy from and to shards: the functions of `safetensors.numpy`.
+
+BF16 and the 8-bit floats come as dtypes of the package ml_dtypes, which JAX uses as well.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from typing import Any
+
+from . import _bigsmall, _np
+from ._file import File
+from ._jobs import Encoding, Level, Progress
+
+__all__ = ["load", "load_file", "save", "save_file"]
+
+Path = str | os.PathLike[str]
+
+
+def load_file(filename: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """All tensors of a shard or a folder of shards, in one parallel read.
+
+    Memory: the tensors, and 32 MiB beside them.
+
+    Raises:
+        BigsmallError: The file is damaged, or a dtype is unknown to NumPy and ml_dtypes.
+        FileNotFoundError: There is nothing at `filename`.
+    """
+    with File(filename, "numpy") as file:
+        return file.get_tensors(progress=progress)
+
+
+def load(data: Any) -> dict[str, Any]:
+    """All tensors of the shard in the bytes `data`."""
+    with File.from_bytes(data, "numpy") as file:
+        return file.get_tensors()
+
+
+def save_file(
+    tensor_dict: dict[str, Any],
+    filename: Path,
+    metadata: dict[str, str] | None = None,
+    *,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+) -> None:
+    """Saves arrays as a shard, which restores to what `safetensors.numpy.save_file` writes.
+
+    An existing file is replaced once the new one is complete and checked.
+
+    Raises:
+        BigsmallError: safetensors has no such dtype; writing failed.
+    """
+    tensors = [_np.given(name, array) for name, array in tensor_dict.items()]
+    _bigsmall.save(filename, tensors, metadata, encoding, level, True)
+
+
+def save(
+    tensor_dict: dict[str, Any],
+    metadata: dict[str, str] | None = None,
+    *,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+) -> builtins.bytes:
+    """The shard that `save_file` writes, as bytes."""
+    tensors = [_np.given(name, array) for name, array in tensor_dict.items()]
+    return _bigsmall.save_bytes(tensors, metadata, encoding, level)

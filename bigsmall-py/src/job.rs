@@ -1,0 +1,165 @@
+//! Jobs over files and folders, which report progress and can be interrupted.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use bigsmall_io::{
+    CompressOptions, Encoding, Level, Progress, Report, RestoreOptions, Result, hex,
+};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::error::raise;
+use crate::pool::pool;
+
+/// How often a job looks for signals and reports progress.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Does `work` in the pool with the GIL released, while this thread looks for signals and calls
+/// `callback(done, total)`. What either of them raises cancels the work and is raised in the end.
+pub(crate) fn run<T: Send>(
+    py: Python<'_>,
+    progress: &Progress,
+    callback: Option<&Py<PyAny>>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
+    let pool = pool(py)?;
+    let report = |py: Python<'_>| match callback {
+        Some(f) => f.call1(py, (progress.done_bytes(), progress.total_bytes())).map(drop),
+        None => Ok(()),
+    };
+    let (done, raised) = py.detach(|| {
+        std::thread::scope(|scope| {
+            let (sender, receiver) = channel();
+            let builder = std::thread::Builder::new().name("bigsmall job".into());
+            let job = builder.spawn_scoped(scope, move || {
+                // Dropped at the end, also when the work panics: that ends the wait below.
+                let _ended: Sender<()> = sender;
+                pool.install(work)
+            });
+            let job = match job {
+                Ok(job) => job,
+                Err(e) => return (Err(PyRuntimeError::new_err(e.to_string())), None),
+            };
+            let mut raised = None;
+            while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(TICK) {
+                if raised.is_some() {
+                    continue;
+                }
+                raised = Python::attach(|py| py.check_signals().and_then(|()| report(py)).err());
+                if raised.is_some() {
+                    progress.cancel();
+                }
+            }
+            let panicked = |_| PyRuntimeError::new_err("a job panicked");
+            (job.join().map_err(panicked), raised)
+        })
+    });
+    if let Some(raised) = raised {
+        return Err(raised);
+    }
+    let done = done?.map_err(|e| raise(py, &e))?;
+    py.check_signals()?;
+    report(py)?;
+    Ok(done)
+}
+
+/// The encoding of that name.
+pub(crate) fn encoding(name: &str, level: &str) -> PyResult<Encoding> {
+    let level = match level {
+        "fast" => Level::Fast,
+        "default" => Level::Default,
+        "small" => Level::Small,
+        _ => return Err(PyValueError::new_err("level must be \"fast\", \"default\" or \"small\"")),
+    };
+    match name {
+        "ans" => Ok(Encoding::Ans(level)),
+        "raw" => Ok(Encoding::Raw),
+        "tbe3" => Ok(Encoding::Tbe3),
+        "tbe4" => Ok(Encoding::Tbe4),
+        _ => Err(PyValueError::new_err("encoding must be \"ans\", \"raw\", \"tbe3\" or \"tbe4\"")),
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (input, output, encoding, level, md5, replace, dry_run, progress))]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+pub(crate) fn compress<'py>(
+    py: Python<'py>,
+    input: PathBuf,
+    output: PathBuf,
+    encoding: &str,
+    level: &str,
+    md5: bool,
+    replace: bool,
+    dry_run: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let encoding = self::encoding(encoding, level)?;
+    let options = CompressOptions { encoding, md5, replace, dry_run };
+    let state = Progress::default();
+    let report = run(py, &state, progress.as_ref(), || {
+        bigsmall_io::compress(&input, &output, &options, &state)
+    })?;
+    to_dict(py, &report)
+}
+
+#[pyfunction]
+#[pyo3(signature = (input, output, replace, progress))]
+pub(crate) fn restore<'py>(
+    py: Python<'py>,
+    input: PathBuf,
+    output: PathBuf,
+    replace: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = RestoreOptions { replace, md5: false };
+    let state = Progress::default();
+    let report = run(py, &state, progress.as_ref(), || {
+        bigsmall_io::restore(&input, &output, &options, &state)
+    })?;
+    to_dict(py, &report)
+}
+
+#[pyfunction]
+#[pyo3(signature = (input, md5, progress))]
+pub(crate) fn verify<'py>(
+    py: Python<'py>,
+    input: PathBuf,
+    md5: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = RestoreOptions { replace: false, md5 };
+    let state = Progress::default();
+    let report =
+        run(py, &state, progress.as_ref(), || bigsmall_io::verify(&input, &options, &state))?;
+    to_dict(py, &report)
+}
+
+/// A report as `bigsmall_rs.Report` describes it.
+fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
+    let files = PyList::empty(py);
+    for file in &report.files {
+        let entry = PyDict::new(py);
+        entry.set_item("name", &file.name)?;
+        entry.set_item("original_bytes", file.original_bytes)?;
+        entry.set_item("compressed_bytes", file.compressed_bytes)?;
+        entry.set_item("sha256", hex(&file.sha256))?;
+        entry.set_item("tensors", file.n_tensors)?;
+        entry.set_item("shared_tensors", file.n_shared)?;
+        let md5 = PyDict::new(py);
+        for (name, sum) in &file.md5s {
+            md5.set_item(name, hex(sum))?;
+        }
+        entry.set_item("md5", md5)?;
+        files.append(entry)?;
+    }
+    let all = PyDict::new(py);
+    all.set_item("original_bytes", report.original_bytes)?;
+    all.set_item("compressed_bytes", report.compressed_bytes)?;
+    all.set_item("ratio", report.ratio())?;
+    all.set_item("files", files)?;
+    Ok(all)
+}

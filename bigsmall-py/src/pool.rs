@@ -1,0 +1,35 @@
+//! The threads that encode and decode.
+
+use std::sync::Mutex;
+
+use bigsmall_io::{Error, Rule};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::raise;
+
+/// A pool of this process. A child made by `fork` has none of its parent's threads, so that the
+/// pool remembers whose it is.
+///
+/// Only a thread that holds the GIL takes the lock, and `os.fork` holds the GIL: no child inherits
+/// a locked one.
+static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
+
+/// The pool: one thread for each core, or as many as `BIGSMALL_THREADS` says.
+pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {
+    let locked = POOL.lock();
+    let mut current = locked.map_err(|_| PyRuntimeError::new_err("a thread pool broke"))?;
+    let process = std::process::id();
+    if let Some((_, pool)) = current.filter(|(owner, _)| *owner == process) {
+        return Ok(pool);
+    }
+    let threads = std::env::var("BIGSMALL_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
+        raise(py, &Error::new(Rule::Memory).expected("threads to work on").found(e))
+    })?;
+    // Never dropped: it lives as long as the process, one for each.
+    let pool: &'static ThreadPool = Box::leak(Box::new(pool));
+    *current = Some((process, pool));
+    Ok(pool)
+}

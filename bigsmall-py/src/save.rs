@@ -1,0 +1,64 @@
+//! From buffers to a shard.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use bigsmall_io::{Dtype, FileReport, Progress, Result, SaveOptions, TensorView};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::buffer::Input;
+use crate::error::raise;
+use crate::job::{encoding, run};
+
+/// Name, dtype, shape and buffer of a tensor.
+type Given<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>);
+
+#[pyfunction]
+#[pyo3(signature = (path, tensors, metadata, encoding, level, replace))]
+pub(crate) fn save(
+    py: Python<'_>,
+    path: PathBuf,
+    tensors: Vec<Given<'_>>,
+    metadata: Option<HashMap<String, String>>,
+    encoding: &str,
+    level: &str,
+    replace: bool,
+) -> PyResult<(u64, u64)> {
+    let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
+    let options = options.replace(replace);
+    let report =
+        with_views(py, tensors, |views| bigsmall_io::save_with(&path, views, metadata, &options))?;
+    Ok((report.original_bytes, report.compressed_bytes))
+}
+
+#[pyfunction]
+#[pyo3(signature = (tensors, metadata, encoding, level))]
+pub(crate) fn save_bytes<'py>(
+    py: Python<'py>,
+    tensors: Vec<Given<'_>>,
+    metadata: Option<HashMap<String, String>>,
+    encoding: &str,
+    level: &str,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
+    let mut shard = Vec::new();
+    with_views(py, tensors, |views| bigsmall_io::save_to(&mut shard, views, metadata, &options))?;
+    Ok(PyBytes::new(py, &shard))
+}
+
+/// Does `work` with the tensors.
+fn with_views(
+    py: Python<'_>,
+    tensors: Vec<Given<'_>>,
+    work: impl for<'a> FnOnce(Vec<(&'a str, TensorView<'a>)>) -> Result<FileReport> + Send,
+) -> PyResult<FileReport> {
+    let inputs = tensors.iter().map(|(.., buffer)| Input::new(buffer));
+    let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;
+    let mut views = Vec::new();
+    for ((name, dtype, shape, _), input) in tensors.iter().zip(&inputs) {
+        let dtype = Dtype::from_name(dtype).map_err(|e| raise(py, &e.in_tensor(name)))?;
+        views.push((name.as_str(), TensorView::new(dtype, shape, input.bytes())));
+    }
+    run(py, &Progress::default(), None, || work(views))
+}

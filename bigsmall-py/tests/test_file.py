@@ -1,0 +1,259 @@
+"""Open files, slices, errors, jobs and the command."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bigsmall_rs
+from bigsmall_rs import BigsmallError
+
+
+def test_a_file_says_what_it_holds(shard: Path, tensors: dict[str, np.ndarray]) -> None:
+    with bigsmall_rs.open(shard) as file:
+        assert file.keys() == sorted(tensors)
+        assert set(file.offset_keys()) == set(tensors)
+        assert file.metadata() == {"format": "np"}
+        assert file.layers == ["embed", "scalar", "mask", "empty", "layers.0", "layers.1", "layers.10"] or (
+            file.layers.index("layers.1") < file.layers.index("layers.10")
+        )
+        assert file.tensors["layers.0.w"] == ("F32", (700, 500), 1_400_000)
+        assert "mask" in file and "other" not in file and len(file) == len(tensors)
+        for name, array in tensors.items():
+            found = file.get_tensor(name)
+            assert found.dtype == array.dtype and found.shape == array.shape
+            assert found.tobytes() == array.tobytes()
+
+
+INDICES = [
+    ...,
+    slice(None),
+    slice(0, 0),
+    slice(3, 9),
+    slice(600, 10_000),
+    slice(-5, None),
+    slice(None, None, 3),
+    slice(600, 10, -7),
+    slice(5, None, -1),
+    slice(9, 3),
+    0,
+    -1,
+    np.int64(3),
+    (slice(2, 5), slice(1, 7, 2)),
+    (3, 4),
+    (slice(None), 2),
+    (..., 1),
+    ([1, 5, 3],),
+    np.array([2, 4]),
+    None,
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=repr)
+def test_a_slice_is_what_numpy_makes_of_it(
+    shard: Path, tensors: dict[str, np.ndarray], index: object
+) -> None:
+    with bigsmall_rs.open(shard) as file:
+        expected = tensors["layers.0.w"][index]  # type: ignore[index]
+        found = file.get_slice("layers.0.w")[index]
+        assert found.shape == expected.shape
+        assert np.array_equal(found, expected)
+
+
+def test_slices_describe_themselves(shard: Path) -> None:
+    with bigsmall_rs.open(shard) as file:
+        piece = file.get_slice("layers.0.w")
+        assert (piece.get_shape(), piece.get_dtype()) == ([700, 500], "F32")
+        assert (piece.shape, piece.dtype, piece.ndim) == ((700, 500), np.float32, 2)
+        assert file.get_slice("scalar")[...] == 3.5
+        assert file.get_slice("empty")[:].shape == (0, 4)
+        with pytest.raises(IndexError):
+            piece[700]
+
+
+def test_buffers_of_the_caller(shard: Path, tensors: dict[str, np.ndarray]) -> None:
+    with bigsmall_rs.open(shard) as file:
+        names = ["layers.0.w", "mask", "empty", "scalar"]
+        out = {name: bytearray(file.tensors[name][2]) for name in names}
+        calls: list[tuple[int, int]] = []
+        file.read_many_into(out, lambda done, total: calls.append((done, total)))
+        assert all(bytes(out[n]) == tensors[n].tobytes() for n in names)
+        assert calls[-1] == (1_400_011, 1_400_011)
+        rows = np.empty((3, 500), np.float32)
+        file.read_rows_into("layers.0.w", 600, 603, rows)
+        assert np.array_equal(rows, tensors["layers.0.w"][600:603])
+        with pytest.raises(BufferError):
+            file.read_into("mask", b"abc")
+        with pytest.raises(BufferError):
+            file.read_into("mask", memoryview(bytearray(6))[::2])
+        with pytest.raises(BigsmallError) as error:
+            file.read_into("mask", bytearray(4))
+        assert (error.value.rule, error.value.tensor) == ("BufferLength", "mask")
+        both = memoryview(bytearray(1_400_000))
+        with pytest.raises(ValueError, match="overlap"):
+            file.read_many_into([("mask", both[:3]), ("scalar", both[2:10])])
+
+
+def test_errors_say_what_is_wrong(shard: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        bigsmall_rs.open(tmp_path / "missing.bs")
+    assert isinstance(missing.value, BigsmallError) and missing.value.rule == "Io"
+    assert missing.value.file is not None and missing.value.file.endswith("missing.bs")
+    with pytest.raises(BigsmallError) as unknown, bigsmall_rs.open(shard) as file:
+        file.get_tensor("other")
+    assert (unknown.value.rule, unknown.value.tensor) == ("TensorMissing", "other")
+    damaged = tmp_path / "damaged.bs"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with bigsmall_rs.open(damaged) as file, pytest.raises(BigsmallError) as corrupt:
+        file.get_tensor("layers.0.w")
+    assert corrupt.value.rule == "BlockChecksum"
+    assert corrupt.value.tensor == "layers.0.w"
+    assert corrupt.value.file == str(damaged)
+    assert corrupt.value.offset is not None and 0 < corrupt.value.offset < len(data)
+    again = pickle.loads(pickle.dumps(corrupt.value))
+    assert str(again) == str(corrupt.value) and again.offset == corrupt.value.offset
+    with pytest.raises(BigsmallError):
+        bigsmall_rs.verify(damaged)
+    with pytest.raises(BigsmallError) as closed:
+        file.get_tensor("layers.0.w")
+    assert "closed" in str(closed.value)
+
+
+def test_jobs(original: Path, tmp_path: Path) -> None:
+    out, calls = tmp_path / "out.bs", []
+    report = bigsmall_rs.compress(
+        original, out, md5=True, progress=lambda done, total: calls.append((done, total))
+    )
+    assert report["original_bytes"] == original.stat().st_size
+    assert report["compressed_bytes"] == out.stat().st_size
+    assert len(report["files"][0]["md5"]) == 7
+    assert calls[-1][0] == calls[-1][1] > 0
+    with pytest.raises(BigsmallError) as exists:
+        bigsmall_rs.compress(original, out)
+    assert exists.value.rule == "OutputExists"
+    bigsmall_rs.compress(original, out, replace=True, level="small")
+    bigsmall_rs.verify(out)
+    bigsmall_rs.restore(out, tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == original.read_bytes()
+    seen = bigsmall_rs.inspect(out)
+    assert seen["compressed_bytes"] == out.stat().st_size and len(seen["tensors"]) == 7
+    with pytest.raises(ValueError):
+        bigsmall_rs.compress(original, out, replace=True, encoding="other")  # type: ignore[arg-type]
+
+
+def test_what_a_callback_raises_stops_the_job(large: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bigsmall_rs.compress(large, tmp_path / "large.bs", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_a_job(large: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, bigsmall_rs\n"
+        "print('begun', flush=True)\n"
+        "bigsmall_rs.compress(sys.argv[1], sys.argv[2], level='small')\n"
+        "print('done')\n"
+    )
+    command = [sys.executable, "-c", program, large, tmp_path / "large.bs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        begin = time.monotonic()
+        job.send_signal(signal.SIGINT)
+        out, err = job.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err and "done" not in out
+    assert time.monotonic() - begin < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_read_side_by_side(shard: Path, tensors: dict[str, np.ndarray]) -> None:
+    with bigsmall_rs.open(shard) as file, ThreadPoolExecutor(8) as pool:
+        names = list(tensors) * 20
+        for name, found in zip(names, pool.map(file.get_tensor, names)):
+            assert found.tobytes() == tensors[name].tobytes()
+
+
+def test_the_gil_is_released(large: Path) -> None:
+    turns, stop = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        while not stop.is_set():
+            turns += 1
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    before = turns
+    bigsmall_rs.compress(large, large.with_suffix(".bs"), dry_run=True)
+    after = turns
+    stop.set()
+    counter.join()
+    assert after - before > 20
+
+
+def _sum(file: bigsmall_rs.File) -> float:
+    return float(file.get_tensor("layers.0.w").sum())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_children_by_fork_and_by_spawn(shard: Path) -> None:
+    with bigsmall_rs.open(shard) as file:
+        expected = _sum(file)
+        for way in ("fork", "spawn"):
+            with multiprocessing.get_context(way).Pool(2) as pool:
+                found = pool.map_async(_sum, [file] * 4).get(timeout=60)
+            assert found == [expected] * 4
+
+
+def test_bytes_in_memory(shard: Path, tensors: dict[str, np.ndarray]) -> None:
+    file = bigsmall_rs.File.from_bytes(shard.read_bytes())
+    assert np.array_equal(file.get_tensor("layers.1.w"), tensors["layers.1.w"])
+    with pytest.raises(BigsmallError):
+        bigsmall_rs.File.from_bytes(b"not a shard")
+    with pytest.raises(TypeError):
+        pickle.dump(file, io.BytesIO())
+
+
+def test_the_command(original: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bigsmall_rs", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    out, back = tmp_path / "out.bs", tmp_path / "back.safetensors"
+    assert json.loads(run("compress", original, "-o", out, "--json").stdout)["ratio"] < 1
+    again = run("compress", original, "-o", out)
+    assert again.returncode == 1 and "--force" in again.stderr
+    assert run("verify", out).returncode == 0
+    assert "layers.0.w" in run("inspect", out).stdout
+    assert run("restore", out, "-o", back).returncode == 0
+    assert back.read_bytes() == original.read_bytes()
+
+
+def test_import_is_quick_and_brings_no_framework() -> None:
+    program = (
+        "import sys, time; t = time.perf_counter(); import bigsmall_rs\n"
+        "print(time.perf_counter() - t)\n"
+        "assert not {'numpy', 'torch', 'transformers', 'tqdm'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
+    times = [float(subprocess.check_output(command)) for _ in range(3)]
+    assert min(times) < 0.06, times
