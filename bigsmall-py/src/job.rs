@@ -98,7 +98,8 @@ pub(crate) fn compress<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let encoding = self::encoding(encoding, level)?;
-    let options = CompressOptions { encoding, md5, replace, dry_run };
+    let options = CompressOptions::new().encoding(encoding);
+    let options = options.md5(md5).replace(replace).dry_run(dry_run);
     let state = Progress::default();
     let report = run(py, &state, progress.as_ref(), || {
         bigsmall_io::compress(&input, &output, &options, &state)
@@ -115,7 +116,7 @@ pub(crate) fn restore<'py>(
     replace: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = RestoreOptions { replace, md5: false };
+    let options = RestoreOptions::new().replace(replace);
     let state = Progress::default();
     let report = run(py, &state, progress.as_ref(), || {
         bigsmall_io::restore(&input, &output, &options, &state)
@@ -131,7 +132,7 @@ pub(crate) fn verify<'py>(
     md5: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = RestoreOptions { replace: false, md5 };
+    let options = RestoreOptions::new().md5(md5);
     let state = Progress::default();
     let report =
         run(py, &state, progress.as_ref(), || bigsmall_io::verify(&input, &options, &state))?;

@@ -127,7 +127,7 @@ def test_errors(llama: Path, tmp_path: Path) -> None:
 
 def test_minilm() -> None:
     folder = os.environ.get("BIGSMALL_MINILM")
-    if folder is None:
+    if not folder:
         pytest.skip("BIGSMALL_MINILM names no folder with MiniLM")
     out = Path(folder).with_name("minilm.python.bs")
     bigsmall_rs.compress(folder, out, replace=True)

@@ -41,4 +41,4 @@ def framework(name: str) -> Framework:
     """The framework of that name: `"pt"` or `"numpy"`, or another spelling of them."""
     if name not in _MODULES:
         raise ValueError(f"framework {name!r} is not one of {', '.join(sorted(_MODULES))}")
-    return importlib.import_module("." + _MODULES[name], __package__)  # type: ignore[return-value]
+    return importlib.import_module("." + _MODULES[name], __package__)

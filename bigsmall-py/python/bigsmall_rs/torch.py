@@ -355,17 +355,19 @@ class StreamingLoader:
         if not isinstance(model, type):
             _fill(model, self._file, True, self._device, self._budget)
             return model  # type: ignore[no-any-return]
+        made: torch.nn.Module
         if hasattr(model, "from_pretrained"):
             from .transformers import from_pretrained
 
             if str(self._device) != "cpu":
                 kwargs.setdefault("device_map", self._device)
-            return from_pretrained(self._path, model_class=model, **kwargs)
+            made = from_pretrained(self._path, model_class=model, **kwargs)
+            return made
         made = model(**kwargs)
         _fill(made, self._file, True, self._device, self._budget)
         if str(self._device) != "cpu":
             made.to(self._device)
-        return made.eval()  # type: ignore[no-any-return]
+        return made.eval()
 
 
 class LazyStateDict(Mapping[str, torch.Tensor]):
