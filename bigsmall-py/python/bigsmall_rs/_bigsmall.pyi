@@ -6,6 +6,18 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "Loader",
+    "Model",
+    "__version__",
+    "compress",
+    "layer_of",
+    "restore",
+    "save",
+    "save_bytes",
+    "verify",
+]
+
 __version__: str
 
 _Described = tuple[str, str, tuple[int, ...], int]

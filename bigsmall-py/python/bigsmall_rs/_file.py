@@ -97,6 +97,7 @@ class File:
 
     def keys(self) -> list[str]:
         """The names of all tensors, sorted."""
+        self._model  # noqa: B018  An error where the file is closed.
         return sorted(self._infos)
 
     def offset_keys(self) -> list[str]:
@@ -298,6 +299,11 @@ def open(path: Path, framework: str = "numpy", device: Any = "cpu") -> File:
     return File(path, framework, device)
 
 
-def safe_open(filename: Path, framework: str, device: Any = "cpu") -> File:
-    """The same with the signature of `safetensors.safe_open`; also for a folder of shards."""
+def safe_open(
+    filename: Path, framework: str, device: Any = "cpu", *, backend: str | None = None
+) -> File:
+    """The same with the signature of `safetensors.safe_open`; also for a folder of shards.
+
+    `backend` is for calls written for safetensors and means nothing: there is one way to read.
+    """
     return File(filename, framework, device)

@@ -82,7 +82,9 @@ def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], 
     """What the extension module wants to know of a tensor that is to be saved, and what must be
     kept until it has been."""
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}")
+        raise ValueError(
+            f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}"
+        )
     if tensor.layout != torch.strided:
         raise ValueError(
             f"You are trying to save a sparse tensor: `{name}`. A shard holds dense tensors alone; "
@@ -90,7 +92,8 @@ def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], 
         )
     if not tensor.is_contiguous():
         raise ValueError(
-            f"You are trying to save a non contiguous tensor: `{name}`. Call `.contiguous()` first."
+            f"You are trying to save a non contiguous tensor: `{name}`. Call `.contiguous()` first, "
+            "or use save_model(..., force_contiguous=True)."
         )
     dtype_name = name_of(tensor.dtype)
     shape = list(tensor.shape)

@@ -18,10 +18,13 @@ __all__ = ["load", "load_file", "save", "save_file"]
 Path = str | os.PathLike[str]
 
 
-def load_file(filename: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def load_file(
+    filename: Path, *, backend: str | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """All tensors of a shard or a folder of shards, in one parallel read.
 
-    Memory: the tensors, and 32 MiB beside them.
+    Memory: the tensors, and 32 MiB beside them. `backend` is for calls written for safetensors and
+    means nothing: there is one way to read.
 
     Raises:
         BigsmallError: The file is damaged, or a dtype is unknown to NumPy and ml_dtypes.

@@ -37,11 +37,16 @@ Device = str | int | torch.device
 
 
 def load_file(
-    filename: Path, device: Device = "cpu", *, progress: Progress | None = None
+    filename: Path,
+    device: Device = "cpu",
+    *,
+    backend: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a shard or a folder of shards, decoded straight into their memory.
 
     Memory: the tensors and 32 MiB; with another device than the CPU one layer of main memory.
+    `backend` is for calls written for safetensors and means nothing: there is one way to read.
 
     Raises:
         BigsmallError: The file is damaged, or this PyTorch lacks a dtype.
@@ -108,22 +113,25 @@ def _given(tensors: dict[str, torch.Tensor]) -> tuple[list[Any], list[Any]]:
 
 
 def _sharing(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
-    """Groups of names whose tensors have bytes in common."""
+    """Groups of names whose tensors have bytes in common, in the order of their first names."""
     ranges = []
-    for name, tensor in tensors.items():
-        n = tensor.numel() * tensor.element_size()
-        if n > 0 and tensor.device.type != "meta":
-            ranges.append((str(tensor.device), tensor.data_ptr(), n, name))
-    groups: list[set[str]] = []
-    end: tuple[str, int] = ("", 0)
-    for device, begin, n, name in sorted(ranges):
-        if groups and end[0] == device and begin < end[1]:
-            groups[-1].add(name)
-            end = (device, max(end[1], begin + n))
+    for place, (name, tensor) in enumerate(tensors.items()):
+        if tensor.numel() > 0 and tensor.device.type != "meta" and tensor.layout == torch.strided:
+            steps = zip(tensor.shape, tensor.stride())
+            last = sum((n - 1) * stride for n, stride in steps)
+            end = tensor.data_ptr() + (last + 1) * tensor.element_size()
+            ranges.append((str(tensor.device), tensor.data_ptr(), end, place, name))
+    groups: list[tuple[int, set[str]]] = []
+    reached: tuple[str, int] = ("", 0)
+    for device, begin, end, place, name in sorted(ranges):
+        if groups and reached[0] == device and begin < reached[1]:
+            first, names = groups[-1]
+            groups[-1] = (min(first, place), names | {name})
+            reached = (device, max(reached[1], end))
         else:
-            groups.append({name})
-            end = (device, begin + n)
-    return groups
+            groups.append((place, {name}))
+            reached = (device, end)
+    return [names for _, names in sorted(groups, key=lambda group: group[0])]
 
 
 def _aliases(model: torch.nn.Module) -> dict[str, str]:
@@ -177,7 +185,12 @@ def save_model(
 
 
 def load_model(
-    model: torch.nn.Module, filename: Path, strict: bool = True, device: Device = "cpu"
+    model: torch.nn.Module,
+    filename: Path,
+    strict: bool = True,
+    device: Device = "cpu",
+    *,
+    backend: str | None = None,
 ) -> tuple[set[str], list[str]]:
     """Loads a shard or a folder of shards into a module, as `safetensors.torch.load_model` does.
 
@@ -189,6 +202,7 @@ def load_model(
         filename: The shard or folder.
         strict: Missing and unexpected names are an error.
         device: Where parameters that are replaced go.
+        backend: Means nothing here, as in `load_file`.
 
     Returns:
         Missing and unexpected names.
@@ -210,7 +224,10 @@ def _fill(
     state = model.state_dict(keep_vars=True)
     infos = file.tensors
     have = set(infos)
-    unexpected = sorted(have - set(state))
+    # Two tensors for one parameter: which of them would it be?
+    doubled = {name for name, owner in aliases.items() if {name, owner} <= have}
+    doubled = {name for name in doubled if name in state and aliases[name] in state}
+    unexpected = sorted((have - set(state)) | doubled)
     missing = set()
     for name in set(state) - have:
         owner = aliases.get(name)
@@ -225,13 +242,13 @@ def _fill(
     if wrong or (strict and (missing or unexpected)):
         lines = list(wrong)
         if strict and missing:
-            lines.append(f"Missing key(s) in state_dict: {', '.join(sorted(missing))}")
+            lines.append(f"Missing key(s) in state_dict: {_quoted(sorted(missing))}")
         if strict and unexpected:
-            lines.append(f"Unexpected key(s) in state_dict: {', '.join(unexpected)}")
+            lines.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}")
         raise RuntimeError(
             f"Error(s) in loading state_dict for {type(model).__name__}:\n    " + "\n    ".join(lines)
         )
-    wanted = [name for name in infos if name in state]
+    wanted = [name for name in infos if name in state and name not in doubled]
     straight: list[tuple[str, torch.Tensor]] = []
     copied: list[str] = []
     for name in wanted:
@@ -254,6 +271,10 @@ def _fill(
                     to.copy_(tensor)
     _tie(model, have, aliases)
     return missing, unexpected
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _layers_of(names: list[str]) -> list[list[str]]:

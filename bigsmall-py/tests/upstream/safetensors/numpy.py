@@ -1,0 +1,1 @@
+from bigsmall_rs.numpy import load, load_file, save, save_file  # noqa: F401
