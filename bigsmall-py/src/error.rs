@@ -21,11 +21,23 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
     };
     let class = if is_not_found(error) { not_found } else { other };
     let rule = format!("{:?}", error.rule());
-    let arguments = (error.to_string(), rule, error.file(), error.tensor(), error.offset());
+    let message = with_causes(error);
+    let arguments = (message.as_str(), rule, error.file(), error.tensor(), error.offset());
     match class.bind(py).call1(arguments) {
         Ok(value) => PyErr::from_value(value),
-        Err(_) => PyRuntimeError::new_err(error.to_string()),
+        Err(_) => PyRuntimeError::new_err(message),
     }
+}
+
+/// The error's text and those of its causes.
+fn with_causes(error: &Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(found) = cause {
+        message += &format!(": {found}");
+        cause = found.source();
+    }
+    message
 }
 
 fn is_not_found(error: &Error) -> bool {
