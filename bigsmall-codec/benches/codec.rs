@@ -13,7 +13,8 @@ use bigsmall_codec::stages::{Stage, Stages};
 use bigsmall_codec::{
     Ans, Backend, Dtype, EncodedTensor, Level, TensorEncoding, TensorSpec, encode_tensor,
 };
-use bigsmall_format::{decode_range, xxh3, zeroed};
+use bigsmall_format::decode_range;
+use bigsmall_format::internal::{xxh3, zeroed};
 use constriction::stream::Decode as _;
 use constriction::stream::model::{
     ContiguousCategoricalEntropyModel, ContiguousLookupDecoderModel,

@@ -2,8 +2,9 @@
 
 use std::sync::Mutex;
 
+use bigsmall_format::internal::Ahead;
 use bigsmall_format::{
-    Ahead, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, ReadAt, Result, TensorEncoding,
+    Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, ReadAt, Result, TensorEncoding,
     TensorSpec,
 };
 

@@ -2,7 +2,7 @@
 
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::memory::reserve;
+use bigsmall_format::internal::reserve;
 
 /// Appends bits to bytes.
 #[derive(Default)]

@@ -1,6 +1,7 @@
 //! What a kernel gets and what it returns: the types that all backends share.
 
-use bigsmall_format::{Ahead, Result};
+use bigsmall_format::Result;
+use bigsmall_format::internal::Ahead;
 
 use crate::head::Head;
 use crate::planes::GROUP;

@@ -35,7 +35,6 @@ mod head;
 mod kernels;
 mod layout;
 mod level;
-mod memory;
 mod plan;
 mod planes;
 #[cfg(feature = "reference")]

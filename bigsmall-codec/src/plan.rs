@@ -1,14 +1,13 @@
 //! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer
 //! arithmetic throughout, since what is decided here decides bytes.
 
-use bigsmall_format::internal::read_at;
+use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
 use crate::bits::BitWriter;
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::level::Level;
-use crate::memory::{reserve, set_len};
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
 use crate::units::{low_width, symbol_of};

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use bigsmall_format::{Ahead, BLOCK_UNITS, Backend, Result, TensorSpec};
+use bigsmall_format::internal::Ahead;
+use bigsmall_format::{BLOCK_UNITS, Backend, Result, TensorSpec};
 
 use crate::block::sections::MAX_GROUPS;
 use crate::head::Head;

@@ -5,8 +5,8 @@ use bigsmall_format::Result;
 
 use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
-use crate::memory::reserve;
 use crate::planes::{self, COLUMNS, GROUP, packed_len};
+use bigsmall_format::internal::reserve;
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_codec::*;
-use bigsmall_format::{Raw, Shard, ShardWriter, xxh3};
+use bigsmall_format::internal::xxh3;
+use bigsmall_format::{Raw, Shard, ShardWriter};
 use bigsmall_tbe::{Tbe, View, Width};
 
 /// An interpreter takes a second for what a processor does in a microsecond or ten: less of

@@ -7,7 +7,7 @@
 mod oracle;
 
 use bigsmall_codec::*;
-use bigsmall_format::xxh3;
+use bigsmall_format::internal::xxh3;
 use bigsmall_testing::specification::{self, from_hex, hex, vector};
 use oracle::{Bits, Head};
 

@@ -3,5 +3,5 @@
 mod ahead;
 mod pages;
 
-pub use ahead::{Ahead, fetch_output};
+pub use ahead::{Ahead, prefetch_output};
 pub use pages::zeroed;

@@ -3,7 +3,7 @@
 /// XXH3-64 of `bytes` with seed 0.
 ///
 /// ```
-/// assert_eq!(bigsmall_format::xxh3(b""), 0x2d06800538d394c2);
+/// assert_eq!(bigsmall_format::internal::xxh3(b""), 0x2d06800538d394c2);
 /// ```
 #[must_use]
 pub fn xxh3(bytes: &[u8]) -> u64 {

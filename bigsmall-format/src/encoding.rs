@@ -112,11 +112,12 @@ pub trait BlockDecoder: Send + Sync {
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()>;
 
-    /// The same, while the processor fetches the encoded bytes that come next. What it decodes does
-    /// not depend on them.
+    /// The same, and prefetches the encoded bytes that come next. The result does not depend on
+    /// them.
     ///
     /// # Errors
     /// As [`decode_blocks`](Self::decode_blocks).
+    #[doc(hidden)]
     fn decode_blocks_with(&self, blocks: &[&[u8]], dst: &mut [u8], ahead: Ahead<'_>) -> Result<()> {
         let _ = ahead;
         self.decode_blocks(blocks, dst)

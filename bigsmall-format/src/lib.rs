@@ -33,33 +33,41 @@ mod shard;
 mod spec;
 mod wire;
 
-pub use arch::{Ahead, fetch_output, zeroed};
 pub use backend::Backend;
-pub use checksum::xxh3;
 pub use dtype::Dtype;
 pub use encoded::{BlockTable, EncodedTensor, EncodedView, peek};
 pub use encoding::{
-    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_here, decode_range,
-    encode_tensor,
+    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_range, encode_tensor,
 };
 pub use error::{Class, Error, Result, Rule};
 #[cfg(feature = "shard")]
 pub use header::Header;
 pub use limits::Limits;
-pub use parallel::{for_each_in_parallel, pool_size, run_in_pool};
 pub use raw::Raw;
-pub use read_at::{ReadAt, Section};
+pub use read_at::ReadAt;
 #[cfg(feature = "shard")]
 pub use shard::{Shard, ShardEntry, ShardWriter};
 pub use spec::{BLOCK_UNITS, TensorSpec};
 
+pub(crate) use internal::Ahead;
+
+#[doc(hidden)]
+pub use internal::{
+    Section, decode_here, for_each_in_parallel, pool_size, run_in_pool, xxh3, zeroed,
+};
+
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
+    pub use crate::arch::{Ahead, prefetch_output, zeroed};
+    pub use crate::checksum::xxh3;
+    pub use crate::encoding::decode_here;
     pub use crate::error::Chain;
-    pub use crate::read_at::{len_of, read_at};
+    pub use crate::parallel::{for_each_in_parallel, pool_size, run_in_pool};
+    pub use crate::read_at::{Section, len_of, read_at};
     #[cfg(feature = "shard")]
     pub use crate::shard::Assembler;
+    pub use crate::wire::{reserve, set_len};
 }
 
 /// The README's program runs as a test.

@@ -9,8 +9,8 @@ use crate::{Error, Result, Rule};
 /// A source of bytes that can be read at any offset from any thread: a file, a slice, an HTTP
 /// resource, a fault injector.
 ///
-/// It is implemented for slices, vectors and files, for a [`Section`] of another source, and for
-/// references, boxes and [`Arc`]s of sources, `dyn ReadAt` included.
+/// It is implemented for slices, vectors and files, and for references, boxes and [`Arc`]s of
+/// sources, `dyn ReadAt` included.
 ///
 /// ```
 /// use std::io;

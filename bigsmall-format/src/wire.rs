@@ -97,16 +97,16 @@ pub(crate) fn room_for<T>(n: usize) -> Result<Vec<T>> {
     Ok(out)
 }
 
-/// Gives `scratch` the length `n`; the contents are unspecified. An error if there is no memory.
-pub(crate) fn set_len(scratch: &mut Vec<u8>, n: usize) -> Result<()> {
-    reserve(scratch, n.saturating_sub(scratch.len()))?;
-    scratch.resize(n, 0);
+/// Gives `values` the length `n`; the contents are unspecified. An error if there is no memory.
+pub fn set_len<T: Clone + Default>(values: &mut Vec<T>, n: usize) -> Result<()> {
+    reserve(values, n.saturating_sub(values.len()))?;
+    values.resize(n, T::default());
     Ok(())
 }
 
-/// Reserves memory for `more` bytes; an error if there is none.
-pub(crate) fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
-    bytes.try_reserve(more).map_err(|_| Error::memory(more))
+/// Reserves memory for `more` values; an error if there is none.
+pub fn reserve<T>(values: &mut Vec<T>, more: usize) -> Result<()> {
+    values.try_reserve(more).map_err(|_| Error::memory(more.saturating_mul(size_of::<T>())))
 }
 
 /// Pads `out` with zeros to a multiple of 8.

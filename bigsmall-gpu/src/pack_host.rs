@@ -1,7 +1,8 @@
 //! Resident forms that the host makes: it decodes a tensor by pieces, packs them, and writes them
 //! to the device.
 
-use bigsmall_format::{BlockDecoder, EncodedTensor, decode_range, for_each_in_parallel};
+use bigsmall_format::internal::for_each_in_parallel;
+use bigsmall_format::{BlockDecoder, EncodedTensor, decode_range};
 
 use crate::backend::{encoding_of, matrix_shape};
 use crate::device::Device;
@@ -166,7 +167,7 @@ impl Packer<'_> {
 
 /// Rows for one thread out of `n`.
 fn rows_per_part(n: usize) -> usize {
-    n.div_ceil(bigsmall_format::pool_size()).max(1)
+    n.div_ceil(bigsmall_format::internal::pool_size()).max(1)
 }
 
 fn dense_parts(

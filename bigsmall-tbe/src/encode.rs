@@ -1,15 +1,14 @@
 //! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
 
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::{Ahead, len_of, read_at, set_len};
 use bigsmall_format::{
-    Ahead, BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt,
-    Result, Rule, TensorEncoding, TensorSpec,
+    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result,
+    Rule, TensorEncoding, TensorSpec,
 };
 
 use crate::backend;
 use crate::kernels::Kernels;
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
-use crate::memory::set_len;
 use crate::view::Block;
 
 /// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a

@@ -1,6 +1,7 @@
 //! What a kernel gets and what it returns: the types that all backends share.
 
-use bigsmall_format::{Ahead, Backend};
+use bigsmall_format::Backend;
+use bigsmall_format::internal::Ahead;
 
 use crate::layout::{Head, Start, TILE};
 

@@ -7,7 +7,6 @@ mod encode;
 mod kernels;
 mod layout;
 mod matmul;
-mod memory;
 mod transcode;
 mod view;
 

@@ -8,9 +8,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use bigsmall_format::{
-    BLOCK_UNITS, Backend, Dtype, Error, Result, Rule, TensorSpec, for_each_in_parallel,
-};
+use bigsmall_format::internal::for_each_in_parallel;
+use bigsmall_format::{BLOCK_UNITS, Backend, Dtype, Error, Result, Rule, TensorSpec};
 
 use crate::backend;
 use crate::kernels::{Chains, DotTbe, Kernels, Tiles, lane_of};

@@ -1,11 +1,7 @@
 //! From one encoding to another without the original.
 
-use bigsmall_format::{
-    BlockDecoder, EncodedTensor, ReadAt, Result, TensorEncoding, decode_here, for_each_in_parallel,
-    pool_size,
-};
-
-use crate::memory::{reserve, set_len};
+use bigsmall_format::internal::{decode_here, for_each_in_parallel, pool_size, reserve, set_len};
+use bigsmall_format::{BlockDecoder, EncodedTensor, ReadAt, Result, TensorEncoding};
 
 /// Encodes a tensor again: `tensor`, which is in the encoding `from`, becomes one in the encoding
 /// `to`, on the threads of the caller's rayon pool. Every block is checked before it is decoded.

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use bigsmall_format::internal::{Ahead, for_each_in_parallel, pool_size};
 use bigsmall_format::{
-    Ahead, BLOCK_UNITS, Backend, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
-    for_each_in_parallel, pool_size,
+    BLOCK_UNITS, Backend, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
 };
 
 use crate::backend;

@@ -133,7 +133,7 @@ pub fn shard_open(data: &[u8]) {
         sealed[trailer + 40..].copy_from_slice(b"\x89bsmall\n");
         let offset = u64::from_le_bytes(sealed[trailer..trailer + 8].try_into().unwrap());
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(trailer + 32);
-        let sum = bigsmall_format::xxh3(&sealed[from..trailer + 32]);
+        let sum = bigsmall_format::internal::xxh3(&sealed[from..trailer + 32]);
         sealed[trailer + 32..trailer + 40].copy_from_slice(&sum.to_le_bytes());
         judge_shard(&sealed);
     }

@@ -7,10 +7,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_codec::{Ans, Backend};
-use bigsmall_format::internal::Assembler;
-use bigsmall_format::{
-    Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding, xxh3,
-};
+use bigsmall_format::internal::{Assembler, xxh3};
+use bigsmall_format::{Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding};
 use bigsmall_tbe::Tbe;
 use sha2::{Digest, Sha256};
 

@@ -8,7 +8,8 @@
 
 use std::sync::Mutex;
 
-use bigsmall_format::{Result, for_each_in_parallel};
+use bigsmall_format::Result;
+use bigsmall_format::internal::for_each_in_parallel;
 use bigsmall_testing::trials::{Found, Golden, Kind, Tally};
 
 /// Calls `work` for every golden file, on all cores; prints and returns the counts, among which

@@ -1,7 +1,8 @@
 //! Blocks to units.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::{Ahead, Error, Result, Rule, fetch_output};
+use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::{Error, Result, Rule};
 
 use crate::block::sections::{Block, CARRIED, Sections, carried_len};
 use crate::head::Head;
@@ -84,7 +85,7 @@ fn decode_ans<const N: usize>(
     while group < n_groups {
         let count = if n_groups - group <= 2 { n_groups - group } else { 1 };
         let piece = group * GROUP * unit_bytes..(group + count) * GROUP * unit_bytes;
-        units.iter().for_each(|units| fetch_output(&units[piece.clone()]));
+        units.iter().for_each(|units| prefetch_output(&units[piece.clone()]));
         let mut slices = symbols.each_mut().map(|s| &mut s[..count * GROUP]);
         kernels.decode_symbols(head, &mut jobs, &mut slices);
         // Not together with the output: many lines at once use up the line-fill buffers that

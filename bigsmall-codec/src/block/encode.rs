@@ -1,6 +1,7 @@
 //! Units to blocks.
 
-use bigsmall_format::{Ahead, Result};
+use bigsmall_format::Result;
+use bigsmall_format::internal::{Ahead, reserve, set_len};
 
 use crate::bits::BitWriter;
 use crate::block::sections::{
@@ -9,7 +10,6 @@ use crate::block::sections::{
 use crate::exceptions;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
-use crate::memory::{reserve, set_len};
 use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns, low_width, pack_lows};
 

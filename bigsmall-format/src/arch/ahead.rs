@@ -1,13 +1,13 @@
-//! Memory that is fetched while something else is computed.
+//! Memory that is prefetched while something else is computed.
 #![allow(unsafe_code)]
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// Bytes that will be read next: encoded ones to be checked and decoded, or values to be encoded. A
-/// coder that computes more than it reads has the processor fetch them into the level 2 cache
-/// meanwhile, a few lines at a time, since what comes first, a checksum or taking values apart,
-/// waits for memory and nothing else. No more than a hint.
+/// coder that computes more than it reads prefetches them into the level 2 cache meanwhile, a few
+/// lines at a time, since the first step on them, a checksum or taking values apart, is limited by
+/// memory alone. No more than a hint.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead<'a> {
     rest: &'a [u8],
@@ -20,14 +20,14 @@ impl<'a> Ahead<'a> {
         Ahead { rest: bytes }
     }
 
-    /// The lines to [`fetch`](Self::fetch) at each of `steps` steps so that all are fetched after
-    /// the last.
+    /// The lines to [`fetch`](Self::fetch) at each of `steps` steps, so that the last step
+    /// prefetches the last line.
     #[must_use]
     pub fn lines_a_step(&self, steps: usize) -> usize {
         self.rest.len().div_ceil(LINE).div_ceil(steps.max(1))
     }
 
-    /// Has the next `lines` cache lines fetched, and does not wait for them.
+    /// Prefetches the next `lines` cache lines and does not wait for them.
     #[inline(always)]
     pub fn fetch(&mut self, lines: usize) {
         let (now, rest) = self.rest.split_at((lines * LINE).min(self.rest.len()));
@@ -36,15 +36,15 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Has the cache lines of `bytes` fetched into the level 1 cache, since they will be written soon,
-/// and does not wait for them. Stores to lines that are in no cache fill the queue of stores, and
-/// then nothing is computed until memory has answered. No more than a hint.
+/// Prefetches the cache lines of `bytes`, which will be written soon, into the level 1 cache and
+/// does not wait for them. Stores to lines that are in no cache fill the store buffer, and then the
+/// core stalls until memory has answered. No more than a hint.
 #[inline(always)]
-pub fn fetch_output(bytes: &[u8]) {
+pub fn prefetch_output(bytes: &[u8]) {
     bytes.chunks(LINE).for_each(prefetch::<1>);
 }
 
-/// Has a line fetched into the cache of that level.
+/// Prefetches a line into the cache of that level.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn prefetch<const LEVEL: u32>(line: &[u8]) {
@@ -59,7 +59,7 @@ fn prefetch<const LEVEL: u32>(line: &[u8]) {
     }
 }
 
-// Elsewhere there is no stable way to say it.
+// Elsewhere there is no stable intrinsic for it.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
 fn prefetch<const LEVEL: u32>(_: &[u8]) {}

@@ -2,7 +2,8 @@
 //! checksum right.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use bigsmall_format::{ReadAt, xxh3};
+use bigsmall_format::ReadAt;
+use bigsmall_format::internal::xxh3;
 
 pub const MAGIC: [u8; 8] = *b"\x89bsmall\n";
 

@@ -1,7 +1,8 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends
 //! reuse them, compiled for their instructions, where a kernel of their own would win nothing.
 
-use bigsmall_format::{Ahead, Backend};
+use bigsmall_format::Backend;
+use bigsmall_format::internal::Ahead;
 
 use crate::kernels::{Chains, Kernels, Tiles, check_dot};
 use crate::layout::{GROUP, Head, Start, TILE, Width, escape_mask};

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::{Ahead, Backend, Result, fetch_output};
+use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
 use crate::head::Head;
@@ -129,7 +130,7 @@ unsafe fn decode_group<const N: usize>(
         ahead.fetch(lines);
         for (i, block) in blocks.iter_mut().enumerate() {
             if let Some(soon) = block.units.get(2) {
-                fetch_output(&soon[row]);
+                prefetch_output(&soon[row]);
             }
             let entry = block.states.map(|x| gather(x, block.slots));
             for (x, &e) in block.states.iter_mut().zip(&entry) {

@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::{Ahead, Backend, Result, fetch_output};
+use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
 use crate::head::{Head, MAX_TABLES};
@@ -131,7 +132,7 @@ unsafe fn decode_group<const N: usize>(
         ahead.fetch(lines);
         for (i, block) in blocks.iter_mut().enumerate() {
             if let Some(soon) = block.units.get(2) {
-                fetch_output(&soon[row]);
+                prefetch_output(&soon[row]);
             }
             let entry = block.states.map(|x| look_up(x, &tables[i]));
             // SAFETY: a group takes at most 256 words, so 16 more can be read before each step.

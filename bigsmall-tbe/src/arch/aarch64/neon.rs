@@ -4,7 +4,8 @@
 
 use std::arch::aarch64::*;
 
-use bigsmall_format::{Ahead, Backend};
+use bigsmall_format::Backend;
+use bigsmall_format::internal::Ahead;
 
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, Tiles, check_dot, check_run};

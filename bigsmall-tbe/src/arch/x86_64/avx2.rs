@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use bigsmall_format::{Ahead, Backend};
+use bigsmall_format::Backend;
+use bigsmall_format::internal::Ahead;
 
 use super::stream;
 use crate::arch::portable;
