@@ -167,7 +167,9 @@ def test_what_a_callback_raises_stops_the_job(large: Path, tmp_path: Path) -> No
 
 def test_ctrl_c_stops_a_job(large: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, bigsmall_rs\n"
+        "import signal, sys, bigsmall_rs\n"
+        # A shell's background jobs inherit that SIGINT is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('begun', flush=True)\n"
         "bigsmall_rs.compress(sys.argv[1], sys.argv[2], level='small')\n"
         "print('done')\n"
