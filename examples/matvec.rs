@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bigsmall_examples::{Result, matrix, numbers, open};
 use bigsmall_io::{EncodingId, encoding};
-use bigsmall_tbe::{Matrix, Plain, Tbe, Width, transcode};
+use bigsmall_tbe::{Decoded, Matrix, Plain, Tbe, Width, encode_tensor};
 use clap::Parser;
 
 /// Multiplies a matrix by a vector on the CPU, while the matrix stays compressed.
@@ -28,14 +28,17 @@ fn main() -> Result<()> {
 
     // The tensor as the file stores it. Products need the triple-bitmap encoding, in which every
     // weight can be found; another encoding is converted to it, block by block.
-    let mut tensor = model.encoded(name)?;
+    let tensor = model.encoded(name)?;
     let share = |bytes: u64| 100.0 * bytes as f64 / spec.byte_len() as f64;
     println!("{name} {} {:?}: {} bytes", spec.dtype(), spec.shape(), spec.byte_len());
     println!("in the file ({}): {:.2} %", tensor.encoding(), share(tensor.byte_len()));
-    if tensor.encoding() != EncodingId::Tbe {
-        let from = encoding(tensor.encoding())?;
-        tensor = transcode(&tensor, from, &Tbe::new(Width::Three))?;
-    }
+    let tensor = match tensor.encoding() {
+        EncodingId::Tbe => tensor,
+        from => {
+            let weights = Decoded::new(&tensor, encoding(from)?)?;
+            encode_tensor(&Tbe::new(Width::Three), &spec, &weights)?
+        }
+    };
     println!("in memory ({}): {:.2} %", tensor.encoding(), share(tensor.byte_len()));
     let weights = Matrix::new(tensor)?;
 

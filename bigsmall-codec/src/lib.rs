@@ -55,8 +55,8 @@ struct Readme;
 pub use ans::Ans;
 pub use backend::backends;
 pub use bigsmall_format::{
-    Backend, Class, Dtype, EncodedTensor, EncodedView, Error, ReadAt, Result, Rule, TensorEncoding,
-    TensorSpec, decode_range, encode_tensor, peek,
+    Backend, Class, Decoded, Dtype, EncodedRef, EncodedTensor, EncodedView, Error, ReadAt, Result,
+    Rule, TensorEncoding, TensorSpec, decode_range, encode_tensor, peek,
 };
 /// The crate of `bf16` and `f16`.
 #[cfg(feature = "half")]

@@ -1,7 +1,7 @@
 //! Encoded tensors as they are, for those who decode them elsewhere (FORMAT.md section 7).
 #![warn(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use bigsmall_format::{Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec};
+use bigsmall_format::{Dtype, EncodedRef, EncodingId, Error, Result, Rule, TensorSpec};
 
 use crate::block::{Block, HEADER, Sections, carried_len};
 use crate::head::Head;
@@ -40,31 +40,31 @@ use crate::table::TOTAL;
 /// # Ok::<(), bigsmall_codec::Error>(())
 /// ```
 pub struct AnsView<'a> {
-    tensor: &'a EncodedTensor,
+    tensor: EncodedRef<'a>,
     head: Head,
 }
 
 impl<'a> AnsView<'a> {
-    /// Reads the head of `tensor`. Blocks are read by [`block`](Self::block).
+    /// Reads the head of `tensor`: an [`EncodedTensor`](crate::EncodedTensor), or an
+    /// [`EncodedView`](crate::EncodedView) of a frame in memory or in a memory map, by reference.
+    /// Blocks are read by [`block`](Self::block). The checksums of an `EncodedView` are compared
+    /// when a part is read; those of an `EncodedTensor` have been.
     ///
     /// # Errors
     /// [`Rule::SpecMismatch`] for an encoding other than ANS; of class
     /// [`Corrupt`](crate::Class::Corrupt) for a head that breaks the format.
-    pub fn new(tensor: &'a EncodedTensor) -> Result<AnsView<'a>> {
+    pub fn new(tensor: impl Into<EncodedRef<'a>>) -> Result<AnsView<'a>> {
+        let tensor = tensor.into();
         let spec = tensor.spec();
-        if tensor.encoding() != EncodingId::Ans {
-            return Err(Error::new(Rule::SpecMismatch)
-                .in_tensor(spec.name())
-                .expected("encoding ans")
-                .found(tensor.encoding()));
-        }
+        tensor.expect(EncodingId::Ans)?;
+        tensor.check_head()?;
         let head = Head::read(spec.dtype(), tensor.head()).map_err(|e| e.in_tensor(spec.name()))?;
         Ok(AnsView { tensor, head })
     }
 
     /// The encoded tensor.
     #[must_use]
-    pub fn tensor(&self) -> &'a EncodedTensor {
+    pub fn tensor(&self) -> EncodedRef<'a> {
         self.tensor
     }
 
@@ -148,6 +148,7 @@ impl<'a> AnsView<'a> {
                 .expected(format!("a block below {}", self.n_blocks()))
                 .found(index));
         }
+        self.tensor.check_block(index)?;
         let offset = self.tensor.table().padded_block_range(index).start;
         let byte_len = self.spec().block_byte_len(index);
         self.read_block(self.tensor.block(index), byte_len, offset)
@@ -237,7 +238,7 @@ pub use crate::table::AliasEntry;
 /// decoding can check: words and end states.
 ///
 /// Offsets are in bytes from the start of the payload
-/// ([`EncodedTensor::payload`]).
+/// ([`EncodedRef::payload`]).
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // lives on the stack; boxing would allocate for each block
 pub enum AnsBlock<'a> {

@@ -4,188 +4,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::wire::{Cursor, align8, pad8, reserve, room_for, u32s, u64s};
+use crate::wire::{Cursor, pad8, reserve, room_for, u64s};
 use crate::{
-    BlockDecoder, Dtype, EncodingId, Error, Limits, Result, Rule, TensorEncoding, TensorSpec,
-    decode_range, xxh3,
+    BlockDecoder, BlockTable, Dtype, EncodingId, Error, Limits, Result, Rule, TensorEncoding,
+    TensorSpec, decode_range, xxh3,
 };
 
 const FRAME_MAGIC: [u8; 8] = *b"\x89bsmlT\r\n";
-
-/// Where the head and the blocks of a payload lie, and their checksums (FORMAT.md section 5).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockTable {
-    head_len: u32,
-    head_hash: u64,
-    blocks: Box<[Block]>,
-}
-
-/// One block's place in the payload; 24 bytes for 12 in the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
-    begin: u64,
-    hash: u64,
-    /// Without padding.
-    len: u32,
-}
-
-impl Block {
-    fn end(&self) -> u64 {
-        self.begin + align8(u64::from(self.len))
-    }
-}
-
-impl BlockTable {
-    /// Checks the lengths against what `spec` allows. `lens` and `hashes` have one entry a block.
-    pub(crate) fn new(
-        spec: &TensorSpec,
-        head_len: u32,
-        head_hash: u64,
-        lens: impl ExactSizeIterator<Item = u32>,
-        hashes: impl ExactSizeIterator<Item = u64>,
-    ) -> Result<Self> {
-        let wrong = |rule| Error::new(rule).in_tensor(spec.name());
-        if lens.len() as u64 != spec.n_blocks() || hashes.len() != lens.len() {
-            return Err(wrong(Rule::BlockLength)
-                .expected(format!("{} blocks", spec.n_blocks()))
-                .found(lens.len()));
-        }
-        let mut blocks = room_for(lens.len())?;
-        let mut begin = align8(u64::from(head_len));
-        for (index, (len, hash)) in lens.zip(hashes).enumerate() {
-            // At least 56 bytes, or all of a smaller block: this caps what a small file can swell
-            // to. At most a little more than the values themselves.
-            let original = spec.block_byte_len(index as u64) as u64;
-            let (least, most) = (original.min(56), 2 * original + 4096);
-            if u64::from(len) < least || u64::from(len) > most {
-                return Err(wrong(Rule::BlockLength)
-                    .expected(format!("{least} to {most} bytes in block {index}"))
-                    .found(len));
-            }
-            let block = Block { begin, hash, len };
-            begin = block.end();
-            blocks.push(block);
-        }
-        Ok(BlockTable { head_len, head_hash, blocks: blocks.into() })
-    }
-
-    /// Where block `index` begins in the payload; for the number of blocks, where the payload ends.
-    fn begin(&self, index: usize) -> u64 {
-        match index.checked_sub(1) {
-            None => align8(u64::from(self.head_len)),
-            Some(before) => self.blocks[before].end(),
-        }
-    }
-
-    /// Bytes of the payload: head and blocks with their padding.
-    #[must_use]
-    pub fn payload_len(&self) -> u64 {
-        self.begin(self.blocks.len())
-    }
-
-    /// Number of blocks.
-    #[must_use]
-    pub fn n_blocks(&self) -> u64 {
-        self.blocks.len() as u64
-    }
-
-    /// Bytes of the head, without padding.
-    #[must_use]
-    pub fn head_len(&self) -> usize {
-        self.head_len as usize
-    }
-
-    /// Bytes of block `index` without padding.
-    ///
-    /// # Panics
-    /// When there is no such block.
-    #[must_use]
-    pub fn block_len(&self, index: u64) -> usize {
-        self.blocks[index as usize].len as usize
-    }
-
-    /// Where block `index` lies in the payload, padding included.
-    ///
-    /// # Panics
-    /// When there is no such block.
-    #[must_use]
-    pub fn padded_block_range(&self, index: u64) -> Range<u64> {
-        let block = &self.blocks[index as usize];
-        block.begin..block.end()
-    }
-
-    /// Where the blocks of `indices` lie in the payload, padding included.
-    ///
-    /// # Panics
-    /// When there are no such blocks.
-    #[must_use]
-    pub fn blocks_range(&self, indices: Range<u64>) -> Range<u64> {
-        self.begin(indices.start as usize)..self.begin(indices.end as usize)
-    }
-
-    /// Compares the head with its checksum.
-    ///
-    /// # Errors
-    /// [`Rule::HeadChecksum`].
-    pub fn check_head(&self, head: &[u8]) -> Result<()> {
-        let found = xxh3(head);
-        if head.len() != self.head_len as usize || found != self.head_hash {
-            return Err(Error::new(Rule::HeadChecksum)
-                .at(0)
-                .expected(format!("{:#018x}", self.head_hash))
-                .found(format!("{found:#018x}")));
-        }
-        Ok(())
-    }
-
-    /// Compares block `index`, padding included, with its checksum, and insists that the padding is
-    /// zero.
-    ///
-    /// # Errors
-    /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
-    pub fn check_block(&self, index: u64, padded: &[u8]) -> Result<()> {
-        let block = &self.blocks[index as usize];
-        let found = xxh3(padded);
-        if found != block.hash {
-            return Err(Error::new(Rule::BlockChecksum)
-                .at(block.begin)
-                .expected(format!("{:#018x} for block {index}", block.hash))
-                .found(format!("{found:#018x}")));
-        }
-        let padding = padded.get(block.len as usize..).unwrap_or(&[]);
-        if padding.iter().any(|&b| b != 0) {
-            return Err(Error::new(Rule::PaddingNotZero).at(block.begin));
-        }
-        Ok(())
-    }
-
-    /// Writes lengths (padded to 8 bytes) and checksums.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.blocks.iter().flat_map(|b| b.len.to_le_bytes()));
-        pad8(out);
-        out.extend(self.blocks.iter().flat_map(|b| b.hash.to_le_bytes()));
-    }
-
-    /// Reads what [`write`](Self::write) wrote. The number of blocks follows from `spec`; nothing
-    /// is allocated before that many entries are known to be there.
-    pub(crate) fn read(
-        spec: &TensorSpec,
-        head_len: u32,
-        head_hash: u64,
-        cursor: &mut Cursor<'_>,
-    ) -> Result<Self> {
-        let n = usize::try_from(spec.n_blocks()).unwrap_or(usize::MAX);
-        let lens = cursor.take(n.saturating_mul(4))?;
-        cursor.align8()?;
-        let hashes = cursor.take(n.saturating_mul(8))?;
-        BlockTable::new(spec, head_len, head_hash, u32s(lens), u64s(hashes))
-    }
-
-    #[cfg(feature = "shard")]
-    pub(crate) fn head_hash(&self) -> u64 {
-        self.head_hash
-    }
-}
 
 /// A tensor in encoded form, in memory: what is uploaded to a GPU, multiplied without decoding, or
 /// put into another engine's own container. One that exists has passed its checksums.
@@ -210,18 +35,7 @@ impl EncodedTensor {
         lens: Vec<u32>,
         payload: Vec<u8>,
     ) -> Result<Self> {
-        let hashes = lens.iter().map(|_| 0);
-        let mut table = BlockTable::new(&spec, head_len, 0, lens.iter().copied(), hashes)?;
-        if table.payload_len() != payload.len() as u64 {
-            return Err(Error::new(Rule::PayloadLength)
-                .in_tensor(spec.name())
-                .expected(table.payload_len())
-                .found(payload.len()));
-        }
-        table.head_hash = xxh3(&payload[..head_len as usize]);
-        for block in &mut table.blocks {
-            block.hash = xxh3(&payload[block.begin as usize..block.end() as usize]);
-        }
+        let table = BlockTable::of_payload(&spec, head_len, &lens, &payload)?;
         Ok(EncodedTensor { spec, encoding, table, payload })
     }
 
@@ -286,7 +100,7 @@ impl EncodedTensor {
     /// What the blocks share.
     #[must_use]
     pub fn head(&self) -> &[u8] {
-        &self.payload[..self.table.head_len as usize]
+        EncodedRef::from(self).head()
     }
 
     /// The encoded block `index`, without padding.
@@ -295,8 +109,7 @@ impl EncodedTensor {
     /// When there is no such block.
     #[must_use]
     pub fn block(&self, index: u64) -> &[u8] {
-        let start = self.table.padded_block_range(index).start as usize;
-        &self.payload[start..start + self.table.block_len(index)]
+        EncodedRef::from(self).block(index)
     }
 
     /// Bytes of the payload: what this tensor costs in memory and, but for 12 bytes a block, on
@@ -311,7 +124,7 @@ impl EncodedTensor {
     /// # Errors
     /// [`Rule::SpecMismatch`] for another encoding; those of [`TensorEncoding::open`].
     pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
-        self.view().open(encoding)
+        EncodedRef::from(self).open(encoding)
     }
 
     /// Decodes the original bytes `range` into `dst`, on the threads of the caller's rayon pool.
@@ -324,7 +137,7 @@ impl EncodedTensor {
         range: Range<u64>,
         dst: &mut [u8],
     ) -> Result<()> {
-        self.view().decode_bytes(encoding, range, dst)
+        EncodedRef::from(self).decode_bytes(encoding, range, dst)
     }
 
     /// Writes the tensor as a frame (FORMAT.md section 9): one self-contained piece of bytes with
@@ -354,13 +167,13 @@ impl EncodedTensor {
     fn description(&self) -> Vec<u8> {
         let name = self.spec.name().as_bytes();
         let dtype = self.spec.dtype().name().as_bytes();
-        let mut out = Vec::with_capacity(12 * self.table.blocks.len() + name.len() + 256);
+        let mut out = Vec::with_capacity(12 * self.table.n_blocks() as usize + name.len() + 256);
         out.extend_from_slice(&FRAME_MAGIC);
         out.extend_from_slice(&[1, self.encoding.code(), dtype.len() as u8]);
         out.push(self.spec.shape().len() as u8);
-        out.extend_from_slice(&self.table.head_len.to_le_bytes());
+        out.extend_from_slice(&(self.table.head_len() as u32).to_le_bytes());
         out.extend_from_slice(&(name.len() as u64).to_le_bytes());
-        out.extend_from_slice(&self.table.head_hash.to_le_bytes());
+        out.extend_from_slice(&self.table.head_hash().to_le_bytes());
         out.extend(self.spec.shape().iter().flat_map(|n| n.to_le_bytes()));
         out.extend_from_slice(dtype);
         out.extend_from_slice(name);
@@ -461,7 +274,7 @@ impl<'a> EncodedView<'a> {
     /// What the blocks share, as it stands: [`check_head`](Self::check_head) checks it.
     #[must_use]
     pub fn head(&self) -> &'a [u8] {
-        &self.payload[..self.table.head_len as usize]
+        &self.payload[..self.table.head_len()]
     }
 
     /// The encoded block `index` without padding, as it stands: [`check_block`](Self::check_block)
@@ -480,13 +293,7 @@ impl<'a> EncodedView<'a> {
     /// # Errors
     /// [`Rule::HeadChecksum`], [`Rule::PaddingNotZero`].
     pub fn check_head(&self) -> Result<()> {
-        let named = |e: Error| e.in_tensor(self.spec.name());
-        self.table.check_head(self.head()).map_err(named)?;
-        let padding = self.table.head_len()..self.table.begin(0) as usize;
-        if self.payload[padding.clone()].iter().any(|&b| b != 0) {
-            return Err(named(Error::new(Rule::PaddingNotZero).at(padding.start as u64)));
-        }
-        Ok(())
+        EncodedRef::from(self).check_head()
     }
 
     /// Compares block `index` with its checksum.
@@ -497,9 +304,7 @@ impl<'a> EncodedView<'a> {
     /// # Panics
     /// When there is no such block.
     pub fn check_block(&self, index: u64) -> Result<()> {
-        let range = self.table.padded_block_range(index);
-        let padded = &self.payload[range.start as usize..range.end as usize];
-        self.table.check_block(index, padded).map_err(|e| e.in_tensor(self.spec.name()))
+        EncodedRef::from(self).check_block(index)
     }
 
     /// Compares head and blocks with their checksums.
@@ -535,14 +340,153 @@ impl<'a> EncodedView<'a> {
     /// [`Rule::SpecMismatch`] for another encoding; those of [`check_head`](Self::check_head) and
     /// [`TensorEncoding::open`].
     pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
-        if encoding.id() != self.encoding {
-            return Err(Error::new(Rule::SpecMismatch)
-                .in_tensor(self.spec.name())
-                .expected(format!("encoding {}", encoding.id()))
-                .found(self.encoding));
+        EncodedRef::from(self).open(encoding)
+    }
+
+    /// Decodes the original bytes `range` into `dst`, in parallel. The blocks that are touched
+    /// are checked.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open) and [`decode_range`].
+    pub fn decode_bytes(
+        &self,
+        encoding: &dyn TensorEncoding,
+        range: Range<u64>,
+        dst: &mut [u8],
+    ) -> Result<()> {
+        EncodedRef::from(self).decode_bytes(encoding, range, dst)
+    }
+}
+
+/// A tensor in encoded form by reference. Functions that take `impl Into<EncodedRef>` take a
+/// reference to an [`EncodedTensor`] and one to an [`EncodedView`].
+#[derive(Clone, Copy, Debug)]
+pub struct EncodedRef<'a> {
+    spec: &'a TensorSpec,
+    encoding: EncodingId,
+    table: &'a BlockTable,
+    payload: &'a [u8],
+    /// Whether the checksums are known to match.
+    checked: bool,
+}
+
+impl<'a> From<&'a EncodedTensor> for EncodedRef<'a> {
+    fn from(tensor: &'a EncodedTensor) -> Self {
+        let EncodedTensor { spec, encoding, table, payload } = tensor;
+        EncodedRef { spec, encoding: *encoding, table, payload, checked: true }
+    }
+}
+
+impl<'a> From<&'a EncodedView<'_>> for EncodedRef<'a> {
+    fn from(view: &'a EncodedView<'_>) -> Self {
+        let EncodedView { spec, encoding, table, payload } = view;
+        EncodedRef { spec, encoding: *encoding, table, payload, checked: false }
+    }
+}
+
+impl<'a> EncodedRef<'a> {
+    /// Name, dtype and shape.
+    #[must_use]
+    pub fn spec(&self) -> &'a TensorSpec {
+        self.spec
+    }
+
+    /// The encoding of the payload.
+    #[must_use]
+    pub fn encoding(&self) -> EncodingId {
+        self.encoding
+    }
+
+    /// Where head and blocks lie in [`payload`](Self::payload), and their checksums.
+    #[must_use]
+    pub fn table(&self) -> &'a BlockTable {
+        self.table
+    }
+
+    /// Head and blocks, each padded to a multiple of 8 bytes.
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// What the blocks share.
+    #[must_use]
+    pub fn head(&self) -> &'a [u8] {
+        &self.payload[..self.table.head_len()]
+    }
+
+    /// The encoded block `index` without padding.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    #[must_use]
+    pub fn block(&self, index: u64) -> &'a [u8] {
+        let start = self.table.padded_block_range(index).start as usize;
+        &self.payload[start..start + self.table.block_len(index)]
+    }
+
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.payload.len() as u64
+    }
+
+    /// Compares the head with its checksum. That of an [`EncodedTensor`] matches.
+    ///
+    /// # Errors
+    /// [`Rule::HeadChecksum`], [`Rule::PaddingNotZero`].
+    pub fn check_head(&self) -> Result<()> {
+        if self.checked {
+            return Ok(());
         }
+        let named = |e: Error| e.in_tensor(self.spec.name());
+        self.table.check_head(self.head()).map_err(named)?;
+        let padding = self.table.head_len()..self.table.blocks_range(0..0).start as usize;
+        if self.payload[padding.clone()].iter().any(|&b| b != 0) {
+            return Err(named(Error::new(Rule::PaddingNotZero).at(padding.start as u64)));
+        }
+        Ok(())
+    }
+
+    /// Compares block `index` with its checksum. Those of an [`EncodedTensor`] match.
+    ///
+    /// # Errors
+    /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn check_block(&self, index: u64) -> Result<()> {
+        if self.checked {
+            return Ok(());
+        }
+        let range = self.table.padded_block_range(index);
+        let padded = &self.payload[range.start as usize..range.end as usize];
+        self.table.check_block(index, padded).map_err(|e| e.in_tensor(self.spec.name()))
+    }
+
+    /// Checks the head and reads it with `encoding`, which must be this tensor's.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another encoding; those of [`check_head`](Self::check_head) and
+    /// [`TensorEncoding::open`].
+    pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
+        self.expect(encoding.id())?;
         self.check_head()?;
-        encoding.open(&self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
+        encoding.open(self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
+    }
+
+    /// Insists on an encoding.
+    ///
+    /// # Errors
+    /// [`Rule::SpecMismatch`] for another one.
+    pub fn expect(&self, encoding: EncodingId) -> Result<()> {
+        if encoding == self.encoding {
+            return Ok(());
+        }
+        Err(Error::new(Rule::SpecMismatch)
+            .in_tensor(self.spec.name())
+            .expected(format!("encoding {encoding}"))
+            .found(self.encoding))
     }
 
     /// Decodes the original bytes `range` into `dst`, in parallel. The blocks that are touched
@@ -557,7 +501,7 @@ impl<'a> EncodedView<'a> {
         dst: &mut [u8],
     ) -> Result<()> {
         let decoder = self.open(encoding)?;
-        decode_range(&*decoder, &self.spec, &self.table, &self.payload, range, dst)
+        decode_range(&*decoder, self.spec, self.table, &self.payload, range, dst)
     }
 }
 

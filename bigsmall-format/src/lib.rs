@@ -18,7 +18,10 @@
 mod arch;
 mod backend;
 mod checksum;
+mod decode;
+mod decoded;
 mod dtype;
+mod encode;
 mod encoded;
 mod encoding;
 mod error;
@@ -31,14 +34,16 @@ mod read_at;
 #[cfg(feature = "shard")]
 mod shard;
 mod spec;
+mod table;
 mod wire;
 
 pub use backend::Backend;
+pub use decode::decode_range;
+pub use decoded::Decoded;
 pub use dtype::Dtype;
-pub use encoded::{BlockTable, EncodedTensor, EncodedView, peek};
-pub use encoding::{
-    BlockDecoder, BlockEncoder, EncodingId, TensorEncoding, decode_range, encode_tensor,
-};
+pub use encode::encode_tensor;
+pub use encoded::{EncodedRef, EncodedTensor, EncodedView, peek};
+pub use encoding::{BlockDecoder, BlockEncoder, EncodingId, TensorEncoding};
 pub use error::{Class, Error, Result, Rule};
 #[cfg(feature = "shard")]
 pub use header::Header;
@@ -48,6 +53,7 @@ pub use read_at::ReadAt;
 #[cfg(feature = "shard")]
 pub use shard::{Shard, ShardEntry, ShardWriter};
 pub use spec::{BLOCK_UNITS, TensorSpec};
+pub use table::BlockTable;
 
 pub(crate) use internal::Ahead;
 
@@ -61,7 +67,7 @@ pub use internal::{
 pub mod internal {
     pub use crate::arch::{Ahead, prefetch_output, zeroed};
     pub use crate::checksum::xxh3;
-    pub use crate::encoding::decode_here;
+    pub use crate::decode::decode_here;
     pub use crate::error::Chain;
     pub use crate::parallel::{for_each_in_parallel, pool_size, run_in_pool};
     pub use crate::read_at::{Section, len_of, read_at};
@@ -73,4 +79,4 @@ pub mod internal {
 /// The README's program runs as a test.
 #[cfg(all(doctest, feature = "shard"))]
 #[doc = include_str!("../README.md")]
-struct Readme;
+mod readme {}

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::wire::set_len;
 use crate::{Error, Result, Rule};
 
 /// A source of bytes that can be read at any offset from any thread: a file, a slice, an HTTP
@@ -66,6 +67,22 @@ pub fn len_of(source: &dyn ReadAt) -> Result<u64> {
 /// Reads from `source`; the error names the offset.
 pub fn read_at(source: &dyn ReadAt, offset: u64, buf: &mut [u8]) -> Result<()> {
     source.read_exact_at(offset, buf).map_err(|e| Error::from(e).at(offset))
+}
+
+/// The bytes of `range`, borrowed if `source` holds them, else read into `scratch`.
+pub(crate) fn read_or_borrow<'a>(
+    source: &'a dyn ReadAt,
+    range: Range<u64>,
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
+    match source.bytes_at(range.clone()) {
+        Some(bytes) => Ok(bytes),
+        None => {
+            set_len(scratch, (range.end - range.start) as usize)?;
+            read_at(source, range.start, scratch)?;
+            Ok(scratch)
+        }
+    }
 }
 
 fn past_end(offset: u64, len: usize, byte_len: u64) -> io::Error {

@@ -1,7 +1,7 @@
 //! The CPU implementation.
 
-use bigsmall_format::{EncodedTensor, EncodingId, TensorSpec};
-use bigsmall_tbe::{Matrix, Plain, Tbe, Width, transcode};
+use bigsmall_format::{Decoded, EncodedTensor, EncodingId, TensorSpec, encode_tensor};
+use bigsmall_tbe::{Matrix, Plain, Tbe, Width};
 
 use crate::backend::{MatmulBackend, check_len, encoding_of, matrix_shape};
 use crate::error::Result;
@@ -97,32 +97,21 @@ impl MatmulBackend for Cpu {
         let (m, k) = matrix_shape(tensor.spec())?;
         let dtype = tensor.spec().dtype();
         let spec = TensorSpec::new(tensor.spec().name(), dtype, &[m as u64, k as u64])?;
-        let held = match tensor.encoding() {
-            EncodingId::Tbe => {
-                // A tensor of the same bytes under two dimensions.
-                let (table, payload) = (tensor.table(), tensor.payload().to_vec());
-                let lens = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
-                let head_len = table.head_len() as u32;
-                let id = EncodingId::Tbe;
-                let tensor = EncodedTensor::new(spec.clone(), id, head_len, lens, payload)?;
-                Held::Tbe(Matrix::new(tensor)?)
-            }
+        let tbe = match tensor.encoding() {
+            EncodingId::Tbe => Some(tensor.clone()),
+            EncodingId::Raw => None,
             _ => {
-                let from = encoding_of(tensor)?;
-                let smaller = match tensor.encoding() {
-                    EncodingId::Raw => None,
-                    _ => Some(transcode(tensor, &*from, &Tbe::new(Width::Three))?)
-                        .filter(|tbe| tbe.byte_len() < spec.byte_len()),
-                };
-                match smaller {
-                    Some(tbe) if tbe.spec().shape().len() == 2 => Held::Tbe(Matrix::new(tbe)?),
-                    Some(tbe) => return self.upload(&tbe),
-                    None => {
-                        let mut bytes = vec![0; spec.byte_len() as usize];
-                        tensor.decode_bytes(&*from, 0..spec.byte_len(), &mut bytes)?;
-                        Held::Plain(bytes)
-                    }
-                }
+                let source = Decoded::new(tensor, &*encoding_of(tensor)?)?;
+                Some(encode_tensor(&Tbe::new(Width::Three), source.spec(), &source)?)
+                    .filter(|tbe| tbe.byte_len() < spec.byte_len())
+            }
+        };
+        let held = match tbe {
+            Some(tbe) => Held::Tbe(Matrix::new(tbe)?),
+            None => {
+                let mut bytes = vec![0; spec.byte_len() as usize];
+                tensor.decode_bytes(&*encoding_of(tensor)?, 0..spec.byte_len(), &mut bytes)?;
+                Held::Plain(bytes)
             }
         };
         Ok(CpuWeights { spec, held })

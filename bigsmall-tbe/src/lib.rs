@@ -7,17 +7,16 @@ mod encode;
 mod kernels;
 mod layout;
 mod matmul;
-mod transcode;
 mod view;
 
 pub use backend::backends;
 pub use encode::Tbe;
 pub use layout::Width;
 pub use matmul::{Plain, matmul_many};
-pub use transcode::transcode;
 pub use view::{Block, Matrix, View};
 
 pub use bigsmall_format::{
-    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Dtype, EncodedTensor, EncodingId,
-    Error, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec, encode_tensor,
+    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Decoded, Dtype, EncodedRef,
+    EncodedTensor, EncodedView, EncodingId, Error, Raw, ReadAt, Result, Rule, TensorEncoding,
+    TensorSpec, encode_tensor,
 };

@@ -24,7 +24,9 @@ const PIECE: usize = 1 << 18;
 
 impl View<'_> {
     /// y = W x: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything row-major, x and y in
-    /// f32, for a matrix W of shape \[m, k\] and `batch` columns x.
+    /// f32, for a matrix W of shape \[m, k\] and `batch` columns x. For a tensor of more
+    /// dimensions, m is the first of them and k the product of the others; one of fewer is a single
+    /// row.
     ///
     /// W is never decoded as a whole: one column is multiplied straight from the bitmaps; for
     /// several, each run of 4096 weights is decoded once. The result has the bits of the plain
@@ -38,8 +40,7 @@ impl View<'_> {
     /// that of y if there are several columns or matrices.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] if W is not a matrix; [`Rule::BufferLength`] if x is not `batch`
-    /// times k long or y not `batch` times m.
+    /// [`Rule::BufferLength`] if x is not `batch` times k long or y not `batch` times m.
     ///
     /// ```
     /// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, View, Width, encode_tensor};
@@ -243,13 +244,12 @@ impl<'a> Rows<'a> {
         kernels: &'static Kernels,
         rows: Option<Range<usize>>,
     ) -> Result<Self> {
-        let &[m, k] = spec.shape() else {
-            return Err(Error::new(Rule::SpecMismatch)
-                .in_tensor(spec.name())
-                .expected("a matrix")
-                .found(format!("shape {:?}", spec.shape())));
+        let (m, others) = match spec.shape() {
+            [m, others @ ..] if !others.is_empty() => (*m, others),
+            one_row => (1, one_row),
         };
-        // The product of the shape fits; a dimension beside a zero may not.
+        // The product of the shape fits; beside a zero, that of some dimensions may not.
+        let k = others.iter().fold(1, |k: u64, &n| k.saturating_mul(n));
         let [m, k] = [m, k].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         let rows = rows.unwrap_or(0..m);
         if rows.start > rows.end || rows.end > m {
@@ -453,9 +453,9 @@ impl<'a> Product<'a> {
             scratch.chains.fill([0.0; TILE]);
             let x = &self.x[begin..];
             let first = row as u64 * w.k as u64 + begin as u64;
-            match (w.weights, w.kernels.dot_tbe, &mut scratch.chains[..]) {
+            match (&w.weights, w.kernels.dot_tbe, &mut scratch.chains[..]) {
                 (Weights::Encoded(view), Some(dot), [chains]) if view.dtype() == Dtype::BF16 => {
-                    fused(&view, first, n, x, dot, next, chains);
+                    fused(view, first, n, x, dot, next, chains);
                 }
                 _ => self.chunk(w, first, n, x, scratch),
             }
@@ -548,13 +548,26 @@ fn to_floats(dtype: Dtype, weights: &[u8], out: &mut [f32]) {
             weights.iter().enumerate().for_each(|(i, &w)| put(i, e4m3_to_f32(w)));
         }
         // The upper byte of an f16.
-        Dtype::F8_E5M2 => weights.iter().enumerate().for_each(|(i, &w)| {
-            put(i, half::f16::from_bits(u16::from(w) << 8).to_f32());
-        }),
+        Dtype::F8_E5M2 => {
+            weights.iter().enumerate().for_each(|(i, &w)| put(i, f16_to_f32(u16::from(w) << 8)));
+        }
         _ => weights.as_chunks::<2>().0.iter().enumerate().for_each(|(i, &w)| {
-            put(i, half::f16::from_le_bytes(w).to_f32());
+            put(i, f16_to_f32(u16::from_le_bytes(w)));
         }),
     }
+}
+
+/// The value of an f16, exactly. Without branches, so that the compiler can vectorise loops of it.
+fn f16_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    // The exponent is too small by the difference of the biases, 127 - 15. Subnormal numbers need
+    // the multiplication, which is exact.
+    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 127 - 15) << 23)).to_bits();
+    // Infinity, and NaN, which becomes a quiet one.
+    let quiet = if bits & 0x3ff == 0 { 0 } else { 1 << 22 };
+    let special = magnitude | 0xff << 23 | quiet;
+    f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { finite })
 }
 
 /// F8_E4M3 as OCP defines it: no infinities, a NaN for all ones.
@@ -645,6 +658,14 @@ mod tests {
         values[..7].iter().for_each(|&v| tree.push(v));
         let v = &values;
         assert_eq!(tree.take(), ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + v[6]));
+    }
+
+    #[test]
+    fn all_f16_values() {
+        for bits in 0..=u16::MAX {
+            let expected = half::f16::from_bits(bits).to_f32();
+            assert_eq!(f16_to_f32(bits).to_bits(), expected.to_bits(), "{bits:#x}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bigsmall_format::internal::{Ahead, for_each_in_parallel, pool_size};
 use bigsmall_format::{
-    BLOCK_UNITS, Backend, Dtype, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
+    BLOCK_UNITS, Backend, Dtype, EncodedRef, EncodedTensor, EncodingId, Error, Result, Rule,
+    TensorSpec,
 };
 
 use crate::backend;
@@ -264,6 +265,9 @@ impl std::fmt::Debug for Block<'_> {
 /// A borrowed view of a whole TBE tensor. One that exists is valid in every block, so that
 /// products, decoding and uploading need no further check.
 ///
+/// It is made from a reference to an [`EncodedTensor`], or to an
+/// [`EncodedView`](crate::EncodedView) of a frame in memory or in a memory map, without a copy.
+///
 /// ```
 /// use bigsmall_tbe::{Dtype, Tbe, View, TensorSpec, Width, encode_tensor};
 ///
@@ -280,27 +284,25 @@ impl std::fmt::Debug for Block<'_> {
 /// ```
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    tensor: &'a EncodedTensor,
+    tensor: EncodedRef<'a>,
     head: Head,
     kernels: &'static Kernels,
 }
 
 impl<'a> View<'a> {
-    /// Validates all of `tensor` on every thread there is: a pass over the bitmaps and escapes.
-    /// Allocates nothing that grows with the tensor.
+    /// Validates all of `tensor` on the threads of the caller's rayon pool: a pass over the bitmaps
+    /// and escapes. The checksums of an [`EncodedView`](crate::EncodedView) are compared too; those
+    /// of an [`EncodedTensor`] have been. Allocates nothing that grows with the tensor.
     ///
     /// # Errors
     /// [`Rule::SpecMismatch`] for another encoding than TBE; of class
     /// [`Corrupt`](bigsmall_format::Class::Corrupt) for a payload that breaks the format, with
     /// the offset in the payload.
-    pub fn new(tensor: &'a EncodedTensor) -> Result<Self> {
+    pub fn new(tensor: impl Into<EncodedRef<'a>>) -> Result<Self> {
+        let tensor = tensor.into();
         let name = tensor.spec().name();
-        if tensor.encoding() != EncodingId::Tbe {
-            return Err(Error::new(Rule::SpecMismatch)
-                .in_tensor(name)
-                .expected("encoding tbe")
-                .found(tensor.encoding()));
-        }
+        tensor.expect(EncodingId::Tbe)?;
+        tensor.check_head()?;
         let head =
             Head::parse(tensor.spec().dtype(), tensor.head()).map_err(|e| e.in_tensor(name))?;
         let kernels = backend::best();
@@ -310,6 +312,7 @@ impl<'a> View<'a> {
             || (),
             |(), index| {
                 let index = index as u64;
+                tensor.check_block(index)?;
                 let bytes = tensor.block(index);
                 let origin = tensor.table().padded_block_range(index).start;
                 Block::parse(head, view.block_len(index), bytes, origin, kernels)
@@ -342,7 +345,7 @@ impl<'a> View<'a> {
 
     /// The encoded tensor.
     #[must_use]
-    pub fn tensor(&self) -> &'a EncodedTensor {
+    pub fn tensor(&self) -> EncodedRef<'a> {
         self.tensor
     }
 
@@ -508,7 +511,7 @@ impl Matrix {
     /// A view of it, in constant time.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        View { tensor: &self.tensor, head: self.head, kernels: backend::best() }
+        View { tensor: (&self.tensor).into(), head: self.head, kernels: backend::best() }
     }
 
     /// The encoded tensor.

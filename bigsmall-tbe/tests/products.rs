@@ -394,14 +394,48 @@ fn mistakes_are_errors() {
     assert_eq!(error.rule(), Rule::BufferLength);
     matmul_many(&[], &case.x, 2, &mut []).unwrap();
 
-    let vector = TensorSpec::new("v", Dtype::BF16, &[10]).unwrap();
-    let encoded = encode_tensor(&Tbe::default(), &vector, &vec![0; 20]).unwrap();
-    let error = View::new(&encoded).unwrap().matmul(&[0.0; 10], 1, &mut [0.0]).unwrap_err();
-    assert_eq!(error.rule(), Rule::SpecMismatch);
-
     let ints = TensorSpec::new("i", Dtype::I16, &[1, 10]).unwrap();
     let error = Plain::new(&ints, &[0; 20]).unwrap_err();
     assert_eq!(error.rule(), Rule::EncodingRefuses);
+}
+
+/// The first dimension is the rows, the others are the columns; one dimension, or none, is a row.
+#[test]
+fn tensors_that_are_no_matrices() {
+    let case = Case::new(Dtype::BF16, 6, 60, Width::Three, 30, 2);
+    let mut expected = vec![0.0; 12];
+    Plain::new(&case.spec, &case.bytes).unwrap().matmul(&case.x, 2, &mut expected).unwrap();
+    for (m, shape) in [
+        (6, &[6, 60][..]),
+        (6, &[6, 3, 20]),
+        (6, &[6, 1, 60, 1]),
+        (1, &[60]),
+        (1, &[1, 1, 60]),
+        (60, &[60, 1, 1]),
+        (1, &[]),
+        (0, &[0, 6, 10]),
+        (6, &[6, 0, 10]),
+        (6, &[6, 10, 0]),
+    ] {
+        let spec = TensorSpec::new("w", Dtype::BF16, shape).unwrap();
+        let bytes = case.bytes[..spec.byte_len() as usize].to_vec();
+        let k =
+            shape.iter().skip(usize::from(shape.len() > 1)).fold(1u64, |k, n| k.wrapping_mul(*n));
+        let (matrix, x) = (TensorSpec::new("w", Dtype::BF16, &[m, k]).unwrap(), &case.x);
+        let x = &x[..2 * k as usize];
+        let [mut plain, mut encoded, mut expected] = [0; 3].map(|_| vec![1.0; 2 * m as usize]);
+        Plain::new(&matrix, &bytes).unwrap().matmul(x, 2, &mut expected).unwrap();
+        Plain::new(&spec, &bytes).unwrap().matmul(x, 2, &mut plain).unwrap();
+        let tensor = encode_tensor(&Tbe::new(Width::Three), &spec, &bytes).unwrap();
+        Matrix::new(tensor).unwrap().matmul(x, 2, &mut encoded).unwrap();
+        assert_eq!((&plain, &encoded), (&expected, &expected), "{shape:?}");
+    }
+    // Their rows are those of the matrix.
+    let spec = TensorSpec::new("w", Dtype::BF16, &[6, 3, 20]).unwrap();
+    let tensor = encode_tensor(&Tbe::new(Width::Three), &spec, &case.bytes).unwrap();
+    let mut rows = [0.0; 2];
+    View::new(&tensor).unwrap().matmul_rows(3..5, &case.x[..60], 1, &mut rows).unwrap();
+    assert_eq!(rows, expected[3..5]);
 }
 
 /// Different matrices, one of them without rows, in pieces that hold rows of two of them.

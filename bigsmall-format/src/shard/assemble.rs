@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 
-use super::{INDEX_SYNTHESISED, MAGIC, RECORD_MD5, RECORD_SHARED, VERSION, prelude};
+use super::layout::{INDEX_SYNTHESISED, MAGIC, RECORD_MD5, RECORD_SHARED, VERSION, prelude};
 use crate::wire::pad8;
 use crate::{
     BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, Result, Rule, TensorSpec, xxh3,

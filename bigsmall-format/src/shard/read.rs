@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{
+use super::layout::{
     INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_FIXED, RECORD_MD5, RECORD_SHARED,
     TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
 };

@@ -8,7 +8,7 @@ use std::io::Write;
 use sha2::{Digest as _, Sha256};
 use twox_hash::XxHash3_64;
 
-use super::Assembler;
+use super::assemble::Assembler;
 use crate::wire::set_len;
 use crate::{
     EncodedTensor, Error, Header, Raw, Result, Rule, TensorEncoding, TensorSpec, decode_range,

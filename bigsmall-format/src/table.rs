@@ -1,0 +1,203 @@
+//! Where the parts of one payload lie.
+#![warn(clippy::unwrap_used)]
+
+use std::ops::Range;
+
+use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
+use crate::{Error, Result, Rule, TensorSpec, xxh3};
+
+/// Where the head and the blocks of a payload lie, and their checksums (FORMAT.md section 5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockTable {
+    head_len: u32,
+    head_hash: u64,
+    blocks: Box<[Block]>,
+}
+
+/// One block's place in the payload; 24 bytes for 12 in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    begin: u64,
+    hash: u64,
+    /// Without padding.
+    len: u32,
+}
+
+impl Block {
+    fn end(&self) -> u64 {
+        self.begin + align8(u64::from(self.len))
+    }
+}
+
+impl BlockTable {
+    /// Checks the lengths against what `spec` allows. `lens` and `hashes` have one entry a block.
+    pub(crate) fn new(
+        spec: &TensorSpec,
+        head_len: u32,
+        head_hash: u64,
+        lens: impl ExactSizeIterator<Item = u32>,
+        hashes: impl ExactSizeIterator<Item = u64>,
+    ) -> Result<Self> {
+        let wrong = |rule| Error::new(rule).in_tensor(spec.name());
+        if lens.len() as u64 != spec.n_blocks() || hashes.len() != lens.len() {
+            return Err(wrong(Rule::BlockLength)
+                .expected(format!("{} blocks", spec.n_blocks()))
+                .found(lens.len()));
+        }
+        let mut blocks = room_for(lens.len())?;
+        let mut begin = align8(u64::from(head_len));
+        for (index, (len, hash)) in lens.zip(hashes).enumerate() {
+            // At least 56 bytes, or all of a smaller block: this caps what a small file can swell
+            // to. At most a little more than the values themselves.
+            let original = spec.block_byte_len(index as u64) as u64;
+            let (least, most) = (original.min(56), 2 * original + 4096);
+            if u64::from(len) < least || u64::from(len) > most {
+                return Err(wrong(Rule::BlockLength)
+                    .expected(format!("{least} to {most} bytes in block {index}"))
+                    .found(len));
+            }
+            let block = Block { begin, hash, len };
+            begin = block.end();
+            blocks.push(block);
+        }
+        Ok(BlockTable { head_len, head_hash, blocks: blocks.into() })
+    }
+
+    /// The table of a payload that is known to be what an encoder made, with its checksums.
+    pub(crate) fn of_payload(
+        spec: &TensorSpec,
+        head_len: u32,
+        lens: &[u32],
+        payload: &[u8],
+    ) -> Result<Self> {
+        let hashes = lens.iter().map(|_| 0);
+        let mut table = BlockTable::new(spec, head_len, 0, lens.iter().copied(), hashes)?;
+        if table.payload_len() != payload.len() as u64 {
+            return Err(Error::new(Rule::PayloadLength)
+                .in_tensor(spec.name())
+                .expected(table.payload_len())
+                .found(payload.len()));
+        }
+        table.head_hash = xxh3(&payload[..head_len as usize]);
+        for block in &mut table.blocks {
+            block.hash = xxh3(&payload[block.begin as usize..block.end() as usize]);
+        }
+        Ok(table)
+    }
+
+    /// Where block `index` begins in the payload; for the number of blocks, where the payload ends.
+    fn begin(&self, index: usize) -> u64 {
+        match index.checked_sub(1) {
+            None => align8(u64::from(self.head_len)),
+            Some(before) => self.blocks[before].end(),
+        }
+    }
+
+    /// Bytes of the payload: head and blocks with their padding.
+    #[must_use]
+    pub fn payload_len(&self) -> u64 {
+        self.begin(self.blocks.len())
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn n_blocks(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Bytes of the head, without padding.
+    #[must_use]
+    pub fn head_len(&self) -> usize {
+        self.head_len as usize
+    }
+
+    /// Bytes of block `index` without padding.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    #[must_use]
+    pub fn block_len(&self, index: u64) -> usize {
+        self.blocks[index as usize].len as usize
+    }
+
+    /// Where block `index` lies in the payload, padding included.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    #[must_use]
+    pub fn padded_block_range(&self, index: u64) -> Range<u64> {
+        let block = &self.blocks[index as usize];
+        block.begin..block.end()
+    }
+
+    /// Where the blocks of `indices` lie in the payload, padding included.
+    ///
+    /// # Panics
+    /// When there are no such blocks.
+    #[must_use]
+    pub fn blocks_range(&self, indices: Range<u64>) -> Range<u64> {
+        self.begin(indices.start as usize)..self.begin(indices.end as usize)
+    }
+
+    /// Compares the head with its checksum.
+    ///
+    /// # Errors
+    /// [`Rule::HeadChecksum`].
+    pub fn check_head(&self, head: &[u8]) -> Result<()> {
+        let found = xxh3(head);
+        if head.len() != self.head_len as usize || found != self.head_hash {
+            return Err(Error::new(Rule::HeadChecksum)
+                .at(0)
+                .expected(format!("{:#018x}", self.head_hash))
+                .found(format!("{found:#018x}")));
+        }
+        Ok(())
+    }
+
+    /// Compares block `index`, padding included, with its checksum, and insists that the padding is
+    /// zero.
+    ///
+    /// # Errors
+    /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
+    pub fn check_block(&self, index: u64, padded: &[u8]) -> Result<()> {
+        let block = &self.blocks[index as usize];
+        let found = xxh3(padded);
+        if found != block.hash {
+            return Err(Error::new(Rule::BlockChecksum)
+                .at(block.begin)
+                .expected(format!("{:#018x} for block {index}", block.hash))
+                .found(format!("{found:#018x}")));
+        }
+        let padding = padded.get(block.len as usize..).unwrap_or(&[]);
+        if padding.iter().any(|&b| b != 0) {
+            return Err(Error::new(Rule::PaddingNotZero).at(block.begin));
+        }
+        Ok(())
+    }
+
+    /// Writes lengths (padded to 8 bytes) and checksums.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.blocks.iter().flat_map(|b| b.len.to_le_bytes()));
+        pad8(out);
+        out.extend(self.blocks.iter().flat_map(|b| b.hash.to_le_bytes()));
+    }
+
+    /// Reads what [`write`](Self::write) wrote. The number of blocks follows from `spec`; nothing
+    /// is allocated before that many entries are known to be there.
+    pub(crate) fn read(
+        spec: &TensorSpec,
+        head_len: u32,
+        head_hash: u64,
+        cursor: &mut Cursor<'_>,
+    ) -> Result<Self> {
+        let n = usize::try_from(spec.n_blocks()).unwrap_or(usize::MAX);
+        let lens = cursor.take(n.saturating_mul(4))?;
+        cursor.align8()?;
+        let hashes = cursor.take(n.saturating_mul(8))?;
+        BlockTable::new(spec, head_len, head_hash, u32s(lens), u64s(hashes))
+    }
+
+    pub(crate) fn head_hash(&self) -> u64 {
+        self.head_hash
+    }
+}
