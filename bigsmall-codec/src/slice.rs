@@ -43,6 +43,15 @@ elements!(half::bf16 = BF16, half::f16 = F16);
 /// Encodes values into a frame on all cores, at [`Level::Default`]. Memory: the frame and its
 /// payload once more.
 ///
+/// A frame is one encoded tensor as bytes: dtype, shape, payload and checksums. [`decode`] needs
+/// nothing else.
+///
+/// ```
+/// let frame = bigsmall_codec::encode(&[1.0f32, 2.0, 3.0]);
+/// assert_eq!(bigsmall_codec::peek(&frame)?.shape(), [3]);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
 /// # Panics
 /// Where an allocation is refused; [`encode_into`] returns an error.
 #[must_use]
@@ -74,6 +83,9 @@ pub fn encode_with<T: Element>(values: &[T], level: Level) -> Vec<u8> {
 
 /// Encodes values on all cores, at [`Level::Default`], and appends the frame to `out`. Memory: the
 /// payload, and what `out` has no room for.
+///
+/// For another level call [`encode_tensor`] with [`Ans::new(level)`](Ans::new), then
+/// [`EncodedTensor::write_to`].
 ///
 /// ```
 /// use bigsmall_codec::{decode, encode_into};
@@ -111,7 +123,17 @@ fn swap_bytes<T: Element>(bytes: &mut [u8]) {
     }
 }
 
-/// Decodes a frame made of values of type `T` into `values`, on all cores.
+/// Decodes a frame made of values of type `T` into `values`, on all cores. The frame holds
+/// `peek(frame)?.n_elements()` of them; see [`peek`](crate::peek).
+///
+/// ```
+/// use bigsmall_codec::{decode, encode, peek};
+/// let frame = encode(&[1.0f32, 2.0, 3.0]);
+/// let mut values = vec![0.0f32; peek(&frame)?.n_elements() as usize];
+/// decode(&frame, &mut values)?;
+/// assert_eq!(values, [1.0, 2.0, 3.0]);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Rule::SpecMismatch`] when the frame holds another dtype, [`Rule::BufferLength`] when `values`
@@ -130,7 +152,22 @@ pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
     Ok(())
 }
 
-/// Encodes the little-endian bytes of a tensor of any dtype into a frame, on all cores.
+/// Encodes the little-endian bytes of a tensor of any dtype into a frame, on all cores, at
+/// [`Level::Default`]. For another level call [`encode_tensor`]:
+///
+/// ```
+/// use bigsmall_codec::{Ans, Dtype, Level, TensorSpec, decode_bytes, encode_bytes, encode_tensor};
+/// let bytes = [1, 2, 3, 4];
+/// let frame = encode_bytes(Dtype::F8_E4M3, &[2, 2], &bytes)?;
+/// let spec = TensorSpec::new("w", Dtype::F8_E4M3, &[2, 2])?;
+/// let small = encode_tensor(&Ans::new(Level::Small), &spec, &bytes.as_slice())?.to_bytes();
+/// for frame in [frame, small] {
+///     let mut back = [0; 4];
+///     decode_bytes(&frame, &mut back)?;
+///     assert_eq!(back, bytes);
+/// }
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Rule::BufferLength`] when `bytes` is not as long as dtype and shape say; those of
@@ -140,7 +177,8 @@ pub fn encode_bytes(dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Result<Vec<u8>
     Ok(encode_tensor(&Ans::default(), &spec, &bytes)?.to_bytes())
 }
 
-/// Decodes a frame of any dtype into `bytes`, little-endian, on all cores.
+/// Decodes a frame of any dtype into `bytes`, little-endian, on all cores. The frame holds
+/// `peek(frame)?.byte_len()` of them; see [`peek`](crate::peek).
 ///
 /// # Errors
 /// [`Rule::BufferLength`] when `bytes` has another length, and every error of a damaged frame.

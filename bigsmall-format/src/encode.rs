@@ -17,6 +17,21 @@ const RUNS_A_THREAD: usize = 2;
 /// Encodes a tensor in memory with `encoding`, on the threads of the caller's rayon pool. The bytes
 /// do not depend on the pool.
 ///
+/// `source` holds the tensor's bytes, little-endian and row-major. It is a reference to anything
+/// that is [`ReadAt`]: a vector, a file, a [`Decoded`](crate::Decoded) tensor. Where the bytes are
+/// a slice, the reference is one to the slice: `&bytes` and not `bytes`.
+///
+/// ```
+/// use bigsmall_format::{Dtype, Raw, TensorSpec, encode_tensor};
+///
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[3])?;
+/// let vector = vec![1, 2, 3, 4, 5, 6];
+/// let tensor = encode_tensor(&Raw, &spec, &vector)?;
+/// let bytes: &[u8] = &vector;
+/// assert_eq!(encode_tensor(&Raw, &spec, &bytes)?, tensor);
+/// # Ok::<(), bigsmall_format::Error>(())
+/// ```
+///
 /// # Errors
 /// Those of [`TensorEncoding::plan`] and of `source`; [`Rule::BufferLength`] when `source` is not
 /// as long as the tensor.

@@ -486,7 +486,10 @@ impl<'a> EncodedRef<'a> {
         Err(Error::new(Rule::SpecMismatch)
             .in_tensor(self.spec.name())
             .expected(format!("encoding {encoding}"))
-            .found(self.encoding))
+            .found(format!(
+                "{}; to change it, encode the tensor again from `Decoded`",
+                self.encoding
+            )))
     }
 
     /// Decodes the original bytes `range` into `dst`, in parallel. The blocks that are touched

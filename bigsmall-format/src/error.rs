@@ -137,6 +137,23 @@ rules! {
 ///
 /// `Display` prints these facts in one line. What caused the error, if anything, is its
 /// [`source`](StdError::source) and is not part of that line; `Debug` prints both.
+///
+/// To print an error with its causes, follow the sources. With the crate `anyhow`, print the error
+/// with `{:#}`.
+///
+/// ```
+/// use std::error::Error as _;
+/// use bigsmall_format::Error;
+///
+/// let error = Error::io(std::io::Error::other("the disk is gone")).in_file("m.bs");
+/// let mut text = error.to_string();
+/// let mut cause = error.source();
+/// while let Some(error) = cause {
+///     text += &format!(": {error}");
+///     cause = error.source();
+/// }
+/// assert_eq!(text, "m.bs: reading or writing failed: the disk is gone");
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -327,7 +344,7 @@ impl fmt::Display for Error {
             // Control characters are escaped: names are untrusted input.
             write!(f, "{}: ", file.escape_debug())?;
         }
-        if let Some(tensor) = &inner.tensor {
+        if let Some(tensor) = inner.tensor.as_deref().filter(|name| !name.is_empty()) {
             // `{:?}` escapes control characters: names are untrusted input.
             write!(f, "tensor {tensor:?}: ")?;
         }
@@ -395,6 +412,13 @@ mod tests {
             assert_eq!(format!("{error:?}"), format!("Io [Io]: {text}"));
         }
         assert!(Error::new(Rule::Version).source().is_none());
+    }
+
+    #[test]
+    fn a_tensor_without_a_name_is_not_printed() {
+        let text = |name| Error::new(Rule::FrameMagic).in_tensor(name).to_string();
+        assert_eq!(text(""), "not an encoded tensor");
+        assert_eq!(text("w"), "tensor \"w\": not an encoded tensor");
     }
 
     #[test]

@@ -128,6 +128,10 @@ impl Header {
         }
         let data_len = byte_len.checked_sub(8).and_then(|n| n.checked_sub(len));
         let Some(data_len) = data_len.filter(|_| len > 0) else {
+            if prefix == crate::shard::MAGIC {
+                let found = "this is a bigsmall shard, which is compressed already";
+                return Err(Error::new(Rule::HeaderLength).at(0).found(found));
+            }
             return Err(Error::new(Rule::HeaderLength)
                 .at(0)
                 .expected(format!("1 to {} bytes", byte_len.saturating_sub(8)))

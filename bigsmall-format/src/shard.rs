@@ -6,6 +6,6 @@ mod read;
 mod write;
 
 pub use assemble::Assembler;
-pub(crate) use layout::recognise;
+pub(crate) use layout::{MAGIC, recognise};
 pub use read::{Shard, ShardEntry};
 pub use write::ShardWriter;

@@ -492,6 +492,23 @@ impl std::fmt::Debug for View<'_> {
 /// assert_eq!(weights.view().get(3), Some(0)); // no check again
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
+///
+/// A tensor of another encoding is encoded again, through [`Decoded`](crate::Decoded). Tensors of a
+/// file come from `bigsmall_io::Model::encoded`.
+///
+/// ```
+/// use bigsmall_tbe::{Decoded, Dtype, Matrix, Raw, Tbe, TensorSpec, encode_tensor};
+///
+/// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
+/// let raw = encode_tensor(&Raw, &spec, &[0x3f80u16.to_le_bytes(); 4].concat())?; // ones
+///
+/// // `Raw` is the encoding that the tensor has; for ANS it is `bigsmall_codec::Ans::default()`.
+/// let encoded = encode_tensor(&Tbe::default(), &spec, &Decoded::new(&raw, &Raw)?)?;
+/// let mut y = [0.0; 2];
+/// Matrix::new(encoded)?.matmul(&[1.0, 2.0], 1, &mut y)?;
+/// assert_eq!(y, [3.0; 2]);
+/// # Ok::<(), bigsmall_tbe::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Matrix {
     tensor: EncodedTensor,

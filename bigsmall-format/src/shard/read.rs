@@ -460,6 +460,9 @@ fn explain(source: &dyn ReadAt, byte_len: u64, error: Error) -> Error {
     if start.ends_with(b"{") {
         return Error::new(Rule::SafetensorsFile);
     }
+    if start.starts_with(&MAGIC) && error.rule() == Rule::ShardMagic {
+        return error.found("it begins as a shard but does not end as one; is it cut short?");
+    }
     error
 }
 
