@@ -219,9 +219,16 @@ def decode_raw(head, _, blocks):  # 10.
 ANS_FLOATS = {"BF16": (16, 8), "F16": (8, 5), "F32": (16, 8), "F64": (16, 11), "F8_E4M3": (8, 4),
               "F8_E4M3FNUZ": (8, 4), "F8_E5M2": (8, 5), "F8_E5M2FNUZ": (8, 5)}  # head bits, exponent bits
 
-def decode_ans(head, dtype, blocks):  # 7.1, 7.2
-    source, ans = Source(head, "AnsHead"), SimpleNamespace(unit_bytes=UNIT_BYTES[dtype])
-    m, ans.w, log_segment, n_tables, ans.base, first, k, reserved, *widths = source.numbers("4B2H6B")
+def decode_ans(head, dtype, blocks):
+    source = Source(head, "AnsHead")
+    ans = read_ans_head(source, dtype)
+    require(source.left() == 0, "AnsHead", f"{source.left()} bytes after the tables")
+    for block, size in blocks:
+        yield decode_ans_block(ans, block, size)
+
+def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
+    ans, source.rule = SimpleNamespace(unit_bytes=UNIT_BYTES[dtype]), "AnsHead"
+    m, ans.w, log_segment, n_tables, ans.base, first, k, masks, *widths = source.numbers("4B2H6B")
     head_bits, exponent_bits = ANS_FLOATS.get(dtype, (8, 8))
     ans.field_bits, ans.r = exponent_bits + m, head_bits - exponent_bits - m
     require(m == 0 or dtype in ANS_FLOATS and ans.r >= 1, "AnsHead", f"m {m}")
@@ -230,16 +237,15 @@ def decode_ans(head, dtype, blocks):  # 7.1, 7.2
     ans.top, fields = ans.base + (1 << ans.w), range(1 << ans.field_bits)
     outside = first in fields and not ans.base <= first < ans.top
     require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead", f"{ans.base}, {first}")
-    require(not any([reserved, *widths[k:]]), "ReservedNotZero", "in an ANS head")
+    require(masks <= flags and not any(widths[k:]), "ReservedNotZero", "in an ANS head")
     ans.low_bits, ans.widths = 8 * ans.unit_bytes - head_bits, widths[:k] or [0]
     falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
     require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
     symbols, source.rule = [first, *range(ans.base + 1, ans.top)], "FrequencyTable"
     ans.segment, ans.tables = 1 << log_segment - 8, [read_table(source, symbols) for _ in range(n_tables)]
     source.pad(1)
-    require(source.left() == 0, "AnsHead", f"{source.left()} bytes after the tables")
-    for block, size in blocks:
-        yield decode_ans_block(ans, block, size)
+    ans.masks = read_ans_head(source, "U8", flags=0) if masks else None
+    return ans
 
 def read_table(source, fields):  # 7.3; returns field, frequency and rank of every slot
     symbols, size, frequencies = range(len(fields)), 4096 // len(fields), []
@@ -271,6 +277,8 @@ def read_low_planes(source, low_bits, v):  # 7.4: the low bits of the units of a
     return [sum(part << 8 * b for b, part in enumerate(unit)) << low_bits - v for unit in zip(*planes)]
 
 def decode_ans_block(ans, block, size):  # 7.5
+    if block[:1] == b"\3":
+        return decode_zeros(ans, block, size)
     source = Source(block, "AnsBlockLength")
     kind, q, exceptions, n_words = source.numbers("BBHI")
     require(kind == 2 or kind < 2 and not q | exceptions | n_words, "AnsBlockHeader", block[:8])
@@ -304,6 +312,18 @@ def decode_ans_block(ans, block, size):  # 7.5
     units = [((residual >> below << ans.field_bits | field) << below | residual & (1 << below) - 1)
              << ans.low_bits | low for field, residual, low in zip(fields, residuals, lows)]
     return b"".join(unit.to_bytes(ans.unit_bytes, "little") for unit in units) + source.take(tail)
+
+def decode_zeros(ans, block, size):  # 7.5, kind 3
+    source, n = Source(block, "AnsBlockLength"), size // ans.unit_bytes
+    _, reserved, mask_length, k = source.numbers("BBHI")
+    require(ans.masks and reserved == 0 and n >= 256 and 1 <= k < n, "AnsBlockHeader", block[:8])
+    parts = source.take(mask_length, 8), source.take(source.left())
+    require(all(part[:1] in (b"\0", b"\1", b"\2") for part in parts), "AnsBlockHeader", "the kinds within")
+    mask = int.from_bytes(decode_ans_block(ans.masks, parts[0], (n + 7) // 8), "little")
+    require(mask < 1 << n, "PaddingNotZero", "in a mask")
+    require(bin(mask).count("1") == k, "ZeroMask", f"{k} units")
+    others = Source(decode_ans_block(ans, parts[1], k * ans.unit_bytes), "ZeroMask")
+    return b"".join(others.take(ans.unit_bytes) if mask >> i & 1 else bytes(ans.unit_bytes) for i in range(n))
 
 def read_ids(source, choices, groups, segment):  # what is chosen for every group, by its segment
     ids = [source.bits((len(choices) - 1).bit_length()) for _ in range(0, groups, segment)]

@@ -51,6 +51,12 @@ class Vectors(unittest.TestCase):
             stored = number_vector(f"xxh3 of {length} bytes")
             self.assertEqual([reader.xxh3(bytes(31 * i % 256 for i in range(length)))], stored, length)
 
+    def test_zeros(self):
+        ans = SimpleNamespace(unit_bytes=2, masks=SimpleNamespace(unit_bytes=1))
+        units = [0x3F80 + i if i % 32 == 5 else 0 for i in range(260)]
+        decoded = reader.decode_ans_block(ans, hex_vector("zeros block"), 520)
+        self.assertEqual(decoded, struct.pack("<260H", *units))
+
     def test_table(self):
         frequencies = number_vector("frequencies")
         source = reader.Source(hex_vector("table bytes"), "table")

@@ -80,6 +80,13 @@ impl<'a> BitReader<'a> {
         Some(ones)
     }
 
+    /// Checks that the bits left over in the last byte are zero; returns the bytes after it.
+    pub(crate) fn finish_prefix(&self) -> Result<&'a [u8]> {
+        let (used, rest) = self.bytes.split_at(self.at.div_ceil(8));
+        BitReader { bytes: used, at: self.at }.finish(1, Rule::PaddingNotZero)?;
+        Ok(rest)
+    }
+
     /// Checks that only the zero padding to a multiple of `align` bytes is left; more bytes break
     /// the rule `longer`.
     pub(crate) fn finish(&self, align: usize, longer: Rule) -> Result<()> {

@@ -7,4 +7,4 @@ pub(crate) mod sections;
 
 pub(crate) use decode::decode;
 pub(crate) use encode::{Encoder, Scratch};
-pub(crate) use sections::{Block, HEADER, Sections, carried_len};
+pub(crate) use sections::{Block, HEADER, Sections, Zeros, carried_len};

@@ -36,6 +36,9 @@ pub(crate) struct Head {
     pub(crate) tables: Vec<FrequencyTable>,
     /// `tables`, laid out.
     pub(crate) alias: Vec<AliasTable>,
+    /// The head of the masks of blocks of kind *zeros*, if the tensor may have such blocks: masks
+    /// are coded as blocks of bytes.
+    pub(crate) mask: Option<Box<Head>>,
 }
 
 /// Bits that name one of `n` things.
@@ -55,7 +58,8 @@ impl Head {
         tables: Vec<FrequencyTable>,
     ) -> Head {
         let alias = tables.iter().map(AliasTable::new).collect();
-        Head { m, layout, symbol_bits, base, first, segment, low_widths, tables, alias }
+        let mask = None;
+        Head { m, layout, symbol_bits, base, first, segment, low_widths, tables, alias, mask }
     }
 
     /// The symbol of `field`, or a number beyond the window.
@@ -107,7 +111,7 @@ impl Head {
         ];
         out.extend_from_slice(&self.base.to_le_bytes());
         out.extend_from_slice(&self.first.to_le_bytes());
-        out.extend_from_slice(&[self.low_widths.len() as u8, 0]);
+        out.extend_from_slice(&[self.low_widths.len() as u8, u8::from(self.mask.is_some())]);
         let mut widths = [0; MAX_LOW_WIDTHS];
         widths[..self.low_widths.len()].copy_from_slice(&self.low_widths);
         out.extend_from_slice(&widths);
@@ -116,18 +120,24 @@ impl Head {
             table.write(&mut bits);
         }
         out.extend(bits.finish());
+        out.extend(self.mask.iter().flat_map(|mask| mask.write()));
         out
     }
 
     /// Reads a head, validating every field.
     pub(crate) fn read(dtype: Dtype, bytes: &[u8]) -> Result<Head> {
+        Head::read_part(dtype, bytes, true)
+    }
+
+    /// Reads a head; the head of masks, which is a part of one, has none of its own.
+    fn read_part(dtype: Dtype, bytes: &[u8], may_have_mask: bool) -> Result<Head> {
         let wrong = |at: u64, expected: &str, found: &dyn std::fmt::Display| {
             Error::new(Rule::AnsHead).at(at).expected(expected).found(found)
         };
         let Some((fixed, rest)) = bytes.split_at_checked(FIXED) else {
             return Err(wrong(0, "14 bytes or more", &bytes.len()));
         };
-        let &[m, symbol_bits, segment, n_tables, base0, base1, first0, first1, n_low, reserved, ..] =
+        let &[m, symbol_bits, segment, n_tables, base0, base1, first0, first1, n_low, flags, ..] =
             fixed
         else {
             return Err(wrong(0, "14 bytes or more", &bytes.len()));
@@ -166,15 +176,24 @@ impl Head {
         if !full_first || !widths.is_sorted_by(|a, b| a > b) {
             return Err(wrong(10, "low widths from all bits downwards", &format!("{widths:?}")));
         }
-        if reserved != 0 || unused.iter().any(|&b| b != 0) {
+        if flags > u8::from(may_have_mask) || unused.iter().any(|&b| b != 0) {
             return Err(Error::new(Rule::ReservedNotZero).at(9));
         }
         let mut bits = BitReader::new(rest);
         let tables = (0..n_tables)
             .map(|_| FrequencyTable::read(&mut bits, 1 << symbol_bits))
             .collect::<Result<Vec<_>>>()?;
-        bits.finish(1, Rule::AnsHead).map_err(|e| e.at(FIXED as u64))?;
+        let rest = bits.finish_prefix().map_err(|e| e.at(FIXED as u64))?;
         let segment = 1 << segment;
-        Ok(Head::new(m, layout, symbol_bits, (base, first), segment, widths.to_vec(), tables))
+        let widths = widths.to_vec();
+        let mut head = Head::new(m, layout, symbol_bits, (base, first), segment, widths, tables);
+        if flags == 1 {
+            let begin = (bytes.len() - rest.len()) as u64;
+            let mask = Head::read_part(Dtype::U8, rest, false);
+            head.mask = Some(Box::new(mask.map_err(|e| e.in_part_at(begin))?));
+        } else if !rest.is_empty() {
+            return Err(wrong(FIXED as u64, "nothing after the tables", &rest.len()));
+        }
+        Ok(head)
     }
 }

@@ -6,6 +6,7 @@ use bigsmall_format::internal::Ahead;
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
+use crate::zeros;
 
 /// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of
 /// the lanes codes the even elements, so that two vectors of 16 lanes of 32 bits make one vector of
@@ -120,6 +121,11 @@ pub(crate) trait Kernels: Sync {
     ) -> usize {
         let _ = (head, jobs, residuals, units, ahead);
         0
+    }
+
+    /// [`zeros::expand`].
+    fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
+        zeros::expand(unit_bytes, mask, units, begin);
     }
 
     /// Encodes every job.

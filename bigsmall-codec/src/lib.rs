@@ -46,6 +46,7 @@ pub mod stages;
 mod table;
 mod units;
 mod view;
+mod zeros;
 
 /// The README's programs run as tests.
 #[cfg(doctest)]
@@ -63,4 +64,6 @@ pub use bigsmall_format::{
 pub use half;
 pub use level::Level;
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes, encode_into, encode_with};
-pub use view::{AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock};
+pub use view::{
+    AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock, ZerosBlock,
+};

@@ -2,7 +2,7 @@
 //! arithmetic throughout, since what is decided here decides bytes.
 
 use bigsmall_format::internal::{read_at, reserve, set_len};
-use bigsmall_format::{ReadAt, Result, TensorSpec};
+use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
 
 use crate::bits::BitWriter;
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
@@ -11,12 +11,21 @@ use crate::level::Level;
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
 use crate::units::{low_width, symbol_of};
+use crate::zeros;
 
 /// Units that are read in one piece.
 const RUN: u64 = 4096;
 /// What a unit outside the window costs, whatever the table, in the units of
 /// [`FrequencyTable::costs`] as all costs here.
 const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
+
+/// If at least one unit in so many of the sample is zero, masks are considered.
+const SOME_ZEROS: usize = 256;
+/// Bytes of the head of masks without its tables.
+const HEAD_COST: u64 = 14;
+/// Bytes that a block with a mask takes beyond mask and units: a header, and header and states of
+/// one ANS block more.
+const BLOCK_COST: u64 = 140;
 
 /// How much work a level puts into the plan.
 struct Effort {
@@ -79,57 +88,129 @@ struct Sample {
     group_widths: Vec<u8>,
 }
 
-fn sample(
+impl Sample {
+    /// Adds whole groups of units.
+    fn add(&mut self, layout: &Layout, units: &[u8]) {
+        let at = self.heads.len();
+        self.heads.resize(at + units.len() / layout.unit_bytes, 0);
+        layout.split_heads(units, &mut self.heads[at..]);
+        if layout.low_bits() > 0 {
+            let groups = units.chunks_exact(GROUP * layout.unit_bytes);
+            self.group_widths.extend(groups.map(|group| low_width(layout, group)));
+        }
+    }
+}
+
+/// The places of a sample: runs of [`RUN`] units, spread over the tensor, whole groups.
+fn each_run(
     spec: &TensorSpec,
     source: &dyn ReadAt,
-    layout: Layout,
+    unit_bytes: usize,
     (least, most): (u64, u64),
-) -> Result<Sample> {
+    mut see: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let n = spec.n_units() / GROUP as u64 * GROUP as u64;
-    let unit = layout.unit_bytes as u64;
+    let unit = unit_bytes as u64;
     let all_runs = n.div_ceil(RUN);
     let n_runs = all_runs.min((n / 4).clamp(least, most).div_ceil(RUN));
-    let mut heads = Vec::new();
-    reserve(&mut heads, (n_runs * RUN) as usize)?;
-    let mut group_widths = Vec::new();
     let mut buffer = Vec::new();
     for i in 0..n_runs {
         let begin = (i * all_runs / n_runs) * RUN;
         let end = n.min(begin + RUN);
         let range = begin * unit..end * unit;
-        let units = match source.bytes_at(range.clone()) {
-            Some(units) => units,
+        match source.bytes_at(range.clone()) {
+            Some(units) => see(units)?,
             None => {
                 set_len(&mut buffer, (range.end - range.start) as usize)?;
                 read_at(source, range.start, &mut buffer)?;
-                &buffer
+                see(&buffer)?;
             }
-        };
-        let at = heads.len();
-        heads.resize(at + (end - begin) as usize, 0);
-        layout.split_heads(units, &mut heads[at..]);
-        if layout.low_bits() > 0 {
-            let groups = units.chunks_exact(GROUP * layout.unit_bytes);
-            group_widths.extend(groups.map(|group| low_width(&layout, group)));
         }
     }
-    Ok(Sample { heads, group_widths })
+    Ok(())
 }
+
+fn sample(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    layout: &Layout,
+    bounds: (u64, u64),
+) -> Result<Sample> {
+    let mut sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
+    reserve(&mut sample.heads, bounds.1.min(spec.n_units()) as usize)?;
+    each_run(spec, source, layout.unit_bytes, bounds, |units| {
+        sample.add(layout, units);
+        Ok(())
+    })?;
+    Ok(sample)
+}
+
+/// The sampled units that are not zero, and the mask of all.
+fn sample_others(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    layout: &Layout,
+    bounds: (u64, u64),
+) -> Result<(Sample, Vec<u8>)> {
+    let unit_bytes = layout.unit_bytes;
+    let (mut masks, mut others) = (Vec::new(), Vec::new());
+    let mut used = 0;
+    each_run(spec, source, unit_bytes, bounds, |units| {
+        let at = masks.len();
+        set_len(&mut masks, at + units.len() / unit_bytes / 8)?;
+        set_len(&mut others, used + units.len())?;
+        used += zeros::split(unit_bytes, units, &mut masks[at..], &mut others[used..]);
+        Ok(())
+    })?;
+    let mut sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
+    sample.add(layout, &others[..used - used % (GROUP * unit_bytes)]);
+    Ok((sample, masks))
+}
+
+/// What a plan costs, in the units of [`FrequencyTable::costs`], and the head that it is.
+type Plan = (u64, Head);
 
 /// Decides the head for `spec`.
 pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
     let dtype = spec.dtype();
     let head_bytes = Layout::new(dtype, 0).map_or(1, |l| l.head_bytes);
     let effort = effort(level, Layout::is_float(dtype), head_bytes);
-    let mut best: Option<(u64, Head)> = None;
-    let mut sampled = None;
+    let Some(layout) = effort.mantissa.iter().find_map(|&m| Layout::new(dtype, m)) else {
+        unreachable!("every dtype has a layout for the first m")
+    };
+    let all = sample(spec, source, &layout, effort.sample)?;
+    let plan = plan_of(dtype, &all, &effort)?;
+    let n_zeros = all.heads.iter().filter(|&&head| head == 0).count();
+    if n_zeros * SOME_ZEROS < all.heads.len() || n_zeros == 0 {
+        return Ok(plan.1);
+    }
+    let (others, masks) = sample_others(spec, source, &layout, effort.sample)?;
+    let (mut cost, mut head) = plan_of(dtype, &others, &effort)?;
+    let of_masks = self::effort(level, false, 1);
+    let n_blocks = (all.heads.len() as u64).div_ceil(BLOCK_UNITS as u64);
+    let mut mask_sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
+    let Some(byte_layout) = Layout::new(Dtype::U8, 0) else { unreachable!("bytes have a layout") };
+    mask_sample.add(&byte_layout, &masks);
+    let (mask_cost, mask_head) = plan_of(Dtype::U8, &mask_sample, &of_masks)?;
+    // Where coding does not pay, masks are stored raw.
+    cost += mask_cost.min((8 * masks.len() as u64) << COST_FRACTION);
+    cost += (8 * (HEAD_COST + n_blocks * BLOCK_COST)) << COST_FRACTION;
+    // Small blocks may be stored raw, whatever the plan: then the head of masks would be in vain.
+    let raw = (all.heads.len() * layout.unit_bytes) as u64;
+    let most = (8 * raw.saturating_sub(n_blocks * BLOCK_COST)) << COST_FRACTION;
+    if cost >= plan.0.min(most) {
+        return Ok(plan.1);
+    }
+    head.mask = Some(Box::new(mask_head));
+    Ok(head)
+}
+
+/// Decides the head for a sample.
+fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+    let mut best: Option<Plan> = None;
     let (mut fields, mut symbols): (Vec<u16>, Vec<u8>) = Default::default();
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
-        let sample = match &sampled {
-            Some(sample) => sample,
-            None => sampled.insert(sample(spec, source, layout, effort.sample)?),
-        };
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
         reserve(&mut fields, sample.heads.len())?;
@@ -144,7 +225,7 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
         let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
             let histograms = groups.merged(segment / GROUP)?;
-            let (mut cost, tables) = cluster(&histograms, &effort);
+            let (mut cost, tables) = cluster(&histograms, effort);
             cost += outside * OUTSIDE_COST;
             cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << COST_FRACTION;
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
@@ -156,8 +237,8 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
             }
         }
     }
-    let Some((_, head)) = best else { unreachable!("every dtype has a layout for the first m") };
-    Ok(head)
+    let Some(best) = best else { unreachable!("every dtype has a layout for the first m") };
+    Ok(best)
 }
 
 /// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of

@@ -3,7 +3,7 @@
 
 use bigsmall_format::{Dtype, EncodedRef, EncodingId, Error, Result, Rule, TensorSpec};
 
-use crate::block::{Block, HEADER, Sections, carried_len};
+use crate::block::{Block, HEADER, Sections, Zeros, carried_len};
 use crate::head::Head;
 use crate::kernels::LANES;
 use crate::planes::{GROUP, packed_len};
@@ -35,6 +35,7 @@ use crate::table::TOTAL;
 ///         AnsBlock::Raw { units, .. } => println!("{} bytes as they are", units.len()),
 ///         AnsBlock::Constant { unit } => println!("{unit:?} repeated"),
 ///         AnsBlock::Coded(block) => println!("{} words", block.words().len()),
+///         AnsBlock::Zeros(block) => println!("{} units are not zero", block.n_others()),
 ///     }
 /// }
 /// # Ok::<(), bigsmall_codec::Error>(())
@@ -161,15 +162,32 @@ impl<'a> AnsView<'a> {
         byte_len: usize,
         offset: u64,
     ) -> Result<AnsBlock<'v>> {
-        Ok(match Block::read(&self.head, block, byte_len)? {
+        self.view_of(&self.head, block, byte_len, offset)
+    }
+
+    /// `offset` is where the block begins in the payload.
+    fn view_of<'v>(
+        &'v self,
+        head: &'v Head,
+        block: &'v [u8],
+        byte_len: usize,
+        offset: u64,
+    ) -> Result<AnsBlock<'v>> {
+        Ok(match Block::read(head, block, byte_len)? {
             Block::Raw(units) => AnsBlock::Raw { units, offset: offset + HEADER as u64 },
             Block::Constant(units) => {
-                let unit_bytes = self.head.layout.unit_bytes;
+                let unit_bytes = head.layout.unit_bytes;
                 AnsBlock::Constant { unit: units.get(..unit_bytes).unwrap_or(units) }
             }
             Block::Ans(sections) => {
-                sections.exceptions(&self.head).try_for_each(|e| e.map(drop))?;
-                AnsBlock::Coded(CodedBlock { head: &self.head, sections, offset })
+                sections.exceptions(head).try_for_each(|e| e.map(drop))?;
+                AnsBlock::Coded(CodedBlock { head, sections, offset })
+            }
+            Block::Zeros(zeros) => {
+                let block = ZerosBlock { view: self, zeros, byte_len, offset };
+                block.mask()?;
+                block.others()?;
+                AnsBlock::Zeros(block)
             }
         })
     }
@@ -256,6 +274,53 @@ pub enum AnsBlock<'a> {
     },
     /// The block is entropy coded.
     Coded(CodedBlock<'a>),
+    /// Many units are zero: two blocks say which, and hold the others.
+    Zeros(ZerosBlock<'a>),
+}
+
+/// A block of kind *zeros* (FORMAT.md section 7.5): two blocks of other kinds. Whether they match
+/// each other can only be seen when the mask is decoded ([`Rule::ZeroMask`]).
+#[derive(Clone, Copy, Debug)]
+pub struct ZerosBlock<'a> {
+    view: &'a AnsView<'a>,
+    zeros: Zeros<'a>,
+    byte_len: usize,
+    offset: u64,
+}
+
+impl<'a> ZerosBlock<'a> {
+    /// How many units are not zero.
+    #[must_use]
+    pub fn n_others(&self) -> usize {
+        self.zeros.n_others
+    }
+
+    /// The mask: a block of bytes. Bit i mod 8 of byte i / 8, rounded down, is set if unit i is not
+    /// zero. It is coded with the tables of the mask's own head.
+    ///
+    /// # Errors
+    /// None if the [`AnsBlock`] came from [`AnsView::block`].
+    pub fn mask(&self) -> Result<AnsBlock<'a>> {
+        let view = self.view;
+        let Some(head) = &view.head.mask else { return Err(Error::new(Rule::AnsBlockHeader)) };
+        let n_units = self.byte_len / view.head.layout.unit_bytes;
+        let begin = HEADER as u64;
+        view.view_of(head, self.zeros.mask, n_units.div_ceil(8), self.offset + begin)
+            .map_err(|e| e.in_part_at(begin))
+    }
+
+    /// The units that are not zero, one after the other: a block of [`n_others`](Self::n_others)
+    /// units.
+    ///
+    /// # Errors
+    /// None if the [`AnsBlock`] came from [`AnsView::block`].
+    pub fn others(&self) -> Result<AnsBlock<'a>> {
+        let view = self.view;
+        let byte_len = self.n_others() * view.head.layout.unit_bytes;
+        let begin = self.zeros.others_at as u64;
+        view.view_of(&view.head, self.zeros.others, byte_len, self.offset + begin)
+            .map_err(|e| e.in_part_at(begin))
+    }
 }
 
 /// The sections of an entropy-coded block (FORMAT.md section 7.5).

@@ -187,6 +187,11 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
                 let decoded = oracle::decode(&head, block, n_units).unwrap();
                 assert!(decoded == whole[from..from + units], "{} {spec:?} {b}", golden.name);
                 see(format!("kind {}", block[0]));
+                if block[0] == 3 {
+                    let (mask, others, _) = oracle::zeros(block, n_units).unwrap();
+                    see(format!("mask of kind {}", mask[0]));
+                    see(format!("others of kind {}", others[0]));
+                }
                 if block[0] != 2 {
                     continue;
                 }
@@ -249,6 +254,12 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
         "kind 0",
         "kind 1",
         "kind 2",
+        "kind 3",
+        "mask of kind 0",
+        "mask of kind 1",
+        "mask of kind 2",
+        "others of kind 1",
+        "others of kind 2",
         "odd words 0",
         "odd words 1",
         "carried 0",

@@ -463,7 +463,8 @@ fn heads() {
         ("first 65535", |h| h[6..8].fill(0xff), Rule::AnsHead),
         ("a low width without low bits", |h| h[8] = 1, Rule::AnsHead),
         ("255 low widths", |h| h[8] = 255, Rule::AnsHead),
-        ("reserved", |h| h[9] = 1, Rule::ReservedNotZero),
+        ("reserved", |h| h[9] = 2, Rule::ReservedNotZero),
+        ("a head of masks that is not there", |h| h[9] = 1, Rule::AnsHead),
         ("an unused low width", |h| h[10] = 1, Rule::ReservedNotZero),
         ("the last unused low width", |h| h[13] = 1, Rule::ReservedNotZero),
     ];
@@ -879,8 +880,9 @@ fn a_cut_block_is_told_how_long_it_must_be() {
     let raw = [&[0; 8][..], &[7; 1399]].concat();
     for (block, said) in [
         (&raw[..], "expected 1408, found 1407"),
-        (&[3, 0][..], "expected kind 0, 1 or 2, found 3"),
-        (&[][..], "expected kind 0, 1 or 2, found -1"),
+        (&[3, 0][..], "expected a kind below 3, as the head has no masks, found 3"),
+        (&[4, 0][..], "expected kind 0, 1, 2 or 3, found 4"),
+        (&[][..], "expected kind 0, 1, 2 or 3, found -1"),
     ] {
         let error = decoder.decode_blocks(&[block], &mut vec![0; 1400]).unwrap_err();
         assert!(error.to_string().ends_with(said), "{error}");
@@ -936,6 +938,179 @@ fn blocks_of_other_kinds() {
     for n in [256, 511, 512, 699, 701, 768, 1024, BLOCK_UNITS] {
         let found = outcome(&spec(Dtype::BF16, n), &head, &block, false, "another length");
         assert!(found.is_err(), "{n}");
+    }
+}
+
+/// A head for masks, and 700 units of which those are zero whose bit in the mask is not set.
+fn zeros_kit() -> (Head, Vec<u8>, Vec<u8>) {
+    let mut head = bf16().head;
+    let mut freqs = vec![0; 256];
+    freqs[..4].copy_from_slice(&[1000, 1000, 96, 2000]);
+    head.mask = Some(Box::new(Head::plain(Dtype::U8, 0, 0, vec![freqs])));
+    // 350 ones in 88 bytes, the last four bits of which are beyond the units.
+    let mask = (0..88).map(|i| [0b0110_1001, 0b0011_1100][i % 2] & [0xff, 0x0f][i / 87]);
+    (head, mask.collect(), bf16().units)
+}
+
+/// An ANS block of bytes that are all the first symbol of the head of masks, or exceptions.
+fn coded_mask(head: &Head, mask: &[u8]) -> Vec<u8> {
+    let choices = Choices { tables: vec![0; 9], low_widths: vec![0; 9], q: 1, begin: vec![] };
+    oracle::encode(head.mask.as_ref().unwrap(), mask, &choices).bytes()
+}
+
+// G-20, G-21
+#[test]
+fn wrong_masks_of_zeros_are_refused() {
+    let (head, mask, units) = zeros_kit();
+    let k = mask.iter().map(|byte| byte.count_ones()).sum::<u32>() as usize;
+    let raw = |bytes: &[u8]| [&[0; 8][..], bytes].concat();
+    let others_of = |k: usize| raw(&units[..2 * k]);
+    let others = others_of(k);
+    let n = 700;
+    let check = |name: &str, n: usize, block: &[u8], expected: Option<Rule>| {
+        let found = outcome(&spec(Dtype::BF16, n), &head.write(), block, true, name);
+        assert_eq!(found.err(), expected, "{name}");
+    };
+    let block = |mask: &[u8], others: &[u8], k: usize| oracle::zeros_block(mask, others, k);
+    let good = block(&raw(&mask), &others, k);
+    check("as it should be", n, &good, None);
+    // Coded others: whole groups and a tail.
+    let choices = Choices { tables: vec![0; 9], low_widths: vec![], q: 1, begin: vec![] };
+    let coded = oracle::encode(&head, &units[..2 * k], &choices).bytes();
+    check("coded others", n, &block(&raw(&mask), &coded, k), None);
+    let one = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &units[..2].repeat(28)].concat();
+    check("constant others", n, &block(&raw(&mask), &one, k), None);
+    check("a constant mask", n, &block(&constant_mask(), &others, k), Some(Rule::ConstantBlock));
+    let long = 4 * 1024;
+    let long_mask = [0b0101_0101].repeat(long / 8);
+    let constant = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &long_mask[..56]].concat();
+    check(
+        "a constant mask",
+        long,
+        &block(&constant, &raw(&units[..2].repeat(long / 2)), long / 2),
+        None,
+    );
+    let long_mask: Vec<u8> = (0..long / 8).map(|i| [0, 1, 3, 3, 200][i % 5]).collect();
+    let ones = long_mask.iter().map(|byte| byte.count_ones()).sum::<u32>() as usize;
+    let long_others = raw(&units[..2].repeat(ones));
+    let long_coded = coded_mask(&head, &long_mask);
+    check("a coded mask", long, &block(&long_coded, &long_others, ones), None);
+    // Every number of others but the right one, with as many others as that.
+    for wrong in [1, k - 1, k + 1, n - 1] {
+        let others = raw(&units[..2 * wrong]);
+        check("another count", n, &block(&raw(&mask), &others, wrong), Some(Rule::ZeroMask));
+        // The mask is checked before the units.
+        let block = block(&raw(&mask), &others_of(k), wrong);
+        let found = outcome_quick(&spec(Dtype::BF16, n), &head.write(), &block, "a count alone");
+        assert_eq!(found, Err(Rule::ZeroMask));
+    }
+    for wrong in [0, n, n + 1, 1 << 17, u32::MAX as usize] {
+        let block = block(&raw(&mask), &others, wrong);
+        check("an impossible count", n, &block, Some(Rule::AnsBlockHeader));
+    }
+    // Every bit of the mask.
+    for bit in 0..8 * mask.len() {
+        let mut mask = mask.clone();
+        mask[bit / 8] ^= 1 << (bit % 8);
+        let rule = if bit < n { Rule::ZeroMask } else { Rule::PaddingNotZero };
+        check("a bit of the mask", n, &block(&raw(&mask), &others, k), Some(rule));
+    }
+    // Kinds within.
+    check("a mask of kind 3", n, &block(&good, &others, k), Some(Rule::AnsBlockHeader));
+    check("others of kind 3", n, &block(&raw(&mask), &good, k), Some(Rule::AnsBlockHeader));
+    check("no mask", n, &block(&[], &others, k), Some(Rule::AnsBlockHeader));
+    check("no others", n, &block(&raw(&mask), &[], k), Some(Rule::AnsBlockHeader));
+    // Lengths.
+    for shorter in [&mask[1..], &mask[..mask.len() - 1]] {
+        check("a shorter mask", n, &block(&raw(shorter), &others, k), Some(Rule::AnsBlockLength));
+    }
+    let longer = [&mask[..], &[0]].concat();
+    check("a longer mask", n, &block(&raw(&longer), &others, k), Some(Rule::AnsBlockLength));
+    for length in [0, 1, 7] {
+        let found = by_blocks(
+            &backends().next().unwrap(),
+            &spec(Dtype::BF16, n),
+            &head.write(),
+            &good[..length],
+        );
+        assert!(found.is_err());
+    }
+    let mut damaged = good.clone();
+    damaged[2..4].fill(0xff);
+    check("a mask beyond the block", n, &damaged, Some(Rule::AnsBlockLength));
+    let mut damaged = good.clone();
+    damaged[1] = 1;
+    check("reserved", n, &damaged, Some(Rule::AnsBlockHeader));
+    // 88 and 8 bytes need no padding; 87 would.
+    let short_mask = &[0b0110_1001; 87][..];
+    let k_short = 4 * 87;
+    let mut padded = block(&raw(short_mask), &raw(&units[..2 * k_short]), k_short);
+    check("a padded mask", 696, &padded, None);
+    padded[8 + 8 + 87] = 1;
+    check("padding of the mask", 696, &padded, Some(Rule::PaddingNotZero));
+    check("too few units", 255, &good, Some(Rule::AnsBlockHeader));
+    // A head without masks.
+    let plain = bf16().head.write();
+    let found = outcome(&spec(Dtype::BF16, n), &plain, &good, true, "no head of masks");
+    assert_eq!(found, Err(Rule::AnsBlockHeader));
+    // A head of masks in a head of masks, and one that is cut short.
+    let mut twice = head.clone();
+    twice.mask.as_mut().unwrap().mask.clone_from(&head.mask);
+    let found = outcome(&spec(Dtype::BF16, n), &twice.write(), &good, true, "masks of masks");
+    assert_eq!(found, Err(Rule::ReservedNotZero));
+    let bytes = head.write();
+    for cut in plain.len()..bytes.len() {
+        assert!(
+            outcome_quick(&spec(Dtype::BF16, n), &bytes[..cut], &good, "cut").is_err(),
+            "{cut}"
+        );
+    }
+    // Everything else: every byte of header, mask and the others' header.
+    for at in 0..good.len().min(130) {
+        for bit in 0..8 {
+            let mut damaged = good.clone();
+            damaged[at] ^= 1 << bit;
+            let _ = outcome_quick(&spec(Dtype::BF16, n), &bytes, &damaged, "a flipped bit");
+        }
+    }
+}
+
+fn constant_mask() -> Vec<u8> {
+    [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[0x69; 55], &[0x68]].concat()
+}
+
+/// The encoder gives every dtype a mask where it wins, and blocks of different lengths are decoded
+/// together.
+#[test]
+fn zeros_of_every_dtype() {
+    let mut random = Random::new(11);
+    for (dtype, _) in DTYPES {
+        let unit_bytes = dtype.unit_bytes();
+        let n_units = 2 * BLOCK_UNITS + 4096 + 8;
+        let mut units = Vec::new();
+        for i in 0..n_units {
+            // The first block has more zeros than the second; a zero with a sign is another unit.
+            let often = if i < BLOCK_UNITS { 2 } else { 5 };
+            let unit = match random.below(16) {
+                0 => 1 << (8 * unit_bytes - 1),
+                below if below < often => random.bits() | 0x4040_4040_4040_4040,
+                _ => 0,
+            };
+            units.extend(&u64::to_le_bytes(unit)[..unit_bytes]);
+        }
+        let spec = spec(dtype, n_units);
+        let tensor = encode_tensor(&Ans::default(), &spec, &units).unwrap();
+        let blocks: Vec<&[u8]> = (0..spec.n_blocks()).map(|i| tensor.block(i)).collect();
+        // Bytes are coded as well without a mask.
+        assert!(unit_bytes == 1 || blocks.iter().all(|block| block[0] == 3), "{dtype}");
+        oracle::view::check(&tensor, true, dtype.name()).unwrap();
+        for ans in backends() {
+            let mut dst = vec![0x5a; units.len()];
+            ans.open(&spec, tensor.head()).unwrap().decode_blocks(&blocks, &mut dst).unwrap();
+            assert!(dst == units, "{dtype} {:?}", ans.backend());
+            let again = encode_tensor(&ans, &spec, &units).unwrap();
+            assert!(again == tensor, "{dtype} {:?}", ans.backend());
+        }
     }
 }
 

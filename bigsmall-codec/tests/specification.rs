@@ -59,6 +59,23 @@ fn vectors() {
         .collect();
     check("exception bytes", hex(&oracle::write_exceptions(&head, &exceptions, 3).bytes(1)));
 
+    let mut with_masks = head.clone();
+    with_masks.mask = Some(Box::new(Head::plain(Dtype::U8, 0, 0, vec![vec![16; 256]])));
+    let unit = |i: u16| if i % 32 == 5 { 0x3f80 + i } else { 0 };
+    let units: Vec<u8> = (0..260).flat_map(|i| unit(i).to_le_bytes()).collect();
+    let block = from_hex(&vector(&text, "zeros block").concat());
+    assert_eq!(oracle::decode(&with_masks, &block, 260).unwrap(), units);
+    let (mask, others, k) = oracle::zeros(&block, 260).unwrap();
+    check("zeros block", hex(&oracle::zeros_block(mask, others, k)));
+    let spec = TensorSpec::new("z", Dtype::BF16, &[260]).unwrap();
+    for backend in bigsmall_codec::backends() {
+        let ans = Ans::default().with_backend(backend).unwrap();
+        let mut back = vec![0; units.len()];
+        let decoder = ans.open(&spec, &with_masks.write()).unwrap();
+        decoder.decode_blocks(&[&block], &mut back).unwrap();
+        assert_eq!(back, units, "{backend:?}");
+    }
+
     // The bytes of the frame are what the encoder chose once; what counts is that they are read for
     // ever.
     let units: Vec<u8> = (0..261u16)

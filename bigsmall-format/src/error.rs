@@ -102,6 +102,7 @@ rules! {
     AnsException: Corrupt, "an exception is out of order or out of range";
     PaddingNotZero: Corrupt, "padding is not zero";
     ConstantBlock: Corrupt, "a constant block does not repeat one unit";
+    ZeroMask: Corrupt, "a mask of zeros does not match the units beside it";
     // TBE payloads.
     TbeHead: Corrupt, "a TBE head field is out of range";
     TbeBlockLength: Corrupt, "a TBE block's sections do not fill it exactly";

@@ -3,8 +3,10 @@
 //! except for the words and the end states, which the kernel checks.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_codec::{AliasBucket, AliasEntry, AnsBlock, AnsView, CodedBlock};
-use bigsmall_format::{BLOCK_UNITS, EncodedTensor, Result};
+use std::borrow::Cow;
+
+use bigsmall_codec::{AliasBucket, AliasEntry, Ans, AnsBlock, AnsView, CodedBlock};
+use bigsmall_format::{BLOCK_UNITS, EncodedTensor, EncodingId, Error, Result, Rule};
 
 /// Units of a group.
 const GROUP: usize = 256;
@@ -66,6 +68,10 @@ impl AnsPlan {
                     let unit = unit.iter().rev().fold(0, |unit, &b| unit << 8 | u32::from(b));
                     plan.blocks.extend([1, 0, 0, 0, unit, n_units]);
                 }
+                // `without_masks` left none.
+                AnsBlock::Zeros(_) => {
+                    return Err(Error::new(Rule::SpecMismatch).expected("a block without a mask"));
+                }
                 AnsBlock::Coded(block) => {
                     plan.coded(&block, n_units, index as u32 * BLOCK_UNITS as u32);
                 }
@@ -95,10 +101,71 @@ impl AnsPlan {
     }
 }
 
+/// The tensor with its blocks of kind *zeros* decoded, and stored raw: the kernel does not read
+/// them. As it is if it has none.
+///
+/// # Errors
+/// Those of decoding.
+pub(crate) fn without_masks(tensor: &EncodedTensor) -> Result<Cow<'_, EncodedTensor>> {
+    /// The kind of a block is its first byte.
+    const KIND_ZEROS: u8 = 3;
+    let n_blocks = tensor.table().n_blocks();
+    let is_masked = |index: u64| tensor.block(index).first() == Some(&KIND_ZEROS);
+    if tensor.encoding() != EncodingId::Ans || !(0..n_blocks).any(is_masked) {
+        return Ok(Cow::Borrowed(tensor));
+    }
+    let spec = tensor.spec();
+    let mut payload = tensor.head().to_vec();
+    payload.resize(payload.len().next_multiple_of(8), 0);
+    let mut lens = Vec::new();
+    let block_bytes = spec.block_bytes() as u64;
+    for index in 0..n_blocks {
+        let begin = payload.len();
+        if is_masked(index) {
+            payload.resize(begin + 8 + spec.block_byte_len(index), 0);
+            let units = &mut payload[begin + 8..];
+            let from = index * block_bytes;
+            tensor.decode_bytes(&Ans::default(), from..from + units.len() as u64, units)?;
+        } else {
+            payload.extend_from_slice(tensor.block(index));
+        }
+        lens.push((payload.len() - begin) as u32);
+        payload.resize(payload.len().next_multiple_of(8), 0);
+    }
+    let head_len = tensor.head().len() as u32;
+    EncodedTensor::new(spec.clone(), EncodingId::Ans, head_len, lens, payload).map(Cow::Owned)
+}
+
 /// A bucket as the words of [`AnsPlan::tables`].
 fn bucket_words(AliasBucket { split, own, donor, .. }: AliasBucket) -> [u32; 5] {
     let side =
         |e: AliasEntry| [u32::from(e.freq) | u32::from(e.symbol) << 16, i32::from(e.delta) as u32];
     let ([own, own_delta], [donor, donor_delta]) = (side(own), side(donor));
     [split, own, own_delta, donor, donor_delta]
+}
+
+#[cfg(test)]
+mod tests {
+    use bigsmall_format::{Dtype, TensorSpec, encode_tensor};
+
+    use super::*;
+
+    /// Blocks that the kernel does not read reach it decoded.
+    #[test]
+    fn no_block_has_a_mask() {
+        let units: Vec<u8> = (0..200_000u32)
+            .flat_map(|i| if i % 3 == 0 { 0x3c00 + i as u16 % 64 } else { 0 }.to_le_bytes())
+            .collect();
+        let spec = TensorSpec::new("pruned", Dtype::BF16, &[1000, 200]).expect("a valid shape");
+        let tensor = encode_tensor(&Ans::default(), &spec, &units).expect("a valid tensor");
+        assert_eq!(tensor.block(0)[0], 3, "pruned weights have a mask");
+        assert!(AnsPlan::new(&tensor).is_err());
+        let decoded = without_masks(&tensor).expect("a valid tensor");
+        assert!((0..2).all(|i| decoded.block(i)[0] != 3));
+        AnsPlan::new(&decoded).expect("blocks that the kernel reads");
+        let mut back = vec![0; units.len()];
+        decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");
+        assert!(back == units);
+        assert!(matches!(without_masks(&decoded), Ok(Cow::Borrowed(_))));
+    }
 }

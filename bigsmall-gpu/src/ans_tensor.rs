@@ -1,8 +1,10 @@
 //! Tensors in ANS form that the device decodes: for loading, and for matrices that take turns.
 
+use std::borrow::Cow;
+
 use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, Error as FormatError, Rule};
 
-use crate::ans::AnsPlan;
+use crate::ans::{AnsPlan, without_masks};
 use crate::context::Wgpu;
 use crate::device::Device;
 use crate::dispatch::fold;
@@ -63,14 +65,20 @@ pub struct PreparedAns {
 
 impl PreparedAns {
     /// Validates headers, tables and exceptions of `tensor`. Errors that only decoding can find are
-    /// reported by [`check_ans`](Wgpu::check_ans).
+    /// reported by [`check_ans`](Wgpu::check_ans). Blocks with masks of zeros are decoded here, on
+    /// the host, and sent as they are then.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for another dtype or encoding; of class Corrupt for a payload that
     /// breaks the format; [`ErrorKind::TooLarge`] for 2 GiB or more.
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
-        let plan = plan_of(&tensor).map_err(|e| e.in_tensor(tensor.spec().name()))?;
-        Ok(PreparedAns { tensor, plan })
+        let of_tensor = |e: Error| e.in_tensor(tensor.spec().name());
+        let decoded = match without_masks(&tensor).map_err(|e| of_tensor(e.into()))? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(decoded) => Some(decoded),
+        };
+        let plan = plan_of(decoded.as_ref().unwrap_or(&tensor)).map_err(of_tensor)?;
+        Ok(PreparedAns { tensor: decoded.unwrap_or(tensor), plan })
     }
 
     /// The tensor.

@@ -314,6 +314,9 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-blocks", &tensors)?);
 
+    // Masks of zeros, in a sequence of random numbers of their own.
+    out.push(masks()?);
+
     // TBE.
     for (name, width) in [("tbe3", Width::Three), ("tbe4", Width::Four)] {
         let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2];
@@ -405,6 +408,59 @@ pub fn goldens() -> Result<Vec<Golden>> {
     let json = r#"{"__metadata__":{"only":"this"}}"#.to_owned();
     out.push(shard("no-tensors", Some(json), &[], false)?);
     Ok(out)
+}
+
+/// Tensors with many zeros: pruned, rows that are zero, masks of every kind.
+fn masks() -> Result<Golden> {
+    let mut random = Xorshift(0x0f1e_2d3c_4b5a_6978);
+    let r = &mut random;
+    // Two of every four, the smaller ones in a pruned model.
+    let mut pruned = Vec::new();
+    for _ in 0..1100 {
+        let [a, b] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]][r.below(6) as usize];
+        for i in 0..4 {
+            let weight = element(Dtype::BF16, r.weight() * 0.02);
+            let unit = if i == a || i == b { 0 } else { weight };
+            pruned.extend(&unit.to_le_bytes()[..2]);
+        }
+    }
+    let mut untouched = Vec::new();
+    for _ in 0..50 {
+        let zero = r.below(5) > 0;
+        let row = weights(r, Dtype::F32, 64, 1e-6);
+        untouched.extend(row.iter().map(|&byte| if zero { 0 } else { byte }));
+    }
+    let mut some = |dtype: Dtype, n: usize, one_in: u64| {
+        let width = dtype.unit_bytes();
+        let mut out = Vec::new();
+        for _ in 0..n {
+            let unit = element(dtype, r.weight());
+            let unit = if r.below(one_in) == 0 { unit } else { 0 };
+            out.extend(&unit.to_le_bytes()[..width]);
+        }
+        out
+    };
+    let half = some(Dtype::F16, 3000, 2);
+    let f64s = some(Dtype::F64, 1003, 4);
+    // A zero with a sign is not zero.
+    let e4m3 = some(Dtype::F8_E4M3, 6000, 9).into_iter().enumerate();
+    let e4m3 = e4m3.map(|(i, byte)| if i % 50 == 0 { 0x80 } else { byte }).collect();
+    let mut blocks = some(Dtype::BF16, BLOCK_UNITS, 80);
+    blocks.extend(weights(r, Dtype::BF16, 700, 1.0));
+    // A constant mask, and others that are all alike.
+    let alike = units::<4>(4096, |i| u64::from(i % 2 == 0) * 0x3f80_0000);
+    plain(
+        "ans-zeros",
+        &[
+            vector("2:4", Dtype::BF16, pruned, ANS),
+            tensor("untouched rows", Dtype::F32, &[50, 64], untouched, ANS),
+            vector("half", Dtype::F16, half, ANS),
+            vector("f64", Dtype::F64, f64s, SMALL),
+            vector("e4m3", Dtype::F8_E4M3, e4m3, ANS),
+            vector("blocks", Dtype::BF16, blocks, ANS),
+            vector("alike", Dtype::F32, alike, ANS),
+        ],
+    )
 }
 
 /// The SHA-256 of every original, as `sha256sum` writes them.

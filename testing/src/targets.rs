@@ -290,6 +290,8 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
                     .flat_map(|i| {
                         let scale = 0.001 * (1 + i as u64 * rows / n as u64) as f64;
                         let value = f64::from(random.signed() + random.signed()) * scale;
+                        // The second head of each dtype has a head of masks.
+                        let value = if rows > 1 && i % 3 != 0 { 0.0 } else { value };
                         let bits = match dtype {
                             Dtype::BF16 => u64::from((value as f32).to_bits() >> 16),
                             Dtype::F16 => u64::from((value as f32).to_bits() >> 13 & 0xffff),
@@ -306,6 +308,11 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
         }
         heads
     })
+}
+
+/// Bits of the last byte of a mask behind that of the last unit.
+fn mask_padding(n_units: usize) -> usize {
+    8 * n_units.div_ceil(8) - n_units
 }
 
 /// An ANS block, any bytes or a sound one with edits: every backend says what the oracle says.
@@ -326,11 +333,20 @@ pub fn ans_block(data: &[u8]) {
             q: u32::from(input.u8()) % 16,
             begin: vec![],
         };
-        let mut block = if n_units < 256 {
-            [&[0; 8], &units[..]].concat()
-        } else {
-            ans::encode(&head, &units, &choices).bytes()
+        let encode = |units: &[u8]| match units.len() / dtype.unit_bytes() {
+            0..256 => [&[0; 8], units].concat(),
+            _ => ans::encode(&head, units, &choices).bytes(),
         };
+        let mut block = encode(&units);
+        if head.mask.is_some() && n_units >= 256 && input.u8() & 1 == 1 {
+            let mut mask = input.fill(n_units.div_ceil(8));
+            if let Some(last) = mask.last_mut() {
+                *last &= 0xff >> mask_padding(n_units);
+            }
+            let n_others = mask.iter().map(|byte| byte.count_ones()).sum::<u32>() as usize;
+            let others = encode(&units[..n_others * dtype.unit_bytes()]);
+            block = ans::zeros_block(&[&[0; 8], &mask[..]].concat(), &others, n_others);
+        }
         for _ in 0..input.u8() % 4 {
             edit(&mut input, &mut block);
         }

@@ -5,16 +5,21 @@ use bigsmall_format::internal::{Ahead, reserve, set_len};
 
 use crate::bits::BitWriter;
 use crate::block::sections::{
-    CONSTANT_LEN, HEADER, KIND_ANS, KIND_CONSTANT, KIND_RAW, carried_len, is_constant,
+    CONSTANT_LEN, HEADER, KIND_ANS, KIND_CONSTANT, KIND_RAW, KIND_ZEROS, carried_len, is_constant,
 };
 use crate::exceptions;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns, low_width, pack_lows};
+use crate::zeros;
 
 /// Blocks that are encoded at once: two keep both halves of the machine busy.
 const AT_ONCE: usize = 2;
+
+/// Zeros from which on a block has a mask: with fewer, the exceptions that they are otherwise take
+/// about as much as the mask's states.
+const FEWEST_ZEROS: usize = 64;
 
 /// More than header, states, table and width numbers of a block take.
 const SMALL_SECTIONS: usize = 4096;
@@ -25,11 +30,18 @@ pub(crate) struct Encoder {
     costs: CostTable,
     stand_ins: StandIns,
     kernels: &'static dyn Kernels,
+    /// The encoder of masks, if the head has one for them.
+    masks: Option<Box<Encoder>>,
 }
 
 /// Memory that is kept between calls: fresh memory costs as much as coding.
 #[derive(Default)]
-pub(crate) struct Scratch([Parts; AT_ONCE]);
+pub(crate) struct Scratch {
+    parts: [Parts; AT_ONCE],
+    /// Mask and other units of a block of kind *zeros*.
+    mask: Vec<u8>,
+    others: Vec<u8>,
+}
 
 /// The parts of a block before its sections are written.
 #[derive(Default)]
@@ -45,9 +57,10 @@ struct Parts {
 }
 
 impl Encoder {
-    pub(crate) fn new(head: Head, kernels: &'static dyn Kernels) -> Encoder {
+    pub(crate) fn new(mut head: Head, kernels: &'static dyn Kernels) -> Encoder {
+        let masks = head.mask.take().map(|mask| Box::new(Encoder::new(*mask, kernels)));
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
-        Encoder { head, costs, stand_ins, kernels }
+        Encoder { head, costs, stand_ins, kernels, masks }
     }
 
     /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to
@@ -61,24 +74,76 @@ impl Encoder {
         out: &mut Vec<u8>,
         lens: &mut Vec<u32>,
     ) -> Result<()> {
+        let Some(masks) = &self.masks else {
+            return self.encode_plain(units, block_bytes, scratch, out, lens);
+        };
+        let unit_bytes = self.head.layout.unit_bytes;
+        let mut part_lens = Vec::new();
+        for units in units.chunks(block_bytes) {
+            let n_units = units.len() / unit_bytes;
+            let n_zeros = zeros::count(unit_bytes, units);
+            if n_units < GROUP || !(FEWEST_ZEROS..n_units).contains(&n_zeros) {
+                self.encode_plain(units, block_bytes, scratch, out, lens)?;
+                continue;
+            }
+            let (mut mask, mut others) =
+                (std::mem::take(&mut scratch.mask), std::mem::take(&mut scratch.others));
+            set_len(&mut mask, n_units.div_ceil(8))?;
+            set_len(&mut others, units.len())?;
+            let n_others = n_units - n_zeros;
+            zeros::split(unit_bytes, units, &mut mask, &mut others);
+            others.truncate(n_others * unit_bytes);
+            let begin = out.len();
+            reserve(out, HEADER)?;
+            out.resize(begin + HEADER, 0);
+            part_lens.clear();
+            masks.encode_plain(&mask, mask.len(), scratch, out, &mut part_lens)?;
+            self.encode_plain(&others, others.len(), scratch, out, &mut part_lens)?;
+            (scratch.mask, scratch.others) = (mask, others);
+            let &[mask_len, others_len] = &part_lens[..] else { unreachable!("two blocks") };
+            let len = HEADER + (mask_len as usize).next_multiple_of(8) + others_len as usize;
+            if len >= HEADER + units.len() {
+                out.truncate(begin);
+                self.encode_plain(units, block_bytes, scratch, out, lens)?;
+                continue;
+            }
+            let (header, _) = out[begin..].split_at_mut(HEADER);
+            header[0] = KIND_ZEROS;
+            // At most 8 bytes and those of a mask: 16,392.
+            header[2..4].copy_from_slice(&(mask_len as u16).to_le_bytes());
+            header[4..].copy_from_slice(&(n_others as u32).to_le_bytes());
+            lens.push(len as u32);
+        }
+        Ok(())
+    }
+
+    /// [`encode`](Self::encode) without masks.
+    fn encode_plain(
+        &self,
+        units: &[u8],
+        block_bytes: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
         let unit_bytes = self.head.layout.unit_bytes;
         let mut runs = units.chunks(AT_ONCE * block_bytes).peekable();
         while let Some(units) = runs.next() {
             let mut kinds = [KIND_RAW; AT_ONCE];
             let blocks = || units.chunks(block_bytes);
-            for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.0) {
+            for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.parts) {
                 if is_constant(units, unit_bytes) && units.len() >= CONSTANT_LEN {
                     *kind = KIND_CONSTANT;
                 } else if self.take_apart(units, parts)? {
                     *kind = KIND_ANS;
                 }
             }
-            let coded = scratch.0.iter_mut().zip(kinds).filter(|(_, kind)| *kind == KIND_ANS);
+            let coded = scratch.parts.iter_mut().zip(kinds).filter(|(_, kind)| *kind == KIND_ANS);
             let mut next = runs.peek().into_iter().flat_map(|next| next.chunks(block_bytes));
             let mut ahead = || next.next().map_or_else(Ahead::default, Ahead::new);
             let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job(ahead())).collect();
             self.kernels.encode(&self.head, &mut jobs);
-            for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.0) {
+            for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.parts) {
                 let begin = out.len();
                 if kind == KIND_ANS {
                     self.write(units, parts, out)?;

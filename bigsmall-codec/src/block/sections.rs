@@ -14,12 +14,16 @@ use crate::units::low_len;
 pub(super) const KIND_RAW: u8 = 0;
 pub(super) const KIND_CONSTANT: u8 = 1;
 pub(super) const KIND_ANS: u8 = 2;
+pub(super) const KIND_ZEROS: u8 = 3;
 /// Kind, Rice parameter of the exceptions, their number, number of words.
 pub(crate) const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 pub(super) const CONSTANT_LEN: usize = 64;
 /// Bytes that the end states carry, at most: 16 bits a lane.
 pub(super) const CARRIED: usize = 2 * LANES;
+
+/// Bytes of the mask of a full block.
+pub(crate) const MAX_MASK: usize = bigsmall_format::BLOCK_UNITS / 8;
 
 /// Groups of a full block.
 pub(crate) const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
@@ -40,6 +44,7 @@ pub(crate) enum Block<'a> {
     /// One unit repeated, in 56 bytes.
     Constant(&'a [u8]),
     Ans(Sections<'a>),
+    Zeros(Zeros<'a>),
 }
 
 impl<'a> Block<'a> {
@@ -51,12 +56,88 @@ impl<'a> Block<'a> {
             Some(&KIND_RAW) => read_raw(block, byte_len).map(Block::Raw),
             Some(&KIND_CONSTANT) => read_constant(block, unit_bytes, byte_len).map(Block::Constant),
             Some(&KIND_ANS) => Sections::read(head, block, byte_len / unit_bytes).map(Block::Ans),
+            Some(&KIND_ZEROS) => Zeros::read(head, block, byte_len / unit_bytes).map(Block::Zeros),
             kind => Err(Error::new(Rule::AnsBlockHeader)
                 .at(0)
-                .expected("kind 0, 1 or 2")
+                .expected("kind 0, 1, 2 or 3")
                 .found(kind.map_or(-1, |&k| i32::from(k)))),
         }
     }
+}
+
+/// The parts of a block of kind *zeros*: two blocks. What they hold is not read here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zeros<'a> {
+    /// Units that are not zero, fewer than the block has.
+    pub(crate) n_others: usize,
+    /// The encoded mask.
+    pub(crate) mask: &'a [u8],
+    /// The encoded units that are not zero, and where they begin in the block.
+    pub(crate) others: &'a [u8],
+    pub(crate) others_at: usize,
+}
+
+impl<'a> Zeros<'a> {
+    fn read(head: &Head, block: &'a [u8], n_units: usize) -> Result<Zeros<'a>> {
+        let wrong = |at: u64, expected: &str, found: usize| {
+            Error::new(Rule::AnsBlockHeader).at(at).expected(expected).found(found)
+        };
+        if head.mask.is_none() {
+            return Err(wrong(0, "a kind below 3, as the head has no masks", 3));
+        }
+        let (&[_, reserved, len0, len1, n0, n1, n2, n3], rest) =
+            block.split_first_chunk::<HEADER>().ok_or_else(|| {
+                Error::new(Rule::AnsBlockLength).expected("8 bytes").found(block.len())
+            })?;
+        let n_others = u32::from_le_bytes([n0, n1, n2, n3]) as usize;
+        if reserved != 0 || n_units < GROUP {
+            return Err(wrong(0, "a zero, and 256 units or more", n_units));
+        }
+        if !(1..n_units).contains(&n_others) {
+            return Err(wrong(4, "1 to all but one of the units", n_others));
+        }
+        let mask_len = usize::from(u16::from_le_bytes([len0, len1]));
+        let length = || Error::new(Rule::AnsBlockLength).expected(mask_len).found(rest.len());
+        let (mask, _) = rest.split_at_checked(mask_len).ok_or_else(length)?;
+        let (padded, others) =
+            rest.split_at_checked(mask_len.next_multiple_of(8)).ok_or_else(length)?;
+        if padded[mask_len..].iter().any(|&b| b != 0) {
+            return Err(Error::new(Rule::PaddingNotZero).at((HEADER + mask_len) as u64));
+        }
+        // One kind more would be a block in a block in a block.
+        for (part, at) in [(mask, HEADER), (others, HEADER + padded.len())] {
+            if part.first().is_none_or(|&kind| kind >= KIND_ZEROS) {
+                return Err(Error::new(Rule::AnsBlockHeader)
+                    .at(at.min(block.len() - 1) as u64)
+                    .expected("kind 0, 1 or 2"));
+            }
+        }
+        Ok(Zeros { n_others, mask, others, others_at: HEADER + padded.len() })
+    }
+
+    /// Reads the block of the units that are not zero.
+    pub(crate) fn read_others(&self, head: &Head) -> Result<Block<'a>> {
+        let byte_len = self.n_others * head.layout.unit_bytes;
+        Block::read(head, self.others, byte_len).map_err(|e| e.in_part_at(self.others_at as u64))
+    }
+}
+
+/// Checks a decoded mask of `n_units` bits, of which `n_others` are set.
+pub(crate) fn check_mask(mask: &[u8], n_units: usize, n_others: usize) -> Result<()> {
+    if let (Some(&last), used @ 1..) = (mask.last(), n_units % 8)
+        && last >> used != 0
+    {
+        return Err(Error::new(Rule::PaddingNotZero).expected("zeros after the last unit's bit"));
+    }
+    let (words, rest) = mask.as_chunks::<8>();
+    let ones = words.iter().map(|w| u64::from_le_bytes(*w).count_ones()).sum::<u32>()
+        + rest.iter().map(|b| b.count_ones()).sum::<u32>();
+    if ones as usize != n_others {
+        return Err(Error::new(Rule::ZeroMask)
+            .expected(format!("{n_others} units that are not zero"))
+            .found(ones));
+    }
+    Ok(())
 }
 
 /// The sections of an ANS block, each of its exact length.

@@ -117,6 +117,8 @@ pub struct Head {
     pub first: u32,
     pub low_widths: Vec<u8>,
     pub tables: Vec<Vec<u32>>,
+    /// The head of masks.
+    pub mask: Option<Box<Head>>,
 }
 
 /// Symbol, frequency and rank of every slot.
@@ -186,6 +188,7 @@ impl Head {
             first: base,
             low_widths: if low_bits > 0 { vec![low_bits as u8] } else { vec![] },
             tables,
+            mask: None,
         }
     }
 
@@ -217,17 +220,23 @@ impl Head {
             vec![self.m as u8, self.w as u8, self.log_segment as u8, self.tables.len() as u8];
         out.extend((self.base as u16).to_le_bytes());
         out.extend((self.first as u16).to_le_bytes());
-        out.extend([self.low_widths.len() as u8, 0]);
+        out.extend([self.low_widths.len() as u8, self.mask.is_some().into()]);
         let mut widths = self.low_widths.clone();
         widths.resize(4, 0);
         out.extend(&widths[..4]);
         let mut bits = Bits::default();
         self.tables.iter().for_each(|t| push_table(&mut bits, t));
         out.extend(bits.bytes(1));
+        out.extend(self.mask.iter().flat_map(|mask| mask.write()));
         out
     }
 
     pub fn read(dtype: Dtype, bytes: &[u8]) -> Result<Head, Rule> {
+        Head::read_part(dtype, bytes, 1)
+    }
+
+    /// `flags` may be set.
+    fn read_part(dtype: Dtype, bytes: &[u8], flags: u8) -> Result<Head, Rule> {
         let ensure = |ok: bool| if ok { Ok(()) } else { Err(Rule::AnsHead) };
         ensure(bytes.len() >= 14)?;
         let (_, head_bits, e) = fields(dtype);
@@ -249,7 +258,7 @@ impl Head {
         let low_widths = bytes[10..10 + k].to_vec();
         ensure(k == 0 || u32::from(low_widths[0]) == low_bits)?;
         ensure(low_widths.windows(2).all(|v| v[0] > v[1]))?;
-        if bytes[9] != 0 || bytes[10 + k..14].iter().any(|&b| b != 0) {
+        if bytes[9] & !flags != 0 || bytes[10 + k..14].iter().any(|&b| b != 0) {
             return Err(Rule::ReservedNotZero);
         }
         let mut reader = Reader::new(&bytes[14..]);
@@ -271,8 +280,23 @@ impl Head {
             }
             tables.push(freqs);
         }
-        reader.finish(Rule::AnsHead)?;
-        Ok(Head { dtype, m, w, log_segment, base, first, low_widths, tables })
+        let mask = match bytes[9] {
+            0 => {
+                reader.finish(Rule::AnsHead)?;
+                None
+            }
+            _ => {
+                // The head of masks begins with the next byte.
+                while reader.at % 8 != 0 {
+                    if reader.pull(1) != Some(0) {
+                        return Err(Rule::PaddingNotZero);
+                    }
+                }
+                let rest = &bytes[14 + reader.at / 8..];
+                Some(Box::new(Head::read_part(Dtype::U8, rest, 0)?))
+            }
+        };
+        Ok(Head { dtype, m, w, log_segment, base, first, low_widths, tables, mask })
     }
 
     /// The symbol that stands for a field.
@@ -633,6 +657,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
             return Ok(unit.repeat(n_units));
         }
         Some(2) => {}
+        Some(3) if head.mask.is_some() => return decode_zeros(head, bytes, n_units),
         _ => return Err(Rule::AnsBlockHeader),
     }
     let block = sections(head, bytes, n_units)?;
@@ -757,6 +782,56 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
         units.iter().flat_map(|&(field, residual, low)| head.join(field, residual, low)).collect();
     out.extend(&block.tail);
     Ok(out)
+}
+
+/// The two blocks of a block of kind 3: the mask, and the other units with their number.
+pub fn zeros(bytes: &[u8], n_units: usize) -> Result<(&[u8], &[u8], usize), Rule> {
+    let header = bytes.get(..8).ok_or(Rule::AnsBlockLength)?;
+    let mask_len = usize::from(header[2]) + 256 * usize::from(header[3]);
+    let k = u32::from_le_bytes(header[4..8].try_into().unwrap()) as usize;
+    if header[1] != 0 || n_units < GROUP || k == 0 || k >= n_units {
+        return Err(Rule::AnsBlockHeader);
+    }
+    let padded = 8 + mask_len.next_multiple_of(8);
+    if bytes.len() < padded {
+        return Err(Rule::AnsBlockLength);
+    }
+    if bytes[8 + mask_len..padded].iter().any(|&b| b != 0) {
+        return Err(Rule::PaddingNotZero);
+    }
+    let (mask, others) = (&bytes[8..8 + mask_len], &bytes[padded..]);
+    if [mask, others].iter().any(|part| !matches!(part.first(), Some(0..=2))) {
+        return Err(Rule::AnsBlockHeader);
+    }
+    Ok((mask, others, k))
+}
+
+fn decode_zeros(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule> {
+    let (mask, others, k) = zeros(bytes, n_units)?;
+    let mask = decode(head.mask.as_ref().unwrap(), mask, n_units.div_ceil(8))?;
+    let mut bits = Bits::of(&mask).0;
+    if bits.split_off(n_units).contains(&true) {
+        return Err(Rule::PaddingNotZero);
+    }
+    if bits.iter().filter(|&&bit| bit).count() != k {
+        return Err(Rule::ZeroMask);
+    }
+    let others = decode(head, others, k)?;
+    let mut others = others.chunks(fields(head.dtype).0);
+    let zero = vec![0; fields(head.dtype).0];
+    let unit = |bit: bool| if bit { others.next().unwrap() } else { &zero };
+    Ok(bits.into_iter().map(unit).collect::<Vec<_>>().concat())
+}
+
+/// A block of kind 3 of two blocks, valid or not.
+pub fn zeros_block(mask: &[u8], others: &[u8], k: usize) -> Vec<u8> {
+    let mut out = vec![3, 0];
+    out.extend((mask.len() as u16).to_le_bytes());
+    out.extend((k as u32).to_le_bytes());
+    out.extend(mask);
+    out.resize(out.len().next_multiple_of(8), 0);
+    out.extend(others);
+    out
 }
 
 /// A tensor of one block with every checksum right, where the block's length is possible at all.

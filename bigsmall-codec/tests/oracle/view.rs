@@ -2,7 +2,7 @@
 
 use bigsmall_codec::{AnsBlock, AnsView, CodedBlock, EncodedTensor, Rule};
 
-use super::{Bits, Block, GROUP, Head, alias, ceil_log2, decode, sections};
+use super::{Bits, Block, GROUP, Head, alias, ceil_log2, decode, fields, sections, zeros};
 
 /// The view accepts every block that the oracle decodes, with the same contents, and refuses what
 /// the oracle refuses before it decodes lanes. The rule of a refused tensor, the first if several
@@ -27,9 +27,15 @@ pub fn check(tensor: &EncodedTensor, same_rule: bool, what: &str) -> Result<(), 
         let n_units = spec.block_byte_len(index) / spec.dtype().unit_bytes();
         let decoded = decode(&head, bytes, n_units);
         match (view.block(index), decoded) {
-            (Ok(block), Ok(units)) => check_block(&head, tensor, index, &block, Some(&units), what),
+            (Ok(block), Ok(units)) => {
+                check_block(&head, tensor, bytes, n_units, &block, Some(&units), what);
+            }
             (Ok(block), Err(rule @ (Rule::AnsWords | Rule::AnsEndState))) => {
-                check_block(&head, tensor, index, &block, None, what);
+                check_block(&head, tensor, bytes, n_units, &block, None, what);
+                outcome = outcome.and(Err(rule));
+            }
+            // What only a decoded mask can break.
+            (Ok(AnsBlock::Zeros(_)), Err(rule @ (Rule::ZeroMask | Rule::PaddingNotZero))) => {
                 outcome = outcome.and(Err(rule));
             }
             (Err(error), Err(rule)) => {
@@ -83,26 +89,34 @@ fn check_head(view: &AnsView<'_>, head: &Head, what: &str) {
 fn check_block(
     head: &Head,
     tensor: &EncodedTensor,
-    index: u64,
+    bytes: &[u8],
+    n_units: usize,
     block: &AnsBlock<'_>,
     units: Option<&[u8]>,
     what: &str,
 ) {
-    let bytes = tensor.block(index);
     match block {
         AnsBlock::Raw { units: found, offset } => {
-            assert_eq!((bytes[0], Some(*found)), (0, units), "{what}");
+            assert_eq!((bytes[0], &bytes[8..]), (0, *found), "{what}");
+            assert!(units.is_none_or(|units| units == *found), "{what}");
             assert!(tensor.payload()[*offset as usize..].starts_with(found), "{what}");
         }
         AnsBlock::Constant { unit } => {
-            let n = units.unwrap().len() / unit.len();
-            assert_eq!(unit.len(), tensor.spec().dtype().unit_bytes());
-            assert_eq!((bytes[0], unit.repeat(n)), (1, units.unwrap().to_vec()), "{what}");
+            assert_eq!(unit.len(), fields(head.dtype).0);
+            assert_eq!((bytes[0], &bytes[8..8 + unit.len()]), (1, *unit), "{what}");
+            assert!(units.is_none_or(|units| units == unit.repeat(n_units)), "{what}");
         }
         AnsBlock::Coded(block) => {
-            let n_units = tensor.spec().block_byte_len(index) / tensor.spec().dtype().unit_bytes();
             check_sections(head, tensor, block, sections(head, bytes, n_units).unwrap(), what);
             assert_eq!(block.n_groups(), n_units / GROUP);
+        }
+        AnsBlock::Zeros(block) => {
+            let (mask, others, k) = zeros(bytes, n_units).unwrap();
+            assert_eq!(block.n_others(), k, "{what}");
+            let found = block.mask().unwrap();
+            let mask_head = head.mask.as_ref().unwrap();
+            check_block(mask_head, tensor, mask, n_units.div_ceil(8), &found, None, what);
+            check_block(head, tensor, others, k, &block.others().unwrap(), None, what);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
 use crate::table::{EncodeTable, Slots, TOTAL};
 use crate::units::{self, StandIns};
+use crate::zeros;
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx2(());
@@ -54,6 +55,77 @@ static EXPAND: [[u32; 8]; 256] = {
     }
     table
 };
+
+/// For every set of `UNITS` places the byte shuffle that moves as many packed units of `BYTES`
+/// there, and zeros to the other places.
+const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>() -> [[u8; 16]; SETS]
+{
+    let mut table = [[0x80; 16]; SETS];
+    let mut mask = 0;
+    while mask < SETS {
+        let (mut place, mut from) = (0, 0);
+        while place < UNITS {
+            if mask >> place & 1 == 1 {
+                let mut byte = 0;
+                while byte < BYTES {
+                    table[mask][place * BYTES + byte] = (from * BYTES + byte) as u8;
+                    byte += 1;
+                }
+                from += 1;
+            }
+            place += 1;
+        }
+        mask += 1;
+    }
+    table
+}
+
+static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
+static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
+static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
+static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
+
+/// [`zeros::expand`] for whole bytes of the mask, as far as no vector would read or write past the
+/// units; returns the number of units done. `others` is where the units lie that are not zero.
+/// `BITS` bits of the mask are one shuffle.
+///
+/// # Safety
+/// The table has an entry for every value of `BITS` bits, and `BITS` units are at most 16 bytes.
+#[target_feature(enable = "avx2,popcnt")]
+unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
+    table: &[[u8; 16]],
+    mask: &[u8],
+    units: &mut [u8],
+    others: usize,
+) -> usize {
+    let (mut at, mut next) = (0, others);
+    for &mask in mask {
+        // The last of the vectors ends up to 16 bytes after the units of this byte.
+        if next.max(at) + 8 * BYTES + 16 > units.len() {
+            break;
+        }
+        for part in 0..8 / BITS {
+            let set = usize::from(mask) >> (part * BITS) & ((1 << BITS) - 1);
+            // SAFETY: 16 bytes from `next` and from `at` lie within the units, as just compared;
+            // the table has every set.
+            unsafe {
+                let packed = _mm_loadu_si128(units.as_ptr().add(next).cast());
+                let order = _mm_loadu_si128(table.as_ptr().add(set).cast());
+                let whole = _mm_shuffle_epi8(packed, order);
+                let to = units.as_mut_ptr().add(at);
+                // Not past the units of the set: others may lie there.
+                if BYTES * BITS == 16 {
+                    _mm_storeu_si128(to.cast(), whole);
+                } else {
+                    _mm_storel_epi64(to.cast(), whole);
+                }
+            }
+            at += BYTES * BITS;
+            next += BYTES * set.count_ones() as usize;
+        }
+    }
+    at / BYTES
+}
 
 /// One step of 8 lanes, given their slots' entries.
 ///
@@ -499,6 +571,20 @@ impl Kernels for Avx2 {
                 _ => 0,
             }
         }
+    }
+
+    fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
+        // SAFETY: `self` is the proof that the machine has the instructions; the tables have 2^8,
+        // 2^8, 2^4 and 2^2 entries for 8, 8, 4 and 2 units, which are 8 or 16 bytes.
+        let done = unsafe {
+            match unit_bytes {
+                1 => expand_units::<1, 8>(&UNPACK8, mask, units, begin),
+                2 => expand_units::<2, 8>(&UNPACK16, mask, units, begin),
+                4 => expand_units::<4, 4>(&UNPACK32, mask, units, begin),
+                _ => expand_units::<8, 2>(&UNPACK64, mask, units, begin),
+            }
+        };
+        zeros::expand_rest(unit_bytes, mask, units, begin, done);
     }
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {

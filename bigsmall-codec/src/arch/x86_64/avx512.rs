@@ -12,6 +12,7 @@ use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
 use crate::table::{Buckets32, EncodeTable, Slots, TOTAL};
 use crate::units::{self, CostTable, MAX_COST, StandIns};
+use crate::zeros;
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -567,6 +568,37 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
+/// [`zeros::expand`] for whole vectors of units; returns the number of units done. `others` is where
+/// the units lie that are not zero.
+macro_rules! expand_units {
+    ($name:ident, $bytes:literal, $mask:ty, $expand:ident) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+        fn $name(mask: &[u8], units: &mut [u8], others: usize) -> usize {
+            let (mut at, mut next) = (0, others);
+            for mask in mask.as_chunks().0 {
+                if next.max(at) + 64 > units.len() {
+                    break;
+                }
+                let mask = <$mask>::from_le_bytes(*mask);
+                // SAFETY: 64 bytes from `next` and from `at` lie within the units.
+                unsafe {
+                    let packed = _mm512_loadu_si512(units.as_ptr().add(next).cast());
+                    let whole = $expand(mask, packed);
+                    _mm512_storeu_si512(units.as_mut_ptr().add(at).cast(), whole);
+                }
+                at += 64;
+                next += $bytes * mask.count_ones() as usize;
+            }
+            at / $bytes
+        }
+    };
+}
+
+expand_units!(expand8, 1, u64, _mm512_maskz_expand_epi8);
+expand_units!(expand16, 2, u32, _mm512_maskz_expand_epi16);
+expand_units!(expand32, 4, u16, _mm512_maskz_expand_epi32);
+expand_units!(expand64, 8, u8, _mm512_maskz_expand_epi64);
+
 plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
 
 impl Kernels for Avx512 {
@@ -686,6 +718,19 @@ impl Kernels for Avx512 {
                 _ => 0,
             }
         }
+    }
+
+    fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        let done = unsafe {
+            match unit_bytes {
+                1 => expand8(mask, units, begin),
+                2 => expand16(mask, units, begin),
+                4 => expand32(mask, units, begin),
+                _ => expand64(mask, units, begin),
+            }
+        };
+        zeros::expand_rest(unit_bytes, mask, units, begin, done);
     }
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {

@@ -1,0 +1,121 @@
+//! Units come apart into a mask, which says which of them are zero, and the others; and together
+//! again (FORMAT.md section 7.5, kind 3).
+
+/// Calls the plain loop for units of so many bytes.
+macro_rules! for_unit_bytes {
+    ($unit_bytes:expr, $function:ident, $($argument:expr),*) => {
+        match $unit_bytes {
+            1 => $function::<1>($($argument),*),
+            2 => $function::<2>($($argument),*),
+            4 => $function::<4>($($argument),*),
+            _ => $function::<8>($($argument),*),
+        }
+    };
+}
+
+/// Moves the units from byte `begin` to the end of `units` to the places whose bits in `mask` are
+/// set, and sets the other units to zero. The mask has as many ones as there are units to be moved:
+/// since they lie at the end, none is overwritten before it is moved.
+pub(crate) fn expand(unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
+    for_unit_bytes!(unit_bytes, expand_units, mask, units, begin, 0);
+}
+
+/// [`expand`] after the first `done` units, a multiple of 8.
+pub(crate) fn expand_rest(
+    unit_bytes: usize,
+    mask: &[u8],
+    units: &mut [u8],
+    begin: usize,
+    done: usize,
+) {
+    let moved: u32 = mask[..done / 8].iter().map(|byte| byte.count_ones()).sum();
+    let begin = begin + moved as usize * unit_bytes;
+    for_unit_bytes!(unit_bytes, expand_units, mask, units, begin, done);
+}
+
+fn expand_units<const N: usize>(mask: &[u8], units: &mut [u8], begin: usize, from: usize) {
+    let units = units.as_chunks_mut::<N>().0;
+    let mut next = begin / N;
+    for i in from..units.len() {
+        let is_set = mask[i / 8] >> (i % 8) & 1;
+        // Without a branch: which units are zero cannot be predicted. Behind the last of the others
+        // there is nothing to read.
+        let unit = units.get(next).copied().unwrap_or([0; N]);
+        units[i] = unit.map(|byte| byte & is_set.wrapping_neg());
+        next += usize::from(is_set);
+    }
+}
+
+/// Writes for each unit a bit to `mask`, which says whether it is not zero, and the units that are
+/// not zero to the front of `others`, one after the other; `others` is as long as `units`. Returns
+/// the number of bytes of the others.
+pub(crate) fn split(unit_bytes: usize, units: &[u8], mask: &mut [u8], others: &mut [u8]) -> usize {
+    for_unit_bytes!(unit_bytes, split_units, units, mask, others)
+}
+
+fn split_units<const N: usize>(units: &[u8], mask: &mut [u8], others: &mut [u8]) -> usize {
+    let others = others.as_chunks_mut::<N>().0;
+    let mut next = 0;
+    for (byte, units) in mask.iter_mut().zip(units.as_chunks::<N>().0.chunks(8)) {
+        *byte = 0;
+        for (i, unit) in units.iter().enumerate() {
+            let is_set = u8::from(*unit != [0; N]);
+            others[next] = *unit;
+            next += usize::from(is_set);
+            *byte |= is_set << i;
+        }
+    }
+    next * N
+}
+
+/// How many of the units are zero.
+pub(crate) fn count(unit_bytes: usize, units: &[u8]) -> usize {
+    for_unit_bytes!(unit_bytes, count_units, units)
+}
+
+fn count_units<const N: usize>(units: &[u8]) -> usize {
+    units.as_chunks::<N>().0.iter().map(|unit| usize::from(*unit == [0; N])).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend;
+
+    /// Every backend, every length around its vectors, few and many zeros.
+    #[test]
+    fn units_come_apart_and_together() {
+        let mut state = 1u64;
+        let mut bits = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for unit_bytes in [1, 2, 4, 8] {
+            for n in (1..140).chain([1000, 4099]) {
+                for often in [0, 1, 8, 15, 16] {
+                    let mut unit = || match bits() >> 32 & 15 < often {
+                        // A zero with a sign is not zero, nor is one whose last byte alone is set.
+                        true if bits() >> 60 == 0 => 1 << (8 * unit_bytes - 1),
+                        true => bits() << 8 | 1,
+                        false => 0,
+                    };
+                    let units: Vec<u8> =
+                        (0..n).flat_map(|_| unit().to_le_bytes()[..unit_bytes].to_vec()).collect();
+                    let (mut mask, mut others) = (vec![0xff; usize::div_ceil(n, 8)], units.clone());
+                    let len = split(unit_bytes, &units, &mut mask, &mut others);
+                    assert_eq!(len / unit_bytes, n - count(unit_bytes, &units));
+                    for backend in backend::backends() {
+                        let mut back = vec![0x5a; units.len()];
+                        let begin = back.len() - len;
+                        back[begin..].copy_from_slice(&others[..len]);
+                        let kernels = backend::kernels(backend).unwrap();
+                        kernels.expand(unit_bytes, &mask, &mut back, begin);
+                        assert_eq!(back, units, "{backend:?} {unit_bytes} {n} {often}");
+                    }
+                }
+            }
+        }
+    }
+}
