@@ -13,6 +13,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Class {
     /// The storage failed (exit code 1).
     Io,
+    /// The caller asked the work to stop (exit code 1). No rule of this crate is of this class.
+    Cancelled,
     /// The caller asked for something that makes no sense (exit code 2).
     Usage,
     /// The bytes break the format: damaged, truncated or forged (exit code 3).
@@ -42,10 +44,15 @@ macro_rules! rules {
     };
 }
 
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
 rules! {
     Io: Io, "reading or writing failed";
     SourceChanged: Io, "the file changed while it was read";
-    Remote: Io, "the server did not answer as it should";
     // Envelope.
     ShardTooShort: Corrupt, "too short to be a shard";
     ShardMagic: Corrupt, "not a bigsmall shard";
@@ -109,13 +116,6 @@ rules! {
     TbeEscapeStarts: Corrupt, "escape starts do not match the escape codes";
     TbeEscapeInWindow: Corrupt, "an escaped exponent lies inside the window";
     TbeEscapeField: Corrupt, "an escaped exponent does not fit the dtype's exponent field";
-    // Model folders.
-    ModelIndex: Corrupt, "the model's index file is wrong";
-    ModelPath: Corrupt, "a shard's path leads out of the model's folder";
-    ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
-    ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
-    TooManyShards: Limit, "more shards than the limit";
-    NotARegularFile: Io, "not a regular file";
     // Callers.
     TensorMissing: Usage, "no tensor of that name";
     RangeOutOfBounds: Usage, "the range ends after the tensor";
@@ -124,12 +124,7 @@ rules! {
     UnalignedRange: Usage, "a range of a sub-byte tensor does not begin and end at a byte";
     EncodingRefuses: Unsupported, "this encoding does not take that dtype";
     BackendMissing: Unsupported, "this machine or build lacks that backend";
-    OutputExists: Usage, "the output exists";
-    SameFile: Usage, "input and output are the same file";
-    Argument: Usage, "an argument is wrong";
     WriterMisuse: Usage, "the shard writer was called out of order";
-    ReadBack: Io, "what was written does not decode to the original";
-    Cancelled: Io, "cancelled";
     Memory: Limit, "not enough memory";
 }
 
@@ -290,6 +285,12 @@ impl Error {
     pub fn found_text(&self) -> Option<&str> {
         self.0.found.as_deref()
     }
+
+    /// The I/O error that caused this one, if any.
+    #[must_use]
+    pub fn into_source(self) -> Option<std::io::Error> {
+        self.0.source
+    }
 }
 
 /// An error and its causes in one line, each text once: some errors of other crates repeat their
@@ -332,7 +333,7 @@ impl From<Error> for std::io::Error {
             (None, Class::Corrupt) => ErrorKind::InvalidData,
             (None, Class::Unsupported) => ErrorKind::Unsupported,
             // Not `Interrupted` for what was cancelled: that would be tried again.
-            (None, Class::Io | Class::Limit) => ErrorKind::Other,
+            (None, Class::Io | Class::Cancelled | Class::Limit) => ErrorKind::Other,
         };
         std::io::Error::new(kind, error)
     }

@@ -5,8 +5,6 @@
 
 use std::sync::Mutex;
 
-use crate::Result;
-
 /// Threads of the caller's pool (1 without the feature `parallel`).
 #[must_use]
 pub fn pool_size() -> usize {
@@ -41,13 +39,14 @@ pub fn run_in_pool(n: usize, work: impl Fn() + Sync) {
 ///
 /// # Errors
 /// Those of `work`.
-pub fn for_each_in_parallel<I, S>(
+pub fn for_each_in_parallel<I, S, E>(
     items: I,
     scratch: impl Fn() -> S + Sync,
-    work: impl Fn(&mut S, I::Item) -> Result<()> + Sync,
-) -> Result<()>
+    work: impl Fn(&mut S, I::Item) -> Result<(), E> + Sync,
+) -> Result<(), E>
 where
     I: ExactSizeIterator + Send,
+    E: Send,
 {
     // A single item does not need a pool, nor does it start the global one.
     let threads = if items.len() <= 1 { 1 } else { pool_size().min(items.len()) };
@@ -57,7 +56,7 @@ where
         return items.try_for_each(|item| work(&mut scratch, item));
     }
     let queue = Mutex::new(items.enumerate());
-    let failure = Mutex::new(None::<(usize, crate::Error)>);
+    let failure = Mutex::new(None::<(usize, E)>);
     let lock = "a thread of ours never panics while it holds a lock";
     run_in_pool(threads, || {
         let mut kept = None;
@@ -100,7 +99,7 @@ mod tests {
             let seen = Mutex::new(vec![0; 100]);
             let count = |(): &mut (), i: usize| {
                 seen.lock().unwrap()[i] += 1;
-                Ok(())
+                Ok::<(), Error>(())
             };
             pool.install(|| for_each_in_parallel(0..100, || (), count)).unwrap();
             assert!(seen.into_inner().unwrap().iter().all(|&n| n == 1));
@@ -109,9 +108,9 @@ mod tests {
                 ..17 => Ok(()),
                 17 => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
-                    Err(Error::new(Rule::Argument).at(17))
+                    Err(Error::new(Rule::BufferLength).at(17))
                 }
-                _ => Err(Error::new(Rule::Argument).at(i.into())),
+                _ => Err(Error::new(Rule::BufferLength).at(i.into())),
             };
             for _ in 0..10 {
                 let error = pool.install(|| for_each_in_parallel(0..100, || (), fail)).unwrap_err();
@@ -131,7 +130,7 @@ mod tests {
                 assert_eq!(pool_size(), threads);
                 let note = |(): &mut (), _| {
                     seen.lock().unwrap().insert(std::thread::current().id());
-                    Ok(())
+                    Ok::<(), Error>(())
                 };
                 for _ in 0..100 {
                     for_each_in_parallel(0..50, || (), note).unwrap();

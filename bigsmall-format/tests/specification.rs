@@ -55,14 +55,9 @@ fn rules() {
     for name in &named {
         assert!(Rule::ALL.iter().any(|r| format!("{r:?}") == *name), "no rule `{name}`");
     }
-    // Not about the bytes of a shard or frame: folders, devices, what a caller asks for.
-    let elsewhere = |rule: Rule| {
-        let name = format!("{rule:?}");
-        name.starts_with("Model")
-            || name.starts_with("Device")
-            || [Rule::TooManyShards, Rule::Memory, Rule::BackendMissing, Rule::EncodingRefuses]
-                .contains(&rule)
-    };
+    // Not about the bytes of a shard or frame: the machine, and what a caller asks for.
+    let elsewhere =
+        |rule: Rule| [Rule::Memory, Rule::BackendMissing, Rule::EncodingRefuses].contains(&rule);
     for &rule in Rule::ALL {
         let of_bytes = matches!(rule.class(), Class::Corrupt | Class::Unsupported | Class::Limit);
         if of_bytes && !elsewhere(rule) {

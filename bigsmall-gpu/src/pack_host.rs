@@ -6,7 +6,7 @@ use bigsmall_format::{BlockDecoder, EncodedTensor, decode_range};
 
 use crate::backend::{encoding_of, matrix_shape};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{
     Binades, Dense, Histogram, Resident, RowShape, count_exponents, escapes_outside, pack_dense,
     pack_plain,
@@ -115,7 +115,7 @@ impl Packer<'_> {
                 || (),
                 |(), (part, out)| {
                     pack_plain(part, &shape, out);
-                    Ok(())
+                    Ok::<(), Error>(())
                 },
             )?;
             self.writer.write(plain, (first - shard.first_row) * shape.plain_words(), &words)?;
@@ -185,7 +185,7 @@ fn dense_parts(
         || (),
         |(), (part, out)| {
             *out = pack_dense(part, shape, width, base);
-            Ok(())
+            Ok::<(), Error>(())
         },
     )?;
     Ok(dense)

@@ -852,9 +852,9 @@ fn a_step_is_one_submission() {
     }
     let error = gpu().submit_and_read(commands, &x, &mut [0f32; 5], || Ok(())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BufferLength);
-    let failing = || Err::<(), _>(bigsmall_gpu::Error::from(FormatError::new(Rule::Argument)));
+    let failing = || Err::<(), _>(bigsmall_gpu::Error::from(FormatError::new(Rule::BufferLength)));
     let error = gpu().submit_and_read(step().unwrap(), &x, &mut [0f32], failing).unwrap_err();
-    assert_eq!(error.format().unwrap().rule(), Rule::Argument);
+    assert_eq!(error.format().unwrap().rule(), Rule::BufferLength);
     gpu().submit_and_read(step().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
 }
 

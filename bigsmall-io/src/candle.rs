@@ -30,7 +30,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bigsmall_format::internal::Chain;
-use bigsmall_format::{Dtype, Error as OurError, Rule, TensorSpec, zeroed};
+use bigsmall_format::{Dtype, Rule, TensorSpec, zeroed};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuilderArgs};
@@ -135,7 +135,7 @@ fn columns(
     row: u64,
     wanted: Range<u64>,
     dst: &mut [u8],
-) -> bigsmall_format::Result<()> {
+) -> crate::Result<()> {
     let width = wanted.end - wanted.start;
     if width == 0 || spec.byte_len() == 0 {
         return Ok(());
@@ -215,7 +215,7 @@ fn dims(spec: &TensorSpec) -> Result<Vec<usize>> {
 }
 
 fn unsupported(spec: &TensorSpec) -> Error {
-    let error = OurError::new(Rule::SpecMismatch).in_tensor(spec.name());
+    let error = crate::Error::new(Rule::SpecMismatch).in_tensor(spec.name());
     Error::wrap(error.expected("a dtype that candle has").found(spec.dtype()))
 }
 
@@ -225,7 +225,7 @@ fn load(
     spec: &TensorSpec,
     shape: &[usize],
     device: &Device,
-    decode: impl FnOnce(&mut [u8]) -> bigsmall_format::Result<()>,
+    decode: impl FnOnce(&mut [u8]) -> crate::Result<()>,
 ) -> Result<Tensor> {
     if cfg!(target_endian = "big") {
         candle_core::bail!("weights are little-endian, and this machine is not")
@@ -269,7 +269,7 @@ fn typed<T: WithDType + bytemuck::Pod>(
     n: usize,
     shape: &[usize],
     device: &Device,
-    decode: impl FnOnce(&mut [u8]) -> bigsmall_format::Result<()>,
+    decode: impl FnOnce(&mut [u8]) -> crate::Result<()>,
 ) -> Result<Tensor> {
     let mut values = values::<T>(n)?;
     decode(bytemuck::cast_slice_mut(&mut values)).map_err(wrap)?;

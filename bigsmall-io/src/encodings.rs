@@ -3,8 +3,10 @@
 use std::sync::OnceLock;
 
 use bigsmall_codec::{Ans, Level};
-use bigsmall_format::{EncodingId, Error, Raw, Result, Rule, TensorEncoding};
+use bigsmall_format::{EncodingId, Raw, Rule, TensorEncoding};
 use bigsmall_tbe::{Tbe, Width};
+
+use crate::error::{Error, Result};
 
 /// What to encode with. Whatever the encoding does not take or does not make smaller is stored raw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

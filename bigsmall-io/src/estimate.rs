@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{
-    BLOCK_UNITS, Error, Header, Limits, ReadAt, Result, Rule, Section, TensorSpec, pool_size,
-};
+use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, Section, TensorSpec, pool_size};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::names::SAFETENSORS;
 use crate::source::folder::Folder;
 use crate::stage::digest::FileDigest;
@@ -41,7 +40,7 @@ const SAMPLES: u64 = 12;
 /// every tensor. Identical tensors are not looked for.
 ///
 /// # Errors
-/// Header rules of [`Rule`]; [`Rule::Io`]; [`Rule::Cancelled`].
+/// Header rules of [`Rule`]; [`ErrorKind::Io`]; [`ErrorKind::Cancelled`].
 pub fn estimate(
     input: impl AsRef<Path>,
     options: &CompressOptions,
@@ -58,7 +57,7 @@ pub fn estimate(
     let mut opened = Vec::new();
     for path in &files {
         let file = os::open_regular(path)?;
-        let read = Header::read(&file, &Limits::default()).map_err(|e| e.in_file(path))?;
+        let read = Header::read(&file, &Limits::default()).in_file(path)?;
         progress.expect(len_of(&file)?);
         opened.push((file, read));
     }
@@ -72,13 +71,12 @@ pub fn estimate(
         total.compressed_bytes += 16 + 48 + json.len() as u64 + 48;
         for (index, spec) in header.tensors().iter().enumerate() {
             if progress.is_cancelled() {
-                return Err(Error::new(Rule::Cancelled));
+                return Err(Error::new(ErrorKind::Cancelled));
             }
             let range = header.data_range(index);
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
             total.compressed_bytes += 32 + 12 * spec.n_blocks();
-            total.compressed_bytes +=
-                work.tensor(spec, &source, options).map_err(|e| e.in_tensor(spec.name()))?;
+            total.compressed_bytes += work.tensor(spec, &source, options).in_tensor(spec.name())?;
             progress.advance(spec.byte_len());
         }
     }

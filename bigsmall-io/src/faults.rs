@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{Dtype, Header, ReadAt, Result, Rule, Shard, TensorSpec};
+use bigsmall_format::{Dtype, Header, ReadAt, Rule, Shard, TensorSpec};
 
 use crate::compress::walk::compress_source;
+use crate::error::{ErrorKind, Result};
 use crate::restore::options::Waits;
 use crate::restore::walk::restore_shard;
 use crate::stage::output::Output;
@@ -64,7 +65,8 @@ impl Output for Disk {
     }
 
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
-        read_at(&*self.bytes.lock().unwrap(), offset, buf).map(|()| true)
+        read_at(&*self.bytes.lock().unwrap(), offset, buf)?;
+        Ok(true)
     }
 }
 
@@ -117,7 +119,7 @@ fn fails_until_it_succeeds(mut attempt: impl FnMut(usize) -> Result<()>) -> usiz
     for n in 0..10_000 {
         match attempt(n) {
             Ok(()) => return n,
-            Err(e) => assert_eq!(e.rule(), Rule::Io, "{n}: {e}"),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Io, "{n}: {e}"),
         }
     }
     panic!("it never succeeds");
@@ -206,7 +208,7 @@ fn a_full_disk_is_an_error_at_every_byte() {
         for room in 0..shard.len() {
             let disk = Disk::new(room);
             let done = compress_source(&small, &disk, &options(encoding), &Progress::default());
-            assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
+            assert_eq!(done.unwrap_err().kind(), ErrorKind::Io, "room for {room}");
             let bytes = disk.bytes.into_inner().unwrap();
             assert_eq!(bytes, shard[..room]);
             assert!(Shard::open(bytes).is_err(), "a prefix of {room} bytes is a shard");
@@ -221,7 +223,7 @@ fn a_full_disk_is_an_error_at_every_byte() {
                 &RestoreOptions::default(),
                 &Progress::default(),
             );
-            assert_eq!(done.unwrap_err().rule(), Rule::Io, "room for {room}");
+            assert_eq!(done.unwrap_err().kind(), ErrorKind::Io, "room for {room}");
         }
     }
 }
@@ -265,7 +267,7 @@ fn what_the_disk_does_not_keep_is_noticed_before_the_end() {
             }
             match done {
                 Err(e) => {
-                    assert_eq!(e.rule(), Rule::ReadBack, "{e}");
+                    assert_eq!(e.kind(), ErrorKind::ReadBack, "{e}");
                     noticed += 1;
                 }
                 // Bytes that mean nothing: padding between blocks.
@@ -296,7 +298,7 @@ fn a_source_that_ends_early_is_an_error() {
         let disk = Disk::new(usize::MAX);
         let done =
             compress_source(&source, &disk, &CompressOptions::default(), &Progress::default());
-        assert_eq!(done.unwrap_err().rule(), Rule::Io);
+        assert_eq!(done.unwrap_err().kind(), ErrorKind::Io);
     }
 }
 
@@ -325,12 +327,12 @@ fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
     progress.cancel();
     let disk = Disk::new(usize::MAX);
     let done = compress_source(&plain, &disk, &CompressOptions::default(), &progress);
-    assert_eq!(done.unwrap_err().rule(), Rule::Cancelled);
+    assert_eq!(done.unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
     let shard = compressed(&plain, Encoding::default());
     let shard = Shard::open(&shard[..]).unwrap();
     let done = restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &progress);
-    assert_eq!(done.unwrap_err().rule(), Rule::Cancelled);
+    assert_eq!(done.unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 #[test]
@@ -356,7 +358,7 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
     };
     // Every checksum is right and the SHA-256 is not.
     let (done, bytes) = restored(&shard([7; 32]));
-    assert_eq!(done.unwrap_err().rule(), Rule::ContentDigest);
+    assert_eq!(done.unwrap_err().kind(), ErrorKind::Format(Rule::ContentDigest));
     let mut digest = crate::stage::digest::FileDigest::new();
     digest.update(&bytes);
     assert_eq!(restored(&shard(digest.finish())).0.unwrap().n_tensors, 1);
@@ -398,7 +400,7 @@ fn a_wrong_md5_is_noticed_and_names_its_tensor() {
                 let mut md5s = [other; 3];
                 md5s[wrong] = Some(right.map(|byte| !byte));
                 let error = run(md5s, sha256).unwrap_err();
-                assert_eq!(error.rule(), Rule::ContentDigest);
+                assert_eq!(error.kind(), ErrorKind::Format(Rule::ContentDigest));
                 assert_eq!(error.tensor(), Some(spec.name()));
             }
         }
@@ -416,7 +418,7 @@ fn every_damaged_byte_of_a_shard_is_noticed() {
         for at in (0..shard.len()).step_by(step).chain(shard.len() - 60..shard.len()) {
             let mut bad = shard.clone();
             bad[at] ^= 1 << (at % 8);
-            let found = Shard::open(bad).and_then(|shard| {
+            let found = Shard::open(bad).map_err(crate::Error::from).and_then(|shard| {
                 restore_shard(
                     &shard,
                     Waits::No,
@@ -483,7 +485,7 @@ fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
                         compress_source(&plain, &disk, &options(Encoding::default()), &progress)
                     })
                 });
-                assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
+                assert_eq!(done.expect_err(&what).kind(), ErrorKind::Io, "{what}");
             }
             for stage in ["cut", "decode", "sha256", "md5", "write"] {
                 let what = format!("restore: {stage} at {at}, panics: {panics}");
@@ -497,7 +499,7 @@ fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
                         restore_shard(&shard, Waits::No, Some(&disk), &options, &progress)
                     })
                 });
-                assert_eq!(done.expect_err(&what).rule(), Rule::Io, "{what}");
+                assert_eq!(done.expect_err(&what).kind(), ErrorKind::Io, "{what}");
             }
         }
     }
@@ -530,6 +532,6 @@ fn a_thread_that_panics_while_it_reads_ahead_is_an_error() {
             left.store(n, Ordering::SeqCst);
             model.layer("large").map(drop)
         });
-        assert_eq!(done.unwrap_err().rule(), Rule::Io, "after {n} reads");
+        assert_eq!(done.unwrap_err().kind(), ErrorKind::Io, "after {n} reads");
     }
 }

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule, Shard};
+use bigsmall_format::{ReadAt, Shard};
 
 use crate::compress::file::{compress_file, compress_to};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Input;
 use crate::source::open::open;
+use crate::source::url::shown;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
@@ -21,9 +23,9 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// size of tensors or model.
 ///
 /// # Errors
-/// Header rules of [`Rule`] for a bad input; [`Rule::OutputExists`], [`Rule::SameFile`],
-/// [`Rule::Io`], [`Rule::SourceChanged`], [`Rule::ReadBack`], [`Rule::Cancelled`],
-/// [`Rule::Memory`].
+/// Header rules of [`Rule`] for a bad input; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
+/// [`ErrorKind::Io`], [`ErrorKind::SourceChanged`], [`ErrorKind::ReadBack`],
+/// [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
 ///
 /// ```no_run
 /// use bigsmall_io::{CompressOptions, Progress, compress};
@@ -44,12 +46,12 @@ pub fn compress(
 ) -> Result<Report> {
     let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
-        return Err(Error::new(Rule::SameFile).in_file(output));
+        return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     if input.is_dir() {
         return compress_folder(input, output, options, progress);
     }
-    progress.expect(std::fs::metadata(input).map_err(|e| Error::io(e).in_file(input))?.len());
+    progress.expect(std::fs::metadata(input).in_file(input)?.len());
     Ok(Report::of(vec![compress_file(input, output, options, progress)?]))
 }
 
@@ -80,7 +82,7 @@ pub fn compress_from(
     progress: &Progress,
 ) -> Result<Report> {
     let unchanged = || Ok(());
-    progress.expect(source.byte_len().map_err(Error::io)?);
+    progress.expect(source.byte_len()?);
     let report = compress_to(source, output.as_ref(), options, progress, unchanged)?;
     Ok(Report::of(vec![report]))
 }
@@ -94,8 +96,8 @@ pub fn compress_from(
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
-/// [`Rule::ContentDigest`]; [`Rule::OutputExists`], [`Rule::SameFile`], [`Rule::Io`],
-/// [`Rule::Cancelled`], [`Rule::Memory`].
+/// [`Rule::ContentDigest`]; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
+/// [`ErrorKind::Io`], [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
 ///
 /// ```no_run
 /// use bigsmall_io::{Progress, RestoreOptions, restore};
@@ -115,7 +117,7 @@ pub fn restore(
 ) -> Result<Report> {
     let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
-        return Err(Error::new(Rule::SameFile).in_file(output));
+        return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     let source = match open(input)? {
         Input::Folder(from) => {
@@ -123,7 +125,7 @@ pub fn restore(
         }
         Input::File(source) => source,
     };
-    let shard = Shard::open(source)?;
+    let shard = Shard::open(source).in_file(shown(input))?;
     progress.expect(shard.original_len());
     Ok(Report::of(vec![restore_file(&shard, Waits::of(input), input, output, options, progress)?]))
 }
@@ -146,9 +148,10 @@ pub fn verify(
         Input::Folder(from) => return verify_folder(&from, options, progress),
         Input::File(source) => source,
     };
-    let shard = Shard::open(source)?;
+    let shard = Shard::open(source).in_file(shown(input))?;
     progress.expect(shard.original_len());
-    let mut report = restore_shard(&shard, Waits::of(input), None, options, progress)?;
+    let mut report =
+        restore_shard(&shard, Waits::of(input), None, options, progress).in_file(shown(input))?;
     report.name = crate::report::file_name(input);
     Ok(Report::of(vec![report]))
 }

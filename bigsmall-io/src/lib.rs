@@ -7,6 +7,7 @@ pub mod candle;
 mod compress;
 mod element;
 mod encodings;
+mod error;
 mod estimate;
 #[cfg(test)]
 mod faults;
@@ -27,6 +28,7 @@ pub use compress::options::CompressOptions;
 pub use compress::transcode::transcode;
 pub use element::Element;
 pub use encodings::{Encoding, encoding};
+pub use error::{Error, ErrorKind, Result};
 pub use estimate::{Estimate, estimate};
 pub use folder::index::index;
 pub use jobs::{compress, compress_from, restore, verify};
@@ -53,6 +55,5 @@ pub use half;
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{
-    Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result, Rule, Shard,
-    TensorSpec,
+    Class, Dtype, EncodedTensor, EncodingId, Header, Limits, ReadAt, Rule, Shard, TensorSpec,
 };

@@ -6,8 +6,10 @@ use std::fmt;
 use std::path::{Component, Path};
 
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{Error, Limits, ReadAt, Result, Rule};
+use bigsmall_format::{Limits, ReadAt};
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Shards of one model at the most.
 const MAX_SHARDS: usize = 1 << 16;
@@ -25,7 +27,7 @@ impl ModelIndex {
         let limit = Limits::default().max_header_bytes;
         let len = len_of(source)?;
         if len > limit {
-            return Err(Error::new(Rule::ModelIndexTooLarge)
+            return Err(Error::new(ErrorKind::ModelIndexTooLarge)
                 .expected(format!("at most {limit} bytes"))
                 .found(len));
         }
@@ -43,12 +45,14 @@ impl ModelIndex {
             parsed.and_then(|found| de.end().map(|()| found)).map_err(|e| wrong(e.to_string()))?;
         weight_map.sort();
         if let Some(pair) = weight_map.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(Error::new(Rule::ModelTensor).in_tensor(&pair[0].0).found("two entries"));
+            return Err(Error::new(ErrorKind::ModelTensor)
+                .in_tensor(&pair[0].0)
+                .found("two entries"));
         }
         let index = ModelIndex { weight_map };
         let shards = index.shards();
         if shards.len() > MAX_SHARDS {
-            return Err(Error::new(Rule::TooManyShards)
+            return Err(Error::new(ErrorKind::TooManyShards)
                 .expected(format!("at most {MAX_SHARDS}"))
                 .found(shards.len()));
         }
@@ -102,7 +106,7 @@ pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, boo
 }
 
 fn wrong(found: String) -> Error {
-    Error::new(Rule::ModelIndex).found(found)
+    Error::new(ErrorKind::ModelIndex).found(found)
 }
 
 /// A shard's name is a relative path of plain components on every system: nothing that leads out,
@@ -118,7 +122,9 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     if plain(name) {
         return Ok(());
     }
-    Err(Error::new(Rule::ModelPath).expected("a name within the folder").found(format!("{name:?}")))
+    Err(Error::new(ErrorKind::ModelPath)
+        .expected("a name within the folder")
+        .found(format!("{name:?}")))
 }
 
 /// The whole file: an object that has a `weight_map`.
@@ -205,7 +211,11 @@ mod tests {
         ];
         for name in bad {
             let text = serde_json::json!({"weight_map": {"t": name}}).to_string();
-            assert_eq!(ModelIndex::parse(&text).unwrap_err().rule(), Rule::ModelPath, "{name:?}");
+            assert_eq!(
+                ModelIndex::parse(&text).unwrap_err().kind(),
+                ErrorKind::ModelPath,
+                "{name:?}"
+            );
         }
         for name in ["s.bs", "model-00001-of-00002.bs", "a/b.bs", "..s", "ä.bs"] {
             let text = serde_json::json!({"weight_map": {"t": name}}).to_string();
@@ -217,20 +227,20 @@ mod tests {
     fn malformed_index_files_are_refused() {
         let deep = format!("{{\"metadata\":{}", "[".repeat(200_000));
         let cases = [
-            ("", Rule::ModelIndex),
-            ("[]", Rule::ModelIndex),
-            ("{}", Rule::ModelIndex),
-            ("{\"weight_map\":{}}x", Rule::ModelIndex),
-            ("{\"weight_map\":{\"a\":1}}", Rule::ModelIndex),
-            ("{\"weight_map\":[]}", Rule::ModelIndex),
-            ("{\"weight_map\":{},\"weight_map\":{}}", Rule::ModelIndex),
-            ("{\"weight_map\":{\"t\":\"a.bs\",\"t\":\"b.bs\"}}", Rule::ModelTensor),
-            ("{\"weight_map\":{\"t\":\"a.bs\",\"\\u0074\":\"a.bs\"}}", Rule::ModelTensor),
-            (&deep, Rule::ModelIndex),
+            ("", ErrorKind::ModelIndex),
+            ("[]", ErrorKind::ModelIndex),
+            ("{}", ErrorKind::ModelIndex),
+            ("{\"weight_map\":{}}x", ErrorKind::ModelIndex),
+            ("{\"weight_map\":{\"a\":1}}", ErrorKind::ModelIndex),
+            ("{\"weight_map\":[]}", ErrorKind::ModelIndex),
+            ("{\"weight_map\":{},\"weight_map\":{}}", ErrorKind::ModelIndex),
+            ("{\"weight_map\":{\"t\":\"a.bs\",\"t\":\"b.bs\"}}", ErrorKind::ModelTensor),
+            ("{\"weight_map\":{\"t\":\"a.bs\",\"\\u0074\":\"a.bs\"}}", ErrorKind::ModelTensor),
+            (&deep, ErrorKind::ModelIndex),
         ];
         for (text, rule) in cases {
             let shown = &text[..text.len().min(60)];
-            assert_eq!(ModelIndex::parse(text).unwrap_err().rule(), rule, "{shown}");
+            assert_eq!(ModelIndex::parse(text).unwrap_err().kind(), rule, "{shown}");
         }
         let told = |text| ModelIndex::parse(text).unwrap_err().to_string();
         assert!(told("[]").contains("an object with a weight_map"));
@@ -246,8 +256,8 @@ mod tests {
                 (0..shards).map(|i| format!("\"t{i}\":\"{i}.bs\"")).collect();
             ModelIndex::parse(&format!("{{\"weight_map\":{{{}}}}}", entries.join(",")))
         };
-        assert_eq!(parse(1_000_000).unwrap_err().rule(), Rule::TooManyShards);
-        assert_eq!(parse(65_537).unwrap_err().rule(), Rule::TooManyShards);
+        assert_eq!(parse(1_000_000).unwrap_err().kind(), ErrorKind::TooManyShards);
+        assert_eq!(parse(65_537).unwrap_err().kind(), ErrorKind::TooManyShards);
         assert_eq!(parse(65_536).unwrap().shards().len(), 65_536);
     }
 
@@ -263,10 +273,10 @@ mod tests {
                 Ok(())
             }
         }
-        let rule = |len| ModelIndex::read(&Zeros(len)).unwrap_err().rule();
-        assert_eq!(rule(100_000_000), Rule::ModelIndex);
-        assert_eq!(rule(100_000_001), Rule::ModelIndexTooLarge);
-        assert_eq!(rule(u64::MAX), Rule::ModelIndexTooLarge);
+        let rule = |len| ModelIndex::read(&Zeros(len)).unwrap_err().kind();
+        assert_eq!(rule(100_000_000), ErrorKind::ModelIndex);
+        assert_eq!(rule(100_000_001), ErrorKind::ModelIndexTooLarge);
+        assert_eq!(rule(u64::MAX), ErrorKind::ModelIndexTooLarge);
     }
 
     #[test]

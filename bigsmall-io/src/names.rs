@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) const SAFETENSORS: &str = ".safetensors";
 
@@ -51,14 +51,18 @@ pub(crate) fn weights<'a>(files: &'a BTreeSet<PathBuf>, ending: &str) -> Result<
     let mut found = Vec::new();
     for name in files.iter().filter(|f| role(f, ending) != Role::Other) {
         if name.to_str().is_none() {
-            return Err(Error::new(Rule::Argument).in_file(name).expected("a name in Unicode"));
+            return Err(Error::new(ErrorKind::Argument)
+                .in_file(name)
+                .expected("a name in Unicode"));
         }
         if role(name, ending) == Role::Weights {
             found.push(name);
         }
     }
     if found.is_empty() {
-        return Err(Error::new(Rule::Argument).found(format!("no {ending} file in the folder")));
+        return Err(
+            Error::new(ErrorKind::Argument).found(format!("no {ending} file in the folder"))
+        );
     }
     Ok(found)
 }

@@ -5,12 +5,12 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use bigsmall_format::{Error, Result, Rule};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Opens a regular file for reading. A pipe, a device or a directory is an error and never blocks.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    let named = |e: io::Error| Error::io(e).in_file(path);
-    let refuse = || Error::new(Rule::NotARegularFile).in_file(path);
+    let named = |e: io::Error| Error::from(e).in_file(path);
+    let refuse = || Error::new(ErrorKind::NotARegularFile).in_file(path);
     // Looked at before it is opened, since opening a device may do something; and after, since it
     // may have been replaced.
     if !std::fs::metadata(path).map_err(named)?.is_file() {

@@ -37,7 +37,7 @@ impl Progress {
     }
 
     /// Asks the job to stop: it ends soon with
-    /// [`Rule::Cancelled`](bigsmall_format::Rule::Cancelled) and leaves nothing behind.
+    /// [`ErrorKind::Cancelled`](bigsmall_format::ErrorKind::Cancelled) and leaves nothing behind.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

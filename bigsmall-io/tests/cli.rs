@@ -269,3 +269,29 @@ fn a_folder_is_compressed_and_restored() {
     assert_eq!(code(d, &["index", "split", "--original", "in"]), 2);
     assert_eq!(code(d, &["index", "split", "--original", "in", "--force"]), 0);
 }
+
+/// The command prints every cause once, and so does whoever walks the chain of sources.
+#[test]
+fn every_cause_is_printed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    let mut bad = std::fs::read(d.join("m.bs")).unwrap();
+    bad[100] ^= 1;
+    std::fs::write(d.join("bad.bs"), bad).unwrap();
+    let missing = std::fs::metadata(d.join("nowhere.bs")).unwrap_err().to_string();
+    let cases: [(&[&str], &str, &str); 4] = [
+        (&["verify", "nowhere.bs"], "nowhere.bs", &missing),
+        (&["compress", "nowhere.bs", "-o", "x.bs"], "nowhere.bs", &missing),
+        (&["verify", "bad.bs"], "bad.bs", "checksum"),
+        (&["compress", "m.safetensors", "-o", "m.bs"], "m.bs", "the output exists"),
+    ];
+    for (args, file, cause) in cases {
+        let output = bigsmall(d, args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(text.matches(file).count(), 1, "{text}");
+        assert_eq!(text.matches(cause).count(), 1, "{text}");
+    }
+}

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bigsmall_io::{CloudFile, Model, ReadAt as _, Rule};
+use bigsmall_io::{CloudFile, ErrorKind, Model, ReadAt as _, Rule};
 use common::{Random, Tensor, tensor, write};
 use object_store::aws::AmazonS3Builder;
 use object_store::memory::InMemory;
@@ -59,13 +59,16 @@ fn shards_in_a_store_are_read_with_and_without_a_runtime_of_the_callers() {
     one.block_on(async { read() });
     runtime().block_on(async { tokio::spawn(async {}).await.unwrap() });
     let missing = CloudFile::open(Arc::clone(&store), "a/n.bs").err().unwrap();
-    assert_eq!(missing.rule(), Rule::Remote, "{missing}");
+    assert_eq!(missing.kind(), ErrorKind::Remote, "{missing}");
     let wrong = CloudFile::open(Arc::clone(&store), "a//../m.bs").err().unwrap();
-    assert_eq!(wrong.rule(), Rule::Argument, "{wrong}");
+    assert_eq!(wrong.kind(), ErrorKind::Argument, "{wrong}");
     put(&*store, "empty.bs", Vec::new());
     let empty = CloudFile::open(Arc::clone(&store), "empty.bs").unwrap();
     assert_eq!(empty.byte_len().unwrap(), 0);
-    assert_eq!(Model::from_source(empty).err().unwrap().rule(), Rule::ShardTooShort);
+    assert_eq!(
+        Model::from_source(empty).err().unwrap().kind(),
+        ErrorKind::Format(Rule::ShardTooShort)
+    );
 }
 
 #[test]
@@ -76,7 +79,7 @@ fn an_object_that_changes_is_noticed() {
     let model = Model::from_source(file).unwrap();
     put(&*store, "m.bs", shard(&tensors(2)));
     let error = model.tensor("model.layers.0.w").unwrap_err();
-    assert_eq!(error.rule(), Rule::SourceChanged, "{error}");
+    assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
 }
 
 /// A server that speaks S3: that of the Python package `moto`.

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bigsmall_io::{CompressOptions, Model, Progress, Rule, estimate};
+use bigsmall_io::{CompressOptions, ErrorKind, Model, Progress, Rule, estimate};
 use common::{Random, compress, names, restore, tensor, verify, write};
 use safetensors::Dtype;
 
@@ -110,13 +110,16 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     make(&path("model"));
     std::fs::create_dir(path("small")).unwrap();
     std::fs::write(path("small/precious"), "1").unwrap();
-    assert_eq!(compress(&path("model"), &path("small")).unwrap_err().rule(), Rule::OutputExists);
+    assert_eq!(
+        compress(&path("model"), &path("small")).unwrap_err().kind(),
+        ErrorKind::OutputExists
+    );
     assert_eq!(names(&path("small")), ["precious"]);
     let options = CompressOptions::new().replace(true);
     // A failure leaves the old one as it was.
     std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
     let error = bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default());
-    assert_eq!(error.unwrap_err().rule(), Rule::HeaderLength);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Format(Rule::HeaderLength));
     assert_eq!(names(&path("small")), ["precious"]);
     std::fs::remove_file(path("model/bad.safetensors")).unwrap();
     bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default()).unwrap();
@@ -136,7 +139,7 @@ fn a_job_never_writes_into_its_own_input() {
     {
         let done =
             bigsmall_io::compress(path("model"), path(output), &options, &Progress::default());
-        assert_eq!(done.unwrap_err().rule(), Rule::SameFile, "{output}");
+        assert_eq!(done.unwrap_err().kind(), ErrorKind::SameFile, "{output}");
     }
     assert_eq!(before, tree(&path("model")));
 }
@@ -144,25 +147,25 @@ fn a_job_never_writes_into_its_own_input() {
 /// What an untrusted index file may contain: the folder, and the rule that stops it.
 #[test]
 fn hostile_folders() {
-    type Case = (&'static str, fn(&Path), Rule);
+    type Case = (&'static str, fn(&Path), ErrorKind);
     fn index(dir: &Path, map: &str) {
         let text = format!("{{\"weight_map\":{{{map}}}}}");
         std::fs::write(dir.join("model.bs.index.json"), text).unwrap();
     }
     let cases: &[Case] = &[
         // F-01
-        ("dots", |d| index(d, r#""a":"../outside.bs""#), Rule::ModelPath),
+        ("dots", |d| index(d, r#""a":"../outside.bs""#), ErrorKind::ModelPath),
         // F-02
-        ("absolute", |d| index(d, r#""a":"/tmp/outside.bs""#), Rule::ModelPath),
+        ("absolute", |d| index(d, r#""a":"/tmp/outside.bs""#), ErrorKind::ModelPath),
         // F-03
-        ("drive", |d| index(d, r#""a":"C:\\s.bs""#), Rule::ModelPath),
+        ("drive", |d| index(d, r#""a":"C:\\s.bs""#), ErrorKind::ModelPath),
         // F-04
-        ("host", |d| index(d, r#""a":"\\\\host\\s.bs""#), Rule::ModelPath),
+        ("host", |d| index(d, r#""a":"\\\\host\\s.bs""#), ErrorKind::ModelPath),
         // F-05
-        ("empty", |d| index(d, r#""a":"""#), Rule::ModelPath),
+        ("empty", |d| index(d, r#""a":"""#), ErrorKind::ModelPath),
         // F-06
-        ("dot", |d| index(d, r#""a":".""#), Rule::ModelPath),
-        ("missing shard", |d| index(d, r#""a":"nowhere.bs""#), Rule::Io),
+        ("dot", |d| index(d, r#""a":".""#), ErrorKind::ModelPath),
+        ("missing shard", |d| index(d, r#""a":"nowhere.bs""#), ErrorKind::Io),
         (
             // F-11
             "directory",
@@ -170,7 +173,7 @@ fn hostile_folders() {
                 std::fs::create_dir(d.join("dir.bs")).unwrap();
                 index(d, r#""a":"dir.bs""#);
             },
-            Rule::NotARegularFile,
+            ErrorKind::NotARegularFile,
         ),
         (
             // F-12
@@ -181,12 +184,12 @@ fn hostile_folders() {
                     r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs","c":"model-00002-of-00002.bs""#,
                 );
             },
-            Rule::ModelTensor,
+            ErrorKind::ModelTensor,
         ),
         (
             "tensor the index does not name",
             |d| index(d, r#""a":"model-00001-of-00002.bs""#),
-            Rule::ModelTensor,
+            ErrorKind::ModelTensor,
         ),
         (
             "tensor nowhere",
@@ -196,7 +199,7 @@ fn hostile_folders() {
                     r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs","x":"model-00001-of-00002.bs""#,
                 );
             },
-            Rule::ModelTensor,
+            ErrorKind::ModelTensor,
         ),
         (
             // F-13
@@ -205,17 +208,17 @@ fn hostile_folders() {
                 std::fs::copy(d.join("model-00001-of-00002.bs"), d.join("twin.bs")).unwrap();
                 index(d, r#""a":"model-00001-of-00002.bs","b":"twin.bs""#);
             },
-            Rule::ModelTensor,
+            ErrorKind::ModelTensor,
         ),
         (
             "two entries",
             |d| index(d, r#""a":"model-00001-of-00002.bs","a":"model-00002-of-00002.bs""#),
-            Rule::ModelTensor,
+            ErrorKind::ModelTensor,
         ),
         (
             "not an index",
             |d| std::fs::write(d.join("model.bs.index.json"), "[1]").unwrap(),
-            Rule::ModelIndex,
+            ErrorKind::ModelIndex,
         ),
         (
             "two index files",
@@ -223,14 +226,14 @@ fn hostile_folders() {
                 std::fs::copy(d.join("model.bs.index.json"), d.join("other.bs.index.json"))
                     .unwrap();
             },
-            Rule::ModelIndex,
+            ErrorKind::ModelIndex,
         ),
         (
             "several shards without an index",
             |d| {
                 std::fs::remove_file(d.join("model.bs.index.json")).unwrap();
             },
-            Rule::ModelIndex,
+            ErrorKind::ModelIndex,
         ),
         (
             // F-14
@@ -240,7 +243,7 @@ fn hostile_folders() {
                     (0..1_000_000).map(|i| format!("\"{i}\":\"{i}.bs\"")).collect();
                 index(d, &entries.join(","));
             },
-            Rule::TooManyShards,
+            ErrorKind::TooManyShards,
         ),
         #[cfg(unix)]
         (
@@ -252,7 +255,7 @@ fn hostile_folders() {
                 std::os::unix::fs::symlink("../outside.bs", d.join("model-00002-of-00002.bs"))
                     .unwrap();
             },
-            Rule::ModelPath,
+            ErrorKind::ModelPath,
         ),
         #[cfg(unix)]
         (
@@ -266,7 +269,7 @@ fn hostile_folders() {
                 )
                 .unwrap();
             },
-            Rule::Io,
+            ErrorKind::Io,
         ),
         #[cfg(unix)]
         (
@@ -279,7 +282,7 @@ fn hostile_folders() {
                     .status();
                 assert!(made.unwrap().success());
             },
-            Rule::NotARegularFile,
+            ErrorKind::NotARegularFile,
         ),
         #[cfg(unix)]
         (
@@ -289,7 +292,7 @@ fn hostile_folders() {
                 std::fs::remove_file(d.join("model-00002-of-00002.bs")).unwrap();
                 std::os::unix::fs::symlink("/dev/zero", d.join("model-00002-of-00002.bs")).unwrap();
             },
-            Rule::ModelPath,
+            ErrorKind::ModelPath,
         ),
     ];
     for (name, spoil, rule) in cases {
@@ -301,12 +304,12 @@ fn hostile_folders() {
         assert!(Model::open(&small).is_ok());
         spoil(&small);
         let opened = Model::open(&small).map(|_| ()).unwrap_err();
-        assert_eq!(opened.rule(), *rule, "open, {name}: {opened}");
+        assert_eq!(opened.kind(), *rule, "open, {name}: {opened}");
         // Restoring is stricter or as strict; it may take a folder whose shards are sound without
         // an index.
         if let Err(e) = verify(&small) {
-            let io = [Rule::Io, Rule::NotARegularFile, Rule::ModelPath];
-            assert!(e.rule() == *rule || io.contains(&e.rule()), "verify, {name}: {e}");
+            let io = [ErrorKind::Io, ErrorKind::NotARegularFile, ErrorKind::ModelPath];
+            assert!(e.kind() == *rule || io.contains(&e.kind()), "verify, {name}: {e}");
         }
         let back = dir.path().join("back");
         if restore(&small, &back).is_err() {
@@ -336,7 +339,7 @@ fn the_snapshots_of_a_hub_cache_may_link_to_its_blobs() {
     std::fs::write(dir.path().join("secret"), "1").unwrap();
     symlink(dir.path().join("secret"), snapshot.join("config2.json")).unwrap();
     let error = compress(&snapshot, &dir.path().join("small2")).unwrap_err();
-    assert_eq!(error.rule(), Rule::ModelPath);
+    assert_eq!(error.kind(), ErrorKind::ModelPath);
 }
 
 /// Lines of the card's table: name, bytes, compressed bytes, SHA-256.
@@ -379,7 +382,7 @@ fn a_model_card_is_written_beside_the_weights_and_never_restored() {
     // A card among the files to be kept would be lost: it is refused.
     std::fs::write(path("model/BIGSMALL.md"), &card).unwrap();
     let error = compress(&path("model"), &path("small4")).unwrap_err();
-    assert_eq!(error.rule(), Rule::Argument, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Argument, "{error}");
 }
 
 #[test]
@@ -449,18 +452,18 @@ fn shards_alone_become_a_model() {
     // The same tensor twice; a shard of another file; one that is missing; an index file that says
     // something else.
     let rule = |original: Option<&Path>| {
-        bigsmall_io::index(path("out"), original, false).unwrap_err().rule()
+        bigsmall_io::index(path("out"), original, false).unwrap_err().kind()
     };
     std::fs::copy(path("out/x-1.bs"), path("out/x-3.bs")).unwrap();
-    assert_eq!(rule(None), Rule::ModelTensor);
+    assert_eq!(rule(None), ErrorKind::ModelTensor);
     std::fs::remove_file(path("out/x-3.bs")).unwrap();
-    assert_eq!(rule(Some(&path("model"))), Rule::Io);
+    assert_eq!(rule(Some(&path("model"))), ErrorKind::Io);
     shard("model-00002-of-00002.safetensors", "model-00001-of-00002.bs");
     std::fs::remove_file(path("out/x-2.bs")).unwrap();
-    assert_eq!(rule(Some(&path("model"))), Rule::Io);
+    assert_eq!(rule(Some(&path("model"))), ErrorKind::Io);
     std::fs::create_dir_all(path("out/1_Pooling")).unwrap();
     shard("1_Pooling/extra.safetensors", "1_Pooling/extra.bs");
-    assert_eq!(rule(Some(&path("model"))), Rule::ModelIndex);
-    assert_eq!(rule(None), Rule::OutputExists);
+    assert_eq!(rule(Some(&path("model"))), ErrorKind::ModelIndex);
+    assert_eq!(rule(None), ErrorKind::OutputExists);
     bigsmall_io::index(path("out"), None, true).unwrap();
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_io::{
-    Class, Encoding, Model, ReadAt, Rule, SaveOptions, StreamOptions, StreamingLoader, TensorSpec,
-    TensorView, save_to,
+    Class, Encoding, ErrorKind, Model, ReadAt, Rule, SaveOptions, StreamOptions, StreamingLoader,
+    TensorSpec, TensorView, save_to,
 };
 use common::{ENCODINGS, Random, Tensor, tensor};
 use rayon::prelude::*;
@@ -113,14 +113,14 @@ fn ranges_of_bytes_are_those_of_the_tensor() {
     let len = tensors[0].bytes.len() as u64;
     let rule = |range, n| {
         let mut dst = vec![0; n];
-        model.bytes_into(&tensors[0].name, range, &mut dst).unwrap_err().rule()
+        model.bytes_into(&tensors[0].name, range, &mut dst).unwrap_err().kind()
     };
-    assert_eq!(rule(0..len + 1, len as usize + 1), Rule::RangeOutOfBounds);
+    assert_eq!(rule(0..len + 1, len as usize + 1), ErrorKind::Format(Rule::RangeOutOfBounds));
     #[allow(clippy::reversed_empty_ranges)]
     let backwards = 3..2;
-    assert_eq!(rule(backwards, 0), Rule::RangeOutOfBounds);
-    assert_eq!(rule(u64::MAX - 1..u64::MAX, 1), Rule::RangeOutOfBounds);
-    assert_eq!(rule(0..2, 3), Rule::BufferLength);
+    assert_eq!(rule(backwards, 0), ErrorKind::Format(Rule::RangeOutOfBounds));
+    assert_eq!(rule(u64::MAX - 1..u64::MAX, 1), ErrorKind::Format(Rule::RangeOutOfBounds));
+    assert_eq!(rule(0..2, 3), ErrorKind::Format(Rule::BufferLength));
 }
 
 /// A shard in memory that counts how often it is read.
@@ -146,16 +146,16 @@ fn what_does_not_fit_is_refused_before_anything_is_read() {
     let opened = reads.load(Ordering::SeqCst);
     let (a, b) = (&tensors[1], &tensors[200]);
     for (name, len, rule) in [
-        (&*b.name, b.bytes.len() - 1, Rule::BufferLength),
-        (&b.name, b.bytes.len() + 1, Rule::BufferLength),
-        (&b.name, 0, Rule::BufferLength),
-        ("layers.0", 4, Rule::TensorMissing),
-        ("", 0, Rule::TensorMissing),
+        (&*b.name, b.bytes.len() - 1, ErrorKind::Format(Rule::BufferLength)),
+        (&b.name, b.bytes.len() + 1, ErrorKind::Format(Rule::BufferLength)),
+        (&b.name, 0, ErrorKind::Format(Rule::BufferLength)),
+        ("layers.0", 4, ErrorKind::TensorMissing),
+        ("", 0, ErrorKind::TensorMissing),
     ] {
         let (mut first, mut second) = (vec![0xA5; a.bytes.len()], vec![0xA5; len]);
         let wanted = [(&*a.name, &mut first[..]), (name, &mut second[..])];
         let error = model.tensors_into(wanted).unwrap_err();
-        assert_eq!((error.rule(), error.tensor()), (rule, Some(name)));
+        assert_eq!((error.kind(), error.tensor()), (rule, Some(name)));
         assert!(first.iter().chain(&second).all(|&byte| byte == 0xA5));
     }
     assert_eq!(reads.load(Ordering::SeqCst), opened);
@@ -171,7 +171,7 @@ fn a_tensor_in_two_shards_is_refused() {
     let tensors = tensors();
     let halves = [&tensors[..3], &tensors[2..5]].map(|half| shard(half, Encoding::Raw));
     let error = Model::from_sources(["a", "b"].into_iter().zip(halves)).unwrap_err();
-    assert_eq!(error.rule(), Rule::ModelTensor);
+    assert_eq!(error.kind(), ErrorKind::ModelTensor);
     assert_eq!(error.tensor(), Some(&*tensors[2].name));
     let broken = Model::from_sources([("broken.bs", vec![0; 100])]).unwrap_err();
     assert_eq!(broken.class(), Class::Corrupt);
@@ -239,7 +239,10 @@ fn errors_name_the_shard() {
         for (i, error) in errors.iter().enumerate() {
             let text = error.to_string();
             assert!(text.starts_with(file), "{i}: {text}");
-            assert_eq!((error.rule(), error.tensor()), (Rule::BlockChecksum, Some(name)));
+            assert_eq!(
+                (error.kind(), error.tensor()),
+                (ErrorKind::Format(Rule::BlockChecksum), Some(name))
+            );
         }
     }
 }
@@ -308,21 +311,21 @@ fn slices_that_do_not_fit_the_layer_leave_the_loader_where_it_is() {
             .unwrap_err();
         assert!(rooms.iter().flatten().all(|&byte| byte == 0xA5));
         assert_eq!(loader.peek_layer().unwrap().name(), name);
-        error.rule()
+        error.kind()
     };
     let right: Vec<(&str, usize)> =
         specs.iter().map(|spec| (spec.name(), spec.byte_len() as usize)).collect();
     let mut long = right.clone();
     long[1].1 += 1;
-    assert_eq!(rule(&long), Rule::BufferLength);
+    assert_eq!(rule(&long), ErrorKind::Format(Rule::BufferLength));
     let mut twice = right.clone();
     twice.push(right[0]);
-    assert_eq!(rule(&twice), Rule::Argument);
+    assert_eq!(rule(&twice), ErrorKind::Argument);
     let mut foreign = right.clone();
     foreign.push(("tensor.of.another.layer", 1));
-    assert_eq!(rule(&foreign), Rule::Argument);
-    assert_eq!(rule(&right[1..]), Rule::Argument);
-    assert_eq!(rule(&[]), Rule::Argument);
+    assert_eq!(rule(&foreign), ErrorKind::Argument);
+    assert_eq!(rule(&right[1..]), ErrorKind::Argument);
+    assert_eq!(rule(&[]), ErrorKind::Argument);
     // Nothing was lost.
     let layer = loader.next().unwrap().unwrap();
     assert_eq!((layer.name(), layer.tensors().len()), (&*name, specs.len()));

@@ -322,8 +322,8 @@ fn a_file_truncated_while_it_is_open_is_an_error() {
     let whole = opened.tensor("w").unwrap();
     file.set_len(len / 2).unwrap();
     let error = opened.tensor("w").unwrap_err();
-    let rules = [bigsmall_io::Rule::Io, bigsmall_io::Rule::SourceChanged];
-    assert!(rules.contains(&error.rule()), "{error}");
+    let rules = [bigsmall_io::ErrorKind::Io, bigsmall_io::ErrorKind::SourceChanged];
+    assert!(rules.contains(&error.kind()), "{error}");
     // A new file under the old name: what is open stays the old one.
     common::compress(&d.join("m"), &d.join("n.bs")).unwrap();
     let opened = bigsmall_io::Model::open(d.join("n.bs")).unwrap();
@@ -338,7 +338,10 @@ fn a_file_truncated_while_it_is_open_is_an_error() {
     let file = std::fs::OpenOptions::new().write(true).open(d.join("o.bs")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 4096], 100_000).unwrap();
     let error = opened.tensor("w").unwrap_err();
-    assert_eq!((error.rule(), error.tensor()), (bigsmall_io::Rule::BlockChecksum, Some("w")));
+    assert_eq!(
+        (error.kind(), error.tensor()),
+        (bigsmall_io::ErrorKind::Format(bigsmall_io::Rule::BlockChecksum), Some("w"))
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bigsmall_io::{
-    HttpFile, HttpOptions, Layer, Model, ReadAt, Rule, StreamOptions, StreamingLoader,
+    ErrorKind, HttpFile, HttpOptions, Layer, Model, ReadAt, Rule, StreamOptions, StreamingLoader,
 };
 use common::{Random, Tensor, tensor, write};
 use safetensors::Dtype;
@@ -188,20 +188,20 @@ fn failures_that_pass_are_tried_again_and_others_are_not() {
         let file = Arc::clone(&bytes);
         let server = Server::new(move |request, _| failure(serve(request, &file, "e")));
         let error = open(&server.url("m.bs")).err().unwrap();
-        assert!(matches!(error.rule(), Rule::Io | Rule::Remote), "{error}");
+        assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Remote), "{error}");
         assert_eq!(server.n_requests(), 3);
     }
     for status in [400, 401, 403, 404, 410, 418, 304, 204] {
         let server = Server::new(move |_, _| Reply::status(status));
         let error = open(&server.url("m.bs")).err().unwrap();
-        assert_eq!(error.rule(), Rule::Remote, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Remote, "{error}");
         // 400 may mean the range from the end: it is asked for the length too.
         assert!(server.n_requests() <= 2);
     }
     // Nobody there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = open(&format!("http://127.0.0.1:{port}/m.bs")).err().unwrap();
-    assert_eq!(error.rule(), Rule::Io, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
 }
 
 #[test]
@@ -252,10 +252,12 @@ fn wrong_answers_end_in_errors() {
         let error = open(&server.url("m.bs")).err().unwrap_or_else(|| panic!("{name}"));
         // A server that reports another file, in the right form, has one that is not a shard.
         let rules = match name {
-            "another range" => [Rule::IndexRange, Rule::IndexRange],
-            _ => [Rule::Remote, Rule::Io],
+            "another range" => {
+                [ErrorKind::Format(Rule::IndexRange), ErrorKind::Format(Rule::IndexRange)]
+            }
+            _ => [ErrorKind::Remote, ErrorKind::Io],
         };
-        assert!(rules.contains(&error.rule()), "{name}: {error}");
+        assert!(rules.contains(&error.kind()), "{name}: {error}");
         // Later.
         let file = Arc::clone(&bytes);
         let server = Server::new(move |request, n| {
@@ -264,8 +266,8 @@ fn wrong_answers_end_in_errors() {
         });
         let model = open(&server.url("m.bs")).unwrap();
         let error = model.tensor("model.layers.0.up.weight").unwrap_err();
-        let rules = [Rule::Remote, Rule::Io, Rule::SourceChanged];
-        assert!(rules.contains(&error.rule()), "{name}: {error}");
+        let rules = [ErrorKind::Remote, ErrorKind::Io, ErrorKind::SourceChanged];
+        assert!(rules.contains(&error.kind()), "{name}: {error}");
         assert!(error.to_string().contains("m.bs"), "{name}: {error}");
     }
     // The right form and the wrong bytes: what checksums are for.
@@ -278,7 +280,13 @@ fn wrong_answers_end_in_errors() {
         good
     });
     let error = open(&server.url("m.bs")).unwrap().tensor("model.layers.0.up.weight").unwrap_err();
-    assert!(matches!(error.rule(), Rule::HeadChecksum | Rule::BlockChecksum), "{error}");
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::Format(Rule::HeadChecksum) | ErrorKind::Format(Rule::BlockChecksum)
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -300,9 +308,15 @@ fn small_files_need_no_ranges_and_empty_ones_are_no_shards() {
         assert_eq!(server.n_requests(), 1);
     }
     let server = Server::new(|request, _| serve(request, b"", "e"));
-    assert_eq!(open(&server.url("m.bs")).err().unwrap().rule(), Rule::ShardTooShort);
+    assert_eq!(
+        open(&server.url("m.bs")).err().unwrap().kind(),
+        ErrorKind::Format(Rule::ShardTooShort)
+    );
     let server = Server::new(|request, _| serve(request, &[0; 100], "e"));
-    assert_eq!(open(&server.url("m.bs")).err().unwrap().rule(), Rule::ShardMagic);
+    assert_eq!(
+        open(&server.url("m.bs")).err().unwrap().kind(),
+        ErrorKind::Format(Rule::ShardMagic)
+    );
 }
 
 #[test]
@@ -327,7 +341,7 @@ fn a_file_that_changes_between_requests_is_noticed() {
         });
         let model = open(&server.url("m.bs")).unwrap();
         let error = model.tensor("model.layers.3.q.weight").unwrap_err();
-        assert_eq!(error.rule(), Rule::SourceChanged, "{error}");
+        assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
         // Not tried again: it will not change back.
         assert!(server.n_requests() <= 2);
     }
@@ -374,7 +388,7 @@ fn redirects_are_followed_for_every_read_and_tokens_stay_at_home() {
     for location in ["/m.bs", "file:///etc/passwd", "ftp://h/x", "", "http://"] {
         let server = Server::new(move |_, _| Reply::redirect(location));
         let error = HttpFile::open(&server.url("m.bs"), &quick()).err().unwrap();
-        assert!(matches!(error.rule(), Rule::Remote | Rule::Io), "{location:?}: {error}");
+        assert!(matches!(error.kind(), ErrorKind::Remote | ErrorKind::Io), "{location:?}: {error}");
         assert!(server.n_requests() <= 33);
     }
 }
@@ -386,7 +400,7 @@ fn a_server_that_says_nothing_is_given_up() {
     let silent =
         Server::new(|_, _| Reply { silence: Some(Duration::from_secs(60)), ..Default::default() });
     let error = HttpFile::open(&silent.url("m.bs"), &slow).err().unwrap();
-    assert_eq!(error.rule(), Rule::Io, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert_eq!(silent.n_requests(), 2);
     // A body that is promised and never comes.
     let bytes = Arc::new(shard(&layers()));
@@ -397,7 +411,7 @@ fn a_server_that_says_nothing_is_given_up() {
     });
     let file = HttpFile::open(&promised.url("m.bs"), &slow).unwrap();
     let error = bigsmall_io::Error::from(file.read_exact_at(0, &mut [0; 100]).unwrap_err());
-    assert_eq!(error.rule(), Rule::Io, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
 }
 
 /// The command, with nothing of the machine's own settings.
@@ -511,7 +525,7 @@ fn index_files_that_lead_out_are_refused() {
         let index = serde_json::json!({ "weight_map": { "w": name } }).to_string();
         let server = Server::new(move |request, _| serve(request, index.as_bytes(), "e"));
         let url = server.url("model.bs.index.json");
-        assert_eq!(Model::open(&url).err().unwrap().rule(), Rule::ModelPath);
+        assert_eq!(Model::open(&url).err().unwrap().kind(), ErrorKind::ModelPath);
         let output = bigsmall(dir.path(), &["restore", &url, "-o", "x"], &[]);
         assert_eq!(output.status.code(), Some(3));
         assert!(server.requests().iter().all(|r| r.path == "/model.bs.index.json"));

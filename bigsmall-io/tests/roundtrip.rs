@@ -4,7 +4,8 @@
 mod common;
 
 use bigsmall_io::{
-    CompressOptions, Encoding, EncodingId, Model, Progress, RestoreOptions, Rule, Shard, transcode,
+    CompressOptions, Encoding, EncodingId, ErrorKind, Model, Progress, RestoreOptions, Rule, Shard,
+    transcode,
 };
 use common::{DTYPES, ENCODINGS, Random, Tensor, compress, restore, tensor, verify, write};
 use proptest::prelude::*;
@@ -172,21 +173,21 @@ fn rows_and_layers_are_what_they_are_called() {
         model.layer("layers.1").unwrap().iter().map(|t| t.spec().name().to_owned()).collect();
     found.sort();
     assert_eq!(found, ["layers.1", "layers.1.a", "layers.1.b.c"]);
-    assert_eq!(model.layer("layers.2").unwrap_err().rule(), Rule::TensorMissing);
+    assert_eq!(model.layer("layers.2").unwrap_err().kind(), ErrorKind::TensorMissing);
     for rows in [0..0, 0..1, 0..3000, 1..2, 254..256, 2999..3000, 3000..3000, 700..2100] {
         let found = model.rows("big", rows.clone()).unwrap();
         assert_eq!(found.spec().shape(), [rows.end - rows.start, 257]);
         assert!(found.bytes() == &big[rows.start as usize * 514..rows.end as usize * 514]);
     }
-    let rule = |result: bigsmall_io::Result<bigsmall_io::Tensor>| result.unwrap_err().rule();
-    assert_eq!(rule(model.rows("big", 0..3001)), Rule::RangeOutOfBounds);
+    let rule = |result: bigsmall_io::Result<bigsmall_io::Tensor>| result.unwrap_err().kind();
+    assert_eq!(rule(model.rows("big", 0..3001)), ErrorKind::Format(Rule::RangeOutOfBounds));
     #[allow(clippy::reversed_empty_ranges)]
     let reversed = 2..1;
-    assert_eq!(rule(model.rows("big", reversed)), Rule::RangeOutOfBounds);
-    assert_eq!(rule(model.rows("f4", 0..1)), Rule::UnalignedRange);
-    assert_eq!(rule(model.tensor("nobody")), Rule::TensorMissing);
+    assert_eq!(rule(model.rows("big", reversed)), ErrorKind::Format(Rule::RangeOutOfBounds));
+    assert_eq!(rule(model.rows("f4", 0..1)), ErrorKind::Format(Rule::UnalignedRange));
+    assert_eq!(rule(model.tensor("nobody")), ErrorKind::TensorMissing);
     let short = model.tensor_into("big", &mut [0; 5]).unwrap_err();
-    assert_eq!(short.rule(), Rule::BufferLength);
+    assert_eq!(short.kind(), ErrorKind::Format(Rule::BufferLength));
 }
 
 proptest! {

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bigsmall_io::{
-    Element, Error, FileReport, Model, Result, Rule, SaveOptions, Shard, TensorSpec, TensorView,
-    Writer, save, save_to, save_with,
+    Element, Error, ErrorKind, FileReport, Model, Result, Rule, SaveOptions, Shard, TensorSpec,
+    TensorView, Writer, save, save_to, save_with,
 };
 use common::{DTYPES, ENCODINGS, Random, Tensor, names, restore, tensor};
 use proptest::prelude::*;
@@ -230,22 +230,25 @@ fn mistakes_name_the_tensor_and_write_nothing() {
         let error = save(&path, [(name.to_owned(), view.clone())], None).unwrap_err();
         let mut none = Vec::new();
         let again = save_to(&mut none, [(name, view)], None, &SaveOptions::default()).unwrap_err();
-        assert_eq!((again.rule(), none.len()), (error.rule(), 0));
+        assert_eq!((again.kind(), none.len()), (error.kind(), 0));
         assert_eq!(error.tensor(), Some(name));
-        error.rule()
+        error.kind()
     };
     use bigsmall_io::Dtype as D;
-    assert_eq!(one("w", D::F32, &[2, 3], &[0; 23]), Rule::BufferLength);
-    assert_eq!(one("w", D::F32, &[2, 3], &[0; 25]), Rule::BufferLength);
-    assert_eq!(one("w", D::F32, &[], &[]), Rule::BufferLength);
-    assert_eq!(one("w", D::U8, &[0], &[1]), Rule::BufferLength);
-    assert_eq!(one("w", D::F4, &[3], &[0; 2]), Rule::SubByteTotal);
-    assert_eq!(one("w", D::U8, &[u64::MAX, 2], &[]), Rule::ShapeOverflow);
-    assert_eq!(one("w", D::U8, &[u64::MAX, 2, 0], &[]), Rule::ShapeOverflow);
-    assert_eq!(one("__metadata__", D::U8, &[1], &[1]), Rule::Argument);
+    assert_eq!(one("w", D::F32, &[2, 3], &[0; 23]), ErrorKind::Format(Rule::BufferLength));
+    assert_eq!(one("w", D::F32, &[2, 3], &[0; 25]), ErrorKind::Format(Rule::BufferLength));
+    assert_eq!(one("w", D::F32, &[], &[]), ErrorKind::Format(Rule::BufferLength));
+    assert_eq!(one("w", D::U8, &[0], &[1]), ErrorKind::Format(Rule::BufferLength));
+    assert_eq!(one("w", D::F4, &[3], &[0; 2]), ErrorKind::Format(Rule::SubByteTotal));
+    assert_eq!(one("w", D::U8, &[u64::MAX, 2], &[]), ErrorKind::Format(Rule::ShapeOverflow));
+    assert_eq!(one("w", D::U8, &[u64::MAX, 2, 0], &[]), ErrorKind::Format(Rule::ShapeOverflow));
+    assert_eq!(one("__metadata__", D::U8, &[1], &[1]), ErrorKind::Argument);
     let twice = [1, 2].map(|value| ("w", TensorView::new(D::U8, &[1], vec![value])));
     let error = save(&path, twice, None).unwrap_err();
-    assert_eq!((error.rule(), error.tensor()), (Rule::HeaderDuplicate, Some("w")));
+    assert_eq!(
+        (error.kind(), error.tensor()),
+        (ErrorKind::Format(Rule::HeaderDuplicate), Some("w"))
+    );
     assert_eq!(names(dir.path()), [""; 0]);
 }
 
@@ -257,9 +260,9 @@ fn an_existing_file_is_replaced_or_refused() {
     std::fs::write(&path, "old").unwrap();
     let keep = SaveOptions::default().replace(false);
     let refused = save_with(&path, views(&tensors), None, &keep).unwrap_err();
-    assert_eq!(refused.rule(), Rule::OutputExists);
+    assert_eq!(refused.kind(), ErrorKind::OutputExists);
     let refused = Writer::create(&path, tensors.iter().map(spec), None, &keep).unwrap_err();
-    assert_eq!(refused.rule(), Rule::OutputExists);
+    assert_eq!(refused.kind(), ErrorKind::OutputExists);
     // A mistake does not cost the old file.
     let short = TensorView::new(bigsmall_io::Dtype::U8, &[2], &[1][..]);
     save(&path, [("w", short)], None).unwrap_err();
@@ -284,21 +287,28 @@ fn the_writer_takes_the_tensor_that_is_due_and_no_other() {
     let path = dir.path().join("m.bs");
     let options = SaveOptions::default();
     let mut writer = Writer::create(&path, tensors.iter().map(spec), None, &options).unwrap();
-    let rule = |result: Result<()>| result.map_err(|e: Error| e.rule()).unwrap_err();
+    let rule = |result: Result<()>| result.map_err(|e: Error| e.kind()).unwrap_err();
     for (i, t) in tensors.iter().enumerate() {
         assert_eq!(writer.due().map(TensorSpec::name), Some(&*t.name));
         for other in tensors.iter().filter(|other| other.name != t.name) {
-            assert_eq!(rule(writer.tensor(&other.name, &other.bytes)), Rule::WriterMisuse);
+            assert_eq!(
+                rule(writer.tensor(&other.name, &other.bytes)),
+                ErrorKind::Format(Rule::WriterMisuse)
+            );
         }
-        assert_eq!(rule(writer.tensor("unknown", &t.bytes)), Rule::WriterMisuse);
+        assert_eq!(rule(writer.tensor("unknown", &t.bytes)), ErrorKind::Format(Rule::WriterMisuse));
         for bytes in [&t.bytes[1..], &[], &[&t.bytes[..], &[0]].concat()] {
-            assert_eq!(rule(writer.tensor(&t.name, bytes)), Rule::BufferLength, "tensor {i}");
+            assert_eq!(
+                rule(writer.tensor(&t.name, bytes)),
+                ErrorKind::Format(Rule::BufferLength),
+                "tensor {i}"
+            );
         }
         assert_eq!(writer.due().map(TensorSpec::name), Some(&*t.name));
         writer.tensor(&t.name, &t.bytes).unwrap();
     }
     assert_eq!(writer.due(), None);
-    assert_eq!(rule(writer.tensor("q", &tensors[0].bytes)), Rule::WriterMisuse);
+    assert_eq!(rule(writer.tensor("q", &tensors[0].bytes)), ErrorKind::Format(Rule::WriterMisuse));
     writer.finish().unwrap();
     let model = Model::open(&path).unwrap();
     for t in &tensors {
@@ -314,14 +324,17 @@ fn specs_that_no_header_can_have_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.bs");
     let create = |specs: Vec<TensorSpec>| {
-        Writer::create(&path, specs, None, &SaveOptions::default()).unwrap_err().rule()
+        Writer::create(&path, specs, None, &SaveOptions::default()).unwrap_err().kind()
     };
     let named = |name: &str| TensorSpec::new(name, bigsmall_io::Dtype::U8, &[1]).unwrap();
-    assert_eq!(create(vec![named("a"), named("b"), named("a")]), Rule::HeaderDuplicate);
-    assert_eq!(create(vec![named("__metadata__")]), Rule::Argument);
+    assert_eq!(
+        create(vec![named("a"), named("b"), named("a")]),
+        ErrorKind::Format(Rule::HeaderDuplicate)
+    );
+    assert_eq!(create(vec![named("__metadata__")]), ErrorKind::Argument);
     let large = |name: &str| TensorSpec::new(name, bigsmall_io::Dtype::U8, &[1 << 59]).unwrap();
     let large = (0..40).map(|i| large(&i.to_string())).collect();
-    assert_eq!(create(large), Rule::ShapeOverflow);
+    assert_eq!(create(large), ErrorKind::Format(Rule::ShapeOverflow));
     assert_eq!(names(dir.path()), [""; 0]);
 }
 
@@ -339,7 +352,10 @@ fn a_writer_that_is_dropped_or_not_done_leaves_nothing() {
                 writer.tensor(&t.name, &t.bytes).unwrap();
             }
             match finish {
-                true => assert_eq!(writer.finish().unwrap_err().rule(), Rule::WriterMisuse),
+                true => assert_eq!(
+                    writer.finish().unwrap_err().kind(),
+                    ErrorKind::Format(Rule::WriterMisuse)
+                ),
                 false => drop(writer),
             }
             assert_eq!(names(dir.path()), [""; 0]);
@@ -364,6 +380,6 @@ fn the_writer_reads_back_what_it_wrote() {
     let mut file = std::fs::OpenOptions::new().write(true).open(temp).unwrap();
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(5000)).unwrap();
     std::io::Write::write_all(&mut file, &[0; 64]).unwrap();
-    assert_eq!(writer.finish().unwrap_err().rule(), Rule::ReadBack);
+    assert_eq!(writer.finish().unwrap_err().kind(), ErrorKind::ReadBack);
     assert_eq!(names(dir.path()), [""; 0]);
 }

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bigsmall_io::{
-    Class, CompressOptions, Layer, Model, Progress, ReadAt, Rule, StreamOptions, StreamingLoader,
+    Class, CompressOptions, ErrorKind, Layer, Model, Progress, ReadAt, StreamOptions,
+    StreamingLoader,
 };
 use common::{ENCODINGS, Random, Tensor, tensor, write};
 use safetensors::Dtype;
@@ -207,7 +208,7 @@ fn the_budget_bounds_what_the_loader_holds() {
     }
     let small = StreamOptions::default().budget((64 << 20) - 1);
     let error = StreamingLoader::new(model, &small).err().unwrap();
-    assert_eq!(error.rule(), Rule::Argument);
+    assert_eq!(error.kind(), ErrorKind::Argument);
 }
 
 /// A shard in memory, one of whose bytes is wrong, or which fails from its n-th read on.
@@ -275,7 +276,7 @@ fn damage_and_failing_reads_end_in_errors_wherever_they_are() {
         let Ok(opened) = Model::from_source(source(bytes.clone(), reads)) else { continue };
         match run(Arc::new(opened), 2) {
             (_, Some(error)) => {
-                assert_eq!(error.rule(), Rule::Io, "{error}");
+                assert_eq!(error.kind(), ErrorKind::Io, "{error}");
                 failures += 1;
             }
             (n, None) => {
@@ -302,7 +303,7 @@ fn a_loader_can_be_cancelled_and_dropped_at_any_time() {
             loader.next().unwrap().unwrap();
         }
         loader.progress().cancel();
-        assert_eq!(loader.next().unwrap().unwrap_err().rule(), Rule::Cancelled);
+        assert_eq!(loader.next().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
         assert!(loader.next().is_none());
     }
     // The reading threads let go of the model.

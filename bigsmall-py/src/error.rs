@@ -1,6 +1,6 @@
 //! Errors of bigsmall as exceptions of Python.
 
-use bigsmall_io::{Error, Rule};
+use bigsmall_io::{Error, ErrorKind};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -20,7 +20,10 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
         Err(e) => return e,
     };
     let class = if is_not_found(error) { not_found } else { other };
-    let rule = format!("{:?}", error.rule());
+    let rule = match error.kind() {
+        ErrorKind::Format(rule) => format!("{rule:?}"),
+        kind => format!("{kind:?}"),
+    };
     let message = with_causes(error);
     let arguments = (message.as_str(), rule, error.file(), error.tensor(), error.offset());
     match class.bind(py).call1(arguments) {
@@ -43,5 +46,5 @@ fn with_causes(error: &Error) -> String {
 fn is_not_found(error: &Error) -> bool {
     let source = std::error::Error::source(error);
     let source = source.and_then(|s| s.downcast_ref::<std::io::Error>());
-    error.rule() == Rule::Io && source.is_some_and(|s| s.kind() == std::io::ErrorKind::NotFound)
+    error.kind() == ErrorKind::Io && source.is_some_and(|s| s.kind() == std::io::ErrorKind::NotFound)
 }

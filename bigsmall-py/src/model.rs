@@ -68,7 +68,7 @@ impl Model {
     fn shards(&self, py: Python<'_>) -> PyResult<Vec<(&str, u64, u64, String)>> {
         let mut all = Vec::new();
         for (name, shard) in self.0.shards() {
-            let stored = shard.source().byte_len().map_err(|e| raise(py, &Error::io(e)))?;
+            let stored = shard.source().byte_len().map_err(|e| raise(py, &Error::from(e)))?;
             all.push((name, shard.original_len(), stored, hex(&shard.sha256())));
         }
         Ok(all)

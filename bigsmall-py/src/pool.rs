@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use bigsmall_io::{Error, Rule};
+use bigsmall_io::{Error, ErrorKind};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -26,7 +26,7 @@ pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {
     }
     let threads = std::env::var("BIGSMALL_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
-        raise(py, &Error::new(Rule::Memory).expected("threads to work on").found(e))
+        raise(py, &Error::new(ErrorKind::Memory).expected("threads to work on").caused_by(e))
     })?;
     // Never dropped: it lives as long as the process, one for each.
     let pool: &'static ThreadPool = Box::leak(Box::new(pool));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use bigsmall_io::{Dtype, FileReport, Progress, Result, SaveOptions, TensorView};
+use bigsmall_io::{Dtype, Error, FileReport, Progress, Result, SaveOptions, TensorView};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -57,7 +57,8 @@ fn with_views(
     let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;
     let mut views = Vec::new();
     for ((name, dtype, shape, _), input) in tensors.iter().zip(&inputs) {
-        let dtype = Dtype::from_name(dtype).map_err(|e| raise(py, &e.in_tensor(name)))?;
+        let dtype =
+            Dtype::from_name(dtype).map_err(|e| raise(py, &Error::from(e).in_tensor(name)))?;
         views.push((name.as_str(), TensorView::new(dtype, shape, input.bytes())));
     }
     run(py, &Progress::default(), None, || work(views))

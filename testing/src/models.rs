@@ -167,12 +167,12 @@ fn e4m3(w: f32) -> u8 {
 /// even; other tensors as they are. Memory: the largest tensor twice.
 ///
 /// # Errors
-/// Those of reading a header; [`Rule::Argument`] for another dtype; [`Rule::Io`].
+/// Those of reading a header; [`Rule::SpecMismatch`] for another dtype; [`Rule::Io`].
 pub fn round(input: &Path, output: &Path, dtype: Dtype) -> Result<()> {
     let source = File::open(input)?;
     let (json, header) = Header::read(&source, &Limits::default())?;
     if !matches!(dtype, Dtype::BF16 | Dtype::F16) {
-        return Err(Error::new(Rule::Argument).expected("BF16 or F16").found(dtype));
+        return Err(Error::new(Rule::SpecMismatch).expected("BF16 or F16").found(dtype));
     }
     let new = |t: &TensorSpec| match t.dtype() {
         Dtype::F32 => TensorSpec::new(t.name(), dtype, t.shape()),

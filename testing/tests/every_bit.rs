@@ -18,7 +18,7 @@ fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> 
     let goldens = Golden::all().unwrap();
     assert!(goldens.len() >= 15);
     let total = Mutex::new(Tally::default());
-    let counted = for_each_in_parallel(
+    let counted: Result<()> = for_each_in_parallel(
         // The largest first.
         goldens.iter().rev(),
         || (),

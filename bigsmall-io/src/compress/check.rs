@@ -1,9 +1,10 @@
 //! Reads back what was written and compares it with the original.
 
-use bigsmall_format::{EncodingId, Result, TensorSpec};
+use bigsmall_format::{EncodingId, TensorSpec};
 
 use crate::compress::job::{Job, Written};
 use crate::compress::plan::read_back;
+use crate::error::Result;
 use crate::stage::output::Output;
 use crate::stage::pool::set_len;
 
@@ -59,7 +60,7 @@ pub(crate) fn check(
         .plan
         .decoder
         .decode_blocks(&blocks, &mut scratch.decoded)
-        .map_err(|e| read_back(spec).at(written.at).found(e))?;
+        .map_err(|e| read_back(spec).at(written.at).caused_by(e))?;
     if scratch.decoded != original {
         return Err(read_back(spec).at(written.at));
     }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bigsmall_format::{
-    Error, Header, Raw, ReadAt, Result, Rule, Section, TensorEncoding, TensorSpec,
-};
+use bigsmall_format::{Header, Raw, ReadAt, Section, TensorEncoding, TensorSpec};
 
 use crate::compress::job::{Encoded, EncodedPart, Job};
 use crate::compress::plan::{Large, Plan};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::stage::pool::Pool;
 
 /// Encodes chunks of a file.
@@ -57,14 +56,16 @@ impl<'a> Coder<'a> {
         let plan = large.plan.get_or_init(|| {
             let range = self.header.data_range(tensor);
             Section::new(self.source, self.data_at + range.start..self.data_at + range.end)
+                .map_err(Error::from)
                 .and_then(|source| Plan::new(self.encoding, spec, &source))
-                .map_err(|e| failure = Some(e.in_tensor(spec.name())))
+                .in_tensor(spec.name())
+                .map_err(|e| failure = Some(e))
                 .ok()
         });
         match plan {
             Some(plan) => Ok(Some(plan)),
             // The thread that planned has the error.
-            None => Err(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))),
+            None => Err(failure.unwrap_or_else(|| Error::new(ErrorKind::Cancelled))),
         }
     }
 

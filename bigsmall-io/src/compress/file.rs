@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule};
+use bigsmall_format::ReadAt;
 
 use crate::compress::walk::compress_source;
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
 use crate::{CompressOptions, FileReport, Progress, os};
@@ -20,7 +21,7 @@ pub(crate) fn compress_file(
     let before = os::stamp(&source.metadata()?);
     let unchanged = || match os::stamp(&source.metadata()?) == before {
         true => Ok(()),
-        false => Err(Error::new(Rule::SourceChanged).in_file(input)),
+        false => Err(Error::new(ErrorKind::SourceChanged).in_file(input)),
     };
     let mut report = compress_to(&source, output, options, progress, unchanged)?;
     report.name = crate::report::file_name(input);

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::{BLOCK_UNITS, Error, Result, Rule};
+use bigsmall_format::BLOCK_UNITS;
 
 use crate::compress::plan::{Large, Plan};
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::chunk::{Chunk, Part};
 use crate::stage::pool::Buffer;
 use crate::stage::promise::{Answer, Promise};
@@ -40,7 +41,9 @@ impl Encoded<'_> {
         // Of every block its values and a header at the most.
         let most = original.len() + 16 * (original.len() / BLOCK_UNITS + 1);
         let room = self.bytes.try_reserve(most);
-        room.map_err(|_| Error::new(Rule::Memory).expected(format!("{most} bytes for a buffer")))
+        room.map_err(|_| {
+            Error::new(ErrorKind::Memory).expected(format!("{most} bytes for a buffer"))
+        })
     }
 }
 

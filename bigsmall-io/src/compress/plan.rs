@@ -3,10 +3,9 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use bigsmall_format::{
-    BlockDecoder, BlockEncoder, EncodingId, Error, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
-};
+use bigsmall_format::{BlockDecoder, BlockEncoder, EncodingId, ReadAt, TensorEncoding, TensorSpec};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::stage::chunk::CHUNK;
 
 /// An encoding's plan for one tensor.
@@ -22,9 +21,10 @@ impl Plan {
         spec: &TensorSpec,
         source: &dyn ReadAt,
     ) -> Result<Arc<Self>> {
-        let encoder = encoding.plan(spec, source).map_err(|e| e.in_tensor(spec.name()))?;
+        let encoder = encoding.plan(spec, source).in_tensor(spec.name())?;
         // Opened from the bytes that will be stored: what does not open here is never written.
-        let decoder = encoding.open(spec, encoder.head()).map_err(|e| read_back(spec).found(e))?;
+        let decoder =
+            encoding.open(spec, encoder.head()).map_err(|e| read_back(spec).caused_by(e))?;
         Ok(Arc::new(Plan { id: encoding.id(), encoder, decoder }))
     }
 
@@ -71,5 +71,5 @@ impl<'a> Larges<'a> {
 }
 
 pub(crate) fn read_back(spec: &TensorSpec) -> Error {
-    Error::new(Rule::ReadBack).in_tensor(spec.name())
+    Error::new(ErrorKind::ReadBack).in_tensor(spec.name())
 }

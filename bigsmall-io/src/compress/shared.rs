@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{Header, ReadAt, Result, xxh3};
+use bigsmall_format::{Header, ReadAt, xxh3};
 
+use crate::error::{Context as _, Result};
 use crate::stage::chunk::CHUNK;
 use crate::stage::pool::set_len;
 
@@ -35,7 +36,7 @@ pub(crate) fn find_shared(
         let step = (spec.byte_len() - sample) / 4;
         set_len(&mut a, (5 * sample) as usize)?;
         for (i, piece) in a.chunks_mut(sample as usize).enumerate() {
-            read_at(source, at + i as u64 * step, piece).map_err(|e| e.in_tensor(spec.name()))?;
+            read_at(source, at + i as u64 * step, piece).in_tensor(spec.name())?;
         }
         let key = (spec.dtype(), spec.byte_len(), xxh3(&a));
         match first.get(&key) {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bigsmall_format::internal::Assembler;
-use bigsmall_format::{EncodingId, Error, Raw, Result, TensorSpec};
+use bigsmall_format::{EncodingId, Raw, TensorSpec};
 
 use crossbeam_channel::Sender;
 
 use crate::FileReport;
 use crate::compress::job::{Job, Task, Written};
 use crate::compress::plan::Plan;
+use crate::error::{Error, Result};
 use crate::stage::control::Control;
 use crate::stage::output::Appender;
 use crate::stage::thread::send;
@@ -26,7 +27,7 @@ type Writer<'a> = Assembler<std::io::BufWriter<Appender<'a>>>;
 /// Writes index and trailer; returns the length of the shard.
 pub(crate) fn finish(writer: Writer<'_>, sha256: [u8; 32]) -> Result<u64> {
     let sink = writer.finish(sha256)?;
-    Ok(sink.into_inner().map_err(|e| Error::io(e.into_error()))?.written())
+    Ok(sink.into_inner().map_err(|e| Error::from(e.into_error()))?.written())
 }
 
 /// Brings the encoded chunks into the file, in order.
@@ -71,10 +72,11 @@ impl<'p> Sink<'_, 'p> {
         match self.shared[tensor] {
             Some(owner) => {
                 self.report.n_shared += 1;
-                self.writer.share(owner, md5)
+                self.writer.share(owner, md5)?;
             }
-            None => self.writer.end(md5),
+            None => self.writer.end(md5)?,
         }
+        Ok(())
     }
 
     fn take_small(&mut self, job: &Arc<Job<'p>>) -> Result<()> {

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, Result, Rule, Shard};
+use bigsmall_format::{Rule, Shard};
 
 use crate::compress::walk::compress_source;
+use crate::error::{Error, ErrorKind, Result};
 use crate::restore::original::Original;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
@@ -27,7 +28,7 @@ pub fn transcode(
 ) -> Result<Report> {
     let (input, output) = (input.as_ref(), output.as_ref());
     if os::same_file(input, output) {
-        return Err(Error::new(Rule::SameFile).in_file(output));
+        return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     let shard = Shard::open(os::open_regular(input)?)?;
     progress.expect(shard.original_len());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bigsmall_format::internal::{Assembler, read_at};
-use bigsmall_format::{Header, Limits, ReadAt, Result};
+use bigsmall_format::{Header, Limits, ReadAt};
 use crossbeam_channel::unbounded;
 
 use crate::compress::check::{Scratch, check};
@@ -14,6 +14,7 @@ use crate::compress::job::{Job, Task};
 use crate::compress::plan::Larges;
 use crate::compress::shared::find_shared;
 use crate::compress::sink::{Sink, finish};
+use crate::error::Result;
 use crate::stage::chunk::chunks;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::digest::{FileDigest, TensorDigests};
@@ -146,8 +147,10 @@ pub(crate) fn compress_walk(
                 }
                 let at = data_at + chunk.data.start;
                 let bytes = plain.take((chunk.data.end - chunk.data.start) as usize);
-                let bytes =
-                    bytes.and_then(|mut bytes| read_at(source, at, &mut bytes).map(|()| bytes));
+                let bytes = bytes.and_then(|mut bytes| {
+                    read_at(source, at, &mut bytes)?;
+                    Ok(bytes)
+                });
                 let bytes = match bytes {
                     Ok(bytes) => bytes,
                     Err(error) => {

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::ReadAt;
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{ReadAt, Result};
 
+use crate::error::Result;
 use crate::{FileReport, hex};
 
 /// The card's name, and what it is called where the model has a card of its own.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, Result, Rule, TensorSpec};
+use bigsmall_format::TensorSpec;
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::model_index::ModelIndex;
 use crate::source::folder::Folder;
@@ -27,15 +28,17 @@ pub(crate) fn check_index(
         if !folder.is_remote() {
             folder.resolve(&path)?;
         }
-        for spec in tensors(&path)? {
+        for spec in tensors(&path).in_file(&path)? {
             if !wanted.remove(spec.name()) {
-                return Err(Error::new(Rule::ModelTensor)
+                return Err(Error::new(ErrorKind::ModelTensor)
+                    .in_file(&path)
                     .in_tensor(spec.name())
                     .found(format!("in {shard:?}, which the index file does not say")));
             }
         }
         if let Some(missing) = wanted.first() {
-            return Err(Error::new(Rule::ModelTensor)
+            return Err(Error::new(ErrorKind::ModelTensor)
+                .in_file(&path)
                 .in_tensor(missing)
                 .expected(format!("it to be in {shard:?}")));
         }
@@ -47,8 +50,8 @@ pub(crate) fn check_index(
 /// be kept.
 pub(crate) fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
     for name in files.iter().filter(|f| card::may_be(f)) {
-        if card::is_card(&folder.open_file(name)?)? {
-            return Err(Error::new(Rule::Argument)
+        if card::is_card(&folder.open_file(name)?).in_file(name)? {
+            return Err(Error::new(ErrorKind::Argument)
                 .in_file(name)
                 .expected("a folder that was not compressed yet")
                 .found("a model card written by bigsmall"));

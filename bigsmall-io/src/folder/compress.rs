@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use bigsmall_format::internal::len_of;
-use bigsmall_format::{Error, Header, Limits, Result, Rule};
+use bigsmall_format::{Header, Limits};
 
 use crate::compress::file::compress_file;
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::{check_index, refuse_cards};
 use crate::folder::out::{Out, check_apart, named};
@@ -26,23 +27,22 @@ pub(crate) fn compress_folder(
     let folder = Folder::open(input)?;
     let files = folder.files()?;
     if let Some(shard) = files.iter().find(|f| role(f, SHARD) != Role::Other) {
-        return Err(Error::new(Rule::Argument)
+        return Err(Error::new(ErrorKind::Argument)
             .expected("a folder without shards")
             .found(shard.display()));
     }
     refuse_cards(&folder, &files)?;
     for name in weights(&files, SAFETENSORS)? {
-        progress.expect(len_of(&folder.open_file(name)?)?);
+        progress.expect(len_of(&folder.open_file(name)?).in_file(name)?);
     }
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
-        let in_file = |e: Error| e.in_file(name);
-        let (text, index) = ModelIndex::read(&folder.open_file(name)?).map_err(in_file)?;
+        let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
         check_index(&folder, name, &index, |path| {
             let (_, header) = Header::read(&folder.open_file(path)?, &Limits::default())?;
             Ok(header.tensors().to_vec())
         })?;
-        indices.push((name, translate(&text, SAFETENSORS, SHARD)?));
+        indices.push((name, translate(&text, SAFETENSORS, SHARD).in_file(name)?));
     }
     let target = match options.dry_run {
         true => None,
@@ -60,7 +60,7 @@ pub(crate) fn compress_folder(
                     false => out.place(&renamed(name, SAFETENSORS, SHARD))?,
                 };
                 let report = compress_file(&folder.resolve(name)?, &place, &inner, progress)
-                    .map_err(|e| e.in_file(name))?;
+                    .in_file(name)?;
                 reports.push(named(report, name));
             }
             Role::Other if !options.dry_run => out.copy(name)?,

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{Error, Header, Limits, Result, Rule, Shard};
+use bigsmall_format::{Header, Limits, Shard};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::{check_index, refuse_cards};
 use crate::model_index::{ModelIndex, translate};
@@ -24,8 +25,9 @@ use crate::{FileReport, Report, os};
 /// alone; others are replaced only with `replace`.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor in two shards, [`Rule::ModelIndex`]
-/// for a shard that is missing or was made from another file, [`Rule::OutputExists`], [`Rule::Io`].
+/// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
+/// [`ErrorKind::ModelIndex`] for a shard that is missing or was made from another file,
+/// [`ErrorKind::OutputExists`], [`ErrorKind::Io`].
 pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> Result<Report> {
     let dir = dir.as_ref();
     let folder = Folder::open(dir)?;
@@ -35,12 +37,11 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
     let mut total = 0;
     let shards = weights(&files, SHARD)?;
     for name in &shards {
-        let in_file = |e: Error| e.in_file(name);
-        let shard = Shard::open(folder.open_file(name)?).map_err(in_file)?;
+        let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
         reports.push(FileReport {
             name: renamed(name, SHARD, SAFETENSORS).to_string_lossy().into_owned(),
             original_bytes: shard.original_len(),
-            compressed_bytes: len_of(shard.source())?,
+            compressed_bytes: len_of(shard.source()).in_file(name)?,
             sha256: shard.sha256(),
             n_tensors: shard.tensors().len() as u64,
             ..Default::default()
@@ -54,8 +55,8 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
             total += spec.byte_len();
             let place = name.to_string_lossy().into_owned();
             if places.insert(spec.name().to_owned(), place).is_some() {
-                let error = Error::new(Rule::ModelTensor).in_tensor(spec.name());
-                return Err(in_file(error.found("in two shards")));
+                let error = Error::new(ErrorKind::ModelTensor).in_tensor(spec.name());
+                return Err(error.found("in two shards").in_file(name));
             }
         }
     }
@@ -69,8 +70,8 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
             let text = match found {
                 // Carried over by hand: translated as compressing the whole folder does.
                 Some(name) => {
-                    let (text, _) = ModelIndex::read(&folder.open_file(name)?)?;
-                    translate(&text, SAFETENSORS, SHARD)?.0
+                    let (text, _) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
+                    translate(&text, SAFETENSORS, SHARD).in_file(name)?.0
                 }
                 None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
             };
@@ -80,14 +81,14 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
         None => {}
     }
     for name in files.iter().filter(|f| card::may_be(f)) {
-        if card::is_card(&folder.open_file(name)?)? {
+        if card::is_card(&folder.open_file(name)?).in_file(name)? {
             others.remove(name);
         }
     }
     if let Some(name) = card::name(&others) {
         put(Path::new(name), card::text(&reports).as_bytes())?;
     }
-    os::sync_dir(dir).map_err(|e| Error::io(e).in_file(dir))?;
+    os::sync_dir(dir).in_file(dir)?;
     Ok(Report::of(reports))
 }
 
@@ -101,24 +102,25 @@ fn carry_over(
     let files = from.files()?;
     refuse_cards(&from, &files)?;
     for name in &files {
-        let in_file = |e: Error| e.in_file(name);
         match role(name, SAFETENSORS) {
             Role::Weights => {
                 // Cheap and enough to find a shard of another file; `verify` compares the rest.
                 let source = from.open_file(name)?;
-                let (json, _) = Header::read(&source, &Limits::default()).map_err(in_file)?;
+                let (json, _) = Header::read(&source, &Limits::default()).in_file(name)?;
                 let shard = renamed(name, SAFETENSORS, SHARD);
-                let opened = folder.open_file(&shard).and_then(Shard::open);
-                let opened = opened.map_err(|e| e.in_file(&shard))?;
-                if opened.header_json() != json || opened.original_len() != len_of(&source)? {
-                    let error = Error::new(Rule::ModelIndex).in_file(&shard);
+                let opened = folder.open_file(&shard).and_then(|source| Ok(Shard::open(source)?));
+                let opened = opened.in_file(&shard)?;
+                if opened.header_json() != json
+                    || opened.original_len() != len_of(&source).in_file(name)?
+                {
+                    let error = Error::new(ErrorKind::ModelIndex).in_file(&shard);
                     return Err(error.found(format!("made from another {:?}", name.display())));
                 }
             }
             Role::Index => {
-                let (text, _) = ModelIndex::read(&from.open_file(name)?).map_err(in_file)?;
-                let (translated, exact) = translate(&text, SAFETENSORS, SHARD)?;
-                let (_, index) = (&text, ModelIndex::parse(&translated)?);
+                let (text, _) = ModelIndex::read(&from.open_file(name)?).in_file(name)?;
+                let (translated, exact) = translate(&text, SAFETENSORS, SHARD).in_file(name)?;
+                let index = ModelIndex::parse(&translated).in_file(name)?;
                 let to = renamed(name, SAFETENSORS, SHARD);
                 check_index(folder, &to, &index, |path| {
                     Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
@@ -130,8 +132,9 @@ fn carry_over(
             }
             Role::Other => {
                 let source = from.open_file(name)?;
-                let mut bytes = bigsmall_format::zeroed(len_of(&source).map_err(in_file)?)?;
-                read_at(&source, 0, &mut bytes).map_err(in_file)?;
+                let mut bytes =
+                    bigsmall_format::zeroed(len_of(&source).in_file(name)?).in_file(name)?;
+                read_at(&source, 0, &mut bytes).in_file(name)?;
                 put(name, &bytes)?;
             }
         }
@@ -151,21 +154,21 @@ fn put(
     let mut replace = replace;
     if files.contains(name) {
         let found = folder.open_file(name)?;
-        if len_of(&found)? == text.len() as u64 {
+        if len_of(&found).in_file(name)? == text.len() as u64 {
             let mut bytes = vec![0; text.len()];
-            read_at(&found, 0, &mut bytes)?;
+            read_at(&found, 0, &mut bytes).in_file(name)?;
             if bytes == text {
                 return Ok(());
             }
         }
         // A card of an earlier run is ours to replace.
-        replace |= card::may_be(name) && card::is_card(&found)?;
+        replace |= card::may_be(name) && card::is_card(&found).in_file(name)?;
     }
     let path = dir.join(name);
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| Error::io(e).in_file(parent))?;
+        std::fs::create_dir_all(parent).in_file(parent)?;
     }
     let target = AtomicFile::create(&path, replace)?;
-    target.append(text)?;
+    target.append(text).in_file(&path)?;
     target.commit()
 }

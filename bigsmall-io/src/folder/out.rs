@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{Error, Result, Rule};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
@@ -16,7 +16,7 @@ const COPY: u64 = 8 << 20;
 
 /// Where a job would write into its own input.
 pub(crate) fn check_apart(input: &Path, output: &Path) -> Result<()> {
-    let refuse = || Err(Error::new(Rule::SameFile).in_file(output));
+    let refuse = || Err(Error::new(ErrorKind::SameFile).in_file(output));
     let Ok(input) = input.canonicalize() else { return Ok(()) };
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(parent) = parent.canonicalize() else { return Ok(()) };
@@ -41,15 +41,15 @@ impl<'a> Out<'a> {
     /// Where the file `name` goes; its folder exists then, and no other file has the name.
     pub(crate) fn place(&mut self, name: &Path) -> Result<PathBuf> {
         if self.progress.is_cancelled() {
-            return Err(Error::new(Rule::Cancelled));
+            return Err(Error::new(ErrorKind::Cancelled));
         }
         if !self.names.insert(name.to_owned()) {
-            return Err(Error::new(Rule::Argument)
+            return Err(Error::new(ErrorKind::Argument)
                 .found(format!("two files would become {:?}", name.display().to_string())));
         }
         let path = self.to.join(name);
         let mut folder = path.parent().unwrap_or(self.to);
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(e).in_file(folder))?;
+        std::fs::create_dir_all(folder).in_file(folder)?;
         while folder != self.to && self.folders.insert(folder.to_owned()) {
             folder = folder.parent().unwrap_or(self.to);
         }
@@ -59,13 +59,13 @@ impl<'a> Out<'a> {
     pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
         let target = AtomicFile::create(&self.place(name)?, false)?;
         let source = self.from.open_file(name)?;
-        let byte_len = len_of(&source).map_err(|e| e.in_file(name))?;
+        let byte_len = len_of(&source).in_file(name)?;
         let mut buffer = vec![0; COPY.min(byte_len) as usize];
         let mut at = 0;
         while at < byte_len {
             let piece = &mut buffer[..COPY.min(byte_len - at) as usize];
-            read_at(&source, at, piece).map_err(|e| e.in_file(name))?;
-            target.append(piece)?;
+            read_at(&source, at, piece).in_file(name)?;
+            target.append(piece).in_file(name)?;
             at += piece.len() as u64;
         }
         target.commit()
@@ -73,14 +73,13 @@ impl<'a> Out<'a> {
 
     pub(crate) fn text(&mut self, name: &Path, text: &str) -> Result<()> {
         let target = AtomicFile::create(&self.place(name)?, false)?;
-        target.append(text.as_bytes())?;
+        target.append(text.as_bytes()).in_file(name)?;
         target.commit()
     }
 
     /// Makes the names in every folder durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        let sync =
-            |folder: &PathBuf| os::sync_dir(folder).map_err(|e| Error::io(e).in_file(folder));
+        let sync = |folder: &PathBuf| os::sync_dir(folder).in_file(folder);
         self.folders.iter().try_for_each(sync)
     }
 }

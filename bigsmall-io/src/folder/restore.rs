@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Result, Shard};
+use bigsmall_format::Shard;
 
+use crate::error::{Context as _, Error, Result};
 use crate::folder::card;
 use crate::folder::check::check_index;
 use crate::folder::out::{Out, check_apart, named};
@@ -26,13 +27,12 @@ fn open_shards(
 ) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>)> {
     let files = folder.files()?;
     for name in weights(&files, SHARD)? {
-        let shard = Shard::open(folder.open_file(name)?).map_err(|e| e.in_file(name))?;
+        let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
         progress.expect(shard.original_len());
     }
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
-        let (text, index) =
-            ModelIndex::read(&folder.open_file(name)?).map_err(|e| e.in_file(name))?;
+        let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
         check_index(folder, name, &index, |path| {
             Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
         })?;
@@ -66,11 +66,14 @@ pub(crate) fn restore_folder(
             Role::Weights => {
                 let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
                 let report = Shard::open(folder.open_file(name)?)
+                    .map_err(Error::from)
                     .and_then(|shard| restore_file(&shard, waits, name, &place, &inner, progress))
-                    .map_err(|e| e.in_file(name))?;
+                    .in_file(name)?;
                 reports.push(named(report, name));
             }
-            Role::Other if card::may_be(name) && card::is_card(&folder.open_file(name)?)? => {}
+            Role::Other
+                if card::may_be(name)
+                    && card::is_card(&folder.open_file(name)?).in_file(name)? => {}
             Role::Other => out.copy(name)?,
             Role::Index => {}
         }
@@ -79,7 +82,7 @@ pub(crate) fn restore_folder(
         let original = renamed(name, SHARD, SAFETENSORS);
         // One that could not be translated back exactly was carried along.
         if !files.contains(&original) {
-            out.text(&original, &translate(text, SHARD, SAFETENSORS)?.0)?;
+            out.text(&original, &translate(text, SHARD, SAFETENSORS).in_file(name)?.0)?;
         }
     }
     out.sync()?;
@@ -98,8 +101,9 @@ pub(crate) fn verify_folder(
     let mut reports = Vec::new();
     for name in weights(&files, SHARD)? {
         let report = Shard::open(folder.open_file(name)?)
+            .map_err(Error::from)
             .and_then(|shard| restore_shard(&shard, waits, None, options, progress))
-            .map_err(|e| e.in_file(name))?;
+            .in_file(name)?;
         reports.push(named(report, name));
     }
     Ok(Report::of(reports))

@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{
-    BlockDecoder, Error, Result, Rule, TensorSpec, for_each_in_parallel, zeroed,
-};
+use bigsmall_format::{BlockDecoder, Rule, TensorSpec, for_each_in_parallel, zeroed};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::shards::Shards;
 use crate::model::tensor::Tensor;
 use crate::restore::decode::Window;
@@ -30,7 +29,7 @@ pub(crate) const PIECE: u64 = CHUNK;
 /// Reads and decodes some tensors of a model, those that lie together in one piece.
 pub(crate) fn read_layer(model: &Shards, tensors: Vec<Place>) -> Result<Vec<Tensor>> {
     let specs = tensors.iter().map(|&(shard, index)| &model.shard(shard).tensors()[index]);
-    let buffers = specs.map(|s| zeroed(s.byte_len()).map(|bytes| Tensor::new(s.clone(), bytes)));
+    let buffers = specs.map(|s| Ok(Tensor::new(s.clone(), zeroed(s.byte_len())?)));
     let mut found = buffers.collect::<Result<Vec<_>>>()?;
     let slices = found.iter_mut().map(Tensor::bytes_mut);
     read_into(model, tensors.into_iter().zip(slices).collect())?;
@@ -240,7 +239,7 @@ impl Feed {
                 .and_then(|()| set_len(&mut buffer, len))
                 .and_then(|()| {
                     let source = model.shard(piece.shard).source();
-                    read_at(source, piece.range.start, &mut buffer)
+                    Ok(read_at(source, piece.range.start, &mut buffer)?)
                 });
             let failed = filled.is_err();
             answer.keep(Mutex::new(filled.map(|()| buffer)));
@@ -266,7 +265,7 @@ impl Feed {
                 return std::mem::replace(&mut *lock(read), Ok(Vec::new()));
             }
             if state.stopped && index >= state.next {
-                return Err(Error::new(Rule::Cancelled));
+                return Err(Error::new(ErrorKind::Cancelled));
             }
             state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
         }
@@ -374,7 +373,7 @@ impl Feed {
             }
             // The thread that could not open it has the error.
             let decoder = decoders[part.place].wait();
-            let decoder = &**decoder.ok_or_else(|| Error::new(Rule::Cancelled))?;
+            let decoder = &**decoder.ok_or_else(|| Error::new(ErrorKind::Cancelled))?;
             let at = piece.range.start.saturating_sub(part.payload_at);
             let skip = part.payload_at.saturating_sub(piece.range.start) as usize;
             let window = Window { at, bytes: &encoded[skip..] };

@@ -7,11 +7,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{
-    EncodedTensor, Error, ReadAt, Result, Rule, Shard, TensorSpec, decode_range, zeroed,
-};
+use bigsmall_format::{EncodedTensor, ReadAt, Rule, Shard, TensorSpec, decode_range, zeroed};
 use serde_json::value::RawValue;
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model::feed::{check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
@@ -72,9 +71,9 @@ impl Model {
     /// Only the bytes that are needed are fetched.
     ///
     /// # Errors
-    /// Those of [`Shard::open`]; [`Rule::ModelIndex`], [`Rule::ModelPath`] and
-    /// [`Rule::ModelTensor`] for a folder that contradicts itself; [`Rule::Io`];
-    /// [`Rule::Remote`]; [`Rule::BackendMissing`] for a URL without its feature.
+    /// Those of [`Shard::open`]; [`ErrorKind::ModelIndex`], [`ErrorKind::ModelPath`] and
+    /// [`ErrorKind::ModelTensor`] for a folder that contradicts itself; [`ErrorKind::Io`];
+    /// [`ErrorKind::Remote`]; [`ErrorKind::FeatureMissing`] for a URL without its feature.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Ok(Model { shards: Shards::open(path.as_ref())? })
     }
@@ -91,7 +90,7 @@ impl Model {
     /// [`stored`](Self::stored). The tensors of all of them are those of the model.
     ///
     /// # Errors
-    /// Those of [`Shard::open`]; [`Rule::ModelTensor`] for a tensor that is in two shards.
+    /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor that is in two shards.
     ///
     /// ```
     /// use bigsmall_io::{Model, ReadAt, SaveOptions, TensorView, save_to};
@@ -144,7 +143,7 @@ impl Model {
     /// # Errors
     /// [`Rule::HeaderSyntax`], which no shard that could be opened has.
     pub fn metadata(&self) -> Result<HashMap<String, String>> {
-        let syntax = |e: serde_json::Error| Error::new(Rule::HeaderSyntax).found(e);
+        let syntax = |e: serde_json::Error| Error::new(Rule::HeaderSyntax).caused_by(e);
         let mut all = HashMap::new();
         for (_, shard) in self.shards.iter() {
             let entries: HashMap<Cow<'_, str>, &RawValue> =
@@ -162,7 +161,7 @@ impl Model {
     /// Name, dtype and shape of the tensor `name`.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`].
+    /// [`ErrorKind::TensorMissing`].
     pub fn spec(&self, name: &str) -> Result<&TensorSpec> {
         Ok(self.shards.place(name)?.2)
     }
@@ -170,7 +169,7 @@ impl Model {
     /// How the tensor `name` is stored. Reads nothing.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`].
+    /// [`ErrorKind::TensorMissing`].
     pub fn stored(&self, name: &str) -> Result<Stored> {
         let (shard, index, _) = self.shards.place(name)?;
         let entry = shard.entry(index)?;
@@ -188,8 +187,8 @@ impl Model {
     /// The tensor `name`. Memory: its original bytes, and for each thread four encoded blocks.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`], [`Rule::BlockChecksum`], the rules of its encoding, [`Rule::Io`],
-    /// [`Rule::Memory`].
+    /// [`ErrorKind::TensorMissing`], [`Rule::BlockChecksum`], the rules of its encoding,
+    /// [`ErrorKind::Io`], [`ErrorKind::Memory`].
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let spec = self.spec(name)?;
         let mut bytes = zeroed(spec.byte_len())?;
@@ -259,7 +258,7 @@ impl Model {
         let fits = range.end <= spec.byte_len()
             && range.end.checked_sub(range.start) == Some(dst.len() as u64);
         if !self.shards.patient || !fits || shard.source().bytes_at(payload.clone()).is_some() {
-            return shard.decode(index, &*decoder, range, dst);
+            return Ok(shard.decode(index, &*decoder, range, dst)?);
         }
         // Reads wait for another machine: many are under way at once, on threads of their own, and
         // what they bring is decoded when all of it is there.
@@ -273,9 +272,9 @@ impl Model {
             let from = payload.start + place.start;
             let pieces = window.chunks_mut(READ).enumerate();
             side_by_side(self.shards.readers(), pieces, |(i, piece)| {
-                read_at(shard.source(), from + (i * READ) as u64, piece)
+                Ok(read_at(shard.source(), from + (i * READ) as u64, piece)?)
             })
-            .map_err(|e| e.in_tensor(name))?;
+            .in_tensor(name)?;
             let (piece, after) = rest.split_at_mut((end - at) as usize);
             let found = Window { at: place.start, bytes: &window };
             decode_range(&*decoder, spec, table, &found, at..end, piece)
@@ -316,7 +315,7 @@ impl Model {
     /// `prefix` and a dot, so that `model.layers.1` does not mean `model.layers.10`.
     ///
     /// # Errors
-    /// Those of [`tensor`](Self::tensor); [`Rule::TensorMissing`] where there is none.
+    /// Those of [`tensor`](Self::tensor); [`ErrorKind::TensorMissing`] where there is none.
     pub fn layer(&self, prefix: &str) -> Result<Vec<Tensor>> {
         let prefix = prefix.strip_suffix('.').unwrap_or(prefix);
         let within = |name: &str| match name.strip_prefix(prefix) {
@@ -326,7 +325,7 @@ impl Model {
         let found = self.tensors().enumerate().filter(|(_, t)| within(t.name()));
         let found: Vec<usize> = found.map(|(place, _)| place).collect();
         if found.is_empty() {
-            return Err(Error::new(Rule::TensorMissing).in_tensor(prefix));
+            return Err(Error::new(ErrorKind::TensorMissing).in_tensor(prefix));
         }
         let places = self.shards.places_in_order();
         read_layer(&self.shards, found.into_iter().map(|place| places[place]).collect())
@@ -336,7 +335,8 @@ impl Model {
     /// verified. Memory: the payload.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::Io`].
+    /// [`ErrorKind::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`],
+    /// [`ErrorKind::Io`].
     pub fn encoded(&self, name: &str) -> Result<EncodedTensor> {
         let ((shard, index), _) = self.shards.find(name)?;
         self.shards.shard(shard).encoded(index).map_err(|e| self.shards.named(shard, e))

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, TensorSpec};
+use bigsmall_format::{ReadAt, Shard, TensorSpec};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::source::folder::Input;
@@ -36,16 +37,17 @@ impl Shards {
         let folder = match open(path)? {
             Input::File(source) => {
                 let shown = shown(path);
-                shards.add("", shown, Shard::open(source).map_err(|e| e.in_file(shown))?)?;
+                shards.add("", shown, Shard::open(source).in_file(shown)?)?;
                 return Ok(shards);
             }
             Input::Folder(folder) => folder,
         };
-        let (names, index) = folder.model().map_err(|e| e.in_file(path))?;
+        let (names, index) = folder.model().in_file(path)?;
         let mut opened: Vec<Option<Shard<Source>>> = names.iter().map(|_| None).collect();
         side_by_side(shards.readers(), names.iter().zip(&mut opened), |(name, to)| {
-            let shard = folder.open_file(Path::new(name)).and_then(Shard::open);
-            *to = Some(shard.map_err(|e| e.in_file(name))?);
+            let shard =
+                folder.open_file(Path::new(name)).and_then(|source| Ok(Shard::open(source)?));
+            *to = Some(shard.in_file(name)?);
             Ok(())
         })?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
@@ -73,7 +75,7 @@ impl Shards {
             shards.readers(),
             names.iter().zip(sources).zip(&mut opened),
             |((name, source), to)| {
-                *to = Some(Shard::open(source).map_err(|e| e.in_file(name))?);
+                *to = Some(Shard::open(source).in_file(name)?);
                 Ok(())
             },
         )?;
@@ -91,7 +93,7 @@ impl Shards {
         for (place, spec) in shard.tensors().iter().enumerate() {
             let here = (self.opened.len(), place);
             if self.places.insert(spec.name().into(), here).is_some() {
-                return Err(Error::new(Rule::ModelTensor)
+                return Err(Error::new(ErrorKind::ModelTensor)
                     .in_tensor(spec.name())
                     .found("in two shards"));
             }
@@ -105,13 +107,13 @@ impl Shards {
         for (tensor, shard) in &index.weight_map {
             let found = self.places.get(tensor.as_str()).map(|&(s, _)| &self.opened[s].name);
             if found != Some(shard) {
-                return Err(Error::new(Rule::ModelTensor)
+                return Err(Error::new(ErrorKind::ModelTensor)
                     .in_tensor(tensor)
                     .expected(format!("it to be in {shard:?}")));
             }
         }
         if index.weight_map.len() != self.places.len() {
-            return Err(Error::new(Rule::ModelTensor)
+            return Err(Error::new(ErrorKind::ModelTensor)
                 .expected(format!("{} tensors", index.weight_map.len()))
                 .found(self.places.len()));
         }
@@ -124,7 +126,8 @@ impl Shards {
     }
 
     /// Has an error about the shard `index` name it.
-    pub(crate) fn named(&self, index: usize, error: Error) -> Error {
+    pub(crate) fn named(&self, index: usize, error: impl Into<Error>) -> Error {
+        let error = error.into();
         match &*self.opened[index].shown {
             "" => error,
             shown => error.in_file(shown),
@@ -159,7 +162,7 @@ impl Shards {
 
     /// Shard and place of the tensor `name`, and its spec.
     pub(crate) fn find(&self, name: &str) -> Result<((usize, usize), &TensorSpec)> {
-        let missing = || Error::new(Rule::TensorMissing).in_tensor(name);
+        let missing = || Error::new(ErrorKind::TensorMissing).in_tensor(name);
         let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
         Ok(((shard, index), &self.opened[shard].shard.tensors()[index]))
     }

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use bigsmall_format::{Error, Result, Rule, TensorSpec};
+use bigsmall_format::TensorSpec;
 
 use crate::Progress;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::feed::{BASE, Feed, Place, Wanted, check_len};
 use crate::model::layer::Layer;
 use crate::model::open::Model;
@@ -83,12 +84,12 @@ impl StreamingLoader {
     /// Begins to read `model`. Nothing is decoded before a layer is asked for.
     ///
     /// # Errors
-    /// [`Rule::Argument`] for a budget below 64 MiB, [`Rule::Memory`] where there is no thread to
-    /// be had.
+    /// [`ErrorKind::Argument`] for a budget below 64 MiB, [`ErrorKind::Memory`] where there is no
+    /// thread to be had.
     pub fn new(model: impl Into<Arc<Model>>, options: &StreamOptions) -> Result<Self> {
         let model = model.into();
         if let Some(budget) = options.budget.filter(|&b| b < BASE) {
-            return Err(Error::new(Rule::Argument)
+            return Err(Error::new(ErrorKind::Argument)
                 .expected(format!("a budget of at least {BASE} bytes"))
                 .found(budget));
         }
@@ -121,7 +122,7 @@ impl StreamingLoader {
         self.feed.layers.iter().map(|l| &*l.name)
     }
 
-    /// How far the loader is; cancelling it makes the next call fail with [`Rule::Cancelled`].
+    /// How far the loader is; cancelling it makes the next call fail with [`ErrorKind::Cancelled`].
     #[must_use]
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
@@ -145,8 +146,8 @@ impl StreamingLoader {
     /// are unspecified.
     ///
     /// # Errors
-    /// [`Rule::Argument`] where a tensor of the layer has no slice or two, or a slice has no tensor
-    /// of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
+    /// [`ErrorKind::Argument`] where a tensor of the layer has no slice or two, or a slice has no
+    /// tensor of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
     ///
     /// ```
     /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
@@ -173,7 +174,7 @@ impl StreamingLoader {
     ) -> Result<bool> {
         let Some(layer) = self.peek_layer() else { return Ok(false) };
         let wrong = |name: &str, expected: &str| {
-            Error::new(Rule::Argument).in_tensor(name).expected(expected)
+            Error::new(ErrorKind::Argument).in_tensor(name).expected(expected)
         };
         let names = layer.tensors.iter().map(|spec| spec.name());
         let places: HashMap<&str, usize> = names.zip(0..).collect();
@@ -200,8 +201,8 @@ impl StreamingLoader {
     /// end.
     ///
     /// # Errors
-    /// [`Rule::BlockChecksum`], the rules of the encodings, [`Rule::Io`], [`Rule::Memory`],
-    /// [`Rule::Cancelled`].
+    /// [`Rule::BlockChecksum`], the rules of the encodings, [`ErrorKind::Io`],
+    /// [`ErrorKind::Memory`], [`ErrorKind::Cancelled`].
     pub fn next_into(&mut self, layer: &mut Layer) -> Result<bool> {
         if self.next == self.feed.layers.len() {
             return Ok(false);
@@ -220,7 +221,7 @@ impl StreamingLoader {
         // Set back below: whatever leaves this function early leaves the loader at its end.
         let at = std::mem::replace(&mut self.next, self.feed.layers.len());
         let done = match self.progress.is_cancelled() {
-            true => Err(Error::new(Rule::Cancelled)),
+            true => Err(Error::new(ErrorKind::Cancelled)),
             false => work(&self.feed, self.model.inner(), wanted),
         };
         if done.is_err() {

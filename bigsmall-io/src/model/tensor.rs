@@ -1,8 +1,9 @@
 //! A tensor that was read.
 
-use bigsmall_format::{Error, Result, Rule, TensorSpec};
+use bigsmall_format::{Rule, TensorSpec};
 
 use crate::Element;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A tensor's original bytes, or some of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Tensor {
     /// The values as elements of the type `T`, row-major.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] when the tensor has another dtype, [`Rule::Memory`].
+    /// [`Rule::SpecMismatch`] when the tensor has another dtype, [`ErrorKind::Memory`].
     ///
     /// ```
     /// use bigsmall_io::{Model, Rule, SaveOptions, TensorView, save_to};
@@ -44,7 +45,7 @@ impl Tensor {
     /// save_to(&mut shard, tensors, None, &SaveOptions::default())?;
     /// let tensor = Model::from_source(shard)?.tensor("w")?;
     /// assert_eq!(tensor.to_vec::<f32>()?, [0.5, 4.0]);
-    /// assert_eq!(tensor.to_vec::<u32>().unwrap_err().rule(), Rule::SpecMismatch);
+    /// assert_eq!(tensor.to_vec::<u32>().unwrap_err().rule(), Some(Rule::SpecMismatch));
     /// # Ok::<(), bigsmall_io::Error>(())
     /// ```
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
@@ -57,7 +58,7 @@ impl Tensor {
         let elements = self.bytes.chunks_exact(size_of::<T>());
         let mut values = Vec::new();
         values.try_reserve_exact(elements.len()).map_err(|_| {
-            let error = Error::new(Rule::Memory).in_tensor(self.spec.name());
+            let error = Error::new(ErrorKind::Memory).in_tensor(self.spec.name());
             error.expected(format!("room for {} elements", elements.len()))
         })?;
         values.extend(elements.map(T::from_le));

@@ -3,9 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{BlockDecoder, Error, ReadAt, Result, Rule, Shard, decode_here};
+use bigsmall_format::{BlockDecoder, ReadAt, Rule, Shard, decode_here};
 
 use crate::encoding;
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::chunk::{Chunk, Part};
 use crate::stage::pool::{Buffer, set_len};
 use crate::stage::promise::Promise;
@@ -44,7 +45,7 @@ pub(crate) fn decode<R: ReadAt>(
                 });
                 let Some(found) = found else {
                     // The thread that tried to open it has the error.
-                    return Err(named(failure.unwrap_or_else(|| Error::new(Rule::Cancelled))));
+                    return Err(named(failure.unwrap_or_else(|| Error::new(ErrorKind::Cancelled))));
                 };
                 decode_part(shard, part, &**found, dst, scratch).map_err(named)?;
             }
@@ -55,7 +56,7 @@ pub(crate) fn decode<R: ReadAt>(
 
 /// Opens the decoder of tensor `index`.
 pub(crate) fn decoder<R: ReadAt>(shard: &Shard<R>, index: usize) -> Result<Box<dyn BlockDecoder>> {
-    shard.decoder(index, encoding(shard.encoding(index)?)?)
+    Ok(shard.decoder(index, encoding(shard.encoding(index)?)?)?)
 }
 
 /// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums,
@@ -74,7 +75,7 @@ fn decode_part<R: ReadAt>(
     set_len(scratch, (blocks.end - blocks.start) as usize)?;
     read_at(shard.source(), payload + blocks.start, scratch)?;
     let window = Window { at: blocks.start, bytes: scratch };
-    decode_here(decoder, spec, table, &window, part.bytes.clone(), dst)
+    Ok(decode_here(decoder, spec, table, &window, part.bytes.clone(), dst)?)
 }
 
 /// A piece of a payload that is in memory.

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use bigsmall_format::{BlockDecoder, ReadAt, Result, Section, Shard};
+use bigsmall_format::{BlockDecoder, ReadAt, Section, Shard};
 
+use crate::error::Result;
 use crate::restore::decode::decoder;
 use crate::stage::lock::lock;
 

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bigsmall_format::internal::len_of;
-use bigsmall_format::{Error, ReadAt, Result, Rule, Shard, ShardEntry};
+use bigsmall_format::{ReadAt, Rule, Shard, ShardEntry};
 use crossbeam_channel::{Receiver, unbounded};
 
+use crate::error::{Error, Result};
 use crate::restore::decode::{Decoder, Job, decode};
 use crate::restore::options::Waits;
 use crate::source::file::REMOTE_THREADS;
@@ -124,7 +125,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
             spawn(scope, control, "write", move || {
                 let append = |at, bytes: &[u8]| {
                     if let Err(error) = output.append(bytes) {
-                        control.fail(at, Error::io(error).at(at));
+                        control.fail(at, Error::from(error).at(at));
                     }
                 };
                 append(0, prefix);

@@ -11,9 +11,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
-use bigsmall_format::{Error, Header, ReadAt, Result, Rule, TensorSpec};
+use bigsmall_format::{Header, ReadAt, Rule, TensorSpec};
 
 use crate::compress::walk::{Origin, compress_walk};
+use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::lock::lock;
@@ -30,9 +31,9 @@ use crate::{FileReport, Progress, SaveOptions, TensorView};
 ///
 /// # Errors
 /// [`Rule::BufferLength`] where the values of a tensor are not as long as its shape says,
-/// [`Rule::HeaderDuplicate`] for a name that comes twice, [`Rule::Argument`] for the name
-/// `__metadata__`, [`Rule::ShapeOverflow`], [`Rule::SubByteTotal`], [`Rule::Io`],
-/// [`Rule::ReadBack`], [`Rule::Memory`].
+/// [`Rule::HeaderDuplicate`] for a name that comes twice, [`ErrorKind::Argument`] for the name
+/// `__metadata__`, [`Rule::ShapeOverflow`], [`Rule::SubByteTotal`], [`ErrorKind::Io`],
+/// [`ErrorKind::ReadBack`], [`ErrorKind::Memory`].
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-save-{}", std::process::id()));
@@ -63,7 +64,7 @@ pub fn save<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
 /// The same with other options.
 ///
 /// # Errors
-/// Those of [`save`]; [`Rule::OutputExists`] where an existing file is not to be replaced.
+/// Those of [`save`]; [`ErrorKind::OutputExists`] where an existing file is not to be replaced.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-save-with-{}", std::process::id()));
@@ -143,7 +144,7 @@ fn sorted(metadata: Option<HashMap<String, String>>) -> Option<BTreeMap<String, 
 /// A spec under a name that a tensor can have.
 fn named(spec: TensorSpec) -> Result<TensorSpec> {
     match spec.name() {
-        "__metadata__" => Err(Error::new(Rule::Argument)
+        "__metadata__" => Err(Error::new(ErrorKind::Argument)
             .in_tensor(spec.name())
             .expected("a name that the header does not use itself")),
         _ => Ok(spec),

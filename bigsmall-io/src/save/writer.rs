@@ -6,10 +6,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use bigsmall_format::{
-    Class, Dtype, Error, ReadAt, Result, Rule, Shard, ShardWriter, TensorSpec, xxh3,
-};
+use bigsmall_format::{Class, Dtype, ReadAt, Rule, Shard, ShardWriter, TensorSpec, xxh3};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::restore::options::Waits;
 use crate::restore::walk::restore_shard;
@@ -65,9 +64,9 @@ impl Writer {
     /// Begins the shard `path` of the tensors `specs`, in that order.
     ///
     /// # Errors
-    /// [`Rule::HeaderDuplicate`] for a name that comes twice, [`Rule::Argument`] for the name
-    /// `__metadata__`, [`Rule::OutputExists`] where an existing file is not to be replaced,
-    /// [`Rule::Io`].
+    /// [`Rule::HeaderDuplicate`] for a name that comes twice, [`ErrorKind::Argument`] for the name
+    /// `__metadata__`, [`ErrorKind::OutputExists`] where an existing file is not to be replaced,
+    /// [`ErrorKind::Io`].
     pub fn create(
         path: impl AsRef<Path>,
         specs: impl IntoIterator<Item = TensorSpec>,
@@ -99,7 +98,7 @@ impl Writer {
     /// # Errors
     /// [`Rule::WriterMisuse`] when another tensor is due and [`Rule::BufferLength`] when `bytes` is
     /// not as long as the tensor; after both the writer goes on with the tensor that is due.
-    /// [`Rule::Io`], [`Rule::Memory`].
+    /// [`ErrorKind::Io`], [`ErrorKind::Memory`].
     pub fn tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let tensors = self.writer.tensors();
         let due = tensors.get(self.done).filter(|due| due.name() == name);
@@ -127,17 +126,17 @@ impl Writer {
     /// Writes the index, reads all of the file again and gives it its name.
     ///
     /// # Errors
-    /// [`Rule::WriterMisuse`] when tensors are missing, [`Rule::ReadBack`] when what was written is
-    /// not what was given, [`Rule::Io`], [`Rule::Memory`].
+    /// [`Rule::WriterMisuse`] when tensors are missing, [`ErrorKind::ReadBack`] when what was
+    /// written is not what was given, [`ErrorKind::Io`], [`ErrorKind::Memory`].
     pub fn finish(self) -> Result<FileReport> {
         let Writer { writer, file, name, .. } = self;
         let sink = writer.finish()?;
-        drop(sink.into_inner().map_err(|e| Error::io(e.into_error()))?);
-        let checked = Shard::open(Written(&file)).and_then(|shard| {
+        drop(sink.into_inner().map_err(|e| Error::from(e.into_error()))?);
+        let checked = Shard::open(Written(&file)).map_err(Error::from).and_then(|shard| {
             restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &Progress::default())
         });
         let mut report = checked.map_err(|e| match e.class() {
-            Class::Corrupt => Error::new(Rule::ReadBack).found(e),
+            Class::Corrupt => Error::new(ErrorKind::ReadBack).caused_by(e),
             _ => e,
         })?;
         // The sink, which had the file too, is gone.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use bigsmall_format::{Error, ReadAt, Result, Rule};
+use bigsmall_format::ReadAt;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -13,6 +13,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::Runtime;
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::names::SHARD;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
@@ -49,21 +50,21 @@ fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Re
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(2).thread_name("bigsmall cloud").enable_all().build()
     });
-    let runtime = runtime.as_ref().map_err(|e| Error::new(Rule::Memory).found(e))?;
+    let runtime = runtime.as_ref().map_err(|e| Error::new(ErrorKind::Memory).found(e))?;
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     runtime.spawn(async move {
         let _ = send.send(work.await);
     });
-    receive.recv().map_err(|_| Error::new(Rule::Io).found("a request was given up"))
+    receive.recv().map_err(|_| Error::new(ErrorKind::Io).found("a request was given up"))
 }
 
 fn failed(error: object_store::Error) -> Error {
     match error {
-        object_store::Error::Precondition { .. } => Error::new(Rule::SourceChanged),
-        object_store::Error::NotFound { path, .. } => {
-            Error::new(Rule::Remote).expected("an object").found(format!("nothing at {path:?}"))
-        }
-        other => Error::io(std::io::Error::other(other)),
+        object_store::Error::Precondition { .. } => Error::new(ErrorKind::SourceChanged),
+        object_store::Error::NotFound { path, .. } => Error::new(ErrorKind::Remote)
+            .expected("an object")
+            .found(format!("nothing at {path:?}")),
+        other => Error::from(std::io::Error::other(other)),
     }
 }
 
@@ -71,15 +72,15 @@ impl CloudFile {
     /// Opens the object `path` of `store`.
     ///
     /// # Errors
-    /// [`Rule::Io`], [`Rule::Remote`] where there is no such object.
+    /// [`ErrorKind::Io`], [`ErrorKind::Remote`] where there is no such object.
     pub fn open(store: Arc<dyn ObjectStore>, path: &str) -> Result<Self> {
-        let path = Path::parse(path).map_err(|e| Error::new(Rule::Argument).found(e))?;
+        let path = Path::parse(path).map_err(|e| Error::new(ErrorKind::Argument).caused_by(e))?;
         Self::open_path(store, path)
     }
 
     fn open_path(store: Arc<dyn ObjectStore>, path: Path) -> Result<Self> {
         let named = path.to_string();
-        Self::try_open(store, path).map_err(|e| e.in_file(named))
+        Self::try_open(store, path).in_file(named)
     }
 
     fn try_open(store: Arc<dyn ObjectStore>, path: Path) -> Result<Self> {
@@ -94,7 +95,7 @@ impl CloudFile {
             Ok((meta, range, bytes)) => {
                 let expected = meta.size - meta.size.min(TAIL)..meta.size;
                 if range != expected || bytes.len() as u64 != range.end - range.start {
-                    return Err(Error::new(Rule::Remote)
+                    return Err(Error::new(ErrorKind::Remote)
                         .expected(format!("bytes {expected:?}"))
                         .found(format!("{} bytes of {range:?}", bytes.len())));
                 }
@@ -136,10 +137,10 @@ impl CloudFile {
         })?;
         let (meta, found, bytes) = answer.map_err(|e| failed(e).at(offset))?;
         if meta.e_tag != self.e_tag || meta.size != self.tail.byte_len {
-            return Err(Error::new(Rule::SourceChanged).at(offset));
+            return Err(Error::new(ErrorKind::SourceChanged).at(offset));
         }
         if found != range || bytes.len() != buf.len() {
-            return Err(Error::new(Rule::Remote)
+            return Err(Error::new(ErrorKind::Remote)
                 .at(offset)
                 .expected(format!("bytes {range:?}"))
                 .found(format!("{} bytes of {found:?}", bytes.len())));
@@ -175,9 +176,9 @@ impl ReadAt for CloudFile {
 
 /// A URL: of a shard where it ends with `.bs`, else of a folder.
 pub(crate) fn open(url: &str) -> Result<Input> {
-    let wrong = |e: &dyn std::fmt::Display| Error::new(Rule::Argument).found(e);
-    let parsed = url::Url::parse(url).map_err(|e| wrong(&e))?;
-    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| wrong(&e))?;
+    let wrong = || Error::new(ErrorKind::Argument).found(url);
+    let parsed = url::Url::parse(url).map_err(|e| wrong().caused_by(e))?;
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| wrong().caused_by(e))?;
     let retry = RetryConfig {
         max_retries: 5,
         retry_timeout: std::time::Duration::from_secs(60),
@@ -201,9 +202,9 @@ pub(crate) fn open(url: &str) -> Result<Input> {
             .with_retry(retry)
             .build()
             .map(|s| Arc::new(s) as _),
-        _ => return Err(Error::new(Rule::Argument).found(url)),
+        _ => return Err(wrong()),
     };
-    let store = store.map_err(|e| wrong(&e))?;
+    let store = store.map_err(|e| wrong().caused_by(e))?;
     if path.as_ref().ends_with(SHARD) {
         return Ok(Input::File(Source::new(CloudFile::open_path(store, path)?)));
     }
@@ -239,7 +240,7 @@ impl RemoteFolder for Objects {
     fn open(&self, name: &str) -> Result<Source> {
         let path = format!("{}/{name}", self.prefix);
         let path = Path::parse(path.trim_start_matches('/'));
-        let path = path.map_err(|e| Error::new(Rule::ModelPath).found(e))?;
+        let path = path.map_err(|e| Error::new(ErrorKind::ModelPath).caused_by(e))?;
         Ok(Source::new(CloudFile::open_path(Arc::clone(&self.store), path)?))
     }
 }

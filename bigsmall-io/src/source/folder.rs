@@ -5,8 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::{ModelIndex, check_name};
 use crate::names::{INDEX, SHARD, weights};
 use crate::os;
@@ -38,7 +37,7 @@ enum Kind {
 
 impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let named = |e: io::Error| Error::io(e).in_file(path);
+        let named = |e: io::Error| Error::from(e).in_file(path);
         let root = path.canonicalize().map_err(named)?;
         let snapshots = root.parent().filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
         let model = snapshots.and_then(Path::parent).filter(|m| m.join("blobs").is_dir());
@@ -58,14 +57,14 @@ impl Folder {
     /// followed as long as they stay in bounds.
     pub(crate) fn resolve(&self, name: &Path) -> Result<PathBuf> {
         let Kind::Local { root, bounds } = &self.0 else {
-            return Err(Error::new(Rule::Argument)
+            return Err(Error::new(ErrorKind::Argument)
                 .in_file(name)
                 .expected("a file on this machine"));
         };
         let path = root.join(name);
-        let found = path.canonicalize().map_err(|e| Error::io(e).in_file(&path))?;
+        let found = path.canonicalize().in_file(&path)?;
         if !found.starts_with(bounds) {
-            return Err(Error::new(Rule::ModelPath).in_file(&path));
+            return Err(Error::new(ErrorKind::ModelPath).in_file(&path));
         }
         Ok(found)
     }
@@ -92,7 +91,7 @@ impl Folder {
             let in_root = |f: &PathBuf| f.components().count() == 1;
             return Ok(self.files()?.into_iter().filter(in_root).collect());
         };
-        let named = |e: io::Error| Error::io(e).in_file(root);
+        let named = |e: io::Error| Error::from(e).in_file(root);
         let entries = std::fs::read_dir(root).map_err(named)?;
         let names = entries.map(|entry| entry.map(|e| PathBuf::from(e.file_name())));
         let mut names = names.collect::<io::Result<Vec<_>>>().map_err(named)?;
@@ -110,11 +109,11 @@ impl Folder {
         match (&indices[..], &shards[..]) {
             ([name], _) => {
                 let read = ModelIndex::read(&self.open_file(name)?);
-                let (_, index) = read.map_err(|e| e.in_file(name))?;
+                let (_, index) = read.in_file(name)?;
                 Ok((index.shards().into_iter().map(str::to_owned).collect(), Some(index)))
             }
             (_, [shard]) => Ok((vec![shard.to_string_lossy().into_owned()], None)),
-            (found, shards) => Err(Error::new(Rule::ModelIndex)
+            (found, shards) => Err(Error::new(ErrorKind::ModelIndex)
                 .expected("one index file, or one shard")
                 .found(format!("{} and {}", found.len(), shards.len()))),
         }
@@ -138,7 +137,7 @@ impl Folder {
         let mut folders = vec![PathBuf::new()];
         while let Some(folder) = folders.pop() {
             let path = root.join(&folder);
-            let named = |e: io::Error| Error::io(e).in_file(&path);
+            let named = |e: io::Error| Error::from(e).in_file(&path);
             for entry in std::fs::read_dir(&path).map_err(named)? {
                 let entry = entry.map_err(named)?;
                 let name = folder.join(entry.file_name());
@@ -152,7 +151,7 @@ impl Folder {
                 // A link to a folder is refused like a pipe: it may lead round in a circle.
                 if !self.resolve(&name)?.is_file() {
                     let path = root.join(&name);
-                    return Err(Error::new(Rule::NotARegularFile).in_file(&path));
+                    return Err(Error::new(ErrorKind::NotARegularFile).in_file(&path));
                 }
                 files.insert(name);
             }

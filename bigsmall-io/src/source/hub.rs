@@ -4,8 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bigsmall_format::{Error, Result, Rule, Shard};
+use bigsmall_format::Shard;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::model_index::check_name;
 use crate::names::SHARD;
 use crate::source::file::Source;
@@ -28,7 +29,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn parse(url: &'a str) -> Result<Self> {
         let wrong = || {
-            Error::new(Rule::Argument)
+            Error::new(ErrorKind::Argument)
                 .expected("hf://owner/name, hf://owner/name@revision/file.bs")
                 .found(format!("{url:?}"))
         };
@@ -134,7 +135,9 @@ pub(crate) fn open(url: &str) -> Result<Input> {
             return local(&snapshot, path);
         }
         if settings.offline {
-            return Err(Error::new(Rule::Io).found("not in the cache, and HF_HUB_OFFLINE is set"));
+            return Err(
+                Error::new(ErrorKind::Io).found("not in the cache, and HF_HUB_OFFLINE is set")
+            );
         }
     }
     let client = Client::new(HttpOptions::new().token(settings.token));
@@ -145,7 +148,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
         Ok(found) => found,
         // No network: what the cache has is better than nothing. A refusal is an answer and stays
         // one.
-        Err(error) if error.rule() == Rule::Io => {
+        Err(error) if error.kind() == ErrorKind::Io => {
             return match known().filter(has) {
                 Some(snapshot) => local(&snapshot, path),
                 None => Err(error),
@@ -177,18 +180,21 @@ fn is_weights(name: &str) -> bool {
 /// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index
 /// file, or some shard.
 fn has_model(snapshot: &Path) -> bool {
-    let whole = || {
+    let whole = || -> Result<()> {
         let folder = Folder::open(snapshot)?;
         let (shards, _) = folder.model()?;
-        shards.iter().try_for_each(|name| Shard::open(folder.open_file(Path::new(name))?).map(drop))
+        shards.iter().try_for_each(|name| {
+            Shard::open(folder.open_file(Path::new(name))?)?;
+            Ok(())
+        })
     };
     whole().is_ok()
 }
 
 /// Commit and files of a repository, as the Hub's API lists them.
 fn listed(text: &str) -> Result<(String, Vec<String>)> {
-    let wrong = || Error::new(Rule::Remote).expected("a listing of the repository's files");
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().found(e))?;
+    let wrong = || Error::new(ErrorKind::Remote).expected("a listing of the repository's files");
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().caused_by(e))?;
     let commit = value.get("sha").and_then(|v| v.as_str()).ok_or_else(wrong)?;
     check_name(commit)?;
     let files = value.get("siblings").and_then(|v| v.as_array()).ok_or_else(wrong)?;

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::error::{Error, ErrorKind, Result};
 use crate::os;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input};
@@ -42,7 +41,7 @@ fn open_url(url: &str) -> Result<Input> {
             #[cfg(not(feature = "cloud"))]
             missing("cloud")
         }
-        _ => Err(Error::new(Rule::Argument)
+        _ => Err(Error::new(ErrorKind::Argument)
             .expected("a path, http://, https://, hf://, s3://, gs:// or az://")
             .found(format!("{scheme:?}"))),
     }
@@ -50,5 +49,6 @@ fn open_url(url: &str) -> Result<Input> {
 
 #[cfg(not(all(feature = "http", feature = "hub", feature = "cloud")))]
 fn missing(feature: &str) -> Result<Input> {
-    Err(Error::new(Rule::BackendMissing).expected(format!("a build with the feature `{feature}`")))
+    Err(Error::new(ErrorKind::FeatureMissing)
+        .expected(format!("a build with the feature `{feature}`")))
 }

@@ -3,8 +3,7 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::file::REMOTE_THREADS;
 use crate::stage::thread::side_by_side;
 
@@ -37,7 +36,7 @@ impl Tail {
     ) -> Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.byte_len);
         let Some(end) = end else {
-            return Err(Error::new(Rule::Io)
+            return Err(Error::new(ErrorKind::Io)
                 .at(offset)
                 .expected(format!("{} bytes", buf.len()))
                 .found(format!("a source of {} bytes", self.byte_len)));

@@ -9,9 +9,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use bigsmall_format::internal::read_at;
-use bigsmall_format::{Error, Result, Rule};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::os;
 use crate::stage::output::Output;
 use crate::stage::thread::start;
@@ -32,9 +32,9 @@ pub(crate) struct AtomicFile {
 /// Refuses a target that must not be written.
 fn check_target(target: &Path, replace: bool) -> Result<()> {
     match std::fs::symlink_metadata(target) {
-        Ok(_) if !replace => Err(Error::new(Rule::OutputExists).in_file(target)),
+        Ok(_) if !replace => Err(Error::new(ErrorKind::OutputExists).in_file(target)),
         Ok(found) if !found.is_file() && !found.is_symlink() => {
-            Err(Error::new(Rule::NotARegularFile).in_file(target))
+            Err(Error::new(ErrorKind::NotARegularFile).in_file(target))
         }
         _ => Ok(()),
     }
@@ -60,9 +60,7 @@ impl AtomicFile {
         let prefix = prefix(target);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
-        let temp = os::plain_mode(&mut builder, 0o666)
-            .tempfile_in(dir)
-            .map_err(|e| Error::io(e).in_file(target))?;
+        let temp = os::plain_mode(&mut builder, 0o666).tempfile_in(dir).in_file(target)?;
         let (file, temp) = temp.into_parts();
         let write_behind = file.try_clone().ok().and_then(WriteBehind::start);
         Ok(AtomicFile {
@@ -82,7 +80,7 @@ impl AtomicFile {
 
     /// Makes the file durable and gives it its name.
     pub(crate) fn commit(self) -> Result<()> {
-        let named = |e: io::Error| Error::io(e).in_file(&self.target);
+        let named = |e: io::Error| Error::from(e).in_file(&self.target);
         if let Some(write_behind) = self.write_behind {
             write_behind.finish().map_err(named)?;
         }
@@ -93,7 +91,7 @@ impl AtomicFile {
         } else {
             temp.persist_noclobber(&self.target).map_err(|e| match e.error.kind() {
                 io::ErrorKind::AlreadyExists => {
-                    Error::new(Rule::OutputExists).in_file(&self.target)
+                    Error::new(ErrorKind::OutputExists).in_file(&self.target)
                 }
                 _ => named(e.error),
             })?;
@@ -116,7 +114,8 @@ impl Output for AtomicFile {
     }
 
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
-        read_at(&self.file, offset, buf).map(|()| true)
+        read_at(&self.file, offset, buf)?;
+        Ok(true)
     }
 }
 
@@ -169,10 +168,10 @@ impl AtomicDir {
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !replace => {
-                return Err(Error::new(Rule::OutputExists).in_file(target));
+                return Err(Error::new(ErrorKind::OutputExists).in_file(target));
             }
             Ok(found) if !found.is_dir() => {
-                return Err(Error::new(Rule::Argument)
+                return Err(Error::new(ErrorKind::Argument)
                     .expected("the output of a folder to be a folder")
                     .in_file(target));
             }
@@ -183,9 +182,7 @@ impl AtomicDir {
         let prefix = prefix(target);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
-        let temp = os::plain_mode(&mut builder, 0o777)
-            .tempdir_in(dir)
-            .map_err(|e| Error::io(e).in_file(target))?;
+        let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(dir).in_file(target)?;
         Ok(AtomicDir { temp, target: target.to_owned(), replace })
     }
 
@@ -196,11 +193,11 @@ impl AtomicDir {
 
     /// Makes the directory and its names durable (its files are so already) and gives it its name.
     pub(crate) fn commit(self) -> Result<()> {
-        let named = |e: io::Error| Error::io(e).in_file(&self.target);
+        let named = |e: io::Error| Error::from(e).in_file(&self.target);
         os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| {
             match e.kind() {
                 io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
-                    Error::new(Rule::OutputExists).in_file(&self.target)
+                    Error::new(ErrorKind::OutputExists).in_file(&self.target)
                 }
                 _ => named(e),
             }

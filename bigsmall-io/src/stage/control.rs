@@ -3,15 +3,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bigsmall_format::{Error, Result, Rule};
-
 use crate::Progress;
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::lock::lock;
 use crate::stage::promise::Promise;
 
 /// A stage ended, or panicked, before its work was done.
 pub(crate) fn ended_early() -> Error {
-    Error::new(Rule::Io).found("a thread ended before its work was done")
+    Error::new(ErrorKind::Io).found("a thread ended before its work was done")
 }
 
 /// The first failure of a job, in the order of the data.
@@ -27,10 +26,12 @@ impl<'a> Control<'a> {
     }
 
     /// Notes that the chunk which begins at `position` failed; the earliest one counts. A chunk
-    /// that was given up because of another ([`Rule::Cancelled`]) counts for nothing.
+    /// that was given up because of another ([`ErrorKind::Cancelled`]) counts for nothing.
     pub(crate) fn fail(&self, position: u64, error: Error) {
         let mut first = lock(&self.failure);
-        if error.rule() != Rule::Cancelled && first.as_ref().is_none_or(|(at, _)| position < *at) {
+        if error.kind() != ErrorKind::Cancelled
+            && first.as_ref().is_none_or(|(at, _)| position < *at)
+        {
             *first = Some((position, error));
         }
         self.stop.store(true, Ordering::Release);
@@ -47,7 +48,7 @@ impl<'a> Control<'a> {
     pub(crate) fn owed<'p, T>(&self, promise: &'p Promise<T>) -> Result<&'p T> {
         promise.wait().ok_or_else(|| {
             self.give_up();
-            Error::new(Rule::Cancelled)
+            Error::new(ErrorKind::Cancelled)
         })
     }
 
@@ -60,7 +61,7 @@ impl<'a> Control<'a> {
     pub(crate) fn outcome(&self) -> Result<()> {
         match lock(&self.failure).take() {
             Some((_, error)) => Err(error),
-            None if self.progress.is_cancelled() => Err(Error::new(Rule::Cancelled)),
+            None if self.progress.is_cancelled() => Err(Error::new(ErrorKind::Cancelled)),
             None if self.stopped() => Err(ended_early()),
             None => Ok(()),
         }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use bigsmall_format::Result;
+use crate::error::Result;
 
 /// Where a job's bytes go: a file, nothing at all, or in tests a storage that fails.
 pub(crate) trait Output: Sync {

@@ -3,8 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use bigsmall_format::{Error, Result, Rule};
-
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::lock::lock;
 
 /// A bounded number of buffers.
@@ -83,5 +82,5 @@ pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
 pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     buffer
         .try_reserve_exact(len.saturating_sub(buffer.len()))
-        .map_err(|_| Error::new(Rule::Memory).expected(format!("{len} bytes for a buffer")))
+        .map_err(|_| Error::new(ErrorKind::Memory).expected(format!("{len} bytes for a buffer")))
 }

@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread::{Builder, Scope};
 
-use bigsmall_format::{Error, Result, Rule, pool_size, run_in_pool};
+use bigsmall_format::{pool_size, run_in_pool};
 use crossbeam_channel::{Receiver, Sender};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::stage::control::Control;
 use crate::stage::lock::lock;
 
@@ -61,7 +62,7 @@ pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
 /// Starts a thread by `start`. If the system gives none, that is an error and no panic.
 pub(crate) fn start<H>(name: &str, start: impl FnOnce(Builder) -> io::Result<H>) -> Result<H> {
     start(Builder::new().name(name.into()))
-        .map_err(|e| Error::new(Rule::Memory).expected("one more thread").found(e))
+        .map_err(|e| Error::new(ErrorKind::Memory).expected("one more thread").caused_by(e))
 }
 
 /// Starts a stage of a job. If it panics, the job fails.

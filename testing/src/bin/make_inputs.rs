@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::{Dtype, Error, Result, Rule};
+use bigsmall_format::{Dtype, Error, Result};
 use bigsmall_testing::{Llama, round, write_f32_that_holds_bf16};
 
 fn main() -> Result<()> {
@@ -14,7 +14,10 @@ fn main() -> Result<()> {
     let (folder, minilm) = match &args[..] {
         [folder] => (folder, None),
         [folder, minilm] => (folder, Some(minilm)),
-        _ => return Err(Error::new(Rule::Argument).expected("FOLDER [MINILM.safetensors]")),
+        _ => {
+            let usage = "expected FOLDER [MINILM.safetensors]";
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, usage).into());
+        }
     };
     std::fs::create_dir_all(folder)?;
     let make = |name: &str, write: &dyn Fn(&Path) -> Result<()>| {

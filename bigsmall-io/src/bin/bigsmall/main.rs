@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bigsmall_format::internal::Chain;
 use bigsmall_io::{
-    Class, CompressOptions, Error, Model, Progress, Report, RestoreOptions, Result, Rule, hex,
+    Class, CompressOptions, Error, ErrorKind, Model, Progress, Report, RestoreOptions, Result, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -22,13 +22,13 @@ use measure::MeasureOptions;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let progress = Progress::default();
-    let result = bar::stop_on_signals(&progress).map_err(Error::io).and_then(|()| {
+    let result = bar::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // Whoever read the output has seen enough.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(Error::io),
+            other => other.map_err(Error::from),
         }
     });
     match result {
@@ -50,13 +50,14 @@ fn main() -> ExitCode {
 /// than some hundred have nothing to do.
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(256));
-    pool.build().map_err(|e| Error::new(Rule::Memory).expected("threads to work on").found(e))
+    pool.build()
+        .map_err(|e| Error::new(ErrorKind::Memory).expected("threads to work on").caused_by(e))
 }
 
 /// What the user of the command can do about an error.
 fn hint(error: &Error) -> &'static str {
-    match error.rule() {
-        Rule::OutputExists => " (--force replaces it)",
+    match error.kind() {
+        ErrorKind::OutputExists => " (--force replaces it)",
         _ => "",
     }
 }

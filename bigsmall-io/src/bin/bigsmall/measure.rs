@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{
-    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, TensorEncoding,
-    TensorSpec, decode_here, encode_tensor, for_each_in_parallel, pool_size, zeroed,
+    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, Rule,
+    TensorEncoding, TensorSpec, decode_here, encode_tensor, for_each_in_parallel, pool_size,
+    zeroed,
 };
 use bigsmall_io::{
-    CompressOptions, Encoding, Error, Model, Progress, Report, Result, Rule, compress, transcode,
+    CompressOptions, Encoding, Error, ErrorKind, Model, Progress, Report, Result, compress,
+    transcode,
 };
 use bigsmall_tbe::{Plain, View};
 
@@ -85,7 +87,7 @@ const PASSES: usize = 9;
 /// Memory: three times what is decoded in one pass.
 ///
 /// # Errors
-/// [`Rule::BackendMissing`]; [`Rule::Argument`] for a file without values; those of reading
+/// [`Rule::BackendMissing`]; [`ErrorKind::Argument`] for a file without values; those of reading
 /// `input`.
 pub(crate) fn measure(
     input: &Path,
@@ -102,7 +104,9 @@ pub(crate) fn measure(
 fn size(input: &Path, encoding: Encoding, progress: &Progress) -> Result<Report> {
     let options = CompressOptions::new().encoding(encoding).dry_run(true);
     match transcode(input, "", &options, progress) {
-        Err(e) if e.rule() == Rule::SafetensorsFile => compress(input, "", &options, progress),
+        Err(e) if e.rule() == Some(Rule::SafetensorsFile) => {
+            compress(input, "", &options, progress)
+        }
         done => done,
     }
 }
@@ -128,12 +132,12 @@ fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
                 }
             }
         }
-        Err(e) if e.rule() == Rule::SafetensorsFile => {
-            let file = File::open(input).map_err(|e| Error::io(e).in_file(input))?;
+        Err(e) if e.rule() == Some(Rule::SafetensorsFile) => {
+            let file = File::open(input).map_err(|e| Error::from(e).in_file(input))?;
             let (json, header) = Header::read(&file, &Limits::default())?;
             for (index, spec) in header.tensors().iter().enumerate() {
                 let at = 8 + json.len() as u64 + header.data_range(index).start;
-                if !take(spec, &|bytes| read_at(&file, at, bytes))? {
+                if !take(spec, &|bytes| Ok(read_at(&file, at, bytes)?))? {
                     break;
                 }
             }
@@ -141,7 +145,7 @@ fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
         Err(e) => return Err(e),
     }
     if found.is_empty() {
-        return Err(Error::new(Rule::Argument).expected("a file with values to measure"));
+        return Err(Error::new(ErrorKind::Argument).expected("a file with values to measure"));
     }
     Ok(found)
 }
@@ -236,7 +240,7 @@ fn measure_tensors(
             // The first pass warms up, and shows that what is measured is right.
             let same = copies.iter().zip(&places).all(|(c, p)| c.original == p);
             if !same {
-                return Err(Error::new(Rule::ReadBack));
+                return Err(Error::new(ErrorKind::ReadBack));
             }
             continue;
         }
@@ -311,7 +315,7 @@ fn matvec(copies: &[Copy<'_>], backend: &str, progress: &Progress) -> Result<Opt
 }
 
 fn stop(progress: &Progress) -> Result<()> {
-    if progress.is_cancelled() { Err(Error::new(Rule::Cancelled)) } else { Ok(()) }
+    if progress.is_cancelled() { Err(Error::new(ErrorKind::Cancelled)) } else { Ok(()) }
 }
 
 /// Calls `work` for every piece of [`PIECE`] bytes of every place.
@@ -346,7 +350,7 @@ fn encode_by_chunks(
         let done = encoder.encode_blocks(units, &mut out, lens);
         std::hint::black_box(&out);
         spare.lock().expect(lock).push(out);
-        done
+        Ok(done?)
     })
 }
 
@@ -355,13 +359,13 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
     let (spec, table) = (encoded.spec(), encoded.table());
     if !no_checksum {
         let range = at as u64..(at + dst.len()) as u64;
-        return decode_here(&**decoder, spec, table, &encoded.payload(), range, dst);
+        return Ok(decode_here(&**decoder, spec, table, &encoded.payload(), range, dst)?);
     }
     let block = spec.block_bytes();
     let blocks: Vec<&[u8]> = (at / block..(at + dst.len()).div_ceil(block))
         .map(|index| encoded.block(index as u64))
         .collect();
-    decoder.decode_blocks(&blocks, dst)
+    Ok(decoder.decode_blocks(&blocks, dst)?)
 }
 
 impl Measurement {

@@ -4,9 +4,10 @@ use std::fmt;
 use std::io::Read as _;
 use std::time::Duration;
 
-use bigsmall_format::{Error, Result, Rule};
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Why a request failed, and whether it may be tried again.
 pub(crate) enum Failure {
@@ -14,14 +15,14 @@ pub(crate) enum Failure {
     Passing(Error, Option<Duration>),
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Failure::Final(error)
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Final(error.into())
     }
 }
 
 pub(crate) fn remote(expected: impl fmt::Display, found: impl fmt::Display) -> Error {
-    Error::new(Rule::Remote).expected(expected).found(found)
+    Error::new(ErrorKind::Remote).expected(expected).found(found)
 }
 
 /// An error before there was an answer.
@@ -35,13 +36,13 @@ pub(crate) fn broken(error: ureq::Error) -> Failure {
             | ureq::Error::BodyStalled
             | ureq::Error::Protocol(_)
     );
-    let error = Error::io(error.into_io());
+    let error = Error::from(error.into_io());
     if passing { Failure::Passing(error, None) } else { Failure::Final(error) }
 }
 
 /// An error in the middle of a body.
 pub(crate) fn cut(error: std::io::Error) -> Failure {
-    Failure::Passing(Error::io(error), None)
+    Failure::Passing(Error::from(error), None)
 }
 
 /// What a status says that is not the one that was hoped for.

@@ -6,10 +6,10 @@ use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bigsmall_format::Result;
 use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
+use crate::error::Result;
 use crate::source::file::REMOTE_THREADS;
 use crate::source::http::answer::{Failure, broken, remote, text};
 #[cfg(feature = "hub")]

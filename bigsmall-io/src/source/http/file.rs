@@ -5,9 +5,10 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::{Error, ReadAt, Result, Rule, zeroed};
+use bigsmall_format::{ReadAt, zeroed};
 use ureq::http::header;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::http::answer::{
     ContentRange, Failure, body_into, check_plain, content_range, cut, refusal, remote, text,
     validator,
@@ -45,8 +46,8 @@ impl HttpFile {
     /// Opens the file at `url`.
     ///
     /// # Errors
-    /// [`Rule::Remote`] where the server refuses, knows no ranges or contradicts itself;
-    /// [`Rule::Io`] where it cannot be reached.
+    /// [`ErrorKind::Remote`] where the server refuses, knows no ranges or contradicts itself;
+    /// [`ErrorKind::Io`] where it cannot be reached.
     pub fn open(url: &str, options: &HttpOptions) -> Result<Self> {
         Self::open_with(&Client::new(options.clone()), url)
     }
@@ -143,7 +144,7 @@ impl HttpFile {
         let answer = self.client.send(&self.url, Want::Bytes(offset, last))?;
         let headers = answer.headers();
         let found = validator(headers);
-        let changed = || Error::new(Rule::SourceChanged).at(offset);
+        let changed = || Error::new(ErrorKind::SourceChanged).at(offset);
         let status = answer.status().as_u16();
         if matches!(status, 200 | 206 | 416)
             && let (Some(known), Some(found)) = (&self.validator, &found)

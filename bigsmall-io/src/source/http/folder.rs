@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use bigsmall_format::Result;
-
+use crate::error::Result;
 use crate::model_index::ModelIndex;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
