@@ -17,12 +17,12 @@ const MAX_SHARDS: usize = 1 << 16;
 /// Which shard holds which tensor.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ModelIndex {
-    /// Tensor and shard, sorted by tensor.
+    /// Pairs of tensor and shard, sorted by tensor.
     pub(crate) weight_map: Vec<(String, String)>,
 }
 
 impl ModelIndex {
-    /// Reads an index file: its text, and what it says. Every shard's name has been checked.
+    /// Reads an index file and returns its text and its contents. Every shard's name is checked.
     pub(crate) fn read(source: &dyn ReadAt) -> Result<(String, Self)> {
         let limit = Limits::default().max_header_bytes;
         let len = len_of(source)?;
@@ -75,7 +75,7 @@ impl ModelIndex {
         ModelIndex { weight_map }
     }
 
-    /// An index file as the Hub's programs write it. `total_size` counts the bytes of all tensors.
+    /// An index file as Hugging Face's programs write it. `total_size`: the bytes of all tensors.
     pub(crate) fn to_json(&self, total_size: u64) -> String {
         let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
         let map: serde_json::Map<String, serde_json::Value> = map.collect();
@@ -91,8 +91,8 @@ impl ModelIndex {
     }
 }
 
-/// The text of an index file with `.safetensors` for `.bs` or the other way round. `true` where the
-/// way back gives the identical text; where it does not, the original must be carried along.
+/// The text of an index file, with the ending `from` of the shards' names replaced by `to`. `true`
+/// if translating back gives the identical text; otherwise the original must be kept beside it.
 pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, bool)> {
     let index = ModelIndex::parse(text)?;
     let (from_end, to_end) = (format!("{from}\""), format!("{to}\""));
@@ -109,8 +109,8 @@ fn wrong(found: String) -> Error {
     Error::new(ErrorKind::ModelIndex).found(found)
 }
 
-/// A shard's name is a relative path of plain components on every system: nothing that leads out,
-/// no drive, no stream.
+/// A shard's name must be a relative path of plain components on every system. It must not lead out
+/// of the folder, nor name a drive or a stream.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let plain = |name: &str| {
         let components = Path::new(name).components();

@@ -1,4 +1,5 @@
-//! Names of files: which are weights, which are index files, what they become.
+//! Names of files: which are weights, which are index files, and their names after compressing or
+//! restoring.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ pub(crate) const SHARD: &str = ".bs";
 
 pub(crate) const INDEX: &str = ".index.json";
 
-/// What becomes of a file.
+/// What a file is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Weights,
@@ -31,13 +32,13 @@ pub(crate) fn role(name: &Path, ending: &str) -> Role {
     }
 }
 
-/// `name` with the ending `to` in place of `from`, before `.index.json` where it has that.
+/// `name` with the ending `to` instead of `from`, also before `.index.json`.
 pub(crate) fn renamed(name: &Path, from: &str, to: &str) -> PathBuf {
     let file = name.file_name().unwrap_or_default().as_encoded_bytes();
     for tail in ["", INDEX] {
         let ending = format!("{from}{tail}");
         if let Some(stem) = file.strip_suffix(ending.as_bytes()) {
-            // `weights` has refused names that are no Unicode.
+            // `weights` has refused names that are not Unicode.
             let mut new = String::from_utf8_lossy(stem).into_owned();
             new.push_str(to);
             new.push_str(tail);
@@ -47,6 +48,7 @@ pub(crate) fn renamed(name: &Path, from: &str, to: &str) -> PathBuf {
     name.to_owned()
 }
 
+/// The files with that ending. Their names, and those of their index files, must be Unicode.
 pub(crate) fn weights<'a>(files: &'a BTreeSet<PathBuf>, ending: &str) -> Result<Vec<&'a PathBuf>> {
     let mut found = Vec::new();
     for name in files.iter().filter(|f| role(f, ending) != Role::Other) {

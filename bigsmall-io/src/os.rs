@@ -1,5 +1,5 @@
-//! Everything that differs between Linux, macOS and Windows (positioned reads stand in
-//! `bigsmall-format`).
+//! Everything that differs between Linux, macOS and Windows, except positioned reads
+//! (`bigsmall-format`).
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -30,7 +30,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Whether both paths are one file or directory. What does not exist is nothing's equal.
+/// Whether both paths are the same file or directory. `false` if one of them does not exist.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -46,13 +46,13 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// What changes when someone writes to a file.
+/// A value that changes when someone writes to the file.
 pub(crate) fn stamp(metadata: &Metadata) -> impl PartialEq + use<> {
     (metadata.len(), metadata.modified().ok())
 }
 
-/// Lets a temporary file or directory take the mode that the umask leaves, as any other new file
-/// does.
+/// Gives a temporary file or directory the mode of any other new file: `mode` without the bits of
+/// the umask.
 pub(crate) fn plain_mode<'a, 'b>(
     builder: &'a mut tempfile::Builder<'b, 'b>,
     mode: u32,
@@ -69,8 +69,8 @@ pub(crate) fn plain_mode<'a, 'b>(
     }
 }
 
-/// Makes the names in a directory durable. Windows has no such call; there a rename is durable once
-/// the file system's journal is.
+/// Makes the names in a directory durable. Windows has no such call; a rename there is durable once
+/// the file system's journal is written.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
@@ -84,12 +84,11 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives the directory `new` the name `target`. With `replace` an existing directory is taken away,
-/// in one step where the system can exchange two names (Linux, macOS), else with a moment in which
-/// there is none.
+/// Renames the directory `new` to `target`. With `replace` an existing directory is removed. Linux
+/// and macOS exchange the two names in one step; elsewhere `target` is missing for a moment.
 pub(crate) fn rename_dir(new: &Path, target: &Path, replace: bool) -> io::Result<()> {
     if !replace || std::fs::symlink_metadata(target).is_err() {
-        // An empty directory may be replaced by a rename, any other may not.
+        // A rename replaces an empty directory and no other.
         return std::fs::rename(new, target);
     }
     #[cfg(any(target_os = "linux", target_os = "macos"))]

@@ -1,4 +1,4 @@
-//! Reads back what was written and compares it with the original.
+//! Reads back the written bytes and compares them with the original.
 
 use bigsmall_format::{EncodingId, TensorSpec};
 
@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::stage::output::Output;
 use crate::stage::pool::set_len;
 
-/// Buffers that a thread uses again.
+/// Buffers that a thread reuses.
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) encoded: Vec<u8>,
     pub(crate) decoded: Vec<u8>,
 }
 
-/// Reads what was written, decodes it and compares it with the original.
+/// Reads the written bytes, decodes them and compares them with the original.
 pub(crate) fn check(
     output: &dyn Output,
     spec: &TensorSpec,
@@ -37,7 +37,7 @@ pub(crate) fn check(
             return Err(read_back(spec).at(written.at - head_len as u64));
         }
     } else {
-        // A dry run: what would have been written is at hand, unless it is the original itself.
+        // A dry run: check the encoded bytes in memory. Raw ones are the original itself.
         let encoded = job.encoded.get();
         let encoded = encoded.and_then(|e| Some((e, e.parts.get(written.part)?)));
         match encoded {

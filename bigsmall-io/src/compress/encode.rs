@@ -41,8 +41,8 @@ impl<'a> Coder<'a> {
         Ok(out)
     }
 
-    /// The plan of a large tensor, made by the first thread that asks; `None` where the encoding
-    /// does not take it.
+    /// The plan of a large tensor, made by the first thread that asks; `None` if the encoding does
+    /// not support the dtype.
     pub(crate) fn plan<'l>(
         &self,
         large: &'l Large,
@@ -69,7 +69,7 @@ impl<'a> Coder<'a> {
         }
     }
 
-    /// Encodes some blocks of a large tensor; `None` where it is stored raw.
+    /// Encodes some blocks of a large tensor; `None` if it is stored raw.
     fn encode_large(
         &self,
         large: &Large,
@@ -86,7 +86,7 @@ impl<'a> Coder<'a> {
         Ok(Some(Arc::clone(plan)))
     }
 
-    /// Encodes a whole tensor, or stores it raw where that is no larger.
+    /// Encodes a whole tensor, or stores it raw if the encoding does not make it smaller.
     fn encode_small(
         &self,
         spec: &TensorSpec,

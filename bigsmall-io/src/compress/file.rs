@@ -1,4 +1,4 @@
-//! Compresses one file of this machine.
+//! Compresses one local file.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub(crate) fn compress_file(
     Ok(report)
 }
 
-/// Compresses what `source` holds. Asks whether it is `unchanged` before the output gets its name.
+/// Compresses `source`. Calls `unchanged` before the output gets its name.
 pub(crate) fn compress_to(
     source: &dyn ReadAt,
     output: &Path,

@@ -17,9 +17,9 @@ pub(crate) struct Job<'p> {
     pub(crate) bytes: Buffer<'p>,
     /// For a chunk of a large tensor.
     pub(crate) large: Option<Arc<Large>>,
-    /// What a coding thread owes.
+    /// The result of a coding thread.
     pub(crate) encoded: Promise<Encoded<'p>>,
-    /// The MD5s of the tensors that end in this chunk, which the MD5 stage owes if there is one.
+    /// The MD5s of the tensors that end in this chunk: the result of the MD5 stage, if any.
     pub(crate) md5s: Promise<Vec<[u8; 16]>>,
 }
 
@@ -36,9 +36,9 @@ pub(crate) struct Encoded<'p> {
 }
 
 impl Encoded<'_> {
-    /// Makes room for `original`, encoded or raw; an error where there is no memory for it.
+    /// Makes room for `original`, encoded or raw; an error if there is no memory.
     pub(crate) fn reserve_for(&mut self, original: &[u8]) -> Result<()> {
-        // Of every block its values and a header at the most.
+        // For each block at most its values and a header.
         let most = original.len() + 16 * (original.len() / BLOCK_UNITS + 1);
         let room = self.bytes.try_reserve(most);
         room.map_err(|_| {
@@ -48,7 +48,7 @@ impl Encoded<'_> {
 }
 
 pub(crate) struct EncodedPart {
-    /// `None` for a part whose tensor shares the payload of another, or is known to be stored raw.
+    /// `None` if the tensor shares another one's payload, or is known to be stored raw.
     pub(crate) plan: Option<Arc<Plan>>,
     pub(crate) bytes: Range<usize>,
     pub(crate) lens: Range<usize>,
@@ -56,7 +56,7 @@ pub(crate) struct EncodedPart {
 
 /// Work for the coding threads.
 pub(crate) enum Task<'p> {
-    /// Plan the large tensor of that index. Sent one tensor ahead, so that no thread waits for a
+    /// Plan the large tensor with that index. Sent one tensor ahead, so that no thread waits for a
     /// plan.
     Plan(usize, Arc<Large>),
     Encode(Arc<Job<'p>>, Answer<Encoded<'p>>),
@@ -67,7 +67,7 @@ pub(crate) enum Task<'p> {
 pub(crate) struct Written {
     pub(crate) part: usize,
     pub(crate) plan: Arc<Plan>,
-    /// Where its blocks begin; the head, where the part is a tensor's first, ends there.
+    /// Where its blocks begin. If the part is a tensor's first, the head ends there.
     pub(crate) at: u64,
     pub(crate) lens: Vec<u32>,
 }

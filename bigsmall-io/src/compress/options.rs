@@ -11,11 +11,11 @@ use crate::Encoding;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompressOptions {
-    /// The encoding to try; a tensor that it does not make smaller, or does not take, is stored
-    /// raw.
+    /// The encoding to try. A tensor is stored raw if the encoding does not support it or does not
+    /// make it smaller.
     pub encoding: Encoding,
-    /// Keep an MD5 of every tensor's original bytes (runs at 0.6 GB/s, slower than everything
-    /// else).
+    /// Store the MD5 of every tensor's original bytes. MD5 runs at 0.6 GB/s, slower than the other
+    /// stages.
     pub md5: bool,
     /// Replace an existing output.
     pub replace: bool,

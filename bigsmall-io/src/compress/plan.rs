@@ -1,4 +1,4 @@
-//! How each tensor is to be encoded; large tensors are planned one ahead.
+//! How each tensor is encoded. Large tensors are planned one ahead.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -33,16 +33,16 @@ impl Plan {
     }
 }
 
-/// What the chunks of one large tensor share.
+/// Shared by the chunks of one large tensor.
 #[derive(Default)]
 pub(crate) struct Large {
     /// `None` when planning failed.
     pub(crate) plan: OnceLock<Option<Arc<Plan>>>,
-    /// Set once it is known that raw is smaller: encoding the rest would be in vain.
+    /// Set once raw is known to be smaller: the rest need not be encoded.
     pub(crate) raw: AtomicBool,
 }
 
-/// Hands out what the chunks of large tensors share, and has the next one planned meanwhile.
+/// Hands out the [`Large`] of each large tensor, and has the next tensor planned meanwhile.
 pub(crate) struct Larges<'a> {
     pub(crate) tensors: &'a [TensorSpec],
     pub(crate) shared: &'a [Option<usize>],
@@ -54,7 +54,7 @@ impl<'a> Larges<'a> {
         Larges { tensors, shared, ahead: None }
     }
 
-    /// For the tensor that begins now; `plan` is called for the one after it.
+    /// The [`Large`] of the tensor that begins now. Calls `plan` for the next large tensor.
     pub(crate) fn begin(&mut self, tensor: usize, plan: impl Fn(usize, Arc<Large>)) -> Arc<Large> {
         let ahead = self.ahead.take_if(|(at, _)| *at == tensor);
         let large = ahead.map_or_else(Arc::default, |(_, large)| large);

@@ -9,9 +9,9 @@ use crate::error::{Context as _, Result};
 use crate::stage::chunk::CHUNK;
 use crate::stage::pool::set_len;
 
-/// For every tensor the earlier one with the same bytes, if there is one.
+/// For each tensor the earlier one with the same bytes, if any.
 ///
-/// Linear in the bytes: a tensor is compared with one other at the most, the first with its dtype,
+/// Linear in the bytes: a tensor is compared with at most one other, the first with the same dtype,
 /// length and sample.
 pub(crate) fn find_shared(
     source: &dyn ReadAt,
@@ -31,7 +31,7 @@ pub(crate) fn find_shared(
             continue;
         }
         let at = data_at + header.data_range(index).start;
-        // Five samples of 4 KiB, or all of a small tensor.
+        // Five samples of 4 KiB. They cover a small tensor as a whole.
         let sample = 4096.min(spec.byte_len());
         let step = (spec.byte_len() - sample) / 4;
         set_len(&mut a, (5 * sample) as usize)?;

@@ -1,4 +1,4 @@
-//! Brings the encoded chunks into the file, in order.
+//! Writes the encoded chunks to the file, in order.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::stage::control::Control;
 use crate::stage::output::Appender;
 use crate::stage::thread::send;
 
-/// Until so many original bytes of a tensor are encoded, its blocks are held back: then their size
-/// decides whether the tensor is stored raw. Up to this size the decision is exact. It is bounded
-/// by the number of chunks under way.
+/// The blocks of a tensor are held back until this many of its original bytes are encoded. Then
+/// their size decides whether the tensor is stored raw. The decision is exact for tensors up to
+/// this size. The number of chunks in flight limits it.
 const DECIDE: u64 = 16 << 20;
 
 type Writer<'a> = Assembler<std::io::BufWriter<Appender<'a>>>;
@@ -30,19 +30,19 @@ pub(crate) fn finish(writer: Writer<'_>, sha256: [u8; 32]) -> Result<u64> {
     Ok(sink.into_inner().map_err(|e| Error::from(e.into_error()))?.written())
 }
 
-/// Brings the encoded chunks into the file, in order.
+/// Writes the encoded chunks to the file, in order.
 pub(crate) struct Sink<'a, 'p> {
     pub(crate) writer: Writer<'a>,
     pub(crate) tensors: &'a [TensorSpec],
     pub(crate) shared: &'a [Option<usize>],
     pub(crate) md5: bool,
     pub(crate) to_check: Sender<Task<'p>>,
-    /// Chunks that were sent there.
+    /// Chunks sent to be checked.
     pub(crate) n_checks: u64,
     pub(crate) control: &'a Control<'a>,
-    /// Chunks of a large tensor for which raw or not is still open.
+    /// Chunks of a large tensor while raw or not is undecided.
     pub(crate) pending: Vec<Arc<Job<'p>>>,
-    /// The plan that the large tensor at hand is written with, once that is decided.
+    /// The plan of the current large tensor, once it is decided.
     pub(crate) plan: Option<Arc<Plan>>,
     pub(crate) report: FileReport,
 }
@@ -122,7 +122,7 @@ impl<'p> Sink<'_, 'p> {
         Ok(())
     }
 
-    /// Chooses between what was planned and raw by the size of what is pending, and writes it.
+    /// Chooses between the plan and raw by the size of the pending chunks, and writes them.
     fn decide(&mut self, spec: &TensorSpec) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
         let (mut coded, mut raw, mut plan) = (0, 0, None);
@@ -147,7 +147,7 @@ impl<'p> Sink<'_, 'p> {
         pending.iter().try_for_each(|job| self.write_run(job))
     }
 
-    /// Writes a chunk of the large tensor at hand.
+    /// Writes a chunk of the current large tensor.
     fn write_run(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
         let (Some(plan), Some(encoded)) = (&self.plan, job.encoded.get()) else {
             return Ok(());
@@ -166,7 +166,7 @@ impl<'p> Sink<'_, 'p> {
         self.check(job, vec![Written { part: 0, plan, at, lens }])
     }
 
-    /// Has a chunk that is written checked.
+    /// Sends a written chunk to be checked.
     fn check(&mut self, job: &Arc<Job<'p>>, written: Vec<Written>) -> Result<()> {
         self.writer.sink().flush()?;
         self.n_checks += 1;

@@ -1,5 +1,5 @@
-//! From one encoding to another without the original: the compress walk over a shard that poses as
-//! the file it restores to.
+//! From one encoding to another without the original: the compress walk reads the shard as if it
+//! were the restored file.
 
 use std::path::Path;
 
@@ -12,9 +12,9 @@ use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
 use crate::{CompressOptions, Progress, Report, hex, os};
 
-/// Writes the shard `input` anew as `output` with the encoding of `options`. The new shard restores
-/// to the identical file: the SHA-256 of what is decoded on the way is compared with that of the
-/// original. MD5 sums are kept.
+/// Encodes the shard `input` again, with the encoding of `options`, and writes it as `output`. The
+/// new shard restores to the identical file: the SHA-256 of the decoded bytes is compared with that
+/// of the original. MD5 sums are kept.
 ///
 /// Memory: at most 256 MiB and twice the index.
 ///

@@ -25,12 +25,12 @@ use crate::stage::promise::{Answer, promise};
 use crate::stage::thread::{in_pool, received, send, sizes, spawn};
 use crate::{CompressOptions, FileReport, Progress};
 
-/// Where a safetensors file comes from.
+/// The origin of a safetensors file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It was one before.
+    /// A file.
     File,
-    /// Its header was made for tensors in memory.
+    /// Tensors in memory; the header is synthesised.
     Memory,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn compress_source(
     compress_walk(source, Origin::File, output, options, progress)
 }
 
-/// The same for a file from anywhere.
+/// The same for any origin.
 pub(crate) fn compress_walk(
     source: &dyn ReadAt,
     origin: Origin,
@@ -86,8 +86,8 @@ pub(crate) fn compress_walk(
 
     let all_written = &Mutex::new(None);
     let result = std::thread::scope(|scope| -> Result<_> {
-        // Every stage ends when its channel does. Both ends of every channel live in a stage or in
-        // this closure, so an early return lets them all end.
+        // Every stage ends when its channel closes. Both ends of every channel belong to a stage or
+        // to this closure, so an early return ends them all.
         let (worker, control, plain) = (&worker, &control, &plain);
         let (to_check, work) = (to_work.clone(), work);
         let (answer, sha256) = promise();
@@ -134,8 +134,7 @@ pub(crate) fn compress_walk(
             }
             *lock(all_written) = Some((sink.writer, sink.report, sink.n_checks));
         })?;
-        // The last one that is started: it waits for buffers, which come back when chunks are
-        // encoded.
+        // Started last: it waits for buffers, which come back when chunks are encoded.
         let (answer, all_read) = promise();
         spawn(scope, control, "read", move || {
             let mut larges = Larges::new(tensors, shared);
@@ -187,17 +186,17 @@ pub(crate) fn compress_walk(
                 worker.run(task, &mut scratch);
             }
         });
-        // If it ended early, nobody waits for what is left.
+        // If encoding ended early, this closes the channel for the other stages.
         drop(work);
         control.owed(&all_read)?;
         Ok(*control.owed(&sha256)?)
     });
-    // By now every thread has ended.
+    // All threads have ended.
     control.outcome()?;
     let sha256 = result?;
     let all_written = lock(all_written).take();
     let (writer, mut report, n_checks) = all_written.ok_or_else(ended_early)?;
-    // All that was written has been read back and compared.
+    // Everything that was written must have been read back and compared.
     if n_checks != worker.n_checked.into_inner() {
         return Err(ended_early());
     }
@@ -207,7 +206,7 @@ pub(crate) fn compress_walk(
     Ok(report)
 }
 
-/// What a coding thread does.
+/// The work of a coding thread.
 struct Worker<'a> {
     coder: Coder<'a>,
     output: &'a dyn Output,

@@ -1,5 +1,5 @@
-//! The model card of a compressed folder: what a visitor of the Hub sees, and what is left out when
-//! the folder is restored.
+//! The model card of a compressed folder. Visitors of the Hub see it; restoring the folder leaves
+//! it out.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -11,10 +11,10 @@ use bigsmall_format::internal::{len_of, read_at};
 use crate::error::Result;
 use crate::{FileReport, hex};
 
-/// The card's name, and what it is called where the model has a card of its own.
+/// The card's name, and its name if the model has a card of its own.
 const NAMES: [&str; 2] = ["README.md", "BIGSMALL.md"];
 
-/// How every card begins, and no file of a model does: by this it is known again.
+/// The beginning of every card, and of no file of a model: cards are recognised by it.
 const BEGIN: &str = "---
 library_name: bigsmall
 tags:
@@ -24,10 +24,10 @@ tags:
 <!-- Written by bigsmall, and left out when the folder is restored. -->
 ";
 
-/// The name that a card takes beside the files of a model; `None` where they have both names.
+/// The card's name beside the files of a model; `None` if both names are taken.
 pub(crate) fn name(files: &BTreeSet<PathBuf>) -> Option<&'static str> {
     let taken = |name: &&str| {
-        // Some file systems take `readme.md` for the same.
+        // Some file systems ignore case.
         files.iter().any(|f| f.to_str().is_some_and(|f| f.eq_ignore_ascii_case(name)))
     };
     NAMES.into_iter().find(|name| !taken(name))
@@ -48,14 +48,14 @@ pub(crate) fn is_card(file: &dyn ReadAt) -> Result<bool> {
     Ok(begin == BEGIN.as_bytes())
 }
 
-/// The card of a model whose safetensors files `files` describe. It depends on nothing else.
+/// The card of a model with the safetensors files `files`. It depends on nothing else.
 pub(crate) fn text(files: &[FileReport]) -> String {
     let mut files: Vec<&FileReport> = files.iter().collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let (original, compressed) = files.iter().fold((0, 0), |(original, compressed), f| {
         (original + f.original_bytes, compressed + f.compressed_bytes)
     });
-    // In integers, so that every machine rounds the same way.
+    // Integers, so that every machine rounds the same way.
     let share = u128::from(compressed) * 10_000 / u128::from(original.max(1));
     let mut out = String::from(BEGIN);
     let _ = write!(

@@ -1,4 +1,4 @@
-//! What must hold of a folder before anything is written.
+//! Checks of a folder before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use crate::folder::card;
 use crate::model_index::ModelIndex;
 use crate::source::folder::Folder;
 
-/// What `tensors` of a weights file says must agree with an index file: every tensor of the map is
-/// where the map says, and no tensor of a mapped file is anywhere else.
+/// Compares an index file with the tensors of its files, as `tensors` returns them. Every tensor in
+/// the map must be in its file, and every tensor of these files must be in the map.
 pub(crate) fn check_index(
     folder: &Folder,
     name: &Path,
@@ -33,27 +33,26 @@ pub(crate) fn check_index(
                 return Err(Error::new(ErrorKind::ModelTensor)
                     .in_file(&path)
                     .in_tensor(spec.name())
-                    .found(format!("in {shard:?}, which the index file does not say")));
+                    .found(format!("in {shard:?}, but not so in the index file")));
             }
         }
         if let Some(missing) = wanted.first() {
             return Err(Error::new(ErrorKind::ModelTensor)
                 .in_file(&path)
                 .in_tensor(missing)
-                .expected(format!("it to be in {shard:?}")));
+                .expected(format!("in {shard:?}, as the index file says")));
         }
     }
     Ok(())
 }
 
-/// A card would be left out when the folder is restored: there must not be one among the files to
-/// be kept.
+/// Refuses a folder with a card among the files to keep: restoring would leave that card out.
 pub(crate) fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
     for name in files.iter().filter(|f| card::may_be(f)) {
         if card::is_card(&folder.open_file(name)?).in_file(name)? {
             return Err(Error::new(ErrorKind::Argument)
                 .in_file(name)
-                .expected("a folder that was not compressed yet")
+                .expected("a folder that is not compressed yet")
                 .found("a model card written by bigsmall"));
         }
     }

@@ -1,4 +1,4 @@
-//! One model of the shards that several machines wrote.
+//! Makes one model from shards that several machines wrote.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
 use crate::{FileReport, Report, os};
 
-/// Makes one model of the shards that several machines wrote into the folder `dir`: writes the
-/// index file and the model card. With `original`, the folder that the shards were made from,
-/// everything else is carried over too, and `dir` becomes what compressing `original` at once would
-/// have made it, byte by byte. Without it the index file is made from the shards.
+/// Makes one model from the shards that several machines wrote into the folder `dir`: writes the
+/// index file and the model card. `original` is the folder that the shards were made from. With it,
+/// all other files are copied too, and `dir` becomes identical, byte by byte, to the result of
+/// compressing `original` on one machine. Without it, the index file is made from the shards.
 ///
-/// The shards are opened and not decoded. Files that are there already and say the same are left
-/// alone; others are replaced only with `replace`.
+/// The shards are opened, not decoded. Existing files with the same contents are left alone; others
+/// are replaced only with `replace`.
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
@@ -46,8 +46,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
             n_tensors: shard.tensors().len() as u64,
             ..Default::default()
         });
-        // An index file speaks of the shards beside it; those in folders below are models of their
-        // own.
+        // An index file lists the shards beside it. Shards in subfolders are other models.
         if name.components().count() > 1 {
             continue;
         }
@@ -68,7 +67,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
         None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
             let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
             let text = match found {
-                // Carried over by hand: translated as compressing the whole folder does.
+                // Copied by hand: translated as compressing the whole folder does.
                 Some(name) => {
                     let (text, _) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
                     translate(&text, SAFETENSORS, SHARD).in_file(name)?.0
@@ -92,7 +91,8 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
     Ok(Report::of(reports))
 }
 
-/// Carries all but the weights of `original` over, its index files translated; returns its files.
+/// Copies all files of `original` except the weights, and translates its index files. Returns its
+/// files.
 fn carry_over(
     folder: &Folder,
     original: &Path,
@@ -104,7 +104,7 @@ fn carry_over(
     for name in &files {
         match role(name, SAFETENSORS) {
             Role::Weights => {
-                // Cheap and enough to find a shard of another file; `verify` compares the rest.
+                // Cheap, and enough to detect a shard of another file; `verify` compares the rest.
                 let source = from.open_file(name)?;
                 let (json, _) = Header::read(&source, &Limits::default()).in_file(name)?;
                 let shard = renamed(name, SAFETENSORS, SHARD);
@@ -142,7 +142,7 @@ fn carry_over(
     Ok(files)
 }
 
-/// Writes the file `name` of `dir`, unless it holds `text` already.
+/// Writes the file `name` of `dir`, unless it contains `text` already.
 fn put(
     folder: &Folder,
     dir: &Path,

@@ -1,4 +1,4 @@
-//! The output folder: files are written into it, or copied as they are.
+//! The output folder: files are written into it, or copied unchanged.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
 use crate::{FileReport, Progress, os};
 
-/// Bytes of other files that are copied at a time.
+/// Bytes to copy at a time.
 const COPY: u64 = 8 << 20;
 
-/// Where a job would write into its own input.
+/// Refuses an output inside the input, and an input inside the output.
 pub(crate) fn check_apart(input: &Path, output: &Path) -> Result<()> {
     let refuse = || Err(Error::new(ErrorKind::SameFile).in_file(output));
     let Ok(input) = input.canonicalize() else { return Ok(()) };
@@ -38,7 +38,8 @@ impl<'a> Out<'a> {
         Out { from, to, progress, folders: BTreeSet::from([to.to_owned()]), names: BTreeSet::new() }
     }
 
-    /// Where the file `name` goes; its folder exists then, and no other file has the name.
+    /// The output path of the file `name`. Creates its folder, and refuses a name that another file
+    /// has.
     pub(crate) fn place(&mut self, name: &Path) -> Result<PathBuf> {
         if self.progress.is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled));

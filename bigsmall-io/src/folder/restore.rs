@@ -20,7 +20,7 @@ use crate::{Progress, Report, RestoreOptions};
 /// The name of an index file and its text.
 type IndexFile = (PathBuf, String);
 
-/// The files of a folder of shards, its shards and its index files checked.
+/// The files of a folder of shards, and its index files. Checks the shards and the index files.
 fn open_shards(
     folder: &Folder,
     progress: &Progress,
@@ -80,7 +80,7 @@ pub(crate) fn restore_folder(
     }
     for (name, text) in &indices {
         let original = renamed(name, SHARD, SAFETENSORS);
-        // One that could not be translated back exactly was carried along.
+        // An index file that cannot be translated back exactly was copied unchanged.
         if !files.contains(&original) {
             out.text(&original, &translate(text, SHARD, SAFETENSORS).in_file(name)?.0)?;
         }

@@ -19,14 +19,14 @@ use crate::stage::promise::{Answer, Promise, promise};
 use crate::stage::thread::spawn;
 use crate::{Progress, encoding};
 
-/// What a loader may hold beside its read-ahead: buffers that are being decoded, scratch memory of
-/// the threads.
+/// Bytes that a loader may hold beside its read-ahead: buffers that are being decoded, and the
+/// threads' scratch memory.
 pub(crate) const BASE: u64 = 64 << 20;
 
-/// Bytes that are read in one piece: small tensors together, large ones in runs of blocks.
+/// The most bytes of one read: small tensors together, large ones in runs of blocks.
 pub(crate) const PIECE: u64 = CHUNK;
 
-/// Reads and decodes some tensors of a model, those that lie together in one piece.
+/// Reads and decodes some tensors of a model. Neighbours are read in one piece.
 pub(crate) fn read_layer(model: &Shards, tensors: Vec<Place>) -> Result<Vec<Tensor>> {
     let specs = tensors.iter().map(|&(shard, index)| &model.shard(shard).tensors()[index]);
     let buffers = specs.map(|s| Ok(Tensor::new(s.clone(), zeroed(s.byte_len())?)));
@@ -36,7 +36,7 @@ pub(crate) fn read_layer(model: &Shards, tensors: Vec<Place>) -> Result<Vec<Tens
     Ok(found)
 }
 
-/// A slice that a tensor is decoded into must be as long as the tensor.
+/// An error unless `dst` is as long as the tensor.
 pub(crate) fn check_len(spec: &TensorSpec, dst: &[u8]) -> Result<()> {
     if dst.len() as u64 == spec.byte_len() {
         return Ok(());
@@ -45,10 +45,10 @@ pub(crate) fn check_len(spec: &TensorSpec, dst: &[u8]) -> Result<()> {
     Err(error.expected(format!("{} bytes", spec.byte_len())).found(dst.len()))
 }
 
-/// Reads and decodes tensors into slices of their length: all blocks of all of them as one piece of
-/// work, in the order of the file.
+/// Reads and decodes tensors, each into a slice of its length. All their blocks are one parallel
+/// piece of work, in the order of the file.
 pub(crate) fn read_into(model: &Shards, mut tensors: Vec<(Place, &mut [u8])>) -> Result<()> {
-    // What has no payload is an error below.
+    // A tensor without a payload is an error below.
     tensors.sort_by_cached_key(|&((shard, index), _)| {
         (shard, model.shard(shard).payload_range(index).map_or(0, |range| range.start))
     });
@@ -62,23 +62,23 @@ pub(crate) fn read_into(model: &Shards, mut tensors: Vec<(Place, &mut [u8])>) ->
         let begun =
             (0..readers).try_for_each(|_| spawn(scope, control, "read", || feed.read(model)));
         let done = begun.and_then(|()| feed.decode_into(model, &feed.layers[0], slices));
-        // Also where only some threads could be had: nobody waits for ever.
+        // Also if only some threads could be started, so that none waits forever.
         feed.stop();
         done
     })
 }
 
-/// What is to be read, in order, and what has been read and not yet decoded.
+/// The pieces to read, in order, and those that are read but not yet decoded.
 pub(crate) struct Feed {
     pub(crate) layers: Vec<Wanted>,
     pub(crate) pieces: Vec<Piece>,
-    /// Bytes that the buffers of encoded pieces may have together.
+    /// The most bytes of all buffers of encoded pieces together.
     room: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-/// A tensor's shard and its place there.
+/// A tensor's shard and its index in the shard.
 pub(crate) type Place = (usize, usize);
 
 /// A layer to come.
@@ -89,17 +89,17 @@ pub(crate) struct Wanted {
     pieces: Range<usize>,
 }
 
-/// A range of one file that is read at once: some whole tensors, or some blocks of one, with its
-/// head where they are the first.
+/// A range of one file for one read: whole tensors, or some blocks of one tensor. The first blocks
+/// come with the head.
 pub(crate) struct Piece {
     shard: usize,
     range: Range<u64>,
     parts: Vec<Part>,
 }
 
-/// What a piece holds of a tensor.
+/// One tensor's part of a piece.
 pub(crate) struct Part {
-    /// Place of the tensor in its layer.
+    /// Index of the tensor in its layer.
     place: usize,
     /// Where the tensor's payload begins in the file.
     payload_at: u64,
@@ -109,22 +109,22 @@ pub(crate) struct Part {
 
 #[derive(Default)]
 pub(crate) struct State {
-    /// The first piece that nobody has begun to read.
+    /// The next piece to read.
     next: usize,
-    /// The pieces that somebody has begun to read and nobody has taken.
+    /// The pieces that a thread has begun to read and none has taken.
     begun: BTreeMap<usize, Promise<Read>>,
     spare: Vec<Vec<u8>>,
-    /// Bytes of all buffers, those in use and the spare ones.
+    /// Bytes of all buffers, used and spare.
     held: u64,
-    /// No piece is begun any more.
+    /// No further piece is read.
     stopped: bool,
 }
 
-/// What a reading thread owes of a piece; taken by the thread that decodes it.
+/// The result of reading a piece; taken by the thread that decodes it.
 type Read = Mutex<Result<Vec<u8>>>;
 
-/// Held by a reading thread: once one of them has ended, by a failure or a panic, no piece is begun
-/// any more. At the end of the work that makes no difference.
+/// Held by a reading thread. Once one of them ends, by a failure or a panic, no further piece is
+/// read. At the end of the work this has no effect.
 struct Reading<'a>(&'a Feed);
 
 impl Drop for Reading<'_> {
@@ -195,7 +195,7 @@ impl Feed {
         while first < spec.n_blocks() {
             let last = spec.n_blocks().min(first + run);
             let place = table.blocks_range(first..last);
-            // The first piece brings the head along.
+            // The first piece includes the head.
             let from = if first == 0 { 0 } else { place.start };
             let bytes = first * block..spec.byte_len().min(last * block);
             self.pieces.push(piece(payload.start + from..payload.start + place.end, bytes));
@@ -204,7 +204,7 @@ impl Feed {
         Ok(())
     }
 
-    /// The same with buffers of `room` bytes in all.
+    /// The same feed, with buffers of `room` bytes in all.
     pub(crate) fn with_room(self, room: u64) -> Self {
         Feed { room, ..self }
     }
@@ -213,7 +213,7 @@ impl Feed {
         self.pieces[layer.pieces.clone()].iter().map(|p| p.range.end - p.range.start).sum()
     }
 
-    /// What a reading thread does: piece after piece, as long as there is room for them.
+    /// The work of a reading thread: piece after piece, as long as there is room.
     pub(crate) fn read(&self, model: &Shards) {
         let _reading = Reading(self);
         loop {
@@ -249,13 +249,13 @@ impl Feed {
         }
     }
 
-    /// No more is read.
+    /// Stops reading.
     pub(crate) fn stop(&self) {
         lock(&self.state).stopped = true;
         self.changed.notify_all();
     }
 
-    /// Waits for a piece.
+    /// Waits for a piece and takes it.
     fn take(&self, index: usize) -> Result<Vec<u8>> {
         let mut state = lock(&self.state);
         loop {
@@ -276,7 +276,7 @@ impl Feed {
         self.changed.notify_all();
     }
 
-    /// Decodes a layer, the buffers of `spare` used again.
+    /// Decodes a layer. Reuses the buffers of `spare`.
     pub(crate) fn decode(
         &self,
         model: &Shards,
@@ -298,7 +298,7 @@ impl Feed {
                 buffers[i] = spare.remove(fits);
             }
         }
-        // What does not fit is given back before anything new is asked for.
+        // Buffers that do not fit are freed before new ones are allocated.
         drop(spare);
         for (buffer, spec) in buffers.iter_mut().zip(&specs) {
             set_len(buffer, usize::try_from(spec.byte_len()).unwrap_or(usize::MAX))?;
@@ -309,7 +309,7 @@ impl Feed {
         Ok(tensors.map(|(spec, bytes)| Tensor::new(spec.clone(), bytes)).collect())
     }
 
-    /// Decodes a layer into slices, one for each of its tensors and as long as it.
+    /// Decodes a layer into slices, one for each tensor and of its length.
     pub(crate) fn decode_into(
         &self,
         model: &Shards,
@@ -371,7 +371,7 @@ impl Feed {
                 let found = shard.decoder_from(tensor, encoding(shard.encoding(tensor)?)?, head)?;
                 answer.keep(found);
             }
-            // The thread that could not open it has the error.
+            // If this fails, the thread that opened the decoder returns the error.
             let decoder = decoders[part.place].wait();
             let decoder = &**decoder.ok_or_else(|| Error::new(ErrorKind::Cancelled))?;
             let at = piece.range.start.saturating_sub(part.payload_at);
@@ -384,8 +384,8 @@ impl Feed {
 }
 
 impl State {
-    /// A buffer for `len` bytes that keeps all of them within `limit`, or `None` until others are
-    /// given back. One piece always has room, however long it is.
+    /// A buffer for `len` bytes; `None` if all buffers together would exceed `limit`. A single
+    /// piece always gets a buffer, of any length.
     fn buffer(&mut self, len: usize, limit: u64) -> Option<Vec<u8>> {
         let fits = |b: &Vec<u8>| b.capacity() >= len;
         let best = (0..self.spare.len()).filter(|&i| fits(&self.spare[i]));
@@ -401,17 +401,16 @@ impl State {
     }
 }
 
-/// What is asked for, for a piece of `len` bytes: more than that, since the next one may be a
+/// The capacity to allocate for a piece of `len` bytes: rounded up, because the next piece may be a
 /// little longer.
 pub(crate) fn capacity(len: usize) -> usize {
     if len > 64 << 10 { len.next_multiple_of(64 << 10) } else { len.next_power_of_two() }
 }
 
-/// A tensor's decoder, owed by the thread that has its first piece.
+/// A tensor's decoder. The thread with its first piece owes it.
 type Decoder = Promise<Box<dyn BlockDecoder>>;
 
-/// Where a part of a piece is decoded to, and with the first part of a tensor its decoder, which is
-/// owed.
+/// The output of a part. The first part of a tensor also owes its decoder.
 struct Slot<'a> {
     bytes: &'a mut [u8],
     answer: Option<Answer<Box<dyn BlockDecoder>>>,

@@ -14,8 +14,8 @@ impl Layer {
         Layer { name: name.to_owned(), tensors }
     }
 
-    /// The layer's name, such as `model.layers.3`; outside every stack the module's, such as
-    /// `model.embed_tokens`.
+    /// The layer's name, such as `model.layers.3`. For tensors outside every stack: the module's
+    /// name, such as `model.embed_tokens`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -27,7 +27,7 @@ impl Layer {
         &self.tensors
     }
 
-    /// The tensor of that full name.
+    /// The tensor with that full name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.iter().find(|t| t.spec().name() == name)

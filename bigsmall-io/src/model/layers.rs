@@ -1,4 +1,4 @@
-//! Which layer a tensor belongs to, told from its name alone.
+//! Which layer a tensor belongs to, by its name alone.
 
 use std::collections::HashMap;
 
@@ -43,9 +43,8 @@ const NORMS: [&str; 9] = [
 const HEADS: [&str; 8] =
     ["lm_head", "embed_out", "classifier", "score", "cls", "qa_outputs", "conv_out", "proj_out"];
 
-/// The layer that the tensor `name` is a part of, the way Llama, Mistral, Qwen, BERT, GPT-2, ViT
-/// and diffusion checkpoints spell it; for a tensor outside every stack the module that it belongs
-/// to.
+/// The layer of the tensor `name`, as checkpoints of Llama, Mistral, Qwen, BERT, GPT-2, ViT and
+/// diffusion models name it. For a tensor outside every stack: its module.
 ///
 /// ```
 /// use bigsmall_io::layer_of;
@@ -58,8 +57,8 @@ pub fn layer_of(name: &str) -> &str {
     stack_of(name).map_or_else(|| name.rsplit_once('.').map_or(name, |(module, _)| module), |s| s.1)
 }
 
-/// The stack, the layer and its number, where the name has them. The last component is the tensor
-/// itself and names no layer.
+/// The stack, the layer and its number, if the name has them. The last component names the tensor,
+/// not a layer.
 fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
     let number = |c: &str| c.parse::<u64>().ok().filter(|_| c.bytes().all(|b| b.is_ascii_digit()));
     let mut end = 0;
@@ -87,9 +86,9 @@ fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
     fallback
 }
 
-/// Groups tensors by layer and puts the layers in the order in which a model runs: what comes
-/// before every stack, the stacks (encoder before decoder) with their layers by number, what comes
-/// after. The result has the layers' names and the places of their tensors.
+/// Groups tensors by layer and sorts the layers in the order in which a model runs: first what
+/// comes before every stack, then the stacks (encoder before decoder) with their layers by number,
+/// then the rest. Returns the layers' names and the indices of their tensors.
 pub(crate) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Vec<usize>)> {
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut stacks: HashMap<&str, usize> = HashMap::new();
@@ -110,7 +109,7 @@ pub(crate) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, V
                     };
                     let part = match () {
                         () if has(&HEADS) => 3,
-                        // A norm within the embeddings comes with them.
+                        // A norm inside the embeddings belongs to them.
                         () if has(&NORMS) && !layer.contains("embed") => 2,
                         () => 0,
                     };
@@ -122,7 +121,7 @@ pub(crate) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, V
         });
         groups[group].2.push(tensor);
     }
-    // Stable: what the key does not tell apart stays in the order of the file.
+    // A stable sort: layers with equal keys stay in the order of the file.
     groups.sort_by_key(|(key, ..)| *key);
     groups.into_iter().map(|(_, name, tensors)| (name, tensors)).collect()
 }

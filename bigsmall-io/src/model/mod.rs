@@ -1,4 +1,4 @@
-//! Tensors out of shards.
+//! Reads tensors from shards.
 
 mod feed;
 pub(crate) mod layer;

@@ -1,4 +1,4 @@
-//! Reading tensors out of a shard or a folder of shards.
+//! Reads tensors from a shard or a folder of shards.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,13 +20,14 @@ use crate::source::file::Source;
 use crate::stage::pool::set_len;
 use crate::stage::thread::side_by_side;
 
-/// Bytes of a tensor whose encoded blocks are fetched from another machine before they are decoded.
+/// Original bytes of a tensor whose encoded blocks are fetched from another machine before they are
+/// decoded.
 const WINDOW: u64 = 32 << 20;
-/// Bytes that are fetched at a time, side by side.
+/// Bytes of one of the parallel fetches.
 const READ: usize = 4 << 20;
 
-/// An open model: one shard, or a folder of them. Opening reads the end of every shard; tensors are
-/// read when they are asked for, from any thread, each block checked before it is decoded.
+/// An open model: one shard, or a folder of shards. Opening reads only the end of every shard.
+/// Tensors are read on request, from any thread. Each block is checked before it is decoded.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-model-{}", std::process::id()));
@@ -58,8 +59,8 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens the shard `path`, or the folder `path`: the shards that its `model.bs.index.json`
-    /// names, or its only `.bs` file.
+    /// Opens the shard `path`, or the folder `path`: the shards in its `model.bs.index.json`, or
+    /// its only `.bs` file.
     ///
     /// `path` may also be a URL:
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
@@ -68,7 +69,7 @@ impl Model {
     /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment
     ///   of [`object_store`](https://docs.rs/object_store)).
     ///
-    /// Only the bytes that are needed are fetched.
+    /// Only the needed bytes are fetched.
     ///
     /// # Errors
     /// Those of [`Shard::open`]; [`ErrorKind::ModelIndex`], [`ErrorKind::ModelPath`] and
@@ -86,8 +87,8 @@ impl Model {
         Ok(Model { shards: Shards::of_source(source)? })
     }
 
-    /// Opens shards that are anywhere, each with a name for errors and for
-    /// [`stored`](Self::stored). The tensors of all of them are those of the model.
+    /// Opens shards from any sources, each with a name for errors and for [`stored`](Self::stored).
+    /// The model has the tensors of all of them.
     ///
     /// # Errors
     /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor that is in two shards.
@@ -122,7 +123,7 @@ impl Model {
         self.grouped().into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The layers and the places of their tensors in the order of [`tensors`](Self::tensors).
+    /// The layers and the indices of their tensors in the order of [`tensors`](Self::tensors).
     pub(crate) fn grouped(&self) -> Vec<(&str, Vec<usize>)> {
         group(self.tensors().map(TensorSpec::name))
     }
@@ -132,16 +133,16 @@ impl Model {
         self.shards.tensors()
     }
 
-    /// The shards in the order of their names, which are empty for a single shard.
+    /// The shards with their names, in the order of the names. The name of a single shard is empty.
     pub fn shards(&self) -> impl Iterator<Item = (&str, &Shard<impl ReadAt>)> {
         self.shards.iter()
     }
 
-    /// What `__metadata__` says in the headers of the shards. Where several shards have a key, the
-    /// first one counts.
+    /// The `__metadata__` of the shards' headers. If several shards have a key, the first one
+    /// counts.
     ///
     /// # Errors
-    /// [`Rule::HeaderSyntax`], which no shard that could be opened has.
+    /// [`Rule::HeaderSyntax`], which no open shard has.
     pub fn metadata(&self) -> Result<HashMap<String, String>> {
         let syntax = |e: serde_json::Error| Error::new(Rule::HeaderSyntax).caused_by(e);
         let mut all = HashMap::new();
@@ -196,8 +197,8 @@ impl Model {
         Ok(Tensor::new(spec.clone(), bytes))
     }
 
-    /// Decodes the tensor `name` into `dst`, which is as long as its original bytes. On an error
-    /// the contents of `dst` are unspecified.
+    /// Decodes the tensor `name` into `dst`, which must be as long as its original bytes. After an
+    /// error the contents of `dst` are unspecified.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
@@ -207,11 +208,11 @@ impl Model {
     }
 
     /// Decodes many tensors, each into a slice as long as its original bytes. All their blocks are
-    /// one piece of work for the pool, so that small tensors are not decoded one after the other;
-    /// they are read in the order of the file, neighbours in one piece.
+    /// decoded in one parallel loop, so small tensors are decoded in parallel too. They are read in
+    /// the order of the file, neighbours in one piece.
     ///
-    /// All names and lengths are checked before anything is read. On a later error the contents of
-    /// the slices are unspecified. Memory: 16 MiB of encoded bytes.
+    /// All names and lengths are checked before anything is read. After a later error the contents
+    /// of the slices are unspecified. Memory: 16 MiB of encoded bytes.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
@@ -242,7 +243,7 @@ impl Model {
     }
 
     /// Decodes the original bytes `range` of the tensor `name` into `dst`. Only the blocks that
-    /// hold them are read.
+    /// contain them are read.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
@@ -260,8 +261,8 @@ impl Model {
         if !self.shards.patient || !fits || shard.source().bytes_at(payload.clone()).is_some() {
             return Ok(shard.decode(index, &*decoder, range, dst)?);
         }
-        // Reads wait for another machine: many are under way at once, on threads of their own, and
-        // what they bring is decoded when all of it is there.
+        // Reads wait for another machine: many run at once, on separate threads. Their bytes are
+        // decoded when all have arrived.
         let (table, block) = (shard.table(index)?, spec.block_bytes() as u64);
         let mut window = Vec::new();
         let (mut at, mut rest) = (range.start, dst);
@@ -285,7 +286,7 @@ impl Model {
     }
 
     /// The rows `rows` of the tensor `name`: a range of its first dimension. Only the blocks that
-    /// hold them are read.
+    /// contain them are read.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::RangeOutOfBounds`], [`Rule::UnalignedRange`].
@@ -311,8 +312,8 @@ impl Model {
         self.bytes_into(name, range, dst)
     }
 
-    /// All tensors of a layer, in the order of their data: those named `prefix` or beginning with
-    /// `prefix` and a dot, so that `model.layers.1` does not mean `model.layers.10`.
+    /// All tensors of a layer, in the order of their data: those whose name is `prefix`, or begins
+    /// with `prefix` and a dot. So `model.layers.1` does not include `model.layers.10`.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`ErrorKind::TensorMissing`] where there is none.
@@ -331,8 +332,8 @@ impl Model {
         read_layer(&self.shards, found.into_iter().map(|place| places[place]).collect())
     }
 
-    /// The tensor `name` as it is stored, for a GPU or another engine: one read, every checksum
-    /// verified. Memory: the payload.
+    /// The tensor `name` in its encoded form, for a GPU or another engine. One read; every checksum
+    /// is verified. Memory: the payload.
     ///
     /// # Errors
     /// [`ErrorKind::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`],

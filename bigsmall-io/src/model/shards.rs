@@ -1,4 +1,4 @@
-//! The shards of a model, opened, and where each tensor lies.
+//! The open shards of a model, and where each tensor lies.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,16 +16,16 @@ use crate::stage::thread::side_by_side;
 /// One shard or several.
 pub(crate) struct Shards {
     opened: Vec<Open>,
-    /// Shard and place of every tensor, by its name.
+    /// Shard and index of every tensor, by name.
     places: HashMap<Box<str>, (usize, usize)>,
-    /// Whether reads may be slow, so that many should be under way at once.
+    /// Whether reads may be slow, so that many should run at once.
     pub(crate) patient: bool,
 }
 
 struct Open {
-    /// Within the folder; empty for a single shard.
+    /// Its name in the folder; empty for a single shard.
     name: String,
-    /// What errors call it; empty for a source without a name.
+    /// Its name in errors; empty for a source without a name.
     shown: String,
     shard: Shard<Source>,
 }
@@ -102,14 +102,14 @@ impl Shards {
         Ok(())
     }
 
-    /// The index file must say of every tensor where it is, and nothing else.
+    /// The index file must name the right shard for every tensor, and no other tensors.
     fn check(&self, index: &ModelIndex) -> Result<()> {
         for (tensor, shard) in &index.weight_map {
             let found = self.places.get(tensor.as_str()).map(|&(s, _)| &self.opened[s].name);
             if found != Some(shard) {
                 return Err(Error::new(ErrorKind::ModelTensor)
                     .in_tensor(tensor)
-                    .expected(format!("it to be in {shard:?}")));
+                    .expected(format!("in {shard:?}, as the index file says")));
             }
         }
         if index.weight_map.len() != self.places.len() {
@@ -138,7 +138,7 @@ impl Shards {
         &self.opened[index].shard
     }
 
-    /// Shard and place of every tensor, in the order of [`tensors`](Self::tensors).
+    /// Shard and index of every tensor, in the order of [`tensors`](Self::tensors).
     pub(crate) fn places_in_order(&self) -> Vec<(usize, usize)> {
         let shards = self.opened.iter().enumerate();
         shards.flat_map(|(s, open)| (0..open.shard.tensors().len()).map(move |t| (s, t))).collect()
@@ -154,20 +154,20 @@ impl Shards {
         self.opened.iter().map(|s| (s.name.as_str(), &s.shard))
     }
 
-    /// The name of the shard that holds the tensor `name`.
+    /// The name of the shard with the tensor `name`.
     pub(crate) fn name_of(&self, name: &str) -> Result<&str> {
         let ((shard, _), _) = self.find(name)?;
         Ok(&self.opened[shard].name)
     }
 
-    /// Shard and place of the tensor `name`, and its spec.
+    /// Shard and index of the tensor `name`, and its spec.
     pub(crate) fn find(&self, name: &str) -> Result<((usize, usize), &TensorSpec)> {
         let missing = || Error::new(ErrorKind::TensorMissing).in_tensor(name);
         let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
         Ok(((shard, index), &self.opened[shard].shard.tensors()[index]))
     }
 
-    /// The shard, the place and the spec of the tensor `name`.
+    /// The shard, the index and the spec of the tensor `name`.
     pub(crate) fn place(&self, name: &str) -> Result<(&Shard<Source>, usize, &TensorSpec)> {
         let ((shard, index), spec) = self.find(name)?;
         Ok((&self.opened[shard].shard, index, spec))

@@ -24,8 +24,8 @@ use crate::stage::thread::start;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamOptions {
-    /// The most bytes that the loader may hold, what the caller keeps not counted; at the least 64
-    /// MiB. `None`: the largest encoded layer, read ahead, and 64 MiB.
+    /// The most bytes that the loader may hold, without the layers that the caller keeps; at least
+    /// 64 MiB. `None`: 64 MiB and the size of the largest encoded layer, for reading ahead.
     pub budget: Option<u64>,
 }
 
@@ -44,14 +44,14 @@ impl StreamOptions {
     }
 }
 
-/// The layers of a model in the order in which it runs, while the next ones are being read.
+/// Loads the layers of a model in the order in which it runs, and reads the next ones meanwhile.
 ///
-/// As an iterator it makes new buffers for every layer. [`next_into`](Self::next_into) uses those
-/// of an earlier layer again, which is faster and keeps memory where it is.
-/// [`next_into_slices`](Self::next_into_slices) decodes into memory of the caller.
+/// As an iterator it allocates new buffers for every layer. [`next_into`](Self::next_into) reuses
+/// the buffers of an earlier layer; it is faster, and memory does not grow.
+/// [`next_into_slices`](Self::next_into_slices) decodes into the caller's memory.
 ///
 /// Memory: at most the budget of [`StreamOptions`], and the layers that the caller keeps. Dropping
-/// the loader ends its reading.
+/// the loader stops its reading.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-stream-{}", std::process::id()));
@@ -76,12 +76,12 @@ pub struct StreamingLoader {
     model: Arc<Model>,
     feed: Arc<Feed>,
     progress: Arc<Progress>,
-    /// The layer that comes next; the number of layers once all is done, or after an error.
+    /// The next layer; the number of layers after the last one and after an error.
     next: usize,
 }
 
 impl StreamingLoader {
-    /// Begins to read `model`. Nothing is decoded before a layer is asked for.
+    /// Begins to read `model`. Decodes only on request.
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] for a budget below 64 MiB, [`ErrorKind::Memory`] where there is no
@@ -100,11 +100,11 @@ impl StreamingLoader {
         let feed = Feed::new(model.inner(), layers.collect())?;
         let largest = feed.layers.iter().map(|l| feed.encoded_len(l)).max().unwrap_or(0);
         let budget = options.budget.unwrap_or(BASE + largest);
-        // A quarter of the base for buffers, the rest for what threads and allocator need.
+        // A quarter of the base is for buffers, the rest for threads and the allocator.
         let feed = Arc::new(feed.with_room(budget - BASE + BASE / 4));
         let progress = Arc::new(Progress::default());
         progress.expect(feed.layers.iter().map(|l| l.original_len).sum());
-        // Dropped, it ends the threads that could be had where others could not.
+        // If a thread does not start, dropping the loader ends the others.
         let loader = StreamingLoader { model, feed, progress, next: 0 };
         for _ in 0..loader.model.inner().readers().min(loader.feed.pieces.len()) {
             let (feed, model) = (Arc::clone(&loader.feed), Arc::clone(&loader.model));
@@ -128,8 +128,8 @@ impl StreamingLoader {
         &self.progress
     }
 
-    /// The next layer, before it is decoded: for making room for its tensors. `None` after the last
-    /// one and after an error.
+    /// The next layer, before it is decoded, so that the caller can allocate memory for it. `None`
+    /// after the last layer and after an error.
     #[must_use]
     pub fn peek_layer(&self) -> Option<NextLayer<'_>> {
         let layer = self.feed.layers.get(self.next)?;
@@ -138,12 +138,12 @@ impl StreamingLoader {
         Some(NextLayer { name: &layer.name, tensors: layer.tensors.iter().map(spec).collect() })
     }
 
-    /// Decodes the next layer into slices: one for each of its tensors, by its full name and as
-    /// long as it, in any order. `false` after the last layer.
+    /// Decodes the next layer into slices: one for each tensor, with its full name and of its
+    /// length, in any order. `false` after the last layer.
     ///
-    /// Slices that do not fit the layer are an error before anything is decoded, and the loader
-    /// stays where it is. After any other error it is at its end, and the contents of the slices
-    /// are unspecified.
+    /// If the slices do not fit the layer, it is an error before anything is decoded, and the
+    /// loader does not advance. After any other error the loader is at its end, and the contents of
+    /// the slices are unspecified.
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] where a tensor of the layer has no slice or two, or a slice has no
@@ -196,9 +196,9 @@ impl StreamingLoader {
         Ok(true)
     }
 
-    /// Puts the next layer in the place of `layer`, whose buffers are used again; `false` after the
-    /// last one, which `layer` keeps. On an error `layer` is empty, and the loader is at its
-    /// end.
+    /// Replaces `layer` by the next layer and reuses its buffers. After the last layer it returns
+    /// `false` and leaves `layer` as it is. After an error `layer` is empty, and the loader is at
+    /// its end.
     ///
     /// # Errors
     /// [`Rule::BlockChecksum`], the rules of the encodings, [`ErrorKind::Io`],
@@ -215,10 +215,10 @@ impl StreamingLoader {
         Ok(true)
     }
 
-    /// Does `work` for the next layer, of which there is one.
+    /// Does `work` for the next layer. There must be one.
     fn step<T>(&mut self, work: impl FnOnce(&Feed, &Shards, &Wanted) -> Result<T>) -> Result<T> {
         let wanted = &self.feed.layers[self.next];
-        // Set back below: whatever leaves this function early leaves the loader at its end.
+        // Corrected below. If this function ends early, by a panic, the loader is at its end.
         let at = std::mem::replace(&mut self.next, self.feed.layers.len());
         let done = match self.progress.is_cancelled() {
             true => Err(Error::new(ErrorKind::Cancelled)),

@@ -1,4 +1,4 @@
-//! A tensor that was read.
+//! A decoded tensor.
 
 use bigsmall_format::{Rule, TensorSpec};
 
@@ -80,10 +80,10 @@ pub struct Stored {
     pub shard: String,
     /// The encoding's name.
     pub encoding: &'static str,
-    /// Bytes of the payload; 0 where the payload is that of another tensor.
+    /// Bytes of the payload; 0 if the tensor shares another one's payload.
     pub compressed_bytes: u64,
     /// The tensor whose payload this one shares.
     pub shares: Option<String>,
-    /// MD5 of the original bytes, where it was asked for when compressing.
+    /// MD5 of the original bytes, if it was stored when compressing.
     pub md5: Option<[u8; 16]>,
 }

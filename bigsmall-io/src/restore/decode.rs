@@ -19,7 +19,7 @@ pub(crate) struct Job<'p> {
     pub(crate) chunk: Chunk,
     /// For a chunk of a large tensor: the decoder that its chunks share.
     pub(crate) large: Option<Arc<Decoder>>,
-    /// What a decoding thread owes.
+    /// The result of a decoding thread.
     pub(crate) decoded: Promise<Buffer<'p>>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn decoder<R: ReadAt>(shard: &Shard<R>, index: usize) -> Result<Box<d
     Ok(shard.decoder(index, encoding(shard.encoding(index)?)?)?)
 }
 
-/// Decodes what a chunk holds of one tensor: one read into a buffer that is used again, checksums,
+/// Decodes one tensor's part of a chunk: one read into a reused buffer, then checksums, then
 /// blocks.
 fn decode_part<R: ReadAt>(
     shard: &Shard<R>,
@@ -78,9 +78,9 @@ fn decode_part<R: ReadAt>(
     Ok(decode_here(decoder, spec, table, &window, part.bytes.clone(), dst)?)
 }
 
-/// A piece of a payload that is in memory.
+/// A piece of a payload in memory.
 pub(crate) struct Window<'a> {
-    /// Where it begins in the payload.
+    /// Its offset in the payload.
     pub(crate) at: u64,
     pub(crate) bytes: &'a [u8],
 }

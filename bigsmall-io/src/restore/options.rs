@@ -41,12 +41,12 @@ impl RestoreOptions {
     }
 }
 
-/// Whether reading a chunk takes long and no processor.
+/// Whether reading a chunk waits long without using the processor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
     No,
-    /// Chunks are read and decoded by threads of their own, so that many requests are under way
-    /// and the caller's pool is not kept waiting.
+    /// Separate threads read and decode the chunks. Many requests run at once, and the caller's
+    /// pool does not wait.
     ForAnotherMachine,
 }
 

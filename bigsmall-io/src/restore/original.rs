@@ -1,4 +1,4 @@
-//! A shard that poses as the safetensors file it restores to.
+//! A shard, read as if it were the restored safetensors file.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::restore::decode::decoder;
 use crate::stage::lock::lock;
 
-/// The safetensors file that a shard restores to, decoded where it is read.
+/// The safetensors file of a shard. Reading decodes only the requested bytes.
 pub(crate) struct Original<'a, R> {
     shard: &'a Shard<R>,
     prefix: Vec<u8>,
-    /// The decoder of the tensor that was read last: reading goes on there more often than not.
+    /// The decoder of the tensor that was read last. The next read is usually of the same tensor.
     last: Mutex<Option<(usize, Arc<dyn BlockDecoder>)>>,
 }
 
@@ -53,7 +53,7 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
             buf = rest;
             at += n as u64;
         }
-        // Still before the data only where the buffer is full.
+        // `at` is still before the data only if the buffer is full.
         let mut data = at.saturating_sub(prefix_len);
         let header = self.shard.header();
         let mut index = header.index_at(data).unwrap_or(header.tensors().len());

@@ -38,7 +38,7 @@ pub(crate) fn restore_file(
     Ok(report)
 }
 
-/// A chunk, where to decode it to, and the promise of the decoded bytes.
+/// A chunk, the buffer for its decoded bytes, and the promise of them.
 type Work<'p> = (Arc<Job<'p>>, Buffer<'p>, Answer<Buffer<'p>>);
 
 /// Decodes the whole of `shard`, in order, into `output` if any, and compares the
@@ -139,8 +139,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
                 answer.keep(());
             })?;
         }
-        // The last one that is started: it waits for buffers, which come back when chunks are
-        // decoded.
+        // Started last: it waits for buffers, which come back when chunks are decoded.
         let (answer, all_cut) = promise();
         spawn(scope, control, "cut", move || {
             let mut large = None;
@@ -177,7 +176,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
         if waits == Waits::No {
             in_pool(control, threads, || decode_all(&work));
         }
-        // If decoding ended early, nobody waits for what is left.
+        // If decoding ended early, this closes the channel for the other stages.
         drop(work);
         if let Some(written) = &all_written {
             control.owed(written)?;
@@ -187,7 +186,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
     });
     control.outcome()?;
     let (sha256, mut md5s) = result?;
-    // The MD5s first, since they name the tensor.
+    // The MD5s first, because their errors name the tensor.
     for ((index, spec), found) in tensors.iter().enumerate().zip(&md5s) {
         if let Some(stored) = stored_md5(index).filter(|stored| stored != found) {
             return Err(Error::new(Rule::ContentDigest)

@@ -12,11 +12,11 @@ use crate::{CompressOptions, Encoding};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SaveOptions {
-    /// The encoding to try. A tensor that it does not make smaller, or does not take, is stored
-    /// raw.
+    /// The encoding to try. A tensor is stored raw if the encoding does not support it or does not
+    /// make it smaller.
     pub encoding: Encoding,
-    /// Whether an existing file is replaced, as functions that save do elsewhere: it stays until
-    /// the new one is complete. Otherwise it is an error.
+    /// Whether to replace an existing file. It stays until the new one is complete. Without this,
+    /// an existing file is an error.
     pub replace: bool,
 }
 

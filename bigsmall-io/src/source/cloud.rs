@@ -1,4 +1,4 @@
-//! Files in object stores: S3 and what speaks its protocol, GCS, Azure.
+//! Files in object stores: S3 and compatible ones, GCS, Azure.
 
 use std::fmt;
 use std::future::Future;
@@ -19,13 +19,13 @@ use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
 use crate::source::tail::{TAIL, Tail};
 
-/// A file in an object store. Opening takes one request (two on Azure, which has no ranges counted
-/// from the end); the last 256 KiB are kept. Reads fetch the bytes that were asked for and no
-/// others, several at a time, all of the object that was opened: its ETag is compared.
+/// A file in an object store. Opening takes one request; two on Azure, which has no ranges counted
+/// from the end. The last 256 KiB are kept in memory. Reads fetch only the requested bytes, with
+/// several requests at a time. Every answer's ETag is compared with that of the opened object.
 ///
-/// Requests run on a runtime of this crate's own, and the calling thread waits for them without
-/// entering a runtime: callers may have one of theirs or none. In asynchronous code call it where
-/// blocking is allowed.
+/// Requests run on this crate's own runtime. The calling thread blocks without entering a runtime,
+/// so callers may have their own runtime or none. In asynchronous code, call it where blocking is
+/// allowed.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -43,7 +43,7 @@ pub struct CloudFile {
     tail: Tail,
 }
 
-/// Runs `work` on threads of our own and waits for it.
+/// Runs `work` on this crate's runtime and waits for it.
 fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T> {
     static RUNTIME: OnceLock<std::io::Result<Runtime>> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
@@ -103,7 +103,7 @@ impl CloudFile {
                 Ok(CloudFile { store, path, e_tag: meta.e_tag, tail })
             }
             Err(error @ object_store::Error::NotFound { .. }) => Err(failed(error)),
-            // No ranges from the end, or nothing in it at all: ask for the length.
+            // No ranges counted from the end, or an empty object: ask for the length.
             Err(_) => {
                 let (at, of) = (Arc::clone(&store), path.clone());
                 let head = GetOptions { head: true, ..Default::default() };
@@ -174,7 +174,7 @@ impl ReadAt for CloudFile {
     }
 }
 
-/// A URL: of a shard where it ends with `.bs`, else of a folder.
+/// Opens a URL: a shard if it ends with `.bs`, otherwise a folder.
 pub(crate) fn open(url: &str) -> Result<Input> {
     let wrong = || Error::new(ErrorKind::Argument).found(url);
     let parsed = url::Url::parse(url).map_err(|e| wrong().caused_by(e))?;
@@ -184,7 +184,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
         retry_timeout: std::time::Duration::from_secs(60),
         ..Default::default()
     };
-    // The first one counts: where the program around us has installed another, that stays.
+    // The first provider counts: one that the program has installed already stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
         ObjectStoreScheme::AmazonS3 => AmazonS3Builder::from_env()

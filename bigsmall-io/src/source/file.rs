@@ -1,10 +1,10 @@
-//! One file, wherever it is.
+//! One file, local or remote.
 
 use std::ops::Range;
 
 use bigsmall_format::ReadAt;
 
-/// Whatever a file is read from.
+/// The source of one file.
 pub(crate) struct Source(Box<dyn ReadAt>);
 
 impl Source {
@@ -27,5 +27,5 @@ impl ReadAt for Source {
     }
 }
 
-/// How many requests are under way at once: enough to hide that each takes its time.
+/// How many requests run at once: enough to hide their latency.
 pub(crate) const REMOTE_THREADS: usize = 8;

@@ -1,4 +1,4 @@
-//! A folder of files, wherever it is, in which nothing leads out.
+//! A folder of files, local or remote. No name in it leads out of it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -20,16 +20,16 @@ pub(crate) trait RemoteFolder: Send + Sync {
     fn open(&self, name: &str) -> Result<Source>;
 }
 
-/// A folder in which nothing leads out.
+/// A folder. No name in it leads out of it.
 pub(crate) struct Folder(Kind);
 
-// Without any of the features there is nothing remote.
+// Without these features there are no remote folders.
 #[cfg_attr(not(any(feature = "http", feature = "cloud")), allow(dead_code))]
 enum Kind {
     Local {
         root: PathBuf,
-        /// Where links may lead: the folder itself, or all of the model in a Hub cache, whose
-        /// snapshots are links to its blobs.
+        /// Where links may lead: the folder itself. In a Hub cache, whose snapshots are links to
+        /// blobs: the whole folder of the model.
         bounds: PathBuf,
     },
     Remote(Box<dyn RemoteFolder>),
@@ -53,8 +53,8 @@ impl Folder {
         matches!(self.0, Kind::Remote(_))
     }
 
-    /// The file behind `name` on this machine, a relative path that has been checked. Links are
-    /// followed as long as they stay in bounds.
+    /// The local file that `name`, a checked relative path, leads to. Links are followed as long as
+    /// they stay in bounds.
     pub(crate) fn resolve(&self, name: &Path) -> Result<PathBuf> {
         let Kind::Local { root, bounds } = &self.0 else {
             return Err(Error::new(ErrorKind::Argument)
@@ -99,7 +99,7 @@ impl Folder {
         Ok(names)
     }
 
-    /// The shards of the model in the folder: those that its index file names, or its only shard.
+    /// The shards of the folder's model: those in its index file, or its only shard.
     pub(crate) fn model(&self) -> Result<(Vec<String>, Option<ModelIndex>)> {
         let names = self.names_in_root()?;
         let ending = |end: &str| -> Vec<&PathBuf> {
@@ -115,7 +115,7 @@ impl Folder {
             (_, [shard]) => Ok((vec![shard.to_string_lossy().into_owned()], None)),
             (found, shards) => Err(Error::new(ErrorKind::ModelIndex)
                 .expected("one index file, or one shard")
-                .found(format!("{} and {}", found.len(), shards.len()))),
+                .found(format!("{} index files, {} shards", found.len(), shards.len()))),
         }
     }
 
@@ -126,7 +126,7 @@ impl Folder {
             Kind::Remote(files) => {
                 let mut found = BTreeSet::new();
                 for name in files.names()? {
-                    // Untrusted names, which become paths on this machine.
+                    // Untrusted names that become local paths.
                     check_name(&name)?;
                     found.insert(PathBuf::from(name));
                 }
@@ -148,7 +148,7 @@ impl Folder {
                     }
                     continue;
                 }
-                // A link to a folder is refused like a pipe: it may lead round in a circle.
+                // A link to a folder is refused, as a pipe is: it may form a cycle.
                 if !self.resolve(&name)?.is_file() {
                     let path = root.join(&name);
                     return Err(Error::new(ErrorKind::NotARegularFile).in_file(&path));

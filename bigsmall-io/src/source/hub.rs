@@ -1,4 +1,4 @@
-//! Models of the Hugging Face Hub: its URLs, and the cache that its own programs keep.
+//! Models on the Hugging Face Hub: its URLs, and the local cache of its programs.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ struct Place<'a> {
     owner: &'a str,
     name: &'a str,
     revision: &'a str,
-    /// A file; the whole repository where there is none.
+    /// A file; `None` for the whole repository.
     path: Option<&'a str>,
 }
 
@@ -38,7 +38,8 @@ impl<'a> Place<'a> {
         let (repository, path) = rest.split_once('/').map_or((rest, None), |(r, p)| (r, Some(p)));
         let (name, revision) = repository.split_once('@').unwrap_or((repository, "main"));
         let path = path.filter(|p| !p.is_empty());
-        // What the Hub allows in names; none of it means anything in a path or a URL.
+        // The characters that the Hub allows in names. None has a special meaning in a path or a
+        // URL.
         let plain = |s: &str| {
             !s.is_empty()
                 && !s.starts_with('.')
@@ -47,19 +48,19 @@ impl<'a> Place<'a> {
         if !plain(owner) || !plain(name) || revision.is_empty() {
             return Err(wrong());
         }
-        // A branch may have a slash in its name, written as %2F, and becomes a part of a path.
+        // A branch name may contain a slash, written as %2F. It becomes part of a path.
         check_name(&revision.replace("%2F", "/"))?;
         path.map_or(Ok(()), check_name)?;
         Ok(Place { owner, name, revision, path })
     }
 
-    /// A commit never changes: what is cached of it is right.
+    /// A commit never changes, so its files in the cache are valid.
     fn is_commit(&self) -> bool {
         self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit())
     }
 }
 
-/// What the environment says, by the names that the Hub's own programs use.
+/// Settings from the environment, under the names that Hugging Face's programs use.
 struct Settings {
     endpoint: String,
     token: Option<String>,
@@ -89,7 +90,7 @@ impl Settings {
 struct Cache(Option<PathBuf>);
 
 impl Cache {
-    /// The folder of a commit, where it is there.
+    /// The folder of a commit, if it is in the cache.
     fn snapshot(&self, commit: &str) -> Option<PathBuf> {
         let found = self.0.as_ref()?.join("snapshots").join(commit);
         found.is_dir().then_some(found)
@@ -104,8 +105,7 @@ impl Cache {
     }
 }
 
-/// Whether `snapshot` has the weights that are needed: the cache holds only the files that somebody
-/// asked for.
+/// Whether `snapshot` has all the weights. The cache contains only the files that were requested.
 fn is_whole(snapshot: &Path, weights: &[String]) -> bool {
     !weights.is_empty() && weights.iter().all(|name| snapshot.join(name).is_file())
 }
@@ -118,7 +118,7 @@ fn local(snapshot: &Path, path: Option<&str>) -> Result<Input> {
     }
 }
 
-/// Opens a repository or one of its files: from the cache where it holds them, else from the Hub.
+/// Opens a repository or one of its files, from the cache if it has them, otherwise from the Hub.
 pub(crate) fn open(url: &str) -> Result<Input> {
     let place = Place::parse(url)?;
     let settings = Settings::of_environment();
@@ -177,8 +177,8 @@ fn is_weights(name: &str) -> bool {
     name.ends_with(SHARD) || name.ends_with(".bs.index.json")
 }
 
-/// Whether a folder in the cache looks like a model that was fetched whole: the shards of its index
-/// file, or some shard.
+/// Whether a folder in the cache has a whole model: every shard of its index file, or its only
+/// shard.
 fn has_model(snapshot: &Path) -> bool {
     let whole = || -> Result<()> {
         let folder = Folder::open(snapshot)?;
@@ -191,7 +191,7 @@ fn has_model(snapshot: &Path) -> bool {
     whole().is_ok()
 }
 
-/// Commit and files of a repository, as the Hub's API lists them.
+/// The commit and the files of a repository, from the answer of the Hub's API.
 fn listed(text: &str) -> Result<(String, Vec<String>)> {
     let wrong = || Error::new(ErrorKind::Remote).expected("a listing of the repository's files");
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().caused_by(e))?;
@@ -211,7 +211,7 @@ struct Repository {
 
 impl RemoteFolder for Repository {
     fn names(&self) -> Result<Vec<String>> {
-        // Git's own settings are no part of a model.
+        // Git's settings are not part of the model.
         Ok(self.names.iter().filter(|n| *n != ".gitattributes").cloned().collect())
     }
 

@@ -1,4 +1,4 @@
-//! Where files come from: the disk, or another machine.
+//! Where files come from: the local disk or another machine.
 
 #[cfg(feature = "cloud")]
 pub(crate) mod cloud;

@@ -8,7 +8,7 @@ use crate::source::file::Source;
 use crate::source::folder::{Folder, Input};
 use crate::source::url::{shown, url};
 
-/// Opens a file, a folder, a URL.
+/// Opens a file, a folder or a URL.
 pub(crate) fn open(path: &Path) -> Result<Input> {
     let named = |e: Error| e.in_file(shown(path));
     if let Some(url) = url(path) {

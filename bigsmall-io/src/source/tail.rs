@@ -1,5 +1,4 @@
-//! What all files on other machines share: their end, which is kept, and reads in pieces side by
-//! side.
+//! Shared by all remote files: their last bytes, kept in memory, and reads in parallel pieces.
 
 use std::ops::Range;
 
@@ -7,10 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::file::REMOTE_THREADS;
 use crate::stage::thread::side_by_side;
 
-/// Fetched from the end on opening, and kept: trailer and index of all but very large shards.
+/// Bytes of the end that opening fetches and keeps: trailer and index of all but very large shards.
 pub(crate) const TAIL: u64 = 256 << 10;
 
-/// Bytes of one request; longer reads become several, side by side.
+/// The most bytes of one request. A longer read becomes several parallel requests.
 const REQUEST: usize = 4 << 20;
 
 /// A file's length and its last bytes.
@@ -26,8 +25,7 @@ impl Tail {
         self.byte_len - self.bytes.len() as u64
     }
 
-    /// Fills `buf` with the bytes from `offset` on: those that are kept are copied, the others come
-    /// from `fetch`.
+    /// Fills `buf` with the bytes from `offset` on. Kept bytes are copied; `fetch` gets the others.
     pub(crate) fn read_exact_at(
         &self,
         offset: u64,

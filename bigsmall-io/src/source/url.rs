@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// The URL that `path` is, where it is one; anything else is a path on this machine.
+/// `path` as a URL, if it is one. Anything else is a path on this machine.
 pub(crate) fn url(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
     let (scheme, _) = text.split_once("://")?;
@@ -21,14 +21,15 @@ pub(crate) fn without_query(url: &str) -> &str {
     url.split('?').next().unwrap_or(url)
 }
 
-/// What a URL's token is for: scheme, host and port. What is not a URL has no token.
+/// Whether two URLs have the same scheme, host and port. A token is for one of them only. `false`
+/// if one is not a URL.
 #[cfg(feature = "http")]
 pub(crate) fn same_origin(a: &str, b: &str) -> bool {
     let origin = |text| ::url::Url::parse(text).map(|url| url.origin());
     matches!((origin(a), origin(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The URL of HTTP that `location` means on a page of `base`.
+/// The HTTP URL of `location`, relative to `base`.
 #[cfg(feature = "http")]
 pub(crate) fn joined(base: &str, location: &str) -> Option<String> {
     if location.is_empty() || location.starts_with('#') {

@@ -1,4 +1,4 @@
-//! Output that is absent, old or complete: written under another name beside its place, made
+//! Output that is absent, old or complete: written under a temporary name beside its target, made
 //! durable, then renamed.
 
 use std::fs::File;
@@ -16,10 +16,10 @@ use crate::os;
 use crate::stage::output::Output;
 use crate::stage::thread::start;
 
-/// After how many bytes the system is asked to write them to the disk, while the work goes on.
+/// After this many bytes the system is asked to write them to the disk, while the work continues.
 const WRITE_BEHIND: u64 = 16 << 20;
 
-/// A file that appears under its name when it is complete.
+/// A file that gets its name when it is complete.
 pub(crate) struct AtomicFile {
     file: File,
     temp: TempPath,
@@ -44,15 +44,15 @@ fn parent(target: &Path) -> &Path {
     target.parent().unwrap_or(Path::new(""))
 }
 
-/// The start of a temporary's name: hidden, and showing what it belongs to.
+/// The start of a temporary name: hidden, and containing the target's name.
 fn prefix(target: &Path) -> String {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     format!(".{}.", name.chars().take(100).collect::<String>())
 }
 
 impl AtomicFile {
-    /// Begins a file that will be `target`; an existing one stays until then, and is refused
-    /// without `replace`.
+    /// Begins the file `target`. An existing file stays until [`commit`](Self::commit), and is an
+    /// error without `replace`.
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
         check_target(target, replace)?;
         let dir = parent(target);
@@ -73,7 +73,7 @@ impl AtomicFile {
         })
     }
 
-    /// Bytes that are written.
+    /// Bytes written so far.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -119,21 +119,22 @@ impl Output for AtomicFile {
     }
 }
 
-/// A thread that has written bytes brought to the disk while the next ones are made.
+/// A thread that asks the system to write bytes to the disk while the next ones are made.
 struct WriteBehind {
     wake: Sender<()>,
     thread: JoinHandle<io::Result<()>>,
 }
 
 impl WriteBehind {
-    /// `None` where no thread is to be had: then all is written at the end.
+    /// `None` if the system gives no thread: all bytes are then written at the end.
     fn start(file: File) -> Option<Self> {
         let (wake, woken) = channel();
         let thread = start("write-behind", |builder| {
             builder.spawn(move || {
                 while woken.recv().is_ok() {
                     while woken.try_recv().is_ok() {}
-                    // An error is told once only, to whoever asks first: it must not be lost here.
+                    // The system reports an error only once, to the first caller. It must not be
+                    // lost here.
                     file.sync_data()?;
                 }
                 Ok(())
@@ -143,7 +144,7 @@ impl WriteBehind {
     }
 
     fn wake(&self) {
-        // Nobody listens after an error, which `finish` returns.
+        // After an error the thread has ended; `finish` returns the error.
         let _ = self.wake.send(());
     }
 
@@ -155,7 +156,7 @@ impl WriteBehind {
     }
 }
 
-/// A directory that appears under its name when it is complete.
+/// A directory that gets its name when it is complete.
 pub(crate) struct AtomicDir {
     temp: TempDir,
     target: PathBuf,
@@ -163,8 +164,8 @@ pub(crate) struct AtomicDir {
 }
 
 impl AtomicDir {
-    /// Begins a directory that will be `target`; an existing one stays until then, and is refused
-    /// without `replace`.
+    /// Begins the directory `target`. An existing directory stays until [`commit`](Self::commit),
+    /// and is an error without `replace`.
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !replace => {
@@ -186,12 +187,13 @@ impl AtomicDir {
         Ok(AtomicDir { temp, target: target.to_owned(), replace })
     }
 
-    /// Where the files go until the directory has its name.
+    /// The path of the directory until it gets its name.
     pub(crate) fn path(&self) -> &Path {
         self.temp.path()
     }
 
-    /// Makes the directory and its names durable (its files are so already) and gives it its name.
+    /// Gives the directory its name and makes the name durable. The files in it are durable
+    /// already.
     pub(crate) fn commit(self) -> Result<()> {
         let named = |e: io::Error| Error::from(e).in_file(&self.target);
         os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| {
@@ -202,7 +204,7 @@ impl AtomicDir {
                 _ => named(e),
             }
         })?;
-        // The name is gone: there is nothing left to remove.
+        // The temporary name is gone: there is nothing to remove.
         let _ = self.temp.keep();
         os::sync_dir(parent(&self.target)).map_err(named)
     }

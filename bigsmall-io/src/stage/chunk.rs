@@ -1,15 +1,14 @@
-//! Cutting the data section into chunks: what is read, coded, hashed and written in one piece.
+//! Cuts the data section into chunks. A chunk is read, coded, hashed and written in one piece.
 
 use std::ops::Range;
 
 use bigsmall_format::{BLOCK_UNITS, TensorSpec};
 
-/// Bytes of the largest chunk: a whole number of blocks of every dtype, and small enough for a
-/// level 2 cache.
+/// The most bytes of a chunk: whole blocks of every dtype, and small enough for a level 2 cache.
 pub(crate) const CHUNK: u64 = 1 << 20;
 const _: () = assert!(CHUNK.is_multiple_of(8 * BLOCK_UNITS as u64));
 
-/// The most tensors in one chunk: bounds the memory for their records when they are empty or tiny.
+/// The most tensors in one chunk. It limits the memory for the records of empty or tiny tensors.
 const PARTS: usize = 1024;
 
 /// A piece of the data section: either some blocks of one large tensor, or several whole small
@@ -21,10 +20,10 @@ pub(crate) struct Chunk {
     pub(crate) parts: Vec<Part>,
 }
 
-/// What a chunk holds of one tensor.
+/// One tensor's part of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// Place of the tensor in the order of the data.
+    /// Index of the tensor in the order of the data.
     pub(crate) tensor: usize,
     pub(crate) blocks: Range<u64>,
     /// The bytes within the tensor.
@@ -40,7 +39,7 @@ impl Part {
     }
 }
 
-/// The chunks of `tensors` in the order of the data, without a gap.
+/// The chunks of `tensors` in the order of the data, without gaps.
 pub(crate) fn chunks(tensors: &[TensorSpec]) -> Chunks<'_> {
     Chunks { tensors, tensor: 0, at: 0, data: 0 }
 }

@@ -37,14 +37,13 @@ impl<'a> Control<'a> {
         self.stop.store(true, Ordering::Release);
     }
 
-    /// Notes that a stage ended before its work was done. A failure that some stage can name
-    /// counts for more.
+    /// Records that a stage ended before its work was done. An error from a stage takes precedence.
     pub(crate) fn give_up(&self) {
         self.stop.store(true, Ordering::Release);
     }
 
-    /// Waits for what another stage owes. If that stage has ended, the job fails, and so does the
-    /// work at hand: with an error that counts for less than that of the stage.
+    /// Waits for the result of another stage. If that stage has ended without it, the job fails.
+    /// The returned [`Rule::Cancelled`] never replaces the error of that stage.
     pub(crate) fn owed<'p, T>(&self, promise: &'p Promise<T>) -> Result<&'p T> {
         promise.wait().ok_or_else(|| {
             self.give_up();
@@ -67,7 +66,7 @@ impl<'a> Control<'a> {
         }
     }
 
-    /// Called by every stage before every message: here a test can end it.
+    /// Called by every stage before every message. A test can end the stage here.
     pub(crate) fn before_message(&self, _stage: &str) {
         #[cfg(test)]
         if let Some(fault) = &self.progress.fault {

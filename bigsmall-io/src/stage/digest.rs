@@ -23,12 +23,12 @@ impl FileDigest {
     }
 }
 
-/// MD5 of tensor after tensor, fed by chunks.
+/// MD5 of one tensor after the other, from chunks.
 #[derive(Default)]
 pub(crate) struct TensorDigests(Md5);
 
 impl TensorDigests {
-    /// Takes in a chunk; returns the digests of the tensors that end in it.
+    /// Adds a chunk; returns the digests of the tensors that end in it.
     pub(crate) fn chunk(
         &mut self,
         tensors: &[TensorSpec],

@@ -1,8 +1,8 @@
-//! What every walk over a file stands on.
+//! The common ground of every walk over a file.
 //!
-//! Every job is a row of stages joined by channels. The number of buffers bounds the memory, so
-//! the channels need no bound of their own. After a failure every stage goes on emptying its
-//! channel without doing any work, so nothing waits for ever.
+//! A job is a chain of stages, connected by channels. The number of buffers bounds the memory, so
+//! the channels are unbounded. After a failure every stage still empties its channel, without
+//! working, so that no stage waits forever.
 
 pub(crate) mod atomic;
 pub(crate) mod chunk;

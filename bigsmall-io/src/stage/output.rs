@@ -1,19 +1,19 @@
-//! Where the bytes of a job go.
+//! The destination of a job's bytes.
 
 use std::io::{self, Write};
 
 use crate::error::Result;
 
-/// Where a job's bytes go: a file, nothing at all, or in tests a storage that fails.
+/// The destination of a job's bytes: a file, nothing, or in tests a storage that fails.
 pub(crate) trait Output: Sync {
-    /// Appends `bytes`. One thread alone calls this.
+    /// Appends `bytes`. Only one thread calls this.
     fn append(&self, bytes: &[u8]) -> io::Result<()>;
 
-    /// Reads what stands at `offset`. `false` where nothing is kept.
+    /// Reads the bytes at `offset`. `false` if nothing is kept.
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<bool>;
 }
 
-/// Counts the bytes and keeps none: for a dry run.
+/// Keeps nothing: for a dry run.
 #[derive(Default)]
 pub(crate) struct Discard;
 

@@ -1,4 +1,4 @@
-//! Buffers that are used again. Their number bounds the memory of a job.
+//! Reusable buffers. Their number bounds the memory of a job.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -14,7 +14,7 @@ pub(crate) struct Pool {
 
 struct Spare {
     buffers: Vec<Vec<u8>>,
-    /// How many more may be made.
+    /// How many more may be allocated.
     unmade: usize,
 }
 
@@ -44,7 +44,7 @@ impl Pool {
     }
 }
 
-/// A buffer that goes back to its pool.
+/// A buffer that returns to its pool when it is dropped.
 pub(crate) struct Buffer<'a> {
     bytes: Vec<u8>,
     pool: &'a Pool,
@@ -78,7 +78,7 @@ pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     Ok(())
 }
 
-/// Makes room for `len` bytes in all; an error where there is no memory for them.
+/// Makes room for `len` bytes in all; an error if there is no memory.
 pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     buffer
         .try_reserve_exact(len.saturating_sub(buffer.len()))

@@ -1,16 +1,16 @@
-//! A value that one stage owes to others. If the stage ends without giving it, they learn that
-//! instead of waiting for ever.
+//! A value that one stage owes to others. If the stage ends without giving it, the others are told
+//! and do not wait forever.
 
 use std::sync::{Arc, OnceLock};
 
-/// Makes a promise: one side to keep it, the other to wait for it.
+/// Makes a promise: one side keeps it, the other waits for it.
 pub(crate) fn promise<T>() -> (Answer<T>, Promise<T>) {
     let cell = Arc::new(OnceLock::new());
     (Answer(Arc::clone(&cell)), Promise(cell))
 }
 
-/// What a stage holds as long as it owes the value. It travels with the work: dropping it, also in
-/// a message that nobody receives or in a panic, breaks the promise.
+/// Held by a stage as long as it owes the value. It travels with the work. Dropping it breaks the
+/// promise, also in a panic or in a message that nobody receives.
 #[derive(Debug)]
 pub(crate) struct Answer<T>(Arc<OnceLock<Option<T>>>);
 
@@ -23,7 +23,7 @@ impl<T> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        // Without effect on a promise that was kept.
+        // No effect on a kept promise.
         let _ = self.0.set(None);
     }
 }

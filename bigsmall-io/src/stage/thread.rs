@@ -1,4 +1,4 @@
-//! Threads of a job: how many, how they start, how they get their work.
+//! Threads of a job: how many there are, how they start, how they get work.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,21 +12,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::stage::control::Control;
 use crate::stage::lock::lock;
 
-/// How many threads of the caller's pool code and how many chunks may be under way. One thread
-/// hashes, so that more than some hundred have nothing to do.
+/// How many threads of the caller's pool code, and how many chunks may be in flight. One thread
+/// hashes, so more than a few hundred coding threads would be idle.
 pub(crate) fn sizes() -> (usize, usize) {
     let threads = pool_size().min(256);
     (threads, in_flight(threads))
 }
 
-/// How many chunks may be under way where so many threads code.
+/// How many chunks may be in flight for this many coding threads.
 pub(crate) fn in_flight(threads: usize) -> usize {
     (24 + 4 * threads).min(64)
 }
 
-/// Calls `work` for every item on up to `n` threads of its own: for work that waits for another
-/// machine and would keep the caller's pool from doing anything else. The error is that of the
-/// earliest item that failed.
+/// Calls `work` for every item, on up to `n` separate threads: for work that waits for another
+/// machine and would block the caller's pool. Returns the error of the earliest item that failed.
 pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
     n: usize,
     items: I,
@@ -48,7 +47,7 @@ pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
     };
     std::thread::scope(|scope| {
         for _ in 1..n {
-            // If the system gives no more threads, those that there are do the work.
+            // If the system gives no more threads, the existing ones do the work.
             if Builder::new().spawn_scoped(scope, run).is_err() {
                 break;
             }
@@ -59,7 +58,7 @@ pub(crate) fn side_by_side<I: ExactSizeIterator + Send>(
     first.map_or(Ok(()), |(_, error)| Err(error))
 }
 
-/// Starts a thread by `start`. If the system gives none, that is an error and no panic.
+/// Starts a thread by `start`. If the system gives none, it is an error, not a panic.
 pub(crate) fn start<H>(name: &str, start: impl FnOnce(Builder) -> io::Result<H>) -> Result<H> {
     start(Builder::new().name(name.into()))
         .map_err(|e| Error::new(ErrorKind::Memory).expected("one more thread").caused_by(e))
@@ -75,14 +74,14 @@ pub(crate) fn spawn<'scope>(
     start(name, |builder| builder.spawn_scoped(scope, move || guarded(control, work))).map(drop)
 }
 
-/// Runs a stage on this thread and on others of the caller's pool, `n` in all at the most. If it
-/// panics, the job fails. Calls may begin late, so none may wait for another one to begin.
+/// Runs a stage on this thread and on others of the caller's pool, at most `n` in all. If it
+/// panics, the job fails. Calls may start late, so none may wait for another one to start.
 pub(crate) fn in_pool(control: &Control<'_>, n: usize, work: impl Fn() + Sync) {
     run_in_pool(n, || guarded(control, &work));
 }
 
 fn guarded(control: &Control<'_>, work: impl FnOnce()) {
-    // What the stage held is dropped by then, and every promise it had not kept is broken.
+    // The stage's values are dropped by now, so every promise it had not kept is broken.
     if let Err(_panic) = catch_unwind(AssertUnwindSafe(work)) {
         #[cfg(test)]
         if _panic.is::<crate::faults::Returned>() {
@@ -92,7 +91,7 @@ fn guarded(control: &Control<'_>, work: impl FnOnce()) {
     }
 }
 
-/// The messages that the stage `stage` receives, until nobody sends any more.
+/// The messages that the stage `stage` receives, until the channel closes.
 pub(crate) fn received<'a, T>(
     control: &'a Control<'_>,
     stage: &'a str,
@@ -101,7 +100,7 @@ pub(crate) fn received<'a, T>(
     channel.iter().inspect(move |_| control.before_message(stage))
 }
 
-/// Sends `message`. If the stage that should receive it has ended, the job fails.
+/// Sends `message`. If the receiving stage has ended, the job fails.
 pub(crate) fn send<T>(control: &Control<'_>, channel: &Sender<T>, message: T) {
     if channel.send(message).is_err() {
         control.give_up();

@@ -13,7 +13,7 @@ use clap_complete::Shell;
 #[command(name = "bigsmall", version, about, long_about = None)]
 #[command(
     after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, 3 the file is damaged, \
-4 the file or machine is not supported, 5 a limit was reached."
+4 the file or the machine is not supported, 5 a limit was exceeded."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -22,22 +22,22 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Compress a safetensors file, or a model folder with everything in it.
+    /// Compress a safetensors file, or a model folder with all its files.
     Compress(Compress),
     /// Restore the identical safetensors file or model folder.
     #[command(alias = "decompress")]
     Restore(Restore),
-    /// Check every byte: checksums, decoding, SHA-256 of the original.
+    /// Check everything: checksums, decoding, the SHA-256 of the original.
     Verify(Verify),
-    /// Show what is in a shard or a folder of shards.
+    /// Show the tensors of a shard or a folder of shards.
     Inspect(Inspect),
-    /// Make one model of the shards that several machines wrote into a folder.
+    /// Make one model from the shards that several machines wrote into a folder.
     Index(Index),
-    /// Say from samples how small a file or folder would become, and how long that would take.
+    /// Estimate, from samples, the compressed size of a file or folder and the time to compress it.
     Estimate(Estimate),
-    /// Write a shard anew in another encoding, without the original.
+    /// Rewrite a shard in another encoding, without the original.
     Transcode(Transcode),
-    /// Measure size and speed on the file's own tensors, with memcpy beside them.
+    /// Measure size and speed on the tensors of a file, in comparison with memcpy.
     Bench(Bench),
     /// Print a completion script for a shell.
     Completions {
@@ -47,7 +47,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// How many threads were asked for; 0 means one for each core.
+    /// The requested number of threads; 0 means one for each core.
     pub(crate) fn threads(&self) -> usize {
         match self {
             Command::Compress(a) => a.coding.threads,
@@ -63,10 +63,10 @@ impl Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct Coding {
-    /// What to encode with; whatever it does not make smaller is stored raw.
+    /// The encoding to try; a tensor that it does not make smaller is stored raw.
     #[arg(long, value_enum, default_value_t = Name::Ans)]
     encoding: Name,
-    /// How hard `ans` tries: faster decoding, or smaller output.
+    /// The level of `ans`: faster, or smaller output.
     #[arg(long, value_enum, default_value_t = Level::Default)]
     level: Level,
     /// Threads that encode; 0 means one for each core.
@@ -76,23 +76,23 @@ pub(crate) struct Coding {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum Name {
-    /// Entropy coding: the smallest.
+    /// Entropy coding: the smallest output.
     Ans,
-    /// The values as they are.
+    /// The values, unchanged.
     Raw,
-    /// Triple bitmaps, codes of 3 bits: the fastest to decode.
+    /// Triple bitmaps with codes of 3 bits: the fastest to decode.
     Tbe3,
-    /// Triple bitmaps, codes of 4 bits.
+    /// Triple bitmaps with codes of 4 bits.
     Tbe4,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum Level {
-    /// Encodes fastest, and decodes F16 and FP8 fastest.
+    /// Fastest encoding, and fastest decoding of F16 and FP8.
     Fast,
     /// Small and fast.
     Default,
-    /// Smallest.
+    /// Smallest output.
     Small,
 }
 
@@ -120,13 +120,13 @@ pub(crate) struct Compress {
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) coding: Coding,
-    /// Keep an MD5 of every tensor.
+    /// Store an MD5 of every tensor.
     #[arg(long)]
     pub(crate) md5: bool,
     /// Replace an existing output.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Do all the work but write nothing.
+    /// Do all the work, but write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print the result as JSON.
@@ -171,7 +171,7 @@ pub(crate) struct Verify {
 pub(crate) struct Inspect {
     /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
     pub(crate) input: PathBuf,
-    /// Show this tensor alone.
+    /// Show only this tensor.
     #[arg(long, value_name = "NAME")]
     pub(crate) tensor: Option<String>,
     /// Print the result as JSON.
@@ -183,10 +183,10 @@ pub(crate) struct Inspect {
 pub(crate) struct Index {
     /// The folder of shards; the index file and the model card are written into it.
     pub(crate) dir: PathBuf,
-    /// The folder that the shards were made from: its other files are carried over.
+    /// The folder that the shards were made from: its other files are copied.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) original: Option<PathBuf>,
-    /// Replace files that say something else.
+    /// Replace existing files that have other contents.
     #[arg(long)]
     pub(crate) force: bool,
     /// Print the result as JSON.
@@ -214,7 +214,7 @@ pub(crate) struct Transcode {
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) coding: Coding,
-    /// Keep an MD5 of every tensor.
+    /// Store an MD5 of every tensor.
     #[arg(long)]
     pub(crate) md5: bool,
     /// Replace an existing output.
@@ -240,7 +240,7 @@ pub(crate) struct Bench {
     /// The kernels to decode with.
     #[arg(long, default_value = "auto", value_parser = backend_names())]
     pub(crate) backend: String,
-    /// Measure the bare decoder, without the checksums of its blocks.
+    /// Measure the decoder without the checksums of its blocks.
     #[arg(long)]
     pub(crate) no_checksum: bool,
     /// Print the result as JSON.

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
-            // Whoever read the output has seen enough.
+            // The reader of the output has closed it.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other.map_err(Error::from),
         }
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The threads that encode and decode; 0 means one for each core. One thread hashes, so that more
-/// than some hundred have nothing to do.
+/// The threads that encode and decode; 0 means one for each core. One thread hashes, so more than a
+/// few hundred others would be idle.
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(256));
     pool.build()
@@ -62,7 +62,7 @@ fn hint(error: &Error) -> &'static str {
     }
 }
 
-/// Does what was asked; returns what to print.
+/// Runs the command; returns the text to print.
 fn run(command: Command, progress: &Progress) -> Result<String> {
     let begin = Instant::now();
     match command {
@@ -72,7 +72,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .md5(a.md5)
                 .replace(a.force)
                 .dry_run(a.dry_run);
-            // A dry run looks at no output.
+            // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
             Ok(show("compressed", &report, begin, a.json))
@@ -108,7 +108,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
     }
 }
 
-/// A number of bytes for people.
+/// A number of bytes, for people to read.
 fn bytes(n: u64) -> String {
     match n {
         0..10_000 => format!("{n} B"),

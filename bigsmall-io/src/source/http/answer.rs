@@ -1,4 +1,4 @@
-//! What a server answers: statuses, lengths, ranges (RFC 9110, section 14), bodies.
+//! Answers of servers: status, length, range (RFC 9110, section 14), body.
 
 use std::fmt;
 use std::io::Read as _;
@@ -45,7 +45,7 @@ pub(crate) fn cut(error: std::io::Error) -> Failure {
     Failure::Passing(Error::from(error), None)
 }
 
-/// What a status says that is not the one that was hoped for.
+/// The error for an unexpected status.
 pub(crate) fn refusal(answer: &Response<Body>, expected: &str) -> Failure {
     let status = answer.status();
     let error = remote(expected, format!("HTTP {status}"));
@@ -62,13 +62,13 @@ pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str
     headers.get(name)?.to_str().ok()
 }
 
-/// What tells one state of a file from another.
+/// A value that changes when the file changes: its ETag, or its date.
 pub(crate) fn validator(headers: &HeaderMap) -> Option<String> {
     let found = text(headers, header::ETAG).or_else(|| text(headers, header::LAST_MODIFIED));
     found.map(str::to_owned)
 }
 
-/// What `Content-Range` says; `None` where it says `*`.
+/// A parsed `Content-Range`; `None` for `*`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ContentRange {
     /// First and last byte.
@@ -91,15 +91,17 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     valid.then_some(ContentRange { bytes: Some((first, last)), len })
 }
 
-/// An answer's bytes must be those of the file.
+/// The body must be the file's bytes, without a content encoding.
 pub(crate) fn check_plain(headers: &HeaderMap) -> Result<()> {
     match text(headers, header::CONTENT_ENCODING) {
         None | Some("identity" | "") => Ok(()),
-        Some(other) => Err(remote("a body as it is stored", format!("one encoded as {other:?}"))),
+        Some(other) => {
+            Err(remote("a body without a content encoding", format!("one encoded as {other:?}")))
+        }
     }
 }
 
-/// Reads the body of an answer, which must be exactly as long as `buf`.
+/// Reads the body of an answer. It must be exactly as long as `buf`.
 pub(crate) fn body_into(
     answer: Response<Body>,
     buf: &mut [u8],
@@ -111,7 +113,7 @@ pub(crate) fn body_into(
     }
     let mut body = answer.into_body().into_reader();
     body.read_exact(buf).map_err(cut)?;
-    // Also lets the connection be used again.
+    // Reading to the end also lets the connection be reused.
     match body.read(&mut [0]) {
         Ok(0) => Ok(()),
         Ok(_) => Err(remote(format!("a body of {} bytes", buf.len()), "a longer one").into()),

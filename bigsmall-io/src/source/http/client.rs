@@ -1,4 +1,4 @@
-//! Sends requests: redirects, retries, who gets the token.
+//! Sends requests: redirects, retries, and which servers get the token.
 
 use std::hash::{BuildHasher as _, RandomState};
 #[cfg(feature = "hub")]
@@ -17,14 +17,14 @@ use crate::source::http::answer::{cut, refusal};
 use crate::source::http::options::HttpOptions;
 use crate::source::url::{joined, same_origin};
 
-/// Redirects of one request at the most.
+/// The most redirects of one request.
 const REDIRECTS: usize = 10;
 
-/// Bytes of a text (a listing) at the most.
+/// The most bytes of a text (a listing).
 #[cfg(feature = "hub")]
 const TEXT: u64 = 64 << 20;
 
-/// Connections and options that the files of a model share.
+/// Connections and options, shared by the files of a model.
 pub(crate) struct Client {
     agent: Agent,
     options: HttpOptions,
@@ -56,7 +56,7 @@ impl Client {
         Arc::new(Client { agent: config.into(), options })
     }
 
-    /// Does `work` until it succeeds, fails for good or was tried often enough.
+    /// Repeats `work` until it succeeds, fails permanently or runs out of attempts.
     pub(crate) fn tried<T>(&self, work: impl Fn() -> std::result::Result<T, Failure>) -> Result<T> {
         let mut wait = self.options.backoff;
         let mut attempt = 1;
@@ -68,7 +68,7 @@ impl Client {
                     return Err(error);
                 }
                 Err(Failure::Passing(_, asked)) => {
-                    // Up to a half more, so that a thousand clients do not come back at once.
+                    // Up to half as long again, so that a thousand clients do not retry at once.
                     let more = RandomState::new().hash_one(attempt) % 512;
                     let wait_now = wait + wait * more as u32 / 1024;
                     let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
@@ -80,8 +80,8 @@ impl Client {
         }
     }
 
-    /// Sends one request, following redirects. Its status is that of an answer or of an error that
-    /// [`refusal`] explains.
+    /// Sends one request and follows redirects. The caller checks the status; [`refusal`] makes an
+    /// error of an unexpected one.
     pub(crate) fn send(
         &self,
         url: &str,
@@ -116,7 +116,7 @@ impl Client {
                 return Err(remote("a redirect to a URL", location.unwrap_or("none")).into());
             };
             if target.starts_with("https:") && !next.starts_with("https:") {
-                return Err(remote("a redirect that stays with https", "http").into());
+                return Err(remote("a redirect to https", "http").into());
             }
             target = next;
         }
@@ -139,6 +139,6 @@ impl Client {
         if bytes.len() as u64 > TEXT {
             return Err(remote(format!("a text of at most {TEXT} bytes"), "a longer one"));
         }
-        String::from_utf8(bytes).map_err(|_| remote("a text", "no Unicode"))
+        String::from_utf8(bytes).map_err(|_| remote("a text in UTF-8", "other bytes"))
     }
 }

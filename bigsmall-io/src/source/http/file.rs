@@ -1,4 +1,4 @@
-//! A file behind an HTTP server that answers requests for ranges.
+//! A file on an HTTP server that supports range requests.
 
 use std::fmt;
 use std::io::Read as _;
@@ -18,16 +18,15 @@ use crate::source::http::options::HttpOptions;
 use crate::source::tail::{TAIL, Tail};
 use crate::source::url::without_query;
 
-/// Fetched from the end where the length had to be asked for first: a third request must not be
-/// followed by a fourth.
+/// Fetched from the end if opening had to ask for the length first. It saves a fourth request.
 const LONG_TAIL: u64 = 4 << 20;
 
-/// A file behind an HTTP server. Opening takes one request where the server knows ranges counted
-/// from the end, two or three where it does not; the last 256 KiB are kept. Reads fetch the bytes
-/// that were asked for and no others, several at a time.
+/// A file on an HTTP server. Opening takes one request if the server supports ranges counted from
+/// the end, otherwise two or three. The last 256 KiB are kept in memory. Reads fetch only the
+/// requested bytes, with several requests at a time.
 ///
-/// Every answer must be of the file that was opened: its ETag (or date) and length are compared.
-/// Redirects are followed for every request, since their targets may expire.
+/// Every answer's ETag (or date) and length are compared with those of the opened file. Every
+/// request follows the redirects anew, because their targets may expire.
 ///
 /// ```no_run
 /// use bigsmall_io::{HttpFile, HttpOptions, Model};
@@ -67,7 +66,7 @@ impl HttpFile {
         let answer = client.send(url, Want::Last(TAIL))?;
         let headers = answer.headers();
         let status = answer.status().as_u16();
-        // That of an error page says nothing about the file.
+        // The ETag of an error page says nothing about the file.
         let known = validator(headers).filter(|_| status < 400);
         let (byte_len, tail_len) = match status {
             206 => {
@@ -85,7 +84,7 @@ impl HttpFile {
                 body_into(answer, &mut tail)?;
                 return Ok(file(byte_len, known, tail));
             }
-            // All of it: no ranges from the end, perhaps none at all.
+            // The whole file: the server does not support ranges from the end, perhaps none at all.
             200 => {
                 check_plain(headers)?;
                 let byte_len =
@@ -124,7 +123,8 @@ impl HttpFile {
         Ok(opened)
     }
 
-    /// The length, asked for by a HEAD request, and how much of the end to fetch then.
+    /// Asks for the length by a HEAD request. Returns it, and how many bytes of the end to fetch
+    /// next.
     fn asked(client: &Client, url: &str) -> std::result::Result<(u64, u64), Failure> {
         let answer = client.send(url, Want::Head)?;
         if answer.status() != 200 {
@@ -137,8 +137,7 @@ impl HttpFile {
         Ok((len, LONG_TAIL))
     }
 
-    /// Fetches a range that is known to lie in the file; returns what tells this state of the file
-    /// from another.
+    /// Fetches a range within the file. Returns the answer's ETag or date.
     fn fetch(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<Option<String>, Failure> {
         let last = offset + buf.len() as u64 - 1;
         let answer = self.client.send(&self.url, Want::Bytes(offset, last))?;
@@ -167,7 +166,7 @@ impl HttpFile {
             }
             200 if (offset, last + 1) == (0, self.tail.byte_len) => check_plain(headers)?,
             200 => {
-                let found = "the whole file: it knows no ranges";
+                let found = "the whole file: the server does not support ranges";
                 return Err(remote(format!("bytes {offset}-{last}"), found).into());
             }
             416 => return Err(changed().found("a range past its end").into()),
@@ -194,7 +193,7 @@ impl ReadAt for HttpFile {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let fetch = |offset, piece: &mut [u8]| {
-            // `tried` takes what can be called again; the buffer is the same each time.
+            // `tried` calls `fetch` again, with the same buffer each time.
             let piece = std::cell::RefCell::new(piece);
             let fetch = || self.fetch(offset, &mut piece.borrow_mut());
             self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))

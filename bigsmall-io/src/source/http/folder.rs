@@ -1,4 +1,4 @@
-//! An index file behind an HTTP server, and the shards that it names.
+//! An index file on an HTTP server, and the shards that it names.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::source::http::file::HttpFile;
 use crate::source::http::options::HttpOptions;
 use crate::source::url::encoded;
 
-/// A URL: of a shard, or of the index file of a model in shards beside it.
+/// Opens the URL of a shard, or of an index file whose shards lie beside it.
 pub(crate) fn open(url: &str) -> Result<Input> {
     let client = Client::new(HttpOptions::default());
     let (path, query) =

@@ -1,4 +1,4 @@
-//! Files behind HTTP servers.
+//! Files on HTTP servers.
 
 mod answer;
 pub(crate) mod client;

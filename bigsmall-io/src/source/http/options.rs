@@ -12,16 +12,15 @@ use std::time::Duration;
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HttpOptions {
-    /// Sent as `Authorization: Bearer`, to the scheme, host and port of the file's own URL and to
-    /// no other.
+    /// Sent as `Authorization: Bearer`, only to the scheme, host and port of the file's own URL.
     pub token: Option<String>,
-    /// How often a request is tried that fails for a reason that may pass: no connection, a body
-    /// cut short, a status of 408, 429 or from 500 on.
+    /// The most attempts of one request. It is retried after a temporary failure: no connection, a
+    /// body cut short, status 408, 429, 500, 502, 503 or 504.
     pub attempts: u32,
-    /// The wait before the second attempt; it doubles with every further one. A server's
-    /// `Retry-After` counts where it is longer, up to a minute.
+    /// The wait before the second attempt. It doubles with every further attempt. A server's
+    /// `Retry-After` counts if it is longer, up to one minute.
     pub backoff: Duration,
-    /// How long one request may take, its body included.
+    /// The time limit of one request, body included.
     pub timeout: Duration,
 }
 
