@@ -1,5 +1,5 @@
-//! Decides the head of a tensor from a sample: symbols, window, segments, tables. Integer
-//! arithmetic throughout, since what is decided here decides bytes.
+//! Decides the head of a tensor from a sample: symbols, window, segments, tables. All arithmetic is
+//! in integers, because the decisions determine the bytes.
 
 use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
@@ -13,10 +13,10 @@ use crate::table::{COST_FRACTION, FrequencyTable};
 use crate::units::{low_width, symbol_of};
 use crate::zeros;
 
-/// Units that are read in one piece.
+/// Units in one read.
 const RUN: u64 = 4096;
-/// What a unit outside the window costs, whatever the table, in the units of
-/// [`FrequencyTable::costs`] as all costs here.
+/// The cost of a unit outside the window, for any table. Like all costs here, it is in the units of
+/// [`FrequencyTable::costs`].
 const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// If at least one unit in so many of the sample is zero, masks are considered.
@@ -29,17 +29,18 @@ const BLOCK_COST: u64 = 140;
 
 /// How much work a level puts into the plan.
 struct Effort {
-    /// Units of the sample: a quarter of the tensor, within these bounds.
+    /// The least and the most units of the sample. It is a quarter of the tensor, within these
+    /// bounds.
     sample: (u64, u64),
-    /// Mantissa bits in the field, tried in turn.
+    /// Numbers of mantissa bits in the field to try.
     mantissa: &'static [u32],
-    /// Segment lengths, tried in turn.
+    /// Segment lengths to try.
     segments: &'static [usize],
     /// Rounds of clustering.
     rounds: usize,
-    /// Tables at most.
+    /// The most tables.
     tables: usize,
-    /// Symbol bits at most.
+    /// The most symbol bits.
     symbol_bits: u32,
 }
 
@@ -63,8 +64,8 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
         },
         (Level::Default, _) => Effort {
             sample: (1 << 16, 1 << 17),
-            // With heads of one byte a second mantissa bit costs no speed: their slots are gathered
-            // in any case.
+            // With heads of one byte, a second mantissa bit costs no speed: their slots are
+            // gathered anyway.
             mantissa: if head_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],
             rounds: 3,
@@ -82,7 +83,7 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
     }
 }
 
-/// The sampled heads and, per group of 256, how many of the low bits it needs.
+/// The sampled heads, and for each group of 256 how many low bits it needs.
 struct Sample {
     heads: Vec<u16>,
     group_widths: Vec<u8>,
@@ -241,12 +242,13 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
     Ok(best)
 }
 
-/// The window of 2^`symbol_bits` fields that covers most, the lowest among equals, and the field of
-/// its symbol 0: its own, or field 0 (zeros and subnormals) if that is more common and outside.
+/// The window of 2^`symbol_bits` fields that covers the most units (the lowest of equal ones), and
+/// the field of its symbol 0. That is the window's first field, or field 0 (zeros and subnormals)
+/// if it lies outside and is more common.
 fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
-    // Four histograms: equal neighbours need not wait for each other.
+    // Four histograms, so that equal neighbours do not wait for each other.
     let mut four = vec![[0u32; 4]; n_fields];
-    // The sample is whole groups.
+    // The sample consists of whole groups.
     for fields in fields.as_chunks::<4>().0 {
         for (i, &field) in fields.iter().enumerate() {
             four[usize::from(field)][i] += 1;
@@ -255,7 +257,7 @@ fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     let counts: Vec<u64> = four.iter().map(|of| of.iter().map(|&n| u64::from(n)).sum()).collect();
     let width = 1usize << symbol_bits;
     let mut covered: u64 = counts[..width].iter().sum();
-    // The best window, and the best of those whose symbol 0 gives way to field 0.
+    // The best window, and the best one with field 0 as its symbol 0.
     let (mut plain, mut with_zero) = ((covered, 0), (0, 0));
     for begin in 1..=counts.len() - width {
         covered += counts[begin + width - 1];
@@ -271,19 +273,19 @@ fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
 }
 
-/// Counts of the symbols of every segment, one after the other.
+/// The counts of the symbols in each segment, one segment after the other.
 struct Histograms {
     counts: Vec<u16>,
     n_symbols: usize,
 }
 
-/// The histograms of groups.
+/// The histograms of all groups.
 fn histograms(symbols: &[u8], n_symbols: usize) -> Result<Histograms> {
     let mut counts = Vec::new();
     set_len(&mut counts, symbols.len().div_ceil(GROUP).max(1) * n_symbols)?;
     for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
-        // Four histograms: equal neighbours need not wait for each other, and a quarter of a group
-        // can be counted in a byte.
+        // Four histograms, so that equal neighbours do not wait for each other. A byte can count a
+        // quarter of a group.
         let mut four = [[0u8; 256]; 4];
         for &[a, b, c, d] in symbols.as_chunks().0 {
             four[0][usize::from(a)] += 1;
@@ -326,8 +328,8 @@ impl Histograms {
     }
 }
 
-/// Divides the segments among tables so that coding them costs least; returns the cost, tables
-/// included. Lloyd's algorithm, begun from the segments in the order of their mean symbol.
+/// Assigns the segments to tables so that the coding cost is low, by Lloyd's algorithm. It starts
+/// from the segments in the order of their mean symbol. Returns the cost, including the tables.
 fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable>) {
     let n = histograms.len();
     let mut order: Vec<usize> = (0..n).collect();
@@ -340,8 +342,8 @@ fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable
         })
         .collect();
     order.sort_by_key(|&i| means[i]);
-    // A table takes at least 32 * 4 bits in the head: a cluster of less than two segments cannot
-    // earn that.
+    // A table takes at least 32 * 4 bits in the head. A cluster of fewer than two segments cannot
+    // save that.
     let most = effort.tables.min(n / 2).max(1);
     let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
     for k in [1, 1 << most.ilog2()] {
@@ -382,7 +384,7 @@ fn lloyd(
         let costs: Vec<_> = tables.iter().map(FrequencyTable::costs).collect();
         let mut total = 0;
         for (h, c) in histograms.iter().zip(&mut *assigned) {
-            // Both fit 15 bits: vectors multiply and add them in one instruction.
+            // Both fit in 15 bits, so that one vector instruction multiplies and adds them.
             let cost = |table: &Vec<u16>| -> i32 {
                 let each = h.iter().zip(table);
                 each.map(|(&n, &cost)| i32::from(n as i16) * i32::from(cost as i16)).sum()
@@ -403,13 +405,13 @@ fn lloyd(
     unreachable!("the loop returns after the last round")
 }
 
-/// Chooses the low widths that segments may have, and what the low bits then cost.
+/// Chooses the low widths that segments may have. Returns the cost of the low bits, and the widths.
 fn low_widths(group_widths: &[u8], segment: usize, layout: &Layout) -> (u64, Vec<u8>) {
     let all = layout.low_bits();
     if all == 0 {
         return (0, Vec::new());
     }
-    // How many segments need how many bits.
+    // For each number of bits, how many segments need it.
     let mut needs = vec![0u64; all as usize + 1];
     for groups in group_widths.chunks(segment / GROUP) {
         needs[usize::from(groups.iter().copied().max().unwrap_or(0))] += 1;

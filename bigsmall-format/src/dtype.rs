@@ -57,13 +57,13 @@ dtypes! {
 }
 
 impl Dtype {
-    /// The dtype of that name in a safetensors header.
+    /// The dtype with that name in a safetensors header.
     ///
     /// # Errors
     /// [`Rule::DtypeUnknown`].
     pub fn from_name(name: &str) -> Result<Dtype> {
         Dtype::ALL.iter().copied().find(|d| d.name() == name).ok_or_else(|| {
-            // Enough to see the mistake; an untrusted file may have megabytes here.
+            // Enough to see the mistake: an untrusted file may have megabytes here.
             let begin: String = name.chars().take(32).collect();
             Error::new(Rule::DtypeUnknown)
                 .expected("a safetensors dtype")
@@ -71,8 +71,8 @@ impl Dtype {
         })
     }
 
-    /// Bytes of one *unit*, the smallest piece that a block is counted in (FORMAT.md section 3):
-    /// the element for BF16, F16, F32 and F64; one byte for everything else.
+    /// Bytes of one *unit*: blocks are counted in units (FORMAT.md section 3). A unit is an element
+    /// for BF16, F16, F32 and F64, and one byte for all other dtypes.
     ///
     /// ```
     /// use bigsmall_format::Dtype;

@@ -2,11 +2,11 @@
 
 use crate::{Ahead, Dtype, ReadAt, Result, TensorSpec};
 
-/// Which encoding a payload has (FORMAT.md section 6).
+/// The encoding of a payload (FORMAT.md section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EncodingId {
-    /// The values as they are.
+    /// The values, unchanged.
     Raw,
     /// ANS joint-entropy coding (`bigsmall-codec`).
     Ans,
@@ -15,7 +15,7 @@ pub enum EncodingId {
 }
 
 impl EncodingId {
-    /// The code in the index.
+    /// The encoding's code in the index.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -25,7 +25,7 @@ impl EncodingId {
         }
     }
 
-    /// The encoding of that code; `None` for one that a later version may define.
+    /// The encoding with that code; `None` for a code that a later version may define.
     #[must_use]
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -36,7 +36,7 @@ impl EncodingId {
         }
     }
 
-    /// The name on the command line.
+    /// The encoding's name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl std::fmt::Display for EncodingId {
     }
 }
 
-/// A way to write a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
+/// A way to store a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
 /// `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
 ///
 /// A tensor is cut into blocks of [`BLOCK_UNITS`](crate::BLOCK_UNITS) units that are encoded and decoded alone. What
@@ -64,21 +64,21 @@ pub trait TensorEncoding: Send + Sync {
     /// The code of this encoding in a shard's index.
     fn id(&self) -> EncodingId;
 
-    /// Whether tensors of that dtype can be encoded.
+    /// Whether the encoding supports tensors of that dtype.
     fn supports(&self, dtype: Dtype) -> bool;
 
-    /// Decides the head for the tensor `spec`, whose original bytes are `source` (little-endian).
-    /// Reads the whole source or a sample of it. The same input gives the same plan on every
-    /// machine and for every number of threads.
+    /// Decides the head of the tensor `spec` with the original bytes `source` (little-endian).
+    /// Reads all of the source or a sample. The same input gives the same plan on every machine and
+    /// with any number of threads.
     ///
     /// # Errors
     /// Those of `source`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) for a dtype that it does not take.
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>>;
 
-    /// Reads a head, validating all of it.
+    /// Reads and validates a head.
     ///
     /// # Errors
-    /// Of class [`Corrupt`](crate::Class::Corrupt), naming the rule that is broken.
+    /// Of class [`Corrupt`](crate::Class::Corrupt), with the broken rule.
     fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>>;
 }
 
@@ -98,8 +98,8 @@ pub trait BlockEncoder: Send + Sync {
 
 /// Decodes blocks of one tensor.
 pub trait BlockDecoder: Send + Sync {
-    /// Decodes whole consecutive blocks into `dst`, whose length is that of their original bytes.
-    /// On an error the contents of `dst` are unspecified.
+    /// Decodes whole consecutive blocks into `dst`, which must be as long as their original bytes.
+    /// After an error the contents of `dst` are unspecified.
     ///
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.

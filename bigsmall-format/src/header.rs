@@ -1,5 +1,5 @@
-//! The safetensors header: read strictly, kept verbatim, the one source of names, dtypes, shapes
-//! and order.
+//! The safetensors header: parsed strictly and kept verbatim. It is the only source of names,
+//! dtypes, shapes and order.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::cell::RefCell;
@@ -17,13 +17,13 @@ use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
 /// A parsed safetensors header: the tensors in the order of their data.
 ///
-/// Stricter than the format demands where the format leaves room for two readings: every key once,
-/// integers written as integers, no hole and no overlap, the data section exactly as long as the
+/// Parsing is stricter than the safetensors format where that allows two readings: each key once,
+/// integers written as integers, no hole and no overlap, and a data section exactly as long as the
 /// tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     tensors: Vec<TensorSpec>,
-    /// Where the data of each tensor ends; the next one's begin there.
+    /// Where the data of each tensor ends. The data of the next one begins there.
     ends: Vec<u64>,
     /// Indices into `tensors`, sorted by name.
     by_name: Vec<u32>,
@@ -46,8 +46,8 @@ impl Header {
         Self::parse_any(json, Some(data_len), limits, 0)
     }
 
-    /// Parses a header that stands in an index: the length of the data is what its tensors say.
-    /// Sets memory aside for `count` tensors.
+    /// Parses the header in an index. The tensors determine the length of the data. Reserves memory
+    /// for `count` tensors.
     pub(crate) fn parse_stored(json: &[u8], limits: &Limits, count: usize) -> Result<Self> {
         Self::parse_any(json, None, limits, count)
     }
@@ -74,10 +74,11 @@ impl Header {
             context.broken.take().unwrap_or_else(|| Error::new(Rule::HeaderSyntax).found(e))
         })?;
 
-        // The order of the data; the sort is stable, so empty tensors keep the header's order.
+        // Sort by the order of the data. The sort is stable, so empty tensors keep the header's
+        // order.
         let place = |t: &Placed| (t.begin, t.begin.saturating_add(t.spec.byte_len()));
         if !tensors.is_sorted_by_key(place) {
-            // A sort panics where memory is refused: that is tried first.
+            // A sort panics if it gets no memory, so the allocation is tried first.
             drop(std::hint::black_box(room_for::<Placed>(tensors.len())?));
             tensors.sort_by_key(place);
         }
@@ -96,7 +97,7 @@ impl Header {
         if let Some(found) = data_len.filter(|&n| n != at) {
             return Err(Error::new(Rule::DataLength).expected(format!("{at} bytes")).found(found));
         }
-        // In place: what holds the specs and their places becomes what holds the specs.
+        // In place: the vector is reused.
         let tensors: Vec<TensorSpec> = tensors.into_iter().map(|t| t.spec).collect();
         let mut by_name: Vec<u32> = room_for(tensors.len())?;
         by_name.extend(0..tensors.len() as u32);
@@ -109,8 +110,8 @@ impl Header {
         Ok(Header { tensors, ends, by_name })
     }
 
-    /// Reads the header of the safetensors file `source`: its JSON as it stands, and what it says.
-    /// The data begins 8 + JSON length bytes into the file.
+    /// Reads the header of the safetensors file `source`: its JSON, unchanged, and the parsed
+    /// header. The data begins at byte 8 + JSON length of the file.
     ///
     /// # Errors
     /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of
@@ -149,17 +150,17 @@ impl Header {
         Ok((json, header))
     }
 
-    /// The JSON of a header for tensors that never were in a safetensors file, placed one after the
-    /// other in that order. Padded with spaces so that the data of the file begins at a
-    /// multiple of 8.
+    /// The JSON of a header for tensors that were never in a safetensors file. Their data follow
+    /// each other in that order. Spaces at the end let the data of the file begin at a multiple of
+    /// 8.
     ///
     /// # Errors
-    /// [`Rule::ShapeOverflow`] when all tensors together exceed 2^63 bytes.
+    /// [`Rule::ShapeOverflow`] if all tensors together exceed 2^63 bytes.
     pub fn synthesise(tensors: &[TensorSpec]) -> Result<Vec<u8>> {
         Self::synthesise_with(tensors, None)
     }
 
-    /// The same with `metadata` as the header's `__metadata__`, its keys in order.
+    /// The same with `metadata` as the header's `__metadata__`, with sorted keys.
     ///
     /// # Errors
     /// Those of [`synthesise`](Self::synthesise).
@@ -219,8 +220,8 @@ impl Header {
         found.ok().and_then(|i| self.by_name.get(i)).map(|&i| i as usize)
     }
 
-    /// Where the data of tensor `index` lie in the data section; empty for an index beyond the last
-    /// tensor.
+    /// Where the data of tensor `index` lies in the data section. Empty for an index beyond the
+    /// last tensor.
     #[must_use]
     pub fn data_range(&self, index: usize) -> Range<u64> {
         let end = |i: usize| self.ends.get(i).copied();
@@ -228,7 +229,7 @@ impl Header {
         begin..end(index).unwrap_or(begin)
     }
 
-    /// The index of the tensor that has the byte `offset` of the data section.
+    /// The index of the tensor that contains the byte `offset` of the data section.
     #[must_use]
     pub fn index_at(&self, offset: u64) -> Option<usize> {
         let index = self.ends.partition_point(|&end| end <= offset);
@@ -242,7 +243,7 @@ impl Header {
     }
 }
 
-/// Carries the limits down and the broken rule up: serde's own errors hold only text.
+/// Passes the limits down and the broken rule up: serde's errors carry only text.
 struct Context<'a> {
     limits: &'a Limits,
     broken: RefCell<Option<Error>>,
@@ -255,8 +256,8 @@ impl Context<'_> {
     }
 }
 
-/// A string where none belongs is not repeated in the error, as serde would: it may be as long as
-/// the file. For `deserialize_any`, since serde_json asks the visitor of no other.
+/// Leaves an unexpected string out of the error. serde would repeat it, and it may be as long as
+/// the file. Works with `deserialize_any` only: serde_json then calls the visitor.
 macro_rules! no_strings {
     () => {
         fn visit_str<E: serde_core::de::Error>(self, _: &str) -> Result<Self::Value, E> {
@@ -320,14 +321,14 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 }
 
-/// A tensor as an entry describes it.
+/// A tensor with its position, from an entry.
 struct Placed {
     spec: TensorSpec,
-    /// Where its data begin in the data section.
+    /// Where its data begins in the data section.
     begin: u64,
 }
 
-/// One tensor's entry.
+/// The entry of one tensor.
 struct Entry<'a> {
     context: &'a Context<'a>,
     name: &'a str,
@@ -414,7 +415,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
     }
 }
 
-/// An array of at most `most` unsigned integers; `None` when there are more.
+/// An array of at most `most` unsigned integers; `None` for a longer one.
 struct Integers {
     most: usize,
 }
@@ -440,12 +441,12 @@ impl<'de> Visitor<'de> for Integers {
         let mut out = Vec::new();
         while let Some(n) = seq.next_element::<&RawValue>()? {
             if out.len() == self.most {
-                // The rest is read so that the parser stays in step; it is linear in the input.
+                // Skip the rest of the array. This is linear in the input.
                 while seq.next_element::<&RawValue>()?.is_some() {}
                 return Ok(None);
             }
-            // Digits alone: JSON writes 1e3 and 1.0 too, and a parser that takes them for integers
-            // reads another file.
+            // Digits only. JSON also allows 1e3 and 1.0; parsers that accept these as integers
+            // could read another file.
             let n = n.get();
             let n = if n.bytes().all(|b| b.is_ascii_digit()) { n.parse().ok() } else { None };
             out.push(n.ok_or_else(|| {
@@ -486,9 +487,9 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 }
 
-/// The keys of one object, as their 64-bit hashes: a million short keys must not take more memory
-/// than a few times their text. Two keys that meet by chance (one in 10^12 for ten thousand keys)
-/// count as one.
+/// The keys of one object, as 64-bit hashes, so that a million short keys take only a few times the
+/// memory of their text. Two keys with the same hash count as one; among ten thousand keys the
+/// probability is about 3 in 10^12.
 #[derive(Default)]
 struct Keys {
     hashes: Vec<u64>,
@@ -509,7 +510,7 @@ impl Keys {
     }
 }
 
-/// Any value, read for its duplicate keys alone. serde_json bounds the depth.
+/// Any value; only its duplicate keys are checked. serde_json limits the depth.
 struct Ignored<'a>(&'a Context<'a>);
 
 impl<'de> DeserializeSeed<'de> for Ignored<'_> {

@@ -1,7 +1,6 @@
-//! What a reader is willing to take on.
+//! Limits for untrusted files.
 
-/// Bounds on what a file may ask of its reader. Each is checked before anything is allocated for
-/// it.
+/// Limits on the size of a file's metadata. Each is checked before memory is allocated.
 ///
 /// ```
 /// let careful = bigsmall_format::Limits::new().max_tensors(1000);
@@ -10,15 +9,15 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Bytes of a safetensors header (safetensors itself stops at 100 MB).
+    /// The most bytes of a safetensors header (safetensors itself allows 100 MB).
     pub max_header_bytes: u64,
-    /// Bytes of a shard's index, the stored header included.
+    /// The most bytes of a shard's index, including the stored header.
     pub max_index_bytes: u64,
-    /// Tensors in one file.
+    /// The most tensors in one file.
     pub max_tensors: usize,
-    /// Dimensions of one tensor.
+    /// The most dimensions of one tensor.
     pub max_rank: usize,
-    /// UTF-8 bytes of one tensor's name.
+    /// The most UTF-8 bytes of a tensor's name.
     pub max_name_bytes: usize,
 }
 

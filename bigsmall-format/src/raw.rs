@@ -1,4 +1,4 @@
-//! The encoding that changes nothing.
+//! The raw encoding: the values, unchanged.
 
 use crate::wire::{pad8, reserve};
 use crate::{
@@ -6,8 +6,8 @@ use crate::{
     TensorSpec,
 };
 
-/// The values as they are, cut into blocks (FORMAT.md section 10): for what nothing else makes
-/// smaller.
+/// The values, unchanged, in blocks (FORMAT.md section 10). For tensors that no other encoding
+/// makes smaller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;
 
@@ -45,7 +45,7 @@ impl BlockEncoder for RawBlocks {
     }
 
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
-        // Only the last block is no multiple of 8 bytes.
+        // Only the last block can have a length that is not a multiple of 8.
         reserve(out, units.len() + 8)?;
         for block in units.chunks(self.block_bytes) {
             out.extend_from_slice(block);

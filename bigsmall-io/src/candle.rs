@@ -1,8 +1,8 @@
-//! Weights of candle's models straight from shards.
+//! Weights for candle's models, directly from shards.
 //!
 //! [`var_builder`] serves every model that takes a `VarBuilder`; [`sharded_var_builder`] gives each
-//! rank of a tensor-parallel model its part. Tensors are decoded where candle keeps them: a model
-//! is never held twice, and nothing is written to disk.
+//! rank of a tensor-parallel model its part. Tensors are decoded into candle's own memory: a model
+//! is never in memory twice, and nothing is written to disk.
 //!
 //! ```
 //! # let dir = std::env::temp_dir().join(format!("bigsmall-doc-candle-{}", std::process::id()));
@@ -35,13 +35,13 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuilderArgs};
 
-/// The versions of candle's crates whose types stand in the signatures here.
+/// The versions of candle's crates whose types appear in these signatures.
 pub use {candle_core, candle_nn};
 
 use crate::Model;
 
-/// A `VarBuilder` over `model`. Tensors become `dtype` when they are asked for; where that is their
-/// own they keep every bit.
+/// A `VarBuilder` over `model`. A requested tensor is converted to `dtype`. If that is its own
+/// dtype, it keeps every bit.
 pub fn var_builder(
     model: impl Into<Arc<Model>>,
     dtype: DType,
@@ -52,8 +52,8 @@ pub fn var_builder(
 }
 
 /// The same for tensor parallelism: hints of the type [`Shard`] choose a rank's part of a tensor.
-/// Of a part of dimension 0 only its own blocks are read; for any other dimension the tensor is
-/// decoded piece by piece, 8 MiB at a time.
+/// For a part of dimension 0 only its own blocks are read. For any other dimension the tensor is
+/// decoded in pieces of 8 MiB.
 pub fn sharded_var_builder(
     model: impl Into<Arc<Model>>,
     dtype: DType,
@@ -70,7 +70,7 @@ pub struct Weights(Arc<Model>);
 #[derive(Clone, Debug)]
 pub struct ShardedWeights(Weights);
 
-/// Bytes that are decoded at a time where a part is not contiguous.
+/// Bytes decoded at a time if a part is not contiguous.
 const WINDOW: u64 = 8 << 20;
 
 impl Weights {
@@ -219,8 +219,7 @@ fn unsupported(spec: &TensorSpec) -> Error {
     Error::wrap(error.expected("a dtype that candle has").found(spec.dtype()))
 }
 
-/// A tensor of candle whose bytes `decode` fills in: in the memory that candle keeps, where it runs
-/// on the CPU.
+/// A tensor of candle whose bytes `decode` writes; on the CPU directly into candle's memory.
 fn load(
     spec: &TensorSpec,
     shape: &[usize],
@@ -241,7 +240,7 @@ fn load(
         Dtype::F16 => typed::<half::f16>(n, shape, device, decode),
         Dtype::F32 => typed::<f32>(n, shape, device, decode),
         Dtype::F64 => typed::<f64>(n, shape, device, decode),
-        // candle has no such type and makes U32 of it, as it does for safetensors.
+        // candle has no such type and uses U32, as it does for safetensors.
         Dtype::U16 => {
             let mut values = values::<u16>(n)?;
             decode(bytemuck::cast_slice_mut(&mut values)).map_err(wrap)?;
@@ -281,7 +280,7 @@ fn wrap(error: impl std::error::Error + 'static) -> Error {
     Error::wrap(Chain(&error).to_string())
 }
 
-/// Zeros; an error where there is no memory for them.
+/// Zeros; an error if there is no memory.
 fn values<T: bytemuck::Zeroable + Clone>(n: usize) -> Result<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(n).map_err(Error::wrap)?;

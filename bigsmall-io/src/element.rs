@@ -1,11 +1,11 @@
-//! Element types of Rust and the dtypes that they are stored as.
+//! Element types of Rust, and their dtypes.
 
 use bigsmall_format::Dtype;
 
-/// An element type of Rust that tensors can be made of and read into: the integers of 8 to 64 bits,
-/// `f32` and `f64`, and with the feature `half` also `half::bf16` and `half::f16`.
+/// An element type of Rust for saving and reading tensors: the integers of 8 to 64 bits, `f32` and
+/// `f64`, and with the feature `half` also `half::bf16` and `half::f16`.
 ///
-/// Other dtypes, such as the 8-bit floats, are given and read as bytes.
+/// Tensors of other dtypes, such as the 8-bit floats, are saved and read as bytes.
 ///
 /// ```
 /// use bigsmall_io::{Dtype, Element};

@@ -1,4 +1,4 @@
-//! The encodings that a file can have, by name and by code.
+//! The encodings of a file, by name and by code.
 
 use std::sync::OnceLock;
 
@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
-    /// The values as they are.
+    /// The values, unchanged.
     Raw,
-    /// Entropy coding: the smallest, 10.5 bits for a bf16 weight.
+    /// Entropy coding: the smallest output, 10.5 bits for a bf16 weight.
     Ans(Level),
     /// Triple bitmaps with codes of 3 bits: 11.3 bits for a bf16 weight, and the fastest to decode
     /// and to multiply with.
@@ -51,7 +51,7 @@ impl Encoding {
 /// The implementation that decodes payloads of the encoding `id`.
 ///
 /// # Errors
-/// [`Rule::EncodingUnknown`] for one that this version does not have.
+/// [`Rule::EncodingUnknown`] for an encoding that this version does not have.
 pub fn encoding(id: EncodingId) -> Result<&'static dyn TensorEncoding> {
     match id {
         EncodingId::Raw => Ok(Encoding::Raw.implementation()),

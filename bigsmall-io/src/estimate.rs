@@ -1,4 +1,4 @@
-//! How small a model would become and how long that would take, from samples.
+//! Estimates the compressed size of a model, and the time to compress it, from samples.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -13,31 +13,31 @@ use crate::stage::digest::FileDigest;
 use crate::stage::pool::set_len;
 use crate::{CompressOptions, Progress, os};
 
-/// What [`estimate`] expects.
+/// The result of [`estimate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Estimate {
     /// Bytes of the safetensors files.
     pub original_bytes: u64,
-    /// Bytes of the shards, guessed.
+    /// Estimated bytes of the shards.
     pub compressed_bytes: u64,
-    /// Seconds that [`compress`](crate::compress) would take here, guessed.
+    /// Estimated seconds of [`compress`](crate::compress) on this machine.
     pub seconds: f64,
 }
 
 impl Estimate {
-    /// Compressed over original.
+    /// Compressed size / original size.
     #[must_use]
     pub fn ratio(&self) -> f64 {
         crate::report::ratio(self.original_bytes, self.compressed_bytes)
     }
 }
 
-/// Blocks that are encoded of one tensor.
+/// How many blocks of a tensor are encoded.
 const SAMPLES: u64 = 12;
 
-/// Says how small the safetensors file or folder `input` would become, by encoding a few blocks of
-/// every tensor. Identical tensors are not looked for.
+/// Estimates the compressed size of the safetensors file or folder `input` by encoding a few blocks
+/// of every tensor. Does not look for identical tensors.
 ///
 /// # Errors
 /// Header rules of [`Rule`]; [`ErrorKind::Io`]; [`ErrorKind::Cancelled`].
@@ -84,7 +84,7 @@ pub fn estimate(
     Ok(total)
 }
 
-/// What the samples took.
+/// The cost of the samples.
 #[derive(Default)]
 struct Work {
     bytes: u64,
@@ -94,7 +94,7 @@ struct Work {
 }
 
 impl Work {
-    /// The encoded size of a tensor, guessed.
+    /// The estimated encoded size of a tensor.
     fn tensor(
         &mut self,
         spec: &TensorSpec,
@@ -132,8 +132,8 @@ impl Work {
         Ok((guess + encoder.head().len() as u64).min(spec.byte_len()))
     }
 
-    /// Hashing has a thread of its own, everything else is shared by the rest. A guess: checking
-    /// and writing add a third.
+    /// One thread hashes; the others share the rest of the work. Checking and writing add about a
+    /// third.
     fn seconds(&self, original: u64) -> f64 {
         if self.bytes == 0 {
             return 0.0;

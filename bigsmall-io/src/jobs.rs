@@ -16,11 +16,11 @@ use crate::source::url::shown;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
-/// the folder `output` (weights compressed, everything else carried over).
+/// the folder `output` (weights compressed, everything else copied).
 ///
-/// What was written is read again, decoded and compared with the original before it gets its name;
-/// `output` is absent, as it was, or complete. Memory: at most 256 MiB and the index, whatever the
-/// size of tensors or model.
+/// The written bytes are read back, decoded and compared with the original before the output gets
+/// its name. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and the index,
+/// for a model of any size.
 ///
 /// # Errors
 /// Header rules of [`Rule`] for a bad input; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
@@ -55,13 +55,13 @@ pub fn compress(
     Ok(Report::of(vec![compress_file(input, output, options, progress)?]))
 }
 
-/// Compresses the safetensors file that `source` holds, such as bytes in memory or a file that is
-/// read by a program's own means, to the shard `output`. No temporary file is made of it.
+/// Compresses the safetensors file in `source` to the shard `output`. The source may be bytes in
+/// memory, or a file that the program reads in its own way. No temporary copy is made.
 ///
 /// The report's one file has no name. Everything else is as in [`compress`].
 ///
 /// # Errors
-/// Those of [`compress`] and of `source`, which nobody may change meanwhile.
+/// Those of [`compress`] and of `source`. The source must not change meanwhile.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-from-{}", std::process::id()));
@@ -89,10 +89,10 @@ pub fn compress_from(
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
 /// folder it was made from; `input` may be a URL as in [`Model::open`](crate::Model::open). The
-/// SHA-256 of every file is compared with that of the original before it gets its name; where a
-/// shard keeps MD5s of its tensors they are compared too, at about 0.6 GB/s.
+/// SHA-256 of every file is compared with that of the original before the file gets its name. If a
+/// shard has MD5s of its tensors, they are compared too, at about 0.6 GB/s.
 ///
-/// Memory: at most 256 MiB and the index, whatever the size of tensors or model.
+/// Memory: at most 256 MiB and the index, for a model of any size.
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
@@ -130,14 +130,14 @@ pub fn restore(
     Ok(Report::of(vec![restore_file(&shard, Waits::of(input), input, output, options, progress)?]))
 }
 
-/// Checks every byte of the shard `input`, or of every shard in a folder: decodes all tensors and
-/// compares the SHA-256 of the file they make with that of the original, and their MD5s with those
-/// that the shard keeps. Writes nothing.
+/// Checks every byte of the shard `input`, or of every shard in a folder. Decodes all tensors and
+/// compares the SHA-256 of the resulting file with that of the original. Compares stored MD5s too.
+/// Writes nothing.
 ///
 /// Memory: at most 256 MiB and the index.
 ///
 /// # Errors
-/// Those of [`restore`] but for the output's.
+/// Those of [`restore`], except the output's.
 pub fn verify(
     input: impl AsRef<Path>,
     options: &RestoreOptions,

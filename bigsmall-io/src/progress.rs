@@ -24,13 +24,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Original bytes dealt with so far.
+    /// Original bytes processed so far.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Original bytes to deal with; 0 until the headers have been read.
+    /// Original bytes to process; 0 until the headers have been read.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.total.load(Ordering::Relaxed)

@@ -1,9 +1,9 @@
-//! What a job found out.
+//! The report of a job.
 
 use std::path::Path;
 
-/// What [`compress`](crate::compress), [`restore`](crate::restore), [`verify`](crate::verify) and
-/// [`transcode`](crate::transcode) found out.
+/// The report of [`compress`](crate::compress), [`restore`](crate::restore),
+/// [`verify`](crate::verify) or [`transcode`](crate::transcode).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -15,7 +15,7 @@ pub struct Report {
     pub files: Vec<FileReport>,
 }
 
-/// What is known of one safetensors file and its shard.
+/// The report of one safetensors file and its shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileReport {
@@ -31,8 +31,7 @@ pub struct FileReport {
     pub n_tensors: u64,
     /// How many of them share the payload of another.
     pub n_shared: u64,
-    /// Name and MD5 of the original bytes of every tensor, in the order of the data, where asked
-    /// for.
+    /// Name and MD5 of the original bytes of every tensor, in the order of the data, if requested.
     pub md5s: Vec<(String, [u8; 16])>,
 }
 
@@ -45,7 +44,7 @@ impl Report {
         }
     }
 
-    /// Compressed over original; smaller is better. 1 where there is nothing.
+    /// Compressed size / original size; smaller is better. 1 for an empty original.
     #[must_use]
     pub fn ratio(&self) -> f64 {
         ratio(self.original_bytes, self.compressed_bytes)

@@ -12,8 +12,8 @@ use crate::backend;
 use crate::kernels::{Kernels, Tiles};
 use crate::layout::{GROUP, Head, Sections, TILE, Width, escape_mask};
 
-/// A borrowed view of one encoded block (FORMAT.md section 8). One that exists is valid: every
-/// section has its length, every escape its exponent, and no offset in it leads outside.
+/// A borrowed view of one encoded block (FORMAT.md section 8). A `Block` is always valid: every
+/// section has its length, every escape code has its exponent, and no offset leads outside.
 #[derive(Clone, Copy)]
 pub struct Block<'a> {
     head: Head,
@@ -25,8 +25,7 @@ pub struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Validates a block of `n` weights that begins at `origin`, from where offsets in errors
-    /// count.
+    /// Validates a block of `n` weights. It begins at `origin`, which offsets in errors include.
     pub(crate) fn parse(
         head: Head,
         n: usize,
@@ -84,7 +83,8 @@ impl<'a> Block<'a> {
             }
             Ok(_) => {}
         }
-        // One pass that the compiler vectorises; only where it fails a second one for the place.
+        // One pass that the compiler vectorises. A second pass finds the position, only after a
+        // failure.
         let window = head.width.window() as u8;
         let last = (head.fields.n_exponents() - 1) as u8;
         let wrong = |e: u8| e.wrapping_sub(head.base) < window || e > last;
@@ -97,7 +97,7 @@ impl<'a> Block<'a> {
         Ok(Block { head, n, bitmaps, plane, starts, escapes })
     }
 
-    /// The same from bytes that are known to be valid.
+    /// The same for bytes that are known to be valid.
     fn trusted(head: Head, n: usize, bytes: &'a [u8]) -> Self {
         let sections = Sections::of(head, n);
         let plane_len = if head.fields.has_plane() { n } else { 0 };
@@ -111,21 +111,21 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Weights in the block, at most [`BLOCK_UNITS`].
+    /// The number of weights in the block, at most [`BLOCK_UNITS`].
     #[must_use]
     pub fn n_elements(&self) -> usize {
         self.n
     }
 
-    /// Bitmaps of one tile: those of the codes, then those of sign and mantissa that the byte plane
-    /// does not hold (none for BF16, 3 for F16, 4 for F8_E4M3, 3 for F8_E5M2).
+    /// The number of bitmaps of one tile: first those of the codes, then those of sign and mantissa
+    /// bits outside the byte plane (none for BF16, 3 for F16, 4 for F8_E4M3, 3 for F8_E5M2).
     #[must_use]
     pub fn bitmaps_per_tile(&self) -> usize {
         self.head.bitmaps_per_tile()
     }
 
-    /// The bitmaps as little-endian 64-bit words, [`bitmaps_per_tile`](Self::bitmaps_per_tile) for
-    /// every 64 weights.
+    /// The bitmaps as little-endian 64-bit words: [`bitmaps_per_tile`](Self::bitmaps_per_tile)
+    /// words for every 64 weights.
     #[must_use]
     pub fn bitmaps(&self) -> &'a [[u8; 8]] {
         self.bitmaps
@@ -138,19 +138,19 @@ impl<'a> Block<'a> {
         self.plane
     }
 
-    /// The exponents of the escaped weights, in their order.
+    /// The exponents of the escaped weights, in order.
     #[must_use]
     pub fn escapes(&self) -> &'a [u8] {
         self.escapes
     }
 
-    /// For every 512 weights the number of escapes before them, as stored: little-endian.
+    /// For every 512 weights the number of escapes before them, as stored (little-endian).
     #[must_use]
     pub fn escape_starts(&self) -> &'a [[u8; 4]] {
         self.starts
     }
 
-    /// Which weights of a tile of 64 are escapes; 0 beyond the last tile.
+    /// A bit for each of the 64 weights of a tile: whether it is an escape. 0 beyond the last tile.
     #[must_use]
     pub fn escape_mask(&self, tile: usize) -> u64 {
         let per_tile = self.bitmaps_per_tile();
@@ -162,8 +162,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// How many escapes come before weight `index`, in constant time: a stored start and at most
-    /// eight popcounts. For an index beyond the last weight, all of them.
+    /// The number of escapes before weight `index`, in constant time: a stored start and at most
+    /// eight popcounts. For an index beyond the last weight: the number of all escapes.
     #[must_use]
     pub fn escapes_before(&self, index: usize) -> usize {
         if index >= self.n {
@@ -215,8 +215,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The tiles for products of weights from `index` on, and how far behind their first bitmap bit
-    /// it lies. Byte plane and escapes begin with the weight.
+    /// The tiles for products with the weights from `index` on, and the position of that weight in
+    /// its tile. Byte plane and escapes begin at the weight; the bitmaps begin at the tile.
     pub(crate) fn tiles_at(&self, index: usize) -> (Tiles<'a>, u32) {
         let mut tiles = self.tiles_from(index / TILE);
         tiles.plane = &self.plane[index.min(self.plane.len())..];
@@ -224,12 +224,13 @@ impl<'a> Block<'a> {
         (tiles, (index % TILE) as u32)
     }
 
-    /// Decodes the weights `range`, which must lie in the block, into `dst`, which must be as long.
+    /// Decodes the weights `range` into `dst`. The range must lie in the block, and `dst` must have
+    /// its length.
     pub(crate) fn decode_range(&self, range: Range<usize>, dst: &mut [u8], kernels: &Kernels) {
         let bytes = self.head.fields.bytes;
         let (mut at, mut dst) = (range.start, dst);
         if at % TILE != 0 {
-            // The tile that the range begins in.
+            // The range begins inside this tile.
             let tile = at / TILE;
             let mut buffer = [0; 2 * TILE];
             let whole = (self.n - tile * TILE).min(TILE);
@@ -262,8 +263,8 @@ impl std::fmt::Debug for Block<'_> {
     }
 }
 
-/// A borrowed view of a whole TBE tensor. One that exists is valid in every block, so that
-/// products, decoding and uploading need no further check.
+/// A borrowed view of a whole TBE tensor. All blocks of a `View` are valid, so products, decoding
+/// and uploading need no further check.
 ///
 /// It is made from a reference to an [`EncodedTensor`], or to an
 /// [`EncodedView`](crate::EncodedView) of a frame in memory or in a memory map, without a copy.
@@ -385,10 +386,10 @@ impl<'a> View<'a> {
         self.tensor.table().n_blocks()
     }
 
-    /// Block `index`: the weights from `index * BLOCK_UNITS` on.
+    /// Block `index`. It begins with weight `index * BLOCK_UNITS`.
     ///
     /// # Panics
-    /// When there is no such block.
+    /// If there is no such block.
     #[must_use]
     pub fn block(&self, index: u64) -> Block<'a> {
         Block::trusted(self.head, self.block_len(index), self.tensor.block(index))
@@ -410,9 +411,9 @@ impl<'a> View<'a> {
         self.block(index / block).get((index % block) as usize)
     }
 
-    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian), on the
-    /// threads of the caller's rayon pool. Allocates one slice for each block that the range
-    /// touches where it uses several threads.
+    /// Decodes the weights `range`, counted row-major, into `dst` (little-endian), on the threads
+    /// of the caller's rayon pool. With several threads it allocates one slice for each block of
+    /// the range.
     ///
     /// # Errors
     /// [`Rule::RangeOutOfBounds`], [`Rule::BufferLength`].
@@ -455,8 +456,7 @@ impl<'a> View<'a> {
 }
 
 impl View<'_> {
-    /// Decodes the weights from `first` on, as many as `dst` holds, on this thread. They must be
-    /// there.
+    /// Fills `dst` with the weights from `first` on, on this thread. The tensor must have them.
     pub(crate) fn decode_here(&self, first: u64, dst: &mut [u8], kernels: &Kernels) {
         let bytes = self.head.fields.bytes;
         let (mut at, mut rest) = (first, dst);
@@ -480,7 +480,7 @@ impl std::fmt::Debug for View<'_> {
     }
 }
 
-/// A TBE tensor that was validated once: what a program keeps of a model whose weights stay
+/// A TBE tensor that was validated once. Programs keep it to use a model whose weights stay
 /// encoded.
 ///
 /// ```
@@ -525,7 +525,7 @@ impl Matrix {
         Ok(Matrix { tensor, head })
     }
 
-    /// A view of it, in constant time.
+    /// A view of the tensor, in constant time.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View { tensor: (&self.tensor).into(), head: self.head, kernels: backend::best() }

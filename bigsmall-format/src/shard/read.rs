@@ -1,4 +1,4 @@
-//! Opening a shard: trailer, index, and nothing else until a tensor is asked for.
+//! Opens a shard: reads trailer and index, and nothing else until a tensor is requested.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -15,17 +15,17 @@ use crate::{
     Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_range, xxh3,
 };
 
-/// What is fetched from the end of the file on opening; an index that fits needs no second read.
+/// Bytes of the end that opening reads. An index that fits in them needs no second read.
 const TAIL: u64 = 256 << 10;
 
-/// An open shard. Opening reads the end of the file, at most two reads, and checks the index as a
-/// whole; payloads are read and checked when they are asked for.
+/// An open shard. Opening reads the end of the file, in at most two reads, and checks the whole
+/// index. Payloads are read and checked on request.
 ///
-/// Memory: at most 4 times the bytes of the index + 1 MiB.
+/// Memory: at most 4 times the bytes of the index, and 1 MiB.
 #[derive(Debug)]
 pub struct Shard<R> {
     source: R,
-    /// The index as it stands in the file; the stored header is a part of it.
+    /// The index, unchanged; it contains the stored header.
     index: Vec<u8>,
     header_range: Range<usize>,
     header: Header,
@@ -34,7 +34,7 @@ pub struct Shard<R> {
     flags: u32,
 }
 
-/// What the index says of one tensor. Small, since an index may have a million of them.
+/// The index's record of one tensor. It is small, because an index may have a million.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardEntry {
     payload: Payload,
@@ -48,12 +48,12 @@ enum Payload {
         table: BlockTable,
         encoding: u8,
     },
-    /// That of an earlier tensor, which has its own.
+    /// The payload of an earlier tensor, which has its own.
     Shared(u32),
 }
 
 impl ShardEntry {
-    /// The tensor whose payload this one shares, as a place in the order of tensors.
+    /// The index of the tensor whose payload this one shares.
     #[must_use]
     pub fn shares(&self) -> Option<usize> {
         match self.payload {
@@ -62,14 +62,14 @@ impl ShardEntry {
         }
     }
 
-    /// MD5 of the original bytes, where it was asked for when compressing.
+    /// MD5 of the original bytes, if it was stored when compressing.
     #[must_use]
     pub fn md5(&self) -> Option<[u8; 16]> {
         self.md5.as_deref().copied()
     }
 }
 
-/// A tensor and the payload that it has or shares.
+/// A tensor and its own or shared payload.
 struct Resolved<'a> {
     spec: &'a TensorSpec,
     offset: u64,
@@ -101,7 +101,7 @@ impl<R: ReadAt> Shard<R> {
     /// Opens the shard in `source`.
     ///
     /// # Errors
-    /// An envelope, index or header rule of [`Rule`]; those of `source`.
+    /// A rule of the envelope, the index or the header; those of `source`.
     pub fn open_with(source: R, limits: &Limits) -> Result<Self> {
         let byte_len = len_of(&source)?;
         let tail_len = byte_len.min(TAIL);
@@ -119,7 +119,7 @@ impl<R: ReadAt> Shard<R> {
                 .expected(format!("at most {} bytes", limits.max_index_bytes))
                 .found(index_len));
         }
-        // Index and trailer in one piece, without a second read where the tail holds them.
+        // Index and trailer in one piece, without a second read if the tail contains them.
         let checked_len = index_len.saturating_add(TRAILER_LEN);
         let mut index = if checked_len <= tail_len {
             tail.split_off((tail_len.saturating_sub(checked_len)) as usize)
@@ -143,8 +143,8 @@ impl<R: ReadAt> Shard<R> {
                 .expected(format!("{stored:#018x}"))
                 .found(format!("{found:#018x}")));
         }
-        // Version and features are judged once the trailer is known to be sound: a flipped bit is
-        // damage, not the future.
+        // Version and features are checked after the trailer's checksum: a flipped bit must be
+        // reported as damage, not as a later version.
         let trailer = index.get(trailer_at..).unwrap_or(&[]);
         check_trailer_fields(trailer)?;
         index.truncate(trailer_at);
@@ -161,7 +161,7 @@ impl<R: ReadAt> Shard<R> {
         })
     }
 
-    /// Compares the prelude, the only bytes that opening does not look at.
+    /// Checks the prelude, the only bytes outside payloads that opening does not read.
     ///
     /// # Errors
     /// [`Rule::ShardMagic`], [`Rule::ReservedNotZero`]; those of the source.
@@ -200,7 +200,7 @@ impl<R: ReadAt> Shard<R> {
         self.sha256
     }
 
-    /// Whether the header was made by the writer, for tensors that never were in a file.
+    /// Whether the writer made the header, for tensors that were never in a file.
     #[must_use]
     pub fn is_synthesised(&self) -> bool {
         self.flags & INDEX_SYNTHESISED != 0
@@ -224,7 +224,7 @@ impl<R: ReadAt> Shard<R> {
         &self.source
     }
 
-    /// The place of the tensor `name`.
+    /// The index of the tensor `name` in [`tensors`](Self::tensors).
     ///
     /// # Errors
     /// [`Rule::TensorMissing`].
@@ -232,15 +232,15 @@ impl<R: ReadAt> Shard<R> {
         self.header.index_of(name).ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(name))
     }
 
-    /// What the index says of tensor `index`; a shared payload's own record is at
-    /// [`ShardEntry::shares`].
+    /// The record of tensor `index`. For a shared payload, [`ShardEntry::shares`] says which record
+    /// has it.
     ///
     /// # Errors
-    /// [`Rule::TensorMissing`] for a place beyond the last tensor.
+    /// [`Rule::TensorMissing`] for an index beyond the last tensor.
     pub fn entry(&self, index: usize) -> Result<&ShardEntry> {
         self.entries
             .get(index)
-            .ok_or_else(|| Error::new(Rule::TensorMissing).found(format!("place {index}")))
+            .ok_or_else(|| Error::new(Rule::TensorMissing).found(format!("index {index}")))
     }
 
     fn resolve(&self, index: usize) -> Result<Resolved<'_>> {
@@ -262,7 +262,8 @@ impl<R: ReadAt> Shard<R> {
     /// The encoding of tensor `index`.
     ///
     /// # Errors
-    /// [`Rule::EncodingUnknown`] for one of a later version; the other tensors stay readable.
+    /// [`Rule::EncodingUnknown`] for an encoding of a later version. The other tensors stay
+    /// readable.
     pub fn encoding(&self, index: usize) -> Result<EncodingId> {
         self.resolve(index)?.encoding()
     }
@@ -283,7 +284,7 @@ impl<R: ReadAt> Shard<R> {
         Ok(self.resolve(index)?.table)
     }
 
-    /// Reads tensor `index` in its encoded form, one read, every checksum verified. Memory: the
+    /// Reads tensor `index` in its encoded form, in one read. Verifies every checksum. Memory: the
     /// payload.
     ///
     /// # Errors
@@ -298,8 +299,8 @@ impl<R: ReadAt> Shard<R> {
             .map_err(|e| e.in_part_at(range.start))
     }
 
-    /// Reads and checks the head of tensor `index` and opens it with `encoding`, which must be the
-    /// tensor's.
+    /// Reads and checks the head of tensor `index`, and opens it with `encoding`, which must be the
+    /// tensor's encoding.
     ///
     /// # Errors
     /// [`Rule::HeadChecksum`], [`Rule::EncodingDtype`], those of [`TensorEncoding::open`] and of
@@ -316,12 +317,11 @@ impl<R: ReadAt> Shard<R> {
         self.decoder_from(index, encoding, &head)
     }
 
-    /// The same where the payload has been read already, or at least its first bytes up to the
-    /// first block.
+    /// The same for a payload that is already in memory, at least up to its first block.
     ///
     /// # Errors
-    /// Those of [`decoder`](Self::decoder) but the source's; [`Rule::BufferLength`] when `payload`
-    /// ends before the first block.
+    /// Those of [`decoder`](Self::decoder), except the source's; [`Rule::BufferLength`] if
+    /// `payload` ends before the first block.
     pub fn decoder_from(
         &self,
         index: usize,
@@ -337,7 +337,8 @@ impl<R: ReadAt> Shard<R> {
         if !encoding.supports(spec.dtype()) {
             return Err(named(Error::new(Rule::EncodingDtype)).found(spec.dtype()));
         }
-        // The zero bytes between the head and the first block have no checksum: they are looked at.
+        // The padding between the head and the first block has no checksum, so it is compared with
+        // zeros.
         let padded = table.blocks_range(0..0).start as usize;
         let parts = payload.get(..padded).and_then(|p| p.split_at_checked(table.head_len()));
         let Some((head, padding)) = parts else {
@@ -353,8 +354,8 @@ impl<R: ReadAt> Shard<R> {
     }
 
     /// Decodes the original bytes `range` of tensor `index` into `dst`, on the threads of the
-    /// caller's rayon pool, with the decoder from [`decoder`](Self::decoder). Only the blocks that
-    /// are touched are read.
+    /// caller's rayon pool, with the decoder from [`decoder`](Self::decoder). Reads only the needed
+    /// blocks.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -376,8 +377,8 @@ impl<R: ReadAt> Shard<R> {
             .map_err(|e| e.in_part_at(resolved.offset))
     }
 
-    /// The same on this thread alone, where the blocks that are touched have been read already:
-    /// `payload` stands for the whole payload of tensor `index`.
+    /// The same on this thread alone, for blocks that are already in memory. `payload` stands for
+    /// the whole payload of tensor `index`, and must give the needed blocks.
     ///
     /// # Errors
     /// Those of [`decode_range`].
@@ -394,7 +395,7 @@ impl<R: ReadAt> Shard<R> {
     }
 }
 
-/// Where the index lies. Checks only what is needed to find it.
+/// The range of the index. Checks only the fields that locate it.
 fn read_trailer(tail: &[u8], byte_len: u64) -> Result<Range<u64>> {
     let too_short = || {
         Error::new(Rule::ShardTooShort)
@@ -422,7 +423,7 @@ fn read_trailer(tail: &[u8], byte_len: u64) -> Result<Range<u64>> {
     Ok(offset..trailer_at)
 }
 
-/// Feature bits, version and reserved bytes.
+/// Checks feature bits, version and reserved bytes.
 fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
     let mut cursor = Cursor::new(trailer, Rule::ShardTooShort);
     cursor.take(16)?;
@@ -446,8 +447,7 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Says what a file without the trailer's magic is instead of a shard, where its first bytes show
-/// it.
+/// The error for a file without the trailer's magic: its first bytes may show another kind of file.
 fn explain(source: &dyn ReadAt, byte_len: u64, error: Error) -> Error {
     let mut start = [0; 9];
     let len = byte_len.min(start.len() as u64) as usize;
@@ -474,7 +474,8 @@ struct Parsed {
     flags: u32,
 }
 
-/// Offsets of errors are those in the index, which begins at `begin`.
+/// Parses the index, which begins at `begin` in the file. Offsets of errors are relative to the
+/// index.
 fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     let mut cursor = Cursor::new(index, Rule::IndexTruncated);
     let header_len = cursor.u64()?;
@@ -493,7 +494,7 @@ fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     let json = cursor.take(header_len)?;
     let header_range = INDEX_FIXED..INDEX_FIXED.saturating_add(header_len);
     cursor.align8()?;
-    // Every tensor has a record: a count beyond that is refused before memory is set aside for it.
+    // Every tensor has a record. A larger count is refused before memory is reserved for it.
     if count > cursor.remaining().checked_div(RECORD_FIXED).unwrap_or(0) {
         return Err(Error::new(Rule::IndexTruncated)
             .expected(format!("{count} records"))
@@ -553,7 +554,7 @@ fn read_record(
                 })
         });
         let Some((owner, _)) = same else {
-            return Err(Error::new(Rule::SharedPayload).found(format!("place {place}")));
+            return Err(Error::new(Rule::SharedPayload).found(format!("index {place}")));
         };
         if (encoding, head_len, length, head_hash) != (0, 0, 0, 0) {
             return Err(Error::new(Rule::ReservedNotZero).found("in a shared record"));

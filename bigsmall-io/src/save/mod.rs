@@ -21,13 +21,13 @@ use crate::stage::lock::lock;
 use crate::stage::output::Output;
 use crate::{FileReport, Progress, SaveOptions, TensorView};
 
-/// Saves tensors as the shard `path`, which restores to the file that `safetensors::serialize`
-/// makes of the same tensors and metadata, byte for byte (where there is more than one key of
-/// metadata, safetensors writes them in any order, this function in theirs).
+/// Saves tensors as the shard `path`. It restores, byte for byte, to the file that
+/// `safetensors::serialize` makes of the same tensors and metadata. The order of several metadata
+/// keys may differ: safetensors writes them in any order, this function sorts them.
 ///
-/// The default [`SaveOptions`] hold: an existing file is replaced. What was written is read again,
-/// decoded and compared before the file gets its name; it is absent, as it was, or complete.
-/// Memory: at most 256 MiB and the index, beside the tensors themselves.
+/// Uses the default [`SaveOptions`]: an existing file is replaced. The written bytes are read back,
+/// decoded and compared before the file gets its name. So the file is absent, unchanged, or
+/// complete. Memory: at most 256 MiB and the index, beside the tensors themselves.
 ///
 /// # Errors
 /// [`Rule::BufferLength`] where the values of a tensor are not as long as its shape says,
@@ -96,11 +96,11 @@ pub fn save_with<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     Ok(report)
 }
 
-/// Saves tensors into anything that takes bytes: memory, a socket. What was written cannot be read
-/// again there; encoded tensors are decoded and compared before they are written.
+/// Saves tensors to any writer, such as memory or a socket. It cannot be read back; instead,
+/// encoded tensors are decoded and compared before they are written.
 ///
 /// # Errors
-/// Those of [`save`] and of `sink`, where a part of the shard may have arrived.
+/// Those of [`save`] and of `sink`. After an error, `sink` may have received a part of the shard.
 ///
 /// ```
 /// use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
@@ -151,7 +151,7 @@ fn named(spec: TensorSpec) -> Result<TensorSpec> {
     }
 }
 
-/// The safetensors file of tensors in memory, which is nowhere as a whole.
+/// The safetensors file of tensors in memory. It never exists as a whole.
 struct InMemory<'a> {
     /// The header with its length.
     prefix: Vec<u8>,
@@ -197,7 +197,7 @@ impl<'a> InMemory<'a> {
         compress_walk(self, Origin::Memory, output, &options.compress(), &Progress::default())
     }
 
-    /// The piece that holds the byte `at` and the place where the piece begins.
+    /// The piece that contains the byte `at`, and the position where the piece begins.
     fn piece(&self, at: u64) -> Option<(&[u8], u64)> {
         if at < self.prefix.len() as u64 {
             return Some((&self.prefix, 0));

@@ -9,8 +9,8 @@ use crate::{Element, Tensor};
 
 /// A tensor in memory: its dtype, its shape and its values, borrowed or owned.
 ///
-/// Nothing is checked here. [`save`](crate::save) and its relatives check that the values are as
-/// long as the shape says, and name the tensor where they are not.
+/// Creating a view checks nothing. [`save`](crate::save) and the other functions that save check
+/// that the values have the length of the shape; their errors name the tensor.
 ///
 /// ```
 /// use bigsmall_io::{Dtype, TensorView};

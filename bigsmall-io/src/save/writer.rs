@@ -1,4 +1,4 @@
-//! A shard written tensor by tensor.
+//! Writes a shard tensor by tensor.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,9 +21,9 @@ use crate::{Encoding, FileReport, Progress, RestoreOptions, SaveOptions};
 /// shapes first, then the values of one tensor after the other, then [`finish`](Self::finish).
 ///
 /// The shard restores to the safetensors file with the tensors in that order. A tensor whose dtype
-/// and values are those of an earlier one shares its payload. [`finish`](Self::finish) reads all
-/// that was written, decodes it and compares the SHA-256 with that of the tensors; only then does
-/// the file get its name. A writer that is dropped before leaves nothing behind.
+/// and values are those of an earlier one shares its payload. [`finish`](Self::finish) reads the
+/// file back, decodes it and compares the SHA-256 with that of the tensors. Only then does the file
+/// get its name. A writer that is dropped earlier leaves nothing behind.
 ///
 /// Memory: one encoded tensor, 12 bytes a block and some 100 bytes a tensor; in
 /// [`finish`](Self::finish) at most 256 MiB and the index.
@@ -54,7 +54,7 @@ pub struct Writer {
     file: Arc<AtomicFile>,
     name: String,
     encoding: Encoding,
-    /// Tensors that are written.
+    /// How many tensors are written.
     done: usize,
     /// The first tensor with that dtype, length and hash.
     first: HashMap<(Dtype, u64, u64), usize>,
@@ -87,7 +87,7 @@ impl Writer {
         })
     }
 
-    /// The tensor that is to be written next; `None` once all are written.
+    /// The next tensor to write; `None` once all are written.
     #[must_use]
     pub fn due(&self) -> Option<&TensorSpec> {
         self.writer.tensors().get(self.done)
@@ -123,7 +123,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the index, reads all of the file again and gives it its name.
+    /// Writes the index, reads the whole file back and gives it its name.
     ///
     /// # Errors
     /// [`Rule::WriterMisuse`] when tensors are missing, [`ErrorKind::ReadBack`] when what was

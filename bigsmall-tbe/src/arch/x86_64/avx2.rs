@@ -1,6 +1,6 @@
-//! AVX2: bitmaps are spread into bytes by a shuffle and a comparison, or transposed where there is
-//! GFNI. Exponents go to a ring of tiles in the level 1 cache, where escapes are patched in without
-//! a branch for each, and are used a few tiles later.
+//! AVX2: a shuffle and a comparison expand bitmaps to bytes; with GFNI they are transposed instead.
+//! Exponents go to a ring of tiles in the level 1 cache. Escapes are patched into it without a
+//! branch for each. The exponents are used a few tiles later.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -25,7 +25,7 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
 static WITH_GFNI: Kernels = with_or_without::<true>();
 static WITHOUT_GFNI: Kernels = with_or_without::<false>();
 
-/// The kernels that use GFNI, which some processors without AVX-512 have, or that do not.
+/// The kernels with or without GFNI, which some processors without AVX-512 support.
 const fn with_or_without<const GFNI: bool>() -> Kernels {
     Kernels {
         backend: Backend::Avx2,
@@ -115,8 +115,8 @@ fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
 
 plain_loops!("avx2,fma,bmi1,bmi2,popcnt");
 
-/// An exponent as the ring holds it: its lowest bit on top, where it goes in the lower byte of a
-/// weight.
+/// An exponent in the form of the ring: rotated, with its lowest bit on top. The lower byte of a
+/// weight has that bit on top, too.
 fn turned(exponent: u8) -> u8 {
     exponent.rotate_right(1)
 }
@@ -130,14 +130,14 @@ fn turned_exponents(base: u8) -> __m256i {
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(of_codes.as_ptr().cast()) })
 }
 
-/// The bitmaps of a tile: the first two and the last two, in each half of a vector.
+/// The bitmaps of a tile: the first two and the last two. Each pair is in both halves of a vector.
 type Pairs = [__m256i; 2];
 
 /// The turned exponents of the codes of a tile.
 ///
 /// # Safety
-/// The machine must have AVX2, and GFNI where that is demanded, as for all functions that are
-/// generic in it.
+/// The machine must have AVX2, and GFNI if `GFNI` is true. This holds for all functions with that
+/// parameter.
 #[inline(always)]
 unsafe fn look_up<const W: usize, const GFNI: bool>(
     exponents: __m256i,
@@ -150,14 +150,14 @@ unsafe fn look_up<const W: usize, const GFNI: bool>(
     }
 }
 
-/// Which eight of the first 32 weights each of these belongs to.
+/// For each of the first 32 weights the index of the bitmap's byte that has its bit.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn groups() -> __m256i {
     _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303)
 }
 
-/// The codes of both halves of a tile: each byte takes the byte of the bitmap that has its bit, and
+/// The codes of both halves of a tile. Each byte gets the byte of the bitmap that has its bit; then
 /// the bit is tested.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -178,16 +178,15 @@ fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
     codes
 }
 
-/// The codes of both halves of a tile: the bytes of the bitmaps that belong to eight weights are
-/// rows of a matrix of bits, which is transposed. The bits 4 to 6 are not part of a code, and no
-/// shuffle looks at them.
+/// The codes of both halves of a tile. The bytes of the bitmaps for eight weights are the rows of a
+/// bit matrix, which is transposed. Bits 4 to 6 are not part of a code, and shuffles ignore them.
 #[inline]
 #[target_feature(enable = "avx2,gfni")]
 fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i: products with
-    // the unit vectors have codes of the weights 8 g to 8 g + 7 in their lower halves, and in
-    // the upper ones those of the weights 32 further on. A place that has its highest bit set
-    // becomes 0.
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i. The products
+    // with the unit vectors then have the codes of the weights 8 g to 8 g + 7 in their lower
+    // halves, and the codes of the weights 32 later in their upper halves. The shuffle writes 0
+    // where the highest bit of the index is set.
     let places = |first: u64| _mm256_or_si256(groups(), _mm256_set1_epi64x(first as i64));
     let first = places(0x0008_8080_040c_8080);
     let last = places(if W == 3 { 0x8080_0880_8080_0c80 } else { 0x8080_0008_8080_040c });
@@ -196,24 +195,24 @@ fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let codes = _mm256_gf2p8affine_epi64_epi8::<0>(bits, rows);
     [codes, _mm256_srli_epi16::<4>(codes)].map(|codes| {
-        // With three bitmaps the bits 3 and 7 are 0.
+        // With three bitmaps, bits 3 and 7 are 0.
         if W == 3 { codes } else { _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)) }
     })
 }
 
-/// How many tiles later a tile is used: by then the bytes of its escapes have left the processor's
-/// queue of stores, and it can be loaded as vectors.
+/// How many tiles later a tile is used. By then the bytes of its escapes have left the store
+/// buffer, and vectors can be loaded without a failed store forwarding.
 const LAG: usize = 6;
-/// Tiles in the ring, two more than [`LAG`], since patching writes a byte into the next one: a
-/// power of two.
+/// Tiles in the ring: two more than [`LAG`], because patching writes a byte into the next tile. It
+/// is a power of two.
 const RING: usize = LAG + 2;
 
-/// Calls `each` for each of `n` tiles, in order, with the place of its first weight among all of
-/// them and with its turned exponents; the number of their escapes.
+/// Calls `each` for `n` tiles, in order, with the index of the tile's first weight and its turned
+/// exponents. Returns the number of their escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` demands a shift of 0. The
-/// machine must have AVX2, BMI1, BMI2 and POPCNT, and GFNI where that is demanded.
+/// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` requires a shift of 0.
+/// The machine must have AVX2, BMI1, BMI2 and POPCNT, and GFNI if `GFNI` is true.
 #[inline(always)]
 unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     tiles: &Tiles<'_>,
@@ -221,7 +220,7 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     n: usize,
     mut each: impl FnMut(usize, &[__m256i; 2]),
 ) -> usize {
-    // One tile more, for the byte that patching writes after the last.
+    // One more tile, for the byte that patching writes after the last one.
     let mut ring = [const { MaybeUninit::<[__m256i; 2]>::uninit() }; RING + 1];
     let ring = ring.as_mut_ptr().cast::<[__m256i; 2]>();
     let mut escapes = Escapes::new(tiles.escapes);
@@ -238,8 +237,8 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
             here = here.wrapping_add(W);
             stream::fetch_plane(tiles, at);
             stream::fetch_bitmaps::<W>(here);
-            // SAFETY: after each of the RING tiles there is another; the next one was used a round
-            // ago, RING being LAG + 2.
+            // SAFETY: each of the RING tiles is followed by another one. The next tile was used one
+            // round ago, because RING is LAG + 2.
             unsafe {
                 let slot = ring.add(at / TILE % RING);
                 slot.write(tile);
@@ -249,7 +248,8 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
             }
         }
         if let Some(at) = at.checked_sub(LAG * TILE) {
-            // SAFETY: written LAG rounds ago, and nothing writes there before `each` is done.
+            // SAFETY: it was written LAG rounds ago, and nothing writes to it before `each`
+            // returns.
             each(at, unsafe { &*ring.add(at / TILE % RING) });
         }
     }
@@ -259,7 +259,8 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
 /// The bitmaps of the tile at `here`, and the mask of its escapes.
 ///
 /// # Safety
-/// There must be W bitmaps, and W more unless `ALIGNED`. The machine must have AVX2.
+/// `here` must be valid for reads of W bitmaps, and of W more unless `ALIGNED`. The machine must
+/// have AVX2.
 #[inline(always)]
 unsafe fn bitmaps<const W: usize, const ALIGNED: bool>(
     here: *const [u8; 8],
@@ -274,31 +275,32 @@ unsafe fn bitmaps<const W: usize, const ALIGNED: bool>(
                 *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
             }
         }
-        // Where they can be, vectors are loaded and not made of the words that the mask takes.
+        // If aligned, load the vectors from memory instead of making them from the words of the
+        // mask.
         let from = if ALIGNED { here.cast() } else { words.as_ptr() };
         let pair = |i| _mm256_broadcastsi128_si256(_mm_loadu_si128(from.add(i).cast()));
         (words.iter().fold(!0, |mask, word| mask & word), [pair(0), pair(W - 2)])
     }
 }
 
-/// The escapes of a row or of a piece of a block, of which the next ones are turned in advance.
+/// The escapes of a row or of a piece of a block. The next ones are turned in advance.
 struct Escapes<'a> {
     all: &'a [u8],
-    /// Where the turned ones begin.
+    /// The index of the first turned one.
     from: usize,
     turned: [u8; Escapes::TURNED],
-    /// The first of the turned ones that no tile has taken.
+    /// The first turned one that no tile has taken.
     next: usize,
 }
 
 impl<'a> Escapes<'a> {
-    /// How many, at least a tile's: the more, the less often this is done, and the more of them are
-    /// of other rows.
+    /// How many are turned at once: at least those of one tile. With more, turning happens less
+    /// often, but more of them belong to other rows.
     const TURNED: usize = 3 * TILE;
 
     #[inline(always)]
     fn new(all: &'a [u8]) -> Self {
-        // None is turned yet: those that would be lie before the first and have been taken.
+        // None is turned yet. The buffer stands for escapes before the first one, all taken.
         let next = Self::TURNED;
         Escapes { all, from: 0_usize.wrapping_sub(next), turned: [0; Self::TURNED], next }
     }
@@ -321,9 +323,8 @@ impl<'a> Escapes<'a> {
         }
     }
 
-    /// Puts the escapes of a tile in place. Four are written whether there are or not, since a
-    /// branch for each would be mispredicted once a tile: what is not there goes to the first
-    /// byte of the next tile.
+    /// Writes the escapes of a tile into it. Four are always written, because a branch for each
+    /// would be mispredicted once a tile. Missing ones go to the first byte of the next tile.
     ///
     /// # Safety
     /// `tile` must be valid for writes of 65 bytes. The machine must have AVX2.
@@ -336,8 +337,8 @@ impl<'a> Escapes<'a> {
         }
         let n = mask.count_ones() as usize;
         let mut put = |i: usize| {
-            // SAFETY: `next` leaves room for the escapes of a tile, and `i` is less than 64; at
-            // most 64 bytes after `tile`.
+            // SAFETY: from `next` on there are turned escapes for a whole tile, and `i` is less
+            // than 64. The target is at most 64 bytes after `tile`.
             unsafe {
                 *tile.add(mask.trailing_zeros() as usize) =
                     *self.turned.get_unchecked(self.next + i);
@@ -356,15 +357,15 @@ impl<'a> Escapes<'a> {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpack(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
-    // The lower byte of a weight is the plane's with the top bit of the exponent's, the upper byte
-    // the other way round.
+    // The lower byte of a weight is the plane's byte with the top bit of the turned exponent. The
+    // upper byte is the turned exponent with the top bit of the plane's byte.
     let differ = _mm256_xor_si256(turned, plane);
     let swap = _mm256_and_si256(differ, _mm256_set1_epi8(0x80_u8 as i8));
     let (low, high) = (_mm256_xor_si256(plane, swap), _mm256_xor_si256(turned, swap));
     (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
 }
 
-/// Decodes `out.len() / 128` whole tiles; the number of their escapes.
+/// Decodes `out.len() / 128` whole tiles. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles. The machine must have the features.
@@ -464,10 +465,11 @@ fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
     }
 }
 
-/// The number of the tiles' escapes.
+/// Adds the products of the tiles' weights and `x` to `chains`. Returns the number of the tiles'
+/// escapes.
 ///
 /// # Safety
-/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0. The
+/// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` requires a shift of 0. The
 /// machine must have the features.
 #[inline(always)]
 unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
@@ -548,8 +550,8 @@ fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
 mod tests {
     use super::*;
 
-    /// Products and decoded bytes of `n` tiles, of which about one weight in `rarity` escapes, with
-    /// GFNI and without; the bytes are those of the portable kernel.
+    /// Compares products and decoded bytes of `n` tiles with and without GFNI; about one weight in
+    /// `rarity` is an escape. The bytes must be those of the portable kernel.
     fn both(width: Width, n: usize, shift: u32, rarity: u32) {
         let mut state = 1u64;
         let mut random = || {
