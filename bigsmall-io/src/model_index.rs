@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Shards of one model at the most.
 const MAX_SHARDS: usize = 1 << 16;
 
-/// Which shard holds which tensor.
+/// Which shard contains which tensor.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ModelIndex {
     /// Pairs of tensor and shard, sorted by tensor.
@@ -158,7 +158,7 @@ impl<'de> Visitor<'de> for Top {
     }
 }
 
-/// An object from tensors to shards; keys that appear twice are kept twice.
+/// An object from tensors to shards. Duplicate keys stay in the result.
 struct WeightMap;
 
 impl<'de> DeserializeSeed<'de> for WeightMap {

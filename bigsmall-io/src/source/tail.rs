@@ -51,7 +51,7 @@ impl Tail {
         })
     }
 
-    /// The bytes of `range`, where all of them are kept.
+    /// The bytes of `range`, if all of them are kept.
     pub(crate) fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
         let (start, end) = (range.start.checked_sub(self.at())?, range.end.checked_sub(self.at())?);
         self.bytes.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)

@@ -47,9 +47,9 @@ pub(crate) fn chunks(tensors: &[TensorSpec]) -> Chunks<'_> {
 pub(crate) struct Chunks<'a> {
     tensors: &'a [TensorSpec],
     tensor: usize,
-    /// Bytes of `tensor` that earlier chunks hold.
+    /// Bytes of `tensor` in earlier chunks.
     at: u64,
-    /// Bytes of the data section that earlier chunks hold.
+    /// Bytes of the data section in earlier chunks.
     data: u64,
 }
 

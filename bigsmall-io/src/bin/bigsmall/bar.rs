@@ -8,7 +8,7 @@ use std::time::Duration;
 use bigsmall_io::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Runs `job` while a thread shows how far it is, where stderr is a terminal.
+/// Runs `job`. If stderr is a terminal, a thread shows the progress.
 pub(crate) fn with_bar<T>(progress: &Progress, job: impl FnOnce() -> T) -> T {
     if !std::io::stderr().is_terminal() {
         return job();
@@ -18,7 +18,7 @@ pub(crate) fn with_bar<T>(progress: &Progress, job: impl FnOnce() -> T) -> T {
         let shown = std::thread::Builder::new().spawn_scoped(scope, || show(progress, &done));
         let result = job();
         done.store(true, std::sync::atomic::Ordering::Relaxed);
-        // Without a thread there is no bar, and that is all.
+        // Without a thread there is no bar; the job still runs.
         if let Ok(thread) = shown {
             thread.thread().unpark();
         }
@@ -39,8 +39,8 @@ fn show(progress: &Progress, done: &AtomicBool) {
     bar.finish_and_clear();
 }
 
-/// The first Ctrl-C (or the signal that a shutdown sends) asks the job to stop and clean up, the
-/// second ends the program at once.
+/// The first Ctrl-C (or the signal of a shutdown) asks the job to stop and clean up. The second one
+/// ends the program at once.
 pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM] {
@@ -50,8 +50,8 @@ pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     }
     #[cfg(unix)]
     {
-        // A file above the size that the system allows is an error to report; by default the signal
-        // would end the program and leave the temporary file behind.
+        // Report a file above the system's size limit as an error. By default the signal would end
+        // the program and leave the temporary file behind.
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)?;
         signal_hook::flag::register(signal_hook::consts::SIGHUP, progress.cancel_flag())?;

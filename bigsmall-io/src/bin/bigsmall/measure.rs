@@ -1,4 +1,4 @@
-//! Size and speed on a file's own tensors, in memory, with `memcpy` as the yardstick.
+//! Size and speed on the tensors of a file, in memory, in comparison with `memcpy`.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,26 +24,26 @@ pub(crate) struct MeasureOptions {
     pub(crate) encoding: Encoding,
     /// The kernels' name; empty or `auto` for the fastest of this machine.
     pub(crate) backend: String,
-    /// Decode without verifying the checksums of the blocks, to measure the bare decoder.
+    /// Decode without verifying the checksums of the blocks, to measure only the decoder.
     pub(crate) no_checksum: bool,
 }
 
-/// What was measured. Rates are 10^9 bytes of original data a second.
+/// The result. Rates are in 10^9 bytes of original data per second.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Measurement {
     /// Bytes of the safetensors file.
     pub(crate) original_bytes: u64,
-    /// Bytes of the shard it makes.
+    /// Bytes of its shard.
     pub(crate) compressed_bytes: u64,
     /// Rate of encoding, all passes, from memory to memory.
     pub(crate) encode_gbps: f64,
     /// Rate of decoding, from memory to memory.
     pub(crate) decode_gbps: f64,
-    /// Rate of copying as many bytes between touched buffers by as many threads, in turn with
-    /// decoding.
+    /// Rate of copying as many bytes with as many threads, in turn with decoding. All pages of the
+    /// buffers are mapped before.
     pub(crate) memcpy_gbps: f64,
-    /// Rates of matrix-vector products, where the encoding is one of triple bitmaps and the file
-    /// has matrices of BF16.
+    /// Rates of matrix-vector products, if the encoding is triple bitmaps and the file has BF16
+    /// matrices.
     pub(crate) matvec: Option<Matvec>,
     /// The kernels that decoded.
     pub(crate) backend: &'static str,
@@ -51,40 +51,40 @@ pub(crate) struct Measurement {
     pub(crate) threads: usize,
 }
 
-/// Products of every matrix of BF16 in a pass with one vector. Rates are 10^9 bytes of original
-/// data a second.
+/// Products of every BF16 matrix with one vector in each pass. Rates are in 10^9 bytes of original
+/// data per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Matvec {
-    /// Rate of multiplying while compressed.
+    /// Rate of products with compressed matrices.
     pub(crate) gbps: f64,
-    /// Rate of the same products of plain matrices by the same kernels, in turn with those.
+    /// Rate of the same products with plain matrices and the same kernels, in turn with the others.
     pub(crate) plain_gbps: f64,
 }
 
 impl Matvec {
-    /// The rate of multiplying while compressed as a share of that of plain matrices.
+    /// The rate with compressed matrices / the rate with plain ones.
     pub(crate) fn vs_plain(&self) -> f64 {
         self.gbps / self.plain_gbps
     }
 }
 
-/// Original bytes that one pass decodes at the least: more than any cache.
+/// The least original bytes of one pass: more than any cache.
 const PASS: u64 = 512 << 20;
-/// Original bytes that are taken from the file at the most.
+/// The most original bytes to use of the file.
 const TAKEN: u64 = 1 << 30;
-/// Bytes that a thread decodes or copies at a time.
+/// Bytes that a thread decodes or copies in one call.
 const PIECE: usize = 16 << 20;
-/// Bytes that are encoded at a time, as `compress` does it.
+/// Bytes that are encoded in one call, as in `compress`.
 const CHUNK: usize = 1 << 20;
 /// Passes; the median counts.
 const PASSES: usize = 9;
 
 /// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors
-/// are repeated over distinct buffers to at least 512 MiB; of a larger file the first GiB counts
-/// for the rates, all of it for the size. Rates are medians of nine passes of decoding and copying
-/// in turn, and of products by either way in turn.
+/// are repeated in distinct buffers, up to at least 512 MiB. Of a larger file the first GiB counts
+/// for the rates, and the whole file for the size. Rates are medians of nine passes. Decoding and
+/// copying take turns, and so do both kinds of products.
 ///
-/// Memory: three times what is decoded in one pass.
+/// Memory: three times the bytes that one pass decodes.
 ///
 /// # Errors
 /// [`Rule::BackendMissing`]; [`ErrorKind::Argument`] for a file without values; those of reading
@@ -150,7 +150,7 @@ fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
     Ok(found)
 }
 
-/// The encoding with the kernels that were asked for.
+/// The encoding with the requested kernels.
 fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static str)> {
     let wanted = if options.backend.is_empty() { "auto" } else { &options.backend };
     let backend = Backend::from_name(wanted)?;
@@ -169,7 +169,7 @@ fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static 
     })
 }
 
-/// A tensor and one of the places it is decoded to.
+/// A tensor and one of its output buffers.
 struct Copy<'a> {
     original: &'a [u8],
     encoded: EncodedTensor,
@@ -210,7 +210,7 @@ fn measure_tensors(
         }
     }
 
-    // Distinct buffers for every repetition, all of them touched.
+    // Distinct buffers for every repetition, with all pages mapped.
     let times = PASS.div_ceil(taken);
     let mut copies = Vec::new();
     let mut places = Vec::new();
@@ -237,7 +237,7 @@ fn measure_tensors(
         })?;
         let middle = Instant::now();
         if pass == 0 {
-            // The first pass warms up, and shows that what is measured is right.
+            // The first pass warms up and checks the result.
             let same = copies.iter().zip(&places).all(|(c, p)| c.original == p);
             if !same {
                 return Err(Error::new(ErrorKind::ReadBack));
@@ -271,7 +271,7 @@ fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
 
 /// Products of all matrices of BF16 in triple bitmaps, and of the plain ones.
 fn matvec(copies: &[Copy<'_>], backend: &str, progress: &Progress) -> Result<Option<Matvec>> {
-    // Values without an encoding have no kernels: their name is no backend.
+    // Raw values have no kernels, so their name is not a backend.
     let Ok(backend) = Backend::from_name(backend) else { return Ok(None) };
     let mut matrices = Vec::new();
     let (mut bytes, mut most_rows, mut most_columns) = (0, 0, 0);
@@ -291,7 +291,7 @@ fn matvec(copies: &[Copy<'_>], backend: &str, progress: &Progress) -> Result<Opt
     if matrices.is_empty() {
         return Ok(None);
     }
-    // Any values: kernels take as long for one as for another.
+    // Any values: they do not change the kernels' speed.
     let x: Vec<f32> = (0..most_columns).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut y = vec![0.0; most_rows];
     let (mut encoded, mut plain) = (Vec::new(), Vec::new());
@@ -333,8 +333,8 @@ fn run(
     for_each_in_parallel(pieces.into_iter(), || (), |(), (copy, at, piece)| work(copy, at, piece))
 }
 
-/// All passes of encoding one tensor, planning included, into memory that is used again for every
-/// chunk of every tensor, as `compress` does it.
+/// Encodes one tensor, including planning, into memory that is reused for every chunk of every
+/// tensor, as in `compress`.
 fn encode_by_chunks(
     coder: &dyn TensorEncoding,
     spec: &TensorSpec,
@@ -369,12 +369,12 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
 }
 
 impl Measurement {
-    /// Compressed over original.
+    /// Compressed size / original size.
     pub(crate) fn ratio(&self) -> f64 {
         self.compressed_bytes as f64 / self.original_bytes.max(1) as f64
     }
 
-    /// The rate of decoding as a share of that of copying.
+    /// The rate of decoding / the rate of copying.
     pub(crate) fn decode_vs_memcpy(&self) -> f64 {
         self.decode_gbps / self.memcpy_gbps
     }

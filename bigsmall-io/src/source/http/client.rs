@@ -30,7 +30,7 @@ pub(crate) struct Client {
     options: HttpOptions,
 }
 
-/// What is asked for.
+/// The requested part of a file.
 #[derive(Clone, Copy)]
 pub(crate) enum Want {
     #[cfg(feature = "hub")]
