@@ -33,7 +33,7 @@ pub(crate) fn check_index(
                 return Err(Error::new(ErrorKind::ModelTensor)
                     .in_file(&path)
                     .in_tensor(spec.name())
-                    .found(format!("in {shard:?}, but not so in the index file")));
+                    .found(format!("in {shard:?}, but the index file says otherwise")));
             }
         }
         if let Some(missing) = wanted.first() {
