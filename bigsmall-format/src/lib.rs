@@ -57,10 +57,7 @@ pub use table::BlockTable;
 
 pub(crate) use internal::Ahead;
 
-#[doc(hidden)]
-pub use internal::{
-    Section, decode_here, for_each_in_parallel, pool_size, run_in_pool, xxh3, zeroed,
-};
+pub(crate) use internal::{Section, decode_here, for_each_in_parallel, pool_size, xxh3};
 
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]

@@ -10,6 +10,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fmt::Write as _;
 
+use bigsmall_format::internal::xxh3;
 use bigsmall_format::*;
 use forge::{Copying, Forge, Record};
 

@@ -1,6 +1,7 @@
 //! FORMAT.md and this crate say the same: vectors, rules and limits are read out of that file.
 #![allow(clippy::unwrap_used)]
 
+use bigsmall_format::internal::xxh3;
 use bigsmall_format::*;
 use bigsmall_testing::specification::{self, hex, vector};
 

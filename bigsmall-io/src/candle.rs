@@ -29,8 +29,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::internal::Chain;
-use bigsmall_format::{Dtype, Rule, TensorSpec, zeroed};
+use bigsmall_format::internal::{Chain, zeroed};
+use bigsmall_format::{Dtype, Rule, TensorSpec};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend, VarBuilder, VarBuilderArgs};

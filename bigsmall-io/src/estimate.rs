@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, Section, TensorSpec, pool_size};
+use bigsmall_format::internal::{Section, len_of, pool_size, read_at};
+use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::names::SAFETENSORS;

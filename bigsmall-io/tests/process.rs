@@ -24,7 +24,8 @@ fn limited(dir: &Path, limit: &str, args: &[&str]) -> std::process::Output {
     let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command.current_dir(dir).arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_bigsmall")).args(args);
-    command.output().unwrap()
+    // A panic that prints a backtrace waits for ever if the memory for the backtrace is refused.
+    command.env("RUST_BACKTRACE", "0").output().unwrap()
 }
 
 fn model(path: &Path, seed: u64, n: usize) {

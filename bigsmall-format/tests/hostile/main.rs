@@ -12,6 +12,7 @@ mod headers;
 mod misuse;
 mod records;
 
+use bigsmall_format::internal::xxh3;
 use bigsmall_format::*;
 use forge::{Copying, Forge, Record};
 

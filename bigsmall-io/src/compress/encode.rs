@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bigsmall_format::{Header, Raw, ReadAt, Section, TensorEncoding, TensorSpec};
+use bigsmall_format::internal::Section;
+use bigsmall_format::{Header, Raw, ReadAt, TensorEncoding, TensorSpec};
 
 use crate::compress::job::{Encoded, EncodedPart, Job};
 use crate::compress::plan::{Large, Plan};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use bigsmall_format::internal::read_at;
-use bigsmall_format::{Header, ReadAt, xxh3};
+use bigsmall_format::internal::{read_at, xxh3};
+use bigsmall_format::{Header, ReadAt};
 
 use crate::error::{Context as _, Result};
 use crate::stage::chunk::CHUNK;

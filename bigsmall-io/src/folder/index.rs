@@ -132,8 +132,8 @@ fn carry_over(
             }
             Role::Other => {
                 let source = from.open_file(name)?;
-                let mut bytes =
-                    bigsmall_format::zeroed(len_of(&source).in_file(name)?).in_file(name)?;
+                let mut bytes = bigsmall_format::internal::zeroed(len_of(&source).in_file(name)?)
+                    .in_file(name)?;
                 read_at(&source, 0, &mut bytes).in_file(name)?;
                 put(name, &bytes)?;
             }

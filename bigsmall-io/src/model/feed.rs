@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
-use bigsmall_format::internal::read_at;
-use bigsmall_format::{BlockDecoder, Rule, TensorSpec, for_each_in_parallel, zeroed};
+use bigsmall_format::internal::{for_each_in_parallel, read_at, zeroed};
+use bigsmall_format::{BlockDecoder, Rule, TensorSpec};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::shards::Shards;

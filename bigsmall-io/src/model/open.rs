@@ -6,8 +6,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use bigsmall_format::internal::read_at;
-use bigsmall_format::{EncodedTensor, ReadAt, Rule, Shard, TensorSpec, decode_range, zeroed};
+use bigsmall_format::internal::{read_at, zeroed};
+use bigsmall_format::{EncodedTensor, ReadAt, Rule, Shard, TensorSpec, decode_range};
 use serde_json::value::RawValue;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bigsmall_format::internal::read_at;
-use bigsmall_format::{BlockDecoder, ReadAt, Rule, Shard, decode_here};
+use bigsmall_format::internal::{decode_here, read_at};
+use bigsmall_format::{BlockDecoder, ReadAt, Rule, Shard};
 
 use crate::encoding;
 use crate::error::{Error, ErrorKind, Result};

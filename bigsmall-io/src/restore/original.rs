@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use bigsmall_format::{BlockDecoder, ReadAt, Section, Shard};
+use bigsmall_format::internal::Section;
+use bigsmall_format::{BlockDecoder, ReadAt, Shard};
 
 use crate::error::Result;
 use crate::restore::decode::decoder;

@@ -6,7 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use bigsmall_format::{Class, Dtype, ReadAt, Rule, Shard, ShardWriter, TensorSpec, xxh3};
+use bigsmall_format::internal::xxh3;
+use bigsmall_format::{Class, Dtype, ReadAt, Rule, Shard, ShardWriter, TensorSpec};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread::{Builder, Scope};
 
-use bigsmall_format::{pool_size, run_in_pool};
+use bigsmall_format::internal::{pool_size, run_in_pool};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, ErrorKind, Result};

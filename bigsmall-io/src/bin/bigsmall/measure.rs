@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use bigsmall_format::internal::read_at;
+use bigsmall_format::internal::{decode_here, for_each_in_parallel, pool_size, read_at, zeroed};
 use bigsmall_format::{
     Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, Rule,
-    TensorEncoding, TensorSpec, decode_here, encode_tensor, for_each_in_parallel, pool_size,
-    zeroed,
+    TensorEncoding, TensorSpec, encode_tensor,
 };
 use bigsmall_io::{
     CompressOptions, Encoding, Error, ErrorKind, Model, Progress, Report, Result, compress,

@@ -5,7 +5,8 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::{ReadAt, zeroed};
+use bigsmall_format::ReadAt;
+use bigsmall_format::internal::zeroed;
 use ureq::http::header;
 
 use crate::error::{Error, ErrorKind, Result};
