@@ -11,14 +11,14 @@ use bigsmall_format::Dtype;
 /// use bigsmall_io::{Dtype, Element};
 /// assert_eq!(<f32 as Element>::DTYPE, Dtype::F32);
 /// ```
-pub trait Element: sealed::Element {
+pub trait Element: sealed::Sealed {
     /// The dtype of a tensor with these elements.
     const DTYPE: Dtype;
 }
 
 pub(crate) mod sealed {
     /// Elements whose every bit pattern is a value. Only this crate implements it.
-    pub trait Element: bytemuck::Pod {
+    pub trait Sealed: bytemuck::Pod {
         /// The element with these little-endian bytes, as many as it has.
         fn from_le(bytes: &[u8]) -> Self;
         /// The element in little-endian order.
@@ -28,7 +28,7 @@ pub(crate) mod sealed {
 
 macro_rules! elements {
     ($($type:ty: $dtype:ident;)*) => {$(
-        impl sealed::Element for $type {
+        impl sealed::Sealed for $type {
             fn from_le(bytes: &[u8]) -> Self {
                 let mut own = [0; size_of::<$type>()];
                 own.copy_from_slice(bytes);

@@ -83,8 +83,9 @@ impl From<Rule> for ErrorKind {
 /// and what was found.
 ///
 /// `Display` prints these facts in one line. What caused the error, if anything, is its
-/// [`source`](StdError::source) and is not part of that line: whoever shows an error prints the
-/// chain of sources once. `Debug` prints the line and the chain.
+/// [`source`](StdError::source) and is not part of that line. To print both, follow the sources as
+/// below; with the crate `anyhow`, print the error with `{:#}`. `Debug` prints the line and the
+/// chain.
 ///
 /// An error of [`bigsmall_format`] becomes one of this crate with all its facts: its rule is
 /// [`ErrorKind::Format`], and its source stays the source.
@@ -97,6 +98,13 @@ impl From<Rule> for ErrorKind {
 /// assert_eq!(error.kind(), ErrorKind::Io);
 /// assert_eq!(error.file(), Some("no/such/model.bs"));
 /// assert!(error.source().is_some_and(|e| e.is::<std::io::Error>()));
+///
+/// eprint!("{error}");
+/// let mut cause = error.source();
+/// while let Some(error) = cause {
+///     eprint!(": {error}");
+///     cause = error.source();
+/// }
 /// ```
 pub struct Error(Box<Inner>);
 
@@ -131,6 +139,14 @@ impl Error {
     pub fn in_file(mut self, path: impl AsRef<Path>) -> Self {
         self.0.file.get_or_insert_with(|| path.as_ref().to_string_lossy().into());
         self
+    }
+
+    /// Names the input in an error about its bytes.
+    pub(crate) fn in_input(self, path: impl AsRef<Path>) -> Self {
+        match self.0.kind {
+            ErrorKind::Format(_) => self.in_file(path),
+            _ => self,
+        }
     }
 
     /// Names the tensor, unless one is named already.
@@ -278,7 +294,7 @@ impl fmt::Display for Error {
         if let Some(file) = &inner.file {
             write!(f, "{}: ", file.escape_debug())?;
         }
-        if let Some(tensor) = &inner.tensor {
+        if let Some(tensor) = inner.tensor.as_deref().filter(|name| !name.is_empty()) {
             write!(f, "tensor {tensor:?}: ")?;
         }
         inner.kind.fmt(f)?;

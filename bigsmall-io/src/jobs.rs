@@ -18,9 +18,9 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
 /// the folder `output` (weights compressed, everything else copied).
 ///
-/// The written bytes are read back, decoded and compared with the original before the output gets
-/// its name. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and the index,
-/// for a model of any size.
+/// The written bytes are read back, decoded and compared with the original before the output is
+/// renamed into place. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and
+/// the index, for a model of any size.
 ///
 /// # Errors
 /// Header rules of [`Rule`] for a bad input; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
@@ -52,7 +52,8 @@ pub fn compress(
         return compress_folder(input, output, options, progress);
     }
     progress.expect(std::fs::metadata(input).in_file(input)?.len());
-    Ok(Report::of(vec![compress_file(input, output, options, progress)?]))
+    let report = compress_file(input, output, options, progress);
+    Ok(Report::of(vec![report.map_err(|e| e.in_input(input))?]))
 }
 
 /// Compresses the safetensors file in `source` to the shard `output`. The source may be bytes in
@@ -89,8 +90,8 @@ pub fn compress_from(
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
 /// folder it was made from; `input` may be a URL as in [`Model::open`](crate::Model::open). The
-/// SHA-256 of every file is compared with that of the original before the file gets its name. If a
-/// shard has MD5s of its tensors, they are compared too, at about 0.6 GB/s.
+/// SHA-256 of every file is compared with that of the original before the file is renamed into
+/// place. If a shard has MD5s of its tensors, they are compared too, at about 0.6 GB/s.
 ///
 /// Memory: at most 256 MiB and the index, for a model of any size.
 ///
@@ -127,12 +128,13 @@ pub fn restore(
     };
     let shard = Shard::open(source).in_file(shown(input))?;
     progress.expect(shard.original_len());
-    Ok(Report::of(vec![restore_file(&shard, Waits::of(input), input, output, options, progress)?]))
+    let report = restore_file(&shard, Waits::of(input), input, output, options, progress);
+    Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
 }
 
 /// Checks every byte of the shard `input`, or of every shard in a folder. Decodes all tensors and
 /// compares the SHA-256 of the resulting file with that of the original. Compares stored MD5s too.
-/// Writes nothing.
+/// Writes nothing. Ends at the first error.
 ///
 /// Memory: at most 256 MiB and the index.
 ///

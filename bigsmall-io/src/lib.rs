@@ -55,5 +55,6 @@ pub use half;
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{
-    Class, Dtype, EncodedTensor, EncodingId, Header, Limits, ReadAt, Rule, Shard, TensorSpec,
+    BlockDecoder, BlockTable, Class, Dtype, EncodedTensor, EncodedView, EncodingId, Header, Limits,
+    ReadAt, Rule, Shard, ShardEntry, TensorEncoding, TensorSpec,
 };

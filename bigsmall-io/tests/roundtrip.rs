@@ -243,3 +243,53 @@ fn what_a_shard_writer_wrote_verifies_and_restores() {
     restore(&path("m.bs"), &path("back")).unwrap();
     assert!(std::fs::read(path("back")).unwrap() == original);
 }
+
+#[test]
+fn an_error_names_the_file_and_the_place_in_it_whoever_finds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (plain, shard, out) = (path("m.safetensors"), path("m.bs"), path("out"));
+    let mut random = Random::new(9);
+    let weights =
+        |n, random: &mut Random| tensor(n, Dtype::BF16, &[40_000], random.weights(40_000));
+    write(&plain, &[weights("a", &mut random), weights("b", &mut random)]);
+    compress(&plain, &shard).unwrap();
+
+    let transcoded =
+        || transcode(&shard, &out, &CompressOptions::default(), &Progress::default()).map(drop);
+    let payload = {
+        let opened = Shard::open(std::fs::read(&shard).unwrap()).unwrap();
+        opened.payload_range(1).unwrap()
+    };
+    let mut damaged = std::fs::read(&shard).unwrap();
+    damaged[payload.end as usize - 100] ^= 1;
+    std::fs::write(&shard, &damaged).unwrap();
+    let read = Model::open(&shard).unwrap().tensor("b").map(drop);
+    for result in [read, verify(&shard).map(drop), restore(&shard, &out).map(drop), transcoded()] {
+        let error = result.unwrap_err();
+        assert_eq!(error.rule(), Some(Rule::BlockChecksum), "{error}");
+        assert_eq!(error.file(), shard.to_str(), "{error}");
+        assert!(payload.contains(&error.offset().unwrap()), "{error}");
+    }
+
+    // What is no shard, or is one where it should not be.
+    let text = |result: bigsmall_io::Result<()>| result.unwrap_err().to_string();
+    let again = text(compress(&shard, &out).map(drop));
+    assert!(again.contains("m.bs") && again.contains("compressed already"), "{again}");
+    for found in [verify(&plain).map(drop), restore(&plain, &out).map(drop)] {
+        let found = text(found);
+        assert!(found.contains("m.safetensors: a safetensors file"), "{found}");
+    }
+    damaged.truncate(damaged.len() - 10);
+    std::fs::write(&shard, &damaged).unwrap();
+    for found in [verify(&shard).map(drop), restore(&shard, &out).map(drop), transcoded()] {
+        let error = found.unwrap_err();
+        assert_eq!(error.rule(), Some(Rule::ShardMagic), "{error}");
+        let found = text(Err(error));
+        assert!(found.contains("m.bs") && found.contains("cut short"), "{found}");
+    }
+    let empty = path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let found = text(Model::open(&empty).map(drop));
+    assert!(found.contains("empty") && found.contains("no .bs file"), "{found}");
+}

@@ -28,7 +28,7 @@ pub(crate) fn compress_file(
     Ok(report)
 }
 
-/// Compresses `source`. Calls `unchanged` before the output gets its name.
+/// Compresses `source`. Calls `unchanged` before the output is renamed into place.
 pub(crate) fn compress_to(
     source: &dyn ReadAt,
     output: &Path,

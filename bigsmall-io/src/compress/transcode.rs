@@ -6,7 +6,7 @@ use std::path::Path;
 use bigsmall_format::{Rule, Shard};
 
 use crate::compress::walk::compress_source;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::original::Original;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
@@ -30,7 +30,7 @@ pub fn transcode(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
-    let shard = Shard::open(os::open_regular(input)?)?;
+    let shard = Shard::open(os::open_regular(input)?).in_file(input)?;
     progress.expect(shard.original_len());
     let had_md5 =
         (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));
@@ -41,11 +41,13 @@ pub fn transcode(
         false => Some(AtomicFile::create(output, options.replace)?),
     };
     let mut report = match &target {
-        Some(target) => compress_source(&source, target, &options, progress)?,
-        None => compress_source(&source, &Discard, &options, progress)?,
-    };
+        Some(target) => compress_source(&source, target, &options, progress),
+        None => compress_source(&source, &Discard, &options, progress),
+    }
+    .map_err(|e| e.in_input(input))?;
     if report.sha256 != shard.sha256() {
         return Err(Error::new(Rule::ContentDigest)
+            .in_file(input)
             .expected(hex(&shard.sha256()))
             .found(hex(&report.sha256)));
     }

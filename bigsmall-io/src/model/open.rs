@@ -60,7 +60,8 @@ impl fmt::Debug for Model {
 
 impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards in its `model.bs.index.json`, or
-    /// its only `.bs` file.
+    /// its only `.bs` file. Payloads are not checked here; each is checked when it is read. To check
+    /// all of them, use [`verify`](crate::verify).
     ///
     /// `path` may also be a URL:
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
@@ -198,7 +199,8 @@ impl Model {
     }
 
     /// Decodes the tensor `name` into `dst`, which must be as long as its original bytes. After an
-    /// error the contents of `dst` are unspecified.
+    /// error the contents of `dst` are unspecified. For typed memory pass
+    /// `bytemuck::cast_slice_mut(&mut values)`; the values are little-endian.
     ///
     /// # Errors
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
@@ -303,7 +305,8 @@ impl Model {
         Ok(Tensor::new(part, bytes))
     }
 
-    /// Decodes the rows `rows` of the tensor `name` into `dst`.
+    /// Decodes the rows `rows` of the tensor `name` into `dst`. For typed memory pass
+    /// `bytemuck::cast_slice_mut(&mut values)`; the values are little-endian.
     ///
     /// # Errors
     /// Those of [`rows`](Self::rows); [`Rule::BufferLength`].
@@ -334,6 +337,29 @@ impl Model {
 
     /// The tensor `name` in its encoded form, for a GPU or another engine. One read; every checksum
     /// is verified. Memory: the payload.
+    ///
+    /// A product on the CPU needs the encoding TBE. A tensor of another encoding is encoded again:
+    ///
+    /// ```
+    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+    /// # let mut shard = Vec::new();
+    /// # let ones = [0x80, 0x3f].repeat(4);
+    /// # let tensors = [("w", TensorView::new(bigsmall_io::Dtype::BF16, &[2, 2], ones))];
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// # let model = Model::from_source(shard)?;
+    /// use bigsmall_tbe::{Decoded, EncodingId, Matrix, Tbe, encode_tensor};
+    ///
+    /// let mut encoded = model.encoded("w")?;
+    /// if encoded.encoding() != EncodingId::Tbe {
+    ///     let original = Decoded::new(&encoded, bigsmall_io::encoding(encoded.encoding())?)?;
+    ///     encoded = encode_tensor(&Tbe::default(), encoded.spec(), &original)?;
+    /// }
+    /// let matrix = Matrix::new(encoded)?;
+    /// let mut y = [0.0; 2];
+    /// matrix.matmul(&[1.0, 2.0], 1, &mut y)?;
+    /// assert_eq!(y, [3.0; 2]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`],

@@ -139,7 +139,8 @@ impl StreamingLoader {
     }
 
     /// Decodes the next layer into slices: one for each tensor, with its full name and of its
-    /// length, in any order. `false` after the last layer.
+    /// length, in any order. `false` after the last layer. For typed memory pass
+    /// `bytemuck::cast_slice_mut(&mut values)`; the values are little-endian.
     ///
     /// If the slices do not fit the layer, it is an error before anything is decoded, and the
     /// loader does not advance. After any other error the loader is at its end, and the contents of
@@ -158,13 +159,18 @@ impl StreamingLoader {
     /// # let model = Model::from_source(shard)?;
     /// use bigsmall_io::{StreamOptions, StreamingLoader};
     /// let mut loader = StreamingLoader::new(model, &StreamOptions::default())?;
+    /// let mut memory = vec![0; 1 << 20]; // as large as the largest layer
     /// while let Some(layer) = loader.peek_layer() {
-    ///     let room = |name: &str, n: u64| (name.to_owned(), vec![0; n as usize]);
-    ///     let tensors = layer.tensors().iter().map(|spec| room(spec.name(), spec.byte_len()));
-    ///     let mut tensors: Vec<(String, Vec<u8>)> = tensors.collect();
-    ///     loader.next_into_slices(tensors.iter_mut().map(|(name, room)| (name, &mut room[..])))?;
-    ///     println!("{tensors:?}");
-    ///     # assert!(tensors[0].1 == [1, 2] || tensors[0].1 == [3, 4]);
+    ///     let mut slices = Vec::new();
+    ///     let mut rest = &mut memory[..];
+    ///     for spec in layer.tensors() {
+    ///         let (slice, after) = rest.split_at_mut(spec.byte_len() as usize);
+    ///         slices.push((spec.name().to_owned(), slice));
+    ///         rest = after;
+    ///     }
+    ///     loader.next_into_slices(slices)?;
+    ///     println!("{:?}", &memory[..2]);
+    ///     # assert!(memory[..2] == [1, 2] || memory[..2] == [3, 4]);
     /// }
     /// # Ok::<(), bigsmall_io::Error>(())
     /// ```

@@ -75,7 +75,8 @@ fn decode_part<R: ReadAt>(
     set_len(scratch, (blocks.end - blocks.start) as usize)?;
     read_at(shard.source(), payload + blocks.start, scratch)?;
     let window = Window { at: blocks.start, bytes: scratch };
-    Ok(decode_here(decoder, spec, table, &window, part.bytes.clone(), dst)?)
+    let decoded = decode_here(decoder, spec, table, &window, part.bytes.clone(), dst);
+    Ok(decoded.map_err(|e| e.in_part_at(payload))?)
 }
 
 /// A piece of a payload in memory.

@@ -26,7 +26,7 @@ use crate::{FileReport, Progress, SaveOptions, TensorView};
 /// keys may differ: safetensors writes them in any order, this function sorts them.
 ///
 /// Uses the default [`SaveOptions`]: an existing file is replaced. The written bytes are read back,
-/// decoded and compared before the file gets its name. So the file is absent, unchanged, or
+/// decoded and compared before the file is renamed into place. So the file is absent, unchanged, or
 /// complete. Memory: at most 256 MiB and the index, beside the tensors themselves.
 ///
 /// # Errors
@@ -61,7 +61,8 @@ pub fn save<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     save_with(path, tensors, metadata, &SaveOptions::default())
 }
 
-/// The same with other options.
+/// Saves tensors as the shard `path`, like [`save`], with the encoding and whatever else `options`
+/// say.
 ///
 /// # Errors
 /// Those of [`save`]; [`ErrorKind::OutputExists`] where an existing file is not to be replaced.

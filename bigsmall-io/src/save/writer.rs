@@ -23,8 +23,8 @@ use crate::{Encoding, FileReport, Progress, RestoreOptions, SaveOptions};
 ///
 /// The shard restores to the safetensors file with the tensors in that order. A tensor whose dtype
 /// and values are those of an earlier one shares its payload. [`finish`](Self::finish) reads the
-/// file back, decodes it and compares the SHA-256 with that of the tensors. Only then does the file
-/// get its name. A writer that is dropped earlier leaves nothing behind.
+/// file back, decodes it and compares the SHA-256 with that of the tensors. Only then is the file
+/// renamed into place. A writer that is dropped earlier leaves nothing behind.
 ///
 /// Memory: one encoded tensor, 12 bytes a block and some 100 bytes a tensor; in
 /// [`finish`](Self::finish) at most 256 MiB and the index.

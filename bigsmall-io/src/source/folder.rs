@@ -113,6 +113,8 @@ impl Folder {
                 Ok((index.shards().into_iter().map(str::to_owned).collect(), Some(index)))
             }
             (_, [shard]) => Ok((vec![shard.to_string_lossy().into_owned()], None)),
+            ([], []) => Err(Error::new(ErrorKind::ModelIndex)
+                .found("no .bs file and no model.bs.index.json in this folder")),
             (found, shards) => Err(Error::new(ErrorKind::ModelIndex)
                 .expected("one index file, or one shard")
                 .found(format!("{} index files, {} shards", found.len(), shards.len()))),
