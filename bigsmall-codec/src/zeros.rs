@@ -1,7 +1,7 @@
 //! Units come apart into a mask, which says which of them are zero, and the others; and together
 //! again (FORMAT.md section 7.5, kind 3).
 
-/// Calls the plain loop for units of so many bytes.
+/// Calls the plain loop for units of that many bytes.
 macro_rules! for_unit_bytes {
     ($unit_bytes:expr, $function:ident, $($argument:expr),*) => {
         match $unit_bytes {

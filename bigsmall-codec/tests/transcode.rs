@@ -89,7 +89,8 @@ fn errors_name_the_tensor() {
     assert_eq!((error.rule(), error.tensor()), (Rule::SpecMismatch, Some("t")));
 }
 
-/// The third block with a wrong checksum, and one whose checksum is right but whose contents are not.
+/// The third block with a wrong checksum, and one whose checksum is right but whose contents are
+/// not.
 #[test]
 fn damaged_blocks_are_errors_that_name_tensor_and_block() {
     let (spec, bytes) = weights(Dtype::BF16, 300_001);

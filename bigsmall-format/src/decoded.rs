@@ -30,8 +30,8 @@ pub struct Decoded<'a> {
 }
 
 impl<'a> Decoded<'a> {
-    /// `tensor`, which has the encoding `encoding`: an [`EncodedTensor`](crate::EncodedTensor) or an
-    /// [`EncodedView`](crate::EncodedView) by reference. Reads the head.
+    /// `tensor`, which has the encoding `encoding`: an [`EncodedTensor`](crate::EncodedTensor) or
+    /// an [`EncodedView`](crate::EncodedView) by reference. Reads the head.
     ///
     /// # Errors
     /// [`Rule::SpecMismatch`] for another encoding; [`Rule::HeadChecksum`] and those of

@@ -56,10 +56,10 @@ impl std::fmt::Display for EncodingId {
 /// A way to store a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
 /// `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
 ///
-/// A tensor is cut into blocks of [`BLOCK_UNITS`](crate::BLOCK_UNITS) units that are encoded and decoded alone. What
-/// the blocks share (tables, the window of exponents) is the *head*, decided once by
-/// [`plan`](Self::plan). Planning and encoding by blocks is what keeps memory constant for a tensor
-/// of any size.
+/// A tensor is cut into blocks of [`BLOCK_UNITS`](crate::BLOCK_UNITS) units that are encoded and
+/// decoded alone. What the blocks share (tables, the window of exponents) is the *head*, decided
+/// once by [`plan`](Self::plan). Planning and encoding by blocks is what keeps memory constant for
+/// a tensor of any size.
 pub trait TensorEncoding: Send + Sync {
     /// The code of this encoding in a shard's index.
     fn id(&self) -> EncodingId;
@@ -72,7 +72,8 @@ pub trait TensorEncoding: Send + Sync {
     /// with any number of threads.
     ///
     /// # Errors
-    /// Those of `source`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) for a dtype that it does not take.
+    /// Those of `source`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) for a dtype that
+    /// it does not take.
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>>;
 
     /// Reads and validates a head.
@@ -87,12 +88,14 @@ pub trait BlockEncoder: Send + Sync {
     /// The head, stored once before the blocks.
     fn head(&self) -> &[u8];
 
-    /// Encodes whole consecutive blocks: `units` holds their original bytes, each [`BLOCK_UNITS`](crate::BLOCK_UNITS)
-    /// units but the tensor's last. Appends the encoded blocks to `out`, each padded with zeros
-    /// to a multiple of 8 bytes, and their lengths without the padding to `lens`.
+    /// Encodes whole consecutive blocks: `units` holds their original bytes, each
+    /// [`BLOCK_UNITS`](crate::BLOCK_UNITS) units but the tensor's last. Appends the encoded
+    /// blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their lengths
+    /// without the padding to `lens`.
     ///
     /// # Errors
-    /// [`Rule::Memory`](crate::Rule::Memory); the contents of `out` and `lens` are then unspecified.
+    /// [`Rule::Memory`](crate::Rule::Memory); the contents of `out` and `lens` are then
+    /// unspecified.
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
 }
 

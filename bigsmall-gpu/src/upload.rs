@@ -22,11 +22,11 @@ pub struct UploadOptions {
     pub form: Option<Resident>,
     /// Whether the device decodes and packs a matrix in ANS form, instead of the host.
     ///
-    /// Both ways end in the same bytes. About two thirds of the decoded bytes go over the bus then,
-    /// instead of the resident form, and the host reads headers, tables and exceptions only. The
-    /// device needs memory for the decoded matrix meanwhile, at 16 bits a weight, and beside it for
-    /// the larger of the encoded and the resident form. The upload waits for the device several
-    /// times.
+    /// Both ways end in the same bytes. About two thirds of the decoded bytes go over the bus
+    /// then, instead of the resident form, and the host reads headers, tables and exceptions
+    /// only. The device needs memory for the decoded matrix meanwhile, at 16 bits a weight,
+    /// and beside it for the larger of the encoded and the resident form. The upload waits for
+    /// the device several times.
     ///
     /// The host still decodes a matrix in another encoding, and one that the device cannot bind as
     /// a whole when it is decoded. [`WgpuWeights::decoded_on_device`] says which way was taken.

@@ -45,9 +45,9 @@ struct Args {
     /// Generate at most N tokens.
     #[arg(long, value_name = "N", default_value_t = 32)]
     tokens: usize,
-    /// Use at most BYTES of the device's memory. The layers that do not fit stay on the host in ANS
-    /// form. For every token they are sent one after the other and decoded on the device, each
-    /// while the device computes the one before.
+    /// Use at most BYTES of the device's memory. The layers that do not fit stay on the host in
+    /// ANS form. For every token they are sent one after the other and decoded on the device,
+    /// each while the device computes the one before.
     #[arg(long, value_name = "BYTES")]
     device_memory: Option<u64>,
     /// Generate a second time with plain weights, and compare the logits bit by bit.

@@ -287,7 +287,7 @@ impl Head {
             }
             _ => {
                 // The head of masks begins with the next byte.
-                while reader.at % 8 != 0 {
+                while !reader.at.is_multiple_of(8) {
                     if reader.pull(1) != Some(0) {
                         return Err(Rule::PaddingNotZero);
                     }

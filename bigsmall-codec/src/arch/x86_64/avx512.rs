@@ -568,8 +568,8 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
-/// [`zeros::expand`] for whole vectors of units; returns the number of units done. `others` is where
-/// the units lie that are not zero.
+/// [`zeros::expand`] for whole vectors of units; returns the number of units done. `others` is
+/// where the units lie that are not zero.
 macro_rules! expand_units {
     ($name:ident, $bytes:literal, $mask:ty, $expand:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]

@@ -56,7 +56,8 @@ pub(crate) struct Measurement {
 pub(crate) struct Matvec {
     /// Rate of products with compressed matrices.
     pub(crate) gbps: f64,
-    /// Rate of the same products with plain matrices and the same kernels, in turn with the others.
+    /// Rate of the same products with plain matrices and the same kernels, in turn with the
+    /// others.
     pub(crate) plain_gbps: f64,
 }
 
