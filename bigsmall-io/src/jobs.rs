@@ -23,9 +23,9 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// the index, for a model of any size.
 ///
 /// # Errors
-/// Header rules of [`Rule`] for a bad input; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
-/// [`ErrorKind::Io`], [`ErrorKind::SourceChanged`], [`ErrorKind::ReadBack`],
-/// [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
+/// Header rules of [`Rule`](crate::Rule) for a bad input; [`ErrorKind::OutputExists`],
+/// [`ErrorKind::SameFile`], [`ErrorKind::Io`], [`ErrorKind::SourceChanged`],
+/// [`ErrorKind::ReadBack`], [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
 ///
 /// ```no_run
 /// use bigsmall_io::{CompressOptions, Progress, compress};
@@ -96,8 +96,9 @@ pub fn compress_from(
 /// Memory: at most 256 MiB and the index, for a model of any size.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`Rule::BlockChecksum`] and the rules of the encodings;
-/// [`Rule::ContentDigest`]; [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
+/// Those of [`Shard::open`]; [`Rule::BlockChecksum`](crate::Rule::BlockChecksum) and the rules
+/// of the encodings; [`Rule::ContentDigest`](crate::Rule::ContentDigest);
+/// [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
 /// [`ErrorKind::Io`], [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
 ///
 /// ```no_run

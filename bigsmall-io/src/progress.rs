@@ -37,7 +37,7 @@ impl Progress {
     }
 
     /// Asks the job to stop: it ends soon with
-    /// [`ErrorKind::Cancelled`](bigsmall_format::ErrorKind::Cancelled) and leaves nothing behind.
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) and leaves nothing behind.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

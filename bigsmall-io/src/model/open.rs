@@ -60,8 +60,8 @@ impl fmt::Debug for Model {
 
 impl Model {
     /// Opens the shard `path`, or the folder `path`: the shards in its `model.bs.index.json`, or
-    /// its only `.bs` file. Payloads are not checked here; each is checked when it is read. To check
-    /// all of them, use [`verify`](crate::verify).
+    /// its only `.bs` file. Payloads are not checked here, but when they are read. To check all of
+    /// them, use [`verify`](crate::verify).
     ///
     /// `path` may also be a URL:
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);

@@ -148,7 +148,8 @@ impl StreamingLoader {
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] where a tensor of the layer has no slice or two, or a slice has no
-    /// tensor of the layer; [`Rule::BufferLength`]; those of [`next_into`](Self::next_into).
+    /// tensor of the layer; [`Rule::BufferLength`](crate::Rule::BufferLength); those of
+    /// [`next_into`](Self::next_into).
     ///
     /// ```
     /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
@@ -207,7 +208,8 @@ impl StreamingLoader {
     /// its end.
     ///
     /// # Errors
-    /// [`Rule::BlockChecksum`], the rules of the encodings, [`ErrorKind::Io`],
+    /// [`Rule::BlockChecksum`](crate::Rule::BlockChecksum), the rules of the encodings,
+    /// [`ErrorKind::Io`],
     /// [`ErrorKind::Memory`], [`ErrorKind::Cancelled`].
     pub fn next_into(&mut self, layer: &mut Layer) -> Result<bool> {
         if self.next == self.feed.layers.len() {
