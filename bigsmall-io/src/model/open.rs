@@ -66,7 +66,7 @@ impl Model {
     /// `path` may also be a URL:
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
     /// - `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
-    ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`);
+    ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_HUB_OFFLINE`);
     /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment of
     ///   [`object_store`](https://docs.rs/object_store)).
     ///
