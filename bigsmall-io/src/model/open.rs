@@ -67,8 +67,8 @@ impl Model {
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
     /// - `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
     ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_HUB_OFFLINE`);
-    /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment of
-    ///   [`object_store`](https://docs.rs/object_store)).
+    /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment
+    ///   of [`object_store`](https://docs.rs/object_store)).
     ///
     /// Only the needed bytes are fetched.
     ///
