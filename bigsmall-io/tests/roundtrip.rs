@@ -272,7 +272,7 @@ fn an_error_names_the_file_and_the_place_in_it_whoever_finds_it() {
         assert!(payload.contains(&error.offset().unwrap()), "{error}");
     }
 
-    // What is no shard, or is one where it should not be.
+    // What is not a shard, or is one where it should not be.
     let text = |result: bigsmall_io::Result<()>| result.unwrap_err().to_string();
     let again = text(compress(&shard, &out).map(drop));
     assert!(again.contains("m.bs") && again.contains("compressed already"), "{again}");
