@@ -37,7 +37,8 @@ pub fn zeroed(len: u64) -> Result<Vec<u8>> {
 #[cfg(all(target_os = "linux", not(miri)))]
 fn ask_for_huge_pages(begin: *mut u8, len: usize) {
     use std::ffi::{c_int, c_void};
-    // Of the C library, which `std` itself stands on.
+    // Declared here: the crate rustix would bring three more into every program that uses the
+    // codec, for this one call. `std` itself stands on the C library.
     unsafe extern "C" {
         fn madvise(begin: *mut c_void, len: usize, advice: c_int) -> c_int;
     }

@@ -19,7 +19,7 @@ use crate::stage::thread::start;
 /// After this many bytes the system is asked to write them to the disk, while the work continues.
 const WRITE_BEHIND: u64 = 16 << 20;
 
-/// A file that gets its name when it is complete.
+/// A file that is renamed into place when it is complete.
 pub(crate) struct AtomicFile {
     file: File,
     temp: TempPath,
@@ -156,7 +156,7 @@ impl WriteBehind {
     }
 }
 
-/// A directory that gets its name when it is complete.
+/// A directory that is renamed into place when it is complete.
 pub(crate) struct AtomicDir {
     temp: TempDir,
     target: PathBuf,
@@ -187,7 +187,7 @@ impl AtomicDir {
         Ok(AtomicDir { temp, target: target.to_owned(), replace })
     }
 
-    /// The path of the directory until it gets its name.
+    /// The path of the directory until it is renamed into place.
     pub(crate) fn path(&self) -> &Path {
         self.temp.path()
     }

@@ -97,7 +97,7 @@ def compress(
 ) -> Report:
     """Compresses a safetensors file to a shard, or a model folder to a folder of shards.
 
-    What was written is read again and compared with the original before it gets its name. `output`
+    What was written is read again and compared with the original before it is renamed. `output`
     is absent, as it was, or complete, also after Ctrl-C. Memory: at most 256 MiB.
 
     Args:
