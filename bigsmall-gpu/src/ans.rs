@@ -107,11 +107,13 @@ impl AnsPlan {
 /// # Errors
 /// Those of decoding.
 pub(crate) fn without_masks(tensor: &EncodedTensor) -> Result<Cow<'_, EncodedTensor>> {
-    /// The kind of a block is its first byte.
-    const KIND_ZEROS: u8 = 3;
-    let n_blocks = tensor.table().n_blocks();
-    let is_masked = |index: u64| tensor.block(index).first() == Some(&KIND_ZEROS);
-    if tensor.encoding() != EncodingId::Ans || !(0..n_blocks).any(is_masked) {
+    if tensor.encoding() != EncodingId::Ans {
+        return Ok(Cow::Borrowed(tensor));
+    }
+    let view = AnsView::new(tensor)?;
+    let is_masked = |index| Ok(matches!(view.block(index)?, AnsBlock::Zeros(_)));
+    let masked = (0..view.n_blocks()).map(is_masked).collect::<Result<Vec<bool>>>()?;
+    if !masked.contains(&true) {
         return Ok(Cow::Borrowed(tensor));
     }
     let spec = tensor.spec();
@@ -119,9 +121,9 @@ pub(crate) fn without_masks(tensor: &EncodedTensor) -> Result<Cow<'_, EncodedTen
     payload.resize(payload.len().next_multiple_of(8), 0);
     let mut lens = Vec::new();
     let block_bytes = spec.block_bytes() as u64;
-    for index in 0..n_blocks {
+    for (index, is_masked) in (0..).zip(masked) {
         let begin = payload.len();
-        if is_masked(index) {
+        if is_masked {
             payload.resize(begin + 8 + spec.block_byte_len(index), 0);
             let units = &mut payload[begin + 8..];
             let from = index * block_bytes;
