@@ -46,5 +46,6 @@ fn with_causes(error: &Error) -> String {
 fn is_not_found(error: &Error) -> bool {
     let source = std::error::Error::source(error);
     let source = source.and_then(|s| s.downcast_ref::<std::io::Error>());
-    error.kind() == ErrorKind::Io && source.is_some_and(|s| s.kind() == std::io::ErrorKind::NotFound)
+    error.kind() == ErrorKind::Io
+        && source.is_some_and(|s| s.kind() == std::io::ErrorKind::NotFound)
 }
