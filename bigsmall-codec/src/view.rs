@@ -370,7 +370,8 @@ impl<'a> CodedBlock<'a> {
     }
 
     /// The number of the frequency table of each group, less than the number of
-    /// [tables](AnsView::tables).
+    /// [tables](AnsView::tables). In the mask of a block of zeros it is a number of the tables of
+    /// the mask's own head, which a view does not show: decode such a block.
     #[must_use]
     pub fn group_tables(&self) -> &[u8] {
         let tables = &self.sections.group_tables;

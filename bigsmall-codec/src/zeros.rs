@@ -17,7 +17,7 @@ macro_rules! for_unit_bytes {
 /// set, and sets the other units to zero. The mask has as many ones as there are units to be moved:
 /// since they lie at the end, none is overwritten before it is moved.
 pub(crate) fn expand(unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
-    for_unit_bytes!(unit_bytes, expand_units, mask, units, begin, 0);
+    expand_rest(unit_bytes, mask, units, begin, 0);
 }
 
 /// [`expand`] after the first `done` units, a multiple of 8.

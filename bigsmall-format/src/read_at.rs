@@ -13,6 +13,9 @@ use crate::{Error, Result, Rule};
 /// It is implemented for slices, vectors and files, and for references, boxes and [`Arc`]s of
 /// sources, `dyn ReadAt` included.
 ///
+/// A read may run on a thread of the caller's rayon pool while other threads of the pool wait for
+/// it. So it must not itself wait for work in that pool.
+///
 /// ```
 /// use std::io;
 /// use bigsmall_format::ReadAt;

@@ -51,10 +51,11 @@ impl Loader {
         let mut outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
         let names = tensors.iter().map(|(name, _)| name.as_str());
         let pairs: Vec<(&str, &mut [u8])> = names.zip(slices(&mut outputs)?).collect();
+        // Before the loader moves on: a layer must not be lost.
+        py.check_signals()?;
         let mut stream = self.lock()?;
         let stream = &mut *stream;
         let more = py.detach(|| pool.install(|| stream.next_into_slices(pairs)));
-        py.check_signals()?;
         more.map_err(|e| raise(py, &e))
     }
 }

@@ -273,13 +273,13 @@ fn multiply(matrices: &[Rows<'_>], x: &[f32], batch: usize, y: &mut [&mut [f32]]
         expect(w.spec, "x", x.len(), w.k.checked_mul(batch))?;
         expect(w.spec, "y", y.len(), w.rows.len().checked_mul(batch))?;
     }
-    let n_rows: usize = matrices.iter().map(|w| w.rows.len()).sum();
     // They share x, and so k.
     let k = matrices.first().map_or(0, |w| w.k);
-    if n_rows == 0 || batch == 0 || k == 0 {
+    if batch == 0 || k == 0 || matrices.iter().all(|w| w.rows.is_empty()) {
         y.iter_mut().for_each(|y| y.fill(0.0));
         return Ok(());
     }
+    let n_rows: usize = matrices.iter().map(|w| w.rows.len()).sum();
     let mut shared = Kept::take(&SHARED);
     let Shared { lanes, values } = &mut shared.value;
     in_lane_order(x, k, lanes);
@@ -417,6 +417,8 @@ impl<'a> Product<'a> {
             || {
                 let mut kept = Kept::take(&SCRATCH);
                 kept.value.chains.resize(self.batch, [0.0; TILE]);
+                // Empty, whatever an earlier product that panicked has left.
+                kept.value.sums.clear();
                 kept.value.sums.resize(self.batch, Tree::default());
                 kept.value.bytes.resize(2 * CHUNK, 0);
                 kept

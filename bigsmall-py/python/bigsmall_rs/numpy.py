@@ -50,7 +50,8 @@ def save_file(
 ) -> None:
     """Saves arrays as a shard, which restores to what `safetensors.numpy.save_file` writes.
 
-    An existing file is replaced once the new one is complete and checked.
+    An existing file is replaced once the new one is complete and checked. Ctrl-C is noticed after
+    that.
 
     Raises:
         BigsmallError: safetensors has no such dtype; writing failed.
