@@ -4,6 +4,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::shown::Shown;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -294,7 +296,7 @@ impl Error {
 }
 
 /// An error and its causes in one line, each text once: some errors of other crates repeat their
-/// cause's text in their own.
+/// cause's text in their own. The texts of causes are untrusted: a server may have written them.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 
@@ -306,7 +308,7 @@ impl fmt::Display for Chain<'_> {
         while let Some(error) = cause {
             let text = error.to_string();
             if !printed.contains(&text) {
-                write!(f, ": {text}")?;
+                write!(f, ": {}", Shown::message(&text))?;
                 printed = text;
             }
             cause = error.source();
@@ -342,19 +344,20 @@ impl From<Error> for std::io::Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.0;
+        // Names are untrusted input, and what was found may be.
         if let Some(file) = &inner.file {
-            // Control characters are escaped: names are untrusted input.
-            write!(f, "{}: ", file.escape_debug())?;
+            write!(f, "{}: ", Shown::message(file))?;
         }
         if let Some(tensor) = inner.tensor.as_deref().filter(|name| !name.is_empty()) {
-            // `{:?}` escapes control characters: names are untrusted input.
-            write!(f, "tensor {tensor:?}: ")?;
+            write!(f, "tensor {:?}: ", Shown::name(tensor))?;
         }
         f.write_str(inner.rule.text())?;
         if let Some(offset) = inner.offset {
             write!(f, " (at byte {offset})")?;
         }
-        match (&inner.expected, &inner.found) {
+        let [expected, found] = [&inner.expected, &inner.found]
+            .map(|text| text.as_deref().map(Shown::message));
+        match (expected, found) {
             (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}"),
             (Some(e), None) => write!(f, ": expected {e}"),
             (None, Some(g)) => write!(f, ": {g}"),

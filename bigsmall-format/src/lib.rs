@@ -33,6 +33,7 @@ mod raw;
 mod read_at;
 #[cfg(feature = "shard")]
 mod shard;
+mod shown;
 mod spec;
 mod table;
 mod wire;
@@ -72,6 +73,7 @@ pub mod internal {
     pub use crate::read_at::{Section, len_of, read_at};
     #[cfg(feature = "shard")]
     pub use crate::shard::Assembler;
+    pub use crate::shown::{Shown, without_secrets};
     pub use crate::wire::{reserve, set_len};
 }
 
