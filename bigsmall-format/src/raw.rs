@@ -6,7 +6,7 @@ use crate::{
     TensorSpec,
 };
 
-/// The values, unchanged, in blocks (FORMAT.md section 10). For tensors that no other encoding
+/// The values, unchanged, in blocks (FORMAT.md section 6). For tensors that no other encoding
 /// makes smaller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;

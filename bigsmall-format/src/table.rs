@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
 use crate::{Error, Result, Rule, TensorSpec, xxh3};
 
-/// Where the head and the blocks of a payload lie, and their checksums (FORMAT.md section 5).
+/// Where the head and the blocks of a payload lie, and their checksums (FORMAT.md section 5.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockTable {
     head_len: u32,

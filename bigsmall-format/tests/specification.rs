@@ -39,35 +39,48 @@ fn a_whole_shard() {
     assert_eq!(Shard::open(shard).unwrap().sha256(), sha256);
 }
 
-/// Every rule that bytes can break stands in the specification, and what stands there is a rule.
+/// The table of all rules has the rules and classes of the code, and the sections that it names
+/// have the rules. Those of section 13 are compared in `bigsmall-io`.
 #[test]
 fn rules() {
     let text = specification::text();
-    let named: std::collections::BTreeSet<&str> = text
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|word| {
-            word.starts_with(|c: char| c.is_ascii_uppercase())
-                && word.chars().all(|c| c.is_ascii_alphanumeric())
-                && word.contains(|c: char| c.is_ascii_lowercase())
-        })
+    let rows = specification::rules(&text);
+    let of_model = |row: &&specification::Row| row.sections == ["13"];
+    let mut found: Vec<_> = rows
+        .iter()
+        .filter(|row| !of_model(row))
+        .map(|row| (row.rule.to_owned(), row.class.to_owned()))
         .collect();
-    for name in &named {
-        assert!(Rule::ALL.iter().any(|r| format!("{r:?}") == *name), "no rule `{name}`");
-    }
     // Not about the bytes of a shard or frame: the machine, and what a caller asks for.
-    let elsewhere =
-        |rule: Rule| [Rule::Memory, Rule::BackendMissing, Rule::EncodingRefuses].contains(&rule);
-    for &rule in Rule::ALL {
-        let of_bytes = matches!(rule.class(), Class::Corrupt | Class::Unsupported | Class::Limit);
-        if of_bytes && !elsewhere(rule) {
-            assert!(named.contains(&*format!("{rule:?}")), "FORMAT.md lacks `{rule:?}`");
+    let elsewhere = [Rule::Memory, Rule::BackendMissing, Rule::EncodingRefuses];
+    let of_bytes = |rule: &&Rule| {
+        matches!(rule.class(), Class::Corrupt | Class::Unsupported | Class::Limit)
+            && !elsewhere.contains(rule)
+    };
+    let mut expected: Vec<_> = Rule::ALL
+        .iter()
+        .filter(of_bytes)
+        .map(|rule| (format!("{rule:?}"), format!("{:?}", rule.class())))
+        .collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+
+    for row in &rows {
+        for number in &row.sections {
+            let section = specification::section(&text, number);
+            let name = format!("`{}`", row.rule);
+            assert!(section.contains(&name), "section {number} lacks {name}");
         }
     }
-    // The class that the text gives.
-    for &rule in Rule::ALL.iter().filter(|r| r.class() == Class::Unsupported && !elsewhere(**r)) {
-        assert!(text.contains(&format!("`{rule:?}`, Unsupported")), "{rule:?}");
+    // What stands in the text is a rule.
+    let named = text.split('`').skip(1).step_by(2).filter(|word| {
+        word.starts_with(|c: char| c.is_ascii_uppercase())
+            && word.chars().all(|c| c.is_ascii_alphanumeric())
+            && word.contains(|c: char| c.is_ascii_lowercase())
+    });
+    for name in named {
+        assert!(rows.iter().any(|row| row.rule == name), "`{name}` is not in the table");
     }
 }
 
@@ -80,8 +93,11 @@ fn numbers() {
     assert_eq!((limits.max_tensors, limits.max_rank, limits.max_name_bytes), (1 << 20, 64, 65_536));
     assert_eq!(BLOCK_UNITS, 131_072);
     for sentence in [
-        "100,000,000 bytes of safetensors header (`HeaderTooLarge`), 2^30 bytes of index (`IndexTooLarge`), 2^20 tensors \
-         (`TooManyTensors`), 64 dimensions (`RankTooLarge`), 65,536 bytes of a name (`NameTooLong`)",
+        "| bytes of the index of a shard | 2^30 | `IndexTooLarge` |",
+        "| bytes of a safetensors header | 100,000,000 | `HeaderTooLarge` |",
+        "| tensors of a file | 2^20 | `TooManyTensors` |",
+        "| dimensions of a tensor | 64 | `RankTooLarge` |",
+        "in UTF-8, after escapes are resolved | 65,536 | `NameTooLong` |",
         "A *block* is 131,072 (2^17) consecutive units",
     ] {
         assert!(text.contains(sentence), "FORMAT.md lacks `{sentence}`");

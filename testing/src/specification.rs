@@ -27,6 +27,50 @@ pub fn vector<'a>(specification: &'a str, key: &str) -> Vec<&'a str> {
     std::iter::once(first).chain(more).flat_map(|line| code(line).split_whitespace()).collect()
 }
 
+/// A row of the table of all rules.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// The rule's name.
+    pub rule: &'a str,
+    /// The name of its class.
+    pub class: &'a str,
+    /// The numbers of the sections that state it.
+    pub sections: Vec<&'a str>,
+}
+
+/// The table of all rules.
+///
+/// # Panics
+/// If a row has not four columns.
+#[must_use]
+pub fn rules(specification: &str) -> Vec<Row<'_>> {
+    let rows = specification.lines().filter(|line| line.starts_with("| `"));
+    let rows = rows.filter_map(|line| {
+        let columns: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [rule, class @ ("Corrupt" | "Unsupported" | "Limit"), sections, _] = columns[..] else {
+            return None;
+        };
+        Some(Row { rule: rule.trim_matches('`'), class, sections: sections.split(", ").collect() })
+    });
+    rows.collect()
+}
+
+/// The section of that number, with its subsections.
+///
+/// # Panics
+/// If there is no such section.
+#[must_use]
+pub fn section<'a>(specification: &'a str, number: &str) -> &'a str {
+    let heading = format!("# {number}{} ", if number.contains('.') { "" } else { "." });
+    let begin = specification
+        .find(&heading)
+        .unwrap_or_else(|| panic!("FORMAT.md lacks the section {number}"));
+    let level = specification[..begin].chars().rev().take_while(|c| *c == '#').count() + 1;
+    let rest = &specification[begin + 1..];
+    let ends = (2..=level).filter_map(|n| rest.find(&format!("\n{} ", "#".repeat(n))));
+    &rest[..ends.min().unwrap_or(rest.len())]
+}
+
 /// Bytes as hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
