@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::read_at::read_or_borrow;
+use crate::read_at::{read_at, read_or_borrow};
 use crate::wire::set_len;
 use crate::{
     Ahead, BLOCK_UNITS, BlockDecoder, BlockTable, Error, ReadAt, Result, Rule, TensorSpec,
@@ -15,6 +15,7 @@ const RUN: usize = 2;
 /// Runs that a thread decodes one after the other, where there are enough for all: it fetches only
 /// what it decodes itself.
 const RUNS_AT_A_TIME: usize = 8;
+
 /// Decodes the original bytes `range` of a tensor into `dst`, on the threads of the caller's rayon
 /// pool. `payload` holds the head and the blocks; every block that is touched is checked against
 /// its checksum before it is decoded.
@@ -24,7 +25,8 @@ const RUNS_AT_A_TIME: usize = 8;
 ///
 /// # Errors
 /// [`Rule::BlockChecksum`], those of the decoder, those of `payload`; [`Rule::BufferLength`] or
-/// [`Rule::RangeOutOfBounds`] for a caller's mistake.
+/// [`Rule::RangeOutOfBounds`] for a caller's mistake; [`Rule::BaseMissing`] for a tensor with a
+/// base.
 pub fn decode_range(
     decoder: &dyn BlockDecoder,
     spec: &TensorSpec,
@@ -33,22 +35,71 @@ pub fn decode_range(
     range: Range<u64>,
     dst: &mut [u8],
 ) -> Result<()> {
-    check_range(spec, &range, dst)?;
-    // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a
-    // block.
-    let run_bytes = (spec.block_bytes() * RUN) as u64;
-    let n_runs = range.end.div_ceil(run_bytes) - range.start / run_bytes;
-    let threads = if n_runs > 1 { pool_size() } else { 1 };
-    if threads == 1 {
-        return decode_here(decoder, spec, table, payload, range, dst);
+    let source = Blocks { decoder, spec, table, payload, base: None };
+    source.decode_in_pool(range, dst)
+}
+
+/// [`decode_range`] of a tensor that was encoded against `base`, the base as the tensor sees it
+/// (see [`BaseTensor`](crate::BaseTensor)). Only the blocks that `range` touches are read from it;
+/// each is compared with its checksum before anything is decoded from it. A tensor without a base
+/// is decoded as well, and `base` is not read.
+///
+/// Memory: as [`decode_range`]; the base is read into `dst`.
+///
+/// # Errors
+/// [`Rule::BaseMismatch`], those of [`decode_range`] and of `base`.
+pub fn decode_range_with_base(
+    decoder: &dyn BlockDecoder,
+    spec: &TensorSpec,
+    table: &BlockTable,
+    payload: &dyn ReadAt,
+    base: &dyn ReadAt,
+    range: Range<u64>,
+    dst: &mut [u8],
+) -> Result<()> {
+    let source = Blocks { decoder, spec, table, payload, base: Some(base) };
+    source.decode_in_pool(range, dst)
+}
+
+impl Blocks<'_> {
+    fn decode_in_pool(&self, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
+        let spec = self.spec;
+        self.check_range(&range, dst)?;
+        // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a
+        // block.
+        let run_bytes = (spec.block_bytes() * RUN) as u64;
+        let n_runs = range.end.div_ceil(run_bytes) - range.start / run_bytes;
+        let threads = if n_runs > 1 { pool_size() } else { 1 };
+        if threads == 1 {
+            return self.decode(range.start, dst, &mut Default::default());
+        }
+        let runs = (n_runs / threads as u64).clamp(1, RUNS_AT_A_TIME as u64);
+        for_each_in_parallel(
+            pieces(range.start, dst, runs * run_bytes).into_iter(),
+            Default::default,
+            |scratch, (begin, piece)| self.decode(begin, piece, scratch),
+        )
     }
-    let runs = (n_runs / threads as u64).clamp(1, RUNS_AT_A_TIME as u64);
-    let source = Blocks { decoder, spec, table, payload };
-    for_each_in_parallel(
-        pieces(range.start, dst, runs * run_bytes).into_iter(),
-        Default::default,
-        |scratch, (begin, piece)| source.decode(begin, piece, scratch),
-    )
+
+    fn check_range(&self, range: &Range<u64>, dst: &[u8]) -> Result<()> {
+        let spec = self.spec;
+        if self.table.needs_base() && self.base.is_none() {
+            return Err(Error::new(Rule::BaseMissing).in_tensor(spec.name()));
+        }
+        if range.start > range.end || range.end > spec.byte_len() {
+            return Err(Error::new(Rule::RangeOutOfBounds)
+                .in_tensor(spec.name())
+                .expected(format!("bytes within 0..{}", spec.byte_len()))
+                .found(format!("{range:?}")));
+        }
+        if dst.len() as u64 != range.end - range.start {
+            return Err(Error::new(Rule::BufferLength)
+                .in_tensor(spec.name())
+                .expected(format!("{} bytes", range.end - range.start))
+                .found(dst.len()));
+        }
+        Ok(())
+    }
 }
 
 /// The same on this thread alone. It is for work that already runs in a pool and for sources that
@@ -65,24 +116,27 @@ pub fn decode_here(
     range: Range<u64>,
     dst: &mut [u8],
 ) -> Result<()> {
-    check_range(spec, &range, dst)?;
-    Blocks { decoder, spec, table, payload }.decode(range.start, dst, &mut Default::default())
+    let source = Blocks { decoder, spec, table, payload, base: None };
+    source.check_range(&range, dst)?;
+    source.decode(range.start, dst, &mut Default::default())
 }
 
-fn check_range(spec: &TensorSpec, range: &Range<u64>, dst: &[u8]) -> Result<()> {
-    if range.start > range.end || range.end > spec.byte_len() {
-        return Err(Error::new(Rule::RangeOutOfBounds)
-            .in_tensor(spec.name())
-            .expected(format!("bytes within 0..{}", spec.byte_len()))
-            .found(format!("{range:?}")));
-    }
-    if dst.len() as u64 != range.end - range.start {
-        return Err(Error::new(Rule::BufferLength)
-            .in_tensor(spec.name())
-            .expected(format!("{} bytes", range.end - range.start))
-            .found(dst.len()));
-    }
-    Ok(())
+/// [`decode_range_with_base`] on this thread alone.
+///
+/// # Errors
+/// Those of [`decode_range_with_base`].
+pub fn decode_here_with_base(
+    decoder: &dyn BlockDecoder,
+    spec: &TensorSpec,
+    table: &BlockTable,
+    payload: &dyn ReadAt,
+    base: &dyn ReadAt,
+    range: Range<u64>,
+    dst: &mut [u8],
+) -> Result<()> {
+    let source = Blocks { decoder, spec, table, payload, base: Some(base) };
+    source.check_range(&range, dst)?;
+    source.decode(range.start, dst, &mut Default::default())
 }
 
 /// The encoded blocks of a tensor.
@@ -91,6 +145,7 @@ struct Blocks<'a> {
     spec: &'a TensorSpec,
     table: &'a BlockTable,
     payload: &'a dyn ReadAt,
+    base: Option<&'a dyn ReadAt>,
 }
 
 /// What a thread reuses for every run: encoded blocks, and decoded ones of which only a part is
@@ -104,7 +159,8 @@ struct Scratch {
 impl Blocks<'_> {
     /// Decodes the original bytes from `begin` on, as many as `dst` holds.
     fn decode(&self, begin: u64, dst: &mut [u8], scratch: &mut Scratch) -> Result<()> {
-        let Blocks { decoder, spec, table, payload } = *self;
+        let Blocks { decoder, spec, table, payload, base } = *self;
+        let base = base.filter(|_| table.needs_base());
         let block_bytes = spec.block_bytes() as u64;
         let run_bytes = block_bytes * RUN as u64;
         let end = begin + dst.len() as u64;
@@ -135,10 +191,21 @@ impl Blocks<'_> {
             }
             let starts = blocks.clone().map(|index| table.padded_block_range(index).start);
             let decode = |dst: &mut [u8]| {
+                if let Some(base) = base {
+                    let begin = blocks.start * block_bytes;
+                    let named = |e: Error| e.in_tensor(spec.name());
+                    read_at(base, begin, dst).map_err(named)?;
+                    for (index, bytes) in blocks.clone().zip(dst.chunks(block_bytes as usize)) {
+                        table.check_base(index, bytes).map_err(named)?;
+                    }
+                }
                 decoder.decode_blocks_with(&slices[..n], dst, ahead).map_err(|error| {
-                    locate(decoder, &slices[..n], starts, dst, block_bytes as usize)
-                        .unwrap_or(error)
-                        .in_tensor(spec.name())
+                    // What was the base's is overwritten.
+                    let located = match base {
+                        None => locate(decoder, &slices[..n], starts, dst, block_bytes as usize),
+                        Some(_) => None,
+                    };
+                    located.unwrap_or(error).in_tensor(spec.name())
                 })
             };
             let covered =

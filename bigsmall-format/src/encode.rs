@@ -1,10 +1,12 @@
 //! Encoding a whole tensor.
 
+use std::ops::Range;
+
 use crate::read_at::{len_of, read_or_borrow};
 use crate::wire::{pad8, reserve, room_for};
 use crate::{
     EncodedTensor, Error, ReadAt, Result, Rule, TensorEncoding, TensorSpec, for_each_in_parallel,
-    pool_size,
+    pool_size, xxh3,
 };
 
 /// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes,
@@ -40,19 +42,78 @@ pub fn encode_tensor(
     spec: &TensorSpec,
     source: &dyn ReadAt,
 ) -> Result<EncodedTensor> {
-    let found = len_of(source)?;
-    if found != spec.byte_len() {
-        return Err(Error::new(Rule::BufferLength)
-            .in_tensor(spec.name())
-            .expected(format!("{} bytes of {} {:?}", spec.byte_len(), spec.dtype(), spec.shape()))
-            .found(found));
+    encode(encoding, spec, source, None)
+}
+
+/// [`encode_tensor`] against `base`, the base as the tensor sees it (see
+/// [`BaseTensor`](crate::BaseTensor)). An encoding without bases ignores it.
+///
+/// # Errors
+/// Those of [`encode_tensor`] and of `base`; [`Rule::BufferLength`] when `base` is not as long as
+/// the tensor.
+pub fn encode_tensor_with_base(
+    encoding: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    base: &dyn ReadAt,
+) -> Result<EncodedTensor> {
+    let base = encoding.id().needs_base().then_some(base);
+    encode(encoding, spec, source, base)
+}
+
+/// What a run of blocks is encoded into.
+#[derive(Clone, Default)]
+struct Output {
+    bytes: Vec<u8>,
+    lens: Vec<u32>,
+    /// Checksums of the base's bytes of the blocks.
+    base: Vec<u64>,
+}
+
+fn encode(
+    encoding: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    base: Option<&dyn ReadAt>,
+) -> Result<EncodedTensor> {
+    for source in std::iter::once(source).chain(base) {
+        let found = len_of(source)?;
+        if found != spec.byte_len() {
+            return Err(Error::new(Rule::BufferLength)
+                .in_tensor(spec.name())
+                .expected(format!(
+                    "{} bytes of {} {:?}",
+                    spec.byte_len(),
+                    spec.dtype(),
+                    spec.shape()
+                ))
+                .found(found));
+        }
     }
-    let encoder = encoding.plan(spec, source)?;
+    let encoder = match base {
+        None => encoding.plan(spec, source)?,
+        Some(base) => encoding.plan_with_base(spec, source, base)?,
+    };
+    // Encodes a run to the end of the output. The scratch holds what is read.
+    let encode_run = |range: Range<u64>, scratch: &mut [Vec<u8>; 2], out: &mut Output| {
+        let [units, of_base] = scratch;
+        let units = read_or_borrow(source, range.clone(), units)?;
+        let Some(base) = base else {
+            return encoder.encode_blocks(units, &mut out.bytes, &mut out.lens);
+        };
+        let base = read_or_borrow(base, range, of_base)?;
+        out.base.extend(base.chunks(spec.block_bytes()).map(xxh3));
+        encoder.encode_blocks_with_base(units, base, &mut out.bytes, &mut out.lens)
+    };
     let run_bytes = (spec.block_bytes() * ENCODING_RUN) as u64;
     let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;
-    let mut payload = encoder.head().to_vec();
-    pad8(&mut payload);
-    let mut lens = room_for(spec.n_blocks() as usize)?;
+    let n_blocks = spec.n_blocks() as usize;
+    let mut all = Output {
+        bytes: encoder.head().to_vec(),
+        lens: room_for(n_blocks)?,
+        base: room_for(if base.is_some() { n_blocks } else { 0 })?,
+    };
+    pad8(&mut all.bytes);
     let range = |run: usize| {
         let begin = run as u64 * run_bytes;
         begin..spec.byte_len().min(begin + run_bytes)
@@ -65,41 +126,46 @@ pub fn encode_tensor(
     };
     let threads = if n_runs > 1 { pool_size() } else { 1 };
     if threads == 1 {
-        let mut scratch = Vec::new();
+        let mut scratch = Default::default();
         for run in 0..n_runs {
-            let units = read_or_borrow(source, range(run), &mut scratch)?;
-            encoder.encode_blocks(units, &mut payload, &mut lens)?;
+            encode_run(range(run), &mut scratch, &mut all)?;
             if run == 0 && n_runs > 1 {
-                let encoded = payload.len();
-                reserve(&mut payload, room(encoded, 1))?;
+                let encoded = all.bytes.len();
+                reserve(&mut all.bytes, room(encoded, 1))?;
             }
         }
     } else {
         // A few runs for each thread go into memory that the next ones use again, then, in order,
         // into the payload.
         let at_once = n_runs.min(threads.saturating_mul(RUNS_A_THREAD));
-        let mut outputs = vec![(Vec::new(), Vec::new()); at_once];
+        let mut outputs = vec![Output::default(); at_once];
         for first in (0..n_runs).step_by(at_once.max(1)) {
             let outputs = &mut outputs[..at_once.min(n_runs - first)];
             for_each_in_parallel(
                 (first..).zip(outputs.iter_mut()).collect::<Vec<_>>().into_iter(),
-                Vec::new,
-                |scratch, (run, (bytes, lens))| {
-                    bytes.clear();
-                    lens.clear();
-                    encoder.encode_blocks(read_or_borrow(source, range(run), scratch)?, bytes, lens)
+                Default::default,
+                |scratch, (run, out)| {
+                    out.bytes.clear();
+                    out.lens.clear();
+                    out.base.clear();
+                    encode_run(range(run), scratch, out)
                 },
             )?;
             if first == 0 {
-                let encoded = outputs.iter().map(|(bytes, _)| bytes.len()).sum();
-                reserve(&mut payload, room(encoded, outputs.len()))?;
+                let encoded = outputs.iter().map(|out| out.bytes.len()).sum();
+                reserve(&mut all.bytes, room(encoded, outputs.len()))?;
             }
-            for (bytes, run_lens) in outputs {
-                reserve(&mut payload, bytes.len())?;
-                payload.extend_from_slice(bytes);
-                lens.extend_from_slice(run_lens);
+            for out in outputs {
+                reserve(&mut all.bytes, out.bytes.len())?;
+                all.bytes.extend_from_slice(&out.bytes);
+                all.lens.extend_from_slice(&out.lens);
+                all.base.extend_from_slice(&out.base);
             }
         }
     }
-    EncodedTensor::new(spec.clone(), encoding.id(), encoder.head().len() as u32, lens, payload)
+    let (spec, id, head_len) = (spec.clone(), encoding.id(), encoder.head().len() as u32);
+    match base {
+        None => EncodedTensor::new(spec, id, head_len, all.lens, all.bytes),
+        Some(_) => EncodedTensor::new_with_base(spec, id, head_len, all.lens, all.bytes, all.base),
+    }
 }

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::wire::{Cursor, pad8, reserve, room_for, u64s};
 use crate::{
-    BlockDecoder, BlockTable, Dtype, EncodingId, Error, Limits, Result, Rule, TensorEncoding,
-    TensorSpec, decode_range, xxh3,
+    BlockDecoder, BlockTable, Dtype, EncodingId, Error, Limits, ReadAt, Result, Rule,
+    TensorEncoding, TensorSpec, decode_range, decode_range_with_base, xxh3,
 };
 
 const FRAME_MAGIC: [u8; 8] = *b"\x89bsmlT\r\n";
@@ -35,7 +35,24 @@ impl EncodedTensor {
         lens: Vec<u32>,
         payload: Vec<u8>,
     ) -> Result<Self> {
-        let table = BlockTable::of_payload(&spec, head_len, &lens, &payload)?;
+        let table = BlockTable::of_payload(&spec, head_len, &lens, &payload, None)?;
+        Ok(EncodedTensor { spec, encoding, table, payload })
+    }
+
+    /// The same for an encoding that [needs a base](EncodingId::needs_base): `base` has the XXH3 of
+    /// the base's bytes of each block.
+    ///
+    /// # Errors
+    /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together.
+    pub fn new_with_base(
+        spec: TensorSpec,
+        encoding: EncodingId,
+        head_len: u32,
+        lens: Vec<u32>,
+        payload: Vec<u8>,
+        base: Vec<u64>,
+    ) -> Result<Self> {
+        let table = BlockTable::of_payload(&spec, head_len, &lens, &payload, Some(base.into()))?;
         Ok(EncodedTensor { spec, encoding, table, payload })
     }
 
@@ -231,7 +248,7 @@ impl<'a> EncodedView<'a> {
     pub fn parse(frame: &'a [u8]) -> Result<Self> {
         let mut cursor = Cursor::new(frame, Rule::FrameTruncated);
         let Description { spec, code, head_len, head_hash } = Description::read(&mut cursor)?;
-        let table = BlockTable::read(&spec, head_len, head_hash, &mut cursor)?;
+        let table = BlockTable::read(&spec, code, head_len, head_hash, &mut cursor)?;
         let described = cursor.position() as usize;
         let hash = cursor.u64()?;
         if xxh3(&frame[..described]) != hash {
@@ -505,6 +522,24 @@ impl<'a> EncodedRef<'a> {
     ) -> Result<()> {
         let decoder = self.open(encoding)?;
         decode_range(&*decoder, self.spec, self.table, &self.payload, range, dst)
+    }
+
+    /// The same for a tensor that was encoded against `base`, the base as the tensor sees it (see
+    /// [`BaseTensor`](crate::BaseTensor)). Only the blocks that `range` touches are read from it,
+    /// and each is checked before anything is decoded from it.
+    ///
+    /// # Errors
+    /// [`Rule::BaseMismatch`]; those of [`decode_bytes`](Self::decode_bytes) and of `base`.
+    pub fn decode_bytes_with_base(
+        &self,
+        encoding: &dyn TensorEncoding,
+        base: &dyn ReadAt,
+        range: Range<u64>,
+        dst: &mut [u8],
+    ) -> Result<()> {
+        let decoder = self.open(encoding)?;
+        let (spec, table) = (self.spec, self.table);
+        decode_range_with_base(&*decoder, spec, table, &self.payload, base, range, dst)
     }
 }
 

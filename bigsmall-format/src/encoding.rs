@@ -12,6 +12,8 @@ pub enum EncodingId {
     Ans,
     /// Triple bitmaps (`bigsmall-tbe`).
     Tbe,
+    /// Differences from a base (`bigsmall-codec`).
+    Delta,
 }
 
 impl EncodingId {
@@ -22,6 +24,7 @@ impl EncodingId {
             EncodingId::Raw => 0,
             EncodingId::Ans => 1,
             EncodingId::Tbe => 2,
+            EncodingId::Delta => 3,
         }
     }
 
@@ -32,6 +35,7 @@ impl EncodingId {
             0 => Some(EncodingId::Raw),
             1 => Some(EncodingId::Ans),
             2 => Some(EncodingId::Tbe),
+            3 => Some(EncodingId::Delta),
             _ => None,
         }
     }
@@ -43,7 +47,14 @@ impl EncodingId {
             EncodingId::Raw => "raw",
             EncodingId::Ans => "ans",
             EncodingId::Tbe => "tbe",
+            EncodingId::Delta => "delta",
         }
+    }
+
+    /// Whether decoding needs the base that the tensor was encoded against.
+    #[must_use]
+    pub const fn needs_base(self) -> bool {
+        matches!(self, EncodingId::Delta)
     }
 }
 
@@ -54,7 +65,7 @@ impl std::fmt::Display for EncodingId {
 }
 
 /// A way to store a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
-/// `bigsmall_codec::Ans`, `bigsmall_tbe::Tbe`.
+/// `bigsmall_codec::Ans`, `bigsmall_codec::Delta`, `bigsmall_tbe::Tbe`.
 ///
 /// A tensor is cut into blocks of [`BLOCK_UNITS`](crate::BLOCK_UNITS) units that are encoded and
 /// decoded alone. What the blocks share (tables, the window of exponents) is the *head*, decided
@@ -75,6 +86,21 @@ pub trait TensorEncoding: Send + Sync {
     /// Those of `source`; [`Rule::EncodingRefuses`](crate::Rule::EncodingRefuses) for a dtype that
     /// it does not take.
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>>;
+
+    /// [`plan`](Self::plan) for a tensor that is encoded against the base `base`, as long as
+    /// `source` (see [`BaseTensor`](crate::BaseTensor)). An encoding without bases ignores it.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan) and of `base`.
+    fn plan_with_base(
+        &self,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+        base: &dyn ReadAt,
+    ) -> Result<Box<dyn BlockEncoder>> {
+        let _ = base;
+        self.plan(spec, source)
+    }
 
     /// Reads and validates a head.
     ///
@@ -97,12 +123,30 @@ pub trait BlockEncoder: Send + Sync {
     /// [`Rule::Memory`](crate::Rule::Memory); the contents of `out` and `lens` are then
     /// unspecified.
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
+
+    /// The same against `base`, the base's bytes of the same blocks. An encoding without bases
+    /// ignores them.
+    ///
+    /// # Errors
+    /// Those of [`encode_blocks`](Self::encode_blocks).
+    fn encode_blocks_with_base(
+        &self,
+        units: &[u8],
+        base: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        let _ = base;
+        self.encode_blocks(units, out, lens)
+    }
 }
 
 /// Decodes blocks of one tensor.
 pub trait BlockDecoder: Send + Sync {
     /// Decodes whole consecutive blocks into `dst`, which must be as long as their original bytes.
-    /// After an error the contents of `dst` are unspecified.
+    /// For an encoding that [needs a base](EncodingId::needs_base), `dst` holds the base's bytes
+    /// of the same blocks, which the caller has checked ([`check_base`](crate::BlockTable::check_base)). After an
+    /// error the contents of `dst` are unspecified.
     ///
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.

@@ -75,6 +75,10 @@ rules! {
     PayloadLength: Corrupt, "a payload is not as long as its head and blocks";
     BlockLength: Corrupt, "an encoded block has an impossible length";
     SharedPayload: Corrupt, "a shared payload must name an earlier tensor of the same dtype and length that has its own";
+    BaseSection: Corrupt, "the section of bases is wrong";
+    BaseRecord: Corrupt, "a record does not match the bases of the shard";
+    BaseMismatch: Corrupt, "the base is not the one that this tensor was encoded against; give that one";
+    BaseDepth: Limit, "the chain of bases is longer than the limit";
     EncodingUnknown: Unsupported, "an encoding that this version does not know; update bigsmall";
     EncodingDtype: Corrupt, "the encoding does not take this dtype";
     HeadChecksum: Corrupt, "the checksum of a tensor's head differs";
@@ -125,6 +129,7 @@ rules! {
     SpecMismatch: Usage, "the tensor is not of the dtype or shape that was asked for";
     UnalignedRange: Usage, "a range of a sub-byte tensor does not begin and end at a byte";
     EncodingRefuses: Unsupported, "this encoding does not take that dtype";
+    BaseMissing: Usage, "this tensor is stored as differences from a base, which must be given";
     BackendMissing: Unsupported, "this machine or build lacks that backend";
     WriterMisuse: Usage, "the shard writer was called out of order";
     Memory: Limit, "not enough memory";
@@ -355,8 +360,8 @@ impl fmt::Display for Error {
         if let Some(offset) = inner.offset {
             write!(f, " (at byte {offset})")?;
         }
-        let [expected, found] = [&inner.expected, &inner.found]
-            .map(|text| text.as_deref().map(Shown::message));
+        let [expected, found] =
+            [&inner.expected, &inner.found].map(|text| text.as_deref().map(Shown::message));
         match (expected, found) {
             (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}"),
             (Some(e), None) => write!(f, ": expected {e}"),

@@ -17,6 +17,7 @@
 
 mod arch;
 mod backend;
+mod base;
 mod checksum;
 mod decode;
 mod decoded;
@@ -39,10 +40,11 @@ mod table;
 mod wire;
 
 pub use backend::Backend;
-pub use decode::decode_range;
+pub use base::BaseTensor;
+pub use decode::{decode_range, decode_range_with_base};
 pub use decoded::Decoded;
 pub use dtype::Dtype;
-pub use encode::encode_tensor;
+pub use encode::{encode_tensor, encode_tensor_with_base};
 pub use encoded::{EncodedRef, EncodedTensor, EncodedView, peek};
 pub use encoding::{BlockDecoder, BlockEncoder, EncodingId, TensorEncoding};
 pub use error::{Class, Error, Result, Rule};
@@ -52,7 +54,7 @@ pub use limits::Limits;
 pub use raw::Raw;
 pub use read_at::ReadAt;
 #[cfg(feature = "shard")]
-pub use shard::{Shard, ShardEntry, ShardWriter};
+pub use shard::{Base, BaseRef, Shard, ShardEntry, ShardWriter};
 pub use spec::{BLOCK_UNITS, TensorSpec};
 pub use table::BlockTable;
 
@@ -60,14 +62,16 @@ pub(crate) use internal::Ahead;
 
 #[cfg(feature = "shard")]
 pub(crate) use internal::Section;
-pub(crate) use internal::{decode_here, for_each_in_parallel, pool_size, xxh3};
+pub(crate) use internal::{
+    decode_here, decode_here_with_base, for_each_in_parallel, pool_size, xxh3,
+};
 
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::arch::{Ahead, prefetch_output, zeroed};
     pub use crate::checksum::xxh3;
-    pub use crate::decode::decode_here;
+    pub use crate::decode::{decode_here, decode_here_with_base};
     pub use crate::error::Chain;
     pub use crate::parallel::{for_each_in_parallel, pool_size, run_in_pool};
     pub use crate::read_at::{Section, len_of, read_at};

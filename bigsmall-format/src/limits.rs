@@ -19,6 +19,8 @@ pub struct Limits {
     pub max_rank: usize,
     /// The most UTF-8 bytes of a tensor's name.
     pub max_name_bytes: usize,
+    /// The most bases one behind the other: 1 for a shard whose base has no base itself.
+    pub max_base_depth: u32,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             max_tensors: 1 << 20,
             max_rank: 64,
             max_name_bytes: 1 << 16,
+            max_base_depth: 16,
         }
     }
 }
@@ -72,6 +75,13 @@ impl Limits {
     #[must_use]
     pub fn max_name_bytes(mut self, max_name_bytes: usize) -> Self {
         self.max_name_bytes = max_name_bytes;
+        self
+    }
+
+    /// Sets [`max_base_depth`](Self#structfield.max_base_depth).
+    #[must_use]
+    pub fn max_base_depth(mut self, max_base_depth: u32) -> Self {
+        self.max_base_depth = max_base_depth;
         self
     }
 }

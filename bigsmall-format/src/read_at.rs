@@ -88,7 +88,7 @@ pub(crate) fn read_or_borrow<'a>(
     }
 }
 
-fn past_end(offset: u64, len: usize, byte_len: u64) -> io::Error {
+pub(crate) fn past_end(offset: u64, len: usize, byte_len: u64) -> io::Error {
     let text = format!("{len} bytes at byte {offset} of a source of {byte_len} bytes");
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }

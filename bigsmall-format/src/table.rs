@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::wire::{Cursor, align8, pad8, room_for, u32s, u64s};
-use crate::{Error, Result, Rule, TensorSpec, xxh3};
+use crate::{EncodingId, Error, Result, Rule, TensorSpec, xxh3};
 
 /// Where the head and the blocks of a payload lie, and their checksums (FORMAT.md section 5.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct BlockTable {
     head_len: u32,
     head_hash: u64,
     blocks: Box<[Block]>,
+    /// The checksum of the base's bytes of each block, for an encoding that needs a base.
+    base: Option<Box<[u64]>>,
 }
 
 /// One block's place in the payload; 24 bytes for 12 in the index.
@@ -30,16 +32,19 @@ impl Block {
 }
 
 impl BlockTable {
-    /// Checks the lengths against what `spec` allows. `lens` and `hashes` have one entry a block.
+    /// Checks the lengths against what `spec` allows. `lens`, `hashes` and `base`, if any, have one
+    /// entry a block.
     pub(crate) fn new(
         spec: &TensorSpec,
         head_len: u32,
         head_hash: u64,
         lens: impl ExactSizeIterator<Item = u32>,
         hashes: impl ExactSizeIterator<Item = u64>,
+        base: Option<Box<[u64]>>,
     ) -> Result<Self> {
         let wrong = |rule| Error::new(rule).in_tensor(spec.name());
-        if lens.len() as u64 != spec.n_blocks() || hashes.len() != lens.len() {
+        let of_base = base.as_ref().map_or(lens.len(), |base| base.len());
+        if lens.len() as u64 != spec.n_blocks() || [hashes.len(), of_base] != [lens.len(); 2] {
             return Err(wrong(Rule::BlockLength)
                 .expected(format!("{} blocks", spec.n_blocks()))
                 .found(lens.len()));
@@ -48,9 +53,11 @@ impl BlockTable {
         let mut begin = align8(u64::from(head_len));
         for (index, (len, hash)) in lens.zip(hashes).enumerate() {
             // At least 56 bytes, or all of a smaller block: this caps what a small file can swell
-            // to. At most a little more than the values themselves.
+            // to; what has a base is as large as the base. At most a little more than the values
+            // themselves.
             let original = spec.block_byte_len(index as u64) as u64;
-            let (least, most) = (original.min(56), 2 * original + 4096);
+            let least = if base.is_some() { 0 } else { original.min(56) };
+            let most = 2 * original + 4096;
             if u64::from(len) < least || u64::from(len) > most {
                 return Err(wrong(Rule::BlockLength)
                     .expected(format!("{least} to {most} bytes in block {index}"))
@@ -60,7 +67,7 @@ impl BlockTable {
             begin = block.end();
             blocks.push(block);
         }
-        Ok(BlockTable { head_len, head_hash, blocks: blocks.into() })
+        Ok(BlockTable { head_len, head_hash, blocks: blocks.into(), base })
     }
 
     /// The table of a payload that is known to be what an encoder made, with its checksums.
@@ -69,9 +76,10 @@ impl BlockTable {
         head_len: u32,
         lens: &[u32],
         payload: &[u8],
+        base: Option<Box<[u64]>>,
     ) -> Result<Self> {
         let hashes = lens.iter().map(|_| 0);
-        let mut table = BlockTable::new(spec, head_len, 0, lens.iter().copied(), hashes)?;
+        let mut table = BlockTable::new(spec, head_len, 0, lens.iter().copied(), hashes, base)?;
         if table.payload_len() != payload.len() as u64 {
             return Err(Error::new(Rule::PayloadLength)
                 .in_tensor(spec.name())
@@ -83,6 +91,12 @@ impl BlockTable {
             block.hash = xxh3(&payload[block.begin as usize..block.end() as usize]);
         }
         Ok(table)
+    }
+
+    /// The table of a tensor that is its base: without a payload, every block empty.
+    pub(crate) fn inherited(spec: &TensorSpec, base: Box<[u64]>) -> Result<Self> {
+        let (lens, hashes) = (base.iter().map(|_| 0), base.iter().map(|_| xxh3(&[])));
+        BlockTable::new(spec, 0, xxh3(&[]), lens, hashes, Some(base.clone()))
     }
 
     /// Where block `index` begins in the payload; for the number of blocks, where the payload ends.
@@ -175,17 +189,53 @@ impl BlockTable {
         Ok(())
     }
 
-    /// Writes lengths (padded to 8 bytes) and checksums.
+    /// Whether decoding needs a base.
+    #[must_use]
+    pub fn needs_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// The checksums of the base's blocks; none without a base.
+    #[cfg(feature = "shard")]
+    pub(crate) fn base_hashes(&self) -> &[u64] {
+        self.base.as_deref().unwrap_or(&[])
+    }
+
+    /// Compares `bytes`, the base's bytes of block `index`, with their checksum.
+    ///
+    /// # Errors
+    /// [`Rule::BaseMismatch`]; [`Rule::RangeOutOfBounds`] when the tensor has no base or no such
+    /// block.
+    pub fn check_base(&self, index: u64, bytes: &[u8]) -> Result<()> {
+        let expected = self.base.as_ref().and_then(|base| base.get(index as usize));
+        let expected = *expected.ok_or_else(|| Error::new(Rule::RangeOutOfBounds).found(index))?;
+        let found = xxh3(bytes);
+        if found != expected {
+            return Err(Error::new(Rule::BaseMismatch)
+                .expected(format!("{expected:#018x} for the base's block {index}"))
+                .found(format!("{found:#018x}")));
+        }
+        Ok(())
+    }
+
+    /// Writes lengths (padded to 8 bytes), checksums, and those of the base.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.blocks.iter().flat_map(|b| b.len.to_le_bytes()));
         pad8(out);
         out.extend(self.blocks.iter().flat_map(|b| b.hash.to_le_bytes()));
+        self.write_base(out);
     }
 
-    /// Reads what [`write`](Self::write) wrote. The number of blocks follows from `spec`; nothing
-    /// is allocated before that many entries are known to be there.
+    /// Writes the checksums of the base.
+    pub(crate) fn write_base(&self, out: &mut Vec<u8>) {
+        out.extend(self.base.iter().flatten().flat_map(|hash| hash.to_le_bytes()));
+    }
+
+    /// Reads what [`write`](Self::write) wrote, for the encoding of that code. The number of blocks
+    /// follows from `spec`; nothing is allocated before that many entries are known to be there.
     pub(crate) fn read(
         spec: &TensorSpec,
+        code: u8,
         head_len: u32,
         head_hash: u64,
         cursor: &mut Cursor<'_>,
@@ -194,7 +244,18 @@ impl BlockTable {
         let lens = cursor.take(n.saturating_mul(4))?;
         cursor.align8()?;
         let hashes = cursor.take(n.saturating_mul(8))?;
-        BlockTable::new(spec, head_len, head_hash, u32s(lens), u64s(hashes))
+        let has_base = EncodingId::from_code(code).is_some_and(EncodingId::needs_base);
+        let base = if has_base { Some(Self::read_base(spec, cursor)?) } else { None };
+        BlockTable::new(spec, head_len, head_hash, u32s(lens), u64s(hashes), base)
+    }
+
+    /// Reads what [`write_base`](Self::write_base) wrote.
+    pub(crate) fn read_base(spec: &TensorSpec, cursor: &mut Cursor<'_>) -> Result<Box<[u64]>> {
+        let n = usize::try_from(spec.n_blocks()).unwrap_or(usize::MAX);
+        let hashes = u64s(cursor.take(n.saturating_mul(8))?);
+        let mut base = room_for(hashes.len())?;
+        base.extend(hashes);
+        Ok(base.into())
     }
 
     pub(crate) fn head_hash(&self) -> u64 {

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::io::Write;
 
-use super::layout::{INDEX_SYNTHESISED, MAGIC, RECORD_MD5, RECORD_SHARED, VERSION, prelude};
+use super::bases::{self, Base, BaseRef};
+use super::layout::{
+    FEATURE_BASES, INDEX_SYNTHESISED, MAGIC, RECORD_BASE, RECORD_INHERITED, RECORD_MD5,
+    RECORD_RENAMED, RECORD_SHARED, VERSION, prelude,
+};
 use crate::wire::pad8;
 use crate::{
     BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, Result, Rule, TensorSpec, xxh3,
@@ -17,13 +21,18 @@ use crate::{
 /// hashes on threads of its own gives it what it made. Everybody else takes
 /// [`ShardWriter`](crate::ShardWriter).
 ///
-/// Memory: the stored header and 12 bytes a block.
+/// For a tensor with a base [`begin_with_base`](Self::begin_with_base) and
+/// [`blocks_with_base`](Self::blocks_with_base), or [`inherit`](Self::inherit), stand for
+/// `begin`, `blocks` and `end`; [`add_base`](Self::add_base) comes first.
+///
+/// Memory: the stored header and 12 bytes a block, 20 with a base.
 pub struct Assembler<W> {
     sink: W,
     position: u64,
     header_json: Vec<u8>,
     header: Header,
     flags: u32,
+    bases: Vec<Base>,
     records: Vec<u8>,
     /// Tensors whose record is complete.
     done: usize,
@@ -40,7 +49,12 @@ struct Open {
     head_hash: u64,
     lens: Vec<u32>,
     hashes: Vec<u64>,
+    /// The place of the base and the name of its tensor, and the checksums of its blocks.
+    base: Option<(BaseName, Vec<u64>)>,
 }
+
+/// A [`BaseRef`] that owns the name; `None` where the names are equal.
+type BaseName = (u32, Option<Box<str>>);
 
 impl<W: Write> Assembler<W> {
     /// Begins a shard that restores to the safetensors file with the header `header_json` (its
@@ -82,6 +96,7 @@ impl<W: Write> Assembler<W> {
             header_json,
             header,
             flags,
+            bases: Vec::new(),
             records: Vec::new(),
             done: 0,
             own_payload: Vec::new(),
@@ -140,6 +155,51 @@ impl<W: Write> Assembler<W> {
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`].
     pub fn begin(&mut self, encoding: EncodingId, head: &[u8]) -> Result<()> {
+        if encoding.needs_base() {
+            return Err(self.misuse("a base for this encoding"));
+        }
+        self.begin_any(encoding, head, None)
+    }
+
+    /// The same for an encoding that needs a base.
+    ///
+    /// # Errors
+    /// Those of the sink; [`Rule::WriterMisuse`].
+    pub fn begin_with_base(
+        &mut self,
+        encoding: EncodingId,
+        head: &[u8],
+        base: BaseRef<'_>,
+    ) -> Result<()> {
+        if !encoding.needs_base() {
+            return Err(self.misuse("an encoding that needs a base"));
+        }
+        let base = self.base_name(base)?;
+        self.begin_any(encoding, head, Some((base, Vec::new())))
+    }
+
+    /// Adds a base and returns its place, for [`BaseRef`].
+    pub fn add_base(&mut self, base: Base) -> usize {
+        self.bases.push(base);
+        self.bases.len() - 1
+    }
+
+    fn base_name(&self, base: BaseRef<'_>) -> Result<BaseName> {
+        let due = self.next_tensor()?.name();
+        match u32::try_from(base.base) {
+            Ok(place) if base.base < self.bases.len() => {
+                Ok((place, (due != base.name).then(|| base.name.into())))
+            }
+            _ => Err(self.misuse("a base that was added")),
+        }
+    }
+
+    fn begin_any(
+        &mut self,
+        encoding: EncodingId,
+        head: &[u8],
+        base: Option<(BaseName, Vec<u64>)>,
+    ) -> Result<()> {
         let n_blocks = self.next_tensor()?.n_blocks() as usize;
         let offset = self.position;
         let mut padded = head.to_vec();
@@ -152,6 +212,7 @@ impl<W: Write> Assembler<W> {
             head_hash: xxh3(head),
             lens: Vec::with_capacity(n_blocks),
             hashes: Vec::with_capacity(n_blocks),
+            base,
         });
         Ok(())
     }
@@ -163,8 +224,19 @@ impl<W: Write> Assembler<W> {
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`].
     pub fn blocks(&mut self, bytes: &[u8], lens: &[u32]) -> Result<()> {
+        self.blocks_with_base(bytes, lens, &[])
+    }
+
+    /// The same for blocks of a tensor with a base, and the XXH3 of the base's bytes of each block.
+    ///
+    /// # Errors
+    /// Those of the sink; [`Rule::WriterMisuse`].
+    pub fn blocks_with_base(&mut self, bytes: &[u8], lens: &[u32], base: &[u64]) -> Result<()> {
         let misuse = self.misuse("blocks of an open tensor, padded to 8 bytes");
         let Some(open) = &mut self.open else { return Err(misuse) };
+        if let Some((_, hashes)) = &mut open.base {
+            hashes.extend_from_slice(base);
+        }
         let mut rest = bytes;
         for &len in lens {
             let Some((block, after)) = rest.split_at_checked((len as usize).next_multiple_of(8))
@@ -189,7 +261,9 @@ impl<W: Write> Assembler<W> {
         let open = self.open.take().ok_or_else(|| self.misuse("an open tensor"))?;
         let spec = self.next_tensor()?;
         let (lens, hashes) = (open.lens.into_iter(), open.hashes.into_iter());
-        let table = BlockTable::new(spec, open.head_len, open.head_hash, lens, hashes)
+        let (base, of_base) = open.base.unzip();
+        let of_base = of_base.map(Vec::into_boxed_slice);
+        let table = BlockTable::new(spec, open.head_len, open.head_hash, lens, hashes, of_base)
             .map_err(|e| self.misuse(&format!("{e}")))?;
         let length = table.payload_len();
         self.record(
@@ -200,6 +274,7 @@ impl<W: Write> Assembler<W> {
             length,
             table.head_hash(),
             md5,
+            base.as_ref(),
         );
         table.write(&mut self.records);
         self.own_payload.push(true);
@@ -216,20 +291,45 @@ impl<W: Write> Assembler<W> {
         length: u64,
         hash: u64,
         md5: Option<[u8; 16]>,
+        base: Option<&BaseName>,
     ) {
+        let of_base = match base {
+            None => 0,
+            Some((_, None)) => RECORD_BASE,
+            Some((_, Some(_))) => RECORD_BASE | RECORD_RENAMED,
+        };
+        let flags = flags | of_base | if md5.is_some() { RECORD_MD5 } else { 0 };
         let out = &mut self.records;
-        out.extend_from_slice(&[
-            encoding,
-            flags | if md5.is_some() { RECORD_MD5 } else { 0 },
-            0,
-            0,
-        ]);
+        out.extend_from_slice(&[encoding, flags, 0, 0]);
         out.extend_from_slice(&head_len.to_le_bytes());
         out.extend_from_slice(&place.to_le_bytes());
         out.extend_from_slice(&length.to_le_bytes());
         out.extend_from_slice(&hash.to_le_bytes());
         out.extend_from_slice(md5.as_ref().map_or(&[][..], |m| m));
+        if let Some((place, name)) = base {
+            let name = name.as_deref().unwrap_or("");
+            out.extend_from_slice(&place.to_le_bytes());
+            out.extend_from_slice(&(name.len() as u32).to_le_bytes());
+            out.extend_from_slice(name.as_bytes());
+            pad8(out);
+        }
         self.done += 1;
+    }
+
+    /// Writes the next tensor whole, which has a base. `hashes` has the XXH3 of the base's bytes of
+    /// each block. `md5` is the MD5 of its original bytes, if it is to be kept.
+    ///
+    /// # Errors
+    /// Those of the sink; [`Rule::WriterMisuse`] when `tensor` has not the blocks that are due.
+    pub fn tensor_with_base(
+        &mut self,
+        tensor: &EncodedTensor,
+        base: BaseRef<'_>,
+        md5: Option<[u8; 16]>,
+    ) -> Result<()> {
+        self.begin_with_base(tensor.encoding(), tensor.head(), base)?;
+        self.all_blocks(tensor)?;
+        self.end(md5)
     }
 
     /// Writes the next tensor whole. `md5` is the MD5 of its original bytes, if it is to be kept.
@@ -237,12 +337,20 @@ impl<W: Write> Assembler<W> {
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`] when `tensor` has not the blocks that are due.
     pub fn tensor(&mut self, tensor: &EncodedTensor, md5: Option<[u8; 16]>) -> Result<()> {
-        let table = tensor.table();
         self.begin(tensor.encoding(), tensor.head())?;
+        self.all_blocks(tensor)?;
+        self.end(md5)
+    }
+
+    fn all_blocks(&mut self, tensor: &EncodedTensor) -> Result<()> {
+        let table = tensor.table();
         let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
         let blocks = table.blocks_range(0..table.n_blocks());
-        self.blocks(&tensor.payload()[blocks.start as usize..], &lens)?;
-        self.end(md5)
+        self.blocks_with_base(
+            &tensor.payload()[blocks.start as usize..],
+            &lens,
+            table.base_hashes(),
+        )
     }
 
     /// Says that the next tensor has the same bytes as the earlier tensor `earlier` (its place in
@@ -258,7 +366,29 @@ impl<W: Write> Assembler<W> {
         if !same || self.own_payload.get(earlier) != Some(&true) {
             return Err(self.misuse("an earlier tensor of the same dtype and length"));
         }
-        self.record(0, RECORD_SHARED, 0, earlier as u64, 0, 0, md5);
+        self.record(0, RECORD_SHARED, 0, earlier as u64, 0, 0, md5, None);
+        self.own_payload.push(false);
+        Ok(())
+    }
+
+    /// Says that the next tensor is the tensor `base` as it sees it, byte for byte. `hashes` has
+    /// the XXH3 of the bytes of each block.
+    ///
+    /// # Errors
+    /// [`Rule::WriterMisuse`].
+    pub fn inherit(
+        &mut self,
+        base: BaseRef<'_>,
+        hashes: &[u64],
+        md5: Option<[u8; 16]>,
+    ) -> Result<()> {
+        let base = self.base_name(base)?;
+        let spec = self.next_tensor()?;
+        let table =
+            BlockTable::inherited(spec, hashes.into()).map_err(|e| self.misuse(&format!("{e}")))?;
+        let code = EncodingId::Delta.code();
+        self.record(code, RECORD_INHERITED, 0, 0, 0, 0, md5, Some(&base));
+        table.write_base(&mut self.records);
         self.own_payload.push(false);
         Ok(())
     }
@@ -279,12 +409,18 @@ impl<W: Write> Assembler<W> {
         index.extend_from_slice(&self.flags.to_le_bytes());
         index.extend_from_slice(&self.header_json);
         pad8(&mut index);
+        let mut features = 0;
+        if !self.bases.is_empty() {
+            features |= FEATURE_BASES;
+            bases::write(&self.bases, &mut index);
+        }
         index.extend_from_slice(&self.records);
 
         let mut trailer = Vec::with_capacity(48);
         trailer.extend_from_slice(&self.position.to_le_bytes());
         trailer.extend_from_slice(&(index.len() as u64).to_le_bytes());
-        trailer.extend_from_slice(&[0; 8]); // feature bits: none
+        trailer.extend_from_slice(&features.to_le_bytes());
+        trailer.extend_from_slice(&[0; 4]); // ignorable features: none
         trailer.extend_from_slice(&VERSION.to_le_bytes());
         trailer.extend_from_slice(&[0; 6]);
         index.extend_from_slice(&trailer);

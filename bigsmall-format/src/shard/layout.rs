@@ -23,6 +23,16 @@ pub(crate) const INDEX_SYNTHESISED: u32 = 1;
 pub(crate) const RECORD_SHARED: u8 = 1;
 /// Record flag: an MD5 of the original bytes follows.
 pub(crate) const RECORD_MD5: u8 = 2;
+/// Record flag: the tensor has a base.
+pub(crate) const RECORD_BASE: u8 = 4;
+/// Record flag: the tensor is its base. There is no payload.
+pub(crate) const RECORD_INHERITED: u8 = 8;
+/// Record flag: the base's tensor has another name.
+pub(crate) const RECORD_RENAMED: u8 = 16;
+/// Required feature: the index has a section of bases.
+pub(crate) const FEATURE_BASES: u32 = 1;
+/// An entry of the section of bases before its hint.
+pub(crate) const BASE_FIXED: usize = 40;
 
 /// The prelude of a shard.
 pub(crate) fn prelude() -> [u8; PRELUDE_LEN as usize] {

@@ -3,17 +3,24 @@
 
 use std::ops::Range;
 
+use super::bases::{self, Base, BaseRef};
 use super::layout::{
-    INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_FIXED, RECORD_MD5, RECORD_SHARED,
-    TRAILER_CHECKED, TRAILER_LEN, VERSION, prelude, recognise,
+    FEATURE_BASES, INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, PRELUDE_LEN, RECORD_BASE, RECORD_FIXED,
+    RECORD_INHERITED, RECORD_MD5, RECORD_RENAMED, RECORD_SHARED, TRAILER_CHECKED, TRAILER_LEN,
+    VERSION, prelude, recognise,
 };
 use crate::arch::zeroed;
 use crate::read_at::{len_of, read_at};
 use crate::wire::{Cursor, room_for};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
-    Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_range, xxh3,
+    Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_here_with_base, decode_range,
+    decode_range_with_base, xxh3,
 };
+
+/// The flags of a record that this version knows.
+const RECORD_FLAGS: u8 =
+    RECORD_SHARED | RECORD_MD5 | RECORD_BASE | RECORD_INHERITED | RECORD_RENAMED;
 
 /// Bytes of the end that opening reads. An index that fits in them needs no second read.
 const TAIL: u64 = 256 << 10;
@@ -29,6 +36,7 @@ pub struct Shard<R> {
     index: Vec<u8>,
     header_range: Range<usize>,
     header: Header,
+    bases: Vec<Base>,
     entries: Vec<ShardEntry>,
     sha256: [u8; 32],
     flags: u32,
@@ -39,6 +47,16 @@ pub struct Shard<R> {
 pub struct ShardEntry {
     payload: Payload,
     md5: Option<Box<[u8; 16]>>,
+    base: Option<Box<BaseOf>>,
+}
+
+/// What a record says about the tensor's base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct BaseOf {
+    place: u32,
+    /// `None` for the name of the tensor itself.
+    name: Option<Box<str>>,
+    inherited: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +78,12 @@ impl ShardEntry {
             Payload::Own { .. } => None,
             Payload::Shared(owner) => Some(owner as usize),
         }
+    }
+
+    /// Whether the tensor is that of its base, byte for byte, and has no payload.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.base.as_ref().is_some_and(|base| base.inherited)
     }
 
     /// MD5 of the original bytes, if it was stored when compressing.
@@ -146,14 +170,15 @@ impl<R: ReadAt> Shard<R> {
         // Version and features are checked after the trailer's checksum: a flipped bit must be
         // reported as damage, not as a later version.
         let trailer = index.get(trailer_at..).unwrap_or(&[]);
-        check_trailer_fields(trailer)?;
+        let features = check_trailer_fields(trailer)?;
         index.truncate(trailer_at);
-        let parsed = parse_index(&index, index_range.start, limits)
+        let parsed = parse_index(&index, index_range.start, features, limits)
             .map_err(|e| e.in_part_at(index_range.start))?;
         Ok(Shard {
             source,
             header_range: parsed.header_range,
             header: parsed.header,
+            bases: parsed.bases,
             entries: parsed.entries,
             sha256: parsed.sha256,
             flags: parsed.flags,
@@ -192,6 +217,32 @@ impl<R: ReadAt> Shard<R> {
     #[must_use]
     pub fn header_json(&self) -> &[u8] {
         self.index.get(self.header_range.clone()).unwrap_or(&[])
+    }
+
+    /// The files that tensors of this shard are stored as differences from; none for a shard that
+    /// stands alone.
+    #[must_use]
+    pub fn bases(&self) -> &[Base] {
+        &self.bases
+    }
+
+    /// How many bases lie one behind the other: 0 for a shard that stands alone. Written in the
+    /// shard, at most [`Limits::max_base_depth`].
+    #[must_use]
+    pub fn base_depth(&self) -> u32 {
+        bases::depth(&self.bases)
+    }
+
+    /// The tensor that tensor `index` is stored as differences from; `None` if it stands alone. A
+    /// tensor that shares the payload of another one has the base of that one.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`].
+    pub fn base_of(&self, index: usize) -> Result<Option<BaseRef<'_>>> {
+        let owner = self.entry(index)?.shares().unwrap_or(index);
+        let Some(base) = &self.entry(owner)?.base else { return Ok(None) };
+        let own = self.tensors().get(owner).map_or("", TensorSpec::name);
+        Ok(Some(BaseRef::new(base.place as usize, base.name.as_deref().unwrap_or(own))))
     }
 
     /// SHA-256 of the original safetensors file.
@@ -367,14 +418,40 @@ impl<R: ReadAt> Shard<R> {
         dst: &mut [u8],
     ) -> Result<()> {
         let resolved = self.resolve(index)?;
-        let payload = Section::new(&self.source, resolved.range())
+        let payload = self.payload(&resolved)?;
+        decode_range(decoder, resolved.spec, resolved.table, &payload, range, dst)
+            .map_err(|e| e.in_part_at(resolved.offset))
+    }
+
+    /// The same for a tensor with a [base](Self::base_of). `base` is the base as the tensor sees it
+    /// (see [`BaseTensor`](crate::BaseTensor)); only the blocks that `range` touches are read from
+    /// it, and each is checked before anything is decoded from it. Of a tensor without a base,
+    /// nothing is read from `base`.
+    ///
+    /// # Errors
+    /// Those of [`decode_range_with_base`].
+    pub fn decode_with_base(
+        &self,
+        index: usize,
+        decoder: &dyn BlockDecoder,
+        base: &dyn ReadAt,
+        range: Range<u64>,
+        dst: &mut [u8],
+    ) -> Result<()> {
+        let resolved = self.resolve(index)?;
+        let payload = self.payload(&resolved)?;
+        let (spec, table) = (resolved.spec, resolved.table);
+        decode_range_with_base(decoder, spec, table, &payload, base, range, dst)
+            .map_err(|e| e.in_part_at(resolved.offset))
+    }
+
+    fn payload(&self, resolved: &Resolved<'_>) -> Result<Section<&R>> {
+        Section::new(&self.source, resolved.range())
             .map_err(|e| match e.rule() {
                 Rule::RangeOutOfBounds => Error::new(Rule::SourceChanged),
                 _ => e,
             })
-            .map_err(|e| e.in_tensor(resolved.spec.name()))?;
-        decode_range(decoder, resolved.spec, resolved.table, &payload, range, dst)
-            .map_err(|e| e.in_part_at(resolved.offset))
+            .map_err(|e| e.in_tensor(resolved.spec.name()))
     }
 
     /// The same on this thread alone, for blocks that are already in memory. `payload` stands for
@@ -392,6 +469,24 @@ impl<R: ReadAt> Shard<R> {
     ) -> Result<()> {
         let Resolved { spec, offset, table, .. } = self.resolve(index)?;
         decode_here(decoder, spec, table, payload, range, dst).map_err(|e| e.in_part_at(offset))
+    }
+
+    /// [`decode_from`](Self::decode_from) for a tensor with a base.
+    ///
+    /// # Errors
+    /// Those of [`decode_range_with_base`].
+    pub fn decode_from_with_base(
+        &self,
+        index: usize,
+        decoder: &dyn BlockDecoder,
+        payload: &dyn ReadAt,
+        base: &dyn ReadAt,
+        range: Range<u64>,
+        dst: &mut [u8],
+    ) -> Result<()> {
+        let Resolved { spec, offset, table, .. } = self.resolve(index)?;
+        decode_here_with_base(decoder, spec, table, payload, base, range, dst)
+            .map_err(|e| e.in_part_at(offset))
     }
 }
 
@@ -423,8 +518,8 @@ fn read_trailer(tail: &[u8], byte_len: u64) -> Result<Range<u64>> {
     Ok(offset..trailer_at)
 }
 
-/// Checks feature bits, version and reserved bytes.
-fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
+/// Checks feature bits, version and reserved bytes; returns the required features.
+fn check_trailer_fields(trailer: &[u8]) -> Result<u32> {
     let mut cursor = Cursor::new(trailer, Rule::ShardTooShort);
     cursor.take(16)?;
     let required = cursor.u32()?;
@@ -438,13 +533,14 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<()> {
             .expected(format!("version {VERSION} or less"))
             .found(version));
     }
-    if required != 0 {
-        return Err(Error::new(Rule::RequiredFeature).found(format!("bits {required:#x}")));
+    let unknown = required & !FEATURE_BASES;
+    if unknown != 0 {
+        return Err(Error::new(Rule::RequiredFeature).found(format!("bits {unknown:#x}")));
     }
     if cursor.bytes::<6>()? != [0; 6] {
         return Err(Error::new(Rule::ReservedNotZero).found("in the trailer"));
     }
-    Ok(())
+    Ok(required)
 }
 
 /// The error for a file without the trailer's magic: its first bytes may show another kind of file.
@@ -469,6 +565,7 @@ fn explain(source: &dyn ReadAt, byte_len: u64, error: Error) -> Error {
 struct Parsed {
     header_range: Range<usize>,
     header: Header,
+    bases: Vec<Base>,
     entries: Vec<ShardEntry>,
     sha256: [u8; 32],
     flags: u32,
@@ -476,7 +573,7 @@ struct Parsed {
 
 /// Parses the index, which begins at `begin` in the file. Offsets of errors are relative to the
 /// index.
-fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
+fn parse_index(index: &[u8], begin: u64, features: u32, limits: &Limits) -> Result<Parsed> {
     let mut cursor = Cursor::new(index, Rule::IndexTruncated);
     let header_len = cursor.u64()?;
     let sha256 = cursor.bytes::<32>()?;
@@ -494,12 +591,17 @@ fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     let json = cursor.take(header_len)?;
     let header_range = INDEX_FIXED..INDEX_FIXED.saturating_add(header_len);
     cursor.align8()?;
+    let bases = match features & FEATURE_BASES {
+        0 => Vec::new(),
+        _ => bases::read(&mut cursor)?,
+    };
     // Every tensor has a record. A larger count is refused before memory is reserved for it.
     if count > cursor.remaining().checked_div(RECORD_FIXED).unwrap_or(0) {
         return Err(Error::new(Rule::IndexTruncated)
             .expected(format!("{count} records"))
             .found(format!("{} bytes", cursor.remaining())));
     }
+    bases::check_depth(&bases, limits)?;
     let header = Header::parse_stored(json, limits, count)
         .map_err(|e| e.in_part_at(INDEX_FIXED as u64).at(INDEX_FIXED as u64))?;
     if header.tensors().len() != count {
@@ -509,7 +611,8 @@ fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
     let mut at = PRELUDE_LEN;
     for spec in header.tensors() {
         let record_at = cursor.position();
-        let entry = read_record(&mut cursor, spec, header.tensors(), &entries, &mut at)
+        let before = (header.tensors(), &entries[..]);
+        let entry = read_record(&mut cursor, spec, before, bases.len(), &mut at)
             .map_err(|e| e.in_tensor(spec.name()).at(record_at))?;
         entries.push(entry);
     }
@@ -524,20 +627,20 @@ fn parse_index(index: &[u8], begin: u64, limits: &Limits) -> Result<Parsed> {
             .expected(format!("payloads up to {begin}"))
             .found(at));
     }
-    Ok(Parsed { header_range, header, entries, sha256, flags })
+    Ok(Parsed { header_range, header, bases, entries, sha256, flags })
 }
 
 fn read_record(
     cursor: &mut Cursor<'_>,
     spec: &TensorSpec,
-    specs: &[TensorSpec],
-    before: &[ShardEntry],
+    (specs, before): (&[TensorSpec], &[ShardEntry]),
+    n_bases: usize,
     at: &mut u64,
 ) -> Result<ShardEntry> {
     let encoding = cursor.u8()?;
     let flags = cursor.u8()?;
     let reserved = cursor.u16()?;
-    if flags & !(RECORD_SHARED | RECORD_MD5) != 0 || reserved != 0 {
+    if flags & !RECORD_FLAGS != 0 || reserved != 0 {
         return Err(Error::new(Rule::ReservedNotZero).found("in an index record"));
     }
     let head_len = cursor.u32()?;
@@ -545,10 +648,33 @@ fn read_record(
     let length = cursor.u64()?;
     let head_hash = cursor.u64()?;
     let md5 = if flags & RECORD_MD5 != 0 { Some(Box::new(cursor.bytes::<16>()?)) } else { None };
-    if flags & RECORD_SHARED != 0 {
+    let has_base = flags & RECORD_BASE != 0;
+    let needs_base = EncodingId::from_code(encoding).is_some_and(EncodingId::needs_base);
+    let of_base = flags & (RECORD_INHERITED | RECORD_RENAMED) != 0;
+    let shared = flags & RECORD_SHARED != 0;
+    if has_base != needs_base || (of_base && !has_base) || (shared && has_base) {
+        return Err(Error::new(Rule::BaseRecord)
+            .expected("a base for encoding 3, and for no other")
+            .found(format!("encoding {encoding}, flags {flags:#x}")));
+    }
+    let base = match has_base {
+        true => Some(Box::new(read_base(cursor, flags, n_bases)?)),
+        false => None,
+    };
+    if base.as_ref().is_some_and(|base| base.inherited) {
+        if (head_len, place, length, head_hash) != (0, 0, 0, 0) {
+            return Err(Error::new(Rule::ReservedNotZero).found("in an inherited record"));
+        }
+        let table = BlockTable::inherited(spec, BlockTable::read_base(spec, cursor)?)?;
+        // As if it stood between two payloads.
+        let payload = Payload::Own { offset: *at, table, encoding };
+        return Ok(ShardEntry { payload, md5, base });
+    }
+    if shared {
         let owner = usize::try_from(place).ok().and_then(|i| Some((i, before.get(i)?)));
         let same = owner.filter(|(i, entry)| {
             entry.shares().is_none()
+                && !entry.is_inherited()
                 && specs.get(*i).is_some_and(|other| {
                     (other.dtype(), other.byte_len()) == (spec.dtype(), spec.byte_len())
                 })
@@ -559,15 +685,32 @@ fn read_record(
         if (encoding, head_len, length, head_hash) != (0, 0, 0, 0) {
             return Err(Error::new(Rule::ReservedNotZero).found("in a shared record"));
         }
-        return Ok(ShardEntry { payload: Payload::Shared(owner as u32), md5 });
+        return Ok(ShardEntry { payload: Payload::Shared(owner as u32), md5, base });
     }
     if place != *at {
         return Err(Error::new(Rule::PayloadRange).expected(*at).found(place));
     }
-    let table = BlockTable::read(spec, head_len, head_hash, cursor)?;
+    let table = BlockTable::read(spec, encoding, head_len, head_hash, cursor)?;
     if table.payload_len() != length {
         return Err(Error::new(Rule::PayloadLength).expected(table.payload_len()).found(length));
     }
     *at = at.checked_add(length).ok_or_else(|| Error::new(Rule::PayloadRange).found(length))?;
-    Ok(ShardEntry { payload: Payload::Own { offset: place, table, encoding }, md5 })
+    Ok(ShardEntry { payload: Payload::Own { offset: place, table, encoding }, md5, base })
+}
+
+/// Reads what a record says about the tensor's base.
+fn read_base(cursor: &mut Cursor<'_>, flags: u8, n_bases: usize) -> Result<BaseOf> {
+    let place = cursor.u32()?;
+    let name_len = cursor.u32()? as usize;
+    let renamed = flags & RECORD_RENAMED != 0;
+    if place as usize >= n_bases || (!renamed && name_len != 0) {
+        return Err(Error::new(Rule::BaseRecord)
+            .expected(format!("one of {n_bases} bases, and a name only if it differs"))
+            .found(format!("base {place}, a name of {name_len} bytes")));
+    }
+    let name = std::str::from_utf8(cursor.take(name_len)?)
+        .map_err(|_| Error::new(Rule::BaseRecord).expected("a name of UTF-8"))?;
+    cursor.align8()?;
+    let inherited = flags & RECORD_INHERITED != 0;
+    Ok(BaseOf { place, name: renamed.then(|| name.into()), inherited })
 }

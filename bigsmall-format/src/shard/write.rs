@@ -9,10 +9,11 @@ use sha2::{Digest as _, Sha256};
 use twox_hash::XxHash3_64;
 
 use super::assemble::Assembler;
+use super::bases::{Base, BaseRef};
 use crate::wire::set_len;
 use crate::{
-    EncodedTensor, Error, Header, Raw, Result, Rule, TensorEncoding, TensorSpec, decode_range,
-    encode_tensor, xxh3,
+    EncodedTensor, Error, Header, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
+    decode_range, encode_tensor, encode_tensor_with_base, xxh3,
 };
 
 /// Bytes that are decoded and hashed at once: a few blocks for each thread.
@@ -117,18 +118,55 @@ impl<W: Write> ShardWriter<W> {
         encoding: &dyn TensorEncoding,
     ) -> Result<()> {
         self.check_due(spec, bytes)?;
-        let encoded = match encoding.supports(spec.dtype()) && !bytes.is_empty() {
-            true => Some(encode_tensor(encoding, spec, &bytes)?),
-            false => None,
-        };
-        let raw_len = bytes.len().next_multiple_of(8) as u64;
-        match encoded.filter(|e| e.byte_len() < raw_len) {
-            Some(encoded) => self.assembler.tensor(&encoded, None)?,
-            None => self.assembler.tensor(&encode_tensor(&Raw, spec, &bytes)?, None)?,
+        self.assembler.tensor(&smaller(encoding, spec, bytes)?, None)?;
+        self.finish_tensor(bytes);
+        Ok(())
+    }
+
+    /// Adds a base and returns its place, for [`BaseRef`].
+    pub fn add_base(&mut self, base: Base) -> usize {
+        self.assembler.add_base(base)
+    }
+
+    /// Writes the tensor `spec` as differences from the tensor `base`, if that is smaller than what
+    /// [`write`](Self::write) would write. `bytes` are its little-endian values, `base_bytes` those
+    /// of the base as the tensor sees it (see [`BaseTensor`](crate::BaseTensor)), and `delta` is an
+    /// encoding that needs a base. A tensor that is its base has no payload.
+    ///
+    /// Memory: the tensor in both encodings.
+    ///
+    /// # Errors
+    /// Those of [`write`](Self::write) and of `base_bytes`; [`Rule::WriterMisuse`] for a base that
+    /// was not added.
+    pub fn write_with_base(
+        &mut self,
+        spec: &TensorSpec,
+        bytes: &[u8],
+        encoding: &dyn TensorEncoding,
+        delta: &dyn TensorEncoding,
+        base: BaseRef<'_>,
+        base_bytes: &dyn ReadAt,
+    ) -> Result<()> {
+        self.check_due(spec, bytes)?;
+        let encoded = encode_tensor_with_base(delta, spec, &bytes, base_bytes)?;
+        let table = encoded.table();
+        if table.payload_len() == table.blocks_range(0..0).start {
+            self.assembler.inherit(base, table.base_hashes(), None)?;
+        } else {
+            let of_record = (8 * table.n_blocks() as usize + 16 + base.name.len()) as u64;
+            let alone = smaller(encoding, spec, bytes)?;
+            match encoded.byte_len() + of_record < alone.byte_len() {
+                true => self.assembler.tensor_with_base(&encoded, base, None)?,
+                false => self.assembler.tensor(&alone, None)?,
+            }
         }
+        self.finish_tensor(bytes);
+        Ok(())
+    }
+
+    fn finish_tensor(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         self.written.push(Written { content: xxh3(bytes), owner: self.written.len() });
-        Ok(())
     }
 
     /// Writes a tensor that is encoded already, as it is. `encoding` must be the one that encoded
@@ -216,6 +254,21 @@ impl<W: Write> ShardWriter<W> {
         }
         Ok(())
     }
+}
+
+/// The tensor in `encoding`, or raw if it does not shrink or `encoding` does not take its dtype.
+fn smaller(
+    encoding: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    bytes: &[u8],
+) -> Result<EncodedTensor> {
+    if encoding.supports(spec.dtype()) && !bytes.is_empty() {
+        let encoded = encode_tensor(encoding, spec, &bytes)?;
+        if encoded.byte_len() < bytes.len().next_multiple_of(8) as u64 {
+            return Ok(encoded);
+        }
+    }
+    encode_tensor(&Raw, spec, &bytes)
 }
 
 impl<W> fmt::Debug for ShardWriter<W> {

@@ -46,7 +46,7 @@ fn envelope() {
             //
             ("version 65535", |f| f.version = 0xffff, Refused(Rule::Version)),
             //
-            ("a required feature", |f| f.required = 1, Refused(Rule::RequiredFeature)),
+            ("a required feature", |f| f.required = 2, Refused(Rule::RequiredFeature)),
             ("another", |f| f.required = 1 << 31, Refused(Rule::RequiredFeature)),
             //
             ("ignorable features", |f| f.ignorable = u32::MAX, Expect::Ok),

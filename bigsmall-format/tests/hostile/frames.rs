@@ -98,7 +98,7 @@ fn frames() {
         ("version 0", |f| f.version = 0, Rule::VersionZero),
         ("version 2", |f| f.version = 2, Rule::Version),
         ("version 255", |f| f.version = 255, Rule::Version),
-        ("encoding 3", |f| f.encoding = 3, Rule::EncodingUnknown),
+        ("encoding 4", |f| f.encoding = 4, Rule::EncodingUnknown),
         ("encoding 255", |f| f.encoding = 255, Rule::EncodingUnknown),
         ("dtype", |f| f.dtype = b"Q8".to_vec(), Rule::DtypeUnknown),
         ("no dtype", |f| f.dtype.clear(), Rule::DtypeUnknown),

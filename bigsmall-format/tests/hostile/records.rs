@@ -182,7 +182,7 @@ fn records() {
                 |f| (f.records[2].flags, f.records[2].md5) = (3, Some([1; 16])),
                 Expect::Ok,
             ),
-            ("unknown encoding", |f| f.records[4].encoding = 3, Named(Rule::EncodingUnknown, "c")),
+            ("unknown encoding", |f| f.records[4].encoding = 4, Named(Rule::EncodingUnknown, "c")),
             ("encoding 255", |f| f.records[1].encoding = 255, Named(Rule::EncodingUnknown, "b")),
         ],
     );
