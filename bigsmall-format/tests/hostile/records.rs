@@ -8,7 +8,12 @@ fn records() {
     run(
         sound,
         &[
-            ("flag 2 of a record", |f| f.records[1].flags |= 4, Named(Rule::ReservedNotZero, "b")),
+            // What a base is asked for.
+            ("flag 2 of a record", |f| f.records[1].flags |= 4, Named(Rule::BaseRecord, "b")),
+            ("flag 3 of a record", |f| f.records[1].flags |= 8, Named(Rule::BaseRecord, "b")),
+            ("flag 4 of a record", |f| f.records[1].flags |= 16, Named(Rule::BaseRecord, "b")),
+            ("no base", |f| f.records[1].encoding = 3, Named(Rule::BaseRecord, "b")),
+            ("flag 5 of a record", |f| f.records[1].flags |= 32, Named(Rule::ReservedNotZero, "b")),
             (
                 "flag 7 of a record",
                 |f| f.records[1].flags |= 128,
