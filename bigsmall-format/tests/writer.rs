@@ -212,3 +212,32 @@ fn misuse_is_an_error() {
     let writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
     assert_eq!(writer.finish().unwrap_err().rule(), Rule::WriterMisuse);
 }
+
+/// Two tensors of 32 bytes with the same XXH3: where the first 8 bytes are those of the hash's
+/// secret, they are multiplied as zero, and the next 8 do not count.
+#[test]
+// K-02
+fn tensors_with_the_same_short_hash_are_not_taken_for_the_same() {
+    let secret = 0xbe4b_a423_396c_feb8_u64.to_le_bytes();
+    let [one, other] = [0u8, 255].map(|fill| [&secret[..], &[fill; 8], &[7; 16]].concat());
+    assert_eq!(internal::xxh3(&one), internal::xxh3(&other));
+    let specs = [spec("a", Dtype::U8, &[32]), spec("b", Dtype::U8, &[32])];
+    for encoded in [false, true] {
+        let mut writer = ShardWriter::synthesised(Vec::new(), &specs).unwrap();
+        match encoded {
+            false => writer.write(&specs[0], &one, &Raw).unwrap(),
+            true => {
+                let tensor = encode_tensor(&Raw, &specs[0], &one).unwrap();
+                writer.write_encoded(&tensor, &Raw).unwrap();
+            }
+        }
+        assert!(writer.has_values("a", &one).unwrap());
+        assert!(!writer.has_values("a", &other).unwrap());
+        assert!(!writer.has_values("b", &one).unwrap(), "not written yet");
+        assert_eq!(writer.has_values("c", &one).unwrap_err().rule(), Rule::TensorMissing);
+        let error = writer.share(&specs[1], &other, "a").unwrap_err();
+        assert_eq!((error.rule(), error.tensor()), (Rule::WriterMisuse, Some("b")));
+        writer.write(&specs[1], &other, &Raw).unwrap();
+        verified(&writer.finish().unwrap());
+    }
+}

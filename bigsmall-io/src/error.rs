@@ -144,7 +144,7 @@ impl Error {
     /// Names the input in an error about its bytes.
     pub(crate) fn in_input(self, path: impl AsRef<Path>) -> Self {
         match self.0.kind {
-            ErrorKind::Format(_) => self.in_file(path),
+            ErrorKind::Format(_) | ErrorKind::SourceChanged => self.in_file(path),
             _ => self,
         }
     }
@@ -301,8 +301,8 @@ impl fmt::Display for Error {
         if let Some(offset) = inner.offset {
             write!(f, " (at byte {offset})")?;
         }
-        let [expected, found] = [&inner.expected, &inner.found]
-            .map(|text| text.as_deref().map(Shown::message));
+        let [expected, found] =
+            [&inner.expected, &inner.found].map(|text| text.as_deref().map(Shown::message));
         match (expected, found) {
             (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}"),
             (Some(e), None) => write!(f, ": expected {e}"),

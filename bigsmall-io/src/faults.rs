@@ -302,6 +302,78 @@ fn a_source_that_ends_early_is_an_error() {
     }
 }
 
+/// A file in which somebody changes one byte before the `at`-th read.
+struct Changing<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+    at: usize,
+    reads: AtomicUsize,
+}
+
+impl ReadAt for Changing<'_> {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.bytes.read_exact_at(offset, buf)?;
+        if self.reads.fetch_add(1, Ordering::SeqCst) >= self.at
+            && let Some(byte) = (self.offset as u64)
+                .checked_sub(offset)
+                .and_then(|i| buf.get_mut(usize::try_from(i).ok()?))
+        {
+            *byte ^= 1;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+// K-01
+fn a_source_that_changes_at_any_read_is_an_error_or_one_consistent_file() {
+    let plain = plain_file();
+    let (json, header) = Header::read(&plain, &Default::default()).unwrap();
+    let data_at = 8 + json.len() as u64;
+    let (mut changed, mut consistent) = (0, 0);
+    for encoding in ENCODINGS {
+        // The first and the last tensor have the same bytes: their starts, middles and ends.
+        for index in [0, 4] {
+            let range = header.data_range(index);
+            for offset in [range.start, range.start + 700_001, range.end - 1] {
+                for at in 0.. {
+                    let source = Changing {
+                        bytes: &plain,
+                        offset: (data_at + offset) as usize,
+                        at,
+                        reads: AtomicUsize::new(0),
+                    };
+                    let disk = Disk::new(usize::MAX);
+                    let progress = Progress::default();
+                    let done = in_pool(2, || {
+                        compress_source(&source, &disk, &options(encoding), &progress)
+                    });
+                    match done {
+                        Err(error) => {
+                            assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
+                            changed += 1;
+                        }
+                        Ok(_) => {
+                            let shard = Shard::open(disk.bytes.into_inner().unwrap()).unwrap();
+                            let options = RestoreOptions::default();
+                            restore_shard(&shard, Waits::No, None, &options, &progress).unwrap();
+                            consistent += 1;
+                        }
+                    }
+                    if source.reads.into_inner() <= at {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    assert!(changed > 20 && consistent > 20, "{changed} changed, {consistent} consistent");
+}
+
 #[test]
 fn the_bytes_do_not_depend_on_the_pool() {
     let plain = plain_file();

@@ -62,7 +62,8 @@ pub fn compress(
 /// The report's one file has no name. Everything else is as in [`compress`].
 ///
 /// # Errors
-/// Those of [`compress`] and of `source`. The source must not change meanwhile.
+/// Those of [`compress`] and of `source`. If `source` changes meanwhile, the result is an error or
+/// the shard of one consistent reading.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-from-{}", std::process::id()));

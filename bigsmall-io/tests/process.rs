@@ -366,6 +366,49 @@ fn a_source_that_changes_while_it_is_compressed_is_an_error() {
     assert_eq!(names(d), ["m"]);
 }
 
+#[test]
+// K-01
+fn an_input_that_is_written_to_is_an_error_or_one_consistent_file() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let mut random = Random::new(21);
+    let weights = random.weights(1_000_000);
+    let tensors =
+        ["a", "b", "c"].map(|name| tensor(name, Dtype::BF16, &[1_000_000], weights.clone()));
+    write(&d.join("original"), &tensors);
+    let original = std::fs::read(d.join("original")).unwrap();
+    let (mut refused, mut consistent) = (0, 0);
+    for round in 0..200 {
+        std::fs::write(d.join("m"), &original).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(d.join("m")).unwrap();
+        let before = file.metadata().unwrap().modified().unwrap();
+        let mut child = command(d, &["compress", "m", "-o", "m.bs"]).spawn().unwrap();
+        // As one who writes to a map of the file: neither its length nor its time moves.
+        let status = loop {
+            std::thread::sleep(Duration::from_micros(random.bits() % (200 * (1 + round % 40))));
+            let at = 1000 + random.bits() % (original.len() as u64 - 1000);
+            file.write_all_at(&[random.bits() as u8], at).unwrap();
+            file.set_modified(before).unwrap();
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+        };
+        match status.code() {
+            Some(0) => {
+                verify(&d.join("m.bs")).unwrap();
+                std::fs::remove_file(d.join("m.bs")).unwrap();
+                consistent += 1;
+            }
+            Some(1) => refused += 1,
+            _ => panic!("{status}"),
+        }
+        assert_eq!(names(d), ["m", "original"]);
+    }
+    println!("{consistent} consistent, {refused} refused");
+    assert!(refused > 0, "no change came between two reads");
+}
+
 /// The most memory that a run of the command had resident, in MiB.
 fn peak_mib(dir: &Path, args: &[&str]) -> u64 {
     let mut child = command(dir, args).spawn().unwrap();
@@ -404,6 +447,25 @@ fn one_tensor(path: &Path, n: u64) {
         turn += 2 * 1021;
         piece.rotate_left(turn % (8 << 20) / 2 * 2);
     }
+}
+
+#[test]
+// K-03
+fn a_long_name_that_many_tensors_refer_to_is_shown_in_little_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let long = "n".repeat(65_536);
+    let names = (0..20_001).map(|i| if i == 0 { long.clone() } else { format!("t{i}") });
+    let tensors: Vec<_> = names.map(|n| tensor(&n, Dtype::U8, &[1], vec![7])).collect();
+    write(&d.join("m"), &tensors);
+    assert!(command(d, &["compress", "m", "-o", "m.bs"]).status().unwrap().success());
+    for args in [&["inspect", "m.bs"][..], &["inspect", "m.bs", "--json"]] {
+        let peak = peak_mib(d, args);
+        println!("{args:?}: {peak} MiB");
+        assert!(peak <= 100, "{args:?}: {peak} MiB");
+    }
+    let table = command(d, &["inspect", "m.bs"]).stdout(Stdio::piped()).output().unwrap().stdout;
+    assert!(table.len() < 10_000_000, "{} bytes", table.len());
 }
 
 fn memory_is_bounded(n: u64) {

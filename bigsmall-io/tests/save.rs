@@ -383,3 +383,22 @@ fn the_writer_reads_back_what_it_wrote() {
     assert_eq!(writer.finish().unwrap_err().kind(), ErrorKind::ReadBack);
     assert_eq!(names(dir.path()), [""; 0]);
 }
+
+#[test]
+// K-02
+fn tensors_with_the_same_short_hash_do_not_share() {
+    // The same XXH3: where the first 8 bytes are those of the hash's secret, they are multiplied as
+    // zero, and the next 8 do not count.
+    let secret = 0xbe4b_a423_396c_feb8_u64.to_le_bytes();
+    let forged = |fill: u8| [&secret[..], &[fill; 8], &[7; 16]].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.bs");
+    let tensors = [("a", 0), ("b", 255), ("c", 0)]
+        .map(|(name, fill)| tensor(name, Dtype::U8, &[32], forged(fill)));
+    let report = write_all(&path, &tensors, &SaveOptions::default()).unwrap();
+    assert_eq!(report.n_shared, 1);
+    let model = Model::open(&path).unwrap();
+    for t in &tensors {
+        assert_eq!(model.tensor(&t.name).unwrap().bytes(), t.bytes);
+    }
+}

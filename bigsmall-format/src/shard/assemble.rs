@@ -1,12 +1,16 @@
 //! The bytes of a shard, front to back, from tensors that are encoded and hashed already.
 
 use std::fmt;
+use std::hash::Hasher as _;
 use std::io::Write;
+use std::sync::Arc;
+
+use twox_hash::XxHash3_64;
 
 use super::bases::{self, Base, BaseRef};
 use super::layout::{
-    FEATURE_BASES, INDEX_SYNTHESISED, MAGIC, RECORD_BASE, RECORD_INHERITED, RECORD_MD5,
-    RECORD_RENAMED, RECORD_SHARED, VERSION, prelude,
+    FEATURE_BASES, INDEX_FIXED, INDEX_SYNTHESISED, MAGIC, RECORD_BASE, RECORD_INHERITED,
+    RECORD_MD5, RECORD_RENAMED, RECORD_SHARED, TRAILER_LEN, VERSION, prelude,
 };
 use crate::wire::pad8;
 use crate::{
@@ -30,7 +34,7 @@ pub struct Assembler<W> {
     sink: W,
     position: u64,
     header_json: Vec<u8>,
-    header: Header,
+    header: Arc<Header>,
     flags: u32,
     bases: Vec<Base>,
     records: Vec<u8>,
@@ -64,7 +68,23 @@ impl<W: Write> Assembler<W> {
     /// Those of the sink and of [`Header::parse`].
     pub fn new(sink: W, header_json: Vec<u8>, data_len: u64) -> Result<Self> {
         let header = Header::parse(&header_json, data_len, &Limits::default())?;
+        Self::parsed(sink, header_json, Arc::new(header))
+    }
+
+    /// The same with the header that `header_json` was parsed to, so that there is one in memory.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn parsed(sink: W, header_json: Vec<u8>, header: Arc<Header>) -> Result<Self> {
         Self::start(sink, header_json, header, 0)
+    }
+
+    /// The same for a header that [`Header::synthesise`] made.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn synthesised_parsed(sink: W, header_json: Vec<u8>, header: Arc<Header>) -> Result<Self> {
+        Self::start(sink, header_json, header, INDEX_SYNTHESISED)
     }
 
     /// Begins a shard of tensors that never were in a file; they will restore to a safetensors file
@@ -84,10 +104,10 @@ impl<W: Write> Assembler<W> {
     /// Those of the sink and of [`Header::parse`].
     pub fn with_synthesised(sink: W, header_json: Vec<u8>, data_len: u64) -> Result<Self> {
         let header = Header::parse(&header_json, data_len, &Limits::default())?;
-        Self::start(sink, header_json, header, INDEX_SYNTHESISED)
+        Self::start(sink, header_json, Arc::new(header), INDEX_SYNTHESISED)
     }
 
-    fn start(mut sink: W, header_json: Vec<u8>, header: Header, flags: u32) -> Result<Self> {
+    fn start(mut sink: W, header_json: Vec<u8>, header: Arc<Header>, flags: u32) -> Result<Self> {
         let prelude = prelude();
         sink.write_all(&prelude)?;
         Ok(Assembler {
@@ -402,32 +422,37 @@ impl<W: Write> Assembler<W> {
         if self.open.is_some() || self.done != self.header.tensors().len() {
             return Err(self.misuse("every tensor of the header"));
         }
-        let mut index = Vec::with_capacity(64 + self.header_json.len() + self.records.len());
-        index.extend_from_slice(&(self.header_json.len() as u64).to_le_bytes());
-        index.extend_from_slice(&sha256);
-        index.extend_from_slice(&(self.done as u32).to_le_bytes());
-        index.extend_from_slice(&self.flags.to_le_bytes());
-        index.extend_from_slice(&self.header_json);
-        pad8(&mut index);
-        let mut features = 0;
+        // Written in parts: index and stored header may be large, and are in memory once.
+        let mut fixed = Vec::with_capacity(INDEX_FIXED);
+        fixed.extend_from_slice(&(self.header_json.len() as u64).to_le_bytes());
+        fixed.extend_from_slice(&sha256);
+        fixed.extend_from_slice(&(self.done as u32).to_le_bytes());
+        fixed.extend_from_slice(&self.flags.to_le_bytes());
+        let (json, records) =
+            (std::mem::take(&mut self.header_json), std::mem::take(&mut self.records));
+        let padding = &[0; 8][..json.len().next_multiple_of(8) - json.len()];
+        let (mut features, mut bases) = (0, Vec::new());
         if !self.bases.is_empty() {
             features |= FEATURE_BASES;
-            bases::write(&self.bases, &mut index);
+            bases::write(&self.bases, &mut bases);
         }
-        index.extend_from_slice(&self.records);
-
-        let mut trailer = Vec::with_capacity(48);
-        trailer.extend_from_slice(&self.position.to_le_bytes());
-        trailer.extend_from_slice(&(index.len() as u64).to_le_bytes());
+        let offset = self.position;
+        let mut checksum = XxHash3_64::new();
+        for part in [&fixed, &json, padding, &bases, &records] {
+            checksum.write(part);
+            self.write(part)?;
+        }
+        let mut trailer = Vec::with_capacity(TRAILER_LEN as usize);
+        trailer.extend_from_slice(&offset.to_le_bytes());
+        trailer.extend_from_slice(&(self.position - offset).to_le_bytes());
         trailer.extend_from_slice(&features.to_le_bytes());
         trailer.extend_from_slice(&[0; 4]); // ignorable features: none
         trailer.extend_from_slice(&VERSION.to_le_bytes());
         trailer.extend_from_slice(&[0; 6]);
-        index.extend_from_slice(&trailer);
-        let checksum = xxh3(&index);
-        index.extend_from_slice(&checksum.to_le_bytes());
-        index.extend_from_slice(&MAGIC);
-        self.write(&index)?;
+        checksum.write(&trailer);
+        trailer.extend_from_slice(&checksum.finish().to_le_bytes());
+        trailer.extend_from_slice(&MAGIC);
+        self.write(&trailer)?;
         self.sink.flush()?;
         Ok(self.sink)
     }

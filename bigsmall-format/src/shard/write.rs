@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::Hasher as _;
 use std::io::Write;
 
 use sha2::{Digest as _, Sha256};
-use twox_hash::XxHash3_64;
 
 use super::assemble::Assembler;
 use super::bases::{Base, BaseRef};
 use crate::wire::set_len;
 use crate::{
     EncodedTensor, Error, Header, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
-    decode_range, encode_tensor, encode_tensor_with_base, xxh3,
+    decode_range, encode_tensor, encode_tensor_with_base,
 };
 
 /// Bytes that are decoded and hashed at once: a few blocks for each thread.
@@ -26,7 +24,7 @@ const DECODED_AT_ONCE: u64 = 16 << 20;
 /// before [`finish`](Self::finish) returned is not a shard; after an error the writer is of no
 /// further use.
 ///
-/// Memory: the stored header, 16 bytes a tensor and 12 bytes a block.
+/// Memory: the stored header, 40 bytes a tensor and 12 bytes a block.
 ///
 /// ```
 /// use bigsmall_format::*;
@@ -49,8 +47,9 @@ pub struct ShardWriter<W> {
 
 /// What is kept of a tensor for those that share its payload.
 struct Written {
-    /// XXH3 of the original bytes.
-    content: u64,
+    /// SHA-256 of the original bytes: for a shorter hash somebody may make two tensors with the
+    /// same.
+    content: [u8; 32],
     /// The place of the tensor with the payload: its own, or that of the one it shares with.
     owner: usize,
 }
@@ -166,7 +165,7 @@ impl<W: Write> ShardWriter<W> {
 
     fn finish_tensor(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
-        self.written.push(Written { content: xxh3(bytes), owner: self.written.len() });
+        self.written.push(Written { content: sha256(bytes), owner: self.written.len() });
     }
 
     /// Writes a tensor that is encoded already, as it is. `encoding` must be the one that encoded
@@ -185,7 +184,7 @@ impl<W: Write> ShardWriter<W> {
         let spec = tensor.spec();
         self.check_spec(spec)?;
         let decoder = tensor.open(encoding)?;
-        let (mut sha256, mut content) = (self.sha256.clone(), XxHash3_64::new());
+        let (mut sha256, mut content) = (self.sha256.clone(), Sha256::new());
         let step = (DECODED_AT_ONCE / spec.block_bytes() as u64).max(1) * spec.block_bytes() as u64;
         let mut values = Vec::new();
         for begin in (0..spec.byte_len()).step_by(step as usize) {
@@ -194,11 +193,12 @@ impl<W: Write> ShardWriter<W> {
             let (table, payload) = (tensor.table(), &tensor.payload());
             decode_range(&*decoder, spec, table, payload, begin..end, &mut values)?;
             sha256.update(&values);
-            content.write(&values);
+            content.update(&values);
         }
         self.assembler.tensor(tensor, None)?;
         self.sha256 = sha256;
-        self.written.push(Written { content: content.finish(), owner: self.written.len() });
+        self.written
+            .push(Written { content: content.finalize().into(), owner: self.written.len() });
         Ok(())
     }
 
@@ -210,11 +210,9 @@ impl<W: Write> ShardWriter<W> {
     /// are not those of `earlier`; [`Rule::TensorMissing`] when no tensor has that name.
     pub fn share(&mut self, spec: &TensorSpec, bytes: &[u8], earlier: &str) -> Result<()> {
         self.check_due(spec, bytes)?;
-        let found = self.assembler.header().index_of(earlier);
-        let found = found.ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(earlier))?;
-        let content = xxh3(bytes);
-        let owner = self.written.get(found).filter(|e| e.content == content).map(|e| e.owner);
-        let owner = owner.ok_or_else(|| {
+        let content = sha256(bytes);
+        let written = self.written_as(earlier)?.filter(|e| e.content == content);
+        let owner = written.map(|e| e.owner).ok_or_else(|| {
             Error::new(Rule::WriterMisuse)
                 .in_tensor(spec.name())
                 .expected(format!("the values of the earlier tensor {earlier:?}"))
@@ -223,6 +221,21 @@ impl<W: Write> ShardWriter<W> {
         self.sha256.update(bytes);
         self.written.push(Written { content, owner });
         Ok(())
+    }
+
+    /// Whether the tensor `earlier` is written already and has the values `bytes`, by their SHA-256.
+    ///
+    /// # Errors
+    /// [`Rule::TensorMissing`] when no tensor has that name.
+    pub fn has_values(&self, earlier: &str, bytes: &[u8]) -> Result<bool> {
+        Ok(self.written_as(earlier)?.is_some_and(|e| e.content == sha256(bytes)))
+    }
+
+    /// What is kept of the tensor `earlier`, if it is written already.
+    fn written_as(&self, earlier: &str) -> Result<Option<&Written>> {
+        let place = self.assembler.header().index_of(earlier);
+        let place = place.ok_or_else(|| Error::new(Rule::TensorMissing).in_tensor(earlier))?;
+        Ok(self.written.get(place))
     }
 
     /// Writes the index and the trailer, flushes the sink and returns it.
@@ -269,6 +282,10 @@ fn smaller(
         }
     }
     encode_tensor(&Raw, spec, &bytes)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 impl<W> fmt::Debug for ShardWriter<W> {

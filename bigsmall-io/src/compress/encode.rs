@@ -8,14 +8,16 @@ use bigsmall_format::{Header, Raw, ReadAt, TensorEncoding, TensorSpec};
 
 use crate::compress::job::{Encoded, EncodedPart, Job};
 use crate::compress::plan::{Large, Plan};
+use crate::compress::shared::Shared;
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::stage::digest::sha256;
 use crate::stage::pool::Pool;
 
 /// Encodes chunks of a file.
 pub(crate) struct Coder<'a> {
     pub(crate) encoding: &'a dyn TensorEncoding,
     pub(crate) header: &'a Header,
-    pub(crate) shared: &'a [Option<usize>],
+    pub(crate) shared: &'a Shared,
     pub(crate) source: &'a dyn ReadAt,
     pub(crate) data_at: u64,
     pub(crate) spare: &'a Pool,
@@ -30,14 +32,15 @@ impl<'a> Coder<'a> {
             let (at, lens_at) = (out.bytes.len(), out.lens.len());
             out.reserve_for(bytes)?;
             let mut plan = None;
-            if self.shared[part.tensor].is_none() {
+            if self.shared.owner(part.tensor).is_none() {
                 plan = match &job.large {
                     Some(large) => self.encode_large(large, part.tensor, bytes, &mut out)?,
                     None => Some(self.encode_small(spec, bytes, &mut out)?),
                 };
             }
             let (end, lens_end) = (out.bytes.len(), out.lens.len());
-            out.parts.push(EncodedPart { plan, bytes: at..end, lens: lens_at..lens_end });
+            let digest = self.shared.is_one_of_several(part.tensor).then(|| sha256(bytes));
+            out.parts.push(EncodedPart { plan, bytes: at..end, lens: lens_at..lens_end, digest });
         }
         Ok(out)
     }

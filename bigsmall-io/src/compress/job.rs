@@ -52,6 +52,8 @@ pub(crate) struct EncodedPart {
     pub(crate) plan: Option<Arc<Plan>>,
     pub(crate) bytes: Range<usize>,
     pub(crate) lens: Range<usize>,
+    /// The SHA-256 of the part's original bytes, if another tensor has the same.
+    pub(crate) digest: Option<[u8; 32]>,
 }
 
 /// Work for the coding threads.

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::{BlockDecoder, BlockEncoder, EncodingId, ReadAt, TensorEncoding, TensorSpec};
 
+use crate::compress::shared::Shared;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::stage::chunk::CHUNK;
 
@@ -45,12 +46,12 @@ pub(crate) struct Large {
 /// Hands out the [`Large`] of each large tensor, and has the next tensor planned meanwhile.
 pub(crate) struct Larges<'a> {
     pub(crate) tensors: &'a [TensorSpec],
-    pub(crate) shared: &'a [Option<usize>],
+    pub(crate) shared: &'a Shared,
     pub(crate) ahead: Option<(usize, Arc<Large>)>,
 }
 
 impl<'a> Larges<'a> {
-    pub(crate) fn new(tensors: &'a [TensorSpec], shared: &'a [Option<usize>]) -> Self {
+    pub(crate) fn new(tensors: &'a [TensorSpec], shared: &'a Shared) -> Self {
         Larges { tensors, shared, ahead: None }
     }
 
@@ -58,7 +59,8 @@ impl<'a> Larges<'a> {
     pub(crate) fn begin(&mut self, tensor: usize, plan: impl Fn(usize, Arc<Large>)) -> Arc<Large> {
         let ahead = self.ahead.take_if(|(at, _)| *at == tensor);
         let large = ahead.map_or_else(Arc::default, |(_, large)| large);
-        let is_next = |&i: &usize| self.tensors[i].byte_len() > CHUNK && self.shared[i].is_none();
+        let is_next =
+            |&i: &usize| self.tensors[i].byte_len() > CHUNK && self.shared.owner(i).is_none();
         if self.ahead.is_none()
             && let Some(next) = (tensor + 1..self.tensors.len()).find(is_next)
         {

@@ -1,5 +1,6 @@
 //! Writes the encoded chunks to the file, in order.
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,9 @@ use crossbeam_channel::Sender;
 use crate::FileReport;
 use crate::compress::job::{Job, Task, Written};
 use crate::compress::plan::Plan;
-use crate::error::{Error, Result};
+use crate::compress::shared::Shared;
+use crate::error::{Error, ErrorKind, Result};
+use crate::stage::chunk::Part;
 use crate::stage::control::Control;
 use crate::stage::output::Appender;
 use crate::stage::thread::send;
@@ -34,7 +37,9 @@ pub(crate) fn finish(writer: Writer<'_>, sha256: [u8; 32]) -> Result<u64> {
 pub(crate) struct Sink<'a, 'p> {
     pub(crate) writer: Writer<'a>,
     pub(crate) tensors: &'a [TensorSpec],
-    pub(crate) shared: &'a [Option<usize>],
+    pub(crate) shared: &'a Shared,
+    /// SHA-256 of the parts of tensors that others share, by tensor and first byte.
+    pub(crate) digests: HashMap<(usize, u64), [u8; 32]>,
     pub(crate) md5: bool,
     pub(crate) to_check: Sender<Task<'p>>,
     /// Chunks sent to be checked.
@@ -49,11 +54,31 @@ pub(crate) struct Sink<'a, 'p> {
 
 impl<'p> Sink<'_, 'p> {
     pub(crate) fn take(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
-        self.control.owed(&job.encoded)?;
+        let encoded = self.control.owed(&job.encoded)?;
+        for (part, coded) in job.chunk.parts.iter().zip(&encoded.parts) {
+            if let Some(digest) = coded.digest {
+                self.compare(part, digest)?;
+            }
+        }
         match job.large {
             None => self.take_small(job),
             Some(_) => self.take_large(job),
         }
+    }
+
+    /// Compares a part of a tensor that shares a payload with the same part of the payload's owner.
+    /// The bytes with these digests are the ones that were encoded and hashed.
+    fn compare(&mut self, part: &Part, digest: [u8; 32]) -> Result<()> {
+        let Some(owner) = self.shared.owner(part.tensor) else {
+            self.digests.insert((part.tensor, part.bytes.start), digest);
+            return Ok(());
+        };
+        if self.digests.get(&(owner, part.bytes.start)) == Some(&digest) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::SourceChanged)
+            .in_tensor(self.tensors[part.tensor].name())
+            .expected("the same bytes whenever they are read"))
     }
 
     /// The MD5 of the `nth` tensor that ends in the chunk.
@@ -69,7 +94,7 @@ impl<'p> Sink<'_, 'p> {
         if let Some(md5) = md5 {
             self.report.md5s.push((self.tensors[tensor].name().into(), md5));
         }
-        match self.shared[tensor] {
+        match self.shared.owner(tensor) {
             Some(owner) => {
                 self.report.n_shared += 1;
                 self.writer.share(owner, md5)?;
@@ -104,7 +129,7 @@ impl<'p> Sink<'_, 'p> {
         let Some(part) = job.chunk.parts.first() else { return Ok(()) };
         let spec = &self.tensors[part.tensor];
         let last = part.bytes.end == spec.byte_len();
-        if self.shared[part.tensor].is_some() {
+        if self.shared.owner(part.tensor).is_some() {
             self.check(job, Vec::new())?;
         } else if self.plan.is_some() {
             self.write_run(job)?;

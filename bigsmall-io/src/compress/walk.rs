@@ -1,6 +1,7 @@
 //! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order
 //! of the data.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -53,14 +54,17 @@ pub(crate) fn compress_walk(
     progress: &Progress,
 ) -> Result<FileReport> {
     let (json, header) = Header::read(source, &Limits::default())?;
+    let header = Arc::new(header);
     let data_at = 8 + json.len() as u64;
     let tensors = header.tensors();
-    let shared: &[Option<usize>] = &find_shared(source, data_at, &header)?;
-    let prefix = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
+    let shared = &find_shared(source, data_at, &header)?;
+    let mut digest = FileDigest::new();
+    digest.update(&(json.len() as u64).to_le_bytes());
+    digest.update(&json);
     let sink = std::io::BufWriter::with_capacity(64 << 10, Appender::new(output));
     let writer = match origin {
-        Origin::File => Assembler::new(sink, json, header.data_len())?,
-        Origin::Memory => Assembler::with_synthesised(sink, json, header.data_len())?,
+        Origin::File => Assembler::parsed(sink, json, Arc::clone(&header))?,
+        Origin::Memory => Assembler::synthesised_parsed(sink, json, Arc::clone(&header))?,
     };
 
     let control = Control::new(progress);
@@ -92,9 +96,7 @@ pub(crate) fn compress_walk(
         let (to_check, work) = (to_work.clone(), work);
         let (answer, sha256) = promise();
         spawn(scope, control, "sha256", move || {
-            let mut digest = FileDigest::new();
-            digest.update(&prefix);
-            control.progress.advance(prefix.len() as u64);
+            control.progress.advance(data_at);
             for job in received(control, "sha256", &hash) {
                 if !control.stopped() {
                     digest.update(&job.bytes);
@@ -114,6 +116,7 @@ pub(crate) fn compress_walk(
             writer,
             tensors,
             shared,
+            digests: HashMap::new(),
             md5: options.md5,
             to_check,
             n_checks: 0,

@@ -1,8 +1,8 @@
 //! The open shards of a model, and where each tensor lies.
 
-use std::collections::HashMap;
 use std::path::Path;
 
+use bigsmall_format::internal::reserve;
 use bigsmall_format::{ReadAt, Shard, TensorSpec};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
@@ -16,8 +16,8 @@ use crate::stage::thread::side_by_side;
 /// One shard or several.
 pub(crate) struct Shards {
     opened: Vec<Open>,
-    /// Shard and index of every tensor, by name.
-    places: HashMap<Box<str>, (usize, usize)>,
+    /// Shard and index of every tensor, sorted by name.
+    by_name: Vec<(u32, u32)>,
     /// Whether reads may be slow, so that many should run at once.
     pub(crate) patient: bool,
 }
@@ -37,8 +37,8 @@ impl Shards {
         let folder = match open(path)? {
             Input::File(source) => {
                 let shown = shown(path);
-                shards.add("", shown, Shard::open(source).in_file(shown)?)?;
-                return Ok(shards);
+                shards.add("", shown, Shard::open(source).in_file(shown)?);
+                return shards.sorted();
             }
             Input::Folder(folder) => folder,
         };
@@ -51,8 +51,9 @@ impl Shards {
             Ok(())
         })?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
-            shards.add(name, name, shard)?;
+            shards.add(name, name, shard);
         }
+        let shards = shards.sorted()?;
         if let Some(index) = index {
             shards.check(&index)?;
         }
@@ -62,8 +63,8 @@ impl Shards {
     /// Opens the shard in `source`.
     pub(crate) fn of_source(source: impl ReadAt + 'static) -> Result<Self> {
         let mut shards = Shards::empty(true);
-        shards.add("", "", Shard::open(Source::new(source))?)?;
-        Ok(shards)
+        shards.add("", "", Shard::open(Source::new(source))?);
+        shards.sorted()
     }
 
     /// Opens the shards in `sources`, each with its name.
@@ -80,42 +81,63 @@ impl Shards {
             },
         )?;
         for (name, shard) in names.iter().zip(opened.into_iter().flatten()) {
-            shards.add(name, name, shard)?;
+            shards.add(name, name, shard);
         }
-        Ok(shards)
+        shards.sorted()
     }
 
     fn empty(patient: bool) -> Self {
-        Shards { opened: Vec::new(), places: HashMap::new(), patient }
+        Shards { opened: Vec::new(), by_name: Vec::new(), patient }
     }
 
-    fn add(&mut self, name: &str, shown: &str, shard: Shard<Source>) -> Result<()> {
-        for (place, spec) in shard.tensors().iter().enumerate() {
-            let here = (self.opened.len(), place);
-            if self.places.insert(spec.name().into(), here).is_some() {
-                return Err(Error::new(ErrorKind::ModelTensor)
-                    .in_tensor(spec.name())
-                    .found("in two shards"));
-            }
-        }
+    fn add(&mut self, name: &str, shown: &str, shard: Shard<Source>) {
         self.opened.push(Open { name: name.to_owned(), shown: shown.to_owned(), shard });
-        Ok(())
+    }
+
+    /// Sorts the tensors of all shards by name; an error if two have the same name.
+    fn sorted(mut self) -> Result<Self> {
+        let lens = self.opened.iter().map(|open| open.shard.tensors().len());
+        let mut by_name = Vec::new();
+        reserve(&mut by_name, lens.sum())?;
+        for (shard, open) in self.opened.iter().enumerate() {
+            by_name.extend((0..open.shard.tensors().len() as u32).map(|i| (shard as u32, i)));
+        }
+        by_name.sort_unstable_by(|&a, &b| self.name_at(a).cmp(self.name_at(b)));
+        let mut neighbours = by_name.iter().zip(by_name.iter().skip(1));
+        if let Some((a, _)) = neighbours.find(|&(&a, &b)| self.name_at(a) == self.name_at(b)) {
+            return Err(Error::new(ErrorKind::ModelTensor)
+                .in_tensor(self.name_at(*a))
+                .found("in two shards"));
+        }
+        self.by_name = by_name;
+        Ok(self)
+    }
+
+    fn name_at(&self, (shard, index): (u32, u32)) -> &str {
+        self.opened[shard as usize].shard.tensors()[index as usize].name()
+    }
+
+    /// Shard and index of the tensor `name`, if there is one.
+    fn place_of(&self, name: &str) -> Option<(usize, usize)> {
+        let found = self.by_name.binary_search_by(|&place| self.name_at(place).cmp(name)).ok()?;
+        let (shard, index) = self.by_name[found];
+        Some((shard as usize, index as usize))
     }
 
     /// The index file must name the right shard for every tensor, and no other tensors.
     fn check(&self, index: &ModelIndex) -> Result<()> {
         for (tensor, shard) in &index.weight_map {
-            let found = self.places.get(tensor.as_str()).map(|&(s, _)| &self.opened[s].name);
+            let found = self.place_of(tensor).map(|(s, _)| &self.opened[s].name);
             if found != Some(shard) {
                 return Err(Error::new(ErrorKind::ModelTensor)
                     .in_tensor(tensor)
                     .expected(format!("in {shard:?}, as the index file says")));
             }
         }
-        if index.weight_map.len() != self.places.len() {
+        if index.weight_map.len() != self.by_name.len() {
             return Err(Error::new(ErrorKind::ModelTensor)
                 .expected(format!("{} tensors", index.weight_map.len()))
-                .found(self.places.len()));
+                .found(self.by_name.len()));
         }
         Ok(())
     }
@@ -163,7 +185,7 @@ impl Shards {
     /// Shard and index of the tensor `name`, and its spec.
     pub(crate) fn find(&self, name: &str) -> Result<((usize, usize), &TensorSpec)> {
         let missing = || Error::new(ErrorKind::TensorMissing).in_tensor(name);
-        let &(shard, index) = self.places.get(name).ok_or_else(missing)?;
+        let (shard, index) = self.place_of(name).ok_or_else(missing)?;
         Ok(((shard, index), &self.opened[shard].shard.tensors()[index]))
     }
 

@@ -12,16 +12,16 @@ use crate::stage::lock::lock;
 /// The safetensors file of a shard. Reading decodes only the requested bytes.
 pub(crate) struct Original<'a, R> {
     shard: &'a Shard<R>,
-    prefix: Vec<u8>,
+    /// The length of the header, as the file begins.
+    header_len: [u8; 8],
     /// The decoder of the tensor that was read last. The next read is usually of the same tensor.
     last: Mutex<Option<(usize, Arc<dyn BlockDecoder>)>>,
 }
 
 impl<'a, R: ReadAt> Original<'a, R> {
     pub(crate) fn new(shard: &'a Shard<R>) -> Self {
-        let json = shard.header_json();
-        let prefix = [&(json.len() as u64).to_le_bytes()[..], json].concat();
-        Original { shard, prefix, last: Mutex::new(None) }
+        let header_len = (shard.header_json().len() as u64).to_le_bytes();
+        Original { shard, header_len, last: Mutex::new(None) }
     }
 
     fn decoder(&self, index: usize) -> Result<Arc<dyn BlockDecoder>> {
@@ -45,17 +45,21 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.shard.original_len()) {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        let prefix_len = self.prefix.len() as u64;
         let mut at = offset;
-        if at < prefix_len {
-            let n = buf.len().min((prefix_len - at) as usize);
-            let (start, rest) = buf.split_at_mut(n);
-            start.copy_from_slice(&self.prefix[at as usize..at as usize + n]);
-            buf = rest;
-            at += n as u64;
+        let mut begin = 0;
+        for part in [&self.header_len[..], self.shard.header_json()] {
+            if let Some(rest) = usize::try_from(at - begin).ok().and_then(|i| part.get(i..)) {
+                let (start, after) = buf.split_at_mut(buf.len().min(rest.len()));
+                start.copy_from_slice(&rest[..start.len()]);
+                at += start.len() as u64;
+                buf = after;
+            }
+            begin += part.len() as u64;
+            if at < begin {
+                return Ok(());
+            }
         }
-        // `at` is still before the data only if the buffer is full.
-        let mut data = at.saturating_sub(prefix_len);
+        let mut data = at - begin;
         let header = self.shard.header();
         let mut index = header.index_at(data).unwrap_or(header.tensors().len());
         while !buf.is_empty() {

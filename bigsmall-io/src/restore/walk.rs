@@ -53,7 +53,8 @@ pub(crate) fn restore_shard<R: ReadAt>(
     shard.check_prelude()?;
     let tensors = shard.tensors();
     let json = shard.header_json();
-    let prefix = [&(json.len() as u64).to_le_bytes()[..], json].concat();
+    let prefix = [&(json.len() as u64).to_le_bytes()[..], json];
+    let data_at = 8 + json.len() as u64;
     let stored_md5 = |index| shard.entry(index).ok().and_then(ShardEntry::md5);
     let any_md5 = options.md5 || (0..tensors.len()).any(|i| stored_md5(i).is_some());
     let control = Control::new(progress);
@@ -71,13 +72,13 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let (to_write, write) = unbounded::<Arc<Job<'_>>>();
 
     let result = std::thread::scope(|scope| -> Result<_> {
-        let (control, pool, prefix) = (&control, &pool, &prefix);
+        let (control, pool) = (&control, &pool);
         let work = work;
         let (answer, sha256) = promise();
         spawn(scope, control, "sha256", move || {
             let mut digest = FileDigest::new();
-            digest.update(prefix);
-            progress.advance(prefix.len() as u64);
+            prefix.iter().for_each(|bytes| digest.update(bytes));
+            progress.advance(data_at);
             for job in received(control, "sha256", &hash) {
                 if let Ok(bytes) = control.owed(&job.decoded) {
                     digest.update(bytes);
@@ -128,12 +129,13 @@ pub(crate) fn restore_shard<R: ReadAt>(
                         control.fail(at, Error::from(error).at(at));
                     }
                 };
-                append(0, prefix);
+                append(0, prefix[0]);
+                append(8, prefix[1]);
                 for job in received(control, "write", &write) {
                     if let Ok(bytes) = control.owed(&job.decoded)
                         && !control.stopped()
                     {
-                        append(prefix.len() as u64 + job.chunk.data.start, bytes);
+                        append(data_at + job.chunk.data.start, bytes);
                     }
                 }
                 answer.keep(());

@@ -110,14 +110,16 @@ impl Writer {
             ));
         };
         let key = (due.dtype(), due.byte_len(), xxh3(bytes));
-        match self.first.get(&key).filter(|_| !bytes.is_empty()) {
-            Some(&owner) => {
-                let owner = tensors[owner].name().to_owned();
+        let owner = self.first.get(&key).filter(|_| !bytes.is_empty());
+        let owner = owner.map(|&owner| tensors[owner].name().to_owned());
+        match owner {
+            // Somebody may have made tensors with the same hash of 64 bits.
+            Some(owner) if self.writer.has_values(&owner, bytes)? => {
                 self.writer.share(&due, bytes, &owner)?;
             }
-            None => {
+            _ => {
                 self.writer.write(&due, bytes, self.encoding.implementation())?;
-                self.first.insert(key, self.done);
+                self.first.entry(key).or_insert(self.done);
             }
         }
         self.done += 1;

@@ -23,6 +23,11 @@ impl FileDigest {
     }
 }
 
+/// SHA-256 of bytes that are in memory as a whole.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// MD5 of one tensor after the other, from chunks.
 #[derive(Default)]
 pub(crate) struct TensorDigests(Md5);

@@ -3,6 +3,7 @@
 
 mod args;
 mod bar;
+mod inspect;
 mod measure;
 
 use std::io::Write as _;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use bigsmall_format::internal::Chain;
 use bigsmall_io::{
-    Class, CompressOptions, Error, ErrorKind, Model, Progress, Report, RestoreOptions, Result, hex,
+    Class, CompressOptions, Error, ErrorKind, Progress, Report, RestoreOptions, Result, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -87,7 +88,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
-        Command::Inspect(a) => inspect(&a),
+        Command::Inspect(a) => inspect::inspect(&a).map(|()| String::new()),
         Command::Index(a) => {
             let report = bigsmall_io::index(&a.dir, a.original.as_deref(), a.force)?;
             Ok(show("indexed", &report, begin, a.json))
@@ -224,64 +225,4 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
         m.threads,
         m.memcpy_gbps,
     ))
-}
-
-fn inspect(a: &args::Inspect) -> Result<String> {
-    let model = Model::open(&a.input)?;
-    let (mut original, mut compressed) = (0, 0);
-    let mut files = Vec::new();
-    for (name, shard) in model.shards() {
-        use bigsmall_io::ReadAt as _;
-        original += shard.original_len();
-        compressed += shard.source().byte_len()?;
-        files.push(json!({ "name": name, "sha256": hex(&shard.sha256()) }));
-    }
-    let names: Vec<&str> = match &a.tensor {
-        Some(name) => vec![model.spec(name)?.name()],
-        None => model.tensors().map(|t| t.name()).collect(),
-    };
-    let ratio = if original == 0 { 1.0 } else { compressed as f64 / original as f64 };
-    let mut tensors = Vec::new();
-    let mut table = String::new();
-    for name in names {
-        let (spec, stored) = (model.spec(name)?, model.stored(name)?);
-        let encoding = match &stored.shares {
-            Some(owner) => format!("as {}", owner.escape_debug()),
-            None => stored.encoding.to_owned(),
-        };
-        table += &format!(
-            "{:>12} {:>12}  {:<5} {:<8} {} {:?}\n",
-            spec.byte_len(),
-            stored.compressed_bytes,
-            encoding,
-            spec.dtype().name(),
-            name.escape_debug(),
-            spec.shape(),
-        );
-        tensors.push(json!({
-            "name": name,
-            "dtype": spec.dtype().name(),
-            "shape": spec.shape(),
-            "encoding": stored.encoding,
-            "original_bytes": spec.byte_len(),
-            "compressed_bytes": stored.compressed_bytes,
-            "shares": stored.shares,
-            "shard": stored.shard,
-            "md5": stored.md5.map(|m| hex(&m)),
-        }));
-    }
-    if a.json {
-        let value = json!({
-            "original_bytes": original,
-            "compressed_bytes": compressed,
-            "ratio": ratio,
-            "files": files,
-            "tensors": tensors,
-        });
-        return Ok(format!("{value}\n"));
-    }
-    let head =
-        format!("{:>12} {:>12}  {:<5} {:<8} name, shape\n", "original", "stored", "as", "dtype");
-    let (original, compressed) = (bytes(original), bytes(compressed));
-    Ok(format!("{head}{table}{original} <-> {compressed}: {:.2} %\n", 100.0 * ratio))
 }

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Prints the table of docs/reliability.md that says how much memory each command takes.
+
+    cargo build --release -p bigsmall-io --features cli,http
+    python3 tools/measure_memory.py
+
+The inputs are extreme files, made on the spot in a temporary folder (`--dir` says where): most of
+their bytes are holes. Restoring the largest writes 8 GB. Each cell is the peak of the resident
+memory of one run in MiB. A run that fails shows its exit code.
+"""
+
+import argparse
+import http.server
+import json
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import threading
+
+COMMANDS = ["compress", "restore", "verify", "inspect", "inspect --json", "estimate", "transcode",
+            "index --original"]
+N_REMOTE = 2000
+
+
+def entries(tensors):
+    """The JSON of a header, piece by piece, from pairs of a name and a shape of U8."""
+    at = 0
+    for i, (name, shape) in enumerate(tensors):
+        n = 1
+        for dim in shape:
+            n *= dim
+        yield "%s%s:{\"dtype\":\"U8\",\"shape\":%s,\"data_offsets\":[%d,%d]}" % (
+            "," if i else "{", json.dumps(name), json.dumps(shape, separators=(",", ":")), at, at + n)
+        at += n
+
+
+def write_file(path, tensors, data=None):
+    """A safetensors file of these tensors; the data are zeros, as a hole, unless given."""
+    data_len = 0
+    with open(path, "wb") as f:
+        f.write(bytes(8))
+        for entry in entries(tensors()):
+            f.write(entry.encode())
+        f.write(b"}")
+        header_len = f.tell() - 8
+        f.write(b" " * (-header_len % 8))
+        header_len = f.tell() - 8
+        for _, shape in tensors():
+            n = 1
+            for dim in shape:
+                n *= dim
+            data_len += n
+        if data is None:
+            f.truncate(8 + header_len + data_len)
+        else:
+            for i, (_, shape) in enumerate(tensors()):
+                f.write(data(i))
+        f.seek(0)
+        f.write(struct.pack("<Q", header_len))
+
+
+def distinct(i):
+    """Bytes that no other tensor has."""
+    return struct.pack("<Q", i)
+
+
+def shape_of_rank_64(i):
+    """A shape with 64 dimensions, another one for each i."""
+    return [1] * 60 + [1 + (i >> j & 1) for j in range(4)]
+
+
+INPUTS = {
+    "100,000 tensors": lambda path: write_file(
+        path, lambda: ((f"layers.{i}.weight", [8]) for i in range(100_000)), distinct),
+    "2^20 tensors": lambda path: write_file(
+        path, lambda: ((f"t{i}", [8]) for i in range(1 << 20)), distinct),
+    "2^20 equal tensors": lambda path: write_file(
+        path, lambda: ((f"t{i}", [1]) for i in range(1 << 20))),
+    "a header of 80 MB": lambda path: write_file(
+        path, lambda: ((f"{i:0>60000}", [8]) for i in range(1_330)), distinct),
+    "rank 64, 80 MB": lambda path: write_file(
+        path, lambda: ((f"t{i}", shape_of_rank_64(i)) for i in range(400_000))),
+    "long owner, 20,000 sharers": lambda path: write_file(
+        path, lambda: (("n" * 65_536 if i == 0 else f"t{i}", [1]) for i in range(20_001))),
+    "8 GB in one tensor": lambda path: write_file(path, lambda: iter([("w", [8 << 30])])),
+}
+
+
+def forked(work):
+    """Runs `work` in a process of its own, so that its memory is not counted as a command's."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise SystemExit("an input could not be made")
+
+
+def peak(args):
+    """The peak of the resident memory of a command in MiB, or its exit code."""
+    with open(os.devnull, "w") as nothing:
+        process = subprocess.Popen(args, stdout=nothing, stderr=subprocess.PIPE)
+        error = process.stderr.read().decode(errors="replace")
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        print(f"{' '.join(args)[:200]}: {process.returncode}: {error[:500]}", flush=True)
+        return f"exit {process.returncode}"
+    return f"{usage.ru_maxrss / 1024:.0f}"
+
+
+def measure_file(command, name, make, folder):
+    """The cells of one input, in the order of COMMANDS."""
+    original, shards = os.path.join(folder, "original"), os.path.join(folder, "shards")
+    os.mkdir(original)
+    os.mkdir(shards)
+    plain = os.path.join(original, "model.safetensors")
+    shard = os.path.join(shards, "model.bs")
+    out = os.path.join(folder, "out")
+    forked(lambda: make(plain))
+    runs = {
+        "compress": ["compress", plain, "-o", shard],
+        "restore": ["restore", shard, "-o", out],
+        "verify": ["verify", shard],
+        "inspect": ["inspect", shard],
+        "inspect --json": ["inspect", shard, "--json"],
+        "estimate": ["estimate", plain],
+        "transcode": ["transcode", shard, "-o", out, "--encoding", "raw"],
+        "index --original": ["index", shards, "--original", original],
+    }
+    cells = []
+    for name in COMMANDS:
+        cells.append(peak([command, *runs[name]]))
+        if os.path.exists(out):
+            os.remove(out)
+    return cells
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and ranges of them."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        try:
+            with open(self.translate_path(self.path), "rb") as f:
+                data = f.read()
+        except OSError:
+            return self.send_error(404)
+        wanted = self.headers.get("Range", "")
+        status, first, last = 200, 0, len(data) - 1
+        if wanted.startswith("bytes="):
+            status = 206
+            begin, end = wanted[6:].split("-")
+            first = int(begin) if begin else max(0, len(data) - int(end))
+            last = min(int(end), last) if begin and end else last
+        self.send_response(status)
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.send_header("ETag", "\"x\"")
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(data[first:last + 1])
+
+    def log_message(self, *_):
+        pass
+
+
+def measure_remote(command, folder):
+    """The cells of a model in many shards on a server."""
+    original, shards = os.path.join(folder, "original"), os.path.join(folder, "shards")
+
+    def make():
+        os.mkdir(original)
+        places = {}
+        for n in range(N_REMOTE):
+            name = f"model-{n + 1:05}-of-{N_REMOTE:05}.safetensors"
+            places[f"t{n}"] = name
+            # What does not shrink: every shard is longer than the part that opening reads.
+            write_file(os.path.join(original, name), lambda: iter([(f"t{n}", [300_000])]),
+                       lambda _: os.urandom(300_000))
+        with open(os.path.join(original, "model.safetensors.index.json"), "w") as f:
+            json.dump({"metadata": {}, "weight_map": places}, f)
+        args = [command, "compress", original, "-o", shards]
+        subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
+
+    forked(make)
+    os.chdir(shards)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    # A process of its own: a command's count begins with the memory of what started it.
+    pid = os.fork()
+    if pid == 0:
+        server.serve_forever()
+    url = f"http://127.0.0.1:{server.server_port}/model.bs.index.json"
+    out = os.path.join(folder, "out")
+    runs = {
+        "restore": ["restore", url, "-o", out],
+        "verify": ["verify", url],
+        "inspect": ["inspect", url],
+        "inspect --json": ["inspect", url, "--json"],
+        "index --original": ["index", shards, "--original", original],
+    }
+    cells = [peak([command, *runs[name]]) if name in runs else "" for name in COMMANDS]
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return cells
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--command", default="target/release/bigsmall")
+    parser.add_argument("--dir", help="where to make the temporary folder")
+    parser.add_argument("--only", help="only the inputs whose names contain this")
+    args = parser.parse_args()
+    command = os.path.abspath(args.command)
+    print("| input |", " | ".join(f"`{name}`" for name in COMMANDS), "|")
+    print("|---" * (len(COMMANDS) + 1) + "|", flush=True)
+    remote = f"{N_REMOTE:,} remote shards"
+    for name in [*INPUTS, remote]:
+        if args.only and args.only not in name:
+            continue
+        folder = tempfile.mkdtemp(prefix="bigsmall-memory-", dir=args.dir)
+        try:
+            if name == remote:
+                cells = measure_remote(command, folder)
+            else:
+                cells = measure_file(command, name, INPUTS[name], folder)
+        finally:
+            os.chdir("/")
+            shutil.rmtree(folder)
+        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
