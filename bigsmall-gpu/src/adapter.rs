@@ -1,4 +1,4 @@
-//! Chooses an adapter and says what it offers.
+//! Chooses an adapter and finds out what it supports.
 
 use std::sync::OnceLock;
 
@@ -6,15 +6,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
-/// One instance for all devices of this process: within one instance wgpu refuses a buffer of
-/// another device.
+/// One instance for all devices of this process: wgpu refuses a buffer of another device only if
+/// both devices belong to the same instance.
 pub(crate) fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE
         .get_or_init(|| wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle()))
 }
 
-/// The best adapter that the options accept.
+/// The best adapter that the options allow.
 pub(crate) fn find_adapter(
     instance: &wgpu::Instance,
     options: &WgpuOptions,
@@ -24,7 +24,7 @@ pub(crate) fn find_adapter(
     Ok(adapters.swap_remove(choose_adapter(&infos, options)?))
 }
 
-/// The index of the best adapter that the options accept: the first of the fastest type.
+/// The index of the best adapter that the options allow: the first one of the fastest type.
 fn choose_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Result<usize> {
     let wanted = options.adapter.as_ref().map(|name| name.to_lowercase());
     let accepted = |info: &wgpu::AdapterInfo| {
@@ -43,7 +43,8 @@ fn choose_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Result<
     candidates.min_by_key(|&i| rank(&infos[i])).ok_or_else(|| no_adapter(infos, options))
 }
 
-/// Says what was asked for, which adapters there are, and how to accept one on the CPU.
+/// The error if no adapter is suitable. It names the request, the adapters that exist, and how to
+/// allow one that runs on the CPU.
 fn no_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Error {
     let expected = match &options.adapter {
         Some(name) => format!("a GPU whose name contains {name:?}"),
@@ -82,8 +83,8 @@ pub(crate) fn features_of(unit: MatrixUnit) -> wgpu::Features {
     }
 }
 
-/// The cooperative matrices that the adapter has and the shaders can use: products of f16, sums in
-/// f32, subgroups of 32 lanes.
+/// The cooperative matrices that the adapter supports and the shaders can use: products of f16 with
+/// sums in f32, and subgroups of 32 lanes.
 pub(crate) fn choose_unit(
     wanted: Cooperative,
     features: wgpu::Features,
@@ -103,12 +104,12 @@ pub(crate) fn choose_unit(
         Cooperative::Off => return None,
         Cooperative::Emulated => MatrixUnit::Emulated,
         Cooperative::Offered if has(16) && has_32_lanes(features, info) => MatrixUnit::Sixteen,
-        // wgpu does not report the size of subgroups on Metal. Only Apple's GPUs have these
-        // matrices there, and their subgroups have 32 lanes.
+        // wgpu does not report the size of subgroups on Metal. On Metal only Apple's GPUs have
+        // these matrices, and their subgroups have 32 lanes.
         Cooperative::Offered if has(8) && info.backend == wgpu::Backend::Metal => MatrixUnit::Eight,
         Cooperative::Offered => return None,
     };
-    // Workgroup memory: the tile in f16 and the products in f32.
+    // The workgroup memory must hold the tile in f16 and the products in f32.
     let memory = 2 * 4352 + 4 * 2048;
     let fits =
         features.contains(features_of(unit)) && limits.max_compute_workgroup_storage_size >= memory;
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(choose(&[], &any), None);
         assert_eq!(choose(&all, &gpu.clone().adapter("RADEON b".to_owned())), Some(3));
         assert_eq!(choose(&all, &gpu.clone().adapter("geforce".to_owned())), None);
-        // A name does not allow software by itself.
+        // Naming a driver that runs on the CPU does not allow it; `allow_software` is needed too.
         assert_eq!(choose(&all, &gpu.clone().adapter("llvmpipe".to_owned())), None);
         assert_eq!(choose(&all, &any.clone().adapter("llvmpipe".to_owned())), Some(0));
 

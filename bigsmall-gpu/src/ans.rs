@@ -1,5 +1,5 @@
-//! How a bf16 tensor in ANS form (FORMAT.md section 7) is laid out for the kernel `rans`: the
-//! payload as it is, and beside it tables, states and offsets. [`AnsView`] has validated all of it,
+//! Prepares a bf16 tensor in ANS form (FORMAT.md section 7) for the kernel `rans`: the unchanged
+//! payload, and separate arrays of tables, states and offsets. [`AnsView`] has validated all of it,
 //! except for the words and the end states, which the kernel checks.
 #![warn(clippy::unwrap_used)]
 
@@ -18,25 +18,26 @@ pub(crate) struct AnsPlan {
     /// Mantissa bits in the coded field.
     pub(crate) m: u32,
     pub(crate) symbol_bits: u32,
-    /// Field of symbol s > 0: base + s.
+    /// The field of a symbol s > 0 is base + s.
     pub(crate) base: u32,
-    /// Field of symbol 0.
+    /// The field of symbol 0.
     pub(crate) first: u32,
     pub(crate) n_units: u64,
-    /// For each block: kind (0 raw, 1 constant, 2 coded), groups, byte offset of the words, number
-    /// of words, byte offset of the residual (raw: of the values; constant: the value), units, two
-    /// spare words; 32 states; the tables of the groups, a byte each.
+    /// For each block 8 words: kind (0 raw, 1 constant, 2 coded), number of groups, byte offset of
+    /// the words, number of words, byte offset of the residual (raw: of the values; constant: the
+    /// value itself), number of units, two spare. Then 32 states, then the table index of each
+    /// group, a byte each.
     pub(crate) blocks: Vec<u32>,
-    /// For each table and bucket: split, then frequency | symbol << 16 and rank minus slot of its
-    /// own symbol and of its donor.
+    /// For each table and bucket 5 words: split; frequency | symbol << 16 and rank minus slot of
+    /// the bucket's own symbol; the same two for its donor.
     pub(crate) tables: Vec<u32>,
-    /// Unit, and the field that it has instead of the decoded one; or the whole unit with bit 31
-    /// set.
+    /// The index of a unit, and the field that replaces the decoded one; or, with bit 31 set, the
+    /// whole unit.
     pub(crate) patches: Vec<[u32; 2]>,
 }
 
 impl AnsPlan {
-    /// Lays out a tensor of BF16, which is less than 2 GiB long both encoded and decoded: the
+    /// Prepares a BF16 tensor. It must be shorter than 2 GiB both encoded and decoded, since the
     /// kernel counts bytes in 31 bits.
     ///
     /// # Errors
@@ -68,7 +69,7 @@ impl AnsPlan {
                     let unit = unit.iter().rev().fold(0, |unit, &b| unit << 8 | u32::from(b));
                     plan.blocks.extend([1, 0, 0, 0, unit, n_units]);
                 }
-                // `without_masks` left none.
+                // `without_masks` has decoded all such blocks.
                 AnsBlock::Zeros(_) => {
                     return Err(Error::new(Rule::SpecMismatch).expected("a block without a mask"));
                 }
@@ -101,8 +102,8 @@ impl AnsPlan {
     }
 }
 
-/// The tensor with its blocks of kind *zeros* decoded, and stored raw: the kernel does not read
-/// them. As it is if it has none.
+/// Replaces blocks of kind *zeros* by raw blocks, since the kernel does not decode them. A tensor
+/// without such blocks is returned unchanged.
 ///
 /// # Errors
 /// Those of decoding.
@@ -152,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Blocks that the kernel does not read reach it decoded.
+    /// Blocks of a kind that the kernel does not support are sent to it decoded.
     #[test]
     fn no_block_has_a_mask() {
         let units: Vec<u8> = (0..200_000u32)

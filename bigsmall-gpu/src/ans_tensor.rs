@@ -1,4 +1,5 @@
-//! Tensors in ANS form that the device decodes: for loading, and for matrices that take turns.
+//! Tensors in ANS form that the device decodes: for loading, and for models larger than the device,
+//! whose matrices use the same memory in turn.
 
 use std::borrow::Cow;
 
@@ -16,7 +17,7 @@ use crate::recorder::Recorder;
 use crate::weights::WgpuWeights;
 use crate::writer::Writer;
 
-/// Bytes of a tensor, encoded or decoded: the kernels count them in 31 bits.
+/// The largest number of bytes of a tensor, encoded or decoded: the kernels count in 31 bits.
 pub(crate) const MOST_BYTES: u64 = (1 << 31) - 1;
 
 /// A bf16 tensor in ANS form in the memory of a device, at about two thirds of its size. It belongs
@@ -66,7 +67,7 @@ pub struct PreparedAns {
 impl PreparedAns {
     /// Validates headers, tables and exceptions of `tensor`. Errors that only decoding can find are
     /// reported by [`check_ans`](Wgpu::check_ans). Blocks with masks of zeros are decoded here, on
-    /// the host, and sent as they are then.
+    /// the host, and sent to the device decoded.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for another dtype or encoding; of class Corrupt for a payload that
@@ -87,7 +88,7 @@ impl PreparedAns {
         &self.tensor
     }
 
-    /// Bytes that it takes on a device, and about as many as it takes here.
+    /// Bytes that it takes on a device. It takes about as many on the host.
     #[must_use]
     pub fn byte_len(&self) -> u64 {
         device_words(&self.tensor, &self.plan).iter().map(|&n| 4 * n.max(4) as u64).sum()
@@ -103,7 +104,7 @@ impl std::fmt::Debug for PreparedAns {
     }
 }
 
-/// Lays out a tensor for the kernels.
+/// Prepares a tensor for the kernels.
 pub(crate) fn plan_of(tensor: &EncodedTensor) -> Result<AnsPlan> {
     let spec = tensor.spec();
     if spec.dtype() != Dtype::BF16 {
@@ -160,7 +161,7 @@ pub(crate) fn write_ans(
         patches: device.storage("ANS patches", patches)?,
         verdicts: device.storage("ANS verdicts", verdicts)?,
     };
-    // A payload is padded to a multiple of 8 bytes, so these are whole words.
+    // A payload is padded to a multiple of 8 bytes, so it consists of whole words.
     for (i, piece) in tensor.payload().chunks(16 << 20).enumerate() {
         writer.write_bytes(&written.payload, i as u64 * (16 << 20), piece)?;
     }
@@ -171,10 +172,9 @@ pub(crate) fn write_ans(
 }
 
 impl Wgpu {
-    /// Takes a tensor to the device without waiting for it: commands that are submitted later find
-    /// it there.
+    /// Sends a tensor to the device without waiting. Commands that are submitted later can use it.
     ///
-    /// Memory on the host: another copy, until the device has taken it.
+    /// Memory on the host: another copy, until the device has received the tensor.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] for a tensor that exceeds what the device can bind;
@@ -186,7 +186,7 @@ impl Wgpu {
         device.guarded(send).map_err(|e| e.in_tensor(tensor.spec().name()))
     }
 
-    /// Waits, and says whether the last decoding of `tensor` found it intact.
+    /// Waits for the device, and checks whether the last decoding of `tensor` found an error.
     ///
     /// # Errors
     /// [`ErrorKind::Encoded`], of rule [`AnsWords`](Rule::AnsWords) or
@@ -223,8 +223,8 @@ impl Recorder<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::WrongDevice`] for a tensor of another device; [`ErrorKind::BufferLength`] if
-    /// `dst` is too
-    /// short (in whole words); [`ErrorKind::TooLarge`] if it is larger than the device can bind.
+    /// `dst` is too short (in whole words); [`ErrorKind::TooLarge`] if it is larger than the device
+    /// can bind.
     pub fn decode_ans(&mut self, tensor: &AnsTensor, dst: &wgpu::Buffer) -> Result<()> {
         let device = &self.gpu.device;
         device.check_owner(tensor.device, &tensor.name)?;
@@ -243,9 +243,9 @@ impl Recorder<'_> {
         Ok(())
     }
 
-    /// Records the decoding of a matrix into `weights`, which must have its shape and the plain
-    /// resident form. Their old values are lost. `scratch` holds the weights in between; its
-    /// contents are unspecified afterwards.
+    /// Records the decoding of a matrix into `weights`, which must have the same shape and the
+    /// plain resident form. The old values of `weights` are lost. `scratch` holds the decoded
+    /// weights before they are packed; its contents are unspecified afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for another shape or form; those of [`decode_ans`](Self::decode_ans)
@@ -261,8 +261,8 @@ impl Recorder<'_> {
         if n != tensor.n_units || (n > 0 && weights.resident() != Resident::Plain) {
             return Err(Error::new(ErrorKind::Mismatch)
                 .in_tensor(&tensor.name)
-                .expected(format!("{} plain weights", tensor.n_units))
-                .found(format!("{weights:?}")));
+                .expected(format!("{} weights in the form \"plain\"", tensor.n_units))
+                .found(format!("{n} in the form {:?}", weights.resident().name())));
         }
         self.decode_ans(tensor, scratch)?;
         self.pack_plain(scratch, &weights.matrix)

@@ -11,19 +11,18 @@ use crate::error::{Error, ErrorKind, Result};
 /// Multiplies vectors with matrices that stay compressed. Implementations: [`Cpu`](crate::Cpu),
 /// and `Wgpu` with the feature `wgpu`.
 ///
-/// A tensor of shape `[m, k]` is a matrix of m rows and k columns. One of higher rank has the first
-/// dimension as rows and the product of the others as columns; one of rank 1 is a single row. The
-/// dtype is BF16.
+/// A tensor of shape `[m, k]` is a matrix of m rows and k columns. In a tensor of higher rank, the
+/// first dimension is the rows and the product of the others the columns. A tensor of rank 1 is a
+/// single row. The dtype is BF16.
 pub trait MatmulBackend {
     /// A matrix in the memory of this backend.
     type Weights;
 
-    /// Takes a matrix of any encoding. The encoded bytes are validated before they are used.
+    /// Uploads a matrix of any encoding. The encoded bytes are validated before they are used.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for a dtype other than BF16; [`ErrorKind::Encoded`] for a damaged
-    /// payload;
-    /// [`ErrorKind::TooLarge`] or [`ErrorKind::OutOfMemory`] if the matrix does not fit.
+    /// payload; [`ErrorKind::TooLarge`] or [`ErrorKind::OutOfMemory`] if the matrix does not fit.
     fn upload(&self, tensor: &EncodedTensor) -> Result<Self::Weights>;
 
     /// `y[b, m] = sum over k of W[m, k] x[b, k]` for `batch` rows of `x`, in f32. A matrix without
@@ -41,7 +40,7 @@ pub trait MatmulBackend {
     fn decompress(&self, weights: &Self::Weights, dst: &mut [u8]) -> Result<()>;
 }
 
-/// Rows and columns of a tensor taken as a matrix; an error unless it is BF16.
+/// The rows and columns of a tensor as a matrix. An error if its dtype is not BF16.
 pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     if spec.dtype() != Dtype::BF16 {
         return Err(Error::new(ErrorKind::Mismatch)
@@ -54,7 +53,7 @@ pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
         [k] => (1, std::slice::from_ref(k)),
         [m, rest @ ..] => (*m, rest),
     };
-    // With no rows the product of the other dimensions may overflow.
+    // If there are no rows, the product of the other dimensions may overflow.
     let k = rest.iter().try_fold(1u64, |k, &n| k.checked_mul(n));
     let too_large =
         || Error::new(ErrorKind::TooLarge).in_tensor(spec.name()).found("a shape beyond 2^32");
@@ -65,7 +64,7 @@ pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     }
 }
 
-/// An error unless `found` is `expected`; `None` stands for a number that overflows.
+/// An error if `found` is not `expected`. `None` means that the expected number overflows.
 pub(crate) fn check_len(what: &str, expected: Option<usize>, found: usize) -> Result<()> {
     if expected == Some(found) {
         return Ok(());

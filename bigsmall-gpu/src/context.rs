@@ -16,7 +16,7 @@ use crate::tuning::Tuning;
 /// let spec = TensorSpec::new("w", Dtype::BF16, &[2, 2])?;
 /// let identity = [0x80, 0x3f, 0, 0, 0, 0, 0x80, 0x3f];
 /// let tensor = encode_tensor(&Raw, &spec, &identity[..].to_vec())?;
-/// // An error if there is neither a GPU nor a driver that runs on the CPU.
+/// // This is an error if there is neither a GPU nor a driver that runs on the CPU.
 /// if let Ok(gpu) = Wgpu::headless_with(&WgpuOptions::new().allow_software(true)) {
 ///     let weights = gpu.upload(&tensor)?;
 ///     let mut y = [0.0; 2];
@@ -26,14 +26,16 @@ use crate::tuning::Tuning;
 /// # Ok::<(), bigsmall_gpu::Error>(())
 /// ```
 ///
-/// What was uploaded by one `Wgpu` belongs to it: another one refuses it. The buffers of
-/// [`new_buffer`](Self::new_buffer) are wgpu's own. wgpu refuses one of another device, if both
-/// devices were made by [`headless`](Self::headless) or by one instance of the caller.
+/// Uploaded weights belong to the `Wgpu` that uploaded them; another one refuses them. The buffers
+/// of [`new_buffer`](Self::new_buffer) are plain wgpu buffers. wgpu refuses a buffer of another
+/// device if both devices were made by [`headless`](Self::headless), or by one instance of the
+/// caller.
 pub struct Wgpu {
     pub(crate) device: Device,
     pub(crate) dispatcher: Dispatcher,
     pub(crate) tuning: Mutex<Tuning>,
-    /// Where matrices are decoded for a product: kept, since wgpu fills a new buffer with zeros.
+    /// The buffer into which matrices are decoded for a product. It is kept, since wgpu fills each
+    /// new buffer with zeros, which takes time.
     pub(crate) decoded: Mutex<Option<wgpu::Buffer>>,
 }
 
@@ -44,12 +46,12 @@ impl std::fmt::Debug for Wgpu {
 }
 
 impl Wgpu {
-    /// The fastest GPU of this machine, without a window. A driver that runs on the CPU is refused,
-    /// unless [`WgpuOptions::allow_software`] asks for it.
+    /// Opens the fastest GPU of this machine, without a window. A driver that runs on the CPU is
+    /// used only if [`WgpuOptions::allow_software`] is set.
     ///
     /// # Errors
     /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) if there is no GPU;
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if it gives no device.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if the GPU cannot be opened.
     pub fn headless() -> Result<Self> {
         Self::headless_with(&WgpuOptions::default())
     }
@@ -57,13 +59,14 @@ impl Wgpu {
     /// [`headless`](Self::headless) with options.
     ///
     /// # Errors
-    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) if there is no such adapter;
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if it gives no device.
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) if no adapter fits the options;
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if the adapter cannot be opened.
     pub fn headless_with(options: &WgpuOptions) -> Result<Self> {
         Ok(Self::with(Device::headless(options)?))
     }
 
-    /// Works on the caller's device. Its limits decide how rows are split; no feature is needed.
+    /// Uses the caller's device. Its limits decide how matrices are split by rows. No optional
+    /// feature of wgpu is needed.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self::with(Device::from_parts(device, queue))
@@ -90,21 +93,21 @@ impl Wgpu {
         &self.device.queue
     }
 
-    /// Adapter, backend and driver, for tables.
+    /// The names of adapter, backend and driver, for reports.
     #[must_use]
     pub fn description(&self) -> String {
         let info = self.device.device.adapter_info();
         format!("{} ({}, {} {})", info.name, info.backend, info.driver, info.driver_info)
     }
 
-    /// Whether large batches use cooperative matrices: the options ask for them, and the device has
-    /// them.
+    /// Whether large batches use cooperative matrices: the options request them, and the device
+    /// supports them.
     #[must_use]
     pub fn cooperative(&self) -> bool {
         self.device.matrix_unit.is_some()
     }
 
-    /// A buffer for `n` values of f32 or u32, all zeros; to be written, read and bound.
+    /// Creates a buffer for `n` values of f32 or u32, all zeros. It can be written, read and bound.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind).
@@ -129,7 +132,7 @@ impl Wgpu {
         })
     }
 
-    /// Waits for everything that was submitted, and reads the front of `buffer`.
+    /// Waits for all submitted commands, and reads the front of `buffer`.
     ///
     /// # Errors
     /// [`ErrorKind::BufferLength`](crate::ErrorKind) if the buffer is shorter;
@@ -151,7 +154,7 @@ impl Wgpu {
         })
     }
 
-    /// Waits until the device has done everything that was submitted.
+    /// Waits until the device has finished all submitted commands.
     ///
     /// # Errors
     /// [`ErrorKind::DeviceLost`](crate::ErrorKind).

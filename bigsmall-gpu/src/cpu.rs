@@ -6,8 +6,8 @@ use bigsmall_tbe::{Matrix, Plain, Tbe, Width};
 use crate::backend::{MatmulBackend, check_len, encoding_of, matrix_shape};
 use crate::error::Result;
 
-/// Matrix products on the CPU, straight from the triple-bitmap encoding: for machines without a
-/// GPU, and to compare with.
+/// Matrix products on the CPU, directly from the triple-bitmap encoding: for machines without a
+/// GPU, and as a reference.
 ///
 /// ```
 /// use bigsmall_gpu::{Cpu, MatmulBackend, TensorSpec, Dtype};
@@ -26,16 +26,14 @@ use crate::error::Result;
 pub struct Cpu;
 
 /// A matrix in the memory of the CPU.
-#[derive(Debug)]
 pub struct CpuWeights {
     /// The tensor as a matrix: two dimensions.
     spec: TensorSpec,
     held: Held,
 }
 
-#[derive(Debug)]
 enum Held {
-    /// Validated once.
+    /// Validated when it was made.
     Tbe(Matrix),
     Plain(Vec<u8>),
 }
@@ -70,10 +68,20 @@ impl CpuWeights {
 }
 
 impl Cpu {
-    /// With the fastest kernels of this machine, on the threads of the caller's rayon pool.
+    /// Uses the fastest kernels of this machine, and the threads of the caller's rayon pool.
     #[must_use]
     pub fn new() -> Self {
         Cpu
+    }
+}
+
+impl std::fmt::Debug for CpuWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuWeights")
+            .field("name", &self.name())
+            .field("shape", &(self.rows(), self.cols()))
+            .field("byte_len", &self.byte_len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,7 +100,7 @@ impl std::fmt::Debug for Cpu {
 impl MatmulBackend for Cpu {
     type Weights = CpuWeights;
 
-    /// TBE stays as it is, ANS is transcoded to it, raw values stay plain.
+    /// A TBE tensor is used unchanged, an ANS tensor is transcoded to TBE, raw values stay plain.
     fn upload(&self, tensor: &EncodedTensor) -> Result<CpuWeights> {
         let (m, k) = matrix_shape(tensor.spec())?;
         let dtype = tensor.spec().dtype();

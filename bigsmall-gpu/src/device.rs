@@ -1,4 +1,4 @@
-//! A device of wgpu: its buffers, its errors, and the calls of wgpu that are `unsafe`.
+//! A wgpu device: its buffers, its errors, and the calls to wgpu that are `unsafe`.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,18 +12,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
-/// A device and queue, with what is known about their health.
+/// A device and its queue, and whether the device was lost.
 #[derive(Clone)]
 pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
     pub(crate) unguarded_loops: bool,
-    /// Whether every subgroup has 32 lanes, and shaders may use its operations.
+    /// Whether every subgroup has 32 lanes, and shaders may use subgroup operations.
     pub(crate) subgroups: bool,
     /// The cooperative matrices to use.
     pub(crate) matrix_unit: Option<MatrixUnit>,
-    /// Its number among the devices of this process: those of wgpu count for one instance alone.
+    /// The number of this device, unique in the process. wgpu's own numbers are unique only within
+    /// one instance.
     pub(crate) id: u64,
     lost: Arc<OnceLock<String>>,
 }
@@ -53,10 +54,10 @@ impl Device {
             required_limits: limits,
             experimental_features: match matrix_unit {
                 Some(MatrixUnit::Eight | MatrixUnit::Sixteen) => {
-                    // SAFETY: this acknowledges that wgpu's part may have bugs; the caller asked
-                    // for it by `Cooperative::Offered`, which says so. On our
-                    // part the shaders use sizes and types that the adapter has
-                    // named, in uniform control flow, and at aligned places inside their buffers.
+                    // SAFETY: this token acknowledges that this part of wgpu is experimental and
+                    // may have bugs. The caller requested it with `Cooperative::Offered`, whose
+                    // docs say so. Our shaders use only sizes and types that the adapter reports,
+                    // in uniform control flow, at aligned offsets inside their buffers.
                     unsafe { wgpu::ExperimentalFeatures::enabled() }
                 }
                 _ => wgpu::ExperimentalFeatures::disabled(),
@@ -69,11 +70,11 @@ impl Device {
         let lost = Arc::new(OnceLock::new());
         let told = Arc::clone(&lost);
         device.set_device_lost_callback(move |reason, message| {
-            // The first reason is the one that counts.
+            // Only the first reason is kept; later errors are consequences of it.
             let _ = told.set(format!("{reason:?}: {message}"));
         });
         let told = Arc::clone(&lost);
-        // Without this an error outside every scope would panic.
+        // Without this handler, wgpu would panic on an error outside every error scope.
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             let _ = told.set(format!("uncaptured: {error}"));
         }));
@@ -90,10 +91,11 @@ impl Device {
         Device { device, queue, limits, unguarded_loops, subgroups, matrix_unit, id, lost }
     }
 
-    /// An error unless what is called `name` lies on this device.
+    /// An error if `owner`, the number of the device that holds the tensor `name`, is not that of
+    /// this device.
     ///
-    /// wgpu finds a buffer by its number within one instance: a buffer of another instance would be
-    /// taken for one of ours.
+    /// wgpu identifies a buffer by a number within one instance. Without this check it could take a
+    /// buffer of another instance for one of this device.
     pub(crate) fn check_owner(&self, owner: u64, name: &str) -> Result<()> {
         if owner == self.id {
             return Ok(());
@@ -101,7 +103,7 @@ impl Device {
         Err(Error::new(ErrorKind::WrongDevice).in_tensor(name))
     }
 
-    /// Compiles a shader of ours.
+    /// Compiles a shader of this crate.
     pub(crate) fn shader(&self, label: &str, source: String) -> wgpu::ShaderModule {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(label),
@@ -111,15 +113,15 @@ impl Device {
             return self.device.create_shader_module(descriptor);
         }
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        // SAFETY: every loop of the shaders in this crate ends: it counts up to a bound that does
-        // not change within it, or clears one bit of a word each time.
+        // SAFETY: every loop of the shaders in this crate ends. It counts to a bound that does not
+        // change inside the loop, or it clears one bit of a word in each iteration.
         unsafe {
             checks.force_loop_bounding = false;
             self.device.create_shader_module_trusted(descriptor, checks)
         }
     }
 
-    /// A storage buffer of `words` words of 32 bits, at least 16 bytes, filled with zeros.
+    /// A storage buffer of `words` words of 32 bits and at least 16 bytes, filled with zeros.
     pub(crate) fn storage(&self, label: &str, words: usize) -> Result<wgpu::Buffer> {
         let size = (4 * words as u64).max(16);
         let most = self.limits.max_buffer_size;
@@ -158,12 +160,12 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Bytes of the largest buffer that a kernel can be given.
+    /// The size in bytes of the largest buffer that can be bound to a kernel.
     pub(crate) fn largest_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
     }
 
-    /// An error unless `buffer` holds `bytes` and can be bound as a whole.
+    /// An error if `buffer` is shorter than `bytes`, or too large to be bound as a whole.
     pub(crate) fn check_bound(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<()> {
         check_size(buffer, bytes)?;
         let most = self.limits.max_storage_buffer_binding_size;
@@ -175,7 +177,7 @@ impl Device {
         Ok(())
     }
 
-    /// A buffer that the host can read, and the copy of the front of `buffer` to it.
+    /// A buffer that the host can read, and the command that copies the front of `buffer` to it.
     pub(crate) fn copy_out(
         &self,
         buffer: &wgpu::Buffer,
@@ -195,7 +197,7 @@ impl Device {
         })
     }
 
-    /// Runs `work`, and turns whatever wgpu reports meanwhile into an error.
+    /// Runs `work`, and turns any error that wgpu reports during it into an error of this crate.
     pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.check_lost()?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -206,15 +208,16 @@ impl Device {
         let validation = pollster::block_on(validation.pop());
         let memory = pollster::block_on(memory.pop());
         self.check_lost()?;
-        // What `work` returns, and what is reported later, may be a consequence of what was
-        // reported first.
+        // A reported error takes precedence over the result of `work`, which may be its
+        // consequence. So may a validation error be one of the other two.
         let Some(error) = memory.or(internal).or(validation) else { return done };
-        // wgpu does not report the loss of a device as an error, only what follows from it.
+        // wgpu does not report the loss of a device as an error, only the consequences.
         self.probe()?;
         Err(error_of(error))
     }
 
-    /// An error when the device is lost, also where its owner was told and not we.
+    /// An error if the device is lost. Also finds a loss that wgpu reported only to the owner of
+    /// the device.
     fn probe(&self) -> Result<()> {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -235,9 +238,9 @@ impl Device {
         }
     }
 
-    /// Waits until the device has done everything that was submitted.
+    /// Waits until the device has finished all submitted commands.
     pub(crate) fn wait(&self) -> Result<()> {
-        // wgpu panics when a device is lost during a wait; a caller is owed an error.
+        // wgpu panics if the device is lost during a wait. The caller must get an error instead.
         let waited = catch_unwind(AssertUnwindSafe(|| {
             self.device.poll(wgpu::PollType::wait_indefinitely())
         }));
@@ -249,7 +252,7 @@ impl Device {
         }
     }
 
-    /// Waits, then hands the bytes of `buffer`, which must be mappable, to `take`.
+    /// Waits, then calls `take` with the bytes of `buffer`, which must be mappable.
     pub(crate) fn read_mapped(
         &self,
         buffer: &wgpu::Buffer,
@@ -258,14 +261,14 @@ impl Device {
     ) -> Result<()> {
         let (told, hear) = std::sync::mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
-            // Nobody listens where the wait below has failed.
+            // Sending fails only if the wait below has failed and dropped the receiver.
             let _ = told.send(result);
         });
         let failed = || Error::new(ErrorKind::DeviceLost).found("a result could not be read back");
         loop {
             self.wait()?;
-            // Another thread that waits may have been given our answer and not yet have passed it
-            // on.
+            // Another waiting thread may have received our completion from wgpu and not yet have
+            // called our callback.
             match hear.recv_timeout(Duration::from_millis(20)) {
                 Ok(Ok(())) => break,
                 Err(RecvTimeoutError::Timeout) => {}

@@ -1,4 +1,4 @@
-//! From a kernel, its parameters and its buffers to commands.
+//! Turns a kernel, its parameters and its buffers into commands.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,10 +9,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 use crate::matrix::{Matrix, Shard};
 
-/// Parameters that are kept on the device at most. A token of a large model needs some hundred.
+/// The largest number of parameter buffers kept on the device. One token of a large model needs a
+/// few hundred.
 const KEPT_PARAMS: usize = 4096;
 
-/// The parameters of one dispatch on a matrix, as `shaders/params.wgsl` has them.
+/// The parameters of one dispatch on a matrix: `Params` in `shaders/params.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Params {
@@ -32,12 +33,12 @@ pub(crate) struct Params {
 }
 
 impl Params {
-    /// Of all rows of a shard.
+    /// For all rows of a shard.
     pub(crate) fn new(matrix: &Matrix, shard: &Shard) -> Self {
         Params::of_rows(matrix, shard.first_row, shard.rows)
     }
 
-    /// Of some rows of a matrix.
+    /// For some rows of a matrix.
     pub(crate) fn of_rows(matrix: &Matrix, first_row: usize, rows: usize) -> Self {
         Params {
             rows: rows as u32,
@@ -56,20 +57,20 @@ impl Params {
         }
     }
 
-    /// For `batch` columns of x, `x_stride` vec4s apart.
+    /// Sets the batch: `batch` columns of x, `x_stride` vec4s apart.
     pub(crate) fn batch(mut self, batch: usize, x_stride: u64) -> Self {
         (self.batch, self.x_stride) = (batch as u32, x_stride as u32);
         self
     }
 
-    /// For `count` rows of the shard from row `from` on.
+    /// Sets the rows: `count` rows of the shard, beginning with row `from`.
     pub(crate) fn part(mut self, from: usize, count: usize) -> Self {
         (self.from, self.count) = (from as u32, count as u32);
         self
     }
 }
 
-/// What dispatches before have made and others can use.
+/// Pipelines and parameter buffers of earlier dispatches, kept for later ones.
 #[derive(Default)]
 pub(crate) struct Dispatcher {
     pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
@@ -125,7 +126,7 @@ impl Dispatcher {
                     entry_point: Some(kernel.entry()),
                     compilation_options: wgpu::PipelineCompilationOptions {
                         constants: &[],
-                        // Every kernel writes what it reads from workgroup memory.
+                        // No kernel reads workgroup memory that it has not written.
                         zero_initialize_workgroup_memory: false,
                     },
                     cache: None,
@@ -135,13 +136,14 @@ impl Dispatcher {
         kept(&self.pipelines, &kernel, || kernel, usize::MAX, create)
     }
 
-    /// Parameters in the memory of the device.
+    /// A buffer with these parameters on the device.
     fn params(&self, device: &Device, bytes: &[u8]) -> Result<wgpu::Buffer> {
         kept(&self.params, bytes, || bytes.into(), KEPT_PARAMS, || device.uniform(bytes))
     }
 }
 
-/// The value of `key`: made before, or made now and kept. More than `most` are dropped together.
+/// Returns the value of `key`, and makes and keeps it at the first use. If there are already `most`
+/// values, all of them are dropped first.
 fn kept<K, Q, V>(
     cache: &Mutex<HashMap<K, V>>,
     key: &Q,
@@ -176,7 +178,7 @@ pub(crate) fn fold(n: u64, device: &Device) -> Result<[u32; 3]> {
     let most = u64::from(device.limits.max_compute_workgroups_per_dimension);
     let x = n.min(most);
     let y = n.div_ceil(x.max(1));
-    // Even rows of the grid, so that few workgroups find nothing to do.
+    // All rows of the grid have nearly the right length, so few workgroups have nothing to do.
     let x = n.div_ceil(y.max(1));
     if y > most || n > 1 << 29 {
         return Err(Error::new(ErrorKind::TooLarge)

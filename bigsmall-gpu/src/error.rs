@@ -1,4 +1,4 @@
-//! The error of this crate: what went wrong, with which tensor, and why.
+//! The error type of this crate.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,15 +13,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// There is no adapter, or none of the name that was asked for.
+    /// There is no adapter, or none with the requested name.
     NoAdapter,
-    /// The device refused a command, or the adapter gave no device. The source says why.
+    /// The device refused a command, or the adapter could not be opened. The source says why.
     Device,
     /// The device was lost. Everything on it is gone.
     DeviceLost,
     /// There is not enough memory on the device or the host.
     OutOfMemory,
-    /// More than the limits of the device allow.
+    /// The limits of the device are exceeded.
     TooLarge,
     /// A tensor belongs to another device.
     WrongDevice,
@@ -79,7 +79,7 @@ impl Error {
         Error(Box::new(Inner { kind, tensor: None, expected: None, found: None, source: None }))
     }
 
-    /// Names the tensor, unless one is named already.
+    /// Adds the name of the tensor, unless the error has one.
     pub(crate) fn in_tensor(mut self, name: &str) -> Self {
         if self.tensor().is_none() {
             self.0.tensor = Some(name.into());
@@ -131,6 +131,21 @@ impl Error {
         self.0.tensor.as_deref().or_else(|| self.format()?.tensor())
     }
 
+    /// Writes the error in one line, without its cause.
+    fn write_line(&self, f: &mut fmt::Formatter<'_>, tensor: Option<&str>) -> fmt::Result {
+        if let Some(tensor) = tensor {
+            // `{:?}` escapes control characters: names are untrusted input.
+            write!(f, "tensor {tensor:?}: ")?;
+        }
+        f.write_str(self.0.kind.text())?;
+        match (&self.0.expected, &self.0.found) {
+            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}"),
+            (Some(expected), None) => write!(f, ": expected {expected}"),
+            (None, Some(found)) => write!(f, ": {found}"),
+            (None, None) => Ok(()),
+        }
+    }
+
     /// The decoder's error: which rule of the format is broken, and where.
     #[must_use]
     pub fn format(&self) -> Option<&FormatError> {
@@ -157,24 +172,19 @@ impl From<FormatError> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = &*self.0;
-        if let Some(tensor) = self.tensor() {
-            // `{:?}` escapes control characters: names are untrusted input.
-            write!(f, "tensor {tensor:?}: ")?;
-        }
-        f.write_str(inner.kind.text())?;
-        match (&inner.expected, &inner.found) {
-            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}"),
-            (Some(expected), None) => write!(f, ": expected {expected}"),
-            (None, Some(found)) => write!(f, ": {found}"),
-            (None, None) => Ok(()),
-        }
+        self.write_line(f, self.tensor())
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} [{:?}]: {}", self.kind(), self.class(), Chain(self))
+        write!(f, "{:?} [{:?}]: ", self.kind(), self.class())?;
+        // If only the cause knows the tensor, the cause prints its name.
+        self.write_line(f, self.0.tensor.as_deref())?;
+        match self.source() {
+            Some(cause) => write!(f, ": {}", Chain(cause)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -185,5 +195,21 @@ impl StdError for Error {
             #[cfg(feature = "wgpu")]
             Source::Other(error) => Some(&**error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_names_a_tensor_once() {
+        let cause = FormatError::new(Rule::BlockChecksum).in_tensor("w").at(9);
+        let error = Error::from(cause).in_tensor("w");
+        assert_eq!(error.tensor(), Some("w"));
+        assert!(error.to_string().starts_with(r#"tensor "w": "#), "{error}");
+        let text = format!("{error:?}");
+        assert_eq!(text.matches(r#""w""#).count(), 1, "{text}");
+        assert!(text.contains(&Rule::BlockChecksum.to_string()), "{text}");
     }
 }

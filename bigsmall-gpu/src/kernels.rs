@@ -1,54 +1,54 @@
-//! The kernels, and which files of `shaders/` make up each.
+//! The kernels, and the files of `shaders/` from which each is assembled.
 
 #[cfg(feature = "transformer")]
 use crate::layer_kernels::LayerKernel;
 use crate::layout::Resident;
 
-/// A kernel. Those that read weights exist for each resident form and differ in the file that loads
-/// them alone.
+/// A kernel. A kernel that reads weights exists once per resident form; only the file that loads
+/// the weights differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
-    /// A batch of up to 1, 2, 4 or 8 columns.
+    /// A product with a batch of up to 1, 2, 4 or 8 columns.
     Matvec { form: Resident, columns: u32 },
-    /// Tiles of 16, 32 or 64 columns.
+    /// A product with a larger batch, in tiles of 16, 32 or 64 columns.
     Gemm { form: Resident, columns: u32 },
-    /// Tiles of 64 columns, by cooperative matrices.
+    /// A product in tiles of 64 columns that uses cooperative matrices.
     Cooperative { form: Resident, unit: MatrixUnit },
-    /// Columns of x as sums of two columns of f16, for [`Kernel::Cooperative`].
+    /// Writes each column of x as the sum of two columns of f16, for [`Kernel::Cooperative`].
     SplitX,
-    /// To bf16, row-major.
+    /// Decodes rows to bf16, row-major.
     DecodeRows { form: Resident },
-    /// To the plain resident form.
+    /// Decodes a matrix to the plain resident form.
     DecodePlain { form: Resident },
-    /// Rows to f32.
+    /// Decodes selected rows to f32.
     Gather { form: Resident },
-    /// Copies x to columns of whole vec4s.
+    /// Copies x and pads each column to whole vec4s.
     PadX,
-    /// ANS to bf16; with subgroups of 32 lanes, or without.
+    /// Decodes ANS to bf16, with or without subgroup operations (subgroups of 32 lanes).
     Rans { subgroups: bool },
-    /// Exceptions, after [`Kernel::Rans`].
+    /// Writes the exceptions of the ANS form. Runs after [`Kernel::Rans`].
     RansPatch,
-    /// bf16, row-major, to the plain resident form.
+    /// Packs bf16, row-major, into the plain resident form.
     PackPlain,
-    /// How often each exponent of bf16 occurs, for the choice of a form.
+    /// Counts the exponents of bf16 weights. The choice of a resident form depends on them.
     CountExponents,
-    /// bf16, row-major, to a dense form with codes of 3 or 4 bits, without its escapes.
+    /// Packs bf16, row-major, into a dense form with codes of 3 or 4 bits, without the escapes.
     PackDense { width: u32 },
-    /// The escapes, after [`Kernel::PackDense`].
+    /// Writes the escapes of a dense form. Runs after [`Kernel::PackDense`].
     PackEscapes { width: u32 },
-    /// Between the products of a transformer.
+    /// A kernel of a transformer layer other than a matrix product.
     #[cfg(feature = "transformer")]
     Layer(LayerKernel),
 }
 
-/// The cooperative matrices that [`Kernel::Cooperative`] is made of.
+/// The kind of cooperative matrix that [`Kernel::Cooperative`] uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum MatrixUnit {
     /// 8 x 8.
     Eight,
     /// 16 x 16.
     Sixteen,
-    /// 16 x 16 by ordinary arithmetic.
+    /// 16 x 16, emulated by ordinary arithmetic.
     Emulated,
 }
 
@@ -58,9 +58,9 @@ impl MatrixUnit {
         [MatrixUnit::Eight, MatrixUnit::Sixteen, MatrixUnit::Emulated];
 }
 
-/// Columns that the matrix-vector kernels exist for.
+/// The batch sizes for which a matrix-vector kernel exists.
 pub(crate) const MATVEC_COLUMNS: [u32; 4] = [1, 2, 4, 8];
-/// Columns of the tiles that exist.
+/// The tile widths, in columns, for which a tiled kernel exists.
 pub(crate) const TILE_COLUMNS: [u32; 3] = [16, 32, 64];
 
 const PARAMS: &str = include_str!("shaders/params.wgsl");
@@ -116,7 +116,7 @@ impl Kernel {
         }
     }
 
-    /// The WGSL text: the files one after the other.
+    /// The WGSL source: the kernel's files, concatenated.
     pub(crate) fn source(self) -> String {
         let form = match self {
             Kernel::Matvec { form, .. }
@@ -131,7 +131,7 @@ impl Kernel {
             | Kernel::CountExponents
             | Kernel::PackDense { .. }
             | Kernel::PackEscapes { .. } => None,
-            // These have parameters of their own.
+            // The kernels below do not use the parameters of `params.wgsl`.
             Kernel::Rans { subgroups } => {
                 let share = match subgroups {
                     true => include_str!("shaders/rans_subgroup.wgsl"),
@@ -146,7 +146,7 @@ impl Kernel {
         let of_columns;
         let mut parts: Vec<&str> = Vec::new();
         if let Kernel::Cooperative { unit, .. } = self {
-            // First, since it begins with directives.
+            // This file comes first because WGSL directives must stand at the beginning.
             parts.push(match unit {
                 MatrixUnit::Eight => include_str!("shaders/matrix_8.wgsl"),
                 MatrixUnit::Sixteen => include_str!("shaders/matrix_16.wgsl"),
@@ -195,8 +195,8 @@ impl Kernel {
     }
 }
 
-/// `columns.wgsl` for a number of columns: a line with `{n}` stands for a line for each column but
-/// the first.
+/// Expands the template `columns.wgsl` for `columns` columns. A line with `{n}` is repeated for
+/// each column except the first.
 fn in_registers(columns: u32) -> String {
     let mut text = format!("const COLUMNS: u32 = {columns}u;\n");
     for line in include_str!("shaders/columns.wgsl").lines() {
@@ -209,7 +209,7 @@ fn in_registers(columns: u32) -> String {
     text
 }
 
-/// How codes of a width are packed.
+/// The file that packs codes of `width` bits.
 fn pack_codes(width: u32) -> &'static str {
     match width {
         3 => include_str!("shaders/pack_3.wgsl"),
@@ -221,7 +221,7 @@ fn pack_codes(width: u32) -> &'static str {
 mod tests {
     use super::*;
 
-    /// What a kernel asks of a device beyond WebGPU's core.
+    /// The device features that a kernel needs in addition to core WebGPU.
     fn capabilities(kernel: Kernel) -> naga::valid::Capabilities {
         use naga::valid::Capabilities as C;
         match kernel {
@@ -247,7 +247,8 @@ mod tests {
         (module, info)
     }
 
-    /// Metal's matrices are 8 x 8; naga does not mind others.
+    /// Metal has matrices of 8 x 8 only. naga would translate other sizes without an error, so
+    /// matrices of 16 x 16 are skipped.
     #[test]
     fn every_kernel_but_matrices_of_16_translates_to_metal() {
         for kernel in Kernel::all() {
@@ -286,8 +287,8 @@ mod tests {
         }
     }
 
-    /// DX12 has no cooperative matrices, neither in naga nor in wgpu: there the other kernels
-    /// serve.
+    /// naga and wgpu do not support cooperative matrices on DX12. Products use the other kernels
+    /// there.
     #[test]
     fn every_kernel_but_cooperative_matrices_translates_to_hlsl() {
         for kernel in Kernel::all() {

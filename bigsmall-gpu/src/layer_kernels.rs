@@ -1,17 +1,17 @@
-//! The kernels between the products of a transformer, and their files in `shaders/`.
+//! The kernels of a transformer other than matrix products, and their files in `shaders/`.
 
 /// A kernel on vectors of f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LayerKernel {
     /// Divides vectors by their root mean square.
     RmsNorm,
-    /// Turns heads by their positions.
+    /// Rotary position embedding.
     Rope,
     /// Causal attention over the keys and values of earlier positions.
     Attention,
     /// silu(gate) * up.
     SiluMul,
-    /// Sums.
+    /// Adds one buffer to another.
     Add,
     /// The index of the largest value.
     Argmax,
@@ -40,7 +40,7 @@ impl LayerKernel {
         }
     }
 
-    /// The WGSL text.
+    /// The WGSL source.
     pub(crate) fn source(self) -> String {
         let kernel = match self {
             LayerKernel::RmsNorm => include_str!("shaders/rms_norm.wgsl"),

@@ -1,30 +1,31 @@
-//! The resident forms of a matrix: how weights lie in the memory of a device. Made at upload, known
-//! to no file.
+//! The resident forms of a matrix: how its weights are laid out in device memory. They are made
+//! during an upload and are never written to a file.
 //!
-//! A row is cut into blocks of 1024 weights for 32 lanes: in block b, lane l holds at step s the
-//! weights k = b * 1024 + s * 128 + l * 4 + j, j = 0 to 3. What follows the last whole block is the
-//! tail, in steps of 128. The shaders in `shaders/` read it; `shaders/params.wgsl` says the same in
-//! their words.
+//! A row is divided into blocks of 1024 weights, which 32 lanes share. In block b, lane l holds at
+//! step s the weights k = b * 1024 + s * 128 + l * 4 + j, with j = 0 to 3. The weights after the
+//! last whole block are the tail, in steps of 128. The shaders in `shaders/` read this layout;
+//! `shaders/params.wgsl` describes it from their side.
 
 /// Weights in a block of a row.
 pub(crate) const BLOCK: usize = 1024;
 /// Weights in a step of a row.
 pub(crate) const STEP: usize = 128;
-/// Whole blocks in a segment of a row: escapes start anew in each.
+/// Blocks in a segment of a row. Each segment has its own list of escapes.
 pub(crate) const SEGMENT_BLOCKS: usize = 16;
 /// Lanes that share a row.
 pub(crate) const LANES: usize = 32;
 
-/// How a matrix lies in the memory of the device.
+/// The form of a matrix in device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resident {
-    /// bf16, not compressed: 16 bits a weight.
+    /// bf16, not compressed: 16 bits per weight.
     Plain,
-    /// A byte of sign and mantissa, a code of 3 bits, escapes aside: about 11.3 bits a weight.
+    /// For each weight a byte of sign and mantissa, and a code of 3 bits for the exponent. A
+    /// separate list holds the exponents without a code (escapes). About 11.3 bits per weight.
     Dense3,
-    /// A byte of sign and mantissa, a code of 4 bits, escapes aside: about 12.1 bits a weight, and
-    /// the cheapest to decode.
+    /// Like [`Dense3`](Self::Dense3), with codes of 4 bits: about 12.1 bits per weight, and the
+    /// fastest of the two to decode.
     Dense4,
 }
 
@@ -42,7 +43,7 @@ impl Resident {
         }
     }
 
-    /// Bits of a code, 0 where there are none.
+    /// Bits of a code; 0 for the form without codes.
     pub(crate) const fn width(self) -> u32 {
         match self {
             Resident::Plain => 0,
@@ -56,11 +57,11 @@ impl Resident {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowShape {
     pub(crate) cols: usize,
-    /// Whole blocks.
+    /// Number of whole blocks.
     pub(crate) blocks: usize,
-    /// Steps after them.
+    /// Number of steps in the tail.
     pub(crate) tail: usize,
-    /// Segments, the tail counted as a block.
+    /// Number of segments. The tail counts as one block.
     pub(crate) segments: usize,
 }
 
@@ -72,17 +73,17 @@ impl RowShape {
         RowShape { cols, blocks, tail, segments }
     }
 
-    /// Words of the plain form, a row.
+    /// Words per row in the plain form.
     pub(crate) fn plain_words(&self) -> usize {
         self.blocks * (BLOCK / 2) + self.tail * (STEP / 2)
     }
 
-    /// Words of sign-mantissa bytes, a row.
+    /// Words of sign-mantissa bytes per row.
     pub(crate) fn byte_words(&self) -> usize {
         self.blocks * (BLOCK / 4) + self.tail * (STEP / 4)
     }
 
-    /// Words of codes, a row.
+    /// Words of codes per row.
     pub(crate) fn code_words(&self, width: u32) -> usize {
         let tail_words =
             if width == 3 { self.tail.div_ceil(2).min(3) } else { self.tail.div_ceil(2) };
@@ -101,14 +102,15 @@ impl RowShape {
     }
 }
 
-/// How often each exponent occurs.
+/// The number of weights with each exponent.
 pub(crate) type Histogram = [u64; 256];
 
 /// Adds the exponents of `weights` (bf16) to `counts`.
 pub(crate) fn count_exponents(weights: &[u16], counts: &mut Histogram) {
-    // Four tables, since neighbouring weights often share an exponent.
+    // Four tables: neighbouring weights often have the same exponent, and the increments of one
+    // counter would wait for each other.
     let mut tables = [[0u32; 256]; 4];
-    // u32 counts cannot overflow within a piece.
+    // The size of a piece keeps the u32 counters from overflowing.
     for piece in weights.chunks(1 << 30) {
         let (fours, rest) = piece.as_chunks::<4>();
         for four in fours {
@@ -128,9 +130,11 @@ pub(crate) fn count_exponents(weights: &[u16], counts: &mut Histogram) {
     }
 }
 
-/// The window of 2^width - 1 exponents that covers most, the smallest base among equals, and how
-/// many weights escape it. Base and largest code stay below 256 together with the escape code, so
-/// that adding the base to four codes at once never carries.
+/// Chooses the window of 2^width - 1 exponents that covers the most weights. Returns its first
+/// exponent (base) and the number of weights outside it (escapes). If several windows cover the
+/// same number of weights, the smallest base is taken. The base plus the escape code, which is the
+/// largest code, is at most 255. So the kernels can add the base to four packed codes at once
+/// without a carry between bytes.
 pub(crate) fn choose_window(counts: &Histogram, width: u32) -> (u8, u64) {
     let span = (1usize << width) - 1;
     let total: u64 = counts.iter().sum();
@@ -145,14 +149,15 @@ pub(crate) fn choose_window(counts: &Histogram, width: u32) -> (u8, u64) {
     (base as u8, total - best)
 }
 
-/// Escapes of weights with these counts in a window.
+/// The number of weights outside the window that begins at `base`.
 pub(crate) fn escapes_outside(counts: &Histogram, base: u8, width: u32) -> u64 {
     let first = usize::from(base);
     let inside = first..first + (1 << width) - 1;
     counts.iter().sum::<u64>() - counts[inside].iter().sum::<u64>()
 }
 
-/// The magnitudes of nonzero weights, as their bf16 fields: from `least + 1` to `most`.
+/// The range of the magnitudes of nonzero weights, from `least + 1` to `most`. A magnitude is the
+/// bf16 pattern without its sign bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Binades {
     least: u16,
@@ -160,28 +165,28 @@ pub(crate) struct Binades {
 }
 
 impl Binades {
-    /// Of no weights.
+    /// The range of an empty set of weights.
     pub(crate) const NONE: Binades = Binades { least: u16::MAX, most: 0 };
 
-    /// Of weights whose magnitudes, zero apart, go from `least + 1` to `most`.
+    /// The range from `least + 1` to `most`, both included.
     pub(crate) const fn between(least: u16, most: u16) -> Self {
         Binades { least, most }
     }
 
-    /// With those of `weights`.
+    /// Extends the range to cover `weights`.
     pub(crate) fn and(self, weights: &[u16]) -> Self {
         weights.iter().fold(self, |Binades { least, most }, w| {
             let magnitude = w & 0x7fff;
-            // Zero, which is exact in any form, wraps to the top.
+            // Zero is exact in any form. It wraps to the largest value, so `min` ignores it.
             let nonzero = magnitude.wrapping_sub(1);
             Binades { least: least.min(nonzero), most: most.max(magnitude) }
         })
     }
 
-    /// What turns exponents of bf16 into exponents of f16, so that every weight times a power of
-    /// two is exact there. f16 has 30 binades of 11 bits and, below them, one each of 10, 9 and
-    /// 8 bits, which is what a bf16 has. `None` where they do not suffice, and for denormals,
-    /// infinities and NaN.
+    /// The offset to add to bf16 exponents to get f16 exponents. With it, every weight times one
+    /// common power of two is exact in f16. A bf16 significand has 8 bits. f16 has 30 binades of
+    /// 11 bits and, below them, binades of 10, 9 and 8 bits: 33 in all. `None` if the weights span
+    /// more binades, or include denormals, infinities or NaN.
     pub(crate) fn half_offset(self) -> Option<i32> {
         if self.most == 0 {
             return Some(0);
@@ -192,7 +197,7 @@ impl Binades {
     }
 }
 
-/// Writes rows in the plain form; padding is zero.
+/// Writes rows in the plain form. Padding is zero.
 pub(crate) fn pack_plain(weights: &[u16], shape: &RowShape, out: &mut [u32]) {
     out.fill(0);
     if shape.cols == 0 {
@@ -216,21 +221,22 @@ pub(crate) fn pack_plain(weights: &[u16], shape: &RowShape, out: &mut [u32]) {
     }
 }
 
-/// Rows in a dense form.
+/// Rows in one of the dense forms.
 #[derive(Default)]
 pub(crate) struct Dense {
-    /// Sign-mantissa bytes, four a word.
+    /// Sign-mantissa bytes, four per word.
     pub(crate) bytes: Vec<u32>,
     pub(crate) codes: Vec<u32>,
     /// Exponents of escaped weights.
     pub(crate) escapes: Vec<u8>,
-    /// Where the escapes of each (row, segment) begin in `escapes`.
+    /// For each (row, segment), the index of its first escape in `escapes`.
     pub(crate) bases: Vec<u32>,
-    /// Where those of each lane begin, relative to that: 16 words a (row, segment).
+    /// For each (row, segment) and lane, the index of the lane's first escape relative to `bases`:
+    /// 32 values of 16 bits in 16 words.
     pub(crate) starts: Vec<u32>,
 }
 
-/// Rebuilds rows in the dense form with codes of `width` bits, for the window that begins at
+/// Packs rows into the dense form with codes of `width` bits, for the window that begins at
 /// `base`.
 pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8) -> Dense {
     let mut dense = Dense::default();
@@ -243,7 +249,7 @@ pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8
     dense.bases.reserve_exact(n_rows * shape.segments);
     dense.starts.reserve_exact(n_rows * shape.segments * 16);
     let all_ones = (1u8 << width) - 1;
-    // The escapes of one segment in the order of k, and how many each lane has.
+    // The escapes of one segment as (lane, exponent), in the order of k.
     let mut found: Vec<(u8, u8)> = Vec::new();
     let rows = weights
         .chunks_exact(shape.cols)
@@ -295,13 +301,13 @@ pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8
     dense
 }
 
-/// The word of a block that holds the bytes of a step and lane: four steps share a vec4 of the lane
-/// in a whole block, four lanes share one in the tail.
+/// The word, relative to the block, that holds the four bytes of a step and lane. In a whole block
+/// one vec4 holds four steps of one lane; in the tail it holds one step of four lanes.
 fn byte_place(whole: bool, step: usize, lane: usize) -> usize {
     if whole { (step / 4) * LANES * 4 + lane * 4 + step % 4 } else { step * LANES + lane }
 }
 
-/// Puts four codes where the shaders look for them.
+/// Stores the four codes of a step and lane in the layout that the shaders read.
 fn put_codes(codes: &mut [u32], width: u32, whole: bool, step: usize, lane: usize, code4: u32) {
     match (width, step) {
         (4, _) => {

@@ -1,22 +1,22 @@
 //! `y = W x` on weights that stay compressed: on any Vulkan, Metal or DX12 device through
 //! [wgpu](https://docs.rs/wgpu), and on the CPU, under one trait, [`MatmulBackend`].
 //!
-//! Weights are uploaded once, as [`EncodedTensor`]s of any encoding, and lie in the memory of the
-//! device at 11 to 12 bits instead of 16. The kernels rebuild each bf16 pattern exactly while they
-//! multiply.
+//! Weights are uploaded once, as [`EncodedTensor`]s of any encoding. On the device they take 11 to
+//! 12 bits instead of 16. The kernels rebuild each bf16 pattern exactly while they multiply.
 //!
 //! # What the numbers promise
 //! 1. Decoding is exact for all 65,536 bf16 patterns.
-//! 2. On one device a product of compressed weights equals, bit for bit, the same product of plain
-//!    ones.
-//! 3. The order of the sums is a function of shape and batch alone.
+//! 2. On one device, the product of compressed weights equals the product of the plain weights, bit
+//!    for bit.
+//! 3. The order of the sums depends only on shape and batch.
 //! 4. `|y - y64| <= (n + log2 L + 2) * 2^-24 * sum |w x|` against f64, with chains of `n <= 64`
 //!    additions and `L` partial sums.
 //!
-//! Not promised: equality between devices, drivers or batch sizes, and NaN or infinity in a
-//! product. On Metal, whose compiler may reorder, the second promise is checked by the self test of
-//! the program `gpu_bench` and not given; so is the fourth with [`Cooperative`] matrices, which are
-//! off unless asked for, since only the device knows how they round.
+//! Not promised: equality between devices, drivers or batch sizes, and the result of products with
+//! NaN or infinity. Two exceptions: the second promise is not given on Metal, whose compiler may
+//! reorder additions, and the fourth is not given with [`Cooperative`] matrices (off by default),
+//! because their rounding is not specified. The self test of the program `gpu_bench` checks both on
+//! a given device.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -1,4 +1,4 @@
-//! Products: which kernel serves a batch, and its commands.
+//! Products: the choice of the kernel for a batch, and its commands.
 
 use std::sync::PoisonError;
 
@@ -12,7 +12,7 @@ use crate::recorder::Recorder;
 use crate::tuning::Variant;
 use crate::weights::WgpuWeights;
 
-/// Which kernel serves a batch: a function of the batch and of what the device has, nothing else.
+/// The kind of kernel for a batch. It depends only on the batch and the features of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plan {
     Matvec { columns: u32 },
@@ -54,14 +54,14 @@ impl Plan {
 }
 
 impl Recorder<'_> {
-    /// Records [`matmul`](crate::MatmulBackend::matmul) with x and y in buffers, so that layers
-    /// chain on the device. `x` holds `batch` rows of K values, `y` takes `batch` rows of M.
+    /// Records [`matmul`](crate::MatmulBackend::matmul) with x and y in buffers, so that the output
+    /// of one layer can be the input of the next without leaving the device. `x` holds `batch` rows
+    /// of K values, `y` receives `batch` rows of M values.
     ///
     /// # Errors
     /// [`ErrorKind::WrongDevice`](crate::ErrorKind) for weights of another device;
     /// [`ErrorKind::BufferLength`](crate::ErrorKind) if a buffer is too short;
-    /// [`ErrorKind::TooLarge`](crate::ErrorKind)
-    /// if one is larger than the device can bind.
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind) if one is larger than the device can bind.
     pub fn matmul(
         &mut self,
         weights: &WgpuWeights,
@@ -75,12 +75,11 @@ impl Recorder<'_> {
         self.matmul_by(weights, x, batch, y, variant)
     }
 
-    /// [`matmul`](Self::matmul) by the variant of the caller's choice.
+    /// [`matmul`](Self::matmul) with a variant that the caller chooses.
     ///
     /// # Errors
     /// Those of [`matmul`](Self::matmul); [`ErrorKind::OutOfMemory`](crate::ErrorKind) if the
-    /// decoded matrix does
-    /// not fit.
+    /// decoded matrix does not fit.
     pub fn matmul_by(
         &mut self,
         weights: &WgpuWeights,
@@ -103,7 +102,7 @@ impl Recorder<'_> {
             return Ok(());
         }
         let plan = Plan::new(batch as u32, matrix_unit(device, matrix, batch));
-        // The kernels read whole vec4s of x, the tiles four of them at a time.
+        // The kernels read whole vec4s of x. The kernels with tiles read four vec4s at a time.
         let granule = if matches!(plan, Plan::Gemm { .. }) { 16 } else { 4 };
         let x_stride = k.next_multiple_of(granule) / 4;
         let (x, scales) = if matches!(plan, Plan::Cooperative { .. }) {
@@ -134,7 +133,7 @@ impl Recorder<'_> {
         Ok(())
     }
 
-    /// A shard in plain form, until the next one is decoded.
+    /// Decodes a shard to the plain form. The result is valid until the next shard is decoded.
     fn decode_plain(&mut self, matrix: &Matrix, shard: &Shard) -> Result<wgpu::Buffer> {
         let device = &self.gpu.device;
         let words = shard.rows * matrix.shape.plain_words();
@@ -143,7 +142,7 @@ impl Recorder<'_> {
             match &*kept {
                 Some(buffer) if buffer.size() >= 4 * words as u64 => buffer.clone(),
                 _ => {
-                    // Released first, so that there are never two.
+                    // Release the old buffer first, so that only one exists at a time.
                     *kept = None;
                     kept.insert(device.storage("decoded", words)?).clone()
                 }
@@ -157,7 +156,7 @@ impl Recorder<'_> {
         Ok(plain)
     }
 
-    /// x with `x_stride` vec4s a column.
+    /// x with columns padded to `x_stride` vec4s.
     fn pad_x(
         &mut self,
         matrix: &Matrix,
@@ -175,7 +174,7 @@ impl Recorder<'_> {
         Ok(padded)
     }
 
-    /// The columns of x as f16, and the factors for the products.
+    /// The columns of x as f16, and the factors by which the products must be multiplied.
     fn split_x(
         &mut self,
         matrix: &Matrix,
@@ -192,14 +191,14 @@ impl Recorder<'_> {
     }
 }
 
-/// The cooperative matrices that can multiply this matrix with a batch.
+/// The kind of cooperative matrix with which this matrix can be multiplied, if any.
 fn matrix_unit(device: &Device, matrix: &Matrix, batch: usize) -> Option<MatrixUnit> {
     let fits = 4 * halves_words(matrix, batch) as u64 <= device.largest_binding();
     matrix.half_offset.and(device.matrix_unit).filter(|_| fits)
 }
 
-/// Words of x as two columns of f16 each, as long as the rows of the matrix. The tiles read 64
-/// columns at a time.
+/// The number of words for x as pairs of f16 columns, padded to the length of the matrix rows. The
+/// number of columns is rounded up, since a tile reads 64 of them.
 fn halves_words(matrix: &Matrix, batch: usize) -> usize {
     2 * matrix.shape.plain_words() * batch.next_multiple_of(64)
 }

@@ -1,33 +1,33 @@
-//! A matrix in the buffers of a device, and how its rows are cut.
+//! A matrix in the buffers of a device, and its division into shards of rows.
 
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{Histogram, Resident, RowShape, choose_window};
 
-/// Bytes of decoded rows that the host holds at once.
+/// The size in bytes of the decoded rows that the host holds at a time.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// A matrix in resident form: shards of whole rows.
+/// A matrix in resident form, as shards of whole rows.
 pub(crate) struct Matrix {
     pub(crate) rows: usize,
     pub(crate) shape: RowShape,
     pub(crate) form: Resident,
     /// First exponent of the window.
     pub(crate) base: u8,
-    /// From an exponent of bf16 to one of f16; `None` if cooperative matrices cannot multiply this
-    /// matrix.
+    /// The offset from a bf16 exponent to an f16 exponent; `None` if cooperative matrices cannot
+    /// multiply this matrix.
     pub(crate) half_offset: Option<i32>,
     pub(crate) shards: Vec<Shard>,
 }
 
 impl Matrix {
-    /// Without shards, in the wanted form or plain.
+    /// A matrix without shards, in the requested form or else plain.
     pub(crate) fn empty(rows: usize, shape: RowShape, form: Option<Resident>) -> Self {
         let form = form.unwrap_or(Resident::Plain);
         Matrix { rows, shape, form, base: 0, half_offset: None, shards: Vec::new() }
     }
 
-    /// In plain form, all zeros.
+    /// A matrix in plain form, all zeros.
     pub(crate) fn zeros(device: &Device, rows: usize, cols: usize) -> Result<Self> {
         let mut matrix = Matrix::empty(rows, RowShape::new(cols), None);
         if rows > 0 && cols > 0 {
@@ -50,7 +50,7 @@ pub(crate) enum Buffers {
 }
 
 impl Shard {
-    /// The buffers at binding 3 and after.
+    /// The buffers for binding 3 and the following bindings.
     pub(crate) fn bindings(&self) -> Vec<&wgpu::Buffer> {
         match &self.buffers {
             Buffers::Plain(plain) => vec![plain],
@@ -70,21 +70,21 @@ pub(crate) fn plain_shards(device: &Device, rows: usize, shape: &RowShape) -> Re
     (0..rows).step_by(cut.shard_rows).map(shard).collect()
 }
 
-/// How rows are cut, whether the host or the device packs them: it decides where the escapes of a
-/// row begin.
+/// How rows are divided. The position of a row's escapes depends on it, so the division is the same
+/// whether the host or the device packs the rows.
 pub(crate) struct Cut {
-    /// Rows that are decoded and packed at once.
+    /// The number of rows that are decoded and packed at a time: a piece.
     pub(crate) piece_rows: usize,
-    /// Rows of a shard: whole pieces.
+    /// The number of rows of a shard: whole pieces.
     pub(crate) shard_rows: usize,
 }
 
 impl Cut {
-    /// For rows of at least one column.
+    /// The division of rows that have at least one column.
     pub(crate) fn new(device: &Device, shape: &RowShape) -> Result<Self> {
         let limit = device.largest_binding();
-        // No buffer of a shard is larger than its rows in plain form, and the shaders index those
-        // by u32.
+        // No buffer of a shard is larger than its rows in plain form. The shaders index those with
+        // u32.
         let rows = (limit.min(1 << 31) / (4 * shape.plain_words() as u64)).min(1 << 31) as usize;
         if rows == 0 {
             return Err(Error::new(ErrorKind::TooLarge)
@@ -96,7 +96,7 @@ impl Cut {
     }
 }
 
-/// The wanted form, or the one that takes the fewest bytes, and its window.
+/// The requested form, or else the one that takes the fewest bytes, and its window.
 pub(crate) fn choose_form(
     shape: &RowShape,
     rows: u64,

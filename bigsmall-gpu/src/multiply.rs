@@ -8,16 +8,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::upload::UploadOptions;
 use crate::weights::WgpuWeights;
 
-/// Bytes of decoded rows that are read back at once.
+/// The size in bytes of the decoded rows that are read back at a time.
 const READ_BYTES: u64 = 32 << 20;
 
 impl Wgpu {
-    /// The rows `ids` of the matrix as f32.
+    /// Writes the rows `ids` of the matrix to `y` as f32.
     ///
     /// # Errors
     /// [`ErrorKind::RowOutOfRange`] for a row that does not exist; [`ErrorKind::BufferLength`]
-    /// unless `y`
-    /// holds `ids.len() * k` values.
+    /// unless `y` holds `ids.len() * k` values.
     pub fn gather(&self, weights: &WgpuWeights, ids: &[u32], y: &mut [f32]) -> Result<()> {
         check_len("y", ids.len().checked_mul(weights.cols()), y.len())?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.rows()) {
@@ -65,7 +64,7 @@ impl Wgpu {
         Ok(())
     }
 
-    /// Rows of x, or of y, that one product may have: what fits a buffer.
+    /// The largest batch of one product: x and y must each fit in a buffer.
     fn most_batch(&self, weights: &WgpuWeights) -> usize {
         let most = self.device.largest_binding().min(1 << 28);
         let column = 4 * (weights.rows().max(weights.cols() + 16) as u64);

@@ -1,4 +1,4 @@
-//! Resident forms that the device makes: it decodes a matrix in ANS form, then packs it.
+//! Packing on the device: it decodes a matrix in ANS form, then packs it into a resident form.
 
 use bigsmall_format::EncodedTensor;
 
@@ -14,7 +14,7 @@ use crate::matrix::{Buffers, Cut, Matrix, Shard, choose_form, plain_shards};
 use crate::weights::WgpuWeights;
 use crate::writer::Writer;
 
-/// Words that a workgroup of [`Kernel::CountExponents`] reads.
+/// The number of words that a workgroup of [`Kernel::CountExponents`] reads.
 const COUNTED_WORDS: u64 = 16_384;
 
 impl Wgpu {
@@ -25,8 +25,8 @@ impl Wgpu {
     }
 
     /// Decodes and packs a matrix in ANS form into `form`, or into the form that takes the fewest
-    /// bytes. Waits for the device several times, since what its kernels find decides what comes
-    /// next: the form, and how many escapes there are.
+    /// bytes. Waits for the device several times, because the next step depends on results of the
+    /// kernels: the exponents that decide the form, and the number of escapes.
     pub(crate) fn pack_on_device(
         &self,
         tensor: &EncodedTensor,
@@ -57,7 +57,7 @@ impl Wgpu {
                 Ok(())
             })?;
             self.check_ans(&ans)?;
-            // Its memory can serve what comes.
+            // Freed here, so that its memory can be used for the next buffers.
             drop(ans);
             if counting {
                 self.use_counts(&mut matrix, &found, form)?;
@@ -69,7 +69,7 @@ impl Wgpu {
         Ok(weights)
     }
 
-    /// Chooses form and window by the exponents that the device has counted.
+    /// Chooses form and window from the exponents that the device has counted.
     fn use_counts(
         &self,
         matrix: &mut Matrix,
@@ -102,7 +102,7 @@ impl Wgpu {
                 matrix.shards.push(Shard { first_row, rows, buffers });
             }
         }
-        // Then the decoded matrix goes.
+        // Now the decoded matrix can be freed.
         self.wait()
     }
 
@@ -140,8 +140,9 @@ impl Wgpu {
     }
 }
 
-/// Turns the number of escapes of each (row, segment) into where they begin, and returns how many
-/// words all take. As on the host, the escapes of a piece of rows begin at a word.
+/// Replaces the number of escapes of each (row, segment) by the index of its first escape, and
+/// returns the number of words that all escapes take. The escapes of each piece of rows begin at a
+/// word, as when the host packs.
 fn place_escapes(counts: &mut [u32], piece_segments: usize) -> usize {
     let mut at = 0u64;
     for piece in counts.chunks_mut(piece_segments) {

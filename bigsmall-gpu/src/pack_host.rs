@@ -1,5 +1,5 @@
-//! Resident forms that the host makes: it decodes a tensor by pieces, packs them, and writes them
-//! to the device.
+//! Packing on the host: it decodes a tensor piece by piece, packs each piece into a resident form,
+//! and writes it to the device.
 
 use bigsmall_format::internal::for_each_in_parallel;
 use bigsmall_format::{BlockDecoder, EncodedTensor, decode_range};
@@ -14,8 +14,8 @@ use crate::layout::{
 use crate::matrix::{Buffers, Cut, Matrix, Shard, choose_form, plain_shards};
 use crate::writer::Writer;
 
-/// Decodes `tensor` by pieces and writes it to the device in `form`, or in the form that takes the
-/// fewest bytes. To choose a form it decodes the tensor twice.
+/// Decodes `tensor` piece by piece and writes it to the device in `form`, or in the form that takes
+/// the fewest bytes. To choose the form, the tensor is decoded one time more.
 pub(crate) fn pack_on_host(
     device: &Device,
     tensor: &EncodedTensor,
@@ -75,7 +75,7 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// First row and number of rows of each piece of `rows` rows.
+    /// Divides rows into pieces of `rows` rows: the first row and the number of rows of each.
     fn pieces(
         &self,
         first_row: usize,
@@ -85,7 +85,7 @@ impl Packer<'_> {
         (first_row..end).step_by(piece_rows).map(move |first| (first, piece_rows.min(end - first)))
     }
 
-    /// The exponents of each piece, and the magnitudes of all if `halves`.
+    /// Counts the exponents of each piece. If `halves`, also finds the range of all magnitudes.
     fn count(&mut self, rows: usize, halves: bool) -> Result<(Vec<Histogram>, Binades)> {
         let (mut counts, mut binades) = (Vec::new(), Binades::NONE);
         for (first, n) in self.pieces(0, rows) {
@@ -100,7 +100,7 @@ impl Packer<'_> {
         Ok((counts, binades))
     }
 
-    /// The rows of a shard in plain form.
+    /// Packs the rows of a shard into the plain form.
     fn plain(&mut self, shard: &Shard) -> Result<()> {
         let Buffers::Plain(plain) = &shard.buffers else { return Ok(()) };
         let shape = self.shape;
@@ -123,7 +123,8 @@ impl Packer<'_> {
         Ok(())
     }
 
-    /// Rows in the dense form and window of `matrix`. The escapes of a piece begin at a word.
+    /// Packs rows into the dense form and window of `matrix`. The escapes of each piece begin at a
+    /// word.
     fn dense(
         &mut self,
         matrix: &Matrix,
@@ -165,7 +166,7 @@ impl Packer<'_> {
     }
 }
 
-/// Rows for one thread out of `n`.
+/// The number of rows for each thread if `n` rows are divided among the threads of the pool.
 fn rows_per_part(n: usize) -> usize {
     n.div_ceil(bigsmall_format::internal::pool_size()).max(1)
 }

@@ -1,11 +1,11 @@
-//! Recording commands, submitting them, reading results back.
+//! Records commands, submits them, and reads results back.
 
 use crate::context::Wgpu;
 use crate::device::check_size;
 use crate::error::Result;
 use crate::kernels::Kernel;
 
-/// Records kernels into a command encoder: [`Wgpu::submit`] and [`Wgpu::record`] hand one out.
+/// Records kernels into a command encoder. [`Wgpu::submit`] and [`Wgpu::record`] make one.
 ///
 /// ```
 /// use bigsmall_gpu::Wgpu;
@@ -14,7 +14,7 @@ use crate::kernels::Kernel;
 /// # let Ok(gpu) = Wgpu::headless_with(&options) else { return Ok(()) };
 /// let (a, b) = (gpu.new_buffer(4)?, gpu.new_buffer(4)?);
 /// gpu.write_buffer(&a, &[1f32, 2.0, 3.0, 4.0])?;
-/// // Kernels and the commands of wgpu can be mixed.
+/// // Kernels and commands of wgpu can be mixed.
 /// gpu.submit(|recorder| {
 ///     recorder.encoder().copy_buffer_to_buffer(&a, 0, &b, 0, 16);
 ///     Ok(())
@@ -56,10 +56,10 @@ impl Recorder<'_> {
 }
 
 impl Wgpu {
-    /// Records commands, to be submitted later.
+    /// Records commands that are submitted later.
     ///
     /// # Errors
-    /// Those of `record`; what the device reports meanwhile.
+    /// Those of `record`; errors that the device reports meanwhile.
     pub fn record(
         &self,
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
@@ -71,11 +71,11 @@ impl Wgpu {
         })
     }
 
-    /// Records commands into the caller's encoder, which must be of this device.
+    /// Records commands into the caller's encoder, which must belong to this device.
     ///
     /// # Errors
-    /// Those of `record`; what the device reports meanwhile. After an error the encoder may hold
-    /// some of the commands.
+    /// Those of `record`; errors that the device reports meanwhile. After an error the encoder may
+    /// hold some of the commands.
     pub fn record_into(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -84,10 +84,10 @@ impl Wgpu {
         self.device.guarded(|| record(&mut Recorder { gpu: self, encoder }))
     }
 
-    /// Records commands, and submits them without waiting.
+    /// Records commands and submits them, without waiting for the device.
     ///
     /// # Errors
-    /// Those of `record`; what the device reports meanwhile.
+    /// Those of `record`; errors that the device reports meanwhile.
     pub fn submit(&self, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
         self.device.guarded(|| {
             let commands = self.record(record)?;
@@ -96,15 +96,14 @@ impl Wgpu {
         })
     }
 
-    /// Submits `commands` and a copy of the front of `buffer` to the host at once, does `meanwhile`
-    /// while the device works, waits, and fills `values`: a step of a program that needs one small
-    /// result of each. What `meanwhile` submits is waited for as well; what it records can be
-    /// submitted next.
+    /// Submits `commands` and reads the front of `buffer` into `values`. It calls `meanwhile` while
+    /// the device works, then waits. Use it in a loop whose steps each need one small result:
+    /// record the commands of the next step in `meanwhile`. Commands that `meanwhile` submits are
+    /// waited for as well.
     ///
     /// # Errors
     /// Those of `meanwhile`; [`ErrorKind::BufferLength`](crate::ErrorKind) if `buffer` is shorter
-    /// than
-    /// `values`; [`ErrorKind::DeviceLost`](crate::ErrorKind).
+    /// than `values`; [`ErrorKind::DeviceLost`](crate::ErrorKind).
     pub fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit, M>(
         &self,
         commands: wgpu::CommandBuffer,

@@ -1,4 +1,4 @@
-//! Rows of a matrix, decoded to f32 or bf16, and plain rows made of bf16.
+//! Decodes rows of a matrix to f32 or bf16, and packs bf16 into plain rows.
 
 use crate::device::check_size;
 use crate::dispatch::{Params, fold, groups};
@@ -9,8 +9,8 @@ use crate::recorder::Recorder;
 use crate::weights::WgpuWeights;
 
 impl Recorder<'_> {
-    /// Records the rows `ids` of the matrix as f32 into `y`: an embedding. `ids` holds `n` row
-    /// numbers as u32. For a number beyond the last row nothing is written.
+    /// Records the decoding of the rows `ids` of the matrix to f32 in `y`, as for an embedding.
+    /// `ids` holds `n` row numbers as u32. Nothing is written for a number beyond the last row.
     ///
     /// # Errors
     /// Those of [`matmul`](Self::matmul).
@@ -40,7 +40,7 @@ impl Recorder<'_> {
     }
 
     /// Records the decoding of the matrix to bf16 in `dst`, row-major. Rows with an odd number of
-    /// columns are padded with one zero, so that each begins at a multiple of 4 bytes.
+    /// columns are padded with one zero, so that each row begins at a multiple of 4 bytes.
     ///
     /// # Errors
     /// Those of [`matmul`](Self::matmul).
@@ -56,8 +56,8 @@ impl Recorder<'_> {
         }
         for shard in &matrix.shards {
             let (first, n) = (shard.first_row as u64 * row_words * 4, shard.rows);
-            // A binding must begin at a multiple of the device's alignment, and a row may not:
-            // decode to a buffer of its own and copy.
+            // A binding must begin at a multiple of the device's alignment. The first row of this
+            // shard may not, so decode to a separate buffer and copy.
             let len = n as u64 * row_words * 4;
             let scratch = device.storage("decoded rows", n * row_words as usize)?;
             self.decode_rows(matrix, shard, 0, n, &scratch)?;
@@ -66,7 +66,7 @@ impl Recorder<'_> {
         Ok(())
     }
 
-    /// Rows `from .. from + n` of a shard to the front of `dst`.
+    /// Decodes rows `from .. from + n` of a shard to the front of `dst`.
     pub(crate) fn decode_rows(
         &mut self,
         matrix: &Matrix,

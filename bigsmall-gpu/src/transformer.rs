@@ -1,5 +1,5 @@
-//! What stands between the products of a transformer, so that a token goes through all of its
-//! layers without leaving the device.
+//! The operations of a transformer other than matrix products. With them, all layers run on the
+//! device without copies to the host.
 
 use crate::dispatch::fold;
 use crate::error::{Error, ErrorKind, Result};
@@ -10,15 +10,16 @@ use crate::recorder::Recorder;
 /// The heads of an attention layer. A vector holds its heads one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Heads of the queries.
+    /// Number of query heads.
     pub queries: usize,
-    /// Heads of the keys and of the values: a divisor of `queries`, whose neighbours share them.
+    /// Number of heads of the keys and of the values. It divides `queries`; neighbouring query
+    /// heads share one.
     pub keys: usize,
-    /// Values of a head: a multiple of 4, at most 256.
+    /// Number of values per head: a multiple of 4, at most 256.
     pub dim: usize,
 }
 
-/// The parameters of one dispatch, as `shaders/layer.wgsl` has them.
+/// The parameters of one dispatch: `Layer` in `shaders/layer.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct LayerParams {
@@ -28,25 +29,24 @@ pub(crate) struct LayerParams {
     kv_heads: u32,
     dim: u32,
     position: u32,
-    /// Bits of an f32.
+    /// The bits of an f32.
     number: u32,
     spare: u32,
 }
 
-/// The kernels of a transformer layer on f32 in buffers, recorded like
-/// [`matmul`](Self::matmul). `rows` vectors, one for each token, lie one after the other;
-/// a buffer may be longer than it must be, and no buffer may be given twice to one call. The order
-/// of the sums depends on shapes and positions alone.
+/// The kernels of a transformer layer, on f32 values in buffers. They are recorded like
+/// [`matmul`](Self::matmul). A buffer holds `rows` vectors, one per token, one after the other. It
+/// may be longer than needed. A call must not get the same buffer twice. The order of the sums
+/// depends only on shapes and positions.
 ///
-/// All of them fail with [`ErrorKind::BufferLength`] when a buffer is too short, and
-/// [`ErrorKind::TooLarge`]
-/// when one is larger than the device can bind.
+/// All of them fail with [`ErrorKind::BufferLength`] if a buffer is too short, and with
+/// [`ErrorKind::TooLarge`] if one is larger than the device can bind.
 impl Recorder<'_> {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
     ///
     /// # Errors
     /// As above.
-    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub fn rms_norm(
         &mut self,
         x: &wgpu::Buffer,
@@ -67,13 +67,13 @@ impl Recorder<'_> {
         self.layer_kernel(LayerKernel::RmsNorm, params, &bound, rows as u64 * u64::from(n > 0))
     }
 
-    /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values the
-    /// values j and j + dim / 2 are turned by the angle whose cosine and sine stand at
-    /// `angles[2 * (position * dim / 2 + j)]`. The first vector has the position `position`.
+    /// Records rotary position embedding in place: in each of the `heads` heads of `dim` values,
+    /// the values j and j + dim / 2 are rotated by the angle of (position, j). Its cosine and sine
+    /// are at `angles[2 * (position * dim / 2 + j)]`. The first vector has the position `position`.
     ///
     /// # Errors
     /// As above; [`ErrorKind::Argument`] for an odd `dim`.
-    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub fn rope_in_place(
         &mut self,
         x: &wgpu::Buffer,
@@ -100,13 +100,13 @@ impl Recorder<'_> {
         self.layer_kernel(LayerKernel::Rope, params, &bound, (all / 2).div_ceil(256))
     }
 
-    /// Records causal attention: token `position + i` sees the keys and values of positions 0 to
-    /// `position + i`, its own included, with weights `softmax(q k / sqrt(dim))`. `keys` and
-    /// `values` hold `heads.keys * heads.dim` values for each position.
+    /// Records causal attention: token `position + i` uses the keys and values of the positions 0
+    /// to `position + i`, both included, with weights `softmax(q k / sqrt(dim))`. `keys` and
+    /// `values` hold `heads.keys * heads.dim` values per position.
     ///
     /// # Errors
     /// As above; [`ErrorKind::Argument`] for heads other than [`Heads`] allows.
-    #[allow(clippy::too_many_arguments)] // a dispatch is exactly these
+    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub fn attention(
         &mut self,
         q: &wgpu::Buffer,
@@ -167,9 +167,9 @@ impl Recorder<'_> {
         self.layer_kernel(LayerKernel::Add, params, &bound, n.div_ceil(256) as u64)
     }
 
-    /// Records the search for the largest of the first `n` values of `x`: its index, that of the
-    /// first one among equals, goes to the front of `index` as u32. Without values nothing is
-    /// written.
+    /// Records the search for the largest of the first `n` values of `x`. Its index is written to
+    /// the front of `index` as u32; if several values are equal, the lowest index. If `n` is 0,
+    /// nothing is written.
     ///
     /// # Errors
     /// As above.
@@ -179,8 +179,8 @@ impl Recorder<'_> {
         self.layer_kernel(LayerKernel::Argmax, params, &bound, u64::from(n > 0))
     }
 
-    /// Records `workgroups` of a kernel with buffers at their bindings, each with the number of
-    /// values that it must hold.
+    /// Records `workgroups` workgroups of a kernel. Each buffer comes with its binding and the
+    /// number of values that it must hold.
     fn layer_kernel(
         &mut self,
         kernel: LayerKernel,
@@ -189,7 +189,7 @@ impl Recorder<'_> {
         workgroups: u64,
     ) -> Result<()> {
         for (_, buffer, n) in bound {
-            // The shaders index by u32.
+            // The shaders index with u32.
             if *n > u64::from(u32::MAX) {
                 return Err(Error::new(ErrorKind::TooLarge)
                     .expected("less than 2^32 values")

@@ -1,4 +1,4 @@
-//! Measuring which variant of a product is fastest.
+//! Measures which variant of a product is fastest.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ impl Wgpu {
         let y = self.new_buffer(batch.saturating_mul(m))?;
         let mut best = (Duration::MAX, Variant::Fused);
         for variant in [Variant::Fused, Variant::DecodeFirst] {
-            // The first run creates the pipelines; the shortest of the others counts.
+            // The first run also creates the pipelines. The result is the shortest of the others.
             for run in 0..4 {
                 self.wait()?;
                 let start = Instant::now();

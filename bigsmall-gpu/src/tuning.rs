@@ -1,19 +1,21 @@
-//! Which of several ways to compute the same sums is taken.
+//! The choice among several ways to compute the same product.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Resident;
 
-/// Ways to multiply with compressed weights. All add in the same order and give the same bits.
+/// How to multiply with compressed weights. All variants add in the same order, so their results
+/// have the same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Variant {
     /// Decode while multiplying.
     #[default]
     Fused,
-    /// Decode the matrix to a plain one first: for large batches. The place for it, as large as the
-    /// largest that was so multiplied, is kept with the device.
+    /// Decode the matrix to the plain form first, then multiply: for large batches. The device
+    /// keeps the buffer for the decoded matrix. It is as large as the largest matrix that was
+    /// multiplied this way.
     DecodeFirst,
 }
 
@@ -26,7 +28,7 @@ impl Variant {
     }
 }
 
-/// What a choice depends on.
+/// The properties of a product on which the choice depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     form: &'static str,
@@ -36,8 +38,9 @@ struct Key {
     batch: usize,
 }
 
-/// The choices that [`Wgpu::tune`](crate::Wgpu::tune) has made on a device, to be saved and given
-/// back. A product without an entry is [`Variant::Fused`]. No choice changes a result.
+/// The choices that [`Wgpu::tune`](crate::Wgpu::tune) has made on a device. A program can save them
+/// as text and set them again in a later run. A product without an entry uses [`Variant::Fused`].
+/// No choice changes a result.
 ///
 /// ```
 /// use bigsmall_gpu::Tuning;
@@ -61,7 +64,8 @@ impl Tuning {
         self.0.get(&key(form, rows, cols, batch)).copied().unwrap_or_default()
     }
 
-    /// Fixes the choice for a matrix and a batch; batches up to the same power of two share it.
+    /// Sets the choice for a matrix and a batch. Batches that round up to the same power of two
+    /// share one choice.
     pub fn set(
         &mut self,
         form: Resident,
@@ -74,7 +78,7 @@ impl Tuning {
     }
 }
 
-/// A line for each choice: form, rows, columns, batch, variant.
+/// One line per choice: form, rows, columns, batch, variant.
 impl std::fmt::Display for Tuning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (key, variant) in &self.0 {

@@ -22,19 +22,19 @@ pub struct UploadOptions {
     pub form: Option<Resident>,
     /// Whether the device decodes and packs a matrix in ANS form, instead of the host.
     ///
-    /// Both ways end in the same bytes. About two thirds of the decoded bytes go over the bus
-    /// then, instead of the resident form, and the host reads headers, tables and exceptions
-    /// only. The device needs memory for the decoded matrix meanwhile, at 16 bits a weight,
-    /// and beside it for the larger of the encoded and the resident form. The upload waits for
-    /// the device several times.
+    /// The resulting bytes are the same. If the device decodes, the encoded form crosses the bus
+    /// instead of the resident form: about two thirds of the decoded bytes. The host reads only
+    /// headers, tables and exceptions. During the upload the device needs memory for the decoded
+    /// matrix (16 bits per weight), and for the larger of the encoded and the resident form. The
+    /// upload waits for the device several times.
     ///
-    /// The host still decodes a matrix in another encoding, and one that the device cannot bind as
-    /// a whole when it is decoded. [`WgpuWeights::decoded_on_device`] says which way was taken.
+    /// The host still decodes a matrix in another encoding, and a matrix that the device cannot
+    /// bind as a whole in decoded form. [`WgpuWeights::decoded_on_device`] tells which one decoded.
     pub decode_on_device: bool,
 }
 
 impl UploadOptions {
-    /// The smallest form, decoded by the host.
+    /// The default: the smallest form, decoded by the host.
     #[must_use]
     pub fn new() -> Self {
         UploadOptions::default()
@@ -58,14 +58,14 @@ impl UploadOptions {
 impl Wgpu {
     /// [`upload`](crate::MatmulBackend::upload) with options.
     ///
-    /// Memory on the host: 32 MiB, and one row. Over the bus and on the device: the resident form.
-    /// With [`UploadOptions::decode_on_device`] on the host: an index of half a per cent, four
-    /// bytes for every row or 16,384 weights of it, and 32 MiB.
+    /// Memory on the host: 32 MiB and one row. Memory on the device, and data over the bus: the
+    /// resident form. With [`UploadOptions::decode_on_device`], memory on the host is 32 MiB, an
+    /// index of half a per cent of the tensor, and four bytes for each row, or for each 16,384
+    /// weights of a longer row.
     ///
     /// # Errors
     /// Those of [`upload`](crate::MatmulBackend::upload); [`ErrorKind::TooLarge`](crate::ErrorKind)
-    /// for a row
-    /// that exceeds the device's limits.
+    /// for a row that exceeds the device's limits.
     pub fn upload_with(
         &self,
         tensor: &EncodedTensor,

@@ -37,14 +37,14 @@ impl WgpuWeights {
         self.matrix.shape.cols
     }
 
-    /// How the weights lie in memory.
+    /// The form of the weights in device memory.
     #[must_use]
     pub fn resident(&self) -> Resident {
         self.matrix.form
     }
 
-    /// Whether the device decoded and packed them, as
-    /// [`UploadOptions::decode_on_device`](crate::UploadOptions) asks.
+    /// Whether the device decoded and packed them (see
+    /// [`UploadOptions::decode_on_device`](crate::UploadOptions)).
     #[must_use]
     pub fn decoded_on_device(&self) -> bool {
         self.decoded_on_device
@@ -56,15 +56,14 @@ impl WgpuWeights {
         self.buffers().into_iter().map(wgpu::Buffer::size).sum()
     }
 
-    /// The buffers that hold the weights, shard after shard. Their layout is private and may
-    /// change; two uploads of one matrix to one form on devices of the same limits give the same
-    /// bytes.
+    /// The buffers that hold the weights, shard by shard. Their layout is private and may change.
+    /// Two uploads of one matrix in one form, to devices with the same limits, have the same bytes.
     #[must_use]
     pub fn buffers(&self) -> Vec<&wgpu::Buffer> {
         self.matrix.shards.iter().flat_map(Shard::bindings).collect()
     }
 
-    /// Into how many pieces the rows were split, by the device's limits.
+    /// The number of shards into which the rows were divided because of the device's limits.
     #[must_use]
     pub fn n_shards(&self) -> usize {
         self.matrix.shards.len()

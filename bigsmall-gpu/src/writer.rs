@@ -1,12 +1,12 @@
-//! Writing to buffers without piling up copies on the host.
+//! Writes to buffers and limits the memory for copies on the host.
 
 use crate::device::Device;
 use crate::error::Result;
 
-/// Bytes that wgpu may hold for writing before the device has to take them.
+/// The number of bytes that wgpu may hold before the writer waits for the device.
 const STAGED_BYTES: u64 = 24 << 20;
 
-/// Writes to buffers, and lets the device take what was written before too much is held.
+/// Writes to buffers. It waits for the device before wgpu holds too much unsent data.
 pub(crate) struct Writer<'a> {
     device: &'a Device,
     staged: u64,
@@ -33,7 +33,7 @@ impl<'a> Writer<'a> {
         self.write_bytes(buffer, 4 * at_word as u64, bytemuck::cast_slice(words))
     }
 
-    /// `bytes` are whole words.
+    /// Writes `bytes`, which must be whole words.
     pub(crate) fn write_bytes(
         &mut self,
         buffer: &wgpu::Buffer,

@@ -1,4 +1,4 @@
-// x += y, in place: a thread for each value.
+// x += y, in place. One thread per value.
 @group(0) @binding(1) var<storage, read> y: array<f32>;
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;
 

@@ -1,4 +1,4 @@
-// The index of the largest value, the first among equals: one workgroup.
+// The index of the largest value; the lowest index if several are equal. One workgroup.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> index: array<u32>;
 
@@ -7,7 +7,7 @@ var<workgroup> places: array<u32, 256>;
 
 @compute @workgroup_size(256)
 fn argmax(@builtin(local_invocation_index) thread: u32) {
-  // Threads beyond the last value repeat it.
+  // A thread beyond the last value reads the last value instead.
   var at = min(thread, p.n - 1u);
   var most = x[at];
   for (var k = thread + 256u; k < p.n; k += 256u) {

@@ -1,10 +1,12 @@
-// Causal attention: a workgroup for each (token, head of its queries). It walks the positions up to
-// its own in tiles of 256 and keeps, for what it has seen, the largest score, the sum of the
-// weights and the weighted sum of the values; the latter two shrink when a larger score comes.
+// Causal attention with an online softmax. One workgroup per (token, query head). It reads the
+// positions up to the token's own in tiles of 256. It keeps three running results: the largest
+// score, the sum of the weights, and the weighted sum of the values. When a tile has a larger
+// score, the two sums are scaled down to match it.
 //
-// The order of the sums: a score is four chains of dim / 4, added as (0 + 1) + (2 + 3); weights of
-// a tile are added as a tree; values of a tile in `parts` chains of at most dim / 4, which are
-// added after the last tile. It depends on dim and the number of positions alone.
+// Order of the sums: a score is the sum of four chains of dim / 4 products, added as
+// (0 + 1) + (2 + 3). The weights of a tile are added as a tree. The values of a tile are added in
+// `parts` chains of at most dim / 4; the chains are added after the last tile. The order depends
+// only on dim and the number of positions.
 @group(0) @binding(1) var<storage, read> queries: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> keys: array<vec4<f32>>;
@@ -20,7 +22,8 @@ const LEAST: f32 = -3.0e38;
 @compute @workgroup_size(256)
 fn attention(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
-  // Workgroups beyond the last one repeat it.
+  // A workgroup beyond the last index computes the last one again, so that all its threads reach
+  // the barriers.
   let index = min(workgroup_index(workgroup, grid), p.rows * p.heads - 1u);
   let kv = (index % p.heads) / (p.heads / p.kv_heads);
   let count = p.position + index / p.heads + 1u;

@@ -1,6 +1,7 @@
-// The sums of COLUMNS columns of y, in registers. A line with a placeholder stands for one line for
-// each column but the first. A loop over an array would not surely stay in registers.
-// Columns beyond the batch repeat its last one and are not stored.
+// The sums of COLUMNS columns of y, kept in registers. `in_registers` in `kernels.rs` repeats each
+// line with a placeholder once per column, except for the first column. Compilers do not always
+// keep an array in registers when a loop indexes it, so there is one name per column instead.
+// Columns beyond the batch compute its last column again and are not stored.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
@@ -29,7 +30,7 @@ fn add_sums(t: ptr<function, Sums>, s: Sums) {
   (*t).n{n} += s.n{n};
 }
 
-// The sums of each thread of the workgroup, one column after the other.
+// The sums of all threads of the workgroup, column by column.
 var<workgroup> partial: array<f32, 256u * COLUMNS>;
 
 fn publish(s: Sums, thread: u32) {

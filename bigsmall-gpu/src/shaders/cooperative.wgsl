@@ -1,23 +1,24 @@
-// Y = W X by cooperative matrices: a tile of 32 rows and 64 columns for each workgroup of 8
-// subgroups of 32 lanes. Each step of 128 weights of 32 rows is rebuilt once as f16 in workgroup
-// memory, exactly: the matrix was checked. x comes as two columns of f16 each (`split_x`). `TILE`,
-// `multiply` and the entry point come from `matrix_8.wgsl`, `matrix_16.wgsl` or
-// `matrix_emulated.wgsl`.
+// Y = W X with cooperative matrices. Each workgroup of 8 subgroups of 32 lanes computes a tile of
+// 32 rows and 64 columns. Each step (128 weights of 32 rows) is decoded once into workgroup memory
+// as f16. The conversion is exact, because the upload has checked the exponents of the matrix. Each
+// column of x is given as two columns of f16 (`split_x`). `TILE`, `multiply` and the entry point
+// come from `matrix_8.wgsl`, `matrix_16.wgsl` or `matrix_emulated.wgsl`.
 //
-// The order of the sums: what the device makes of a step, 128 products with each part of x; 16
-// steps (two blocks) a part; parts in order. It depends on the number of columns of the matrix and
-// on the device's matrices alone.
+// Order of the sums: the device adds the 128 products of a step, with both parts of x, in its own
+// order. 16 steps (two blocks) make a part, added in order; then the parts are added in order. The
+// order depends only on the number of columns of the matrix and on the device's matrix unit.
 @group(0) @binding(1) var<storage, read> x: array<f16>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read> scales: array<f32>;
 
-// 32 rows of 128 weights and 8 of padding, against bank conflicts.
+// 32 rows of 128 weights, each with 8 values of padding to avoid bank conflicts.
 const STRIDE: u32 = 136u;
 var<workgroup> tile: array<f16, 4352>;
-// 64 columns of 32 rows. Zeros while no step is multiplied.
+// The products of one step: 64 columns of 32 rows. All zeros before each step.
 var<workgroup> products: array<f32, 2048>;
 
-// A bf16 pattern as f16. Its exponent is in 33 binades, the last three of them denormal in f16.
+// Converts a bf16 pattern to f16. The exponents of the matrix span at most 33 binades; the lowest
+// three become denormal in f16.
 fn weight_of(w: u32) -> f16 {
   let e = i32((w >> 7u) & 0xffu) + p.half_offset;
   let significand = ((w & 0x7fu) | 0x80u) << 3u;
@@ -40,7 +41,8 @@ fn multiply_tile(workgroup: vec3<u32>, grid: vec3<u32>, thread: u32, subgroup: u
   let group = thread / 32u;
   let first = (workgroup.y * grid.x + workgroup.x) * 32u;
   let last_row = p.rows - 1u;
-  // Rows beyond the last one repeat it and are not stored: all threads must meet at the barriers.
+  // Rows beyond the last one compute it again and are not stored: all threads must reach the
+  // barriers.
   let a = min(first + group, last_row);
   let b = min(first + group + 8u, last_row);
   let c = min(first + group + 16u, last_row);

@@ -1,16 +1,17 @@
-// Counts the exponents of a whole matrix, and finds the least and the largest magnitude: what the
-// choice of a resident form and of its window depends on. `found` begins as zeros.
+// Counts the exponents of a whole matrix, and finds its smallest and largest magnitude. The choice
+// of the resident form and its window depends on them. The host clears `found` first.
 @group(0) @binding(1) var<storage, read> flat: array<u32>;
-// How often each exponent occurs; how far the least magnitude but zero, less one, lies below
-// 0xffff; the largest.
+// 256 values: the number of weights with each exponent. Then 0xffff - (m - 1), where m is the
+// smallest magnitude other than zero. Then the largest magnitude.
 @group(0) @binding(2) var<storage, read_write> found: array<atomic<u32>, 258>;
 
-// Eight tables, since neighbouring weights often share an exponent.
+// Eight tables, because neighbouring weights often have the same exponent and would compete for
+// the same counter.
 var<workgroup> tables: array<atomic<u32>, 2048>;
 var<workgroup> above: atomic<u32>;
 var<workgroup> largest: atomic<u32>;
 
-// Words that a workgroup reads.
+// Words that one workgroup reads.
 const WORDS: u32 = 16384u;
 
 @compute @workgroup_size(256)
@@ -36,7 +37,7 @@ fn count_exponents(@builtin(workgroup_id) workgroup: vec3<u32>,
     for (var j = 0u; j < have; j++) {
       let magnitude = (two >> (j * 16u)) & 0x7fffu;
       atomicAdd(&tables[(magnitude >> 7u) * 8u + (thread & 7u)], 1u);
-      // Zero wraps to the top.
+      // A magnitude of zero wraps to 0xffff, which gives 0 here and is ignored by `max`.
       far = max(far, 0xffffu - ((magnitude - 1u) & 0xffffu));
       most = max(most, magnitude);
     }

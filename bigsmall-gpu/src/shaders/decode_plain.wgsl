@@ -1,4 +1,5 @@
-// Decodes a shard into the plain resident form: the first half of decode-then-multiply.
+// Decodes a shard into the plain resident form. `Variant::DecodeFirst` runs it before the product.
+// One (row, segment) per group of 32 lanes.
 @group(0) @binding(2) var<storage, read_write> decoded: array<vec2<u32>>;
 
 @compute @workgroup_size(256)
@@ -33,7 +34,8 @@ fn decode_plain(@builtin(workgroup_id) workgroup: vec3<u32>,
   }
 }
 
-// Padding is zero in the plain form, whatever the compressed form has there.
+// Sets the padding after the last column to zero, as the plain form requires. In the
+// compressed form it may have other values.
 fn mask_columns(pair: vec2<u32>, step: u32, lane: u32) -> vec2<u32> {
   let k = p.blocks * 1024u + step * 128u + lane * 4u;
   let have = select(0u, min(4u, p.cols - k), k < p.cols);

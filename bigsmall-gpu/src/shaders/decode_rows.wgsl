@@ -1,11 +1,11 @@
-// Decodes rows p.start to p.start + p.count of this shard to bf16, row-major, each row padded to
-// whole words: a (row, segment) for each group of 32 lanes.
+// Decodes the rows p.start to p.start + p.count - 1 of this shard to bf16, row-major. Each row is
+// padded to whole words. One (row, segment) per group of 32 lanes.
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
 
 fn write_four(row: u32, k: u32, pair: vec2<u32>) {
   let words = (p.cols + 1u) >> 1u;
   if (k < p.cols) {
-    // A column that does not exist is written as zero.
+    // With an odd number of columns, the second half of the last word is zero.
     let odd = select(pair.y << 16u, 0u, k + 1u == p.cols);
     decoded[row * words + (k >> 1u)] = (pair.x & 0xffffu) | odd;
   }

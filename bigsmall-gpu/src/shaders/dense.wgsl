@@ -1,10 +1,10 @@
-// What the two compressed forms share. Every weight has its sign-mantissa byte at a fixed place in
-// `bytes` and its code in `codes`; a code of all ones is an escape, whose exponent stands in
-// `escapes`, in the order (segment, lane, step, j).
+// Functions that both compressed forms use. Each weight has a sign-mantissa byte in `bytes` and a
+// code in `codes`, both at fixed positions. A code of all ones is an escape: its exponent is in
+// `escapes`, in the order (row, segment, lane, step, j).
 @group(0) @binding(3) var<storage, read> bytes: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> escapes: array<u32>;
-// For each (row, segment) where its escapes begin; then for each (row, segment) 32 relative starts
-// of 16 bits.
+// For each (row, segment), the index of its first escape. After all of these, for each
+// (row, segment), 32 values of 16 bits: the first escape of each lane, relative to that index.
 @group(0) @binding(6) var<storage, read> starts: array<u32>;
 
 fn open_segment(row: u32, segment: u32, lane: u32) -> u32 {
@@ -17,7 +17,8 @@ fn escape_at(i: u32) -> u32 {
   return (escapes[i >> 2u] >> ((i & 3u) * 8u)) & 0xffu;
 }
 
-// Replaces the exponents of escaped weights; `marks` has one bit set in each escaped byte.
+// Replaces the exponents of escaped weights. `marks` has exactly one bit set in each byte that is
+// an escape.
 fn patch_exponents(exponents: u32, marks: u32, cursor: ptr<function, u32>) -> u32 {
   var e = exponents;
   var m = marks;
@@ -32,7 +33,7 @@ fn patch_exponents(exponents: u32, marks: u32, cursor: ptr<function, u32>) -> u3
   return e;
 }
 
-// Four sign-mantissa bytes and four exponents to four bf16 patterns.
+// Joins four sign-mantissa bytes and four exponents to four bf16 patterns.
 fn join(sm: u32, e: u32) -> vec2<u32> {
   return vec2<u32>(((sm & 0x00800080u) << 8u) | (sm & 0x007f007fu) | ((e & 0x00ff00ffu) << 7u),
                    (sm & 0x80008000u) | ((sm >> 8u) & 0x007f007fu) | ((e >> 1u) & 0x7f807f80u));

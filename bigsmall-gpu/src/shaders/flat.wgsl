@@ -1,10 +1,10 @@
-// Rows of bf16 without padding, as the kernels that pack them read them.
+// The input of the packing kernels: rows of bf16 without padding.
 @group(0) @binding(1) var<storage, read> flat: array<u32>;
 
-// How many of the columns k to k + 3 there are.
+// The number of columns among k to k + 3 that exist.
 fn columns_at(k: u32) -> u32 { return select(0u, min(4u, p.cols - k), k < p.cols); }
 
-// The weights of the columns k to k + 3 as two words, zero where there is none.
+// The weights of the columns k to k + 3 as two words. Columns that do not exist are zero.
 fn four_weights(row: u32, k: u32) -> vec2<u32> {
   let have = columns_at(k);
   if (have == 0u) { return vec2<u32>(0u); }
@@ -19,7 +19,7 @@ fn four_weights(row: u32, k: u32) -> vec2<u32> {
   return four & vec2<u32>(x, y);
 }
 
-// The low bytes of the halves of two words, one after the other.
+// Packs the low bytes of the four 16-bit halves of two words into one word.
 fn low_bytes(halves: vec2<u32>) -> u32 {
   return (halves.x & 0xffu) | ((halves.x >> 8u) & 0xff00u)
     | ((halves.y & 0xffu) << 16u) | ((halves.y & 0xff0000u) << 8u);

@@ -1,5 +1,6 @@
-// Rows of the matrix as f32: an embedding. A row number for each group of 32 lanes; numbers outside
-// this shard are left to the other shards.
+// Writes selected rows of the matrix as f32, as for an embedding. One (row number, segment) per
+// group of 32 lanes. Row numbers outside this shard are skipped; the dispatch for another shard
+// writes them.
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 

@@ -1,10 +1,11 @@
-// Y = W X for larger batches: a tile of 32 rows and 16, 32 or 64 columns for each workgroup of 256
-// threads. Each step of 128 weights of 32 rows is rebuilt once into workgroup memory; then each
-// thread multiplies two rows with 1, 2 or 4 columns.
+// Y = W X for larger batches. Each workgroup of 256 threads computes a tile of 32 rows and 16, 32
+// or 64 columns. Each step (128 weights of 32 rows) is decoded once into workgroup memory. Then
+// each thread multiplies two rows with 1, 2 or 4 columns.
 //
-// The order of the sums: chains of 16 products; 8 of them a step; 16 steps (two blocks) a part;
-// parts in order. It depends on the number of columns of the matrix alone.
-// 32 rows of 32 pairs and one of padding, against bank conflicts.
+// Order of the sums: chains of 16 products; 8 chains make a step; 16 steps (two blocks) make a
+// part; parts are added in order. The order depends only on the number of columns of the matrix.
+
+// 32 rows of 32 pairs, each row with one pair of padding to avoid bank conflicts.
 var<workgroup> tile: array<vec2<u32>, 1056>;
 
 @compute @workgroup_size(256)
@@ -14,7 +15,8 @@ fn gemm(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
   let group = thread / 32u;
   let first = (workgroup.y * grid.x + workgroup.x) * 32u;
   let last_row = p.rows - 1u;
-  // Rows beyond the last one repeat it and are not stored: all threads must meet at the barriers.
+  // Rows beyond the last one compute it again and are not stored: all threads must reach the
+  // barriers.
   let a = min(first + group, last_row);
   let b = min(first + group + 8u, last_row);
   let c = min(first + group + 16u, last_row);

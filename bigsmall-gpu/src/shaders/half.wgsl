@@ -1,6 +1,7 @@
-// Values as f16 patterns, by integers: a device may flush what is denormal in f16.
+// Conversions between f32 and f16 patterns with integer arithmetic: a device may flush denormal
+// f16 values to zero.
 
-// The f16 pattern nearest to v, for |v| < 65520; half an ulp is rounded up.
+// The f16 pattern nearest to v, for |v| < 65520. Ties are rounded away from zero.
 fn half_of(v: f32) -> u32 {
   let magnitude = bitcast<u32>(v) & 0x7fffffffu;
   let normal = min((magnitude - 0x38000000u + 0x1000u) >> 13u, 0x7c00u);

@@ -4,7 +4,7 @@ enable wgpu_cooperative_matrix;
 // Cooperative matrices of 16 x 16.
 const TILE: u32 = 16u;
 
-// Adds to 16 columns of products those of 16 rows of the tile with 16 columns of x.
+// Multiplies 16 rows of the tile with 16 columns of x and adds the results to `products`.
 fn multiply(tile_at: u32, x_at: u32, width: u32, products_at: u32, lane: u32) {
   var sums = coopLoad<coop_mat16x16<f32, C>>(&products[products_at], 32u);
   for (var k = 0u; k < 128u; k += 16u) {

@@ -4,7 +4,7 @@ enable wgpu_cooperative_matrix;
 // Cooperative matrices of 8 x 8.
 const TILE: u32 = 8u;
 
-// Adds to 8 columns of products those of 8 rows of the tile with 8 columns of x.
+// Multiplies 8 rows of the tile with 8 columns of x and adds the results to `products`.
 fn multiply(tile_at: u32, x_at: u32, width: u32, products_at: u32, lane: u32) {
   var sums = coopLoad<coop_mat8x8<f32, C>>(&products[products_at], 32u);
   for (var k = 0u; k < 128u; k += 8u) {

@@ -1,10 +1,11 @@
 enable f16;
 enable wgpu_int16;
-// What cooperative matrices of 16 x 16 do, by ordinary arithmetic: slow, for tests. lavapipe ends a
-// shader's loops after 65,535 turns in all, which is enough for 20,000 columns.
+// Emulates cooperative matrices of 16 x 16 with ordinary arithmetic. It is slow, for tests only.
+// lavapipe stops the loops of a shader after 65,535 iterations in total, which is enough for 20,000
+// columns.
 const TILE: u32 = 16u;
 
-// Four values of f16 in f32.
+// Converts four f16 values to f32.
 fn four(a: f16, b: f16, c: f16, d: f16) -> vec4<f32> {
   return vec4<f32>(value_of(u32(bitcast<u16>(a))), value_of(u32(bitcast<u16>(b))),
                    value_of(u32(bitcast<u16>(c))), value_of(u32(bitcast<u16>(d))));

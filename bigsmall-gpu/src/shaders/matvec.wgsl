@@ -1,16 +1,16 @@
-// y = W x for a batch of 1, 2, 4 or 8 columns: a row for each group of 32 lanes, each weight
-// rebuilt once.
+// y = W x for a batch of 1, 2, 4 or 8 columns. One row per group of 32 lanes. Each weight is
+// decoded once.
 //
-// The order of the sums: in a block each lane runs four chains (j = 0 to 3) of 8 steps, adds them
-// as (0 + 1) + (2 + 3) and adds the result to the segment's sum; the tail counts as a block;
-// segments are added in order; then lanes l and l + 16 are added, l and l + 8, and so on. It
-// depends on the number of columns alone.
+// Order of the sums: in a block each lane adds four chains (j = 0 to 3) of 8 steps. It adds the
+// chains as (0 + 1) + (2 + 3), and the result to the sum of the segment. The tail counts as a
+// block. Segments are added in order. Then lanes l and l + 16 are added, then l and l + 8, and so
+// on. The order depends only on the number of columns of the matrix.
 @compute @workgroup_size(256)
 fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
           @builtin(local_invocation_index) thread: u32) {
   let lane = thread & 31u;
   let index = group_index(workgroup, grid, thread);
-  // Groups beyond the last row repeat it, since all threads must meet at the barriers below.
+  // Groups beyond the last row compute it again: all threads must reach the barriers below.
   let row = min(index, p.rows - 1u);
   var total = Sums();
   for (var segment = 0u; segment < p.segments; segment++) {

@@ -1,16 +1,16 @@
-// Codes of 3 bits, where `weights_dense3.wgsl` looks for them.
+// Packs codes of 3 bits in the layout that `weights_dense3.wgsl` reads.
 @group(0) @binding(4) var<storage, read_write> codes: array<u32>;
 
 const ALL_ONES: u32 = 7u;
 
-// Words of codes that a lane has in the tail.
+// Words of codes per lane in the tail.
 fn tail_words() -> u32 { return min(3u, (p.tail + 1u) >> 1u); }
 
 fn codes_at(row: u32, block: u32) -> u32 {
   return row * (p.blocks * 96u + tail_words() * 32u) + block * 96u;
 }
 
-// The words of a lane with the four codes of a step.
+// Adds the four codes of a step to the words of a lane.
 fn with_codes(words: vec4<u32>, step: u32, four: u32) -> vec4<u32> {
   if (step < 6u) {
     let put = vec4<u32>(four << ((step & 1u) * 3u));

@@ -1,11 +1,12 @@
-// Rows of bf16 without padding to a dense form, all but the escapes themselves: a (row, segment)
-// for each group of 32 lanes. Every word of bytes and of codes belongs to one lane.
+// Packs rows of bf16 without padding into a dense form, except for the escapes. One (row, segment)
+// per group of 32 lanes. Each word of bytes and of codes belongs to exactly one lane, so no atomic
+// operations are needed.
 @group(0) @binding(3) var<storage, read_write> bytes: array<u32>;
-// As `dense.wgsl` has them, but for each (row, segment) how many escapes it has, from which the
-// host finds where they begin.
+// The layout of `dense.wgsl`, but with the number of escapes of each (row, segment) instead of the
+// index of its first escape. The host computes the indices from these numbers.
 @group(0) @binding(6) var<storage, read_write> starts: array<u32>;
 
-// Escapes of each lane.
+// The number of escapes of each lane.
 var<workgroup> escaped: array<u32, 256>;
 
 @compute @workgroup_size(256)
@@ -35,7 +36,7 @@ fn pack_dense(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgrou
           four_codes |= code << (j * 8u);
           n += select(0u, 1u, code == ALL_ONES);
         }
-        // In a whole block four steps share a vec4 of the lane.
+        // In a whole block a vec4 holds four steps of one lane.
         let place = select(step * 32u + lane, (step >> 2u) * 128u + lane * 4u + (step & 3u), whole);
         bytes[bytes_at + place] = sign_mantissas(four);
         words = with_codes(words, step, four_codes);

@@ -1,5 +1,6 @@
-// Writes the exponents of escaped weights where `starts` says, which is complete now: a (row,
-// segment) for each group of 32 lanes. Lanes and segments may share a word, which begins as zeros.
+// Writes the exponents of escaped weights at the indices in `starts`, which the host has completed.
+// One (row, segment) per group of 32 lanes. Several lanes and segments may write to one word, hence
+// the atomic operations. The words must be zero at first.
 @group(0) @binding(5) var<storage, read_write> escapes: array<atomic<u32>>;
 @group(0) @binding(6) var<storage, read> starts: array<u32>;
 

@@ -1,4 +1,4 @@
-// Rows of bf16 without padding to the plain resident form: a (row, block) for each group of 32
+// Packs rows of bf16 without padding into the plain resident form. One (row, block) per group of 32
 // lanes.
 @group(0) @binding(2) var<storage, read_write> packed: array<vec2<u32>>;
 
@@ -17,7 +17,7 @@ fn pack_plain(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgrou
     let four = four_weights(row, block * 1024u + step * 128u + lane * 4u);
     let pair = vec2<u32>((four.x & 0xffffu) | (four.y << 16u),
                          (four.x >> 16u) | (four.y & 0xffff0000u));
-    // In a whole block two steps share a vec4 of the lane.
+    // In a whole block a vec4 holds two steps of one lane.
     let two = (step >> 1u) * 64u + lane * 2u + (step & 1u);
     packed[at + select(step * 32u + lane, two, block < p.blocks)] = pair;
   }

@@ -1,4 +1,4 @@
-// Copies x into columns of whole vec4s, for a K that is no multiple of 4.
+// Copies x and pads each column to whole vec4s. Needed if K is not a multiple of 4.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> padded: array<f32>;
 

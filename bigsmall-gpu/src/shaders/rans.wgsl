@@ -1,44 +1,46 @@
-// Decodes a bf16 tensor in ANS form (FORMAT.md section 7): a workgroup of 32 lanes for each block.
-// The lanes share a stream of 16-bit words, taken in lane order: who needs one they tell each other
-// row by row with `share`, which comes from `rans_memory.wgsl` or `rans_subgroup.wgsl`, as does the
-// entry point. `rans_patch` runs after it.
+// Decodes a bf16 tensor in ANS form (FORMAT.md section 7). One workgroup of 32 lanes per block. All
+// lanes read from one stream of 16-bit words. In each row, the lanes that need a word take the next
+// words in lane order. The function `share` exchanges which lanes need one. `share` and the entry
+// point come from `rans_memory.wgsl` or `rans_subgroup.wgsl`. `rans_patch` runs after this kernel.
 struct Ans {
   n_blocks: u32,
   m: u32,            // mantissa bits in the coded field
   symbol_bits: u32,
-  base: u32,
-  first: u32,
-  n_patches: u32,
+  base: u32,         // field of symbol s > 0: base + s
+  first: u32,        // field of symbol 0
+  n_patches: u32,    // used by `rans_patch`
   block_units: u32,  // units of a full block
   spare: u32,
 }
 @group(0) @binding(0) var<uniform> ans: Ans;
 @group(0) @binding(1) var<storage, read> payload: array<u32>;
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
-// For each block: kind, groups, place of the words, their number, place of the residual (or of raw
-// values, or the constant), units, two spare; 32 states; tables of the groups, a byte each.
+// For each block 8 values: kind; number of groups; byte offset of the words; number of words; byte
+// offset of the residual or of the raw values, or the constant itself; number of units; two spare.
+// Then 32 states, then the table index of each group, a byte each.
 @group(0) @binding(3) var<storage, read> blocks: array<u32>;
-// 5 words a bucket: split; frequency | symbol << 16 and rank - slot of the own symbol; the same of
-// the donor.
+// The alias tables, 5 words per bucket: split; frequency | symbol << 16 and rank - slot of the
+// bucket's own symbol; the same two for its donor.
 @group(0) @binding(4) var<storage, read> tables: array<u32>;
-// For each block 0, or what was wrong: 1 the words, 2 an end state.
+// For each block: 0 if it is intact, 1 if the number of words is wrong, 2 if an end state is wrong.
 @group(0) @binding(5) var<storage, read_write> verdicts: array<u32>;
 
-// What the lanes tell each other of one row.
+// The data that the lanes exchange in one row.
 struct Row {
   who: u32,   // a bit for each lane that needs a word
   pair: u32,  // for lanes below 16: the units of columns 2 * lane and 2 * lane + 1
 }
 
 var<workgroup> wrong_lanes: atomic<u32>;
-// The fields of the last two groups, whose residual is complete only when the states have ended.
+// The fields of the last two groups. The end states hold part of the residual of these groups, so
+// their units can be written only after the last row.
 var<workgroup> fields: array<u32, 512>;
 var<workgroup> carried: array<u32, 32>;
 
 fn payload_byte(at: u32) -> u32 { return (payload[at >> 2u] >> ((at & 3u) * 8u)) & 0xffu; }
 
-// Byte `at` of the packed residual, of which the first `stored` bytes lie at `place` and the rest
-// was carried.
+// Byte `at` of the packed residual. The first `stored` bytes are at `place` in the payload; the end
+// states carry the rest.
 fn residual_byte(at: u32, place: u32, stored: u32) -> u32 {
   if (at < stored) { return payload_byte(place + at); }
   let i = at - stored;
@@ -53,7 +55,7 @@ fn residual(group: u32, row: u32, column: u32, place: u32, stored: u32) -> u32 {
   if (row < bits) {
     return residual_byte(at + row * 32u, place, stored) & (0x80u | ((1u << (bits - 1u)) - 1u));
   }
-  // The rows without bytes of their own have a bit in each byte row.
+  // The other rows have no bytes of their own: each has one bit in each of the rows with bytes.
   let bit = bits - 1u + row - bits;
   var value = 0u;
   for (var k = 0u; k < bits; k++) {
@@ -67,12 +69,12 @@ fn unit_of(field: u32, r: u32) -> u32 {
   return (field << (7u - ans.m)) | (r & 0x7fu) | ((r & 0x80u) << 8u);
 }
 
-// The column that a lane codes: even ones first.
+// The column of a lane: lanes 0 to 15 have the even columns, lanes 16 to 31 the odd ones.
 fn column_of(lane: u32) -> u32 { return select(2u * lane - 31u, 2u * lane, lane < 16u); }
 
 fn decode_block(index: u32, lane: u32) {
-  // Groups beyond the last block repeat it: all must meet at the barriers, and they write what is
-  // there already.
+  // A workgroup beyond the last block decodes that block again, so that its threads reach the
+  // barriers. It writes the same values.
   let block = min(index, ans.n_blocks - 1u);
   let at = block * (40u + ans.block_units / 1024u);
   let kind = blocks[at];
@@ -84,7 +86,7 @@ fn decode_block(index: u32, lane: u32) {
   let out = block * (ans.block_units / 2u);
   if (kind != 2u) {
     for (var i = lane; i < (n_units + 1u) / 2u; i += 32u) {
-      // A raw block of an odd number of units ends in padding, which is zero.
+      // The payload has zero padding after a raw block with an odd number of units.
       decoded[out + i] = select(place | (place << 16u), payload[(place >> 2u) + i], kind == 0u);
     }
   }
@@ -127,7 +129,8 @@ fn decode_block(index: u32, lane: u32) {
     if (group < held_from && lane < 16u) { decoded[out + i * 16u + lane] = row.pair; }
   }
 
-  // What the lanes carried, and whether they ended as an encoder begins.
+  // Take the carried bytes from the end states, and check that the rest of each state is the one
+  // with which an encoder begins.
   carried[lane] = x & 0xffffu;
   let carrying = min(64u, n_groups * (8u - ans.m) * 32u) / 2u;
   if (kind == 2u && ((x >> 16u) != 1u || (lane >= carrying && x != 65536u))) {

@@ -1,8 +1,9 @@
-// Lanes that tell each other through workgroup memory: for subgroups of any size.
+// Exchange between lanes through workgroup memory, for subgroups of any size.
 
-// Four masks in turn: one is set, one is read, and one is cleared for later.
+// Four masks, used in turn: while one is set, another is still read, and a third is cleared for
+// later. So one barrier per row is enough.
 var<workgroup> wanting: array<atomic<u32>, 4>;
-// The units of two rows, so that a row is read while the next is written.
+// The units of two rows, so that one row can be read while the next one is written.
 var<workgroup> units: array<u32, 64>;
 
 fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {

@@ -1,5 +1,5 @@
-// Puts exceptions and the units after the last group in their places: a thread for each. Two of
-// them may share a word, each has its own half.
+// Writes the exceptions, and the units after the last group. One thread per unit. Two units may be
+// in one word, hence the atomic operations.
 struct Ans {
   n_blocks: u32,
   m: u32,
@@ -11,7 +11,7 @@ struct Ans {
   spare: u32,
 }
 @group(0) @binding(0) var<uniform> ans: Ans;
-// Unit, and its field, or the whole unit with bit 31 set.
+// The index of the unit, and its field; or, with bit 31 set, the whole unit.
 @group(0) @binding(1) var<storage, read> patches: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read_write> decoded: array<atomic<u32>>;
 

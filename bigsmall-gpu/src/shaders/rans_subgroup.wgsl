@@ -1,8 +1,8 @@
-// Lanes that tell each other by subgroup operations: for devices whose subgroups all have 32 lanes,
-// so that the workgroup is one. No memory and no barrier between one row and the next.
+// Exchange between lanes through subgroup operations, for devices on which every subgroup has 32
+// lanes. The workgroup is one subgroup, so rows need neither workgroup memory nor barriers.
 
 fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {
-  // Lanes l and l + 16 code neighbouring columns.
+  // Lanes l and l + 16 have neighbouring columns.
   return Row(subgroupBallot(needs).x, unit | (subgroupShuffleXor(unit, 16u) << 16u));
 }
 

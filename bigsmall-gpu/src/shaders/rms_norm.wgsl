@@ -1,7 +1,7 @@
-// y = x / sqrt(mean of x^2 + epsilon) * weight: a workgroup for each vector.
+// y = x / sqrt(mean of x^2 + epsilon) * weight. One workgroup per vector.
 //
-// The order of the sums: a thread runs chains of 32 over every 256th value and adds them in order;
-// then threads t and t + 128 are added, t and t + 64, and so on.
+// Order of the sums: each thread adds chains of 32 squares, taking every 256th value, and adds the
+// chains in order. Then threads t and t + 128 are added, then t and t + 64, and so on.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
@@ -11,7 +11,7 @@ var<workgroup> partial: array<f32, 256>;
 @compute @workgroup_size(256)
 fn rms_norm(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
             @builtin(local_invocation_index) thread: u32) {
-  // Workgroups beyond the last vector repeat it.
+  // A workgroup beyond the last vector computes that vector again.
   let at = min(workgroup_index(workgroup, grid), p.rows - 1u) * p.n;
   var sum = 0.0;
   for (var first = thread; first < p.n; first += 8192u) {

@@ -1,5 +1,5 @@
-// Rotary position embedding, in place: values j and j + dim / 2 of a head are turned by the angle
-// of (position, j). A thread for each pair.
+// Rotary position embedding, in place: the values j and j + dim / 2 of a head are rotated by the
+// angle of (position, j). One thread per pair.
 @group(0) @binding(1) var<storage, read> angles: array<vec2<f32>>;  // cosine and sine
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;
 

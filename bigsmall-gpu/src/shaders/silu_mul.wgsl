@@ -1,4 +1,4 @@
-// gate = gate / (1 + exp(-gate)) * up, in place: a thread for each value.
+// gate = gate / (1 + exp(-gate)) * up, in place. One thread per value.
 @group(0) @binding(1) var<storage, read> up: array<f32>;
 @group(0) @binding(2) var<storage, read_write> gate: array<f32>;
 

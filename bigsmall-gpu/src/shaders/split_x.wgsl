@@ -1,10 +1,11 @@
-// Writes each column of x as two columns of f16, `high` and `low`: x * 2^t = high + low, up to
-// 2^-22 of x. The power of two puts the column's largest value below 2^15; what is smaller than
-// 2^-18 of it keeps fewer bits. A workgroup for each column.
+// Writes each column of x as two columns of f16, `high` and `low`, with x * 2^t = high + low. The
+// relative error is at most 2^-22. The factor 2^t brings the largest value of the column below
+// 2^15. Values smaller than 2^-18 of the largest one keep fewer bits. One workgroup per column.
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-// For each column all of high, then all of low, two values a word; zeros behind the last value.
+// For each column all values of `high`, then all of `low`, two per word. Zeros follow the last
+// value.
 @group(0) @binding(2) var<storage, read_write> halves: array<u32>;
-// For each column 2^-t.
+// 2^-t for each column.
 @group(0) @binding(3) var<storage, read_write> scales: array<f32>;
 
 var<workgroup> largest: array<u32, 256>;
@@ -12,7 +13,7 @@ var<workgroup> largest: array<u32, 256>;
 @compute @workgroup_size(256)
 fn split_x(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
            @builtin(local_invocation_index) thread: u32) {
-  // Workgroups beyond the last column repeat it.
+  // A workgroup beyond the last column computes that column again.
   let column = min(workgroup.y * grid.x + workgroup.x, p.batch - 1u);
   var most = 0u;
   for (var k = thread; k < p.cols; k += 256u) {
@@ -24,7 +25,7 @@ fn split_x(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups)
     if (thread < half) { largest[thread] = max(largest[thread], largest[thread + half]); }
     workgroupBarrier();
   }
-  // 2^t as an exponent field: at most 2^126, so that its inverse is no denormal.
+  // The exponent field of 2^t. It is at most 2^126, so that 2^-t is not denormal.
   let field = min(127u + 14u + 127u - (largest[0] >> 23u), 253u);
   let scale = bitcast<f32>(field << 23u);
   if (thread == 0u) { scales[column] = bitcast<f32>((254u - field) << 23u); }

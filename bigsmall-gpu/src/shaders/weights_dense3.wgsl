@@ -1,13 +1,14 @@
-// Weights with codes of 3 bits. Step 2i has its codes in bits 0 to 2 of the bytes of word i (i = 0,
-// 1, 2), step 2i + 1 in bits 3 to 5; steps 6 and 7 have their low two bits in bits 6 and 7 of words
-// 0 and 1, their high bits in bits 6 and 7 of word 2.
+// Reads weights with codes of 3 bits. A lane has three words of codes per block; each byte of a
+// word belongs to one j. The codes of step 2i are in bits 0 to 2 of the bytes of word i (i = 0, 1,
+// 2), those of step 2i + 1 in bits 3 to 5. Steps 6 and 7 have their two low bits in bits 6 and 7 of
+// words 0 and 1, and their high bit in bits 6 and 7 of word 2.
 @group(0) @binding(4) var<storage, read> codes: array<u32>;
 
-// A thread's exponents while its escapes are patched: an index that is known only at run time needs
-// memory.
+// The exponents of each thread while escapes are replaced. The index of an escape is known only at
+// run time, and registers cannot be indexed then.
 var<workgroup> slots: array<u32, 2048>;
 
-// The marks of one step's escapes as four neighbouring bits.
+// Finds the escapes among the four codes of a step, as four adjacent bits.
 fn marks3(c: u32) -> u32 {
   return ((((c + 0x01010101u) & 0x08080808u) >> 3u) * 0x10204080u) >> 28u;
 }
@@ -36,7 +37,7 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
   slots[1280u + thread] = c5 + p.base;
   slots[1536u + thread] = c6 + p.base;
   slots[1792u + thread] = c7 + p.base;
-  // Bit 4 * step + j is set for an escape.
+  // Bit 4 * step + j is set if that weight is an escape.
   var marks = marks3(c0) | (marks3(c1) << 4u) | (marks3(c2) << 8u) | (marks3(c3) << 12u)
     | (marks3(c4) << 16u) | (marks3(c5) << 20u) | (marks3(c6) << 24u) | (marks3(c7) << 28u);
   var next = *cursor;

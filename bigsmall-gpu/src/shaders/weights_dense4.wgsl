@@ -1,5 +1,6 @@
-// Weights with codes of 4 bits. Step 2i has its codes in the low halves of the bytes of word i (i =
-// 0 to 3), step 2i + 1 in the high halves.
+// Reads weights with codes of 4 bits. A lane has four words of codes per block; each byte of a word
+// belongs to one j. The codes of step 2i are in the low halves of the bytes of word i (i = 0 to 3),
+// those of step 2i + 1 in the high halves.
 @group(0) @binding(4) var<storage, read> codes: array<vec4<u32>>;
 
 fn marks4(c: u32) -> u32 { return (c + 0x01010101u) & 0x10101010u; }
@@ -19,7 +20,7 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
   var e5 = odd.z + p.base;
   var e6 = even.w + p.base;
   var e7 = odd.w + p.base;
-  // Escapes are rare with 15 exponents in the window: one test for 32 weights.
+  // The window has 15 exponents, so escapes are rare: test 32 weights at once.
   if ((marks4(even.x) | marks4(odd.x) | marks4(even.y) | marks4(odd.y)
      | marks4(even.z) | marks4(odd.z) | marks4(even.w) | marks4(odd.w)) != 0u) {
     e0 = patch_exponents(e0, marks4(even.x), cursor);

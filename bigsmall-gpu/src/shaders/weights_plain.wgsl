@@ -1,5 +1,5 @@
-// Weights that are not compressed: bf16 in the order in which the lanes want them. The twin against
-// which the compressed forms are compared, and the form for tensors that do not compress.
+// Reads weights that are not compressed: bf16, in the order in which the lanes read them. This form
+// is the reference for the compressed forms, and the one for tensors that do not compress.
 @group(0) @binding(3) var<storage, read> plain: array<vec4<u32>>;
 
 fn open_segment(row: u32, segment: u32, lane: u32) -> u32 { return 0u; }
