@@ -27,7 +27,8 @@ def main(model, out):
         for name in sorted(names):
             if name.endswith(".safetensors"):
                 source = os.path.join(folder, name)
-                target = os.path.join(out, os.path.relpath(source, model))[: -len("safetensors")] + "bs"
+                target = os.path.join(out, os.path.relpath(source, model))
+                target = target[: -len("safetensors")] + "bs"
                 tasks.append(compress.remote(source, target))
     for target in ray.get(tasks):
         print(target)

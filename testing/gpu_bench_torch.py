@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times torch's bf16 matmul (cuBLAS on NVIDIA, hipBLASLt on AMD) and joins it with a gpu_bench table.
+"""Times torch's bf16 matmul (cuBLAS on NVIDIA, hipBLASLt on AMD), for a table of gpu_bench.
 
     python3 gpu_bench_torch.py gpu.json [-o joined.json]
 
-As in gpu_bench: 5 runs that do not count, the median of 20, and as many copies of the weights as
-exceed four times the cache (--cache-mb).
+As in gpu_bench: 5 runs to warm up, then the median of 20. There are enough copies of the weights
+to exceed four times the cache (--cache-mb).
 """
 
 import argparse
@@ -49,8 +49,10 @@ def main():
             torch_us[m, k, batch] = median_us(torch, weights, x)
         del weights
 
-    header = f"{'shape':>12} {'batch':>5} {'kernel':>14} {'us':>11} {'torch us':>11} {'vs torch':>8} {'vs plain':>8}"
-    print(header)
+    print(
+        f"{'shape':>12} {'batch':>5} {'kernel':>14} {'us':>11}"
+        f" {'torch us':>11} {'vs torch':>8} {'vs plain':>8}"
+    )
     for row in rows:
         m, k, batch = row["rows"], row["cols"], row["batch"]
         row["torch_us"] = torch_us[m, k, batch]

@@ -49,10 +49,9 @@ class Chart:
     def __init__(self):
         self.parts, self.y = [], 0
 
-    def text(self, x, words, kind="", anchor="start"):
+    def text(self, x, words, kind=""):
         kind = kind and f' class="{kind}"'
-        self.parts.append(
-            f'<text x="{x}" y="{self.y}" text-anchor="{anchor}"{kind}>{escape(words)}</text>')
+        self.parts.append(f'<text x="{x}" y="{self.y}"{kind}>{escape(words)}</text>')
 
     def bar(self, kind, value, full, low=None):
         """A bar up to `value`, solid up to `low`."""
@@ -70,7 +69,8 @@ class Chart:
 
 def draw(sizes, speeds):
     chart = Chart()
-    chart.title("Size of the compressed file", "Share of the original, ANS at the default level; shorter is better.")
+    chart.title("Size of the compressed file",
+                "Share of the original (ANS, default); shorter is better.")
     for name, ours, best, *_ in sizes:
         for i, (kind, cell, whose) in enumerate([("ours", ours, "bigsmall"),
                                                  ("peer", best, "best peer")]):

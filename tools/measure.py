@@ -58,7 +58,8 @@ def bench(name, *args):
         if found["matvec_vs_plain"]:
             matvec.append(found["matvec_vs_plain"])
     line(f"{name}, decode", median(decode), "of memcpy", max(decode))
-    line(f"{name}, encode", median(encode) * median(passes), "of SHA-256's rate", max(encode) * min(passes))
+    line(f"{name}, encode", median(encode) * median(passes), "of SHA-256's rate",
+         max(encode) * min(passes))
     if matvec:
         line(f"{name}, matvec", median(matvec), "of plain bf16", max(matvec))
 
@@ -84,4 +85,5 @@ for backend in "avx512", "avx2", "neon", "portable":
 bench("ans two threads", "--threads", "2")
 for encoding in "tbe3", "tbe4":
     for backend in "avx512", "avx2", "neon", "portable":
-        bench(f"{encoding} {backend}", "--threads", "1", "--encoding", encoding, "--backend", backend)
+        options = "--threads", "1", "--encoding", encoding, "--backend", backend
+        bench(f"{encoding} {backend}", *options)

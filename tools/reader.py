@@ -2,9 +2,9 @@
 """Restores a safetensors file from a `.bs` shard: python3 reader.py FILE.bs OUT.safetensors
 
 Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
-beside FORMAT.md, and to check other readers. Comments name its sections, errors its rules. File and
-result are held in memory. All rules are checked before anything is written; the limits of section 1
-are not.
+beside FORMAT.md, and to check other readers. Comments name sections of FORMAT.md, errors name its
+rules. The file and the result are held in memory. All rules are checked before anything is written,
+except for the limits of section 1.
 Exit codes: 0 restored, 1 reading or writing failed, 2 wrong use, 3 corrupt, 4 unsupported.
 """
 import hashlib
@@ -17,14 +17,14 @@ from types import SimpleNamespace
 
 # 1. Conventions
 class Refused(Exception):
-    """Its arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if any."""
+    """Arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if any."""
 
 def require(holds, rule, found, otherwise="corrupt"):
     if not holds:
         raise Refused(otherwise, rule, found)
 
 class Source:
-    """Bytes that hold one thing after the other; where they end early, `rule` is broken."""
+    """Reads fields one after the other from bytes. If the bytes end early, `rule` is broken."""
     def __init__(self, data, rule):
         self.data, self.rule, self.bit = data, rule, 0
     def left(self):
@@ -32,7 +32,8 @@ class Source:
     def bits(self, n):  # the next n bits of a bit string, as a number
         start, self.bit = self.bit, self.bit + n
         require(self.bit <= 8 * len(self.data), self.rule, f"{n} bits are not there")
-        return int.from_bytes(self.data[start // 8:(self.bit + 7) // 8], "little") >> start % 8 & (1 << n) - 1
+        taken = int.from_bytes(self.data[start // 8:(self.bit + 7) // 8], "little")
+        return taken >> start % 8 & (1 << n) - 1
     def ones(self, most):  # counts one bits up to the zero that ends them
         n = 0
         while self.bits(1):
@@ -44,21 +45,25 @@ class Source:
         self.pad(multiple)
         return taken
     def pad(self, multiple):
-        require(self.bits(-self.bit % (8 * multiple)) == 0, "PaddingNotZero", f"before byte {self.bit // 8}")
+        require(self.bits(-self.bit % (8 * multiple)) == 0, "PaddingNotZero",
+                f"before byte {self.bit // 8}")
     def numbers(self, layout, multiple=1):
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), multiple))
 
 DTYPE_BITS = {name: bits for bits, names in {
     4: "F4", 6: "F6_E2M3 F6_E3M2", 16: "BF16 F16 I16 U16", 32: "F32 I32 U32", 64: "F64 C64 I64 U64",
-    8: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"}.items() for name in names.split()}
+    8: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+}.items() for name in names.split()}
 UNIT_BYTES = {**dict.fromkeys(DTYPE_BITS, 1), "BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # section 3
 
 # 2. Checksums: XXH3 of 64 bits, seed 0, with the secret of its specification
 SECRET = bytes.fromhex(
-    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
-    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
-    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364eac5ac8334d3ebc3c581a0fffa1363eb"
-    "170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e")
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
+    "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+    "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
+    "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e"
+    "2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e")
 MASK, P1, P2, P3 = 2**64 - 1, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 LANES = 0xC2B2AE3D, P1, P2, P3, 0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1
 
@@ -69,7 +74,8 @@ def key(at):
 def fold(a, b):
     return a * b & MASK ^ a * b >> 64
 def mix(data, at, key_at):
-    return fold(word(data, at) ^ word(SECRET, key_at), word(data, at + 8) ^ word(SECRET, key_at + 8))
+    return fold(word(data, at) ^ word(SECRET, key_at),
+                word(data, at + 8) ^ word(SECRET, key_at + 8))
 
 def stir(h, steps=(37, 0x165667919E3779F9, 32)):  # steps are shifts and factors in turn
     h &= MASK
@@ -81,7 +87,8 @@ def xxh3(data):
     n = len(data)
     if n <= 3:
         ends = (data[0] << 16 | data[n // 2] << 24 | data[-1] | n << 8) if n else 0
-        return stir(ends ^ (word(SECRET, 0, 4) ^ word(SECRET, 4, 4) if n else key(56)), [33, P2, 29, P3, 32])
+        return stir(ends ^ (word(SECRET, 0, 4) ^ word(SECRET, 4, 4) if n else key(56)),
+                    [33, P2, 29, P3, 32])
     if n <= 8:
         h = (word(data, 0, 4) << 32 | word(data, n - 4, 4)) ^ key(8)
         h = (h ^ (h << 49 | h >> 15) ^ (h << 24 | h >> 40)) * 0x9FB21C651E98DF25 & MASK
@@ -94,16 +101,19 @@ def xxh3(data):
                                  for i in range((n + 31) // 32)))
     if n <= 240:
         h = stir(n * P1 + sum(mix(data, i, i) for i in range(0, 128, 16)))
-        return stir(h + sum(mix(data, i, i - 125) for i in range(128, n - 15, 16)) + mix(data, n - 16, 119))
+        return stir(h + sum(mix(data, i, i - 125) for i in range(128, n - 15, 16))
+                    + mix(data, n - 16, 119))
     keys = [struct.unpack_from("<8Q", SECRET, at) for at in (*range(0, 136, 8), 121, 11)]
     stripes = [(64 * i, keys[i % 16]) for i in range((n - 1) // 64)] + [(n - 64, keys[17])]
     lanes = LANES
     for i, (at, secrets) in enumerate(stripes, 1):
         values = struct.unpack_from("<8Q", data, at)
         mixed = [value ^ secret for value, secret in zip(values, secrets)]
-        lanes = [lanes[j] + values[j ^ 1] + (mixed[j] & 0xFFFFFFFF) * (mixed[j] >> 32) for j in range(8)]
+        lanes = [lanes[j] + values[j ^ 1] + (mixed[j] & 0xFFFFFFFF) * (mixed[j] >> 32)
+                 for j in range(8)]
         if i % 16 == 0 and i < len(stripes):
-            lanes = [(stir(lane, [47]) ^ secret) * LANES[7] & MASK for lane, secret in zip(lanes, keys[16])]
+            lanes = [(stir(lane, [47]) ^ secret) * LANES[7] & MASK
+                     for lane, secret in zip(lanes, keys[16])]
     ends = [lane & MASK ^ secret for lane, secret in zip(lanes, keys[18])]
     return stir(n * P1 + sum(map(fold, ends[::2], ends[1::2])))
 
@@ -114,8 +124,10 @@ def read_envelope(data):  # returns payloads and index
     require(data[-8:] == magic or data[8:9] != b"{", "SafetensorsFile", data[:9], "unsupported")
     require(len(data) >= 64, "ShardTooShort", f"{len(data)} bytes")
     require(data[-8:] == magic, "ShardMagic", data[-8:])
-    offset, length, features, _, version, reserved, checksum = struct.unpack("<QQIIH6sQ", data[-48:-8])
-    require(offset >= 16 and offset + length + 48 == len(data), "IndexRange", f"{length} bytes at {offset}")
+    trailer = struct.unpack("<QQIIH6sQ", data[-48:-8])
+    offset, length, features, _, version, reserved, checksum = trailer
+    require(offset >= 16 and offset + length + 48 == len(data), "IndexRange",
+            f"{length} bytes at {offset}")
     require(xxh3(data[offset:-16]) == checksum, "IndexChecksum", "another checksum")
     require(version > 0, "VersionZero", version)
     require(version <= 1, "Version", version, "unsupported")
@@ -138,8 +150,10 @@ def restore(data):  # returns the bytes of the safetensors file that a shard hol
         except Refused as error:
             raise Refused(*error.args, tensor.name) from None
     require(index.left() == 0, "IndexTrailing", f"{index.left()} bytes")
-    require(payloads.left() == 0, "IndexRange", f"{payloads.left()} bytes between payloads and index")
-    restored = b"".join([struct.pack("<Q", len(header)), header, *(tensor.content for tensor in tensors)])
+    require(payloads.left() == 0, "IndexRange",
+            f"{payloads.left()} bytes between payloads and index")
+    restored = b"".join([struct.pack("<Q", len(header)), header,
+                         *(tensor.content for tensor in tensors)])
     require(hashlib.sha256(restored).digest() == digest, "ContentDigest", "another SHA-256")
     return restored
 
@@ -152,10 +166,13 @@ def read_stored_header(header):  # returns the tensors in the order of their dat
     except (ValueError, RecursionError) as error:
         raise Refused("corrupt", "HeaderSyntax", error) from None
     metadata = entries.pop("__metadata__", {})
-    require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderSyntax", metadata)
-    tensors = sorted((read_entry(*entry) for entry in entries.items()), key=lambda t: (t.begin, t.end))
+    require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderSyntax",
+            metadata)
+    tensors = sorted((read_entry(*entry) for entry in entries.items()),
+                     key=lambda t: (t.begin, t.end))
     for tensor, begin in zip(tensors, [0, *(tensor.end for tensor in tensors)]):
-        require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange", tensor.name)
+        require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange",
+                tensor.name)
     return tensors
 
 def json_object(pairs):
@@ -168,7 +185,8 @@ def json_number(text):
 
 def read_entry(name, entry):
     require(type(entry) is dict, "HeaderSyntax", name)
-    require(len({"dtype", "shape", "data_offsets", *entry}) == len(entry) <= 3 + 64, "HeaderEntry", name)
+    require(len({"dtype", "shape", "data_offsets", *entry}) == len(entry) <= 3 + 64, "HeaderEntry",
+            name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     require([type(dtype), type(shape), type(offsets)] == [str, list, list], "HeaderSyntax", name)
     require(len(offsets) == 2, "HeaderEntry", name)
@@ -185,28 +203,35 @@ def read_tensor(tensor, place, tensors, index, payloads):  # reads a record and 
     require(flags < 4 and reserved == 0, "ReservedNotZero", f"flags {flags}")
     md5, tensor.shared = index.take(16) if flags & 2 else None, flags & 1
     if tensor.shared:
-        require(encoding == head_length == length == checksum == 0, "ReservedNotZero", "shared record")
+        require(encoding == head_length == length == checksum == 0, "ReservedNotZero",
+                "shared record")
         other = tensors[offset] if offset < place else tensor
         alike = (other.dtype, other.size) == (tensor.dtype, tensor.size)
         require(alike and not other.shared, "SharedPayload", offset)
         content = other.content
     else:
-        starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])  # section 3: of the blocks
+        # Section 3: where the blocks begin.
+        starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])
         require(12 * len(starts) <= index.left(), "IndexTruncated", f"{len(starts)} blocks")
         sizes = [min(starts.step, tensor.size - start) for start in starts]
         lengths, checksums = index.numbers(f"{len(starts)}I", 8), index.numbers(f"{len(starts)}Q")
-        possible = all(min(size, 56) <= stored <= 2 * size + 4096 for size, stored in zip(sizes, lengths))
+        possible = all(min(size, 56) <= stored <= 2 * size + 4096
+                       for size, stored in zip(sizes, lengths))
         require(possible, "BlockLength", lengths[:9])
-        require(length == sum(part + -part % 8 for part in (head_length, *lengths)), "PayloadLength", length)
+        require(length == sum(part + -part % 8 for part in (head_length, *lengths)),
+                "PayloadLength", length)
         require(offset == 16 + payloads.bit // 8, "PayloadRange", offset)
-        head, blocks = payloads.take(head_length, 8), [payloads.take(length, 8) for length in lengths]
+        head = payloads.take(head_length, 8)
+        blocks = [payloads.take(length, 8) for length in lengths]
         require(xxh3(head) == checksum, "HeadChecksum", "another checksum")
         for i, block in enumerate(blocks):
-            require(xxh3(block + bytes(-len(block) % 8)) == checksums[i], "BlockChecksum", f"block {i}")
+            require(xxh3(block + bytes(-len(block) % 8)) == checksums[i], "BlockChecksum",
+                    f"block {i}")
         require(encoding <= 2, "EncodingUnknown", encoding, "unsupported")
         decode = (decode_raw, decode_ans, decode_tbe)[encoding]
         content = b"".join(decode(head, tensor.dtype, zip(blocks, sizes)))
-    require(md5 in (None, hashlib.md5(content, usedforsecurity=False).digest()), "ContentDigest", "MD5")
+    require(md5 in (None, hashlib.md5(content, usedforsecurity=False).digest()), "ContentDigest",
+            "MD5")
     return content
 
 def decode_raw(head, _, blocks):  # 10.
@@ -216,8 +241,9 @@ def decode_raw(head, _, blocks):  # 10.
         yield block
 
 # 7. ANS
+# Head bits, exponent bits.
 ANS_FLOATS = {"BF16": (16, 8), "F16": (8, 5), "F32": (16, 8), "F64": (16, 11), "F8_E4M3": (8, 4),
-              "F8_E4M3FNUZ": (8, 4), "F8_E5M2": (8, 5), "F8_E5M2FNUZ": (8, 5)}  # head bits, exponent bits
+              "F8_E4M3FNUZ": (8, 4), "F8_E5M2": (8, 5), "F8_E5M2FNUZ": (8, 5)}
 
 def decode_ans(head, dtype, blocks):
     source = Source(head, "AnsHead")
@@ -233,16 +259,19 @@ def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
     ans.field_bits, ans.r = exponent_bits + m, head_bits - exponent_bits - m
     require(m == 0 or dtype in ANS_FLOATS and ans.r >= 1, "AnsHead", f"m {m}")
     require(5 <= ans.w <= min(8, ans.field_bits), "AnsHead", f"{ans.w} symbol bits")
-    require(8 <= log_segment <= 16 and 1 <= n_tables <= 8, "AnsHead", f"{log_segment}, {n_tables} tables")
+    require(8 <= log_segment <= 16 and 1 <= n_tables <= 8, "AnsHead",
+            f"{log_segment}, {n_tables} tables")
     ans.top, fields = ans.base + (1 << ans.w), range(1 << ans.field_bits)
     outside = first in fields and not ans.base <= first < ans.top
-    require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead", f"{ans.base}, {first}")
+    require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead",
+            f"{ans.base}, {first}")
     require(masks <= flags and not any(widths[k:]), "ReservedNotZero", "in an ANS head")
     ans.low_bits, ans.widths = 8 * ans.unit_bytes - head_bits, widths[:k] or [0]
     falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
     require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
     symbols, source.rule = [first, *range(ans.base + 1, ans.top)], "FrequencyTable"
-    ans.segment, ans.tables = 1 << log_segment - 8, [read_table(source, symbols) for _ in range(n_tables)]
+    ans.segment = 1 << log_segment - 8
+    ans.tables = [read_table(source, symbols) for _ in range(n_tables)]
     source.pad(1)
     ans.masks = read_ans_head(source, "U8", flags=0) if masks else None
     return ans
@@ -274,7 +303,8 @@ def unpack(packed, n):  # 7.4: 256 values of n bits
 
 def read_low_planes(source, low_bits, v):  # 7.4: the low bits of the units of a group
     planes = [source.take(256) for _ in range(v // 8)] + [unpack(source.take(32 * (v % 8)), v % 8)]
-    return [sum(part << 8 * b for b, part in enumerate(unit)) << low_bits - v for unit in zip(*planes)]
+    return [sum(part << 8 * b for b, part in enumerate(unit)) << low_bits - v
+            for unit in zip(*planes)]
 
 def decode_ans_block(ans, block, size):  # 7.5
     if block[:1] == b"\3":
@@ -308,7 +338,8 @@ def decode_ans_block(ans, block, size):  # 7.5
     packed = Source(packed + struct.pack("<32H", *ends)[:carried], "AnsBlockLength")
     patch_exceptions(ans, codes, exceptions, q, tables, fields)
     residuals = [value for _ in range(groups) for value in unpack(packed.take(32 * ans.r), ans.r)]
-    below = max(0, ans.r - 1)  # bits of the residual that stand below the field; its sign stands above
+    # The number of residual bits below the field. The sign is above the field.
+    below = max(0, ans.r - 1)
     units = [((residual >> below << ans.field_bits | field) << below | residual & (1 << below) - 1)
              << ans.low_bits | low for field, residual, low in zip(fields, residuals, lows)]
     return b"".join(unit.to_bytes(ans.unit_bytes, "little") for unit in units) + source.take(tail)
@@ -318,21 +349,24 @@ def decode_zeros(ans, block, size):  # 7.5, kind 3
     _, reserved, mask_length, k = source.numbers("BBHI")
     require(ans.masks and reserved == 0 and n >= 256 and 1 <= k < n, "AnsBlockHeader", block[:8])
     parts = source.take(mask_length, 8), source.take(source.left())
-    require(all(part[:1] in (b"\0", b"\1", b"\2") for part in parts), "AnsBlockHeader", "the kinds within")
+    require(all(part[:1] in (b"\0", b"\1", b"\2") for part in parts), "AnsBlockHeader",
+            "the kinds within")
     mask = int.from_bytes(decode_ans_block(ans.masks, parts[0], (n + 7) // 8), "little")
     require(mask < 1 << n, "PaddingNotZero", "in a mask")
     require(bin(mask).count("1") == k, "ZeroMask", f"{k} units")
     others = Source(decode_ans_block(ans, parts[1], k * ans.unit_bytes), "ZeroMask")
-    return b"".join(others.take(ans.unit_bytes) if mask >> i & 1 else bytes(ans.unit_bytes) for i in range(n))
+    return b"".join(others.take(ans.unit_bytes) if mask >> i & 1 else bytes(ans.unit_bytes)
+                    for i in range(n))
 
 def read_ids(source, choices, groups, segment):  # what is chosen for every group, by its segment
     ids = [source.bits((len(choices) - 1).bit_length()) for _ in range(0, groups, segment)]
     require(max(ids) < len(choices), "AnsTableId", max(ids))
     return [choices[ids[g // segment]] for g in range(groups)]
 
-def decode_lanes(states, words, tables):  # the fields of all groups; the end states remain in `states`
+def decode_lanes(states, words, tables):  # returns all fields; end states remain in `states`
     fields, used = [], 0
-    supply = words + 256 * len(tables) * (0,)  # as many as can be asked for, so that it is enough to count
+    # Zeros for every word that can be asked for, so that it is enough to count the used words.
+    supply = words + 256 * len(tables) * (0,)
     for table in tables:
         for _ in range(8):
             row = 32 * [0]
@@ -378,13 +412,15 @@ def decode_tbe(head, dtype, blocks):
     for block, size in blocks:
         source, n = Source(block, "TbeBlockLength"), size // UNIT_BYTES[dtype]
         tiles = [source.numbers(f"{w + x}Q") for _ in range(0, n, 64)]
-        bits = [sum((word >> i & 1) << j for j, word in enumerate(tile)) for tile in tiles for i in range(64)]
+        bits = [sum((word >> i & 1) << j for j, word in enumerate(tile)) for tile in tiles
+                for i in range(64)]
         require(not any(bits[n:]), "PaddingNotZero", "in the last tile")
         codes, others = [b & escape for b in bits[:n]], [b >> w for b in bits[:n]]
         if UNIT_BYTES[dtype] == 2:
             others = [high << 8 | low for high, low in zip(others, source.take(n, 8))]
         starts = source.numbers(f"{-(-n // 512)}I", 8)
-        require(starts == tuple(codes[:at].count(escape) for at in range(0, n, 512)), "TbeEscapeStarts", n)
+        require(starts == tuple(codes[:at].count(escape) for at in range(0, n, 512)),
+                "TbeEscapeStarts", n)
         escapes = source.take(source.left())
         require(len(escapes) == codes.count(escape), "TbeBlockLength", f"{len(escapes)} escapes")
         for exponent in set(escapes):
@@ -392,7 +428,8 @@ def decode_tbe(head, dtype, blocks):
             require(exponent < 1 << e, "TbeEscapeField", exponent)
         rest = iter(escapes)
         exponents = [next(rest) if code == escape else base + code for code in codes]
-        units = [((o >> m << e) + exponent << m) + o % (1 << m) for o, exponent in zip(others, exponents)]
+        units = [((o >> m << e) + exponent << m) + o % (1 << m)
+                 for o, exponent in zip(others, exponents)]
         yield b"".join(unit.to_bytes(UNIT_BYTES[dtype], "little") for unit in units)
 
 def main(arguments):

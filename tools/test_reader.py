@@ -49,7 +49,8 @@ class Vectors(unittest.TestCase):
     def test_xxh3(self):
         for length in (0, 3, 7, 16, 100, 200, 240, 2000):
             stored = number_vector(f"xxh3 of {length} bytes")
-            self.assertEqual([reader.xxh3(bytes(31 * i % 256 for i in range(length)))], stored, length)
+            self.assertEqual([reader.xxh3(bytes(31 * i % 256 for i in range(length)))], stored,
+                             length)
 
     def test_zeros(self):
         ans = SimpleNamespace(unit_bytes=2, masks=SimpleNamespace(unit_bytes=1))
@@ -89,12 +90,14 @@ class Vectors(unittest.TestCase):
         self.assertEqual(reader.read_low_planes(reader.Source(planes, "planes"), 16, 11), lows)
 
     def test_exceptions(self):
-        stored = [tuple(map(int, word.split(":"))) for word in vector("exceptions, as position:field")]
+        stored = [tuple(map(int, word.split(":")))
+                  for word in vector("exceptions, as position:field")]
         ans = SimpleNamespace(base=112, top=144, w=5, field_bits=9)
         fields = 512 * [None]
         codes = reader.Source(hex_vector("exception bytes"), "exceptions")
         reader.patch_exceptions(ans, codes, len(stored), 3, [[], []], fields)
-        self.assertEqual([(i, field) for i, field in enumerate(fields) if field is not None], stored)
+        self.assertEqual([(i, field) for i, field in enumerate(fields) if field is not None],
+                         stored)
 
     def test_tbe(self):
         starts = [i for i, line in enumerate(LINES) if re.match("    .* width [34] base ", line)]
@@ -111,7 +114,8 @@ class Vectors(unittest.TestCase):
             block = bytes.fromhex("".join(block))
             head = bytes([int(width), int(base), 0, 0, 0, 0, 0, 0])
             decoded = b"".join(reader.decode_tbe(head, dtype, [(block, size * len(values))]))
-            self.assertEqual(decoded, b"".join(value.to_bytes(size, "little") for value in values), dtype)
+            self.assertEqual(decoded, b"".join(value.to_bytes(size, "little") for value in values),
+                             dtype)
 
     def test_frame(self):
         """A BF16 frame with a name of one byte and one block, its fields read at their places."""
@@ -123,10 +127,12 @@ class Vectors(unittest.TestCase):
         block_length, checksum, frame_checksum = struct.unpack_from("<QQQ", frame, 48)
         self.assertEqual((shape, reader.xxh3(frame[:64])), (261, frame_checksum))
         tensor = SimpleNamespace(dtype="BF16", size=522)
-        record = struct.pack("<BBHIQQQ", frame[9], 0, 0, head_length, 16, len(frame) - 72, head_checksum)
+        record = struct.pack("<BBHIQQQ", frame[9], 0, 0, head_length, 16, len(frame) - 72,
+                             head_checksum)
         index = reader.Source(record + struct.pack("<QQ", block_length, checksum), "index")
         payloads = reader.Source(frame[72:], "payloads")
-        self.assertEqual(reader.read_tensor(tensor, 0, [], index, payloads), struct.pack("<261H", *units))
+        self.assertEqual(reader.read_tensor(tensor, 0, [], index, payloads),
+                         struct.pack("<261H", *units))
         self.assertEqual((index.left(), payloads.left()), (0, 0))
 
     def test_shard(self):
@@ -149,7 +155,8 @@ class Goldens(unittest.TestCase):
         for digest, name in (line.split() for line in sums):
             with self.subTest(name):
                 shard = (ROOT / "goldens" / name).with_suffix(".bs")
-                self.assertEqual(hashlib.sha256(reader.restore(shard.read_bytes())).hexdigest(), digest)
+                self.assertEqual(hashlib.sha256(reader.restore(shard.read_bytes())).hexdigest(),
+                                 digest)
 
 
 if __name__ == "__main__":

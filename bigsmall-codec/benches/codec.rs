@@ -73,9 +73,8 @@ impl Constriction {
             fields.iter().map(|&f| usize::from(f.saturating_sub(base))).collect();
         let mut counts = [1f64; 64];
         symbols.iter().for_each(|&s| counts[s] += 1.0);
-        let model =
-            ContiguousCategoricalEntropyModel::<u16, Vec<u16>, 12>::from_floating_point_probabilities_fast(&counts, None)
-                .unwrap();
+        type Model = ContiguousCategoricalEntropyModel<u16, Vec<u16>, 12>;
+        let model = Model::from_floating_point_probabilities_fast(&counts, None).unwrap();
         let mut coder = AnsCoder::<u16, u32>::new();
         coder.encode_iid_symbols_reverse(&symbols, &model).unwrap();
         let (words, state) = coder.into_raw_parts();

@@ -92,7 +92,8 @@ proptest! {
         b in 0f64..1.0,
     ) {
         let bytes = bytes(dtype, 700_000, 4, seed);
-        let spec = TensorSpec::new("t", dtype, &[bytes.len() as u64 * 8 / u64::from(dtype.bits())]).unwrap();
+        let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
+        let spec = TensorSpec::new("t", dtype, &[n]).unwrap();
         let tensor = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
         let (a, b) = ((a * bytes.len() as f64) as usize, (b * bytes.len() as f64) as usize);
         let range = a.min(b)..a.max(b);

@@ -40,8 +40,12 @@ macro_rules! rules {
             pub const ALL: &'static [Rule] = &[$(Rule::$variant),*];
             /// What a caller can do about it.
             #[must_use]
-            pub const fn class(self) -> Class { match self { $(Rule::$variant => Class::$class,)* } }
-            const fn text(self) -> &'static str { match self { $(Rule::$variant => $text,)* } }
+            pub const fn class(self) -> Class {
+                match self { $(Rule::$variant => Class::$class,)* }
+            }
+            const fn text(self) -> &'static str {
+                match self { $(Rule::$variant => $text,)* }
+            }
         }
     };
 }
@@ -58,11 +62,14 @@ rules! {
     // Envelope.
     ShardTooShort: Corrupt, "too short to be a shard";
     ShardMagic: Corrupt, "not a bigsmall shard";
-    PythonPackageFile: Unsupported, "a file of the Python package `bigsmall`, which is another container; restore it with that package and compress the safetensors file with this program";
+    PythonPackageFile: Unsupported, "a file of the Python package `bigsmall`, which is another \
+        container; restore it with that package and compress the safetensors file with this \
+        program";
     SafetensorsFile: Unsupported, "a safetensors file, not a shard: it must be compressed first";
     Version: Unsupported, "written by a newer version of the format; update bigsmall";
     VersionZero: Corrupt, "format version 0 does not exist";
-    RequiredFeature: Unsupported, "needs a feature of the format that this version does not know; update bigsmall";
+    RequiredFeature: Unsupported, "needs a feature of the format that this version does not know; \
+        update bigsmall";
     ReservedNotZero: Corrupt, "a reserved field is not zero";
     IndexRange: Corrupt, "the index does not lie between the payloads and the trailer";
     IndexChecksum: Corrupt, "the checksum of index and trailer differs";
@@ -74,7 +81,8 @@ rules! {
     PayloadRange: Corrupt, "a payload is not where the one before it ends";
     PayloadLength: Corrupt, "a payload is not as long as its head and blocks";
     BlockLength: Corrupt, "an encoded block has an impossible length";
-    SharedPayload: Corrupt, "a shared payload must name an earlier tensor of the same dtype and length that has its own";
+    SharedPayload: Corrupt, "a shared payload must name an earlier tensor of the same dtype and \
+        length that has its own";
     BaseSection: Corrupt, "the section of bases is wrong";
     BaseRecord: Corrupt, "a record does not match the bases of the shard";
     BaseMismatch: Corrupt, "the base is not the one that this tensor was encoded against; give that one";
@@ -99,7 +107,8 @@ rules! {
     DtypeUnknown: Unsupported, "an unknown dtype";
     ShapeOverflow: Corrupt, "the product of a shape overflows";
     SubByteTotal: Corrupt, "a sub-byte tensor does not fill whole bytes";
-    DataRange: Corrupt, "a tensor's data_offsets do not match its shape, or leave a hole, or overlap";
+    DataRange: Corrupt, "a tensor's data_offsets do not match its shape, or leave a hole, or \
+        overlap";
     DataLength: Corrupt, "the data section is not as long as the header says";
     TooManyTensors: Limit, "more tensors than the limit";
     RankTooLarge: Limit, "more dimensions than the limit";

@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn translation_is_undone_exactly_or_says_that_it_is_not() {
-        let text = "{\n \"metadata\": {\"total_size\": 7},\n \"weight_map\": {\"a\": \"x-1.safetensors\", \"b\":\"x-2.safetensors\"}}\n";
+        let text = "{\n \"metadata\": {\"total_size\": 7},\n \"weight_map\": \
+                    {\"a\": \"x-1.safetensors\", \"b\":\"x-2.safetensors\"}}\n";
         let (there, exact) = translate(text, ".safetensors", ".bs").unwrap();
         assert!(exact && there.contains("\"x-1.bs\"") && !there.contains("safetensors"));
         assert_eq!(translate(&there, ".bs", ".safetensors").unwrap().0, text);

@@ -181,7 +181,8 @@ fn hostile_folders() {
             |d| {
                 index(
                     d,
-                    r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs","c":"model-00002-of-00002.bs""#,
+                    r#""a":"model-00001-of-00002.bs","b":"model-00002-of-00002.bs",
+                    "c":"model-00002-of-00002.bs""#,
                 );
             },
             ErrorKind::ModelTensor,
@@ -196,7 +197,8 @@ fn hostile_folders() {
             |d| {
                 index(
                     d,
-                    r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs","x":"model-00001-of-00002.bs""#,
+                    r#""a":"model-00001-of-00002.bs","b":"model-00001-of-00002.bs",
+                    "x":"model-00001-of-00002.bs""#,
                 );
             },
             ErrorKind::ModelTensor,

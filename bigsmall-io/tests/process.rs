@@ -295,7 +295,8 @@ fn the_mode_of_the_output_follows_the_umask() {
         [("022", 0o644, 0o755), ("077", 0o600, 0o700), ("002", 0o664, 0o775)]
     {
         let script = format!(
-            "umask {umask}; \"$0\" compress in/m.safetensors -o f --force && \"$0\" compress in -o d --force"
+            "umask {umask}; \"$0\" compress in/m.safetensors -o f --force && \
+             \"$0\" compress in -o d --force"
         );
         let status = Command::new("sh")
             .current_dir(d)

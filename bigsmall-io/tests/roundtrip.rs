@@ -195,7 +195,10 @@ proptest! {
 
     #[test]
     fn any_file_comes_back(
-        parts in prop::collection::vec((0..DTYPES.len(), 0..5000usize, any::<u64>(), any::<u8>()), 0..12),
+        parts in prop::collection::vec(
+            (0..DTYPES.len(), 0..5000usize, any::<u64>(), any::<u8>()),
+            0..12,
+        ),
         encoding in 0..ENCODINGS.len(),
         threads in 1..4usize,
     ) {

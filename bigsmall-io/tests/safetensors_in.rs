@@ -200,6 +200,7 @@ fn hostile_lengths() {
 fn unusual_and_sound() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
+    let two = |a: String, b: String| format!("{{{a},{b}}}");
     let cases: Vec<(&str, String, Vec<u8>)> = vec![
         // E-21
         ("no tensors", "{}".into(), vec![]),
@@ -208,21 +209,27 @@ fn unusual_and_sound() {
         (
             // E-20
             "unknown field, kept",
-            r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"quant":{"bits":4,"of":[1,null]}}}"#.into(),
+            r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],
+            "quant":{"bits":4,"of":[1,null]}}}"#
+                .into(),
             vec![1; 4],
         ),
         (
             "order of the header is not that of the data",
-            format!("{{{},{}}}", entry("a", "U8", "[3]", "[1,4]"), entry("b", "U8", "[1]", "[0,1]")),
+            two(entry("a", "U8", "[3]", "[1,4]"), entry("b", "U8", "[1]", "[0,1]")),
             vec![1, 2, 3, 4],
         ),
         (
             "names that look the same",
-            format!("{{{},{}}}", entry("é", "U8", "[1]", "[0,1]"), entry("e\u{301}", "U8", "[1]", "[1,2]")),
+            two(entry("é", "U8", "[1]", "[0,1]"), entry("e\u{301}", "U8", "[1]", "[1,2]")),
             vec![1, 2],
         ),
         ("escaped name", format!("{{{}}}", entry(r"\u0061\n", "U8", "[1]", "[0,1]")), vec![7]),
-        ("unaligned floats", format!("{{{},{}}}", entry("a", "U8", "[1]", "[0,1]"), entry("b", "F64", "[2]", "[1,17]")), vec![3; 17]),
+        (
+            "unaligned floats",
+            two(entry("a", "U8", "[1]", "[0,1]"), entry("b", "F64", "[2]", "[1,17]")),
+            vec![3; 17],
+        ),
     ];
     for (name, json, data) in cases {
         write_raw(&path("m"), json.as_bytes(), &data);

@@ -19,7 +19,8 @@ from bigsmall_rs.torch import StreamingLoader, save_file
 
 def make(path: Path) -> None:
     layers = {f"layers.{i}.weight": torch.randn(8192, 3072).bfloat16() * 0.02 for i in range(4)}
-    save_file(layers | {f"layers.{i + 4}.weight": t * 0.5 for i, t in enumerate(layers.values())}, path)
+    save_file(layers | {f"layers.{i + 4}.weight": t * 0.5 for i, t in enumerate(layers.values())},
+              path)
 
 
 def peak() -> float:

@@ -41,9 +41,10 @@ impl Made {
         let Made { hidden, ffn, vocabulary, layers, heads, kv_heads, tied } = *self;
         let kv = hidden / heads * kv_heads;
         let config = format!(
-            r#"{{"model_type":"llama","hidden_size":{hidden},"intermediate_size":{ffn},"vocab_size":{vocabulary},
-"num_hidden_layers":{layers},"num_attention_heads":{heads},"num_key_value_heads":{kv_heads},"rms_norm_eps":1e-5,
-"rope_theta":10000.0,"max_position_embeddings":4096,"tie_word_embeddings":{tied}}}"#
+            r#"{{"model_type":"llama","hidden_size":{hidden},"intermediate_size":{ffn},
+"vocab_size":{vocabulary},"num_hidden_layers":{layers},"num_attention_heads":{heads},
+"num_key_value_heads":{kv_heads},"rms_norm_eps":1e-5,"rope_theta":10000.0,
+"max_position_embeddings":4096,"tie_word_embeddings":{tied}}}"#
         );
         std::fs::write(folder.join("config.json"), config)?;
         let mut tensors = Vec::new();

@@ -139,8 +139,9 @@ fn text_goes_in_and_comes_out() {
     assert_eq!(numbers.encode(Some("3 1 2")).unwrap(), [3, 1, 2]);
     assert_eq!(numbers.decode(&[3, 1]).unwrap(), "3 1");
     assert!(numbers.encode(Some("three")).is_err() && numbers.encode(Some(" ")).is_err());
-    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
-        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],
+        "normalizer":null,"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,
+        "decoder":null,
         "model":{"type":"WordLevel","vocab":{"a":0,"small":1,"model":2,"?":3},"unk_token":"?"}}"#;
     std::fs::write(folder.path().join("tokenizer.json"), json).unwrap();
     let text = Text::open(folder.path()).unwrap();
@@ -195,8 +196,9 @@ fn candle_computes_the_same() {
         made.write(folder.path()).unwrap();
         let path = folder.path().join("config.json");
         if scaled {
-            let scaling = r#""rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
-                "high_freq_factor":4.0,"original_max_position_embeddings":64},"rope_theta""#;
+            let scaling = r#""rope_scaling":{"rope_type":"llama3","factor":8.0,
+                "low_freq_factor":1.0,"high_freq_factor":4.0,
+                "original_max_position_embeddings":64},"rope_theta""#;
             let json = std::fs::read_to_string(&path).unwrap();
             std::fs::write(&path, json.replace("\"rope_theta\"", scaling)).unwrap();
         }

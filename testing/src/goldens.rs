@@ -398,7 +398,8 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     let e = entries(&tensors);
     let json = format!(
-        "{{ {},\n\t\"__metadata__\" : {{\"format\":\"pt\",\"\":\"\\u00e9 \\\"x\\\"\"}}, {},{},{} }}  \r\n ",
+        "{{ {},\n\t\"__metadata__\" : {{\"format\":\"pt\",\"\":\"\\u00e9 \\\"x\\\"\"}}\
+         , {},{},{} }}  \r\n ",
         e[3].replace('}', r#","quant":{"bits":[4,-1.5e3,null,true],"of":{"a":{},"b":[]}}}"#),
         e[1],
         e[0],

@@ -17,7 +17,8 @@ fn main() {
 fn every_kernel_is_right_and_the_tables_join() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("gpu.json");
-    let words = "--software --shapes 64x256,40x1100 --batches 1,20 --copy-mb 1 --cache-mb 1 --runs 2 --json";
+    let words = "--software --shapes 64x256,40x1100 --batches 1,20 --copy-mb 1 --cache-mb 1 \
+                 --runs 2 --json";
     let words = std::iter::once("gpu_bench").chain(words.split(' ')).chain(table.to_str());
     let options = gpu_bench::Options::try_parse_from(words).unwrap();
     // The self test comes first, and what is wrong in either is no success.

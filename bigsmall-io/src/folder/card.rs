@@ -63,7 +63,8 @@ pub(crate) fn text(files: &[FileReport]) -> String {
         "
 # Compressed weights
 
-{original} bytes of weights in {compressed} ({}.{:02} %), compressed without loss: restoring gives back the identical files.
+{original} bytes of weights in {compressed} ({}.{:02} %), compressed without loss: \
+restoring gives back the identical files.
 
 ## How to load
 

@@ -7,7 +7,8 @@
         weight = file.get_tensor("lm_head.weight")
 
 `bigsmall_rs.numpy`, `bigsmall_rs.torch`, `bigsmall_rs.transformers` and `bigsmall_rs.vllm` are for
-those frameworks; none of them is imported before it is used. `python -m bigsmall_rs` is the command.
+those frameworks; none of them is imported before it is used. `python -m bigsmall_rs` is the
+command.
 
 `BIGSMALL_THREADS` in the environment says how many threads decode; without it, one for each core.
 """

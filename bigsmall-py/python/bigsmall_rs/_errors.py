@@ -12,7 +12,7 @@ class BigsmallError(Exception):
     """
 
     rule: str | None
-    """The rule that was broken, such as `"BlockChecksum"`; the names are those of `Rule` in Rust."""
+    """The rule that was broken, such as `"BlockChecksum"`: a name of `Rule` in Rust."""
     file: str | None
     """The file: its path, or in a folder of shards the shard's name. `None` if not known."""
     tensor: str | None

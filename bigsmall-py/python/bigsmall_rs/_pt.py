@@ -92,8 +92,8 @@ def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], 
         )
     if not tensor.is_contiguous():
         raise ValueError(
-            f"You are trying to save a non contiguous tensor: `{name}`. Call `.contiguous()` first, "
-            "or use save_model(..., force_contiguous=True)."
+            f"You are trying to save a non contiguous tensor: `{name}`. Call `.contiguous()` "
+            "first, or use save_model(..., force_contiguous=True)."
         )
     dtype_name = name_of(tensor.dtype)
     shape = list(tensor.shape)

@@ -246,7 +246,8 @@ def _fill(
         if strict and unexpected:
             lines.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}")
         raise RuntimeError(
-            f"Error(s) in loading state_dict for {type(model).__name__}:\n    " + "\n    ".join(lines)
+            f"Error(s) in loading state_dict for {type(model).__name__}:\n    "
+            + "\n    ".join(lines)
         )
     wanted = [name for name in infos if name in state and name not in doubled]
     straight: list[tuple[str, torch.Tensor]] = []

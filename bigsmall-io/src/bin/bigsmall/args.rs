@@ -11,10 +11,8 @@ use clap_complete::Shell;
 /// every bit back.
 #[derive(Parser, Debug)]
 #[command(name = "bigsmall", version, about, long_about = None)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, 3 the file is damaged, \
-4 the file or the machine is not supported, 5 a limit was exceeded."
-)]
+#[command(after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, \
+3 the file is damaged, 4 the file or the machine is not supported, 5 a limit was exceeded.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

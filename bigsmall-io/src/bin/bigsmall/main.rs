@@ -214,7 +214,11 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
             + &format!("plain   {:.2} GB/s\n", m.plain_gbps)
     });
     Ok(format!(
-        "size    {} -> {}: {:.2} %\nencode  {:.2} GB/s\ndecode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\nmemcpy  {:.2} GB/s\n{matvec}",
+        "size    {} -> {}: {:.2} %\n\
+         encode  {:.2} GB/s\n\
+         decode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\n\
+         memcpy  {:.2} GB/s\n\
+         {matvec}",
         bytes(m.original_bytes),
         bytes(m.compressed_bytes),
         100.0 * m.ratio(),
