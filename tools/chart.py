@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draws docs/chart.svg from the tables under "Beside others" in docs/performance.md.
 
-`chart.py` writes the file; `chart.py --check` fails if the file is not what it would write.
-Python's standard library alone.
+`chart.py` writes the file. `chart.py --check` fails if the file is not up to date. It needs only
+Python's standard library.
 """
 import re
 import sys
@@ -54,7 +54,7 @@ class Chart:
         self.parts.append(f'<text x="{x}" y="{self.y}"{kind}>{escape(words)}</text>')
 
     def bar(self, kind, value, full, low=None):
-        """A bar up to `value`, solid up to `low`."""
+        """A bar up to `value`. With `low`, the bar is solid up to `low`, and pale after it."""
         for kind, end in [("range", value), (kind, low)] if low else [(kind, value)]:
             self.parts.append(f'<rect class="{kind}" x="{LABELS}" y="{self.y - 12}" '
                               f'width="{BARS * end / full:.1f}" height="15" rx="2"/>')

@@ -10,9 +10,9 @@ file with `struct Shard`, not of `lib.rs`.
 
 These do not count:
 - `mod name;`: a parent has to name its children.
-- Files that only declare and pass on (`mod`, `use`): they have no
-  code that could need anything, so they import nothing and are not imported.
-- Comments, strings, and everything behind `#[cfg(test)]`.
+- Files that only declare and pass on (`mod`, `use`): they have no code that could need anything, so
+  they import nothing and are not imported.
+- Comments, strings, and everything after `#[cfg(test)]`.
 - Macros by name, and methods: they name no file.
 """
 
@@ -43,7 +43,7 @@ def tokens(text):
 
 
 def closing(toks, at):
-    """The place behind the bracket that closes the one at `at`."""
+    """The position after the bracket that closes the one at `at`."""
     depth = 0
     for i in range(at, len(toks)):
         if toks[i] in "([{":
@@ -56,7 +56,7 @@ def closing(toks, at):
 
 
 def end_of_item(toks, at):
-    """The place behind the item that begins at `at`."""
+    """The position after the item that begins at `at`."""
     while at < len(toks):
         if toks[at] == ";":
             return at + 1
@@ -67,7 +67,7 @@ def end_of_item(toks, at):
 
 
 def use_tree(toks, prefix=()):
-    """(name, path) of everything that the tree of a `use` brings in; name is `*` for all."""
+    """(name, path) for each name that a `use` imports; the name is `*` for all."""
     path, i = list(prefix), 0
     while i < len(toks):
         if toks[i] == "{":
@@ -94,7 +94,7 @@ def use_tree(toks, prefix=()):
 
 
 class Module:
-    """A module: what its `use`s bring in, its children, the paths in its code."""
+    """A module: the names that it imports, its children, and the paths in its code."""
 
     def __init__(self, path, file):
         self.path, self.file = path, file
@@ -166,7 +166,7 @@ class Crate:
             i = end
 
     def mention(self, module, toks):
-        """Notes every path of two or more parts; a `use` within a function is one too."""
+        """Records every path of two or more parts, also in a `use` inside a function."""
         i = 0
         while i < len(toks):
             if toks[i] == "use" and toks[i + 1] != "<":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures the command on one file, for docs/performance.md: measure.py BIGSMALL FILE [RUNS]
 
-Shared machines change their speed from minute to minute. So every rate stands beside one that was
-measured at the same time: decoding beside memcpy, encoding and whole programs beside a pass of
-SHA-256 over the file. Medians of RUNS (7) runs, and the best one.
+Shared machines change their speed from minute to minute. So every rate is compared with another
+one, measured at the same time: decoding with memcpy, encoding and whole programs with a pass of
+SHA-256 over the file. Prints the median of RUNS (default 7) runs, and the best one.
 """
 import hashlib
 import json
@@ -48,7 +48,7 @@ def bench(name, *args):
     decode, encode, matvec, passes = [], [], [], []
     for _ in range(runs):
         passes.append(sha256())
-        # Exit code 4: this machine lacks the backend.
+        # Exit code 4: this machine does not support the backend.
         printed = call("bench", file, "--json", *args, refused=4)
         if not printed:
             return

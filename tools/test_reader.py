@@ -14,7 +14,7 @@ LINES = (ROOT / "FORMAT.md").read_text(encoding="utf-8").splitlines()
 
 
 def vector(name):
-    """The words behind `name:` in FORMAT.md and in the lines indented deeper, without comments."""
+    """The words after `name:` in FORMAT.md and in the lines indented deeper, without comments."""
     start = next(i for i, line in enumerate(LINES) if line.startswith(f"    {name}:"))
     words = LINES[start][len(f"    {name}:"):].split()
     for line in LINES[start + 1:]:
@@ -107,7 +107,7 @@ class Vectors(unittest.TestCase):
             size = reader.UNIT_BYTES[dtype]
             values = [int(word, 16) for word in LINES[start + 1].split()[1:]]
             block = LINES[start + 2].split()[1:]
-            for line in LINES[start + 3:]:  # what is left of the block is indented deeper
+            for line in LINES[start + 3:]:  # the rest of the block is indented deeper
                 if not line.startswith(8 * " "):
                     break
                 block += line.split()
@@ -118,7 +118,7 @@ class Vectors(unittest.TestCase):
                              dtype)
 
     def test_frame(self):
-        """A BF16 frame with a name of one byte and one block, its fields read at their places."""
+        """A BF16 frame with a name of one byte and one block, read field by field."""
         frame = hex_vector("frame")
         ones = [bin(i % 256).count("1") for i in range(261)]
         units = [(i % 2) << 15 | (240 + ones[i]) << 6 | 29 * i % 64 for i in range(261)]

@@ -1,5 +1,5 @@
-//! A runner of tests that need a device. Without one they are counted as ignored, and a line says
-//! so; with `BIGSMALL_REQUIRE_GPU=1` they fail. A driver that runs on the CPU will do.
+//! A runner for tests that need a device. A driver that runs on the CPU is enough. Without a device
+//! the tests are counted as ignored, and a line says so; with `BIGSMALL_REQUIRE_GPU=1` they fail.
 
 use bigsmall_gpu::{Wgpu, WgpuOptions};
 use libtest_mimic::{Arguments, Trial};
@@ -15,7 +15,7 @@ pub fn open() -> bigsmall_gpu::Result<Wgpu> {
     Wgpu::headless_with(&WgpuOptions::new().allow_software(true))
 }
 
-/// Runs the tests and ends the process; `anywhere` are those that need no device.
+/// Runs the tests and ends the process. The tests in `anywhere` do not need a device.
 pub fn run(on_device: &[Test], anywhere: &[Test]) -> ! {
     let device = open();
     match &device {

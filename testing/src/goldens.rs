@@ -1,9 +1,9 @@
-//! The golden files as today's encoder writes them: one shard for every feature of the format, with
-//! the safetensors file that it restores to.
+//! The golden files as the current encoder writes them: one shard for every feature of the format,
+//! with the safetensors file to which it is restored.
 //!
 //! `cargo run -p bigsmall-testing --bin write_goldens` compares them with the folder `goldens`;
-//! with `-- --write` it replaces those that differ. Files of a released version are never replaced:
-//! a newer encoder gets files of new names beside them.
+//! with `-- --write` it replaces the files that differ. Files of a released version are never
+//! replaced: a newer encoder adds files with new names.
 
 use std::path::{Path, PathBuf};
 
@@ -17,19 +17,19 @@ use half::{bf16, f16};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
-/// A shard, and what it restores to.
+/// A shard and its original.
 #[derive(Debug)]
 pub struct Golden {
-    /// The files' name without its ending.
+    /// The name of both files, without extension.
     pub name: &'static str,
     /// The shard.
     pub shard: Vec<u8>,
-    /// The safetensors file.
+    /// The original safetensors file.
     pub original: Vec<u8>,
 }
 
 impl Golden {
-    /// Whether the original stands beside the shard; of a larger one the sum has to do.
+    /// Whether the original is stored beside the shard. For a large one only the SHA-256 is stored.
     #[must_use]
     pub fn keeps_original(&self) -> bool {
         self.original.len() <= 60_000
@@ -41,7 +41,7 @@ enum Store {
     Raw,
     Ans(Level),
     Tbe(Width),
-    /// As the payload of an earlier tensor.
+    /// With the payload of an earlier tensor.
     Share(usize),
 }
 use Store::Share;
@@ -50,7 +50,7 @@ const ANS: Store = Store::Ans(Level::Default);
 const SMALL: Store = Store::Ans(Level::Small);
 
 struct Tensor {
-    /// The name as the header writes it, escapes and all.
+    /// The name as it is written in the header, with its escapes.
     name: String,
     dtype: Dtype,
     shape: Vec<u64>,
@@ -62,13 +62,13 @@ fn tensor(name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>, store: Store)
     Tensor { name: name.into(), dtype, shape: shape.into(), bytes, store }
 }
 
-/// A vector of as many elements as the bytes fill.
+/// A tensor of one dimension, with the number of elements that the bytes fill.
 fn vector(name: &str, dtype: Dtype, bytes: Vec<u8>, store: Store) -> Tensor {
     let n = bytes.len() as u64 * 8 / u64::from(dtype.bits());
     tensor(name, dtype, &[n], bytes, store)
 }
 
-/// The entries of a header, the data in the order given.
+/// The entries of a header, for data in the given order.
 fn entries(tensors: &[Tensor]) -> Vec<String> {
     let mut at = 0;
     let entry = |t: &Tensor| {
@@ -80,7 +80,7 @@ fn entries(tensors: &[Tensor]) -> Vec<String> {
     tensors.iter().map(entry).collect()
 }
 
-/// A shard of `tensors`, which stand in the order of their data, with the header `json`.
+/// A shard of `tensors`, which are in the order of their data, with the header `json`.
 fn shard(
     name: &'static str,
     json: Option<String>,
@@ -127,7 +127,7 @@ fn plain(name: &'static str, tensors: &[Tensor]) -> Result<Golden> {
     shard(name, Some(format!("{{{}}}", entries(tensors).join(","))), tensors, false)
 }
 
-/// xorshift64, with integers alone. The golden files were made from this sequence: with
+/// xorshift64, with integers only. The golden files were made from this sequence; with
 /// [`crate::Random`] their bytes would change.
 struct Xorshift(u64);
 
@@ -143,8 +143,8 @@ impl Xorshift {
         (self.bits() >> 20) % n
     }
 
-    /// About normally distributed, the standard deviation about 0.6; sums and products that are
-    /// exact.
+    /// Approximately normally distributed with a standard deviation of about 0.6. All sums and
+    /// products are exact, so every machine draws the same numbers.
     fn weight(&mut self) -> f64 {
         (0..4).map(|_| self.below(1 << 16) as f64).sum::<f64>() / 65536.0 - 2.0
     }
@@ -161,7 +161,7 @@ fn element(dtype: Dtype, value: f64) -> u64 {
             let half = u64::from((value as f32).to_bits());
             half << 32 | half ^ 0x8000_0000
         }
-        // The upper byte of an F16; the exponent one bit shorter, its bias 8 less.
+        // The upper byte of an F16, with one exponent bit less and a bias that is smaller by 8.
         Dtype::F8_E5M2 | Dtype::F8_E5M2FNUZ => u64::from(f16::from_f64(value).to_bits() >> 8),
         Dtype::F8_E4M3 | Dtype::F8_E4M3FNUZ => {
             let bits = f16::from_f64(value).to_bits();
@@ -174,7 +174,7 @@ fn element(dtype: Dtype, value: f64) -> u64 {
     }
 }
 
-/// `n` weights, or as many bytes of four-bit codes for a dtype below 8 bits.
+/// `n` weights, or `n` bytes of four-bit codes for a dtype of less than 8 bits.
 fn weights(random: &mut Xorshift, dtype: Dtype, n: usize, scale: f64) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..n {
@@ -200,7 +200,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     let r = &mut random;
     let mut out = Vec::new();
 
-    // Every dtype, raw and as ANS; 288 bytes fill whole elements of every one.
+    // Every dtype, raw and as ANS. 288 bytes are a whole number of elements of each dtype.
     let of_every_dtype = |r: &mut Xorshift, store: fn() -> Store, bytes: usize| {
         let one = |&dtype: &Dtype| {
             let width = (dtype.bits() as usize / 8).max(1);
@@ -217,7 +217,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     }
     out.push(plain("ans-dtypes", &tensors)?);
 
-    // Rows of different scales have tables of their own.
+    // Rows of different scales have separate tables.
     let mut rows = Vec::new();
     for i in 0..48 {
         let scale = [1.0, 0.4, 0.11, 0.03][i / 2 % 4];
@@ -229,7 +229,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
         1 => 100 + r.below(4),
         _ => 200 + r.below(2) * r.below(2),
     });
-    // Half of the segments are alike: of four clusters one is left empty.
+    // Half of the segments are alike, so one of four clusters stays empty.
     let alike = units::<1>(8 * 1024, |i| match i / 1024 % 4 {
         0 | 1 => i as u64 % 4,
         2 => 100 + i as u64 * i as u64 % 7,
@@ -256,13 +256,13 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-mantissa", &tensors)?);
 
-    // Exceptions on both sides of the window, within it, and zeros in the place of its lowest
+    // Exceptions on both sides of the window and inside it; zeros take the code of its lowest
     // field.
     let odd = |i: usize, w: u64| match i {
         5 | 700 => 0x0001,
         100 | 101 => 0x7fc1,
         300 => 0xffff,
-        // Rare, but not far from the others.
+        // Rare values that are close to the others.
         400 | 900 => 117 << 7,
         _ => w,
     };
@@ -294,7 +294,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-low-bits", &tensors)?);
 
-    // Several blocks: coded, constant, raw, of one group less or more than full.
+    // Several blocks: coded, constant, raw, and with one group less or more than a full block.
     let skewed = |r: &mut Xorshift, n: usize| units::<1>(n, |_| u64::from(r.below(120) == 0) * 7);
     let mut mixed = skewed(r, BLOCK_UNITS);
     mixed.extend([42; BLOCK_UNITS]);
@@ -314,7 +314,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-blocks", &tensors)?);
 
-    // Masks of zeros, in a sequence of random numbers of their own.
+    // Masks of zeros, from a separate sequence of random numbers.
     out.push(masks()?);
 
     // TBE.
@@ -329,7 +329,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
         out.push(plain(name, &tensors)?);
     }
 
-    // Shapes at the edges.
+    // Extreme shapes.
     let bytes = |r: &mut Xorshift, n| units::<1>(n, |_| r.bits());
     let tensors = [
         tensor("scalar", Dtype::F32, &[], bytes(r, 4), Store::Raw),
@@ -346,7 +346,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("shapes", &tensors)?);
 
-    // One payload for several tensors, of another shape too; MD5 of each.
+    // One payload for several tensors, one with another shape; each with an MD5.
     let tied = weights(r, Dtype::BF16, 320, 0.05);
     let tensors = [
         tensor("embed", Dtype::BF16, &[32, 10], tied.clone(), ANS),
@@ -367,7 +367,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(shard("synthesised", None, &tensors, true)?);
 
-    // Names that are no identifiers.
+    // Names that are not identifiers.
     let names = [
         "",
         r"NUL \u0000 inside",
@@ -389,7 +389,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     tensors.push(vector(&"long ".repeat(300), Dtype::U8, bytes(r, 2), Store::Raw));
     out.push(plain("names", &tensors)?);
 
-    // A header in an order of its own, with all that safetensors allows besides.
+    // A header in an unusual order, with everything else that safetensors allows.
     let tensors = [
         vector("z", Dtype::U8, bytes(r, 3), Store::Raw),
         vector("m", Dtype::U8, vec![], Store::Raw),
@@ -415,7 +415,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
 fn masks() -> Result<Golden> {
     let mut random = Xorshift(0x0f1e_2d3c_4b5a_6978);
     let r = &mut random;
-    // Two of every four, the smaller ones in a pruned model.
+    // Two of every four weights are zero, as in a model pruned by magnitude.
     let mut pruned = Vec::new();
     for _ in 0..1100 {
         let [a, b] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]][r.below(6) as usize];
@@ -443,12 +443,12 @@ fn masks() -> Result<Golden> {
     };
     let half = some(Dtype::F16, 3000, 2);
     let f64s = some(Dtype::F64, 1003, 4);
-    // A zero with a sign is not zero.
+    // Negative zero does not count as zero.
     let e4m3 = some(Dtype::F8_E4M3, 6000, 9).into_iter().enumerate();
     let e4m3 = e4m3.map(|(i, byte)| if i % 50 == 0 { 0x80 } else { byte }).collect();
     let mut blocks = some(Dtype::BF16, BLOCK_UNITS, 80);
     blocks.extend(weights(r, Dtype::BF16, 700, 1.0));
-    // A constant mask, and others that are all alike.
+    // A constant mask, and equal values for all other units.
     let alike = units::<4>(4096, |i| u64::from(i % 2 == 0) * 0x3f80_0000);
     plain(
         "ans-zeros",
@@ -464,7 +464,7 @@ fn masks() -> Result<Golden> {
     )
 }
 
-/// The SHA-256 of every original, as `sha256sum` writes them.
+/// The SHA-256 of every original, in the format of `sha256sum`.
 fn sums(goldens: &[Golden]) -> String {
     let line = |g: &Golden| {
         let digest: String =
@@ -480,7 +480,7 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens")
 }
 
-/// Name and contents of every file that belongs in that folder.
+/// The name and contents of every file in that folder.
 #[must_use]
 pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];

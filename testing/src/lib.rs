@@ -1,7 +1,7 @@
-//! What the tests, examples, fuzz targets and measurements of bigsmall share. Not published.
+//! Code that the tests, examples, fuzz targets and measurements of bigsmall share. Not published.
 //!
-//! Crates that are published name it as a dev-dependency by its path alone, which cargo leaves out
-//! of the package; the tests that use it are left out too (`exclude` in their `Cargo.toml`).
+//! Published crates have it as a dev-dependency with a path and no version, which cargo removes
+//! from the package. The tests that use it are not packaged either (`exclude` in `Cargo.toml`).
 //!
 //! ```
 //! use bigsmall_testing::Llama;
@@ -20,7 +20,7 @@ pub mod goldens;
 pub mod gpu_bench;
 mod models;
 pub mod oracle;
-// With the tests of the codec: they run inside the published package too.
+// The file is in the codec's tests, because they also run inside the published package.
 #[path = "../../bigsmall-codec/tests/random/mod.rs"]
 mod random;
 pub mod specification;

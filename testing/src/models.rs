@@ -1,4 +1,4 @@
-//! Safetensors files of a known shape, the same on every run: the inputs of examples, tests and
+//! Generates safetensors files, the same on every run: the inputs of examples, tests and
 //! measurements.
 
 use std::fs::File;
@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use crate::Random;
 
-/// The shape of a Llama-like checkpoint in bf16, without an output matrix of its own.
+/// The shape of a Llama-like checkpoint in bf16, whose output matrix is the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Llama {
     /// Width of the hidden state.
@@ -19,7 +19,7 @@ pub struct Llama {
     pub ffn: u64,
     /// Rows of the embedding.
     pub vocabulary: u64,
-    /// Layers.
+    /// Number of layers.
     pub layers: u64,
     /// Width of keys and values.
     pub kv: u64,
@@ -29,7 +29,7 @@ impl Llama {
     /// 268 MB: the input of the measurements.
     pub const MEASURED: Llama =
         Llama { hidden: 1024, ffn: 2816, vocabulary: 32_000, layers: 9, kv: 256 };
-    /// 66 MB: quick to make.
+    /// 66 MB: fast to generate.
     pub const SMALL: Llama =
         Llama { hidden: 512, ffn: 1408, vocabulary: 32_000, layers: 6, kv: 128 };
 
@@ -60,8 +60,9 @@ impl Llama {
         Ok(out)
     }
 
-    /// Writes the checkpoint: w = 0.02 N(0, 1) exp(N(0, 0.2)) by rows, a few columns of every
-    /// matrix 5 to 20 times larger, norms 1 + 0.1 N(0, 1). Memory: one row.
+    /// Writes the checkpoint. Weights are 0.02 N(0, 1) exp(N(0, 0.2)), where the last factor is
+    /// drawn once per row. A few columns of every matrix are 5 to 20 times larger. Norms are
+    /// 1 + 0.1 N(0, 1). Memory: one row.
     ///
     /// # Errors
     /// [`Rule::Io`].
@@ -77,8 +78,8 @@ impl Llama {
         Ok(out.flush()?)
     }
 
-    /// Writes the matrices in FP8 E4M3, each divided by its scale, absmax / 448, which follows it
-    /// as an F32 scalar. Memory: one row.
+    /// Writes the matrices in FP8 E4M3. Each is divided by its scale (its largest magnitude / 448),
+    /// which follows it as an F32 scalar. Memory: one row.
     ///
     /// # Errors
     /// [`Rule::Io`].
@@ -91,7 +92,7 @@ impl Llama {
         }
         let mut out = begin(path, &tensors)?;
         for (seed, spec) in originals.iter().enumerate().filter(|(_, t)| t.shape().len() == 2) {
-            // The same weights twice: first for the scale.
+            // The same weights are drawn twice: the first time to find the scale.
             let mut most = 0f32;
             rows(spec, seed as u64, |row| {
                 most = row.iter().fold(most, |m, &w| m.max(bf16::from_f32(w).to_f32().abs()));
@@ -108,7 +109,7 @@ impl Llama {
     }
 }
 
-/// A safetensors file with the header of `tensors` and nothing else yet.
+/// Creates a safetensors file and writes the header for `tensors`.
 fn begin(path: &Path, tensors: &[TensorSpec]) -> Result<BufWriter<File>> {
     let json = Header::synthesise(tensors)?;
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
@@ -117,7 +118,7 @@ fn begin(path: &Path, tensors: &[TensorSpec]) -> Result<BufWriter<File>> {
     Ok(out)
 }
 
-/// Makes the values of a tensor row by row.
+/// Generates the values of a tensor row by row.
 fn rows(spec: &TensorSpec, seed: u64, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
     let mut random = Random::new(seed);
     let (n_rows, columns) = match *spec.shape() {
@@ -149,22 +150,22 @@ fn to_bytes<const N: usize>(row: &[f32], bits: impl Fn(f32) -> [u8; N]) -> Vec<u
     row.iter().flat_map(|&w| bits(w)).collect()
 }
 
-/// Rounds to FP8 E4M3, ties to even; what is too large becomes 448.
+/// Rounds to FP8 E4M3, ties to even. Values that are too large become 448.
 fn e4m3(w: f32) -> u8 {
     let sign = u8::from(w.is_sign_negative()) << 7;
     let w = w.abs().min(448.0);
-    // The smallest normal is 2^-6; below it steps of 2^-9 go on.
+    // The smallest normal number is 2^-6. Below it the steps stay at 2^-9.
     let exponent = (w.to_bits() >> 23) as i32 - 127;
     let exponent = exponent.max(-6);
     let steps = (w * 2f32.powi(3 - exponent)).round_ties_even() as u8;
-    // 8 to 16 steps from the exponent's power of two on; a denormal has fewer, and 16 are the next
-    // power.
+    // The significand in steps: 8 to 16 for a normal number, less for a denormal. 16 carries into
+    // the next exponent.
     let code = ((exponent + 6) as u8) * 8 + steps;
     sign | code
 }
 
-/// Writes the F32 tensors of the safetensors file `input` rounded to `dtype`, BF16 or F16, nearest
-/// even; other tensors as they are. Memory: the largest tensor twice.
+/// Writes the F32 tensors of the safetensors file `input`, rounded to `dtype` (BF16 or F16, ties to
+/// even). Other tensors are copied unchanged. Memory: twice the largest tensor.
 ///
 /// # Errors
 /// Those of reading a header; [`Rule::SpecMismatch`] for another dtype; [`Rule::Io`].
@@ -195,7 +196,7 @@ pub fn round(input: &Path, output: &Path, dtype: Dtype) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Writes one F32 matrix of 1024 x 1024 values that are all exact in bf16: 0.02 N(0, 1).
+/// Writes one F32 matrix of 1024 x 1024 values 0.02 N(0, 1), all of them exact in bf16.
 ///
 /// # Errors
 /// [`Rule::Io`].
@@ -214,7 +215,7 @@ pub fn write_f32_that_holds_bf16(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// The value of a code, straight from the definition.
+    /// The value of a code, directly from the definition.
     fn value(code: u8) -> f32 {
         let (e, m) = (i32::from(code >> 3 & 15), f32::from(code & 7));
         let size =

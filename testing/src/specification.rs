@@ -1,4 +1,4 @@
-//! FORMAT.md as tests read it: the text, and the test vectors in it.
+//! Reads FORMAT.md for tests: the text, the test vectors and the table of rules.
 
 /// The text of FORMAT.md.
 ///
@@ -10,8 +10,8 @@ pub fn text() -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// The words of the vector `key` in the specification: those after `key:` in an indented line, and
-/// those in the lines after it that are indented deeper. What follows a `#` is a comment.
+/// The words of the vector `key` in the specification: the words after `key:` in an indented line,
+/// and those in the following lines that are indented deeper. A `#` begins a comment.
 ///
 /// # Panics
 /// If there is no such vector.
@@ -34,14 +34,14 @@ pub struct Row<'a> {
     pub rule: &'a str,
     /// The name of its class.
     pub class: &'a str,
-    /// The numbers of the sections that state it.
+    /// The numbers of the sections that state the rule.
     pub sections: Vec<&'a str>,
 }
 
 /// The table of all rules.
 ///
 /// # Panics
-/// If a row has not four columns.
+/// If a row does not have four columns.
 #[must_use]
 pub fn rules(specification: &str) -> Vec<Row<'_>> {
     let rows = specification.lines().filter(|line| line.starts_with("| `"));
@@ -55,7 +55,7 @@ pub fn rules(specification: &str) -> Vec<Row<'_>> {
     rows.collect()
 }
 
-/// The section of that number, with its subsections.
+/// The section with that number, including its subsections.
 ///
 /// # Panics
 /// If there is no such section.
@@ -77,7 +77,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The bytes that hexadecimal digits stand for; blanks do not count.
+/// Parses hexadecimal digits. Spaces are ignored.
 ///
 /// # Panics
 /// If `text` holds something else, or half a byte.

@@ -1,6 +1,5 @@
-//! The fuzz targets: each takes any bytes and compares what the library makes of them with an
-//! oracle. The programs in `fuzz/` call them; the test `replay` runs them over the corpora without
-//! a fuzzer.
+//! The fuzz targets. Each takes any bytes and compares the library's result with an oracle. The
+//! programs in `fuzz/` call them. The test `replay` runs them over the corpora without a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
 use std::path::PathBuf;
@@ -19,10 +18,10 @@ use crate::oracle::ans::{self, Copying};
 use crate::oracle::tbe;
 use crate::trials::{Encodings, Seals, decode_all, rewrite};
 
-/// What a shard may swell to in a target.
+/// The largest restored size of a shard in a target.
 const MOST: u64 = 16 << 20;
 
-/// Reads choices from the front of the input; zeros where it has ended.
+/// Reads choices from the front of the input, and zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -42,7 +41,7 @@ impl<'a> Input<'a> {
         taken
     }
 
-    /// `n` bytes: those of the input over and over, each round changed a little.
+    /// `n` bytes: the input repeated, with a small change in each repetition.
     fn fill(&mut self, n: usize) -> Vec<u8> {
         let wanted = usize::from(self.u16());
         let pattern = self.bytes(wanted);
@@ -65,7 +64,7 @@ fn rule<T>(result: &Result<T>) -> Option<Rule> {
     result.as_ref().err().map(Error::rule)
 }
 
-/// What a file can be refused for.
+/// The classes of errors that may refuse a file.
 fn assert_refused(error: &Error) {
     assert!(
         matches!(error.class(), Class::Corrupt | Class::Unsupported | Class::Limit),
@@ -74,7 +73,7 @@ fn assert_refused(error: &Error) {
     assert!(!error.to_string().chars().any(char::is_control), "{error}");
 }
 
-/// Opens a shard in every way and holds what it finds against itself.
+/// Opens a shard in every way and checks that the results agree.
 fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
     let opened = Shard::open(bytes);
     assert_eq!(rule(&opened), rule(&Shard::open(Copying(bytes))));
@@ -85,7 +84,7 @@ fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
             return None;
         }
     };
-    // Payloads follow each other from the prelude to the index.
+    // Payloads follow each other without gaps from the prelude to the index.
     let mut at = 16;
     for i in 0..shard.tensors().len() {
         let range = shard.payload_range(i).unwrap();
@@ -98,7 +97,7 @@ fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
         }
     }
     assert_eq!(at + shard.index_len() + 48, bytes.len() as u64);
-    // The stored header is one that is taken in a file too.
+    // The stored header is also valid in a safetensors file.
     let header = shard.header();
     let again = Header::parse(shard.header_json(), header.data_len(), &Limits::default());
     assert_eq!(&again.unwrap(), header);
@@ -125,7 +124,7 @@ fn judge_shard(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Any bytes as a shard, and the same with the right magic and a recomputed checksum of the index.
+/// Any bytes as a shard, and the same bytes with the right magic and a recomputed index checksum.
 pub fn shard_open(data: &[u8]) {
     judge_shard(data);
     if let Some(trailer) = data.len().checked_sub(48) {
@@ -143,7 +142,7 @@ fn edit(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     if bytes.is_empty() {
         return;
     }
-    // Half of the edits near the end, where the index lies.
+    // Half of the edits are near the end, where the index is.
     let at = usize::from(input.u16()) % bytes.len();
     let at = if input.u8() & 1 == 0 { at } else { bytes.len() - 1 - at };
     let n = usize::from(input.u8()) % 8 + 1;
@@ -166,8 +165,9 @@ fn edit(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A valid shard of a few small tensors, edited in one to three places: the edit is detected; with
-/// every checksum recomputed it is an error, or a shard of other values on which all readers agree.
+/// A valid shard of a few small tensors, edited in one to three places. The edit must be detected.
+/// With every checksum recomputed, it must be an error, or a shard of other values on which all
+/// readers agree.
 pub fn structured_shard(data: &[u8]) {
     let mut input = Input(data);
     let n_tensors = 1 + input.u8() % 3;
@@ -236,8 +236,9 @@ fn decode_ans(ans: &Ans, spec: &TensorSpec, head: &[u8], block: &[u8]) -> Result
     Ok(dst)
 }
 
-/// Any bytes as the head of an ANS tensor, frequency tables included: taken or refused as the
-/// oracle does, written back to the same bytes, and good for coding where it is taken.
+/// Any bytes as the head of an ANS tensor, including frequency tables. The oracle must accept or
+/// refuse the same heads. An accepted head must be written back to the same bytes, and must work
+/// for coding.
 pub fn frequency_table(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(&ANS_DTYPES);
@@ -258,7 +259,7 @@ pub fn frequency_table(data: &[u8]) {
     if salt & 1 == 1 {
         units.fill(salt);
     }
-    // No exception reaches farther than this.
+    // No exception is farther from the window than this.
     let reach = head.base.saturating_sub(16_000)..head.base + 16_000;
     for unit in units.chunks_mut(dtype.unit_bytes()) {
         let (field, residual, low) = head.split(unit);
@@ -277,7 +278,7 @@ pub fn frequency_table(data: &[u8]) {
     }
 }
 
-/// Heads as they come, of every dtype and level.
+/// Valid heads of every dtype and level, as the encoder writes them.
 fn heads() -> &'static [(Dtype, Vec<u8>)] {
     static HEADS: OnceLock<Vec<(Dtype, Vec<u8>)>> = OnceLock::new();
     HEADS.get_or_init(|| {
@@ -290,7 +291,7 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
                     .flat_map(|i| {
                         let scale = 0.001 * (1 + i as u64 * rows / n as u64) as f64;
                         let value = f64::from(random.signed() + random.signed()) * scale;
-                        // The second head of each dtype has a head of masks.
+                        // The second head of each dtype includes a head for masks.
                         let value = if rows > 1 && i % 3 != 0 { 0.0 } else { value };
                         let bits = match dtype {
                             Dtype::BF16 => u64::from((value as f32).to_bits() >> 16),
@@ -310,12 +311,12 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
     })
 }
 
-/// Bits of the last byte of a mask behind that of the last unit.
+/// The bits in the last byte of a mask that follow the bit of the last unit.
 fn mask_padding(n_units: usize) -> usize {
     8 * n_units.div_ceil(8) - n_units
 }
 
-/// An ANS block, any bytes or a sound one with edits: every backend says what the oracle says.
+/// An ANS block: any bytes, or a valid block with edits. Every backend must agree with the oracle.
 pub fn ans_block(data: &[u8]) {
     let mut input = Input(data);
     let (dtype, head_bytes) = &heads()[usize::from(input.u8()) % heads().len()];
@@ -371,8 +372,8 @@ pub fn ans_block(data: &[u8]) {
     }
 }
 
-/// A TBE payload, any bytes or a sound one with edits: what is taken is read the same by every
-/// reader and the oracle, and is the only way to write those values under that head.
+/// A TBE payload: any bytes, or a valid payload with edits. If it is accepted, every reader and the
+/// oracle must read the same values, and it must be the only encoding of them with that head.
 pub fn tbe_view(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(&tbe::DTYPES);
@@ -437,10 +438,10 @@ pub fn tbe_view(data: &[u8]) {
     }
 }
 
-/// Any bytes as the header of a safetensors file: what is taken, the crate `safetensors` takes too
-/// and understands the same.
+/// Any bytes as the header of a safetensors file. If it is accepted, the crate `safetensors` must
+/// accept it too, with the same meaning.
 pub fn safetensors_header(data: &[u8]) {
-    // As long a data section as the header speaks of.
+    // A data section of the length that the header states.
     let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
     let parsed = serde_json::from_slice::<serde_json::Value>(data).ok();
     let ends = parsed.as_ref().and_then(|v| v.as_object()).into_iter().flatten();
@@ -493,19 +494,19 @@ fn folder() -> &'static PathBuf {
     })
 }
 
-/// Removes what [`index_json`] keeps between its calls.
+/// Removes the files that [`index_json`] keeps between its calls.
 pub fn clean_up() {
     let _ = std::fs::remove_dir_all(folder());
 }
 
-/// Any bytes as the index file of a model: taken only where it says of every tensor where it is,
-/// and nothing else.
+/// Any bytes as the index file of a model. It must be accepted only if it names the right shard for
+/// every tensor, and no other tensors.
 pub fn index_json(data: &[u8]) {
     std::fs::write(folder().join("model.bs.index.json"), data).unwrap();
     let model = bigsmall_io::Model::open(folder());
     let parsed = serde_json::from_slice::<serde_json::Value>(data).ok();
     let says = parsed.as_ref().and_then(|v| v.get("weight_map"));
-    // Shards that no tensor is said to be in are no part of the model.
+    // Shards without a tensor in the index are not part of the model.
     let right = [
         serde_json::json!({}),
         serde_json::json!({ "x": "a.bs", "y": "a.bs" }),
@@ -524,11 +525,11 @@ pub fn index_json(data: &[u8]) {
             }
         }
         Err(error) => {
-            // A shard that is named and does not exist is a failure to read.
+            // If a named shard does not exist, reading fails.
             let refused = matches!(error.class(), Class::Corrupt | Class::Limit | Class::Io);
             assert!(refused, "{error:?}");
             assert!(!error.to_string().chars().any(char::is_control), "{error}");
-            // Without a key that appears twice there would be no reason to refuse what is right.
+            // The entries are right, so only a duplicate key is a reason to refuse the file.
             let keys = data.windows(10).filter(|w| *w == b"weight_map").count();
             let colons = data.iter().filter(|b| **b == b':').count();
             let tensors = sound.and_then(|map| map.as_object()).map(serde_json::Map::len);
@@ -538,8 +539,8 @@ pub fn index_json(data: &[u8]) {
     }
 }
 
-/// Any bytes as the values of a tensor of any dtype: every encoding gives them back, whole and in
-/// parts, and every backend writes the same.
+/// Any bytes as the values of a tensor of any dtype. Every encoding must restore them, as a whole
+/// and in parts, and every backend must write the same bytes.
 pub fn round_trip(data: &[u8]) {
     let mut input = Input(data);
     let dtype = input.one_of(Dtype::ALL);
@@ -550,7 +551,7 @@ pub fn round_trip(data: &[u8]) {
     };
     let (kind, level) = (input.u8(), input.one_of(&[Level::Fast, Level::Default, Level::Small]));
     let (from, to) = (usize::from(input.u16()), usize::from(input.u16()));
-    // Mostly a few groups: one long tensor takes as long as a hundred of them.
+    // Mostly a few groups: one long tensor takes as much time as a hundred short ones.
     let n_units = match kind >> 4 {
         3 => BLOCK_UNITS + 300,
         2 => usize::from(input.u16()),
@@ -569,7 +570,7 @@ pub fn round_trip(data: &[u8]) {
         2 if tbe.supports(dtype) => bigsmall_tbe::backends()
             .map(|b| Box::new(tbe.with_backend(b).unwrap()) as Box<dyn TensorEncoding>)
             .collect(),
-        // One of them takes a second for a full block.
+        // One backend needs a second for a full block.
         _ => backends()
             .filter(|b| bytes.len() < 1 << 16 || *b != Backend::Reference)
             .map(|b| Box::new(Ans::new(level).with_backend(b).unwrap()) as Box<dyn TensorEncoding>)

@@ -1,5 +1,5 @@
-//! Damage to shards and what comes of it: noticed, harmless or silent. The example `damage`, the
-//! test `every_bit` and the fuzz targets share it.
+//! Damages shards and finds out whether the damage is detected, harmless or silent. The example
+//! `damage`, the test `every_bit` and the fuzz targets use it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Random;
 
-/// The encodings of a shard, with the backend of one's choice.
+/// The encodings of a shard, with a chosen backend.
 #[derive(Debug)]
 pub struct Encodings {
     ans: Ans,
@@ -30,7 +30,7 @@ impl Encodings {
         Ok(Encodings { ans: Ans::default().with_backend(backend)?, tbe: Tbe::default() })
     }
 
-    /// The encoding of that code.
+    /// The encoding with this id.
     #[must_use]
     pub fn get(&self, id: EncodingId) -> &dyn TensorEncoding {
         match id {
@@ -41,8 +41,8 @@ impl Encodings {
     }
 }
 
-/// The safetensors file that a shard restores to; every checksum has been compared but the SHA-256
-/// of the whole.
+/// Restores the safetensors file of a shard. Compares every checksum except the SHA-256 of the
+/// whole file.
 ///
 /// # Errors
 /// The first rule that the shard breaks; [`Rule::Memory`] for a file beyond `most` bytes.
@@ -50,7 +50,7 @@ pub fn decode_all(source: impl ReadAt, encodings: &Encodings, most: u64) -> Resu
     restore(source, encodings, most).map(|(file, _)| file)
 }
 
-/// The same with the SHA-256 compared.
+/// The same, and also compares the SHA-256.
 ///
 /// # Errors
 /// Those of [`decode_all`]; [`Rule::ContentDigest`].
@@ -79,8 +79,8 @@ fn restore(source: impl ReadAt, encodings: &Encodings, most: u64) -> Result<(Vec
     Ok((out, shard.sha256()))
 }
 
-/// Writes an open shard again from its parts. What a sound shard of a file gives is the shard
-/// itself, byte for byte: there is one way to write it.
+/// Writes an open shard again from its parts. For a valid shard the result is the same shard, byte
+/// for byte, because there is only one way to write it.
 ///
 /// # Errors
 /// Those of the shard.
@@ -99,16 +99,16 @@ pub fn rewrite<R: ReadAt>(shard: &Shard<R>) -> Result<Vec<u8>> {
     writer.finish(shard.sha256())
 }
 
-/// Where the checksums of a shard stand, so that they can be recomputed after damage.
+/// The positions of the checksums in a shard, so that they can be recomputed after damage.
 #[derive(Debug)]
 pub struct Seals {
-    /// Where the record of each tensor with a payload of its own begins in the file, and its
-    /// number of blocks.
+    /// For each tensor with its own payload: the offset of its record in the file, and its number
+    /// of blocks.
     records: Vec<(usize, usize)>,
 }
 
 impl Seals {
-    /// Finds them in a sound shard.
+    /// Finds them in a valid shard.
     ///
     /// # Errors
     /// Those of [`Shard::open`].
@@ -130,8 +130,8 @@ impl Seals {
         Ok(Seals { records })
     }
 
-    /// Makes every checksum of `damaged` right again, as far as its fields still lead anywhere. The
-    /// SHA-256 stays.
+    /// Recomputes every checksum of `damaged`, if the fields that locate the data are still usable.
+    /// The SHA-256 is not changed.
     pub fn renew(&self, damaged: &mut [u8]) {
         let Some(trailer) = damaged.len().checked_sub(48) else { return };
         for &(record, n_blocks) in &self.records {
@@ -180,14 +180,14 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
     }
 }
 
-/// What came of a damaged shard.
+/// The result of reading a damaged shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// An error: a field is wrong.
+    /// An error because a field is wrong.
     Structure,
-    /// An error: a checksum of the index, a head or a block.
+    /// An error because the checksum of the index, a head or a block differs.
     Checksum,
-    /// An error: the SHA-256 of the whole file.
+    /// An error because the SHA-256 of the whole file differs.
     Digest,
     /// No error, and the right values.
     Harmless,
@@ -196,7 +196,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// What that error tells.
+    /// The result that an error stands for.
     #[must_use]
     pub fn by(error: &Error) -> Found {
         match error.rule() {
@@ -207,35 +207,35 @@ impl Found {
     }
 }
 
-/// Counts of [`Found`]; printed as a row of a table.
+/// Counts the results. It is printed as a row of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// In the order of [`Found`].
+    /// The counts, in the order of [`Found`].
     counts: [u64; 5],
 }
 
 impl Tally {
-    /// The heading above the rows.
+    /// The heading of the table.
     pub const HEADING: &str =
         "       tried    structure     checksum      SHA-256     harmless       silent";
 
-    /// Counts one.
+    /// Adds one result.
     pub fn add(&mut self, found: Found) {
         self.counts[found as usize] += 1;
     }
 
-    /// Counts all of `other`.
+    /// Adds all counts of `other`.
     pub fn add_all(&mut self, other: &Tally) {
         self.counts.iter_mut().zip(other.counts).for_each(|(a, b)| *a += b);
     }
 
-    /// How many there were.
+    /// The count of one kind of result.
     #[must_use]
     pub fn of(&self, found: Found) -> u64 {
         self.counts[found as usize]
     }
 
-    /// How many were tried.
+    /// The count of all results.
     #[must_use]
     pub fn tried(&self) -> u64 {
         self.counts.iter().sum()
@@ -249,7 +249,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// The ways in which a file is damaged.
+/// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// One bit flipped.
@@ -258,20 +258,20 @@ pub enum Kind {
     Byte,
     /// 2 to 64 bits flipped, anywhere.
     Bits,
-    /// 512 bytes, as a disk counts them, zeroed.
+    /// A sector of 512 bytes set to zero.
     Zeros,
-    /// 512 bytes replaced by others of the same file.
+    /// A sector of 512 bytes replaced by another one of the same file.
     Copied,
-    /// 1 to 64 bytes put in.
+    /// 1 to 64 bytes inserted.
     Inserted,
-    /// 1 to 4096 bytes taken out.
+    /// 1 to 4096 bytes removed.
     Removed,
-    /// Cut short.
+    /// The end of the file cut off.
     Cut,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Kind; 8] = [
         Kind::Bit,
         Kind::Byte,
@@ -283,7 +283,7 @@ impl Kind {
         Kind::Cut,
     ];
 
-    /// For people.
+    /// The name for users.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -298,8 +298,8 @@ impl Kind {
         }
     }
 
-    /// Damages `original`, which is not empty. Half of the damage is done to its last 64 KiB, where
-    /// the index lies.
+    /// Damages `original`, which must not be empty. Half of the damage is in the last 64 KiB, where
+    /// the index is.
     ///
     /// # Errors
     /// Those of `original`.
@@ -352,10 +352,10 @@ impl Kind {
     }
 }
 
-/// A file with some of its bytes replaced, as a source: the file itself stays as it is.
+/// A source that reads a file with some bytes replaced. The file itself is not changed.
 pub struct Damaged<'a> {
     original: &'a dyn ReadAt,
-    /// Where each piece begins, and what it is.
+    /// The offset of each piece, and its contents.
     pieces: Vec<(u64, Piece)>,
     byte_len: u64,
     touched: Vec<Range<u64>>,
@@ -377,8 +377,8 @@ impl Piece {
 }
 
 impl<'a> Damaged<'a> {
-    /// `original` with each range replaced by the bytes beside it; the ranges are in order and
-    /// apart.
+    /// Replaces each range of `original` by the given bytes. The ranges must be in order and must
+    /// not overlap.
     ///
     /// # Errors
     /// That of the original's length.
@@ -404,7 +404,7 @@ impl<'a> Damaged<'a> {
         }
     }
 
-    /// The bytes, in memory.
+    /// Reads all bytes into memory.
     ///
     /// # Errors
     /// Those of the original.
@@ -418,8 +418,8 @@ impl<'a> Damaged<'a> {
         self.touched.iter().any(|t| t.start < range.end && range.start < t.end)
     }
 
-    /// What a reader makes of it who knows nothing of the damage and reads every block that it
-    /// touches. `sound` is the original, opened.
+    /// Opens the damaged file like any reader, reads every block that the damage affects, and
+    /// returns the result. `sound` is the opened original.
     ///
     /// # Errors
     /// Those of the original.
@@ -508,7 +508,7 @@ impl ReadAt for Damaged<'_> {
     }
 }
 
-/// A golden file: a small sound shard, opened by its name, and what it restores to.
+/// A golden file: a small valid shard, and the safetensors file to which it is restored.
 #[derive(Debug)]
 pub struct Golden {
     /// The file's name.
@@ -521,11 +521,11 @@ pub struct Golden {
     backends: Vec<Encodings>,
 }
 
-/// What a golden file may swell to once its header is damaged and sealed again.
+/// The largest restored size of a golden file, also when a damaged header states more.
 const MOST: u64 = 1 << 30;
 
 impl Golden {
-    /// Every shard in the folder of the golden files, the smallest first.
+    /// All golden files, the smallest first.
     ///
     /// # Errors
     /// Those of reading it.
@@ -544,7 +544,7 @@ impl Golden {
     fn read(path: &Path) -> Result<Golden> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let bytes = std::fs::read(path)?;
-        // The fastest, and one of other code, which must agree on everything.
+        // The fastest backend, and one with different code. They must agree on everything.
         let backends = [Backend::best(), Backend::Portable].map(Encodings::new);
         let backends = backends.into_iter().collect::<Result<Vec<_>>>()?;
         let restored = restore_all(&bytes[..], &backends[0], MOST).map_err(|e| e.in_file(path))?;
@@ -552,10 +552,10 @@ impl Golden {
         Ok(Golden { name, bytes, restored, seals, backends })
     }
 
-    /// What readers make of `damaged` in place of this file.
+    /// Reads `damaged` in place of this file with several readers, and returns the result.
     ///
     /// # Panics
-    /// When two of them disagree, or the error is none of a damaged file.
+    /// If two readers disagree, or if the error is not one of a damaged file.
     #[must_use]
     pub fn judge(&self, damaged: &[u8]) -> Found {
         let results = self.backends.iter().map(|e| restore_all(damaged, e, MOST));
@@ -587,10 +587,10 @@ impl Golden {
         self.judge(&damaged)
     }
 
-    /// Flips every `step`-th bit; `sealed` makes every checksum right again.
+    /// Flips every `step`-th bit, one at a time. With `sealed`, every checksum is recomputed.
     ///
     /// # Errors
-    /// None; for use beside the others.
+    /// Never; the signature is that of the other functions.
     pub fn every_bit(&self, step: usize, sealed: bool, tally: &mut Tally) -> Result<()> {
         for bit in (0..8 * self.bytes.len()).step_by(step) {
             let mut damaged = self.bytes.clone();
@@ -600,11 +600,11 @@ impl Golden {
         Ok(())
     }
 
-    /// Cuts the file at every byte. `sealed` puts a trailer behind what is left, which says that
-    /// the index ends there.
+    /// Cuts the file at every byte. With `sealed`, a trailer is appended that says that the index
+    /// ends there.
     ///
     /// # Errors
-    /// None; for use beside the others.
+    /// Never; the signature is that of the other functions.
     pub fn every_cut(&self, sealed: bool, tally: &mut Tally) -> Result<()> {
         for len in 0..self.bytes.len() {
             let mut damaged = self.bytes[..len].to_vec();
@@ -614,7 +614,7 @@ impl Golden {
                 damaged.extend_from_slice(&self.bytes[trailer..]);
                 put(&mut damaged, len, index);
                 put(&mut damaged, len + 8, len as u64 - index);
-                // The trailer of the whole file, put where it was.
+                // The trailer of the whole file, at its old position.
                 if damaged == self.bytes {
                     continue;
                 }
@@ -627,7 +627,7 @@ impl Golden {
     /// `n` random damages of one kind.
     ///
     /// # Errors
-    /// None; for use beside the others.
+    /// Never; the signature is that of the other functions.
     pub fn random(&self, kind: Kind, n: usize, seed: u64, tally: &mut Tally) -> Result<()> {
         let mut random = Random::new(seed);
         for _ in 0..n {
@@ -672,7 +672,7 @@ mod tests {
         let encodings = Encodings::new(Backend::best()).unwrap();
         let sound = Shard::open(&bytes[..]).unwrap();
         assert_eq!(rewrite(&sound).unwrap(), bytes);
-        // Another shard, sound in itself: nobody notices, and so it must be called silent.
+        // A different valid shard: no reader can detect it, so the result must be `Silent`.
         let mut sealed = bytes.clone();
         sealed[16] ^= 1;
         Seals::of(&bytes).unwrap().renew(&mut sealed);

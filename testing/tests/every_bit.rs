@@ -1,9 +1,9 @@
 //! No silent corruption: every flipped bit and every cut of the golden files, and random damage, is
-//! detected. With every checksum recomputed, damage is an error or decodes to other values, the
-//! same on every backend, and the SHA-256 detects it. Nothing panics.
+//! detected. With every checksum recomputed, damage is an error, or it decodes to other values,
+//! which are the same on every backend, and the SHA-256 detects it. Nothing panics.
 //!
-//! Larger files: a sample of the bits. The ignored tests take all of them, and a million random
-//! damages.
+//! For larger files, a sample of the bits is tested. The ignored tests take all bits, and a million
+//! random damages.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Mutex;
@@ -12,14 +12,14 @@ use bigsmall_format::Result;
 use bigsmall_format::internal::for_each_in_parallel;
 use bigsmall_testing::trials::{Found, Golden, Kind, Tally};
 
-/// Calls `work` for every golden file, on all cores; prints and returns the counts, among which
-/// nothing is silent.
+/// Calls `work` for every golden file, on all cores. Prints and returns the counts, and fails if a
+/// damage is silent.
 fn each(name: &str, work: impl Fn(&Golden, &mut Tally) -> Result<()> + Sync) -> Tally {
     let goldens = Golden::all().unwrap();
     assert!(goldens.len() >= 15);
     let total = Mutex::new(Tally::default());
     let counted: Result<()> = for_each_in_parallel(
-        // The largest first.
+        // The largest first, so that no core is left with a large one at the end.
         goldens.iter().rev(),
         || (),
         |(), golden| {
@@ -45,7 +45,7 @@ fn step(golden: &Golden, n: usize) -> usize {
 #[test]
 fn every_flipped_bit() {
     let tally = each("bits flipped", |g, tally| g.every_bit(step(g, 61), false, tally));
-    // Nothing is harmless: there is no bit that nobody looks at.
+    // Nothing is harmless, because every bit is checked.
     assert!(tally.tried() > 100_000 && tally.of(Found::Harmless) == 0);
 }
 
@@ -68,8 +68,8 @@ fn every_flipped_bit_under_right_checksums() {
         };
         g.every_bit(n, true, tally)
     });
-    // All that is left is free: features that may be ignored, an MD5 that only a person compares,
-    // the synthesised flag.
+    // Only bits without a wrong value remain: optional features, an MD5 that is not compared here,
+    // and the flag for a synthesised header.
     assert!(tally.of(Found::Harmless) * 5 < tally.tried(), "{tally}");
     assert!(tally.of(Found::Structure) > 0 && tally.of(Found::Digest) > 0);
     assert_eq!(tally.of(Found::Checksum), 0, "a checksum that was not recomputed");

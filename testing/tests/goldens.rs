@@ -1,7 +1,6 @@
-//! Today's encoder writes the golden files as they stand. A deliberate change of what it writes
-//! changes the files of an unreleased version, with
-//! `cargo run -p bigsmall-testing --bin write_goldens -- --write`. That every reader reads them is
-//! tested in `bigsmall-codec`.
+//! The current encoder writes exactly the golden files. After a deliberate change of the encoder,
+//! `cargo run -p bigsmall-testing --bin write_goldens -- --write` changes the files of an
+//! unreleased version. `bigsmall-codec` tests that every reader reads them.
 
 use bigsmall_testing::goldens;
 

@@ -1,5 +1,5 @@
-//! The benchmark program on small shapes: every kernel, every column, nothing wrong, and a table
-//! that the script beside it joins.
+//! Runs the benchmark program on small shapes: every kernel and every column, without mismatches.
+//! The script `gpu_bench_torch.py` then joins the table with its own times.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::path::Path;
@@ -21,12 +21,12 @@ fn every_kernel_is_right_and_the_tables_join() {
                  --runs 2 --json";
     let words = std::iter::once("gpu_bench").chain(words.split(' ')).chain(table.to_str());
     let options = gpu_bench::Options::try_parse_from(words).unwrap();
-    // The self test comes first, and what is wrong in either is no success.
+    // The self test runs first. A mismatch in it or in the benchmark is a failure.
     assert_eq!(gpu_bench::run(&options).unwrap(), std::process::ExitCode::SUCCESS);
     let json = read(&table);
     assert!(json["device"].is_string() && json["copy_gb_s"].as_f64().unwrap() > 0.0);
     let rows = json["rows"].as_array().unwrap();
-    // rANS, two ways to load and two decoders, and five ways to multiply for each batch.
+    // rANS, two ways to load, two decoders, and five products per batch.
     assert_eq!(rows.len(), 2 * (5 + 2 * 5));
     for row in rows {
         assert_eq!(row["mismatches"], 0, "{row}");
@@ -42,7 +42,7 @@ fn every_kernel_is_right_and_the_tables_join() {
     join(folder.path(), rows);
 }
 
-/// The script, with a stand-in for torch that takes 50 microseconds for everything.
+/// Runs the script with a replacement for torch, in which everything takes 50 microseconds.
 fn join(folder: &Path, rows: &[Value]) {
     let torch = "
 import types

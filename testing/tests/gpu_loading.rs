@@ -1,5 +1,5 @@
-//! From shards to the device: one tensor at a time, with at most the largest encoded tensor and 64
-//! MiB on the host.
+//! Loads shards to the device, one tensor at a time, with at most the largest encoded tensor and 64
+//! MiB of memory on the host.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::path::Path;
@@ -23,14 +23,14 @@ fn main() {
     );
 }
 
-/// Bytes of memory that this process has, or had at most.
+/// The current or the largest memory use of this process in bytes.
 fn memory(line: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = status.lines().find_map(|l| l.strip_prefix(line))?.split_whitespace().next()?;
     Some(kib.parse::<u64>().ok()? << 10)
 }
 
-/// A model of matrices that are all of one size.
+/// A model whose matrices all have the same size.
 fn write_model(folder: &Path) {
     let name = |i: usize| format!("layer.{i}.weight");
     let tensors: Vec<TensorSpec> =
@@ -53,7 +53,7 @@ fn write_model(folder: &Path) {
     std::fs::remove_file(plain).unwrap();
 }
 
-/// In a process of its own, whose memory nothing else has used.
+/// Runs in a separate process, so that no other test has used its memory.
 fn load(folder: &Path) {
     let gpu = device::open().unwrap();
     let model = Model::open(folder).unwrap();
@@ -67,7 +67,7 @@ fn load(folder: &Path) {
     }
     let peak = memory("VmHWM:").unwrap() - before;
     let on_device: u64 = resident.iter().map(|w| w.byte_len()).sum();
-    // lavapipe's device is this process.
+    // lavapipe keeps the memory of the device in this process.
     let here = gpu.description().contains("llvmpipe");
     let on_host = peak.saturating_sub(if here { on_device } else { 0 });
     println!(
@@ -75,7 +75,7 @@ fn load(folder: &Path) {
     );
     assert_eq!(resident.len(), TENSORS);
     assert!(on_host <= largest + (64 << 20));
-    // The bound says something only where it forbids to hold all of them.
+    // The bound is only meaningful if all tensors together exceed it.
     assert!(TENSORS as u64 * largest > largest + (64 << 20));
 }
 

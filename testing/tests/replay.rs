@@ -1,4 +1,4 @@
-//! The fuzz targets run over their corpora, and over some more inputs, without a fuzzer.
+//! Runs the fuzz targets over their corpora and over random inputs, without a fuzzer.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::path::{Path, PathBuf};
@@ -59,14 +59,14 @@ fn golden_files_and_what_random_edits_make_of_them() {
     }
 }
 
-/// Each target over inputs that nobody chose.
+/// Runs each target over random inputs.
 #[test]
 fn random_inputs() {
     let rounds = std::env::var("BIGSMALL_FUZZ_ROUNDS").map_or(60, |n| n.parse().unwrap());
     let mut random = Random::new(11);
     for (name, target) in TARGETS {
         if name == "index_json" {
-            continue; // it keeps a folder, which `the_corpora` uses
+            continue; // it uses a folder that `the_corpora` also uses
         }
         for _ in 0..rounds {
             let len = random.bits() as usize % 400;

@@ -1,10 +1,10 @@
-//! The catalogue of docs/threats.md and the tests agree: every case has a test that names it, and
-//! every name is a case.
+//! docs/threats.md and the tests agree: every case has a test that names it, and every name in a
+//! test is a case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The ids in `text`: a capital letter, a dash, two digits, and nothing of the kind on either side.
+/// The ids in `text`: a capital letter, a dash and two digits, not inside a longer word.
 fn ids(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').filter(|word| {
         let bytes = word.as_bytes();
@@ -38,7 +38,7 @@ fn every_case_has_a_test() {
         assert!(cases.insert(id), "{id} twice");
     }
     assert!(cases.len() > 130, "{} cases", cases.len());
-    // Numbered without a gap within their group.
+    // The numbers of a group have no gaps.
     let mut groups: BTreeMap<&str, usize> = BTreeMap::new();
     for id in &cases {
         let n = groups.entry(&id[..1]).or_default();
@@ -54,7 +54,7 @@ fn every_case_has_a_test() {
     let mut named: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a source file");
-        // Only comments name cases.
+        // Cases are named only in comments.
         for comment in text.lines().filter_map(|l| l.split_once("//").map(|(_, c)| c)) {
             for id in ids(comment) {
                 named.entry(id.to_owned()).or_default().push(file.clone());

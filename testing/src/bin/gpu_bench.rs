@@ -1,4 +1,4 @@
-//! The benchmark of the GPU's kernels: see the module `gpu_bench`.
+//! The benchmark of the GPU kernels; see the module `gpu_bench`.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Compares the golden files with what today's encoder writes, or with `--write` replaces those
-//! that differ: see the module `goldens`.
+//! Compares the golden files with the output of the current encoder. With `--write` it replaces the
+//! files that differ. See the module `goldens`.
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //! targets and the test vectors are compared with them.
 #![allow(missing_docs, dead_code, clippy::unwrap_used)]
 
-// This one stands with the tests of the codec: they run inside the published package too, where
+// This file is in the codec's tests, because they also run inside the published package, where
 // this crate does not exist.
 #[path = "../../../bigsmall-codec/tests/oracle/mod.rs"]
 pub mod ans;

@@ -1,12 +1,12 @@
-//! FORMAT.md section 8 a second time, written from its text, with one `BitVec` for each bitmap; and
-//! inputs for the tests. It shares no code with the crate `bigsmall-tbe`.
+//! A second implementation of FORMAT.md section 8, written from its text, with one `BitVec` per
+//! bitmap, and inputs for the tests. It shares no code with the crate `bigsmall-tbe`.
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
 use bitvec::prelude::*;
 
 use crate::Random;
 
-/// Exponent bits, mantissa bits, bits in the byte plane, bitmaps beside the codes.
+/// Exponent bits, mantissa bits, bits in the byte plane, bitmaps in addition to the codes.
 pub fn fields(dtype: Dtype) -> (u32, u32, u32, usize) {
     match dtype {
         Dtype::BF16 => (8, 7, 8, 0),
@@ -54,7 +54,7 @@ fn pad8(out: &mut Vec<u8>) {
     }
 }
 
-/// One block, without the padding behind it.
+/// One block, without the padding after it.
 pub fn encode_block(dtype: Dtype, width: usize, base: u8, block: &[u16]) -> Vec<u8> {
     let (_, _, plane_bits, extra) = fields(dtype);
     let window = (1u32 << width) - 1;
@@ -101,7 +101,7 @@ pub fn encode_block(dtype: Dtype, width: usize, base: u8, block: &[u16]) -> Vec<
     out
 }
 
-/// What [`encode_block`] was given.
+/// The values that [`encode_block`] was given.
 pub fn decode_block(dtype: Dtype, width: usize, base: u8, n: usize, block: &[u8]) -> Vec<u16> {
     let (e_bits, m_bits, plane_bits, extra) = fields(dtype);
     let tile_bytes = 8 * (width + extra);
@@ -134,7 +134,7 @@ pub fn decode_block(dtype: Dtype, width: usize, base: u8, n: usize, block: &[u8]
         .collect()
 }
 
-/// The whole payload, head included.
+/// The whole payload, including the head.
 pub fn encode(spec: &TensorSpec, width: usize, base: u8, values: &[u16]) -> EncodedTensor {
     let mut payload = vec![width as u8, base, 0, 0, 0, 0, 0, 0];
     let mut lens = Vec::new();
@@ -175,7 +175,7 @@ pub fn weights(
     (0..n).map(|_| value()).collect()
 }
 
-/// A base in the middle of the dtype's exponents.
+/// A base near the middle of the dtype's exponents.
 pub fn middle(dtype: Dtype, width: usize) -> u8 {
     (((1u32 << fields(dtype).0) - ((1 << width) - 1)) / 2) as u8
 }
