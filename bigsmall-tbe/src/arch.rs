@@ -1,7 +1,7 @@
-//! Kernels, one module an instruction set. `unsafe` stands here and nowhere else in the crate.
+//! Kernels, one module per instruction set. This is the only place in the crate with `unsafe`.
 //!
-//! Each module gives out its kernels only if the machine has the instructions; they are safe
-//! functions that check every length.
+//! Each module returns its kernels only if the machine supports the instructions. The kernels are
+//! safe functions that check every length.
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod aarch64;

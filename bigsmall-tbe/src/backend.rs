@@ -5,7 +5,7 @@ use bigsmall_format::{Backend, Result};
 use crate::arch;
 use crate::kernels::Kernels;
 
-/// The backends that this machine can run, the fastest first. The portable one is always there.
+/// The backends that this machine can run, the fastest first. The portable one is always included.
 ///
 /// ```
 /// use bigsmall_tbe::{Backend, backends};
@@ -15,7 +15,7 @@ pub fn backends() -> impl Iterator<Item = Backend> {
     Backend::ALL.iter().copied().filter(|b| find(*b).is_some())
 }
 
-/// The kernels of `backend`, or the error that says they are missing.
+/// The kernels of `backend`, or an error if this machine cannot run them.
 pub(crate) fn kernels(backend: Backend) -> Result<&'static Kernels> {
     find(backend).ok_or_else(|| backend.missing(backends()))
 }

@@ -1,4 +1,4 @@
-//! The encoding: choosing the window, writing blocks, and the decoder behind the trait.
+//! The encoder: chooses the window and writes blocks. Also the decoder for the trait.
 
 use bigsmall_format::internal::{Ahead, len_of, read_at, set_len};
 use bigsmall_format::{
@@ -11,12 +11,13 @@ use crate::kernels::Kernels;
 use crate::layout::{Fields, GROUP, HEAD_LEN, Head, Sections, TILE, Width};
 use crate::view::Block;
 
-/// The triple-bitmap encoding: exponents as codes of 3 or 4 bits in bitmaps, everything else at a
-/// fixed place, so that any thread decodes any weight in constant time. For [`BF16`](Dtype::BF16),
-/// [`F16`](Dtype::F16), [`F8_E4M3`](Dtype::F8_E4M3) and [`F8_E5M2`](Dtype::F8_E5M2), any shape.
+/// The triple-bitmap encoding. Exponents become codes of 3 or 4 bits, stored in bitmaps. All other
+/// bits are at a fixed position, so that any thread can decode any weight in constant time. For
+/// [`BF16`](Dtype::BF16), [`F16`](Dtype::F16), [`F8_E4M3`](Dtype::F8_E4M3) and
+/// [`F8_E5M2`](Dtype::F8_E5M2), and any shape.
 ///
-/// The idea is ZipServ's TCA-TBE (arXiv 2603.17435); here the sign and mantissa of every weight,
-/// escaped or not, have a fixed place, and an escape stores its exponent alone.
+/// The idea is ZipServ's TCA-TBE (arXiv 2603.17435). Here the sign and mantissa of every weight,
+/// escaped or not, have a fixed position, and an escape stores only its exponent.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, Width, encode_tensor};
@@ -38,8 +39,8 @@ pub struct Tbe {
 }
 
 impl Tbe {
-    /// The encoding with codes of `width` bits. Decodes payloads of either width, with the fastest
-    /// kernels that this machine can run.
+    /// The encoding with codes of `width` bits. It decodes payloads of both widths. It uses the
+    /// fastest kernels that this machine can run.
     #[must_use]
     pub fn new(width: Width) -> Self {
         Tbe { width, kernels: backend::best() }
@@ -54,13 +55,13 @@ impl Tbe {
         Ok(self)
     }
 
-    /// The width of the codes that it writes.
+    /// The width of the codes that the encoder writes.
     #[must_use]
     pub fn width(&self) -> Width {
         self.width
     }
 
-    /// The backend whose kernels it runs.
+    /// The backend whose kernels are used.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.kernels.backend
@@ -109,12 +110,12 @@ impl TensorEncoding for Tbe {
     }
 }
 
-/// Tensors of up to this many blocks are counted whole, of larger ones as many blocks are.
+/// The largest number of blocks whose exponents are counted.
 const SAMPLE_BLOCKS: u64 = 8;
 
-/// How often every exponent occurs: in the whole tensor, or in blocks spread evenly over it, the
-/// first and the last included. Whole blocks, because a source that decodes on demand has nothing
-/// smaller.
+/// The number of weights with each exponent, in the whole tensor or in blocks spread evenly over
+/// it, including the first and the last. Whole blocks are counted, because a source that decodes on
+/// demand decodes whole blocks.
 fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[u64; 256]> {
     let mut counts = [0; 256];
     let mut buffer = Vec::new();
@@ -142,7 +143,7 @@ fn histogram(spec: &TensorSpec, fields: Fields, source: &dyn ReadAt) -> Result<[
 
 /// Adds the exponents of a block to `counts`.
 fn count_exponents(fields: Fields, values: &[u8], counts: &mut [u64; 256]) {
-    // Four histograms: equal neighbours need not wait for each other.
+    // Four histograms, so that the increments of equal neighbours do not wait for each other.
     let mut four = [[0u32; 4]; 256];
     let mut count =
         |i: usize, bits: u16| four[usize::from(fields.split(bits.into()).0 as u8)][i] += 1;
@@ -161,7 +162,7 @@ fn count_exponents(fields: Fields, values: &[u8], counts: &mut [u64; 256]) {
     }
 }
 
-/// The smallest base among those whose window covers most.
+/// The base of the window that covers the most weights; the smallest one if several do.
 fn best_base(counts: &[u64; 256], head: Head) -> u8 {
     let window = head.width.window();
     let mut best = (0, 0);
@@ -192,9 +193,9 @@ impl BlockEncoder for Encoder {
     }
 }
 
-/// Appends one encoded block, padded; its length without the padding.
+/// Appends one encoded block and its padding. Returns its length without the padding.
 fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
-    // The compiler then knows where the fields of these lie.
+    // The compiler can then treat the positions of the fields as constants.
     const BF16: Fields = Fields::of(Dtype::BF16).unwrap();
     match head.fields {
         BF16 => encode_fields(head, BF16, block, out),
@@ -202,7 +203,7 @@ fn encode_block(head: Head, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
     }
 }
 
-/// [`encode_block`] for values of these fields.
+/// [`encode_block`] for values with these fields.
 #[inline(always)]
 fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) -> Result<u32> {
     let n = block.len() / fields.bytes;
@@ -229,7 +230,7 @@ fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) ->
             split_tile(head, fields, values, planes.next().unwrap_or(&mut []), &mut exponents);
         let mut escaped = u64::MAX;
         for (j, bitmap) in bitmaps.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            // Bit j of eight rows, gathered into one byte by a multiplication.
+            // Gathers bit j of eight rows into one byte by a multiplication.
             let byte = |rows: &[u8; 8]| {
                 let bits = u64::from_le_bytes(*rows) >> j & 0x0101_0101_0101_0101;
                 bits.wrapping_mul(0x0102_0408_1020_4080) >> 56
@@ -238,7 +239,7 @@ fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) ->
             let word = bytes.fold(0, |word, (rows, i)| word | byte(rows) << (8 * i));
             *bitmap = word.to_le_bytes();
             if j < width {
-                // The escape code has every bit set.
+                // The escape code has all bits set.
                 escaped &= word;
             }
         }
@@ -254,8 +255,8 @@ fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) ->
     Ok(len as u32)
 }
 
-/// What goes into the bitmaps of one tile, a row of bits for each weight: the code, above it the
-/// others that `plane` does not take.
+/// The bits for the bitmaps of one tile, one row per weight: the code, and above it the bits of
+/// sign and mantissa that are not in the byte plane.
 #[inline(always)]
 fn split_tile(
     head: Head,
@@ -281,7 +282,7 @@ fn split_tile(
         others[i] = all as u8;
     }
     plane.copy_from_slice(&others[..plane.len()]);
-    // What is not there has no bits.
+    // Weights after the end have no bits set.
     rows[values.len() / fields.bytes..].fill(0);
     rows
 }

@@ -1,4 +1,4 @@
-//! What a kernel gets and what it returns: the types that all backends share.
+//! The arguments and results of kernels: the types that all backends share.
 
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
@@ -11,14 +11,14 @@ pub(crate) struct Tiles<'a> {
     pub(crate) head: Head,
     /// `bitmaps_per_tile` for each tile.
     pub(crate) bitmaps: &'a [[u8; 8]],
-    /// One byte for each weight, or empty where the dtype has no byte plane.
+    /// One byte per weight; empty if the dtype has no byte plane.
     pub(crate) plane: &'a [u8],
     /// The escapes from the first tile on, at least as many as the tiles have.
     pub(crate) escapes: &'a [u8],
 }
 
 impl<'a> Tiles<'a> {
-    /// What follows `n` tiles that have `used` escapes.
+    /// The tiles after the first `n` tiles, which have `used` escapes.
     pub(crate) fn after(&self, n: usize, used: usize) -> Tiles<'a> {
         let bitmaps = n * self.head.bitmaps_per_tile();
         Tiles {
@@ -30,9 +30,9 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// The running sums of one row with one column: 64 chains of additions, where weight k belongs to
-/// chain [`lane_of`]`(k % 64)`. This is the order in which unpacking bytes leaves the weights of a
-/// tile, and the same for every kernel.
+/// The running sums for one row and one column: 64 chains of additions, where weight k belongs to
+/// chain [`lane_of`]`(k % 64)`. This is the order of the weights of a tile after bytes are
+/// unpacked, and it is the same for every kernel.
 pub(crate) type Chains = [f32; TILE];
 
 /// The chain of weight `k` of a tile: of the bits of k, 3 and 0 come first, then 5, 4, 2, 1.
@@ -55,8 +55,8 @@ pub(crate) fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
     assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
 }
 
-/// Cache lines to fetch for every other tile: about as many as two tiles of bf16 with three bitmaps
-/// take. Of a block with four the last lines are left to the processor.
+/// Cache lines to prefetch in every second tile: about as many as two tiles of bf16 with three
+/// bitmaps take. In a block with four bitmaps, the last lines are not prefetched here.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const LINES: usize = 3;
 
@@ -64,20 +64,21 @@ pub(crate) type CountEscapes =
     fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
 pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains) -> usize;
 
-/// The kernels of one backend. A table exists only for a machine that has the instructions, so
-/// that its functions are safe to call.
+/// The kernels of one backend. A table exists only if the machine supports the instructions, so its
+/// functions are safe to call.
 pub(crate) struct Kernels {
     pub(crate) backend: Backend,
-    /// Compares the escape starts with the escape codes: the number of escapes, or the first group
-    /// that is wrong.
+    /// Compares the escape starts with the escape codes. Returns the number of escapes, or the
+    /// first wrong group.
     pub(crate) count_escapes: CountEscapes,
-    /// Decodes tiles; the last one may be cut short by the end of `out`, which holds whole values.
-    /// May prefetch what is ahead meanwhile.
+    /// Decodes tiles to `out`, which holds whole values. The last tile may be longer than the rest
+    /// of
+    /// `out`. May prefetch later input meanwhile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
     /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the
-    /// chains. The weights begin `shift` after the first bitmap's; byte plane and escapes
-    /// begin with them. Returns the number of their escapes. `None` where decoding to a buffer
-    /// first is as good.
+    /// chains. The weights begin `shift` weights after the first bit of the bitmaps; byte plane and
+    /// escapes begin with them. Returns the number of their escapes. `None` if decoding to a buffer
+    /// first is as fast.
     pub(crate) dot_tbe: Option<DotTbe>,
     /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x,
     /// `stride` floats apart.

@@ -2,22 +2,22 @@
 
 use bigsmall_format::{Dtype, Error, Result, Rule};
 
-/// Weights of one tile: the bits of one bitmap.
+/// Weights of one tile: one for each bit of a bitmap.
 pub(crate) const TILE: usize = 64;
 /// Weights between two stored escape starts.
 pub(crate) const GROUP: usize = 512;
-/// An escape start as it is stored, little-endian.
+/// An escape start in its stored form, little-endian.
 pub(crate) type Start = [u8; 4];
 /// Bytes of a head.
 pub(crate) const HEAD_LEN: usize = 8;
 
-/// How many bitmaps hold an exponent's code.
+/// The number of bitmaps that hold the code of an exponent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Width {
-    /// Three bitmaps, a window of 7 exponents: the smaller one, about 11.3 bits for a bf16 weight.
+    /// Three bitmaps and a window of 7 exponents: smaller, about 11.3 bits per bf16 weight.
     Three,
-    /// Four bitmaps, a window of 15 exponents: hardly any escapes, 12 bits for a bf16 weight.
+    /// Four bitmaps and a window of 15 exponents: hardly any escapes, 12 bits per bf16 weight.
     Four,
 }
 
@@ -34,7 +34,7 @@ impl Width {
         }
     }
 
-    /// Exponents in the window: every code but the one that marks an escape.
+    /// The number of exponents in the window: one for each code except the escape code.
     #[must_use]
     pub const fn window(self) -> usize {
         (1 << self.bits()) - 1
@@ -73,12 +73,12 @@ impl Fields {
         1 << self.exponent_bits
     }
 
-    /// Whether the low 8 of the others stand in a byte plane.
+    /// Whether a byte plane holds the low 8 bits of the *others*.
     pub(crate) const fn has_plane(self) -> bool {
         self.mantissa_bits + 1 >= 8
     }
 
-    /// Bitmaps of a tile that hold the others that the byte plane does not.
+    /// The number of bitmaps per tile for the *others* that are not in the byte plane.
     pub(crate) const fn extra_bitmaps(self) -> usize {
         let others = self.mantissa_bits as usize + 1;
         if self.has_plane() { others - 8 } else { others }
@@ -102,8 +102,8 @@ impl Fields {
     }
 }
 
-/// What the blocks of a tensor share. One that exists is valid: the window lies within the dtype's
-/// exponents.
+/// The parameters of all blocks of a tensor. A `Head` is always valid: the window is within the
+/// exponents of the dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) dtype: Dtype,
@@ -144,7 +144,7 @@ impl Head {
             return Err(Error::new(Rule::ReservedNotZero).at(2 + at as u64));
         }
         Head::new(dtype, width, base).map_err(|e| match e.rule() {
-            // The bytes name the dtype here, not a caller.
+            // The dtype comes from the input, not from the caller.
             Rule::EncodingRefuses => Error::new(Rule::EncodingDtype).found(dtype),
             _ => e,
         })
@@ -166,7 +166,7 @@ fn head_length(bytes: &[u8]) -> Error {
         .found(bytes.len())
 }
 
-/// Where the sections of a block of `n` weights end.
+/// The ends of the sections of a block of `n` weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sections {
     pub(crate) bitmaps: usize,
@@ -175,7 +175,7 @@ pub(crate) struct Sections {
 }
 
 impl Sections {
-    /// `n` is at most `BLOCK_UNITS`, so that nothing overflows.
+    /// `n` must be at most `BLOCK_UNITS`, so that nothing overflows.
     pub(crate) const fn of(head: Head, n: usize) -> Sections {
         let bitmaps = n.div_ceil(TILE) * head.bitmaps_per_tile() * 8;
         let plane = if head.fields.has_plane() { n.next_multiple_of(8) } else { 0 };

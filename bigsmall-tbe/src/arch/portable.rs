@@ -1,5 +1,5 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends
-//! reuse them, compiled for their instructions, where a kernel of their own would win nothing.
+//! compile some of them for their own instructions, if intrinsics would not make them faster.
 
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
@@ -59,7 +59,7 @@ pub(crate) fn count(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Resul
     }
 }
 
-/// With `N` bitmaps for each tile, of which the first `W` hold the codes.
+/// For `N` bitmaps per tile, of which the first `W` hold the codes.
 #[inline(always)]
 fn count_in<const W: usize, const N: usize>(
     bitmaps: &[[u8; 8]],
@@ -95,7 +95,7 @@ pub(crate) fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
     }
 }
 
-/// The exponents of a tile; takes its escapes from the front of `escapes`.
+/// The exponents of a tile. Removes its escapes from the front of `escapes`.
 #[inline(always)]
 fn exponents<const W: usize>(bitmaps: &[[u8; 8]], base: u8, escapes: &mut &[u8]) -> [u8; TILE] {
     let mut exponents = spread(&bitmaps[..W]).map(|code| code.wrapping_add(base));
@@ -110,7 +110,8 @@ fn exponents<const W: usize>(bitmaps: &[[u8; 8]], base: u8, escapes: &mut &[u8])
     exponents
 }
 
-/// 16-bit values: `X` extra bitmaps hold what of sign and mantissa the byte plane does not.
+/// Decodes 16-bit values. `X` extra bitmaps hold the bits of sign and mantissa that are not in the
+/// byte plane.
 #[inline(always)]
 fn decode16<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out: &mut [u8]) {
     let mut escapes = tiles.escapes;
@@ -140,7 +141,7 @@ fn decode16<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out
     }
 }
 
-/// 8-bit values: sign and mantissa stand in `X` extra bitmaps.
+/// Decodes 8-bit values. `X` extra bitmaps hold sign and mantissa.
 #[inline(always)]
 fn decode8<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out: &mut [u8]) {
     let mut escapes = tiles.escapes;
@@ -154,8 +155,8 @@ fn decode8<const W: usize, const X: usize, const M: u32>(tiles: &Tiles<'_>, out:
     }
 }
 
-/// Multiplies, then adds: a fused operation is a slow call where the machine is not known to have
-/// it.
+/// Multiplies, then adds. A fused operation would be a slow function call if the compiler cannot
+/// assume that the machine has the instruction.
 #[inline(always)]
 fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
@@ -179,8 +180,8 @@ pub(crate) fn dot_bf16_any(
     chains: &mut Chains,
     mul_add: impl Fn(f32, f32, f32) -> f32,
 ) {
-    // Half of the chains at a time, as many as fit in registers: those of the first and of the
-    // second eight of 16 weights.
+    // Half of the chains at a time, since only so many fit in registers: first those of the first
+    // eight of 16 weights, then those of the second eight.
     for (half, chains) in chains.as_chunks_mut::<{ TILE / 2 }>().0.iter_mut().enumerate() {
         let mut sums = *chains;
         let tiles = weights.as_chunks::<{ 2 * TILE }>().0.iter().zip(x.as_chunks::<TILE>().0);

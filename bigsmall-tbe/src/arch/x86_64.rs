@@ -1,7 +1,8 @@
 //! x86-64.
 
-/// The plain loops, compiled for the instructions `$features`. Functions, not closures: the
-/// compiler knows that arguments do not overlap, and loses that for what a closure captures.
+/// The portable loops, compiled for the instructions `$features`. These are functions, not
+/// closures: the compiler knows that function arguments do not overlap, but not that captured
+/// values do not.
 macro_rules! plain_loops {
     ($features:literal) => {
         #[target_feature(enable = $features)]
@@ -9,7 +10,7 @@ macro_rules! plain_loops {
             portable::count(head, bitmaps, starts)
         }
 
-        /// Tiles of other dtypes than bf16, and a last one that the output cuts short.
+        /// Decodes tiles of dtypes other than bf16, and a last tile that is not whole.
         #[target_feature(enable = $features)]
         fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
             portable::decode_any(tiles, out);

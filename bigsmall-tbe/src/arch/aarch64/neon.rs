@@ -1,5 +1,5 @@
-//! NEON: 16 weights at a time. Exponents of a run of tiles go to a buffer in the level 1 cache
-//! first, where escapes are put in place; a second pass reads them from there.
+//! NEON: 16 weights at a time. The exponents of a run of tiles are first written to a buffer in the
+//! level 1 cache, where the escapes replace some of them. A second pass reads them from there.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
@@ -13,7 +13,7 @@ use crate::layout::{Head, Start, TILE, Width};
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
-/// Tiles whose exponents are buffered at a time.
+/// The number of tiles whose exponents are buffered at a time.
 const RUN: usize = 32;
 
 /// The exponents of a run of tiles.
@@ -49,7 +49,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
     let (whole, rest) = out.split_at_mut(n * OUT);
-    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked
+    // SAFETY: `kernels` returned this function, so the machine has NEON. The lengths were checked
     // above.
     let used = unsafe {
         match tiles.head.width {
@@ -64,7 +64,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has NEON; the lengths were checked
+    // SAFETY: `kernels` returned this function, so the machine has NEON. The lengths were checked
     // above.
     unsafe {
         match tiles.head.width {
@@ -78,7 +78,7 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
     check_dot(weights.len() / OUT, x, stride, chains.len());
     for (column, chains) in chains.iter_mut().enumerate() {
         let x = &x[column * stride..];
-        // SAFETY: `kernels` handed this function out, so the machine has NEON.
+        // SAFETY: `kernels` returned this function, so the machine has NEON.
         unsafe { dot_bf16_impl(weights, x, chains) };
     }
 }
@@ -87,7 +87,8 @@ fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
     portable::dot_f32_any(weights, x, chains, f32::mul_add);
 }
 
-/// Writes the exponents of `n` tiles, at most [`RUN`], into `out`; the number of their escapes.
+/// Writes the exponents of `n` tiles, at most [`RUN`], to `out`. Returns the number of their
+/// escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for this shift and `n` tiles.
@@ -104,7 +105,7 @@ unsafe fn exponents<const W: usize>(
     let bits = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
     let mut used = 0;
     for t in 0..n {
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more where it is
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, and W more if it is
         // shifted.
         let words = unsafe {
             let here = *tiles.bitmaps.as_ptr().add(t * W).cast::<[[u8; 8]; W]>();
@@ -119,7 +120,7 @@ unsafe fn exponents<const W: usize>(
         };
         let spread = words.map(|word| vreinterpretq_u8_u64(vdupq_n_u64(word)));
         for quarter in 0..4u8 {
-            // Byte i of a vector takes the byte of the bitmap that has its bit, and the bit is
+            // Each byte of the vector gets the byte of the bitmap that has its bit; then the bit is
             // tested.
             let order = vcombine_u8(vdup_n_u8(2 * quarter), vdup_n_u8(2 * quarter + 1));
             let mut exponents = base;
@@ -134,7 +135,7 @@ unsafe fn exponents<const W: usize>(
         let mut mask = words.iter().fold(!0, |mask, word| mask & word);
         let n = mask.count_ones() as usize;
         for &exponent in tiles.escapes.get(used..).unwrap_or(&[]).iter().take(n) {
-            // Always there: the mask has a bit for each.
+            // Always present: the mask has one bit per escape.
             if let Some(out) = out.0.get_mut(t * TILE + mask.trailing_zeros() as usize) {
                 *out = exponent;
             }
@@ -155,7 +156,7 @@ fn unpack(exponents: uint8x16_t, plane: uint8x16_t) -> (uint32x4_t, uint32x4_t) 
     (vreinterpretq_u32_u8(vzip1q_u8(low, high)), vreinterpretq_u32_u8(vzip2q_u8(low, high)))
 }
 
-/// Decodes `out.len() / 128` whole tiles; the number of their escapes.
+/// Decodes `out.len() / 128` whole tiles. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.

@@ -38,13 +38,13 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
 }
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    // SAFETY: `kernels` returned this function, so the machine has the features.
     unsafe { count_any(head, bitmaps, starts) }
 }
 
 fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
-        // SAFETY: `kernels` handed this function out, so the machine has the features.
+        // SAFETY: `kernels` returned this function, so the machine has the features.
         return unsafe { decode_any(tiles, out) };
     }
     let n = out.len() / OUT;
@@ -52,7 +52,7 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
     let (whole, rest) = out.split_at_mut(n * OUT);
     let mut left = *tiles;
     let mut decode = |piece: &mut [u8]| {
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
         // were checked above, and the pieces have as many tiles as `whole` altogether.
         let used = unsafe {
             match (tiles.head.width, GFNI) {
@@ -82,7 +82,7 @@ fn dot_tbe<const GFNI: bool>(
     chains: &mut Chains,
 ) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
         match (tiles.head.width, shift, GFNI) {
@@ -102,14 +102,14 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
     check_dot(weights.len() / OUT, x, stride, chains.len());
     for (column, chains) in chains.iter_mut().enumerate() {
         let x = &x[column * stride..];
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
         // were checked above.
         unsafe { dot_bf16_impl(weights, x, chains) };
     }
 }
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    // SAFETY: `kernels` returned this function, so the machine has the features.
     unsafe { dot_f32_any(weights, x, chains) }
 }
 

@@ -1,5 +1,5 @@
-//! AVX-512: a transposition of bits makes a tile's bitmaps its codes, and one byte expansion puts
-//! its escapes in place.
+//! AVX-512: a bit transposition turns the bitmaps of a tile into codes, and one byte expansion
+//! instruction inserts the escapes.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -30,19 +30,19 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
 plain_loops!("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,avx2,fma,bmi1,bmi2,popcnt");
 
 fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize> {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    // SAFETY: `kernels` returned this function, so the machine has the features.
     unsafe { count_any(head, bitmaps, starts) }
 }
 
 fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
-        // SAFETY: `kernels` handed this function out, so the machine has the features.
+        // SAFETY: `kernels` returned this function, so the machine has the features.
         return unsafe { decode_any(tiles, out) };
     }
     let n = out.len() / OUT;
     check_run(tiles, 0, n);
     let (whole, rest) = out.split_at_mut(n * OUT);
-    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     let used = unsafe {
         match tiles.head.width {
@@ -59,7 +59,7 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
 
 fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
     check_run(tiles, shift, x.len() / TILE);
-    // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths were
+    // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
         match (tiles.head.width, shift) {
@@ -84,7 +84,7 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
             1
         };
         let (group, after) = rest.split_at_mut(n);
-        // SAFETY: `kernels` handed this function out, so the machine has the features; the lengths
+        // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
         // were checked above.
         unsafe {
             match n {
@@ -99,26 +99,26 @@ fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
 }
 
 fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    // SAFETY: `kernels` handed this function out, so the machine has the features.
+    // SAFETY: `kernels` returned this function, so the machine has the features.
     unsafe { dot_f32_any(weights, x, chains) }
 }
 
-/// Low and high bytes of 64 bf16 weights from their exponents and their signs and mantissas.
+/// The low and the high bytes of 64 bf16 weights, from their exponents and sign-mantissa bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,gfni")]
 fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
-    // Each exponent with its lowest bit on top, where it goes in the lower byte: a product of the
-    // byte with a matrix of bits.
+    // Move the lowest bit of each exponent to the top, its position in the lower byte. This is the
+    // product of the byte with a bit matrix.
     let turn = _mm512_set1_epi64(0x0204_0810_2040_8001);
     let turned = _mm512_gf2p8affine_epi64_epi8::<0>(exponents, turn);
-    // 0xCA: the second operand where the first has ones, else the third.
+    // 0xCA selects the bits of the second operand where the first has ones, else of the third.
     let mantissa = _mm512_set1_epi8(0x7f);
     let low = _mm512_ternarylogic_epi64::<0xCA>(mantissa, plane, turned);
     let high = _mm512_ternarylogic_epi64::<0xCA>(mantissa, turned, plane);
     (low, high)
 }
 
-/// The codes of tile `tile`, a byte each.
+/// The codes of tile `tile`, one byte each.
 ///
 /// # Safety
 /// `bitmaps` must have W bitmaps for the tile.
@@ -126,7 +126,7 @@ fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
 unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
     let at = tile * W;
-    // SAFETY: either four bitmaps are left, or the mask keeps the load within the W of this tile.
+    // SAFETY: either four bitmaps remain, or the mask limits the load to the W of this tile.
     let words = unsafe {
         let from = bitmaps.as_ptr().add(at);
         if at + 4 <= bitmaps.len() {
@@ -135,9 +135,10 @@ unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
             _mm256_maskz_loadu_epi64((1 << W) - 1, from.cast())
         }
     };
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7:
-    // a matrix of bits, whose product with the bytes 1, 2, 4 to 128 has in bit i of byte j what
-    // bit j of that byte is. The other rows come from the upper half of the vector, which is 0.
+    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7.
+    // The 64 bits are a bit matrix. In its product with the bytes 1, 2, 4, ..., 128, bit i of byte
+    // j is bit j of bitmap byte i. The other rows come from the upper half of the vector, which is
+    // 0.
     let places = const {
         let (first, next) =
             if W == 3 { (0x0008_1020, 0x0101_0100) } else { (0x0008_1018, 0x0101_0101) };
@@ -158,8 +159,8 @@ unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
     )
 }
 
-/// The exponents of one tile with these codes. `used` of the escapes belong to the tiles before it,
-/// and afterwards those of this one too.
+/// The exponents of one tile with these codes. `used` is the number of escapes that earlier tiles
+/// have taken; the escapes of this tile are added to it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
 fn exponents<const W: usize>(
@@ -170,24 +171,24 @@ fn exponents<const W: usize>(
 ) -> __m512i {
     let mask = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((1 << W) - 1));
     let exponents = _mm512_add_epi8(codes, base);
-    // With three bitmaps nearly every tile has an escape, with four nearly none: a branch pays for
-    // four only.
+    // With three bitmaps nearly every tile has an escape, with four hardly any. So a branch is
+    // faster only with four.
     if W == 4 && mask == 0 {
         return exponents;
     }
     let these = if escapes.len() >= TILE && *used <= escapes.len() - TILE {
-        // SAFETY: at least 64 bytes are left.
+        // SAFETY: at least 64 bytes remain.
         unsafe { _mm512_loadu_si512(escapes.as_ptr().add(*used).cast()) }
     } else {
         let rest = escapes.get(*used..).unwrap_or(&[]);
-        // SAFETY: fewer than 64 bytes are left, and the mask keeps the load within them.
+        // SAFETY: fewer than 64 bytes remain, and the mask limits the load to them.
         unsafe { _mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast()) }
     };
     *used += mask.count_ones() as usize;
     _mm512_mask_expand_epi8(exponents, mask, these)
 }
 
-/// Decodes `out.len() / 128` whole tiles; the number of their escapes.
+/// Decodes `out.len() / 128` whole tiles. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.
@@ -198,8 +199,8 @@ unsafe fn decode_tiles<const W: usize>(
     ahead: &mut Ahead<'_>,
 ) -> usize {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
-    // Where unpacking finds the eight weights of each 64 bits, so that it leaves them in their
-    // order.
+    // Unpacking works within lanes of 128 bits. This permutation of 64-bit parts before it leaves
+    // the weights in order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
     let mut output = Output::new(out);
@@ -207,9 +208,8 @@ unsafe fn decode_tiles<const W: usize>(
         if t.is_multiple_of(2) {
             ahead.fetch(LINES);
         }
-        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile;
-        // what is read of the escapes is what `used` leaves; `out` has 128 bytes for each
-        // tile.
+        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile.
+        // Of the escapes, only those after the first `used` are read. `out` has 128 bytes per tile.
         unsafe {
             let codes = codes::<W>(tiles.bitmaps, t);
             let exponents = exponents::<W>(codes, base, tiles.escapes, &mut used);
@@ -227,20 +227,21 @@ unsafe fn decode_tiles<const W: usize>(
     used
 }
 
-/// Where decoded vectors go, one after the other: a large output bypasses the caches, so that it
-/// need not be read before it is overwritten, in whole cache lines, which lie across two vectors
-/// unless the output begins at one. They are put together from numbers of 32 bits, in one
-/// instruction: an output that begins at an odd multiple of two bytes goes through the caches.
+/// Writes decoded vectors to the output, one after the other. A large output bypasses the caches,
+/// so that the processor does not read it before it is overwritten. Such stores write whole cache
+/// lines. Unless the output begins at a line, each line is made from two vectors, by an instruction
+/// that moves numbers of 32 bits. So an output that does not begin at a multiple of four bytes goes
+/// through the caches.
 struct Output {
-    /// Where the next vector goes, or the next line.
+    /// The address for the next vector, or for the next line.
     to: *mut u8,
-    /// Whether whole lines are to bypass the caches.
+    /// Whether to write whole lines that bypass the caches.
     lines: bool,
-    /// How many of the first numbers of 32 bits come before the first line.
+    /// The number of 32-bit numbers before the first line.
     skip: u32,
-    /// The last vector, of which the end is not yet written; none before the first.
+    /// The last vector, whose end is not yet written, if any.
     last: Option<__m512i>,
-    /// The numbers from `skip` on of two vectors.
+    /// Selects the numbers from `skip` on of two vectors.
     order: __m512i,
 }
 
@@ -266,7 +267,7 @@ impl Output {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn put(&mut self, vector: __m512i) {
-        // SAFETY: as the caller promises. What `last` has left begins at a line.
+        // SAFETY: as the caller promises. The unwritten part of `last` begins at a line.
         unsafe {
             if !self.lines {
                 _mm512_storeu_si512(self.to.cast(), vector);
@@ -282,7 +283,7 @@ impl Output {
         }
     }
 
-    /// Writes what is left. Nothing may be put afterwards.
+    /// Writes the rest. No vector may be put afterwards.
     ///
     /// # Safety
     /// As many vectors must have been put as the output has room for.
@@ -291,8 +292,8 @@ impl Output {
     unsafe fn end(self) {
         if let Some(last) = self.last {
             let rest = _mm512_permutexvar_epi32(self.order, last);
-            // SAFETY: the end of the last vector, whose place is within the output. Older compilers
-            // declare the fence unsafe.
+            // SAFETY: the end of the last vector is within the output. Older compilers declare the
+            // fence unsafe.
             unsafe {
                 _mm512_mask_storeu_epi32(self.to.cast(), u16::MAX >> self.skip, rest);
                 _mm_sfence();
@@ -331,7 +332,8 @@ unsafe fn load_chains(chains: *const f32) -> [__m512; 4] {
     unsafe { [0, 16, 32, 48].map(|i| _mm512_loadu_ps(chains.add(i))) }
 }
 
-/// The number of the tiles' escapes.
+/// Adds the products of the tiles' weights and `x` to `chains`. Returns the number of the tiles'
+/// escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
@@ -343,7 +345,7 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     chains: &mut Chains,
 ) -> usize {
     let base = _mm512_set1_epi8(tiles.head.base as i8);
-    // The bytes from `shift` on of two vectors.
+    // Selects the bytes from `shift` on of two vectors.
     let order: [u8; TILE] = std::array::from_fn(|i| i as u8 + shift as u8);
     // SAFETY: 64 bytes are one vector.
     let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
@@ -353,9 +355,8 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
         stream::fetch_plane(tiles, t * TILE);
         stream::fetch_bitmaps::<W>(tiles.bitmaps.as_ptr().wrapping_add(t * W));
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more where it is
-        // shifted, and 64 bytes of the plane; what is read of the escapes is what `used`
-        // leaves.
+        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more if it is shifted,
+        // and 64 bytes of the plane. Of the escapes, only those after the first `used` are read.
         unsafe {
             let mut these = codes::<W>(tiles.bitmaps, t);
             if !ALIGNED {

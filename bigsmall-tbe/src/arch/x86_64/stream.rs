@@ -1,5 +1,5 @@
-//! Data larger than the caches. Output bypasses them, so that it need not be read before it is
-//! overwritten; input is prefetched.
+//! Access to data larger than the caches. Output bypasses the caches, so that the processor does
+//! not read it before it is overwritten. Input is prefetched.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -9,17 +9,17 @@ use crate::layout::TILE;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Bytes produced at a time: a few pages would not stay in the level 1 cache beside the input.
+/// Bytes produced at a time. They must stay in the level 1 cache together with the input.
 pub(super) const GROUP: usize = 4096;
-/// Outputs from this length on bypass the caches: whole blocks of bf16.
+/// Outputs of at least this length (a whole block of bf16) bypass the caches.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many weights ahead kernels prefetch: more than the processor does by itself, which stops at
-/// every page.
+/// How many weights ahead kernels prefetch. The processor's own prefetching stops at the end of
+/// each page.
 const AHEAD: usize = 2048;
 
-/// Prefetches the bf16 weights that come [`AHEAD`] of `tile` into the level 2 cache: their product
-/// computes so little that requests to level 1 would use up its line-fill buffers.
+/// Prefetches the bf16 weights [`AHEAD`] of `tile` into the level 2 cache. Their product computes
+/// so little per byte that prefetches to level 1 would use up its line-fill buffers.
 #[inline(always)]
 pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     let at = tile.as_ptr().wrapping_add(2 * AHEAD);
@@ -27,39 +27,39 @@ pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
     fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
 }
 
-/// Prefetches the byte plane that comes [`AHEAD`] of weight `at`.
+/// Prefetches the byte plane [`AHEAD`] of weight `at`.
 #[inline(always)]
 pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
     fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
 }
 
-/// Prefetches the bitmaps that come [`AHEAD`] of `here`.
+/// Prefetches the bitmaps [`AHEAD`] of `here`.
 #[inline(always)]
 pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
     fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * W).cast());
 }
 
-/// Prefetches a cache line, which need not exist.
+/// Prefetches a cache line. The address need not be valid.
 #[inline(always)]
 fn fetch<const HINT: i32>(line: *const u8) {
-    // SAFETY: SSE is part of x86-64. Nothing is read or written, and an address without memory is
-    // no error.
+    // SAFETY: SSE is part of x86-64. A prefetch does not read or write for the program, and an
+    // invalid address is not an error.
     unsafe { _mm_prefetch::<HINT>(line.cast()) };
 }
 
 #[repr(align(64))]
 struct Staging([u8; LINE + GROUP]);
 
-/// Fills `out` with what `produce` writes into consecutive pieces of [`GROUP`] bytes, the last one
-/// shorter, in whole cache lines that bypass the caches.
+/// Fills `out` in pieces of [`GROUP`] bytes (the last one is shorter). `produce` writes each piece
+/// to a staging buffer, from which whole cache lines are written that bypass the caches.
 pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
     let mut staging = Staging([0; LINE + GROUP]);
-    // What comes before the first boundary of a line in `out` is written by ordinary stores, as the
-    // rest at the end.
+    // The bytes before the first whole line of `out`, and those after the last one, are written by
+    // ordinary stores.
     let mut held = out.as_ptr().align_offset(LINE).min(out.len());
     let mut rest = out;
     if held > 0 {
-        // Begin in the middle of a line of the staging buffer, so that later lines coincide with
+        // Begin in the middle of a line of the staging buffer, so that later lines are aligned with
         // those of `out`.
         held = LINE - held % LINE;
         if held == LINE {
@@ -79,7 +79,7 @@ pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
             head.copy_from_slice(&staging.0[skip..skip + n]);
             rest = after;
             staging.0.copy_within(skip + n..held, 0);
-            // What was moved lies in front now; from here on both coincide.
+            // The moved bytes are at the front now. From here on both are aligned.
             held -= skip + n;
             skip = 0;
         }
@@ -98,8 +98,8 @@ pub(super) fn fill(out: &mut [u8], mut produce: impl FnMut(&mut [u8])) {
     unsafe { _mm_sfence() };
 }
 
-/// Copies the first `lines.len()` bytes, whole lines, past the caches where `lines` begins at a
-/// line.
+/// Copies the first `lines.len()` bytes, which are whole lines. If `lines` begins at a line, the
+/// stores bypass the caches.
 fn write_lines(staging: &Staging, lines: &mut [u8]) {
     let from = &staging.0[..lines.len()];
     if !lines.as_ptr().addr().is_multiple_of(LINE) {
