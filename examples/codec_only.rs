@@ -10,7 +10,7 @@ use half::bf16;
 /// Compresses weights in memory.
 #[derive(Parser)]
 struct Args {
-    /// How many.
+    /// The number of weights.
     #[arg(default_value_t = 1_000_000)]
     n: usize,
 }
@@ -25,6 +25,6 @@ fn main() -> Result<()> {
     bigsmall_codec::decode(&small, &mut back)?;
 
     assert!(weights.iter().zip(&back).all(|(a, b)| a.to_bits() == b.to_bits()));
-    println!("{} bytes as {}, every bit back", 2 * weights.len(), small.len());
+    println!("{} bytes compressed to {}, and every bit restored", 2 * weights.len(), small.len());
     Ok(())
 }

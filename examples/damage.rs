@@ -1,4 +1,4 @@
-//! What becomes of a damaged shard: a thousand damages, each detected, harmless or silent.
+//! Damages a shard a thousand times and counts whether each damage is detected, harmless or silent.
 //!
 //! `cargo run --release -p bigsmall-examples --example damage -- FILE.bs`
 
@@ -12,15 +12,15 @@ use bigsmall_testing::Random;
 use bigsmall_testing::trials::{Encodings, Found, Kind, Tally};
 use clap::Parser;
 
-/// Damages what is read from a shard, and counts what detects it.
+/// Damages a copy of a shard, and counts what detects the damage.
 ///
-/// The file stays as it is. After each damage, a reader that knows nothing of it opens the shard
-/// and decodes every block that the damage touches.
+/// The file itself is not changed. For each damage, the damaged shard is opened, and every block
+/// that the damage affects is decoded.
 #[derive(Parser)]
 struct Args {
     /// The shard.
     file: PathBuf,
-    /// How many damages, of all kinds together.
+    /// The total number of damages, of all kinds.
     #[arg(default_value_t = 1000)]
     times: usize,
 }
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     }
     println!("{:<40}{total}", "all");
     if total.of(Found::Silent) > 0 {
-        return Err("damage that nothing detected".into());
+        return Err("some damage was not detected".into());
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Embeds sentences with a BERT model whose weights come straight from a shard, and ranks them by
-//! how near they are.
+//! Embeds sentences with a BERT model whose weights are read from a shard, and ranks them by their
+//! similarity to a question.
 //!
 //! `cargo run --release -p bigsmall-examples --features candle --example embed -- FOLDER`
 
@@ -13,14 +13,14 @@ use candle_transformers::models::bert::{BertModel, Config};
 use clap::Parser;
 use tokenizers::{PaddingParams, Tokenizer};
 
-/// Embeds sentences with a BERT model, and ranks them by how near they are to a question.
+/// Embeds sentences with a BERT model, and ranks them by their similarity to a question.
 #[derive(Parser)]
 struct Args {
     /// The folder of a model such as MiniLM, with `config.json` and `tokenizer.json`. If it is not
     /// compressed, it is compressed into a temporary folder first.
     folder: PathBuf,
-    /// The original weights, `model.safetensors` in the folder if it is there. Their vectors must
-    /// be the same, bit for bit.
+    /// The original weights. The default is `model.safetensors` in the folder, if it exists. Their
+    /// vectors must be the same, bit for bit.
     original: Option<PathBuf>,
 }
 
@@ -76,8 +76,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The vectors of the query and of all sentences, each of length 1: means over the tokens of the
-/// last layer.
+/// The vectors of the query and of all sentences: the mean of the last layer over the tokens,
+/// scaled to length 1.
 fn embed(dir: &Path, weights: VarBuilder<'_>) -> Result<Tensor> {
     let config: Config = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
     let model = BertModel::load(weights, &config)?;

@@ -1,5 +1,5 @@
-//! Generates text with a Llama-like model whose weights come straight from shards. Each token is
-//! shown at once.
+//! Generates text with a Llama-like model whose weights are read from shards. Each token is printed
+//! as soon as it is known.
 //!
 //! `cargo run --release -p bigsmall-examples --features candle --example generate -- [MODEL
 //! [PROMPT]]`
@@ -20,10 +20,10 @@ use tokenizers::Tokenizer;
 #[derive(Parser)]
 struct Args {
     /// A folder of shards with `config.json` and `tokenizer.json`, or a URL. Without it, a small
-    /// model of random weights is made, and its text is compared with that from the original
+    /// model of random weights is made, and its text is compared with the text from the original
     /// weights.
     model: Option<PathBuf>,
-    /// What the text begins with.
+    /// The beginning of the text.
     #[arg(default_value = "Once upon a time")]
     prompt: String,
     /// The folder with `config.json` and `tokenizer.json`, if the model is a URL.
@@ -31,7 +31,7 @@ struct Args {
     config: Option<PathBuf>,
 }
 
-/// Tokens at the most.
+/// The largest number of tokens.
 const LENGTH: usize = 100;
 
 fn main() -> Result<()> {
@@ -44,8 +44,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The text that `weights` continue `prompt` with, written to `out` token by token; returns the
-/// tokens.
+/// Continues `prompt` with the model `weights`, and writes the text to `out` token by token.
+/// Returns the tokens.
 fn generate(
     dir: &Path,
     weights: VarBuilder<'_>,
@@ -77,7 +77,7 @@ fn generate(
             break;
         }
         tokens.push(token);
-        // A character may take several tokens. It is shown when it is complete.
+        // A character may consist of several tokens. It is printed when it is complete.
         let text = tokenizer.decode(&tokens, true)?;
         if let Some(more) = text.strip_prefix(&*shown).filter(|m| !m.ends_with('\u{FFFD}')) {
             write!(out, "{more}")?;
@@ -88,7 +88,7 @@ fn generate(
     Ok(tokens)
 }
 
-/// Makes a small model, compresses it and compares what it says with what the original says.
+/// Makes a small model, compresses it, and compares the text of both.
 fn made() -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let (dir, shards) = (temporary.path().join("model"), temporary.path().join("compressed"));
@@ -107,9 +107,9 @@ fn made() -> Result<()> {
     let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)?;
     let expected = generate(&dir, weights, prompt, &mut std::io::sink())?;
     if found != expected {
-        return Err("other tokens than from the original weights".into());
+        return Err("the tokens differ from those of the original weights".into());
     }
-    println!("{} tokens, the same as from the original weights", found.len());
+    println!("{} tokens, the same as with the original weights", found.len());
     Ok(())
 }
 
@@ -127,8 +127,7 @@ fn config(shape: &Shape) -> serde_json::Value {
     })
 }
 
-/// A tokenizer with one token for each byte, in the alphabet that byte-level tokenizers write bytes
-/// with.
+/// A tokenizer with one token for each byte, in the alphabet of byte-level tokenizers.
 fn bytes_as_tokens() -> serde_json::Value {
     let mut next = 256u32;
     let letters = (0..=255u32).map(|byte| {

@@ -18,10 +18,10 @@ struct Args {
     model: Option<PathBuf>,
     /// The matrix. Without it, the largest one of BF16 or F16.
     tensor: Option<String>,
-    /// How many vectors are multiplied at once.
+    /// The number of vectors that are multiplied at once.
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
-    /// Accept a driver that runs on the CPU, if there is no GPU.
+    /// Allow a driver that runs on the CPU, if there is no GPU.
     #[arg(long)]
     software: bool,
 }
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let spec = matrix(&model, tensor.as_deref())?;
     let name = spec.name();
 
-    // The tensor as it is stored: nothing is decoded yet.
+    // The tensor in its stored form: nothing is decoded yet.
     let tensor = model.encoded(name)?;
     let original = spec.byte_len();
     println!(
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let (mut y, mut expected) = (vec![0.0; batch * m], vec![0.0; batch * m]);
     let gpu_time = shortest(|| gpu.matmul(&weights, &x, batch, &mut y))?;
     let cpu_time = shortest(|| cpu.matmul(&on_cpu, &x, batch, &mut expected))?;
-    // With x and y on the device already.
+    // The same with x and y already on the device.
     let (x_buffer, y_buffer) = (gpu.new_buffer(x.len())?, gpu.new_buffer(y.len())?);
     gpu.write_buffer(&x_buffer, &x)?;
     let resident_time = shortest(|| {
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     println!("batch {batch}: GPU {gpu_time:.1?}, CPU {cpu_time:.1?}");
     println!("GPU with vectors kept there: {resident_time:.1?}");
 
-    // The two add in different orders: they agree within what rounding allows, not bit for bit.
+    // GPU and CPU add in different orders. So the results agree within rounding, not bit for bit.
     let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
     let apart = y.iter().zip(&expected).fold(0f32, |a, (y, e)| a.max((y - e).abs()));
     println!("largest difference: {apart:e}, largest value: {largest:e}");
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     gpu.decompress(&weights, &mut bytes)?;
     let identical = bytes == model.tensor(name)?.bytes();
     println!("decompressed on the device: {}", if identical { "identical" } else { "DIFFERENT" });
-    // Written so that a difference of NaN fails too.
+    // With this form of the comparison, a difference of NaN fails too.
     let close = apart <= 1e-3 * largest.max(f32::MIN_POSITIVE);
     if !identical || !close {
         return Err("the results differ".into());

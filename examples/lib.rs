@@ -1,4 +1,4 @@
-//! What the programs share: a model for those who name none, and small helpers.
+//! Helpers for the programs, and a generated model for users who do not name one.
 //!
 //! `cargo run --release -p bigsmall-examples --example NAME -- --help`
 
@@ -12,24 +12,38 @@ use bigsmall_testing::Llama;
 /// The result of a program.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Opens `model`. Without one, makes a model of 66 MB in `folder`, in the shape of a Llama.
+/// Returns `model`. Without one, makes a safetensors file of 66 MB in `folder`, in the shape of a
+/// Llama.
 ///
 /// # Errors
-/// Those of opening, or of making it.
+/// The file cannot be written.
+pub fn original(model: Option<PathBuf>, folder: &Path) -> Result<PathBuf> {
+    if let Some(model) = model {
+        return Ok(model);
+    }
+    let made = folder.join("model.safetensors");
+    Llama::SMALL.write(&made)?;
+    Ok(made)
+}
+
+/// Opens the shard or the folder of shards `model`. Without one, opens a compressed [`original`].
+///
+/// # Errors
+/// The model cannot be opened, or not be made.
 pub fn open(model: Option<PathBuf>, folder: &Path) -> Result<Model> {
     if let Some(model) = model {
         return Ok(Model::open(model)?);
     }
-    let (plain, shard) = (folder.join("model.safetensors"), folder.join("model.bs"));
-    Llama::SMALL.write(&plain)?;
-    compress(&plain, &shard, &CompressOptions::default(), &Progress::default())?;
+    let shard = folder.join("model.bs");
+    let options = CompressOptions::default();
+    compress(original(None, folder)?, &shard, &options, &Progress::default())?;
     Ok(Model::open(shard)?)
 }
 
-/// The tensor with that name; without one, the largest matrix of BF16 or F16.
+/// The tensor with the given name. Without a name, the largest matrix of BF16 or F16.
 ///
 /// # Errors
-/// There is no such tensor.
+/// The tensor does not exist.
 pub fn matrix(model: &Model, name: Option<&str>) -> Result<TensorSpec> {
     if let Some(name) = name {
         return Ok(model.spec(name)?.clone());
@@ -41,17 +55,17 @@ pub fn matrix(model: &Model, name: Option<&str>) -> Result<TensorSpec> {
     largest.cloned().ok_or_else(|| "the model has no matrix of BF16 or F16".into())
 }
 
-/// `n` numbers between -0.5 and 0.5, to multiply with.
+/// `n` numbers between -0.5 and 0.5: a vector for products.
 #[must_use]
 pub fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect()
 }
 
-/// Compares two files byte by byte, or every safetensors file of the folder `a` with that of the
-/// same name in `b`. Returns how many files were compared.
+/// Compares two files byte by byte, or every safetensors file of the folder `a` with the file of
+/// the same name in `b`. Returns the number of compared files.
 ///
 /// # Errors
-/// They differ, or cannot be read.
+/// The files differ, or cannot be read.
 pub fn compare(a: &Path, b: &Path) -> Result<usize> {
     if a.is_dir() {
         let mut n = 0;

@@ -1,4 +1,4 @@
-//! Multiplies a matrix of a `.bs` file by a vector on the CPU, and never decodes the whole of it.
+//! Multiplies a matrix of a `.bs` file by a vector on the CPU, without decoding the whole matrix.
 //!
 //! `cargo run --release -p bigsmall-examples --example matvec [MODEL.bs [TENSOR]]`
 
@@ -26,8 +26,8 @@ fn main() -> Result<()> {
     let spec = matrix(&model, args.tensor.as_deref())?;
     let name = spec.name();
 
-    // The tensor as the file stores it. Products need the triple-bitmap encoding, in which every
-    // weight can be found; another encoding is converted to it, block by block.
+    // The tensor in its stored form. Products need the triple-bitmap encoding, which gives direct
+    // access to every weight. Another encoding is converted to it, block by block.
     let tensor = model.encoded(name)?;
     let share = |bytes: u64| 100.0 * bytes as f64 / spec.byte_len() as f64;
     println!("{name} {} {:?}: {} bytes", spec.dtype(), spec.shape(), spec.byte_len());
@@ -55,8 +55,8 @@ fn main() -> Result<()> {
     let rate = spec.byte_len() as f64 / seconds[4] / 1e9;
     println!("y = W x: {:.3} ms, {rate:.1} GB/s of original weights", 1e3 * seconds[4]);
 
-    // The same product with a few decoded rows at a time. It is equal bit for bit, since only the
-    // loading of a weight differs.
+    // The same product with a few decoded rows at a time. The bits are equal, since only the way in
+    // which a weight is loaded differs.
     let mut expected = vec![0.0; m];
     for (i, expected) in expected.chunks_mut(64).enumerate() {
         let rows = model.rows(name, 64 * i as u64..(64 * i + expected.len()) as u64)?;

@@ -1,4 +1,4 @@
-//! From tensors in memory to a shard, and back.
+//! Saves tensors in memory as a shard, and reads them back.
 //!
 //! `cargo run --release -p bigsmall-examples --example save [FILE.bs]`
 
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     println!("{} bytes as {}", report.original_bytes, report.compressed_bytes);
     assert_eq!(Model::open(&file)?.tensor("fc.weight")?.to_vec::<f32>()?, weight);
 
-    // One after the other, for a model that is larger than the memory.
+    // One tensor after the other, for a model that is larger than the memory.
     let spec = |layer| TensorSpec::new(&format!("layers.{layer}.weight"), Dtype::F32, &[512, 512]);
     let specs = (0..4).map(spec).collect::<std::result::Result<Vec<_>, _>>()?;
     let mut writer = Writer::create(&file, specs.clone(), None, &SaveOptions::default())?;

@@ -1,5 +1,5 @@
-//! Goes through a model layer by layer, a part of it in memory at a time, and says how much memory
-//! that took.
+//! Reads a model layer by layer, with only a part of it in memory at a time, and prints how much
+//! memory that takes.
 //!
 //! `cargo run --release -p bigsmall-examples --example stream [MODEL | --generate 14GB]`
 
@@ -19,8 +19,8 @@ use half::bf16;
 struct Args {
     /// A shard, or a folder of shards. Without it, a model is made.
     model: Option<PathBuf>,
-    /// The size of the model that is made, in the shape of a Llama. Two thirds of it are needed in
-    /// the temporary folder. Every tensor that is read is compared with what was written.
+    /// The size of the model that is made, in the shape of a Llama. The shard takes two thirds of
+    /// it in the temporary folder. Every tensor is compared with the one that was written.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1GB")]
     #[arg(conflicts_with = "model")]
     generate: u64,
@@ -43,8 +43,8 @@ fn main() -> Result<()> {
             break;
         }
         waited += begin.elapsed();
-        // Here a program computes with the layer. Only this one is decoded, and the next one is
-        // being read.
+        // Here a program computes with the layer. Only this layer is decoded. The next one is being
+        // read meanwhile.
         for tensor in layer.tensors() {
             let name = tensor.spec().name();
             if hashes.get(name).is_some_and(|h| *h != hash(tensor.bytes())) {
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
     println!("largest layer {:.0} MiB", mib(largest));
     match peak() {
         Some(peak) => println!("peak memory of this process {:.0} MiB", mib(peak)),
-        None => println!("peak memory: this system does not say"),
+        None => println!("peak memory: not available on this system"),
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// The most memory that this process had at any time, if the system says it (Linux).
+/// The peak memory of this process, if the system provides it (Linux).
 fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
@@ -113,7 +113,7 @@ fn make(folder: &Path, size: u64) -> Result<(PathBuf, HashMap<String, u64>)> {
     let begin = Instant::now();
     let mut writer = Writer::create(&path, tensors.clone(), None, &SaveOptions::default())?;
     let mut hashes = HashMap::new();
-    // Drawn from a table, since there are billions of them.
+    // Drawn from a table, which is fast enough for billions of values.
     let mut random = Random::new(1);
     let normal: Vec<[u8; 2]> =
         (0..1 << 16).map(|_| bf16::from_f64(0.02 * random.normal()).to_le_bytes()).collect();

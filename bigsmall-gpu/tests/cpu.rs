@@ -1,4 +1,4 @@
-//! The CPU under the trait, in a build with or without wgpu.
+//! The implementation for the CPU, in a build with or without wgpu.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;

@@ -1,5 +1,5 @@
-//! Promises kept on a device. Without one the tests are counted as ignored, out loud; with
-//! `BIGSMALL_REQUIRE_GPU=1` they fail.
+//! The promises of the crate, tested on a device. Without a device the tests are counted as
+//! ignored, and a line says so; with `BIGSMALL_REQUIRE_GPU=1` they fail.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;
@@ -122,13 +122,13 @@ fn any_bits_at_any_shape_decode() {
     }
 }
 
-/// Every kernel, full and with columns to spare.
+/// Every kernel, with batches that fill its columns and with smaller ones.
 const BATCHES: &[usize] = &[1, 2, 3, 8, 9, 16, 17, 33, 65];
 
 fn fused_equals_plain_bit_for_bit() {
     for &(rows, cols) in SHAPES {
         let model = (model_weights(rows, cols, 13), BATCHES);
-        // Nearly all escapes.
+        // Nearly all weights are escapes.
         let noise = (any_bits(rows * cols, 14, true), &[1, 4, 20][..]);
         for (weights, batches) in [model, noise] {
             let tensor = encoded(&weights, rows, cols);
@@ -165,7 +165,7 @@ fn every_variant_gives_the_same_bits() {
             }
         }
     }
-    // What tuning finds is kept, and can be replaced.
+    // The result of tuning is kept, and can be replaced.
     let gpu = new_device();
     let loaded = gpu.upload(&encoded(&model_weights(64, 2048, 42), 64, 2048)).unwrap();
     let x = model_x(100 * 2048, 43);
@@ -229,7 +229,8 @@ fn resident_bytes(gpu: &Wgpu, weights: &WgpuWeights) -> Vec<Vec<u8>> {
     weights.buffers().iter().map(read).collect()
 }
 
-/// Uploads `tensor` both ways and compares all that can be seen; returns what the device packed.
+/// Uploads `tensor` both ways, packed by the host and by the device, and compares everything that
+/// is visible. Returns the matrix that the device packed.
 fn same_on_the_device(
     gpu: &Wgpu,
     tensor: &EncodedTensor,
@@ -300,12 +301,12 @@ fn packed_on_the_device_as_on_the_host() {
     }
 }
 
-/// Cut into shards, on folded grids, with the limits that every WebGPU device has, without loop
-/// guards, and where f16 counts.
+/// Matrices divided into shards, two-dimensional grids, the limits that every WebGPU device has, no
+/// loop guards, and cooperative matrices.
 fn packed_within_any_limits() {
     let (rows, cols) = (200, 130);
     let mut narrow = model_weights(rows, cols, 100);
-    // Zeros are exact in f16 as well.
+    // Zeros are also exact in f16.
     narrow[3] = 0;
     narrow[4] = 0x8000;
     let mut wide = narrow.clone();
@@ -325,7 +326,7 @@ fn packed_within_any_limits() {
             }
         }
     }
-    // Products by f16, or not, for the same matrices.
+    // The same matrices are multiplied in f16, or not.
     let x = model_x(40 * cols, 101);
     for form in FORMS.into_iter().chain([Some(Resident::Plain)]) {
         for (tensor, by_halves) in [(&narrow, true), (&wide, false)] {
@@ -348,11 +349,11 @@ fn what_cannot_be_packed_on_the_device() {
             assert_eq!(loaded.resident(), form.unwrap_or(Resident::Plain));
         }
     }
-    // Another encoding: the host decodes it.
+    // The host decodes another encoding.
     let raw = encoded(&[1, 2, 3, 4], 2, 2);
     let loaded = gpu().upload_with(&raw, &on_device(None)).unwrap();
     assert!(!loaded.decoded_on_device() && decompress(gpu(), &loaded) == bytes_of(&[1, 2, 3, 4]));
-    // One row too many to be decoded at once: the host decodes it by pieces.
+    // One row more than can be decoded at once: the host decodes the matrix in pieces.
     let (rows, cols) = (40, 800);
     let small = small_device(|l| l.max_storage_buffer_binding_size = 63_996);
     let weights = model_weights(rows, cols, 102);
@@ -361,14 +362,14 @@ fn what_cannot_be_packed_on_the_device() {
     assert!(!loaded.decoded_on_device() && decompress(&small, &loaded) == bytes_of(&weights));
     let fits = encoded_by(&Ans::default(), &weights[cols..], rows - 1, cols);
     same_on_the_device(&small, &fits, None, "one row less");
-    // A row that fits when it is decoded, and no longer when it is padded.
+    // A row that fits without padding, but not with padding.
     let row = encoded_by(&Ans::default(), &weights[..31_998], 1, 31_998);
     let error = small.upload_with(&row, &on_device(None)).unwrap_err();
     assert_eq!((error.kind(), error.tensor()), (ErrorKind::TooLarge, Some("w")));
 }
 
-/// Matrices of one shape that take turns: sent while others are in use, each decoded where the one
-/// before was.
+/// Matrices of one shape that use the same memory in turn: each is sent while another one is in
+/// use, and is decoded to the memory of the one before.
 fn ans_decodes_where_another_matrix_was() {
     let (rows, cols) = (90, 1500);
     let originals: Vec<Vec<u16>> = (80..85).map(|seed| model_weights(rows, cols, seed)).collect();
@@ -376,7 +377,7 @@ fn ans_decodes_where_another_matrix_was() {
         .iter()
         .map(|w| PreparedAns::new(encoded_by(&Ans::default(), w, rows, cols)).unwrap())
         .collect();
-    // Also where it is cut into shards.
+    // Also for a matrix that is divided into shards.
     let small = small_device(|l| l.max_storage_buffer_binding_size = 200 << 10);
     for gpu in [gpu(), &small] {
         let scratch = gpu.new_buffer(rows * cols / 2).unwrap();
@@ -402,8 +403,8 @@ fn ans_decodes_where_another_matrix_was() {
     }
 }
 
-/// Any bit of the payload changed and sealed again: an error of the plan or of the kernel, or
-/// values that the CPU decodes to the same. Never a crash, never another outcome than the CPU's.
+/// Flips bits of the payload and recomputes the checksums. The result must be an error of the plan
+/// or of the kernel, or the same values as on the CPU: never a crash, and never a different result.
 // J-05
 fn damaged_ans_is_an_error() {
     let (rows, cols) = (2, 3000);
@@ -464,7 +465,7 @@ fn malformed_tbe_is_never_uploaded() {
     }
 }
 
-/// A block that decodes to the end, though two of its words are left.
+/// A block that decodes completely, but leaves two of its words unread.
 fn ans_words_left_over_are_an_error() {
     let (rows, cols) = (4, 1500);
     let tensor = encoded_by(&Ans::default(), &model_weights(rows, cols, 55), rows, cols);
@@ -500,8 +501,8 @@ fn ans_words_left_over_are_an_error() {
     }
 }
 
-/// The device computes what the twin computes, with one of the two kinds of `fma`, everywhere the
-/// same.
+/// The device computes the same as the twin, with one of the two kinds of `fma`, and always the
+/// same kind.
 fn products_equal_the_twin() {
     let mut possible = [true; 2];
     for &(rows, cols) in SHAPES {
@@ -592,7 +593,7 @@ fn nothing_to_multiply_is_no_error() {
         let y = matmul(gpu(), &weights, &vec![1.0; batch * cols], batch);
         assert!(y.iter().all(|&v| v == 0.0) && y.len() == batch * rows);
         assert!(decompress(gpu(), &weights).is_empty() || cols == 4);
-        // The same in buffers, which hold something before.
+        // The same with buffers whose old contents are not zero.
         let x = gpu().new_buffer(batch * cols).unwrap();
         let y = gpu().new_buffer(batch * rows).unwrap();
         gpu().write_buffer(&y, &vec![1f32; batch * rows]).unwrap();
@@ -629,13 +630,13 @@ fn wrong_lengths_are_errors() {
     assert_eq!(error.kind(), ErrorKind::BufferLength);
     let error = gpu().gather(&weights, &[8], &mut [0.0; 100]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RowOutOfRange);
-    // Not a matrix of bf16.
+    // A dtype other than bf16.
     let spec = bigsmall_format::TensorSpec::new("w", bigsmall_format::Dtype::F32, &[2]).unwrap();
     let tensor = bigsmall_format::encode_tensor(&bigsmall_format::Raw, &spec, &vec![0; 8]);
     assert_eq!(gpu().upload(&tensor.unwrap()).unwrap_err().kind(), ErrorKind::Mismatch);
 }
 
-/// A device of an instance of its own, as a caller makes one.
+/// A device with a separate instance of wgpu, as a caller may create one.
 fn given_device() -> Wgpu {
     let instance = wgpu::Instance::default();
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
@@ -643,7 +644,8 @@ fn given_device() -> Wgpu {
     Wgpu::from_device(device, queue)
 }
 
-/// Two instances of wgpu number their buffers alike, so that wgpu would take one for another.
+/// Two instances of wgpu use the same numbers for their buffers, so wgpu could mistake one buffer
+/// for another.
 fn tensors_of_another_device_are_errors() {
     let (rows, cols) = (16, 128);
     let [ours, theirs] = [110, 111].map(|seed| {
@@ -679,12 +681,12 @@ fn tensors_of_another_device_are_errors() {
         let error = result.expect_err(&format!("call {i}"));
         assert_eq!((error.kind(), error.tensor()), (ErrorKind::WrongDevice, Some("w")), "call {i}");
     }
-    // What is ours still works.
+    // The weights of this device still work.
     gpu.submit(|r| r.decode_ans_to(&ours.1, &y, &ours.2)).unwrap();
     assert!(decompress(gpu, &ours.2) == decompress(gpu, &ours.0));
 }
 
-/// Devices of our own making share one instance, where wgpu tells buffers apart.
+/// Devices that this crate creates share one instance, so wgpu can tell their buffers apart.
 fn buffers_of_another_device_are_errors() {
     let (rows, cols) = (16, 128);
     let [ours, theirs] = [(); 2].map(|()| new_device());
@@ -721,8 +723,8 @@ fn rows_split_by_the_limits() {
         for batch in [1, 6, 9, 40] {
             let x = model_x(batch * cols, 27);
             let expected = matmul(gpu(), &whole, &x, batch);
-            // A batch that does not fit a buffer is multiplied in pieces, each with the kernel for
-            // its own size.
+            // A batch that does not fit in a buffer is multiplied in pieces. Each piece uses the
+            // kernel for its size.
             let y = matmul(&small, &split, &x, batch);
             if batch <= 9 {
                 assert_eq!(bits(&y), bits(&expected));
@@ -742,14 +744,14 @@ fn rows_split_by_the_limits() {
         let error = small.submit(|r| r.matmul(&split, &x, 1, &y)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
-    // Not even one row fits.
+    // A single row does not fit.
     let wide = encoded(&model_weights(1, 40_000, 28), 1, 40_000);
     assert_eq!(small.upload(&wide).unwrap_err().kind(), ErrorKind::TooLarge);
 }
 
 // J-08
 fn more_workgroups_than_a_dimension_holds() {
-    // Eight rows a workgroup: 600,000 rows need 75,000.
+    // A workgroup has eight rows, so 600,000 rows need 75,000 workgroups.
     let (rows, cols) = (600_000, 1);
     let weights = any_bits(rows, 29, true);
     let tensor = encoded(&weights, rows, cols);
@@ -759,7 +761,7 @@ fn more_workgroups_than_a_dimension_holds() {
     // Denormals may be flushed.
     let flushed = |y: &f32, w: &u16| *y == 0.0 && w & 0x7f80 == 0;
     assert!(y.iter().zip(&weights).all(|(y, w)| exact(y, w) || flushed(y, w)));
-    // The same with the limit lowered, for every kernel.
+    // The same for every kernel, with a lower limit.
     let (rows, cols) = (1000, 40);
     let weights = model_weights(rows, cols, 30);
     let tensor = encoded(&weights, rows, cols);
@@ -832,7 +834,7 @@ fn layers_chain_on_the_device() {
     assert!(bytes == bytes_of(&up_weights));
 }
 
-/// Commands recorded before, a result that comes back, and work done meanwhile.
+/// Commands that were recorded before, a result that is read back, and work during the wait.
 fn a_step_is_one_submission() {
     // Doubles x.
     let double = gpu().upload(&encoded(&[bf16(2.0), 0, 0, bf16(2.0)], 2, 2)).unwrap();
@@ -858,7 +860,7 @@ fn a_step_is_one_submission() {
     gpu().submit_and_read(step().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
 }
 
-/// Commands in an encoder of the caller.
+/// Commands in the caller's encoder.
 fn commands_go_into_an_encoder_of_the_caller() {
     let (rows, cols) = (9, 130);
     let weights = gpu().upload(&encoded(&model_weights(rows, cols, 113), rows, cols)).unwrap();
@@ -870,7 +872,7 @@ fn commands_go_into_an_encoder_of_the_caller() {
     assert_eq!(bits(&read(gpu(), &y, rows)), bits(&matmul(gpu(), &weights, &values, 1)));
 }
 
-/// A thread that waits may hand out what another one waits for.
+/// A waiting thread may receive the completion for which another thread waits.
 fn threads_share_a_device() {
     let (rows, cols) = (16, 128);
     let weights = gpu().upload(&encoded(&model_weights(rows, cols, 60), rows, cols)).unwrap();
@@ -895,7 +897,7 @@ fn a_lost_device_is_an_error() {
     let tensor = encoded(&model_weights(rows, cols, 36), rows, cols);
     let ans = encoded_by(&Ans::default(), &model_weights(rows, cols, 36), rows, cols);
     let own = new_device();
-    // A device that the caller made: nobody has told us about its loss.
+    // A device that the caller created: this crate is not notified of its loss.
     let given = given_device();
     for gpu in [own, given] {
         let weights = gpu.upload(&tensor).unwrap();
@@ -922,12 +924,12 @@ fn no_adapter_is_an_error() {
     let nobody = options().adapter("an adapter that nobody has".to_owned());
     let error = Wgpu::headless_with(&nobody).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoAdapter);
-    // The adapters that there are.
+    // The adapters that exist.
     let shared = gpu().device().adapter_info();
     assert!(error.to_string().contains(&shared.name), "{error}");
 }
 
-/// Whatever this machine has: without being asked for, a driver on the CPU is never taken.
+/// On every machine: a driver on the CPU is used only if it is allowed.
 // J-01
 fn a_driver_on_the_cpu_is_refused_unless_asked_for() {
     match Wgpu::headless() {
@@ -944,8 +946,8 @@ fn a_driver_on_the_cpu_is_refused_unless_asked_for() {
     }
 }
 
-/// Runs in a process of its own, whose memory is limited: lavapipe takes the memory of buffers from
-/// the process.
+/// Runs in a separate process with limited memory: lavapipe allocates buffers in the memory of the
+/// process.
 // J-04
 fn no_memory_is_an_error() {
     if !cfg!(unix) || !gpu().description().to_lowercase().contains("llvmpipe") {
@@ -975,7 +977,7 @@ fn fill_the_memory() {
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error:?}");
                 println!("{error:?}");
-                // What fits still works.
+                // A smaller matrix still works.
                 drop(held);
                 let weights = gpu.upload(&encoded(&model_weights(8, 64, 37), 8, 64)).unwrap();
                 matmul(&gpu, &weights, &[1.0; 64], 1);
@@ -1002,7 +1004,7 @@ fn with_cooperative(cooperative: Cooperative, limits: Option<wgpu::Limits>) -> W
     Wgpu::headless_with(&options).unwrap()
 }
 
-/// All that surrounds cooperative matrices, with the matrices themselves emulated.
+/// Everything around cooperative matrices; the matrices themselves are emulated.
 fn cooperative_products_equal_the_twin() {
     let gpu = with_cooperative(Cooperative::Emulated, None);
     assert!(gpu.cooperative(), "this device has no values of 16 bits");
@@ -1012,13 +1014,13 @@ fn cooperative_products_equal_the_twin() {
         let offset = layout::Binades::NONE.and(&weights).half_offset().unwrap();
         let tensor = encoded(&weights, rows, cols);
         for (form, batch) in Resident::ALL.into_iter().zip([33, 70, 64]) {
-            // What is emulated is slow.
+            // The emulation is slow.
             if cols > 10_000 && form != Resident::Dense4 {
                 continue;
             }
             let loaded = gpu.upload_with(&tensor, &in_form(form)).unwrap();
             let mut x = model_x(batch * cols, 91);
-            // Columns of very different sizes, and one of zeros.
+            // Columns of very different magnitudes, and one of zeros.
             for (column, x) in x.chunks_mut(cols).enumerate() {
                 let factor = [1.0, 1e-30, 1e20, 0.0][column % 4];
                 x.iter_mut().for_each(|x| *x *= factor);
@@ -1035,7 +1037,7 @@ fn cooperative_products_equal_the_twin() {
             assert!(largest_error(&weights, cols, &x, &y) <= cooperative_bound(cols));
         }
     }
-    // Compressed and plain, fused and decoded first.
+    // Compressed and plain weights, both variants.
     let (rows, cols, batch) = (40, 1100, 40);
     let tensor = encoded(&model_weights(rows, cols, 92), rows, cols);
     let (x, y) = (buffer(&gpu, &model_x(batch * cols, 93)), gpu.new_buffer(batch * rows).unwrap());
@@ -1050,8 +1052,8 @@ fn cooperative_products_equal_the_twin() {
     }
 }
 
-/// Weights that f16 does not hold, small batches, x that is too large for a buffer in f16, and a
-/// device without: the usual kernels.
+/// The usual kernels are used for weights that are not exact in f16, for small batches, for an x
+/// that is too large for a buffer in f16, and on a device without cooperative matrices.
 fn cooperative_matrices_are_left_where_they_do_not_suit() {
     let own = with_cooperative(Cooperative::Emulated, None);
     assert!(own.cooperative() && !gpu().cooperative());
@@ -1069,7 +1071,7 @@ fn cooperative_matrices_are_left_where_they_do_not_suit() {
     assert!(!same(&own, &narrow, 33));
     assert!(same(&own, &narrow, 32));
     assert!(same(&own, &wide, 33));
-    // 64 columns of 640 values in f16, twice.
+    // 64 columns of 640 values, two f16 each.
     let limit = |bytes: u64| {
         let mut limits = gpu().device().limits();
         limits.max_storage_buffer_binding_size = bytes;
@@ -1077,7 +1079,7 @@ fn cooperative_matrices_are_left_where_they_do_not_suit() {
     };
     assert!(!same(&limit(64 * 640 * 4), &narrow, 33));
     assert!(same(&limit(64 * 640 * 4 - 4), &narrow, 33));
-    // This one may have them, or not.
+    // This device may have them or not.
     let offered = with_cooperative(Cooperative::Offered, None);
     eprintln!("cooperative matrices on this device: {}", offered.cooperative());
     assert_eq!(same(&offered, &narrow, 33), !offered.cooperative());

@@ -1,4 +1,4 @@
-//! The kernels between the products of a transformer, on a device, against their twins in Rust.
+//! Compares the kernels of a transformer on a device with their twins in Rust.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod common;
@@ -82,7 +82,7 @@ fn heads_turn_and_attend_as_the_twin() {
 }
 
 fn values_are_joined_and_found() {
-    // The last device folds its grids.
+    // The last device needs two-dimensional grids.
     let small = small_device(|l| l.max_compute_workgroups_per_dimension = 12);
     for gpu in [gpu(), &small] {
         for n in [1, 255, 256, 257, 10_001] {
@@ -101,7 +101,7 @@ fn values_are_joined_and_found() {
             let index = gpu.new_buffer(1).unwrap();
             for at in [0, n / 2, n - 1] {
                 let mut x = model_x(n, 78);
-                // A tie, which the first one wins.
+                // A tie: the first index must be the result.
                 x[at..].iter_mut().step_by(3).for_each(|v| *v = 9.0);
                 let x_buffer = buffer(gpu, &x);
                 gpu.submit(|r| r.argmax(&x_buffer, n, &index)).unwrap();

@@ -1,5 +1,5 @@
-//! The Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the
-//! products keep the contract.
+//! Tests the Rust twins of the shaders, without a GPU: the resident forms decode exactly, and the
+//! products keep the promises of the crate.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
 #[path = "../src/ans.rs"]
@@ -112,7 +112,7 @@ fn sums_keep_within_the_bound() {
     }
 }
 
-/// Every window of 33 binades, and what lies beside it.
+/// Every window of 33 binades, and the values just outside it.
 #[test]
 fn weights_within_33_binades_are_exact_in_f16() {
     for most in 16..255u16 {
@@ -122,7 +122,7 @@ fn weights_within_33_binades_are_exact_in_f16() {
             window.clone().flat_map(|w| [w, w | 0x8000]).chain([0, 0x8000]).collect();
         let offset = Binades::NONE.and(&weights).half_offset().unwrap();
         assert_eq!(offset, 30 - i32::from(most));
-        // The power of two, in the steps that f64 has room for.
+        // The power of two, in steps that f64 can represent.
         let scale = 2f64.powi(offset + 112);
         for &w in &weights {
             let half = weight_as_half(u32::from(w), offset);
@@ -221,7 +221,7 @@ fn ans_decodes_as_the_codec_does() {
     }
 }
 
-/// Whole matrices, and the last rows of them as a shard of their own.
+/// Whole matrices, and their last rows as a separate shard.
 #[test]
 fn kernels_pack_as_the_host_does() {
     for &(rows, cols) in SHAPES {
@@ -284,7 +284,7 @@ fn kernels_between_products_follow_the_formulas() {
                 let far = apart(&found, &expected);
                 assert!(far < 5e-6, "{heads} {kv_heads} {dim} at {position}: {far}");
             }
-            // Turned by an angle and back again, and as long as before.
+            // Rotated and rotated back; the length does not change.
             let table = angles(position + rows, dim);
             let mut turned = q.clone();
             layer_twin::rope(&mut turned, &table, heads, dim, position, fma);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::Result;
 
-/// What `config.json` says.
+/// The contents of `config.json`.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) hidden: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Config {
     pub(crate) layers: usize,
     pub(crate) heads: Heads,
     pub(crate) epsilon: f32,
-    /// Radians that a pair of values turns from one position to the next.
+    /// The rotation of each pair of values from one position to the next, in radians.
     pub(crate) turns: Vec<f64>,
     pub(crate) tied: bool,
     /// Tokens that end a text.
@@ -69,7 +69,7 @@ impl Config {
     }
 }
 
-/// The angles of rotary position embedding, with Llama 3's scaling of slow ones.
+/// The angles of rotary position embedding, with Llama 3's scaling of the small ones.
 fn turns(json: &Value, dim: usize) -> Result<Vec<f64>> {
     let theta = json["rope_theta"].as_f64().unwrap_or(10_000.0);
     let plain = (0..dim / 2).map(|j| theta.powf(-2.0 * j as f64 / dim as f64));
@@ -83,7 +83,7 @@ fn turns(json: &Value, dim: usize) -> Result<Vec<f64>> {
             };
             let (factor, original) = (need("factor")?, need("original_max_position_embeddings")?);
             let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
-            // How often a pair turns within the original context decides.
+            // The scaling depends on the number of rotations within the original context.
             let scaled = |turn: f64| {
                 let rounds = original * turn / std::f64::consts::TAU;
                 let kept = ((rounds - low) / (high - low)).clamp(0.0, 1.0);

@@ -1,4 +1,4 @@
-//! One token after the other: what is submitted, and what is read back.
+//! Generates tokens one after the other: submits the commands and reads the results back.
 
 use std::time::Instant;
 
@@ -8,19 +8,19 @@ use crate::Result;
 use crate::layers::Llama;
 use crate::weights::Stream;
 
-/// Tokens of a prompt that are computed at once.
+/// The number of tokens of a prompt that are computed at once.
 pub(crate) const BATCH: usize = 32;
 
-/// What [`Llama::generate`] found.
+/// The result of [`Llama::generate`].
 pub(crate) struct Run {
     pub(crate) tokens: Vec<u32>,
-    /// Bits of the logits before each token, if they were asked for.
+    /// The bits of the logits from which each token was chosen, if requested.
     pub(crate) logits: Vec<Vec<u32>>,
     pub(crate) tokens_a_second: f64,
 }
 
 impl Llama<'_> {
-    /// Continues `prompt` by at most `n` tokens, each the likeliest.
+    /// Continues `prompt` by at most `n` tokens. Each is the most likely one.
     pub(crate) fn generate(&mut self, prompt: &[u32], n: usize, logits: bool) -> Result<Run> {
         let vocabulary = self.config.vocabulary;
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocabulary) {
@@ -53,15 +53,15 @@ impl Llama<'_> {
             (token, next) = self.step(1, position, next)?;
             position += 1;
         }
-        // The prompt gave the first token.
+        // The first token is a result of the prompt.
         let steps = run.tokens.len().saturating_sub(1) as f64;
         run.tokens_a_second = steps / begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
         Ok(run)
     }
 
-    /// Computes `rows` tokens, which stand in `ids` and begin at `position`. Returns the next
-    /// token, and the commands for the one after it. `commands` are those of this step, if they
-    /// have been recorded.
+    /// Computes `rows` tokens, which are in `ids` and begin at `position`. Returns the next token,
+    /// and the commands for the token after it. `commands` are the commands of this step, if they
+    /// were already recorded.
     fn step(
         &mut self,
         rows: usize,
@@ -117,8 +117,8 @@ impl Llama<'_> {
                 self.layer(recorder, layer, &stream.place, rows, position)?;
                 if last { self.finish(recorder, rows) } else { Ok(()) }
             })?;
-            // While the device decodes and computes this layer, the next one is sent. So there are
-            // two sets of buffers at the most.
+            // The next layer is sent while the device decodes and computes this one. So there are
+            // at most two sets of buffers.
             let next = || Ok(stream.send(gpu, (i + 1) % stream.layers.len()));
             let read = if last { &mut token[..] } else { &mut [] };
             sent = gpu.submit_and_read(commands, &self.vectors.ids, read, next)??;

@@ -10,30 +10,30 @@ use crate::weights::{Matrices, Stream};
 pub(crate) struct Llama<'a> {
     pub(crate) gpu: &'a Wgpu,
     pub(crate) config: &'a Config,
-    /// Tokens at the most, those of the prompt included.
+    /// The largest number of tokens, including the prompt.
     pub(crate) context: usize,
     pub(crate) embedding: WgpuWeights,
-    /// `None`: the embedding is used.
+    /// `None` if the embedding is also the output matrix.
     pub(crate) head: Option<WgpuWeights>,
     pub(crate) norm: wgpu::Buffer,
     pub(crate) layers: Vec<Layer>,
-    /// Matrices of the layers from the first one on that stay on the device.
+    /// The matrices of the first layers, which stay on the device.
     pub(crate) resident: Vec<Matrices<WgpuWeights>>,
-    /// The other layers.
+    /// The other layers, which are sent for every token.
     pub(crate) stream: Option<Stream>,
     pub(crate) vectors: Vectors,
 }
 
-/// What every layer keeps on the device.
+/// The buffers that every layer keeps on the device.
 pub(crate) struct Layer {
     pub(crate) norms: [wgpu::Buffer; 2],
     pub(crate) keys: wgpu::Buffer,
     pub(crate) values: wgpu::Buffer,
 }
 
-/// The vectors between the kernels: `BATCH` of each.
+/// The vectors between the kernels, `BATCH` of each.
 pub(crate) struct Vectors {
-    /// Tokens to embed. `argmax` writes the next token to the first place.
+    /// Tokens to embed. `argmax` writes the next token to the front.
     pub(crate) ids: wgpu::Buffer,
     angles: wgpu::Buffer,
     hidden: wgpu::Buffer,

@@ -1,4 +1,4 @@
-//! A small model of random weights, for those who have none.
+//! A small model of random weights, for users without a model.
 
 use std::path::Path;
 

@@ -3,12 +3,12 @@
 //! `cargo run --release -p bigsmall-examples --features gpu --example llama -- [MODEL]`
 //!
 //! - `config.rs` reads the shape of the model, `text.rs` its tokenizer.
-//! - `weights.rs` takes the matrices from the shards to the device.
+//! - `weights.rs` loads the matrices from the shards to the device.
 //! - `layers.rs` records the commands of a layer.
 //! - `generate.rs` submits them and reads each token back.
 //!
-//! A token is one submission and 4 bytes read back. The commands of the next token are recorded
-//! while the device works.
+//! A token needs one submission, and 4 bytes are read back. The commands of the next token are
+//! recorded while the device works.
 
 mod config;
 mod generate;
@@ -35,11 +35,11 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + S
 /// Generates text with a Llama whose matrices stay compressed in the memory of a GPU.
 #[derive(Parser)]
 struct Args {
-    /// Folder with `config.json`, `.bs` shards and, if prompt and answer are to be text,
-    /// `tokenizer.json`: what `bigsmall compress` makes of a checkpoint of the Hugging Face Hub.
-    /// Without it, a small model of random weights is made.
+    /// Folder with `config.json` and `.bs` shards, as `bigsmall compress` makes it from a
+    /// checkpoint of the Hugging Face Hub. `tokenizer.json` is needed if prompt and answer are
+    /// text. Without a folder, a small model of random weights is made.
     model: Option<PathBuf>,
-    /// What the text begins with. A model without a tokenizer takes numbers of tokens.
+    /// The beginning of the text. For a model without a tokenizer: numbers of tokens.
     #[arg(long)]
     prompt: Option<String>,
     /// Generate at most N tokens.
@@ -47,16 +47,16 @@ struct Args {
     tokens: usize,
     /// Use at most BYTES of the device's memory. The layers that do not fit stay on the host in
     /// ANS form. For every token they are sent one after the other and decoded on the device,
-    /// each while the device computes the one before.
+    /// each one while the device computes the layer before it.
     #[arg(long, value_name = "BYTES")]
     device_memory: Option<u64>,
     /// Generate a second time with plain weights, and compare the logits bit by bit.
     #[arg(long)]
     check: bool,
-    /// A part of the adapter's name, if there are several.
+    /// Use an adapter whose name contains this text, if there are several.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Accept a driver that runs on the CPU, if there is no GPU.
+    /// Allow a driver that runs on the CPU, if there is no GPU.
     #[arg(long)]
     software: bool,
 }
@@ -99,7 +99,7 @@ fn main() -> Result<()> {
         let differ = run.logits.iter().zip(&expected.logits).filter(|(a, b)| a != b).count();
         println!("logits of {steps} steps compared, {differ} differ");
         if differ != 0 || run.logits.len() != steps || run.tokens != expected.tokens {
-            return Err("other logits than with plain weights".into());
+            return Err("the logits differ from those of plain weights".into());
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The example on a device: compressed weights give the logits of plain ones, streamed layers those
-//! of resident ones, and candle's Llama the same within rounding.
+//! Runs the example on a device. Compressed weights give the same logits as plain ones, streamed
+//! layers the same as resident ones, and candle's Llama the same within rounding.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod config;
@@ -45,12 +45,13 @@ fn main() {
     );
 }
 
-/// More heads than keys, columns that are no multiple of 16, and a vocabulary that is odd.
+/// More query heads than key heads, a number of columns that is not a multiple of 16, and an odd
+/// vocabulary.
 const TIED: Made =
     Made { hidden: 144, ffn: 200, vocabulary: 301, layers: 6, heads: 6, kv_heads: 2, tied: true };
 const UNTIED: Made = Made { hidden: 128, layers: 2, heads: 4, tied: false, ..TIED };
 
-/// Longer than what is treated at once.
+/// A prompt longer than one batch.
 fn prompt() -> Vec<u32> {
     (0..37).map(|i| i * 7 % 301).collect()
 }
@@ -90,7 +91,7 @@ fn compressed_weights_give_the_logits_of_plain_ones() {
             let mut llama = load(&gpu, folder.path(), &config, form, None).unwrap();
             let first = run(&mut llama);
             assert!(first.logits == plain.logits && first.tokens == plain.tokens, "{form:?}");
-            // What a run left behind does not show in the next.
+            // A run does not depend on the state that an earlier run left.
             assert!(run(&mut llama).logits == plain.logits);
             let error = llama.generate(&[301], 1, false).err().unwrap();
             assert!(error.to_string().contains("token 301"), "{error}");
@@ -109,7 +110,7 @@ fn streamed_layers_give_the_logits_of_resident_ones_within_the_budget() {
     let expected = run(&mut llama);
     let all = llama.device_bytes();
     let mut resident = Vec::new();
-    // From a little more than enough downwards, to less than streaming takes.
+    // Limits from slightly more than enough down to less than streaming needs.
     for budget in (0..=20).rev().map(|part| all * 21 / 20 * part / 20) {
         match load(&gpu, folder.path(), &config, None, Some(budget)) {
             Ok(mut llama) => {
@@ -190,7 +191,7 @@ fn candle_computes_the_same() {
     use candle_transformers::models::llama as candle;
 
     let gpu = device::open().unwrap();
-    // The last one with slow angles scaled.
+    // In the last case the small angles are scaled.
     for (made, scaled) in [(TIED, false), (UNTIED, false), (UNTIED, true)] {
         let folder = tempfile::tempdir().unwrap();
         made.write(folder.path()).unwrap();

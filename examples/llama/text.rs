@@ -1,4 +1,4 @@
-//! From text to tokens and back.
+//! Converts text to tokens and back.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! From shards to the device: which matrices stay there, and which are sent for every token.
+//! Loads matrices from shards to the device. Decides which of them stay there, and which are sent
+//! for every token.
 
 use bigsmall_codec::Ans;
 use bigsmall_format::{Dtype, EncodedTensor, EncodingId, TensorSpec, encode_tensor};
@@ -12,13 +13,13 @@ use crate::Result;
 use crate::config::Config;
 use crate::layers::{Layer, Llama, Vectors};
 
-/// How a model is loaded.
+/// Options for loading a model.
 pub(crate) struct Load {
-    /// How matrices lie on the device; `None`: in the smallest form.
+    /// The form of the matrices on the device. `None`: the smallest form.
     pub(crate) form: Option<Resident>,
-    /// Tokens, those of the prompt included.
+    /// The largest number of tokens, including the prompt.
     pub(crate) context: usize,
-    /// Bytes of the device's memory that may be used.
+    /// The largest number of bytes of the device's memory.
     pub(crate) device_memory: Option<u64>,
 }
 
@@ -33,34 +34,34 @@ pub(crate) const MATRICES: [&str; 7] = [
     "mlp.down_proj",
 ];
 
-/// Something for each matrix of a layer, in the order of [`MATRICES`].
+/// One value per matrix of a layer, in the order of [`MATRICES`].
 pub(crate) type Matrices<T> = [T; MATRICES.len()];
 
-/// Makes something for each matrix of a layer.
+/// Makes one value per matrix of a layer.
 fn each_matrix<T>(make: impl FnMut(usize) -> Result<T>) -> Result<Matrices<T>> {
     let made = (0..MATRICES.len()).map(make).collect::<Result<Vec<T>>>()?;
     made.try_into().map_err(|_| "a layer has seven matrices".into())
 }
 
-/// Layers that take turns on the device.
+/// Layers that use the same memory of the device in turn.
 pub(crate) struct Stream {
-    /// The matrices of each, in the memory of the host.
+    /// The matrices of each layer, in the memory of the host.
     pub(crate) layers: Vec<Matrices<PreparedAns>>,
-    /// Where the layer in use is decoded to.
+    /// The matrices to which the current layer is decoded.
     pub(crate) place: Matrices<WgpuWeights>,
     pub(crate) scratch: wgpu::Buffer,
-    /// The matrices of the first of them, if they have been sent.
+    /// The matrices of the first layer, if they have already been sent.
     pub(crate) sent: Option<Matrices<AnsTensor>>,
 }
 
 impl Stream {
-    /// Sends the matrices of the layer with number `i` to the device.
+    /// Sends the matrices of layer `i` to the device.
     pub(crate) fn send(&self, gpu: &Wgpu, i: usize) -> Result<Matrices<AnsTensor>> {
         each_matrix(|which| Ok(gpu.send_ans(&self.layers[i][which])?))
     }
 
-    /// Bytes of the device's memory: a decoded layer, one matrix on its way there, and two layers
-    /// as they are sent.
+    /// Bytes of the device's memory: a decoded layer, one decoded matrix before it is packed, and
+    /// two layers in ANS form.
     fn device_bytes(&self) -> u64 {
         let sent = |layer: &Matrices<_>| layer.iter().map(PreparedAns::byte_len).sum();
         let sent: u64 = self.layers.iter().map(sent).max().unwrap_or(0);
@@ -73,7 +74,7 @@ fn weights_len<'a>(weights: impl IntoIterator<Item = &'a WgpuWeights>) -> u64 {
 }
 
 impl<'a> Llama<'a> {
-    /// Takes the weights of `model` to the device.
+    /// Loads the weights of `model` to the device.
     pub(crate) fn load(
         gpu: &'a Wgpu,
         model: &Model,
@@ -139,7 +140,7 @@ impl<'a> Llama<'a> {
             }
             return Ok(llama);
         };
-        // In ANS form on the host. From there they go to the device once, or for every token.
+        // In ANS form on the host. From there they are sent to the device once, or for every token.
         let prepare = |layer| {
             each_matrix(|which| Ok(PreparedAns::new(to_ans(layer_matrix(layer, which)?)?)?))
         };
@@ -148,7 +149,7 @@ impl<'a> Llama<'a> {
         Ok(llama)
     }
 
-    /// Uploads layers from the first one on while they fit, and leaves the others to be streamed.
+    /// Uploads the first layers, as many as fit. The others are streamed.
     fn keep_what_fits(
         &mut self,
         mut prepared: Vec<Matrices<PreparedAns>>,
@@ -163,7 +164,8 @@ impl<'a> Llama<'a> {
         })?;
         let largest = prepared.iter().flatten().map(|m| m.tensor().spec().byte_len()).max();
         let scratch = self.gpu.new_buffer(largest.unwrap_or(0).div_ceil(4) as usize)?;
-        // As if all of them were streamed: what that takes decides how many can be kept.
+        // The memory that streaming takes decides how many layers can be kept, so begin as if all
+        // of them were streamed.
         let mut guess = weights_len(&place);
         let mut stream = Stream { layers: prepared, place, scratch, sent: None };
         let streaming = stream.device_bytes();
@@ -187,7 +189,7 @@ impl<'a> Llama<'a> {
         if needed > limit {
             return Err(format!("{needed} bytes on the device are needed, {limit} allowed").into());
         }
-        // Damage that only decoding finds is found here, and not for every token.
+        // Finds the damage that only decoding can detect, once and not for every token.
         for matrix in prepared.iter().flatten() {
             let sent = self.gpu.send_ans(matrix)?;
             self.gpu.submit(|r| r.decode_ans(&sent, &stream.scratch))?;
@@ -198,7 +200,7 @@ impl<'a> Llama<'a> {
         Ok(())
     }
 
-    /// Bytes of the device's memory that are used at the most.
+    /// The largest number of bytes that are used of the device's memory.
     pub(crate) fn device_bytes(&self) -> u64 {
         let kept =
             |l: &Layer| l.norms[0].size() + l.norms[1].size() + l.keys.size() + l.values.size();
@@ -213,7 +215,7 @@ impl<'a> Llama<'a> {
         outer.chain(self.resident.iter().flatten())
     }
 
-    /// One line for the user.
+    /// A description in one line, for the user.
     pub(crate) fn describe(&self) -> String {
         let plain: u64 = self.matrices().map(|m| 2 * (m.rows() * m.cols()) as u64).sum();
         let compressed = weights_len(self.matrices());

@@ -1,5 +1,5 @@
-//! The README's Rust compiles: each of its blocks stands in this file, word for word.
-#![allow(clippy::unwrap_used, unused_variables, dead_code)] // what the README leaves to its reader
+//! The Rust code of the README compiles: each of its blocks is in this file, word for word.
+#![allow(clippy::unwrap_used, unused_variables, dead_code)] // parts that the README leaves out
 
 use bigsmall_format::{TensorSpec, encode_tensor};
 use bigsmall_io::{Layer, Model, StreamOptions, StreamingLoader, TensorView, save};

@@ -1,4 +1,4 @@
-//! A device for the tests, and the values in its buffers.
+//! A device for the tests, and helpers for its buffers.
 
 use std::sync::OnceLock;
 
@@ -9,12 +9,12 @@ pub fn run(tests: &[bigsmall_testing::device::Test]) -> ! {
     bigsmall_testing::device::run(tests, &[])
 }
 
-/// What every device of these tests is made with: a driver that runs on the CPU will do.
+/// The options for every device of these tests. A driver that runs on the CPU is allowed.
 pub fn options() -> WgpuOptions {
     WgpuOptions::new().allow_software(true)
 }
 
-/// A device of its own.
+/// A separate device.
 pub fn new_device() -> Wgpu {
     Wgpu::headless_with(&options()).expect("a device")
 }

@@ -1,10 +1,10 @@
-//! The kernels between the products in Rust: 256 threads in step, with the same order of sums as
-//! the shaders.
+//! The transformer kernels in Rust: 256 threads in step, with the same order of sums as the
+//! shaders.
 
-/// What stands for a device's `fma`.
+/// The function that replaces a device's `fma`.
 pub type Fma = fn(f32, f32, f32) -> f32;
 
-/// Adds threads t and t + 128, t and t + 64, and so on.
+/// Adds threads t and t + 128, then t and t + 64, and so on.
 fn tree(mut partial: [f32; 256], join: fn(f32, f32) -> f32) -> f32 {
     let mut half = 128;
     while half > 0 {
@@ -43,8 +43,8 @@ pub fn rope(x: &mut [f32], angles: &[f32], heads: usize, dim: usize, position: u
     }
 }
 
-/// One head of one token that sees `count` positions. `keys` and `values` begin at its head; from
-/// one position to the next are `stride` values.
+/// One head of one token that uses `count` positions. `keys` and `values` begin at its head, and
+/// consecutive positions are `stride` values apart.
 pub fn attention(
     q: &[f32],
     keys: &[f32],

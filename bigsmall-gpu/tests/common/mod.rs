@@ -1,4 +1,4 @@
-//! What the tests share: matrices, the reference in f64, the bound of the numeric contract.
+//! Helpers for the tests: matrices, the reference in f64, and the promised bound.
 #![allow(dead_code, unreachable_pub)]
 
 #[cfg(feature = "wgpu")]
@@ -13,7 +13,7 @@ pub fn bf16(v: f32) -> u16 {
     half::bf16::from_f32(v).to_bits()
 }
 
-/// Weights like a model's: normal, with rows of differing scale and a few outliers.
+/// Weights that resemble a model's: normally distributed, rows with different scales, few outliers.
 pub fn model_weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
     let mut random = Random::new(seed);
     let mut weights = Vec::with_capacity(rows * cols);
@@ -27,7 +27,7 @@ pub fn model_weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
     weights
 }
 
-/// Any bits at all, though finite where `finite`.
+/// Random bits; only finite values if `finite`.
 pub fn any_bits(n: usize, seed: u64, finite: bool) -> Vec<u16> {
     let mut random = Random::new(seed);
     (0..n)
@@ -61,8 +61,7 @@ pub fn encoded(weights: &[u16], rows: usize, cols: usize) -> EncodedTensor {
     encoded_by(&Raw, weights, rows, cols)
 }
 
-/// How far `y` is from the product in f64, in units of 2^-24 of the sum of |w x|: the largest over
-/// all values.
+/// The largest difference of `y` from the product in f64, in units of 2^-24 of the sum of |w x|.
 pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 {
     let rows = weights.len() / cols;
     let mut largest = 0f64;
@@ -83,14 +82,14 @@ pub fn largest_error(weights: &[u16], cols: usize, x: &[f32], y: &[f32]) -> f64 
     largest
 }
 
-/// The same for cooperative matrices, emulated: chains of 16, 16 of them a step, 16 steps a part,
-/// and the parts; 4 since x is cut off at 2^-22.
+/// The same for emulated cooperative matrices: chains of 16, 16 chains per step, 16 steps per part,
+/// and the parts; plus 4, since x is rounded to 2^-22.
 pub fn cooperative_bound(cols: usize) -> f64 {
     let blocks = cols.div_ceil(1024);
     (16 + 16 + 16 + blocks.div_ceil(2) + 2 + 4) as f64
 }
 
-/// The contract's bound in the same units.
+/// The promised bound in the same units.
 pub fn bound(cols: usize, batch: usize) -> f64 {
     let (n, partial_sums) = twin::Twin::chains(cols, batch);
     n as f64 + (partial_sums as f64).log2().ceil() + 2.0
@@ -100,7 +99,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The kernels between the products in f64: the plain formulas.
+/// The transformer kernels in f64: the plain formulas.
 pub mod formula {
     pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f64> {
         let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
@@ -108,7 +107,7 @@ pub mod formula {
         x.iter().zip(weight).map(|(x, w)| f64::from(*x) / root * f64::from(*w)).collect()
     }
 
-    /// One head of one token that sees `count` positions.
+    /// One head of one token that uses `count` positions.
     pub fn attention(
         q: &[f32],
         keys: &[f32],
@@ -136,7 +135,7 @@ pub fn apart(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(f64::MIN_POSITIVE, |a, b| a.max(b.abs()));
     let apart = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs());
-    // A difference that is no number is not small.
+    // A difference of NaN counts as large.
     apart.fold(0.0, |a: f64, b| if b >= a || b.is_nan() { b } else { a }) / largest
 }
 
@@ -158,8 +157,8 @@ pub const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (1, 1, 256, 70, 1),
 ];
 
-/// Matrices for every kind of block: coded, constant, raw; with and without exceptions; a tail;
-/// every level.
+/// Matrices with every kind of block (coded, constant, raw), with and without exceptions, with a
+/// tail, and of every level.
 pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
     vec![
         (model_weights(200, 1100, 45), 200, 1100),
@@ -178,7 +177,7 @@ pub fn ans_cases() -> Vec<(Vec<u16>, usize, usize)> {
     ]
 }
 
-/// Matrices without escapes, with few, with whole rows of them, and with little else.
+/// Matrices without escapes, with few, with whole rows of escapes, and with almost only escapes.
 pub fn escape_cases(rows: usize, cols: usize, seed: u64) -> Vec<(&'static str, Vec<u16>)> {
     let noise = any_bits(rows * cols, seed, true);
     let none = noise.iter().map(|w| w & 0x81ff | 0x3c00).collect();
@@ -196,7 +195,7 @@ pub fn escape_cases(rows: usize, cols: usize, seed: u64) -> Vec<(&'static str, V
     ]
 }
 
-/// TBE tensors with every checksum right and a payload that breaks one rule each.
+/// TBE tensors with correct checksums, each with a payload that breaks one rule.
 pub fn malformed_tbe() -> Vec<(&'static str, EncodedTensor)> {
     let (rows, cols) = (5, 300);
     let tensor =
@@ -204,8 +203,8 @@ pub fn malformed_tbe() -> Vec<(&'static str, EncodedTensor)> {
     let table = tensor.table();
     let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
     let n = rows * cols;
-    // Behind the head: three bitmaps for every 64 weights, the bytes of all weights, where the
-    // escapes of 512 weights start.
+    // After the head: three bitmaps for every 64 weights, the bytes of all weights, and the starts
+    // of the escapes for every 512 weights.
     let plane = 8 + n.div_ceil(64) * 24;
     let starts = plane + n.next_multiple_of(8);
     let damages: [(&str, usize, u8); 6] = [

@@ -2,9 +2,9 @@
 
 use crate::layout::{RowShape, SEGMENT_BLOCKS};
 
-/// One dispatch: what the parameters and binding 1 hold.
+/// One dispatch: the parameters and the contents of binding 1.
 pub struct PackTwin {
-    /// Of this shard.
+    /// Rows of this shard.
     pub rows: usize,
     pub first_row: usize,
     pub all_rows: usize,
@@ -15,7 +15,7 @@ pub struct PackTwin {
 }
 
 impl PackTwin {
-    /// All of a matrix, or the rows of one shard of it.
+    /// A whole matrix, or the rows of one shard.
     pub fn new(weights: &[u16], cols: usize, shard: std::ops::Range<usize>, width: u32) -> Self {
         let word = |two: &[u16]| {
             two.iter().enumerate().fold(0, |word, (j, w)| word | u32::from(*w) << (16 * j))
@@ -31,7 +31,7 @@ impl PackTwin {
         }
     }
 
-    /// A device answers with something where there is nothing; here with ones.
+    /// Reads a word. Beyond the end a device returns an unspecified value; here it is all ones.
     fn flat(&self, at: usize) -> u32 {
         self.flat.get(at).copied().unwrap_or(u32::MAX)
     }
@@ -64,8 +64,8 @@ impl PackTwin {
         low_bytes(four.map(|v| ((v >> 8) & 0x0080_0080) | (v & 0x007f_007f)))
     }
 
-    /// How often each exponent occurs, how far the least magnitude lies below 0xffff, and the
-    /// largest.
+    /// The number of weights with each exponent; 0xffff - (m - 1), where m is the smallest nonzero
+    /// magnitude; the largest magnitude.
     pub fn count(&self) -> [u32; 258] {
         const WORDS: usize = 16_384;
         let weights = self.all_rows * self.shape.cols;
@@ -134,9 +134,9 @@ impl PackTwin {
         segment * SEGMENT_BLOCKS..all.min((segment + 1) * SEGMENT_BLOCKS)
     }
 
-    /// Bytes, codes, and starts with the number of escapes of each (row, segment) in front.
+    /// Bytes, codes, and starts, which begin with the number of escapes of each (row, segment).
     pub fn pack_dense(&self) -> [Vec<u32>; 3] {
-        // What is not written shows.
+        // Words that the kernel does not write keep this value, and a comparison finds them.
         const NOTHING: u32 = 0xdead_beef;
         let RowShape { blocks, tail, segments, .. } = self.shape;
         let mut bytes = vec![NOTHING; self.rows * self.shape.byte_words()];

@@ -4,7 +4,7 @@ use bigsmall_format::BLOCK_UNITS;
 
 use crate::ans::{AnsPlan, BLOCK_WORDS};
 
-/// One dispatch: the bindings that stay the same.
+/// One dispatch: the bindings that do not change.
 pub struct RansTwin<'a> {
     pub plan: &'a AnsPlan,
     /// The payload as little-endian words.
@@ -44,7 +44,7 @@ impl RansTwin<'_> {
         (field << (7 - self.plan.m)) | (r & 0x7f) | ((r & 0x80) << 8)
     }
 
-    /// The workgroup of one block; returns its verdict.
+    /// Runs the workgroup of one block. Returns its verdict.
     fn block(&self, block: usize, decoded: &mut [u32]) -> u32 {
         let plan = self.plan;
         let words = &plan.blocks[block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS];
@@ -131,11 +131,11 @@ impl RansTwin<'_> {
         }
     }
 
-    /// Every unit, and the verdict on each block.
+    /// All units, and the verdict on each block.
     pub fn decode(&self) -> (Vec<u16>, Vec<u32>) {
         let n = self.plan.n_units as usize;
         let n_blocks = self.plan.blocks.len() / BLOCK_WORDS;
-        // As in a buffer, but with room for the padding of the last row.
+        // Like the device's buffer, with space for the padding of the last row.
         let mut decoded = vec![0; n_blocks * BLOCK_UNITS / 2];
         let verdicts = (0..n_blocks).map(|block| self.block(block, &mut decoded)).collect();
         for &[unit, value] in &self.plan.patches {

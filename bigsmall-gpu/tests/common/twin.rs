@@ -1,9 +1,9 @@
-//! The shaders in Rust, function by function, on the same words: what a kernel does can be stepped
-//! through and tested without a GPU.
+//! The shaders in Rust, function by function, on the same words. So a kernel can be debugged and
+//! tested without a GPU.
 
 use crate::layout::{self, Resident, RowShape, SEGMENT_BLOCKS};
 
-/// A matrix in resident form, as the bindings of a shader.
+/// A matrix in resident form, with the contents of a shader's bindings.
 pub struct Twin {
     rows: usize,
     shape: RowShape,
@@ -14,7 +14,7 @@ pub struct Twin {
     escapes: Vec<u32>,
     starts: Vec<u32>,
     base: u32,
-    /// What `fma` does: fused or not, which devices are free to choose.
+    /// The implementation of `fma`, fused or not: WGSL leaves this to the device.
     fma: fn(f32, f32, f32) -> f32,
 }
 
@@ -203,12 +203,12 @@ impl Twin {
         join(sm, self.patch_exponents(c + self.base, marks, cursor))
     }
 
-    /// Row-major bf16 by `decode_rows`, whole blocks by `load_block`.
+    /// Row-major bf16 by `decode_rows`, with `load_block` for whole blocks.
     pub fn decode(&self) -> Vec<u16> {
         self.decode_by(|t, row, block, lane, cursor| t.load_block(row, block, lane, cursor))
     }
 
-    /// The same by steps, as `gather` and `gemm` read.
+    /// The same step by step, as `gather` and `gemm` read.
     pub fn decode_by_steps(&self) -> Vec<u16> {
         self.decode_by(|t, row, block, lane, cursor| {
             std::array::from_fn(|step| t.load_step(row, block, step, lane, cursor))
@@ -253,7 +253,7 @@ impl Twin {
         out
     }
 
-    /// `x[k4]` of a column, zero where it ends.
+    /// `x[k4]` of a column, zero after its end.
     fn x4(x: &[f32], k4: usize) -> [f32; 4] {
         std::array::from_fn(|j| x.get(k4 * 4 + j).copied().unwrap_or(0.0))
     }
@@ -402,7 +402,8 @@ impl Twin {
         let shape = RowShape::new(cols);
         let blocks = shape.blocks + usize::from(shape.tail != 0);
         if batch <= 8 {
-            // Steps, then two to join the chains, blocks, segments; the lanes are partial sums.
+            // Additions: steps, two to join the chains, blocks, segments. The lanes are partial
+            // sums.
             (8 + 2 + blocks.min(SEGMENT_BLOCKS) + shape.segments, 32)
         } else {
             (16 + 8 + 16 + blocks.div_ceil(2), 1)
