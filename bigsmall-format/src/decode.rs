@@ -65,8 +65,8 @@ impl Blocks<'_> {
     fn decode_in_pool(&self, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let spec = self.spec;
         self.check_range(&range, dst)?;
-        // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of a
-        // block.
+        // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of
+        // a block.
         let run_bytes = (spec.block_bytes() * RUN) as u64;
         let n_runs = range.end.div_ceil(run_bytes) - range.start / run_bytes;
         let threads = if n_runs > 1 { pool_size() } else { 1 };

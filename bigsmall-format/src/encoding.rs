@@ -144,9 +144,10 @@ pub trait BlockEncoder: Send + Sync {
 /// Decodes blocks of one tensor.
 pub trait BlockDecoder: Send + Sync {
     /// Decodes whole consecutive blocks into `dst`, which must be as long as their original bytes.
-    /// For an encoding that [needs a base](EncodingId::needs_base), `dst` holds the base's bytes
-    /// of the same blocks, which the caller has checked ([`check_base`](crate::BlockTable::check_base)). After an
-    /// error the contents of `dst` are unspecified.
+    /// For an encoding that [needs a base](EncodingId::needs_base), `dst` holds the base's bytes of
+    /// the same blocks, which the caller has checked
+    /// ([`check_base`](crate::BlockTable::check_base)). After an error the contents of `dst` are
+    /// unspecified.
     ///
     /// # Errors
     /// Of class [`Corrupt`](crate::Class::Corrupt), with the offset within the first broken block.

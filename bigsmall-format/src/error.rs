@@ -85,7 +85,8 @@ rules! {
         length that has its own";
     BaseSection: Corrupt, "the section of bases is wrong";
     BaseRecord: Corrupt, "a record does not match the bases of the shard";
-    BaseMismatch: Corrupt, "the base is not the one that this tensor was encoded against; give that one";
+    BaseMismatch: Corrupt, "the base is not the one that this tensor was encoded against; give \
+        that one";
     BaseDepth: Limit, "the chain of bases is longer than the limit";
     EncodingUnknown: Unsupported, "an encoding that this version does not know; update bigsmall";
     EncodingDtype: Corrupt, "the encoding does not take this dtype";
