@@ -60,7 +60,7 @@ fn no_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Error {
     }
     let software = infos.iter().any(|info| info.device_type == wgpu::DeviceType::Cpu);
     if software && !options.allow_software {
-        found += "; WgpuOptions::allow_software accepts a driver that runs on the CPU";
+        found += "; set WgpuOptions::allow_software to use a driver that runs on the CPU";
     }
     Error::new(ErrorKind::NoAdapter).expected(expected).found(found)
 }

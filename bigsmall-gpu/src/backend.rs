@@ -55,8 +55,11 @@ pub(crate) fn matrix_shape(spec: &TensorSpec) -> Result<(usize, usize)> {
     };
     // If there are no rows, the product of the other dimensions may overflow.
     let k = rest.iter().try_fold(1u64, |k, &n| k.checked_mul(n));
-    let too_large =
-        || Error::new(ErrorKind::TooLarge).in_tensor(spec.name()).found("a shape beyond 2^32");
+    let too_large = || {
+        Error::new(ErrorKind::TooLarge)
+            .in_tensor(spec.name())
+            .found("rows or columns of 2^32 or more")
+    };
     match (m, k) {
         (0, _) => Ok((0, k.and_then(|k| usize::try_from(k).ok()).ok_or_else(too_large)?)),
         (m, Some(k)) if m < 1 << 32 && k < 1 << 31 => Ok((m as usize, k as usize)),

@@ -41,13 +41,13 @@ impl ErrorKind {
     const fn text(self) -> &'static str {
         match self {
             ErrorKind::NoAdapter => "no such GPU adapter",
-            ErrorKind::Device => "the device refused",
+            ErrorKind::Device => "the device refused a command or could not be opened",
             ErrorKind::DeviceLost => "the device was lost",
             ErrorKind::OutOfMemory => "not enough memory",
             ErrorKind::TooLarge => "too large for this device",
             ErrorKind::WrongDevice => "the tensor belongs to another device",
             ErrorKind::BufferLength => "a buffer has the wrong length",
-            ErrorKind::RowOutOfRange => "the matrix has no such row",
+            ErrorKind::RowOutOfRange => "the row does not exist",
             ErrorKind::Mismatch => "the tensor has the wrong dtype, shape or form",
             ErrorKind::Argument => "an argument is wrong",
             ErrorKind::Encoded => "the encoded tensor cannot be decoded",

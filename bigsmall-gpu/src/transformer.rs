@@ -124,7 +124,7 @@ impl Recorder<'_> {
             && (4..=256).contains(&dim);
         if !allowed {
             return Err(Error::new(ErrorKind::Argument)
-                .expected("heads that divide each other, of 4 to 256 values in fours")
+                .expected("key heads that divide the query heads, of 4, 8, ... or 256 values")
                 .found(format!("{heads:?}")));
         }
         let params = LayerParams {

@@ -312,8 +312,8 @@ impl BlockDecoder for Decoder {
         }
         match pieces.next() {
             Some(rest) => Err(Error::new(Rule::BufferLength)
-                .expected("a block for all of the output")
-                .found(format!("{} bytes without one", rest.len()))),
+                .expected("blocks for the whole output")
+                .found(format!("no block for {} bytes", rest.len()))),
             None => Ok(()),
         }
     }

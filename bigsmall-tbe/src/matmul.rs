@@ -1,9 +1,10 @@
 //! Products of a matrix that stays encoded, and the same products of the plain matrix.
 //!
-//! Every product walks its rows in tiles of 64 weights counted from the row's beginning. Weight k
-//! adds to one of 64 chains (`lane_of`); after 64 tiles the chains are summed as a tree, and these
-//! sums again as a tree. So the order of the additions depends on the row's length alone: not on
-//! threads, batch, encoding, or where in a tile a row begins.
+//! Every product processes its rows in tiles of 64 weights, counted from the beginning of the row.
+//! The product of weight k is added to one of 64 chains (`lane_of`). After 64 tiles the chains are
+//! summed as a tree, and at the end these sums are summed as a tree. So the order of the additions
+//! depends only on the length of the row: not on threads, batch, encoding, or the position in a
+//! tile at which a row begins.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,28 +17,29 @@ use crate::kernels::{Chains, DotTbe, Kernels, Tiles, lane_of};
 use crate::layout::{Fields, TILE};
 use crate::view::{Matrix, View};
 
-/// Weights of a row whose products go to the 64 chains before these are summed: chains of 64
+/// The number of weights of a row after which the 64 chains are summed: each chain has 64
 /// additions.
 const CHUNK: usize = 64 * TILE;
-/// Weights of the rows that a thread takes at a time.
+/// The number of weights in the rows that a thread processes at a time.
 const PIECE: usize = 1 << 18;
 
 impl View<'_> {
     /// y = W x: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything row-major, x and y in
-    /// f32, for a matrix W of shape \[m, k\] and `batch` columns x. For a tensor of more
-    /// dimensions, m is the first of them and k the product of the others; one of fewer is a single
-    /// row.
+    /// f32, for a matrix W of shape \[m, k\] and `batch` columns x. For a tensor with more
+    /// dimensions, m is the first dimension and k the product of the others. A tensor with fewer
+    /// dimensions is a single row.
     ///
-    /// W is never decoded as a whole: one column is multiplied straight from the bitmaps; for
-    /// several, each run of 4096 weights is decoded once. The result has the bits of the plain
-    /// product ([`Plain::matmul`]), in every pool of threads; a column gives the same bits in every
-    /// batch, a row in every range of rows. Sums are f32 with chains of at most 64 additions, so
-    /// that |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends
-    /// may differ in the last bits.
+    /// W is never decoded as a whole. A single column is multiplied directly from the bitmaps. For
+    /// several columns, each run of 4096 weights is decoded once. The result has the same bits as
+    /// the plain product ([`Plain::matmul`]), for any pool of threads. The bits for a column do not
+    /// depend on the batch, and those for a row do not depend on the range of rows. Sums are f32
+    /// with chains of at most 64 additions, so that
+    /// |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may
+    /// differ in the last bits.
     ///
-    /// Works on the threads of the caller's pool. Memory: each thread keeps its own for the next
-    /// product, 8 KiB and about 0.5 KiB for each column; the calling thread also that of x, and
-    /// that of y if there are several columns or matrices.
+    /// Uses the threads of the caller's pool. Memory: each thread keeps 8 KiB, and about 0.5 KiB
+    /// for each column, for the next product. The calling thread also keeps a copy of x, and one of
+    /// y if there are several columns or matrices.
     ///
     /// # Errors
     /// [`Rule::BufferLength`] if x is not `batch` times k long or y not `batch` times m.
@@ -116,9 +118,9 @@ impl Matrix {
     }
 }
 
-/// The products of several matrices with the same x, such as the projections q, k and v of a layer:
-/// `y[i]` is the product of `matrices[i]`, bit for bit as [`View::matmul`] computes it. All of them
-/// are one piece of parallel work.
+/// The products of several matrices with the same x, such as the projections q, k and v of a layer.
+/// `y[i]` is the product of `matrices[i]`, with the same bits as from [`View::matmul`]. All
+/// products share the threads, which is faster than one call per matrix for small matrices.
 ///
 /// # Errors
 /// Those of [`View::matmul`], for the first matrix that does not fit; [`Rule::BufferLength`] if
@@ -148,8 +150,8 @@ pub fn matmul_many(
     multiply(&rows.collect::<Result<Vec<_>>>()?, x, batch, y)
 }
 
-/// A matrix that is not encoded: for products of weights that do not get smaller, and to compare
-/// with. In BF16, F16, F8_E4M3 or F8_E5M2.
+/// A matrix that is not encoded, in BF16, F16, F8_E4M3 or F8_E5M2: for weights that do not shrink,
+/// and as a reference.
 #[derive(Clone, Copy)]
 pub struct Plain<'a> {
     spec: &'a TensorSpec,
@@ -248,7 +250,8 @@ impl<'a> Rows<'a> {
             [m, others @ ..] if !others.is_empty() => (*m, others),
             one_row => (1, one_row),
         };
-        // The product of the shape fits; beside a zero, that of some dimensions may not.
+        // The product of the whole shape does not overflow. If a dimension is zero, the product of
+        // the others may.
         let k = others.iter().fold(1, |k: u64, &n| k.saturating_mul(n));
         let [m, k] = [m, k].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         let rows = rows.unwrap_or(0..m);
@@ -273,7 +276,7 @@ fn multiply(matrices: &[Rows<'_>], x: &[f32], batch: usize, y: &mut [&mut [f32]]
         expect(w.spec, "x", x.len(), w.k.checked_mul(batch))?;
         expect(w.spec, "y", y.len(), w.rows.len().checked_mul(batch))?;
     }
-    // They share x, and so k.
+    // All matrices have the same k, since they share x.
     let k = matrices.first().map_or(0, |w| w.k);
     if batch == 0 || k == 0 || matrices.iter().all(|w| w.rows.is_empty()) {
         y.iter_mut().for_each(|y| y.fill(0.0));
@@ -287,7 +290,8 @@ fn multiply(matrices: &[Rows<'_>], x: &[f32], batch: usize, y: &mut [&mut [f32]]
     if let ([y], 1) = (&mut *y, batch) {
         return product.run(n_rows, y);
     }
-    // Row by row, all columns of each: so a run of rows is one slice, whatever matrices it has.
+    // Row by row, with all columns of each row. So a run of rows is one slice, also across
+    // matrices.
     values.clear();
     values.resize(n_rows * batch, 0.0);
     product.run(n_rows, values)?;
@@ -313,8 +317,8 @@ fn expect(spec: &TensorSpec, what: &str, found: usize, expected: Option<usize>) 
         .found(found))
 }
 
-/// Every column of x with the elements of each tile in the order of the chains, zeros behind the
-/// last one.
+/// Copies every column of x, with the elements of each tile in the order of the chains, and zeros
+/// after the last element.
 fn in_lane_order(x: &[f32], k: usize, out: &mut Vec<f32>) {
     let stride = k.next_multiple_of(TILE);
     out.clear();
@@ -328,7 +332,7 @@ fn in_lane_order(x: &[f32], k: usize, out: &mut Vec<f32>) {
     }
 }
 
-/// Memory of a product that all its threads see.
+/// Memory of a product that all threads share.
 #[derive(Default)]
 struct Shared {
     /// x in the order of the lanes.
@@ -342,7 +346,7 @@ struct Shared {
 struct Scratch {
     chains: Vec<Chains>,
     sums: Vec<Tree>,
-    /// A chunk of weights as they were before encoding.
+    /// A chunk of decoded weights.
     bytes: Vec<u8>,
     /// The same as f32 in the order of the lanes.
     floats: Vec<f32>,
@@ -353,8 +357,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Memory that this thread keeps from one product to the next. A product that begins while another
-/// one of this thread waits finds none and makes its own.
+/// Memory that this thread keeps from one product to the next. If a product begins while another
+/// one of this thread waits, it allocates its own memory.
 struct Kept<T: Default + 'static> {
     value: T,
     home: &'static std::thread::LocalKey<RefCell<T>>,
@@ -374,12 +378,12 @@ impl<T: Default> Drop for Kept<T> {
 
 /// Encoded weights up to the end of their block.
 struct Run<'a> {
-    /// The number of the first weight in the matrix.
+    /// The index of the first weight in the matrix.
     first: u64,
-    /// How many they are.
+    /// The number of weights.
     len: usize,
     tiles: Tiles<'a>,
-    /// How far behind the first bitmap bit they begin.
+    /// The position of the first weight in its tile.
     shift: u32,
 }
 
@@ -391,7 +395,7 @@ impl<'a> Run<'a> {
         Run { first, len: block.n_elements() - in_block, tiles, shift }
     }
 
-    /// What follows `n` weights, whole tiles with `used` escapes.
+    /// The weights after the first `n`, which are whole tiles with `used` escapes.
     fn after(self, n: usize, used: usize) -> Self {
         let tiles = self.tiles.after(n / TILE, used);
         Run { first: self.first + n as u64, len: self.len - n, tiles, ..self }
@@ -403,7 +407,7 @@ struct Product<'a> {
     matrices: &'a [Rows<'a>],
     x: &'a [f32],
     batch: usize,
-    /// From a column of x to the next.
+    /// The distance between columns of x.
     stride: usize,
 }
 
@@ -417,7 +421,7 @@ impl<'a> Product<'a> {
             || {
                 let mut kept = Kept::take(&SCRATCH);
                 kept.value.chains.resize(self.batch, [0.0; TILE]);
-                // Empty, whatever an earlier product that panicked has left.
+                // Cleared, since an earlier product that panicked may have left values.
                 kept.value.sums.clear();
                 kept.value.sums.resize(self.batch, Tree::default());
                 kept.value.bytes.resize(2 * CHUNK, 0);
@@ -437,7 +441,7 @@ impl<'a> Product<'a> {
         for w in self.matrices {
             let skipped = skip.min(w.rows.len());
             skip -= skipped;
-            // What follows the last tile that was multiplied while encoded.
+            // The weights after the last tile that was multiplied in encoded form.
             let mut next = None;
             for (row, out) in (w.rows.start + skipped..w.rows.end).zip(rows.by_ref()) {
                 self.run_row(w, row, &mut next, scratch);
@@ -448,7 +452,7 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Leaves the products of one row with all columns in `scratch.sums`.
+    /// Writes the products of one row with all columns to `scratch.sums`.
     fn run_row(&self, w: &Rows<'a>, row: usize, next: &mut Option<Run<'a>>, scratch: &mut Scratch) {
         for begin in (0..w.k).step_by(CHUNK) {
             let n = (w.k - begin).min(CHUNK);
@@ -467,8 +471,8 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Products of the weights `first..first + n` with every column, from plain weights: those that
-    /// there are, or a chunk decoded into a buffer.
+    /// Products of the weights `first..first + n` with every column, from plain weights: those of a
+    /// plain matrix, or a chunk decoded into a buffer.
     fn chunk(&self, w: &Rows<'_>, first: u64, n: usize, x: &[f32], scratch: &mut Scratch) {
         let unit = w.spec.dtype().unit_bytes();
         let (bytes, padded) = (n * unit, n.next_multiple_of(TILE) * unit);
@@ -504,8 +508,8 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Products of the weights `first..first + n` with one column, straight from the encoded tiles;
-/// only a tile that crosses the end of a block or of the row is decoded on its own.
+/// Products of the weights `first..first + n` with one column, directly from the encoded tiles.
+/// Only a tile that crosses the end of a block or of the row is decoded separately.
 fn fused<'a>(
     view: &View<'a>,
     first: u64,
@@ -518,8 +522,8 @@ fn fused<'a>(
     let mut at = 0;
     while at < n {
         let position = first + at as u64;
-        // Rows of whole tiles follow one another: finding the place anew takes as long as
-        // several tiles.
+        // Rows of whole tiles follow each other, so reuse the position: finding it again would take
+        // as long as several tiles.
         let run = next.take().filter(|run| run.first == position && run.len > 0);
         let run = run.unwrap_or_else(|| Run::at(view, position));
         let whole = (n - at).min(run.len) / TILE * TILE;
@@ -559,20 +563,20 @@ fn to_floats(dtype: Dtype, weights: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The value of an f16, exactly. Without branches, so that the compiler can vectorise loops of it.
+/// The exact value of an f16. It has no branches, so that the compiler can vectorise loops over it.
 fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
     // The exponent is too small by the difference of the biases, 127 - 15. Subnormal numbers need
     // the multiplication, which is exact.
     let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 127 - 15) << 23)).to_bits();
-    // Infinity, and NaN, which becomes a quiet one.
+    // Infinity and NaN. A NaN becomes quiet.
     let quiet = if bits & 0x3ff == 0 { 0 } else { 1 << 22 };
     let special = magnitude | 0xff << 23 | quiet;
     f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { finite })
 }
 
-/// F8_E4M3 as OCP defines it: no infinities, a NaN for all ones.
+/// F8_E4M3 as OCP defines it: no infinities, and all ones is NaN.
 fn e4m3_to_f32(bits: u8) -> f32 {
     let sign = u32::from(bits & 0x80) << 24;
     let magnitude = match bits & 0x7f {
@@ -583,7 +587,7 @@ fn e4m3_to_f32(bits: u8) -> f32 {
     f32::from_bits(magnitude.to_bits() | sign)
 }
 
-/// The chains as a tree: each step adds the second half to the first.
+/// Sums the chains as a tree: each step adds the second half to the first.
 fn sum_of_chains(chains: &Chains) -> f32 {
     let mut sums = *chains;
     let mut half = TILE / 2;
@@ -596,10 +600,10 @@ fn sum_of_chains(chains: &Chains) -> f32 {
     sums[0]
 }
 
-/// Sums numbers as a balanced tree, in the order in which they come: neighbours first.
+/// Sums numbers as a balanced tree, in the order of their arrival, neighbours first.
 #[derive(Clone)]
 struct Tree {
-    /// Sums of 2^i numbers, as the ones in the count of all numbers say, the largest first.
+    /// Sums of 2^i numbers, one for each 1 bit in the count of all numbers, the largest first.
     stack: [f32; 52],
     depth: usize,
     count: u64,
@@ -624,7 +628,7 @@ impl Tree {
         self.count += 1;
     }
 
-    /// The sum; empties the tree.
+    /// Returns the sum and empties the tree.
     fn take(&mut self) -> f32 {
         let sum = self.stack[..self.depth].iter().rev().copied().reduce(|sum, s| s + sum);
         (self.depth, self.count) = (0, 0);
