@@ -1,4 +1,4 @@
-//! The codec alone, on a slice of weights in memory.
+//! Compresses a slice of weights in memory, with only the codec.
 //!
 //! `cargo run --release -p bigsmall-examples --example codec_only`
 

@@ -95,7 +95,7 @@ def draw(sizes, speeds):
     body = "\n".join(chart.parts)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
             f'width="{WIDTH}" height="{height}" role="img">\n'
-            "<title>Size and speed of bigsmall beside other programs</title>\n"
+            "<title>Size and speed of bigsmall and other programs</title>\n"
             f"<style>{STYLE}</style>\n{body}\n</svg>\n")
 
 

@@ -32,7 +32,8 @@ def entries(tensors):
         for dim in shape:
             n *= dim
         yield "%s%s:{\"dtype\":\"U8\",\"shape\":%s,\"data_offsets\":[%d,%d]}" % (
-            "," if i else "{", json.dumps(name), json.dumps(shape, separators=(",", ":")), at, at + n)
+            "," if i else "{", json.dumps(name), json.dumps(shape,
+                                                            separators=(",", ":")), at, at + n)
         at += n
 
 

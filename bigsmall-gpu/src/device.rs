@@ -68,15 +68,15 @@ impl Device {
         let (device, queue) = pollster::block_on(request)
             .map_err(|e| Error::new(ErrorKind::Device).found("no device").caused_by(e))?;
         let lost = Arc::new(OnceLock::new());
-        let told = Arc::clone(&lost);
+        let reason_of_loss = Arc::clone(&lost);
         device.set_device_lost_callback(move |reason, message| {
             // Only the first reason is kept; later errors are consequences of it.
-            let _ = told.set(format!("{reason:?}: {message}"));
+            let _ = reason_of_loss.set(format!("{reason:?}: {message}"));
         });
-        let told = Arc::clone(&lost);
+        let reason_of_loss = Arc::clone(&lost);
         // Without this handler, wgpu would panic on an error outside every error scope.
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let _ = told.set(format!("uncaptured: {error}"));
+            let _ = reason_of_loss.set(format!("uncaptured: {error}"));
         }));
         let unguarded_loops = options.unguarded_loops;
         Ok(Device { unguarded_loops, matrix_unit, lost, ..Device::from_parts(device, queue) })
@@ -259,17 +259,17 @@ impl Device {
         bytes: u64,
         take: impl FnOnce(&[u8]),
     ) -> Result<()> {
-        let (told, hear) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
             // Sending fails only if the wait below has failed and dropped the receiver.
-            let _ = told.send(result);
+            let _ = sender.send(result);
         });
         let failed = || Error::new(ErrorKind::DeviceLost).found("a result could not be read back");
         loop {
             self.wait()?;
             // Another waiting thread may have received our completion from wgpu and not yet have
             // called our callback.
-            match hear.recv_timeout(Duration::from_millis(20)) {
+            match receiver.recv_timeout(Duration::from_millis(20)) {
                 Ok(Ok(())) => break,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(failed()),

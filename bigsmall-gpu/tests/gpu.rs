@@ -921,8 +921,8 @@ fn a_lost_device_is_an_error() {
 
 // J-01
 fn no_adapter_is_an_error() {
-    let nobody = options().adapter("an adapter that nobody has".to_owned());
-    let error = Wgpu::headless_with(&nobody).unwrap_err();
+    let missing = options().adapter("an adapter that does not exist".to_owned());
+    let error = Wgpu::headless_with(&missing).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoAdapter);
     // The adapters that exist.
     let shared = gpu().device().adapter_info();

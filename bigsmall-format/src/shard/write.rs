@@ -223,7 +223,8 @@ impl<W: Write> ShardWriter<W> {
         Ok(())
     }
 
-    /// Whether the tensor `earlier` is written already and has the values `bytes`, by their SHA-256.
+    /// Whether the tensor `earlier` is written already and has the values `bytes`, by their
+    /// SHA-256.
     ///
     /// # Errors
     /// [`Rule::TensorMissing`] when no tensor has that name.

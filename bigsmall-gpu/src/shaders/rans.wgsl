@@ -55,7 +55,7 @@ fn residual(group: u32, row: u32, column: u32, place: u32, stored: u32) -> u32 {
   if (row < bits) {
     return residual_byte(at + row * 32u, place, stored) & (0x80u | ((1u << (bits - 1u)) - 1u));
   }
-  // The other rows have no bytes of their own: each has one bit in each of the rows with bytes.
+  // The other rows are spread over these bytes: each has one bit in every row with bytes.
   let bit = bits - 1u + row - bits;
   var value = 0u;
   for (var k = 0u; k < bits; k++) {

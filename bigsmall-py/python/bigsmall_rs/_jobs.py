@@ -169,7 +169,7 @@ def verify(
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What is in a shard or a folder of shards. Reads the index alone.
+    """What is in a shard or a folder of shards. Reads only the index.
 
     Returns:
         `original_bytes`, `compressed_bytes`, `ratio`; `files`: name, `original_bytes`,

@@ -73,7 +73,7 @@ def to_device(tensor: Any, device: Any) -> Any:
 
 
 def given(name: str, array: Any) -> tuple[str, str, Sequence[int], Any]:
-    """What the extension module wants to know of an array that is to be saved."""
+    """The facts about an array that the extension module needs to save it."""
     if not isinstance(array, np.ndarray):
         raise BigsmallError(
             f"tensor {name!r}: expected an array of NumPy, found {type(array)}", "Argument"

@@ -23,7 +23,7 @@ def load_file(
 ) -> dict[str, Any]:
     """All tensors of a shard or a folder of shards, in one parallel read.
 
-    Memory: the tensors, and 32 MiB beside them. `backend` is for calls written for safetensors and
+    Memory: the tensors, and 32 MiB. `backend` is for calls written for safetensors and
     means nothing: there is one way to read.
 
     Raises:

@@ -99,7 +99,7 @@ def _dtype(config: Any, state: LazyStateDict) -> Any:
 
 
 def _concrete(transformers: Any, cls: Any, config: Any, folder: Path, trust: bool) -> Any:
-    """The class of the model: an Auto class has none of its own."""
+    """The class of the model. An Auto class is not a model class itself."""
     if cls is not None and not hasattr(cls, "_model_mapping"):
         return cls
     names = list(getattr(config, "architectures", None) or [])

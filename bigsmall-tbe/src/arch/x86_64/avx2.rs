@@ -300,7 +300,7 @@ impl<'a> Escapes<'a> {
 
     #[inline(always)]
     fn new(all: &'a [u8]) -> Self {
-        // None is turned yet. The buffer stands for escapes before the first one, all taken.
+        // None is turned yet. The buffer represents escapes before the first one, all taken.
         let next = Self::TURNED;
         Escapes { all, from: 0_usize.wrapping_sub(next), turned: [0; Self::TURNED], next }
     }
