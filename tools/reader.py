@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Restores a safetensors file from a `.bs` shard: python3 reader.py FILE.bs OUT.safetensors
+Decodes a page with its tables: python3 reader.py TABLES PAGE OUT
 
 Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
 beside FORMAT.md, and to check other readers. Comments name sections of FORMAT.md, errors name its
@@ -398,6 +399,42 @@ def patch_exceptions(ans, codes, exceptions, q, tables, fields):
     codes.pad(1)
     require(codes.left() == 0, "AnsException", f"{codes.left()} bytes after the last")
 
+# 7.7 Pages
+def read_tables(frame):  # returns dtype and head
+    source = Source(frame, "FrameTruncated")
+    magic, version, encoding, name_length, rank, head_length, name, checksum = source.numbers("8s4BIQQ")
+    require(magic == b"\x89bsmlT\r\n", "FrameMagic", magic)
+    require(version > 0, "VersionZero", version)
+    require(version == 1, "Version", version, "unsupported")
+    require(encoding == rank == 1 and name == 0, "PageTables", f"encoding {encoding}, rank {rank}")
+    shape, = source.numbers("Q")
+    dtype = source.take(name_length, 8).decode("ascii", "replace")
+    require(dtype in DTYPE_BITS, "DtypeUnknown", dtype, "unsupported")
+    described = frame[:len(frame) - source.left()]
+    require(source.numbers("Q") == (xxh3(described),), "FrameChecksum", "another checksum")
+    require(shape == 0, "PageTables", f"shape {shape}")
+    head = source.take(head_length, 8)
+    require(xxh3(head) == checksum, "HeadChecksum", "another checksum")
+    require(source.left() == 0, "FrameTrailing", f"{source.left()} bytes")
+    return dtype, head
+
+def read_page(tables, page):  # returns the bytes that the page holds
+    dtype, head = read_tables(tables)
+    source, unit_bytes = Source(page, "PageLength"), UNIT_BYTES[dtype]
+    checksum, size, of_tables = source.numbers("QII")
+    require(xxh3(page[8:]) == checksum, "PageChecksum", "another checksum")
+    require(xxh3(head) % 2**32 == of_tables, "PageTables", "other tables")
+    n = size // unit_bytes
+    require(size % unit_bytes == 0 and n <= 2**24, "PageLength", f"{size} bytes")
+    groups = n // 256
+    blocks = 0 if n == 0 else 1 if groups < 16 else 2 * -(-n // 131072)
+    sizes = blocks * [256 * (groups // max(1, blocks)) * unit_bytes]
+    sizes[:1] = [size - sum(sizes[1:])] if blocks else []
+    lengths = source.numbers(f"{blocks}I", 8)
+    stored = [(source.take(length, 8), size) for length, size in zip(lengths, sizes)]
+    require(source.left() == 0, "PageLength", f"{source.left()} bytes after the last block")
+    return b"".join(decode_ans(head, dtype, stored))
+
 # 8. TBE payloads
 TBE_FLOATS = {"BF16": (8, 7, 0), "F16": (5, 10, 3), "F8_E4M3": (4, 3, 4), "F8_E5M2": (5, 2, 3)}
 
@@ -433,20 +470,22 @@ def decode_tbe(head, dtype, blocks):
         yield b"".join(unit.to_bytes(UNIT_BYTES[dtype], "little") for unit in units)
 
 def main(arguments):
-    if len(arguments) != 2:
-        print("usage: reader.py FILE.bs OUT.safetensors", file=sys.stderr)
+    if len(arguments) not in (2, 3):
+        print("usage: reader.py FILE.bs OUT.safetensors, or reader.py TABLES PAGE OUT", file=sys.stderr)
         return 2
+    *names, out = arguments
     try:
-        restored = restore(Path(arguments[0]).read_bytes())
-        Path(arguments[1]).write_bytes(restored)
+        files = [Path(name).read_bytes() for name in names]
+        restored = restore(*files) if len(files) == 1 else read_page(*files)
+        Path(out).write_bytes(restored)
     except Refused as error:
         kind, rule, *what = error.args
-        print(f"{arguments[0]}: {kind}: {rule} {what!a}", file=sys.stderr)
+        print(f"{' '.join(names)}: {kind}: {rule} {what!a}", file=sys.stderr)
         return {"corrupt": 3, "unsupported": 4}[kind]
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{arguments[1]}: {len(restored)} bytes, SHA-256 {hashlib.sha256(restored).hexdigest()}")
+    print(f"{out}: {len(restored)} bytes, SHA-256 {hashlib.sha256(restored).hexdigest()}")
     return 0
 
 if __name__ == "__main__":

@@ -135,6 +135,16 @@ class Vectors(unittest.TestCase):
                          struct.pack("<261H", *units))
         self.assertEqual((index.left(), payloads.left()), (0, 0))
 
+    def test_page(self):
+        tables, page = hex_vector("tables"), hex_vector("page")
+        self.assertEqual(reader.read_page(tables, page), struct.pack("<3H", 0x3F80, 0xBF80, 0))
+        for damaged, sound in ((page, False), (tables, True)):
+            for bit in range(8 * len(damaged)):
+                changed = bytearray(damaged)
+                changed[bit // 8] ^= 1 << bit % 8
+                with self.assertRaises(reader.Refused, msg=f"bit {bit}"):
+                    reader.read_page(*((bytes(changed), page) if sound else (tables, bytes(changed))))
+
     def test_shard(self):
         self.assertEqual(reader.restore(hex_vector("shard"))[-3:], b"\1\2\3")
 
@@ -149,6 +159,14 @@ class Vectors(unittest.TestCase):
 
 
 class Goldens(unittest.TestCase):
+    def test_pages(self):
+        tables, pages = (ROOT / "goldens" / "pages.tables").read_bytes(), list((ROOT / "goldens").glob("*.page"))
+        self.assertGreaterEqual(len(pages), 5)
+        for page in pages:
+            with self.subTest(page.name):
+                plain = page.with_suffix(".bytes").read_bytes()
+                self.assertEqual(reader.read_page(tables, page.read_bytes()), plain)
+
     def test_goldens(self):
         sums = (ROOT / "goldens" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         self.assertTrue(sums)

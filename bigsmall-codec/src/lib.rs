@@ -35,6 +35,7 @@ mod head;
 mod kernels;
 mod layout;
 mod level;
+mod pages;
 mod plan;
 mod planes;
 #[cfg(feature = "reference")]
@@ -63,6 +64,7 @@ pub use bigsmall_format::{
 #[cfg(feature = "half")]
 pub use half;
 pub use level::Level;
+pub use pages::Pages;
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes, encode_into, encode_with};
 pub use view::{
     AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock, ZerosBlock,

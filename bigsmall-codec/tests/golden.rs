@@ -301,3 +301,39 @@ fn entries_say_what_the_files_hold() {
     let error = shard.index_of("\u{1b}[2J").unwrap_err();
     assert!(!error.to_string().contains('\u{1b}'), "control characters are escaped: {error}");
 }
+
+#[test]
+fn every_backend_and_the_oracle_read_the_golden_pages() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
+    let tables = std::fs::read(folder.join("pages.tables")).unwrap();
+    let head = EncodedTensor::from_bytes(&tables).unwrap().head().to_vec();
+    let mut n_pages = 0;
+    let mut kinds = BTreeSet::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|x| x != "page") {
+            continue;
+        }
+        let page = std::fs::read(&path).unwrap();
+        let bytes = std::fs::read(path.with_extension("bytes")).unwrap();
+        for backend in backends() {
+            let pages = Pages::from_bytes(&tables).unwrap().with_backend(backend).unwrap();
+            let mut back = vec![0x5a; pages.page_len(&page).unwrap()];
+            pages.decode_page(&page, &mut back).unwrap();
+            assert!(back == bytes, "{path:?} {backend:?}");
+        }
+        let n_blocks = oracle::page::cut(bytes.len() / 2).len();
+        let mut at = 16 + (4 * n_blocks).next_multiple_of(8);
+        for b in 0..n_blocks {
+            kinds.insert((n_blocks, page[at]));
+            let len = u32::from_le_bytes(page[16 + 4 * b..][..4].try_into().unwrap());
+            at += (len as usize).next_multiple_of(8);
+        }
+        assert!(oracle::page::read(Dtype::BF16, &head, &page) == Ok(bytes), "{path:?}");
+        n_pages += 1;
+    }
+    assert!(n_pages >= 5);
+    for kind in [(1, 0), (1, 2), (2, 2), (2, 3)] {
+        assert!(kinds.contains(&kind), "no golden page has {kind:?}: {kinds:?}");
+    }
+}

@@ -106,3 +106,24 @@ fn vectors() {
         assert_eq!(back, units, "{backend:?}");
     }
 }
+
+#[test]
+fn pages() {
+    let text = specification::text();
+    let freqs: Vec<u32> = vector(&text, "frequencies").iter().map(|f| f.parse().unwrap()).collect();
+    let head = Head::plain(Dtype::BF16, 1, 112, vec![freqs]).write();
+    let units: Vec<u8> = [0x3f80u16, 0xbf80, 0].into_iter().flat_map(u16::to_le_bytes).collect();
+    let raw = [&[0; 8], &units[..]].concat();
+    let page = oracle::page::page(&head, 6, &[raw]);
+    let spec = TensorSpec::new("", Dtype::BF16, &[0]).unwrap();
+    let frame = oracle::seal(&spec, &head, &[]).unwrap().to_bytes();
+    assert_eq!(vector(&text, "tables").concat(), hex(&frame));
+    assert_eq!(vector(&text, "page").concat(), hex(&page));
+    let pages = Pages::from_bytes(&frame).unwrap();
+    let mut ours = vec![0; pages.max_encoded_len(6)];
+    let n = pages.encode_page(&units, &mut ours).unwrap();
+    assert_eq!(ours[..n], page);
+    let mut back = [0; 6];
+    pages.decode_page(&page, &mut back).unwrap();
+    assert_eq!(back[..], units);
+}

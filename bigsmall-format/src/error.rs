@@ -98,6 +98,10 @@ rules! {
     FrameTruncated: Corrupt, "an encoded tensor is cut short";
     FrameTrailing: Corrupt, "bytes follow the encoded tensor";
     FrameChecksum: Corrupt, "the checksum of an encoded tensor's description differs";
+    // Pages.
+    PageChecksum: Corrupt, "the checksum of a page differs";
+    PageTables: Corrupt, "not the tables that the pages were encoded with";
+    PageLength: Corrupt, "a page is not as long as its header and blocks";
     // safetensors header.
     HeaderLength: Corrupt, "the safetensors header is longer than the file, or empty";
     HeaderTooLarge: Limit, "the safetensors header is larger than the limit";

@@ -17,6 +17,8 @@ use half::{bf16, f16};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
+use crate::golden_pages::golden_pages;
+
 /// A shard and its original.
 #[derive(Debug)]
 pub struct Golden {
@@ -481,6 +483,9 @@ pub fn folder() -> PathBuf {
 }
 
 /// The name and contents of every file in that folder.
+///
+/// # Panics
+/// If a page cannot be encoded, on a bug.
 #[must_use]
 pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
@@ -490,5 +495,6 @@ pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
             files.push((format!("{}.safetensors", golden.name), golden.original.clone()));
         }
     }
+    files.extend(golden_pages().expect("pages are encoded"));
     files
 }

@@ -2,6 +2,8 @@
 //! programs in `fuzz/` call them. The test `replay` runs them over the corpora without a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
+mod page;
+
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -17,6 +19,8 @@ use crate::Random;
 use crate::oracle::ans::{self, Copying};
 use crate::oracle::tbe;
 use crate::trials::{Encodings, Seals, decode_all, rewrite};
+
+pub use page::page;
 
 /// The largest restored size of a shard in a target.
 const MOST: u64 = 16 << 20;

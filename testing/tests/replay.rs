@@ -7,11 +7,12 @@ use bigsmall_testing::{Random, goldens, targets};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     ("shard_open", targets::shard_open),
     ("structured_shard", targets::structured_shard),
     ("frequency_table", targets::frequency_table),
     ("ans_block", targets::ans_block),
+    ("page", targets::page),
     ("tbe_view", targets::tbe_view),
     ("safetensors_header", targets::safetensors_header),
     ("index_json", targets::index_json),

@@ -6,7 +6,9 @@ use std::ops::Range;
 use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::block::sections::{Block, CARRIED, MAX_MASK, Sections, Zeros, carried_len, check_mask};
+use crate::block::sections::{
+    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, Zeros, carried_len, check_mask,
+};
 use crate::head::Head;
 use crate::kernels::{Job, Kernels, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
@@ -20,7 +22,7 @@ pub(crate) fn decode(
     dst: &mut [u8],
     ahead: Ahead<'_>,
 ) -> Result<()> {
-    if head.mask.is_some() {
+    if head.mask.is_some() && blocks.iter().any(|block| block.first() == Some(&KIND_ZEROS)) {
         return decode_with_masks(head, kernels, blocks, block_bytes, dst, ahead);
     }
     decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &mut [&mut [], &mut []])
@@ -270,15 +272,16 @@ fn decode_groups<const N: usize>(
             (groups.end == s.n_groups).then(|| finish_states(head, &jobs[i], s)).transpose()?;
         let each = packed_len(head.layout.residual_bits);
         // The last groups end in what the states carried.
-        let whole;
-        let residual = match last {
-            None => &s.residual[groups.start * each..],
-            Some(carried) => {
-                let missing = s.n_groups * each - s.residual.len();
-                whole = [&s.residual[groups.start * each..], &carried[..missing]].concat();
-                &whole
-            }
-        };
+        let mut whole;
+        let mut residual = &s.residual[groups.start * each..];
+        if let Some(carried) = last {
+            whole = [0; 2 * GROUP];
+            let whole = &mut whole[..groups.len() * each];
+            let (stored, rest) = whole.split_at_mut(residual.len());
+            stored.copy_from_slice(residual);
+            rest.copy_from_slice(&carried[..rest.len()]);
+            residual = whole;
+        }
         low_at[i] += kernels.join(
             head,
             &symbols[i].as_chunks().0[..groups.len()],
