@@ -370,7 +370,7 @@ impl Pages {
     }
 }
 
-/// The number of units in so many bytes.
+/// The number of units that `byte_len` bytes hold.
 fn whole_units(dtype: Dtype, byte_len: usize) -> Result<usize> {
     let unit_bytes = dtype.unit_bytes();
     let n_units = byte_len / unit_bytes;

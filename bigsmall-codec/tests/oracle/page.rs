@@ -49,7 +49,10 @@ pub fn read(dtype: Dtype, head: &[u8], page: &[u8]) -> Result<Vec<u8>, Rule> {
     ensure(number(12) == Some(xxh3(head) as u32), Rule::PageTables)?;
     let byte_len = number(8).unwrap() as usize;
     let unit_bytes = fields(dtype).0;
-    ensure(byte_len % unit_bytes == 0 && byte_len / unit_bytes <= 1 << 24, Rule::PageLength)?;
+    ensure(
+        byte_len.is_multiple_of(unit_bytes) && byte_len / unit_bytes <= 1 << 24,
+        Rule::PageLength,
+    )?;
     let cut = cut(byte_len / unit_bytes);
     let mut at = 16 + (4 * cut.len()).next_multiple_of(8);
     let padding = page.get(16 + 4 * cut.len()..at).ok_or(Rule::PageLength)?;
