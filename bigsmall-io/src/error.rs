@@ -64,6 +64,8 @@ kinds! {
     TensorMissing: Usage, "no tensor of that name";
     FeatureMissing: Unsupported, "this build lacks a feature";
     Memory: Limit, "not enough memory";
+    Expansion: Limit, "restores to more bytes than the limit";
+    Space: Io, "not enough free space for the output";
 }
 
 /// What both crates know is the same kind of error, whichever of them finds it.

@@ -8,6 +8,7 @@ use crate::compress::file::{compress_file, compress_to};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
+use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Input;
@@ -94,10 +95,15 @@ pub fn compress_from(
 /// SHA-256 of every file is compared with that of the original before the file is renamed into
 /// place. If a shard has MD5s of its tensors, they are compared too, at about 0.6 GB/s.
 ///
+/// A shard that restores to more than a million times its bytes is refused
+/// ([`RestoreOptions::max_expansion`]), and so is one that restores to more bytes than the file
+/// system has free.
+///
 /// Memory: at most 256 MiB and the index, for a model of any size.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`Rule::BlockChecksum`](crate::Rule::BlockChecksum) and the rules
+/// Those of [`Shard::open`]; [`ErrorKind::Expansion`], [`ErrorKind::Space`];
+/// [`Rule::BlockChecksum`](crate::Rule::BlockChecksum) and the rules
 /// of the encodings; [`Rule::ContentDigest`](crate::Rule::ContentDigest);
 /// [`ErrorKind::OutputExists`], [`ErrorKind::SameFile`],
 /// [`ErrorKind::Io`], [`ErrorKind::Cancelled`], [`ErrorKind::Memory`].
@@ -129,6 +135,9 @@ pub fn restore(
         Input::File(source) => source,
     };
     let shard = Shard::open(source).in_file(shown(input))?;
+    let mut expansion = Expansion::default();
+    expansion.add(&shard, options.max_expansion).in_file(shown(input))?;
+    expansion.check_room(output, options, progress)?;
     progress.expect(shard.original_len());
     let report = restore_file(&shard, Waits::of(input), input, output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
@@ -153,6 +162,7 @@ pub fn verify(
         Input::File(source) => source,
     };
     let shard = Shard::open(source).in_file(shown(input))?;
+    Expansion::default().add(&shard, options.max_expansion).in_file(shown(input))?;
     progress.expect(shard.original_len());
     let mut report =
         restore_shard(&shard, Waits::of(input), None, options, progress).in_file(shown(input))?;

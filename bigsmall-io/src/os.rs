@@ -46,9 +46,39 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
+/// Whether the open file or directory `file` is the one at `path`.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    let Ok(there) = std::fs::symlink_metadata(path) else { return false };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        file.metadata().is_ok_and(|here| (here.dev(), here.ino()) == (there.dev(), there.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, there);
+        true
+    }
+}
+
 /// A value that changes when someone writes to the file.
 pub(crate) fn stamp(metadata: &Metadata) -> impl PartialEq + use<> {
     (metadata.len(), metadata.modified().ok())
+}
+
+/// Bytes that this user may still write into the file system of the directory `dir`; `None` if the
+/// system does not say.
+pub(crate) fn free_space(dir: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let found = rustix::fs::statvfs(dir).ok()?;
+        (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        None
+    }
 }
 
 /// Gives a temporary file or directory the mode of any other new file: `mode` without the bits of

@@ -1,7 +1,17 @@
 //! The progress of a job, and its cancellation.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// What is called with a warning.
+struct Warn(Box<dyn Fn(&str) + Send + Sync>);
+
+impl fmt::Debug for Warn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Warn")
+    }
+}
 
 /// The progress of a job, for another thread to read, and its cancellation.
 ///
@@ -18,12 +28,31 @@ pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
     cancelled: Arc<AtomicBool>,
+    warn: Option<Warn>,
     /// A stage that a test breaks.
     #[cfg(test)]
     pub(crate) fault: Option<crate::faults::StageFault>,
 }
 
 impl Progress {
+    /// Has the job call `warn` with what a user should know before the job goes on: that it will
+    /// write far more than it reads. One line of text.
+    ///
+    /// ```
+    /// let progress = bigsmall_io::Progress::default().on_warning(|text| eprintln!("{text}"));
+    /// ```
+    #[must_use]
+    pub fn on_warning(mut self, warn: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.warn = Some(Warn(Box::new(warn)));
+        self
+    }
+
+    pub(crate) fn warn(&self, text: &str) {
+        if let Some(Warn(warn)) = &self.warn {
+            warn(text);
+        }
+    }
+
     /// Original bytes processed so far.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {

@@ -469,3 +469,37 @@ fn shards_alone_become_a_model() {
     assert_eq!(rule(None), ErrorKind::OutputExists);
     bigsmall_io::index(path("out"), None, true).unwrap();
 }
+
+#[test]
+// K-06
+fn a_tensor_in_two_shards_of_one_model_without_an_index_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let shard = |name: &str, tensors: &[&str]| {
+        let tensors: Vec<_> =
+            tensors.iter().map(|t| tensor(t, Dtype::U8, &[3], vec![1, 2, 3])).collect();
+        let plain = d.join("plain");
+        write(&plain, &tensors);
+        let path = d.join("model").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        compress(&plain, &path).unwrap();
+    };
+    shard("model-00001-of-00002.bs", &["a", "b"]);
+    shard("model-00002-of-00002.bs", &["c"]);
+    // Other models: a variant, a part with another number of shards, one in a folder below.
+    shard("model.fp16-00001-of-00002.bs", &["a"]);
+    shard("model-00001-of-00003.bs", &["a"]);
+    shard("below/model-00001-of-00002.bs", &["a"]);
+    shard("consolidated.bs", &["a", "b", "c"]);
+    verify(&d.join("model")).unwrap();
+    std::fs::remove_file(d.join("model/model-00002-of-00002.bs")).unwrap();
+    shard("model-00002-of-00002.bs", &["b", "c"]);
+    for error in [
+        verify(&d.join("model")).unwrap_err(),
+        restore(&d.join("model"), &d.join("out")).unwrap_err(),
+    ] {
+        assert_eq!((error.kind(), error.tensor()), (ErrorKind::ModelTensor, Some("b")));
+        assert!(error.to_string().contains("model-00002-of-00002.bs"), "{error}");
+    }
+    assert!(!d.join("out").exists());
+}

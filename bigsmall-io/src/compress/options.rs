@@ -21,6 +21,9 @@ pub struct CompressOptions {
     pub replace: bool,
     /// Do all the work but write nothing.
     pub dry_run: bool,
+    /// For [`transcode`](crate::transcode): as
+    /// [`RestoreOptions::max_expansion`](crate::RestoreOptions#structfield.max_expansion).
+    pub max_expansion: Option<u64>,
 }
 
 impl CompressOptions {
@@ -55,6 +58,13 @@ impl CompressOptions {
     #[must_use]
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets [`max_expansion`](Self#structfield.max_expansion).
+    #[must_use]
+    pub fn max_expansion(mut self, max_expansion: impl Into<Option<u64>>) -> Self {
+        self.max_expansion = max_expansion.into();
         self
     }
 }

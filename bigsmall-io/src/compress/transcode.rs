@@ -7,6 +7,7 @@ use bigsmall_format::{Rule, Shard};
 
 use crate::compress::walk::compress_source;
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::restore::bounds::Expansion;
 use crate::restore::original::Original;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
@@ -31,6 +32,7 @@ pub fn transcode(
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     let shard = Shard::open(os::open_regular(input)?).in_file(input)?;
+    Expansion::default().add(&shard, options.max_expansion).in_file(input)?;
     progress.expect(shard.original_len());
     let had_md5 =
         (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));

@@ -46,6 +46,42 @@ pub(crate) fn check_index(
     Ok(())
 }
 
+/// The shards of models without an index file: `model-00001-of-00002.bs` and its siblings. A tensor
+/// is in one of them.
+#[derive(Default)]
+pub(crate) struct Numbered {
+    seen: BTreeMap<String, BTreeSet<Box<str>>>,
+}
+
+impl Numbered {
+    /// Adds the shard `name`, if it has a number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelTensor`] if a sibling has one of its tensors.
+    pub(crate) fn add(&mut self, name: &Path, tensors: &[TensorSpec]) -> Result<()> {
+        let Some(model) = numbered(&name.to_string_lossy()) else { return Ok(()) };
+        let seen = self.seen.entry(model).or_default();
+        for spec in tensors {
+            if !seen.insert(spec.name().into()) {
+                return Err(Error::new(ErrorKind::ModelTensor)
+                    .in_file(name)
+                    .in_tensor(spec.name())
+                    .found("in two shards"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of the model whose shard `name` is: `a/model of 00002` for
+/// `a/model-00001-of-00002.bs`.
+fn numbered(name: &str) -> Option<String> {
+    let is_number = |n: &str| n.len() >= 5 && n.bytes().all(|b| b.is_ascii_digit());
+    let (rest, total) = name.rsplit_once('.')?.0.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    (is_number(number) && is_number(total)).then(|| format!("{stem} of {total}"))
+}
+
 /// Refuses a folder with a card among the files to keep: restoring would leave that card out.
 pub(crate) fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
     for name in files.iter().filter(|f| card::may_be(f)) {

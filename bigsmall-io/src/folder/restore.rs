@@ -7,10 +7,11 @@ use bigsmall_format::Shard;
 
 use crate::error::{Context as _, Error, Result};
 use crate::folder::card;
-use crate::folder::check::check_index;
+use crate::folder::check::{Numbered, check_index};
 use crate::folder::out::{Out, check_apart, named};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Folder;
@@ -23,11 +24,21 @@ type IndexFile = (PathBuf, String);
 /// The files of a folder of shards, and its index files. Checks the shards and the index files.
 fn open_shards(
     folder: &Folder,
+    options: &RestoreOptions,
     progress: &Progress,
-) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>)> {
+) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>, Expansion)> {
     let files = folder.files()?;
+    let mut expansion = Expansion::default();
+    let indexed: BTreeSet<Option<&Path>> =
+        files.iter().filter(|f| role(f, SHARD) == Role::Index).map(|f| f.parent()).collect();
+    let mut numbered = Numbered::default();
     for name in weights(&files, SHARD)? {
         let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
+        expansion.add(&shard, options.max_expansion).in_file(name)?;
+        // An index file says more: it is compared with the shards below.
+        if !indexed.contains(&name.parent()) {
+            numbered.add(name, shard.tensors())?;
+        }
         progress.expect(shard.original_len());
     }
     let mut indices = Vec::new();
@@ -38,7 +49,7 @@ fn open_shards(
         })?;
         indices.push((name.clone(), text));
     }
-    Ok((files, indices))
+    Ok((files, indices, expansion))
 }
 
 /// Whether reading from the folder waits for another machine.
@@ -55,7 +66,8 @@ pub(crate) fn restore_folder(
     progress: &Progress,
 ) -> Result<Report> {
     check_apart(input, output)?;
-    let (files, indices) = open_shards(folder, progress)?;
+    let (files, indices, expansion) = open_shards(folder, options, progress)?;
+    expansion.check_room(output, options, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
     let inner = options.replace(false);
@@ -96,7 +108,7 @@ pub(crate) fn verify_folder(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let (files, _) = open_shards(folder, progress)?;
+    let (files, _, _) = open_shards(folder, options, progress)?;
     let waits = waits(folder);
     let mut reports = Vec::new();
     for name in weights(&files, SHARD)? {

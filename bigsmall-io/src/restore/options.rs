@@ -17,6 +17,13 @@ pub struct RestoreOptions {
     pub md5: bool,
     /// Replace an existing output.
     pub replace: bool,
+    /// Restored bytes for each byte of the shard, from which on a shard is refused; `None` for
+    /// 1,048,576. Only a file that was made to be refused, or one of nothing but a few repeated
+    /// values, comes near.
+    pub max_expansion: Option<u64>,
+    /// Begin even if the file system says that it has too little free space: one that compresses
+    /// may have enough.
+    pub ignore_free_space: bool,
 }
 
 impl RestoreOptions {
@@ -37,6 +44,20 @@ impl RestoreOptions {
     #[must_use]
     pub fn replace(mut self, replace: bool) -> Self {
         self.replace = replace;
+        self
+    }
+
+    /// Sets [`max_expansion`](Self#structfield.max_expansion).
+    #[must_use]
+    pub fn max_expansion(mut self, max_expansion: impl Into<Option<u64>>) -> Self {
+        self.max_expansion = max_expansion.into();
+        self
+    }
+
+    /// Sets [`ignore_free_space`](Self#structfield.ignore_free_space).
+    #[must_use]
+    pub fn ignore_free_space(mut self, ignore_free_space: bool) -> Self {
+        self.ignore_free_space = ignore_free_space;
         self
     }
 }

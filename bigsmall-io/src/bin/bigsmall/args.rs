@@ -145,6 +145,12 @@ pub(crate) struct Restore {
     /// Replace an existing output.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Refuse a shard that restores to this many times its bytes, or more.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_expansion: u64,
+    /// Begin even if the file system has too little free space.
+    #[arg(long)]
+    pub(crate) ignore_free_space: bool,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -160,6 +166,9 @@ pub(crate) struct Verify {
     /// Print the MD5 of every tensor's original bytes.
     #[arg(long)]
     pub(crate) md5: bool,
+    /// Refuse a shard that restores to this many times its bytes, or more.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_expansion: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -218,6 +227,9 @@ pub(crate) struct Transcode {
     /// Replace an existing output.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Refuse a shard that restores to this many times its bytes, or more.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_expansion: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -22,7 +22,8 @@ use measure::MeasureOptions;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let progress = Progress::default();
+    let warn = |text: &str| drop(writeln!(std::io::stderr(), "bigsmall: warning: {text}"));
+    let progress = Progress::default().on_warning(warn);
     let result = bar::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
@@ -59,6 +60,8 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 fn hint(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::OutputExists => " (--force replaces it)",
+        ErrorKind::Expansion => " (--max-expansion N allows more)",
+        ErrorKind::Space => " (--ignore-free-space begins all the same)",
         _ => "",
     }
 }
@@ -79,12 +82,15 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             Ok(show("compressed", &report, begin, a.json))
         }
         Command::Restore(a) => {
-            let options = RestoreOptions::new().replace(a.force);
+            let options = RestoreOptions::new()
+                .replace(a.force)
+                .max_expansion(a.max_expansion)
+                .ignore_free_space(a.ignore_free_space);
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
         }
         Command::Verify(a) => {
-            let options = RestoreOptions::new().md5(a.md5);
+            let options = RestoreOptions::new().md5(a.md5).max_expansion(a.max_expansion);
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
@@ -100,13 +106,29 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         }
         Command::Estimate(a) => estimate(&a, progress),
         Command::Transcode(a) => {
-            let options =
-                CompressOptions::new().encoding(a.coding.encoding()).md5(a.md5).replace(a.force);
+            let options = CompressOptions::new()
+                .encoding(a.coding.encoding())
+                .md5(a.md5)
+                .replace(a.force)
+                .max_expansion(a.max_expansion);
             let report = bigsmall_io::transcode(&a.input, &a.output, &options, progress)?;
             Ok(show("transcoded", &report, begin, a.json))
         }
         Command::Bench(a) => bench(&a, progress),
     }
+}
+
+/// Why shards are larger than their originals, if they are.
+fn overhead(what: &str, report: &Report) -> String {
+    let n: u64 = report.files.iter().map(|f| f.n_tensors).sum();
+    if report.compressed_bytes <= report.original_bytes || what != "compressed" || n < 1000 {
+        return String::new();
+    }
+    let mean = report.original_bytes / n;
+    format!(
+        "larger than the original: each of the {n} tensors takes some 50 bytes of index, and {mean} \
+         in the original\n"
+    )
 }
 
 /// A number of bytes, for people to read.
@@ -154,6 +176,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
             out += &format!("  {}  md5 {}\n", name.escape_debug(), hex(md5));
         }
     }
+    out += &overhead(what, report);
     out += &format!(
         "{what} {} <-> {}: {:.2} % in {seconds:.2} s ({:.2} GB/s)\n",
         bytes(report.original_bytes),

@@ -1,0 +1,75 @@
+//! Before a shard is restored: how much it restores to, and whether there is room for it.
+
+use std::path::Path;
+
+use bigsmall_format::internal::len_of;
+use bigsmall_format::{ReadAt, Shard};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::{Progress, RestoreOptions, os};
+
+/// Restored bytes for each byte of the shard, by default.
+///
+/// Blocks of one repeated value restore to 18,725 times their bytes. Equal tensors are stored once,
+/// so a checkpoint of nothing but zeros restores to a few hundred thousand times its bytes.
+const MAX_EXPANSION: u64 = 1 << 20;
+
+/// The user is told before a job writes more than this many times what it reads, and more than
+/// [`WARN_BYTES`].
+const WARN_EXPANSION: u64 = 100;
+const WARN_BYTES: u64 = 1 << 30;
+
+/// The bytes of some shards, and of what they restore to.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Expansion {
+    stored: u64,
+    restored: u64,
+}
+
+impl Expansion {
+    /// Adds a shard.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Expansion`] if it restores to more than `most` times its bytes, by default
+    /// [`MAX_EXPANSION`].
+    pub(crate) fn add(&mut self, shard: &Shard<impl ReadAt>, most: Option<u64>) -> Result<()> {
+        let (stored, restored) = (len_of(shard.source())?, shard.original_len());
+        let most = most.unwrap_or(MAX_EXPANSION);
+        if restored / stored.max(1) >= most {
+            return Err(Error::new(ErrorKind::Expansion)
+                .expected(format!("less than {most} times the {stored} bytes of the shard"))
+                .found(format!("{restored} bytes")));
+        }
+        self.stored = self.stored.saturating_add(stored);
+        self.restored = self.restored.saturating_add(restored);
+        Ok(())
+    }
+
+    /// Called before the first byte is written to `output`. Tells the user if much more is written
+    /// than read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Space`] if the file system has less free space than that.
+    pub(crate) fn check_room(
+        &self,
+        output: &Path,
+        options: &RestoreOptions,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Expansion { stored, restored } = *self;
+        let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
+        if !options.ignore_free_space
+            && let Some(free) = os::free_space(parent.unwrap_or(Path::new(".")))
+            && free < restored
+        {
+            return Err(Error::new(ErrorKind::Space)
+                .in_file(output)
+                .expected(format!("{restored} bytes"))
+                .found(format!("{free} bytes")));
+        }
+        if restored > WARN_BYTES && restored / stored.max(1) > WARN_EXPANSION {
+            progress.warn(&format!("{stored} bytes restore to {restored} bytes"));
+        }
+        Ok(())
+    }
+}
