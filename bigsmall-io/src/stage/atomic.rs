@@ -13,6 +13,7 @@ use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::os;
+use crate::stage::leftovers::{self, SUFFIX};
 use crate::stage::output::Output;
 use crate::stage::thread::start;
 
@@ -44,12 +45,6 @@ fn parent(target: &Path) -> &Path {
     target.parent().unwrap_or(Path::new(""))
 }
 
-/// The start of a temporary name: hidden, and containing the target's name.
-fn prefix(target: &Path) -> String {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    format!(".{}.", name.chars().take(100).collect::<String>())
-}
-
 impl AtomicFile {
     /// Begins the file `target`. An existing file stays until [`commit`](Self::commit), and is an
     /// error without `replace`.
@@ -57,11 +52,17 @@ impl AtomicFile {
         check_target(target, replace)?;
         let dir = parent(target);
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let prefix = prefix(target);
+        leftovers::sweep(target);
+        let prefix = leftovers::prefix(target);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        let temp = os::plain_mode(&mut builder, 0o666).tempfile_in(dir).in_file(target)?;
-        let (file, temp) = temp.into_parts();
+        builder.prefix(&prefix).suffix(SUFFIX);
+        let (file, temp) = loop {
+            let temp = os::plain_mode(&mut builder, 0o666).tempfile_in(dir).in_file(target)?;
+            let (file, temp) = temp.into_parts();
+            if leftovers::claim(&file, &temp) {
+                break (file, temp);
+            }
+        };
         let write_behind = file.try_clone().ok().and_then(WriteBehind::start);
         Ok(AtomicFile {
             file,
@@ -159,6 +160,8 @@ impl WriteBehind {
 /// A directory that is renamed into place when it is complete.
 pub(crate) struct AtomicDir {
     temp: TempDir,
+    /// Says that this process lives.
+    _lock: Option<File>,
     target: PathBuf,
     replace: bool,
 }
@@ -180,11 +183,19 @@ impl AtomicDir {
         }
         let dir = parent(target);
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let prefix = prefix(target);
+        leftovers::sweep(target);
+        let prefix = leftovers::prefix(target);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(dir).in_file(target)?;
-        Ok(AtomicDir { temp, target: target.to_owned(), replace })
+        builder.prefix(&prefix).suffix(SUFFIX);
+        let (temp, lock) = loop {
+            let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(dir).in_file(target)?;
+            // Where a directory cannot be opened, nobody else locks it either.
+            match File::open(temp.path()) {
+                Ok(lock) if !leftovers::claim(&lock, temp.path()) => {}
+                lock => break (temp, lock.ok()),
+            }
+        };
+        Ok(AtomicDir { temp, _lock: lock, target: target.to_owned(), replace })
     }
 
     /// The path of the directory until it is renamed into place.

@@ -8,6 +8,7 @@ pub(crate) mod atomic;
 pub(crate) mod chunk;
 pub(crate) mod control;
 pub(crate) mod digest;
+pub(crate) mod leftovers;
 pub(crate) mod lock;
 pub(crate) mod output;
 pub(crate) mod pool;

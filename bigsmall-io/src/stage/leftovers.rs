@@ -1,0 +1,108 @@
+//! Temporary files of processes that were killed: the next job with the same target removes them.
+//!
+//! A job locks its temporary file or folder. The system drops the lock when the process ends, in
+//! whatever way. So what can be locked belongs to nobody.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::os;
+
+/// Stands before the random part of a temporary name.
+const MARK: &str = ".bigsmall-";
+/// Ends a temporary name.
+pub(crate) const SUFFIX: &str = ".tmp";
+
+/// The start of the temporary names for `target`: hidden, and containing the target's name, or its
+/// first characters.
+pub(crate) fn prefix(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    // A name has at most 255 bytes.
+    let within = |(at, c): (usize, char)| (at + c.len_utf8() <= 100).then_some(c);
+    format!(".{}{MARK}", name.char_indices().map_while(within).collect::<String>())
+}
+
+/// Locks the new file or folder at `path`, open as `file`. `false` if another job has removed it in
+/// the moment before: then it has to be made anew.
+pub(crate) fn claim(file: &File, path: &Path) -> bool {
+    // A file system without locks keeps what is left behind.
+    file.lock().is_err() || os::is_at(file, path)
+}
+
+/// Removes the temporary files and folders of earlier jobs with this target that were killed.
+pub(crate) fn sweep(target: &Path) {
+    let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Within a new folder there is nothing of others.
+    let is_temporary = |name: &str| name.contains(MARK) && name.ends_with(SUFFIX);
+    if dir.components().any(|c| is_temporary(&c.as_os_str().to_string_lossy())) {
+        return;
+    }
+    let prefix = prefix(target);
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|n| n.strip_prefix(&*prefix)?.strip_suffix(SUFFIX));
+        let is_random = |r: &str| r.len() == 6 && r.bytes().all(|b| b.is_ascii_alphanumeric());
+        if random.is_some_and(is_random) {
+            remove_if_left(&entry.path());
+        }
+    }
+}
+
+/// Removes a temporary file or folder that nobody holds. What cannot be removed stays.
+fn remove_if_left(path: &PathBuf) {
+    let Ok(found) = std::fs::symlink_metadata(path) else { return };
+    // Nothing else is opened: a pipe would block.
+    let opened = match (found.is_file(), found.is_dir()) {
+        (true, _) => os::open_regular(path).ok(),
+        (_, true) => File::open(path).ok(),
+        _ => None,
+    };
+    let Some(held) = opened.filter(|file| file.try_lock().is_ok()) else { return };
+    let _ = match found.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+    drop(held);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // I-13
+    fn only_what_nobody_holds_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model.bs");
+        let held = File::create(dir.path().join(".model.bs.bigsmall-aaaaaa.tmp")).unwrap();
+        assert!(claim(&held, &dir.path().join(".model.bs.bigsmall-aaaaaa.tmp")));
+        assert!(!claim(&held, &dir.path().join("removed")));
+        let others = [
+            ".model.bs.bigsmall-aaaaaaa.tmp",
+            ".model.bs.bigsmall-aaa-aa.tmp",
+            ".model.bs.backup.tmp",
+            ".other.bs.bigsmall-aaaaaa.tmp",
+            ".model.bs.x.bs.bigsmall-aaaaaa.tmp",
+            "model.bs.bigsmall-aaaaaa.tmp",
+            "model.bs",
+        ];
+        others.iter().for_each(|name| std::fs::write(dir.path().join(name), "").unwrap());
+        std::fs::write(dir.path().join(".model.bs.bigsmall-b0B0b0.tmp"), "left").unwrap();
+        let folder = dir.path().join(".model.bs.bigsmall-cccccc.tmp");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("file"), "left").unwrap();
+        let n = || std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(n(), others.len() + 3);
+        sweep(&target);
+        assert_eq!(n(), others.len() + if cfg!(unix) { 1 } else { 2 });
+        drop(held);
+        sweep(&target);
+        assert!(!dir.path().join(".model.bs.bigsmall-aaaaaa.tmp").exists());
+        // Within a temporary folder nothing is looked for.
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(".a.bigsmall-aaaaaa.tmp"), "").unwrap();
+        sweep(&folder.join("a"));
+        assert!(folder.join(".a.bigsmall-aaaaaa.tmp").exists());
+    }
+}
