@@ -481,6 +481,41 @@ fn a_wrong_md5_is_noticed_and_names_its_tensor() {
     }
 }
 
+/// Counts the reads of a source.
+struct Counted<'a>(&'a [u8], AtomicUsize);
+
+impl ReadAt for Counted<'_> {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.read_exact_at(offset, buf)
+    }
+}
+
+#[test]
+// K-07
+fn the_head_of_a_payload_that_many_tensors_share_is_opened_once_by_each_thread() {
+    const SHARERS: usize = 3000;
+    let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::BF16, &[200]).unwrap();
+    let specs: Vec<TensorSpec> = (0..=SHARERS).map(spec).collect();
+    let json = Header::synthesise(&specs).unwrap();
+    let mut file = [&(json.len() as u64).to_le_bytes()[..], &json].concat();
+    for _ in 0..=SHARERS {
+        file.extend((0..200u16).flat_map(|i| (0x3C00 + i * i).to_le_bytes()));
+    }
+    let shard = compressed(&file, Encoding::default());
+    let shard = Shard::open(Counted(&shard, AtomicUsize::new(0))).unwrap();
+    let options = RestoreOptions::default();
+    let verify = || restore_shard(&shard, Waits::No, None, &options, &Progress::default());
+    let report = in_pool(2, verify).unwrap();
+    assert_eq!(report.n_shared, SHARERS as u64);
+    let reads = shard.source().1.load(Ordering::SeqCst);
+    assert!(reads < SHARERS + 100, "{reads} reads");
+}
+
 #[test]
 fn every_damaged_byte_of_a_shard_is_noticed() {
     let plain = plain_file();

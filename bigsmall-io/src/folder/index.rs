@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{Header, Limits, Shard};
+use bigsmall_format::internal::len_of;
+use bigsmall_format::{Header, Limits, ReadAt, Shard};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::{check_index, refuse_cards};
+use crate::folder::out::{copy, same_bytes};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
-use crate::stage::output::Output as _;
 use crate::{FileReport, Report, os};
 
 /// Makes one model from the shards that several machines wrote into the folder `dir`: writes the
@@ -61,7 +61,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
     }
     reports.sort_by(|a, b| a.name.cmp(&b.name));
     let mut others: BTreeSet<PathBuf> = files.clone();
-    let put = |name: &Path, text: &[u8]| put(&folder, dir, &files, name, text, replace);
+    let put = |name: &Path, from: &dyn ReadAt| put(&folder, dir, &files, name, from, replace);
     match original {
         Some(original) => others = carry_over(&folder, original, put)?,
         None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
@@ -75,7 +75,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
                 None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
             };
             let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
-            put(&renamed(Path::new(base), SAFETENSORS, SHARD), text.as_bytes())?;
+            put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
         }
         None => {}
     }
@@ -85,7 +85,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
         }
     }
     if let Some(name) = card::name(&others) {
-        put(Path::new(name), card::text(&reports).as_bytes())?;
+        put(Path::new(name), &card::text(&reports).as_bytes())?;
     }
     os::sync_dir(dir).in_file(dir)?;
     Ok(Report::of(reports))
@@ -96,7 +96,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
 fn carry_over(
     folder: &Folder,
     original: &Path,
-    put: impl Fn(&Path, &[u8]) -> Result<()>,
+    put: impl Fn(&Path, &dyn ReadAt) -> Result<()>,
 ) -> Result<BTreeSet<PathBuf>> {
     let from = Folder::open(original)?;
     let files = from.files()?;
@@ -125,41 +125,31 @@ fn carry_over(
                 check_index(folder, &to, &index, |path| {
                     Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
                 })?;
-                put(&to, translated.as_bytes())?;
+                put(&to, &translated.as_bytes())?;
                 if !exact {
-                    put(name, text.as_bytes())?;
+                    put(name, &text.as_bytes())?;
                 }
             }
-            Role::Other => {
-                let source = from.open_file(name)?;
-                let mut bytes = bigsmall_format::internal::zeroed(len_of(&source).in_file(name)?)
-                    .in_file(name)?;
-                read_at(&source, 0, &mut bytes).in_file(name)?;
-                put(name, &bytes)?;
-            }
+            Role::Other => put(name, &from.open_file(name)?)?,
         }
     }
     Ok(files)
 }
 
-/// Writes the file `name` of `dir`, unless it contains `text` already.
+/// Writes the bytes of `source` to the file `name` of `dir`, unless it has them already.
 fn put(
     folder: &Folder,
     dir: &Path,
     files: &BTreeSet<PathBuf>,
     name: &Path,
-    text: &[u8],
+    source: &dyn ReadAt,
     replace: bool,
 ) -> Result<()> {
     let mut replace = replace;
     if files.contains(name) {
         let found = folder.open_file(name)?;
-        if len_of(&found).in_file(name)? == text.len() as u64 {
-            let mut bytes = vec![0; text.len()];
-            read_at(&found, 0, &mut bytes).in_file(name)?;
-            if bytes == text {
-                return Ok(());
-            }
+        if same_bytes(&found, source).in_file(name)? {
+            return Ok(());
         }
         // A card of an earlier run is ours to replace.
         replace |= card::may_be(name) && card::is_card(&found).in_file(name)?;
@@ -169,6 +159,6 @@ fn put(
         std::fs::create_dir_all(parent).in_file(parent)?;
     }
     let target = AtomicFile::create(&path, replace)?;
-    target.append(text).in_file(&path)?;
+    copy(source, &target).in_file(&path)?;
     target.commit()
 }

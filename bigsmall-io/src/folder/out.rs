@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::ReadAt;
 use bigsmall_format::internal::{len_of, read_at};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
+use crate::stage::pool::set_len;
 use crate::{FileReport, Progress, os};
 
 /// Bytes to copy at a time.
@@ -22,6 +24,47 @@ pub(crate) fn check_apart(input: &Path, output: &Path) -> Result<()> {
     let Ok(parent) = parent.canonicalize() else { return Ok(()) };
     let output = parent.join(output.file_name().unwrap_or_default());
     if output.starts_with(&input) || input.starts_with(&output) { refuse() } else { Ok(()) }
+}
+
+/// Copies `source`, piece by piece.
+pub(crate) fn copy(source: &dyn ReadAt, target: &AtomicFile) -> Result<()> {
+    for_each_piece(source, |_, piece| {
+        target.append(piece)?;
+        Ok(true)
+    })
+    .map(drop)
+}
+
+/// Whether both have the same bytes.
+pub(crate) fn same_bytes(a: &dyn ReadAt, b: &dyn ReadAt) -> Result<bool> {
+    if len_of(a)? != len_of(b)? {
+        return Ok(false);
+    }
+    let mut other = Vec::new();
+    for_each_piece(a, |at, piece| {
+        set_len(&mut other, piece.len())?;
+        read_at(b, at, &mut other)?;
+        Ok(piece == other)
+    })
+}
+
+/// Reads `source` in pieces and calls `work` for each, with its offset, as long as that returns
+/// `true`. Returns what `work` returned last.
+fn for_each_piece(
+    source: &dyn ReadAt,
+    mut work: impl FnMut(u64, &[u8]) -> Result<bool>,
+) -> Result<bool> {
+    let byte_len = len_of(source)?;
+    let (mut buffer, mut at) = (Vec::new(), 0);
+    while at < byte_len {
+        set_len(&mut buffer, COPY.min(byte_len - at) as usize)?;
+        read_at(source, at, &mut buffer)?;
+        if !work(at, &buffer)? {
+            return Ok(false);
+        }
+        at += buffer.len() as u64;
+    }
+    Ok(true)
 }
 
 /// Writes the files of an output folder.
@@ -60,15 +103,7 @@ impl<'a> Out<'a> {
     pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
         let target = AtomicFile::create(&self.place(name)?, false)?;
         let source = self.from.open_file(name)?;
-        let byte_len = len_of(&source).in_file(name)?;
-        let mut buffer = vec![0; COPY.min(byte_len) as usize];
-        let mut at = 0;
-        while at < byte_len {
-            let piece = &mut buffer[..COPY.min(byte_len - at) as usize];
-            read_at(&source, at, piece).in_file(name)?;
-            target.append(piece).in_file(name)?;
-            at += piece.len() as u64;
-        }
+        copy(&source, &target).in_file(name)?;
         target.commit()
     }
 

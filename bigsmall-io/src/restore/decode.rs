@@ -1,5 +1,6 @@
 //! Decodes chunks.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::internal::{decode_here, read_at};
@@ -23,11 +24,42 @@ pub(crate) struct Job<'p> {
     pub(crate) decoded: Promise<Buffer<'p>>,
 }
 
+/// How many decoders of shared payloads a thread keeps.
+const KEPT: usize = 8;
+
+/// What a thread keeps from one chunk to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    encoded: Vec<u8>,
+    /// The decoders of payloads that small tensors shared last, with the tensor that has the
+    /// payload. A small file may share a head that takes long to open with a million tensors.
+    shared: VecDeque<(usize, Arc<dyn BlockDecoder>)>,
+}
+
+impl Scratch {
+    fn decoder<R: ReadAt>(
+        &mut self,
+        shard: &Shard<R>,
+        index: usize,
+    ) -> Result<Arc<dyn BlockDecoder>> {
+        let Some(owner) = shard.entry(index)?.shares() else {
+            return Ok(decoder(shard, index)?.into());
+        };
+        if let Some((_, found)) = self.shared.iter().find(|(of, _)| *of == owner) {
+            return Ok(Arc::clone(found));
+        }
+        let opened: Arc<dyn BlockDecoder> = decoder(shard, index)?.into();
+        self.shared.truncate(KEPT - 1);
+        self.shared.push_front((owner, Arc::clone(&opened)));
+        Ok(opened)
+    }
+}
+
 pub(crate) fn decode<R: ReadAt>(
     shard: &Shard<R>,
     job: &Job<'_>,
     room: &mut [u8],
-    scratch: &mut Vec<u8>,
+    scratch: &mut Scratch,
 ) -> Result<()> {
     for part in &job.chunk.parts {
         let spec = &shard.tensors()[part.tensor];
@@ -35,8 +67,9 @@ pub(crate) fn decode<R: ReadAt>(
         let named = |e: Error| e.in_tensor(spec.name());
         match &job.large {
             None => {
-                let decoder = decoder(shard, part.tensor).map_err(named)?;
-                decode_part(shard, part, &*decoder, dst, scratch).map_err(named)?;
+                let decoder = scratch.decoder(shard, part.tensor).map_err(named)?;
+                let encoded = &mut scratch.encoded;
+                decode_part(shard, part, &*decoder, dst, encoded).map_err(named)?;
             }
             Some(shared) => {
                 let mut failure = None;
@@ -47,7 +80,7 @@ pub(crate) fn decode<R: ReadAt>(
                     // The thread that tried to open it has the error.
                     return Err(named(failure.unwrap_or_else(|| Error::new(ErrorKind::Cancelled))));
                 };
-                decode_part(shard, part, &**found, dst, scratch).map_err(named)?;
+                decode_part(shard, part, &**found, dst, &mut scratch.encoded).map_err(named)?;
             }
         }
     }

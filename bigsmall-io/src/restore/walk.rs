@@ -9,7 +9,7 @@ use bigsmall_format::{ReadAt, Rule, Shard, ShardEntry};
 use crossbeam_channel::{Receiver, unbounded};
 
 use crate::error::{Error, Result};
-use crate::restore::decode::{Decoder, Job, decode};
+use crate::restore::decode::{Decoder, Job, Scratch, decode};
 use crate::restore::options::Waits;
 use crate::source::file::REMOTE_THREADS;
 use crate::stage::atomic::AtomicFile;
@@ -102,7 +102,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
             answer.keep(Vec::new());
         }
         let decode_all = move |work: &Receiver<Work<'_>>| {
-            let mut scratch = Vec::new();
+            let mut scratch = Scratch::default();
             for (job, mut room, answer) in received(control, "decode", work) {
                 if control.stopped() {
                     continue;
