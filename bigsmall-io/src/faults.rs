@@ -329,7 +329,7 @@ impl ReadAt for Changing<'_> {
 }
 
 #[test]
-// K-01
+// L-01
 fn a_source_that_changes_at_any_read_is_an_error_or_one_consistent_file() {
     let plain = plain_file();
     let (json, header) = Header::read(&plain, &Default::default()).unwrap();
@@ -496,7 +496,7 @@ impl ReadAt for Counted<'_> {
 }
 
 #[test]
-// K-07
+// L-07
 fn the_head_of_a_payload_that_many_tensors_share_is_opened_once_by_each_thread() {
     const SHARERS: usize = 3000;
     let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::BF16, &[200]).unwrap();

@@ -471,7 +471,7 @@ fn shards_alone_become_a_model() {
 }
 
 #[test]
-// K-06
+// L-06
 fn a_tensor_in_two_shards_of_one_model_without_an_index_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

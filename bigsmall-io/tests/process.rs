@@ -422,7 +422,7 @@ fn a_source_that_changes_while_it_is_compressed_is_an_error() {
 }
 
 #[test]
-// K-01
+// L-01
 fn an_input_that_is_written_to_is_an_error_or_one_consistent_file() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
@@ -505,7 +505,7 @@ fn one_tensor(path: &Path, n: u64) {
 }
 
 #[test]
-// K-03
+// L-03
 fn a_long_name_that_many_tensors_refer_to_is_shown_in_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
