@@ -12,8 +12,10 @@ fn header(json: &str) -> Result<(Vec<u8>, Header)> {
 
 #[test]
 fn tensors_come_in_the_order_of_their_data() {
-    let json = r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]},
-"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let json = concat!(
+        r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]},"#,
+        r#""a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
+    );
     let (stored, header) = header(json).unwrap();
     assert_eq!(stored, json.as_bytes());
     let names: Vec<_> = header.tensors().iter().map(TensorSpec::name).collect();

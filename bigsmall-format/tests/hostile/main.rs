@@ -98,13 +98,13 @@ fn run(base: fn() -> Forge, cases: &[Case]) {
 /// Five tensors: two with values, one that shares a payload, an empty one, one of four bits an
 /// element.
 fn sound() -> Forge {
-    let mut forge = Forge::new(
-        r#"{"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},
-"b":{"dtype":"U8","shape":[5],"data_offsets":[6,11]},
-"tied":{"dtype":"U8","shape":[1,5],"data_offsets":[11,16]},
-"none":{"dtype":"F32","shape":[0],"data_offsets":[16,16]},
-"c":{"dtype":"F4","shape":[4],"data_offsets":[16,18]}}"#,
-    );
+    let mut forge = Forge::new(concat!(
+        r#"{"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},"#,
+        r#""b":{"dtype":"U8","shape":[5],"data_offsets":[6,11]},"#,
+        r#""tied":{"dtype":"U8","shape":[1,5],"data_offsets":[11,16]},"#,
+        r#""none":{"dtype":"F32","shape":[0],"data_offsets":[16,16]},"#,
+        r#""c":{"dtype":"F4","shape":[4],"data_offsets":[16,18]}}"#,
+    ));
     forge.add(0, &[], &[&[1, 2, 3, 4, 5, 6]]);
     let record = forge.add(0, &[], &[&[7, 8, 9, 10, 11]]);
     record.flags = 2;

@@ -221,12 +221,12 @@ fn records() {
         outcome("bytes of a head", &forge.bytes()),
         Err((Rule::HeadChecksum, Some("a".to_owned())))
     );
-    let mut forge = Forge::new(
-        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
-"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},
-"c":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},
-"d":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}}"#,
-    );
+    let mut forge = Forge::new(concat!(
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#,
+        r#""b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"#,
+        r#""c":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"#,
+        r#""d":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}}"#,
+    ));
     forge.add(0, &[], &[&[1]]);
     forge.records.extend([0, 0, 0].map(Record::shared));
     assert_eq!(
