@@ -29,6 +29,7 @@ mod error;
 #[cfg(feature = "shard")]
 mod header;
 mod limits;
+mod line;
 mod parallel;
 mod raw;
 mod read_at;
@@ -73,6 +74,7 @@ pub mod internal {
     pub use crate::checksum::xxh3;
     pub use crate::decode::{decode_here, decode_here_with_base};
     pub use crate::error::Chain;
+    pub use crate::line::Line;
     pub use crate::parallel::{for_each_in_parallel, pool_size, run_in_pool};
     pub use crate::read_at::{Section, len_of, read_at};
     #[cfg(feature = "shard")]

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use bigsmall_format::internal::Chain;
+use bigsmall_format::internal::{Chain, Line};
 use bigsmall_format::{Class, Error as FormatError, Rule};
 
 /// `Result` with this crate's [`Error`].
@@ -133,17 +133,15 @@ impl Error {
 
     /// Writes the error in one line, without its cause.
     fn write_line(&self, f: &mut fmt::Formatter<'_>, tensor: Option<&str>) -> fmt::Result {
-        if let Some(tensor) = tensor {
-            // `{:?}` escapes control characters: names are untrusted input.
-            write!(f, "tensor {tensor:?}: ")?;
-        }
-        f.write_str(self.0.kind.text())?;
-        match (&self.0.expected, &self.0.found) {
-            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}"),
-            (Some(expected), None) => write!(f, ": expected {expected}"),
-            (None, Some(found)) => write!(f, ": {found}"),
-            (None, None) => Ok(()),
-        }
+        let line = Line {
+            file: None,
+            tensor,
+            problem: &self.0.kind.text(),
+            offset: None,
+            expected: self.0.expected.as_deref(),
+            found: self.0.found.as_deref(),
+        };
+        write!(f, "{line}")
     }
 
     /// The decoder's error: which rule of the format is broken, and where.

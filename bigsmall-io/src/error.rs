@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use bigsmall_format::internal::{Chain, Shown};
+use bigsmall_format::internal::{Chain, Line};
 use bigsmall_format::{Class, Rule};
 
 /// `Result` with this crate's [`Error`].
@@ -291,26 +291,15 @@ impl From<Error> for io::Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = &*self.0;
-        // Names are untrusted input, and what was found may be.
-        if let Some(file) = &inner.file {
-            write!(f, "{}: ", Shown::message(file))?;
-        }
-        if let Some(tensor) = inner.tensor.as_deref().filter(|name| !name.is_empty()) {
-            write!(f, "tensor {:?}: ", Shown::name(tensor))?;
-        }
-        inner.kind.fmt(f)?;
-        if let Some(offset) = inner.offset {
-            write!(f, " (at byte {offset})")?;
-        }
-        let [expected, found] =
-            [&inner.expected, &inner.found].map(|text| text.as_deref().map(Shown::message));
-        match (expected, found) {
-            (Some(e), Some(g)) => write!(f, ": expected {e}, found {g}"),
-            (Some(e), None) => write!(f, ": expected {e}"),
-            (None, Some(g)) => write!(f, ": {g}"),
-            (None, None) => Ok(()),
-        }
+        let line = Line {
+            file: self.file(),
+            tensor: self.tensor(),
+            problem: &self.kind(),
+            offset: self.offset(),
+            expected: self.expected_text(),
+            found: self.found_text(),
+        };
+        write!(f, "{line}")
     }
 }
 
