@@ -155,7 +155,8 @@ fn measure(kind: &str, sample: &[Vec<u8>], rest: &[Vec<u8>]) -> Result<()> {
             return Err("the pages did not come back as they were".into());
         }
         println!(
-            "{kind:6} {:9} {:8.2} % {:10.2} %  {decode:8.2} GB/s {decode_tensor:6.2}  {encode:8.2} GB/s",
+            "{kind:6} {:9} {:8.2} % {:10.2} %  {decode:8.2} GB/s {decode_tensor:6.2}  \
+             {encode:8.2} GB/s",
             tokens * token_bytes / 1024,
             share(lens.iter().sum()),
             share(tensor.byte_len() as usize),

@@ -402,7 +402,8 @@ def patch_exceptions(ans, codes, exceptions, q, tables, fields):
 # 7.7 Pages
 def read_tables(frame):  # returns dtype and head
     source = Source(frame, "FrameTruncated")
-    magic, version, encoding, name_length, rank, head_length, name, checksum = source.numbers("8s4BIQQ")
+    fields = source.numbers("8s4BIQQ")
+    magic, version, encoding, name_length, rank, head_length, name, checksum = fields
     require(magic == b"\x89bsmlT\r\n", "FrameMagic", magic)
     require(version > 0, "VersionZero", version)
     require(version == 1, "Version", version, "unsupported")
@@ -471,7 +472,8 @@ def decode_tbe(head, dtype, blocks):
 
 def main(arguments):
     if len(arguments) not in (2, 3):
-        print("usage: reader.py FILE.bs OUT.safetensors, or reader.py TABLES PAGE OUT", file=sys.stderr)
+        print("usage: reader.py FILE.bs OUT.safetensors, or reader.py TABLES PAGE OUT",
+              file=sys.stderr)
         return 2
     *names, out = arguments
     try:

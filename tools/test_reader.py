@@ -143,7 +143,8 @@ class Vectors(unittest.TestCase):
                 changed = bytearray(damaged)
                 changed[bit // 8] ^= 1 << bit % 8
                 with self.assertRaises(reader.Refused, msg=f"bit {bit}"):
-                    reader.read_page(*((bytes(changed), page) if sound else (tables, bytes(changed))))
+                    reader.read_page(*((bytes(changed), page) if sound
+                                       else (tables, bytes(changed))))
 
     def test_shard(self):
         self.assertEqual(reader.restore(hex_vector("shard"))[-3:], b"\1\2\3")
@@ -160,7 +161,8 @@ class Vectors(unittest.TestCase):
 
 class Goldens(unittest.TestCase):
     def test_pages(self):
-        tables, pages = (ROOT / "goldens" / "pages.tables").read_bytes(), list((ROOT / "goldens").glob("*.page"))
+        tables = (ROOT / "goldens" / "pages.tables").read_bytes()
+        pages = list((ROOT / "goldens").glob("*.page"))
         self.assertGreaterEqual(len(pages), 5)
         for page in pages:
             with self.subTest(page.name):
