@@ -126,8 +126,8 @@ fn overhead(what: &str, report: &Report) -> String {
     }
     let mean = report.original_bytes / n;
     format!(
-        "larger than the original: each of the {n} tensors takes some 50 bytes of index, and {mean} \
-         in the original\n"
+        "larger than the original: each of the {n} tensors takes some 50 bytes of index, and \
+         {mean} in the original\n"
     )
 }
 
