@@ -6,5 +6,5 @@ mod encode;
 pub(crate) mod sections;
 
 pub(crate) use decode::decode;
-pub(crate) use encode::{Encoder, Scratch};
-pub(crate) use sections::{Block, HEADER, Sections, Zeros, carried_len};
+pub(crate) use encode::{Encoder, Scratch, pad4, write_states};
+pub(crate) use sections::{Block, HEADER, MAX_GROUPS, Sections, Zeros, carried_len, read_states};

@@ -30,6 +30,7 @@ mod arch;
 mod backend;
 mod bits;
 mod block;
+mod delta;
 mod exceptions;
 mod head;
 mod kernels;
@@ -57,8 +58,13 @@ struct Readme;
 pub use ans::Ans;
 pub use backend::backends;
 pub use bigsmall_format::{
-    Backend, Class, Decoded, Dtype, EncodedRef, EncodedTensor, EncodedView, Error, ReadAt, Result,
-    Rule, TensorEncoding, TensorSpec, decode_range, encode_tensor, peek,
+    Backend, BaseTensor, Class, Decoded, Dtype, EncodedRef, EncodedTensor, EncodedView, Error,
+    ReadAt, Result, Rule, TensorEncoding, TensorSpec, decode_range, decode_range_with_base,
+    encode_tensor, encode_tensor_with_base, peek,
+};
+pub use delta::{
+    Changes, Delta, apply_delta, apply_delta_bytes, changes, decode_delta, decode_delta_bytes,
+    encode_delta, encode_delta_bytes,
 };
 /// The crate of `bf16` and `f16`.
 #[cfg(feature = "half")]

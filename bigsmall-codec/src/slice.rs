@@ -117,7 +117,7 @@ fn encoded<T: Element>(values: &[T], level: Level) -> Result<EncodedTensor> {
 
 /// Turns the values of this machine into little-endian ones, or those back, where it has the bytes
 /// of a value in the other order.
-fn swap_bytes<T: Element>(bytes: &mut [u8]) {
+pub(crate) fn swap_bytes<T: Element>(bytes: &mut [u8]) {
     if cfg!(target_endian = "big") {
         bytes.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
     }

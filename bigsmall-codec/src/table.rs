@@ -47,6 +47,12 @@ static LOG2: [u32; TOTAL as usize + 1] = {
     table
 };
 
+/// log2(n) times 2^20, about: that of its upper 12 bits.
+pub(crate) fn log2(n: u32) -> u64 {
+    let dropped = n.max(1).ilog2().saturating_sub(PRECISION - 1);
+    u64::from(LOG2[(n.max(1) >> dropped) as usize]) + (u64::from(dropped) << LOG_FRACTION)
+}
+
 /// Frequencies of the symbols of a window; they sum to 4096. One that exists is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrequencyTable {
@@ -106,6 +112,16 @@ impl FrequencyTable {
                 }
             }
         }
+    }
+
+    /// The same table, `symbol` coded at least once in 4096: the most frequent one gives a part.
+    pub(crate) fn with_symbol(mut self, symbol: usize) -> FrequencyTable {
+        if self.freqs[symbol] == 0 {
+            let most = usize::from(self.most_frequent());
+            self.freqs[most] -= 1;
+            self.freqs[symbol] = 1;
+        }
+        self
     }
 
     /// The frequencies, one for each symbol of the window.

@@ -131,6 +131,10 @@ rules! {
     PaddingNotZero: Corrupt, "padding is not zero";
     ConstantBlock: Corrupt, "a constant block does not repeat one unit";
     ZeroMask: Corrupt, "a mask of zeros does not match the units beside it";
+    // Delta payloads.
+    DeltaHead: Corrupt, "a delta head field is out of range";
+    DeltaBlock: Corrupt, "a delta block's header is out of range, or its sections do not fill it";
+    DeltaChanges: Corrupt, "the changes of a sparse block are out of range, or do not fill it";
     // TBE payloads.
     TbeHead: Corrupt, "a TBE head field is out of range";
     TbeBlockLength: Corrupt, "a TBE block's sections do not fill it exactly";

@@ -62,10 +62,8 @@ pub use table::BlockTable;
 pub(crate) use internal::Ahead;
 
 #[cfg(feature = "shard")]
-pub(crate) use internal::Section;
-pub(crate) use internal::{
-    decode_here, decode_here_with_base, for_each_in_parallel, pool_size, xxh3,
-};
+pub(crate) use internal::{Section, decode_here_with_base};
+pub(crate) use internal::{decode_here, for_each_in_parallel, pool_size, xxh3};
 
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]

@@ -94,6 +94,7 @@ impl BlockTable {
     }
 
     /// The table of a tensor that is its base: without a payload, every block empty.
+    #[cfg(feature = "shard")]
     pub(crate) fn inherited(spec: &TensorSpec, base: Box<[u64]>) -> Result<Self> {
         let (lens, hashes) = (base.iter().map(|_| 0), base.iter().map(|_| xxh3(&[])));
         BlockTable::new(spec, 0, xxh3(&[]), lens, hashes, Some(base.clone()))

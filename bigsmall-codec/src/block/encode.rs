@@ -268,7 +268,7 @@ impl Parts {
 
 /// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large
 /// ones: for each 4 bits for its length, then the bits below the leading one.
-fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
+pub(crate) fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
     let length = |s: u32| s.ilog2() - 16;
     for pair in states.as_chunks::<2>().0 {
         out.push((length(pair[0]) | length(pair[1]) << 4) as u8);
@@ -281,6 +281,6 @@ fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
     pad4(out);
 }
 
-fn pad4(out: &mut Vec<u8>) {
+pub(crate) fn pad4(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }

@@ -190,7 +190,11 @@ impl<'a> Sections<'a> {
         let n_bits: usize =
             lengths.iter().map(|&b| 32 + usize::from(b >> 4) + usize::from(b & 15)).sum();
         let (_, from_words) = take(n_bits.div_ceil(8).next_multiple_of(4))?;
-        let states = read_states(lengths, &state_bits[..state_bits.len() - from_words.len()])?;
+        let states = read_states(
+            lengths,
+            &state_bits[..state_bits.len() - from_words.len()],
+            Rule::AnsBlockLength,
+        )?;
         let (words, _) = take((2 * n_words).next_multiple_of(4))?;
         let n_segments = n_groups.div_ceil(head.segment_groups());
         let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
@@ -311,16 +315,17 @@ fn check_header_zero(header: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn read_states(lengths: &[u8], bytes: &[u8]) -> Result<[u32; LANES]> {
+/// The states of lanes; bits that are missing or left over break the rule `length`.
+pub(crate) fn read_states(lengths: &[u8], bytes: &[u8], length: Rule) -> Result<[u32; LANES]> {
     let mut bits = BitReader::new(bytes);
     let mut states = [STATE_MIN; LANES];
-    let lengths = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
-    for (state, length) in states.iter_mut().zip(lengths) {
-        let short = || Error::new(Rule::AnsBlockLength);
+    let lens = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
+    for (state, len) in states.iter_mut().zip(lens) {
+        let short = || Error::new(length);
         let low = bits.pull(16).ok_or_else(short)?;
-        let high = bits.pull(u32::from(length)).ok_or_else(short)?;
-        *state = (1 << length | high) << 16 | low;
+        let high = bits.pull(u32::from(len)).ok_or_else(short)?;
+        *state = (1 << len | high) << 16 | low;
     }
-    bits.finish(4, Rule::AnsBlockLength)?;
+    bits.finish(4, length)?;
     Ok(states)
 }

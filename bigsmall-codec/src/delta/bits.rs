@@ -1,0 +1,197 @@
+//! Bit strings that are read many bits at a time.
+
+/// Takes bits out of bytes. Beyond the end there are zeros; [`used`](Bits::used) says how many
+/// bits were taken.
+#[derive(Clone)]
+pub(crate) struct Bits<'a> {
+    bytes: &'a [u8],
+    /// Bits taken.
+    at: usize,
+}
+
+impl<'a> Bits<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Bits { bytes, at: 0 }
+    }
+
+    /// Bits taken so far.
+    pub(crate) fn used(&self) -> usize {
+        self.at
+    }
+
+    /// At least 57 bits from the next one on.
+    #[inline(always)]
+    fn peek(&self) -> u64 {
+        let at = self.at / 8;
+        let word = match self.bytes.get(at..at + 8).and_then(|b| b.first_chunk::<8>()) {
+            Some(word) => *word,
+            None => self.last(at),
+        };
+        u64::from_le_bytes(word) >> (self.at % 8)
+    }
+
+    #[cold]
+    fn last(&self, at: usize) -> [u8; 8] {
+        let mut word = [0; 8];
+        let rest = self.bytes.get(at..).unwrap_or(&[]);
+        word.iter_mut().zip(rest).for_each(|(to, &byte)| *to = byte);
+        word
+    }
+
+    /// The next `n` bits, at most 64.
+    #[inline(always)]
+    pub(crate) fn pull(&mut self, n: u32) -> u64 {
+        if n > 56 {
+            let low = self.pull(32);
+            return low | self.pull(n - 32) << 32;
+        }
+        let value = self.peek() & ((1 << n) - 1);
+        self.at += n as usize;
+        value
+    }
+
+    /// Counts ones up to the next zero and takes them and it. No more than `most` are taken; then
+    /// no zero is.
+    #[inline(always)]
+    pub(crate) fn pull_ones(&mut self, most: u32) -> u32 {
+        let mut ones = 0;
+        loop {
+            let more = self.peek().trailing_ones().min(56);
+            if ones + more > most {
+                self.at += (most - ones) as usize;
+                return most;
+            }
+            ones += more;
+            self.at += more as usize;
+            if more < 56 {
+                self.at += 1;
+                return ones;
+            }
+        }
+    }
+
+    /// A Rice code: at most `most` ones and a zero, then `q` bits.
+    #[inline(always)]
+    pub(crate) fn pull_rice(&mut self, q: u32, most: u32) -> u64 {
+        u64::from(self.pull_ones(most)) << q | self.pull(q)
+    }
+
+    /// An exponential Golomb code of order `g`.
+    #[inline(always)]
+    pub(crate) fn pull_golomb(&mut self, g: u32) -> u64 {
+        let len = self.pull_ones(63);
+        let high = (1 << len | self.pull(len)) - 1;
+        let low = self.pull(g);
+        high << g | low
+    }
+}
+
+/// Appends bits to bytes.
+#[derive(Default)]
+pub(crate) struct BitSink {
+    pub(crate) bytes: Vec<u8>,
+    pending: u64,
+    n_pending: u32,
+}
+
+impl BitSink {
+    /// Appends the low `n` bits of `value`, at most 64.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, value: u64, n: u32) {
+        if n > 32 {
+            self.push(value & 0xffff_ffff, 32);
+            return self.push(value >> 32, n - 32);
+        }
+        let value = value & ((1 << n) - 1);
+        self.pending |= value << self.n_pending;
+        self.n_pending += n;
+        if self.n_pending >= 32 {
+            self.bytes.extend_from_slice(&(self.pending as u32).to_le_bytes());
+            self.pending >>= 32;
+            self.n_pending -= 32;
+        }
+    }
+
+    /// Appends `n` ones and a zero.
+    #[inline(always)]
+    pub(crate) fn push_ones(&mut self, n: u64) {
+        for _ in 0..n / 32 {
+            self.push(u64::MAX, 32);
+        }
+        let rest = (n % 32) as u32;
+        self.push((1 << rest) - 1, rest + 1);
+    }
+
+    #[inline(always)]
+    pub(crate) fn push_rice(&mut self, value: u64, q: u32) {
+        self.push_ones(value >> q);
+        self.push(value, q);
+    }
+
+    /// The code that [`Bits::pull_golomb`] reads. `value >> g` is less than 2^63.
+    #[inline(always)]
+    pub(crate) fn push_golomb(&mut self, value: u64, g: u32) {
+        let high = (value >> g) + 1;
+        let len = high.ilog2();
+        self.push_ones(u64::from(len));
+        self.push(high, len);
+        self.push(value, g);
+    }
+
+    /// Forgets the bits and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        (self.pending, self.n_pending) = (0, 0);
+    }
+
+    /// Fills up the last byte with zeros.
+    pub(crate) fn finish(&mut self) -> &[u8] {
+        let n = self.n_pending.div_ceil(8) as usize;
+        self.bytes.extend_from_slice(&self.pending.to_le_bytes()[..n]);
+        (self.pending, self.n_pending) = (0, 0);
+        &self.bytes
+    }
+}
+
+/// Bits of a Rice code.
+pub(crate) fn rice_len(value: u64, q: u32) -> u64 {
+    (value >> q) + 1 + u64::from(q)
+}
+
+/// Bits of an exponential Golomb code.
+pub(crate) fn golomb_len(value: u64, g: u32) -> u64 {
+    u64::from(2 * ((value >> g) + 1).ilog2() + 1 + g)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_come_back() {
+        let mut sink = BitSink::default();
+        let values = [0u64, 1, 2, 5, 31, 32, 100, 4095, 1 << 20, (1 << 40) + 3, 1 << 62];
+        for (i, &value) in values.iter().enumerate() {
+            let q = i as u32 * 5;
+            sink.push_rice(value.min(3000), q % 12);
+            sink.push_golomb(value, q % 7);
+            sink.push(value, 64);
+        }
+        let bytes = sink.finish().to_vec();
+        let mut bits = Bits::new(&bytes);
+        for (i, &value) in values.iter().enumerate() {
+            let q = i as u32 * 5;
+            assert_eq!(bits.pull_rice(q % 12, 5000), value.min(3000));
+            assert_eq!(bits.pull_golomb(q % 7), value);
+            assert_eq!(bits.pull(64), value);
+        }
+        assert_eq!(bits.used().div_ceil(8), bytes.len());
+    }
+
+    #[test]
+    fn no_more_ones_than_asked_for() {
+        let mut bits = Bits::new(&[0xff; 30]);
+        assert_eq!((bits.pull_ones(100), bits.used()), (100, 100));
+        assert_eq!((bits.pull_ones(1000), bits.used()), (140, 241));
+    }
+}

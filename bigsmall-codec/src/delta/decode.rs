@@ -1,0 +1,288 @@
+//! Blocks to units, in place of the base's.
+#![warn(clippy::unwrap_used)]
+
+use bigsmall_format::internal::{reserve, set_len};
+use bigsmall_format::{Error, Result, Rule};
+
+use super::bits::Bits;
+use super::coded::{CARRIED, Sections};
+use super::head::Head;
+use super::sparse::{self, Change};
+use super::values::Word;
+use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use crate::kernels::{Job, Kernels, LANES, STATE_MIN};
+use crate::planes::{self, GROUP, packed_len};
+use crate::units::low_len;
+
+/// Memory that is kept between calls.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    symbols: Vec<u8>,
+    values: Vec<u64>,
+    classes: Vec<u8>,
+    extra: Vec<u8>,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// What a block is.
+pub(crate) enum Block<'a> {
+    Same,
+    Raw(&'a [u8]),
+    Coded(Box<Sections<'a>>),
+    /// The bytes of the changes, and whether they are in the order of classes.
+    Sparse(&'a [u8], bool),
+}
+
+impl<'a> Block<'a> {
+    /// Reads the encoded form of `byte_len` original bytes.
+    pub(crate) fn read(head: &Head, block: &'a [u8], byte_len: usize) -> Result<Block<'a>> {
+        match block.first() {
+            None => Ok(Block::Same),
+            Some(&KIND_RAW) => match block.split_at_checked(RAW_HEADER) {
+                Some((header, body)) if body.len() == byte_len => {
+                    if header[1..].iter().any(|&b| b != 0) {
+                        return Err(Error::new(Rule::DeltaBlock).at(1).expected("zeros"));
+                    }
+                    Ok(Block::Raw(body))
+                }
+                _ => Err(Error::new(Rule::DeltaBlock)
+                    .expected(format!("{} bytes", RAW_HEADER + byte_len))
+                    .found(block.len())),
+            },
+            Some(&KIND_CODED) => {
+                let sections = Sections::read(head, block, byte_len / head.unit_bytes)?;
+                Ok(Block::Coded(Box::new(sections)))
+            }
+            Some(&KIND_SPARSE) => Ok(Block::Sparse(&block[1..], false)),
+            Some(&KIND_SPARSE_BY_CLASS) => Ok(Block::Sparse(&block[1..], true)),
+            Some(&kind) => {
+                Err(Error::new(Rule::DeltaBlock).at(0).expected("kind 0 to 3").found(kind))
+            }
+        }
+    }
+}
+
+/// Decodes one block; `units` holds those of the base.
+pub(crate) fn decode<W: Word>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    block: &[u8],
+    units: &mut [u8],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    match Block::read(head, block, units.len())? {
+        Block::Same => {}
+        Block::Raw(body) => units.copy_from_slice(body),
+        Block::Coded(sections) => decode_coded::<W>(head, kernels, &sections, units, scratch)?,
+        Block::Sparse(bytes, by_class) => {
+            read_changes::<W>(head, bytes, by_class, units, scratch)?;
+            for change in &scratch.changes {
+                let unit = &mut units[change.position as usize * size_of::<W>()..];
+                let unit = &mut unit[..size_of::<W>()];
+                sparse::apply(change, head.field.is_float(), W::read(unit)).write(unit);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The units that a block changes and their new values, if it is empty or sparse; false for a block
+/// of another kind.
+pub(crate) fn changes<W: Word>(
+    head: &Head,
+    block: &[u8],
+    base: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<(u32, u64)>,
+) -> Result<bool> {
+    match Block::read(head, block, base.len())? {
+        Block::Same => {}
+        Block::Sparse(bytes, by_class) => {
+            read_changes::<W>(head, bytes, by_class, base, scratch)?;
+            reserve(out, scratch.changes.len())?;
+            for change in &scratch.changes {
+                let unit = &base[change.position as usize * size_of::<W>()..];
+                let unit = W::read(&unit[..size_of::<W>()]);
+                let new = sparse::apply(change, head.field.is_float(), unit);
+                out.push((change.position, new.to_u64()));
+            }
+        }
+        Block::Raw(_) | Block::Coded(_) => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Reads the changes of a sparse block into the scratch, in the order of classes.
+pub(crate) fn read_changes<W: Word>(
+    head: &Head,
+    bytes: &[u8],
+    by_class: bool,
+    base: &[u8],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let classes = if by_class { head.sparse } else { super::values::Classes { n: 1, top: 0 } };
+    let Scratch { classes: of_units, changes, .. } = scratch;
+    sparse::read::<W>((classes, head.field), bytes, base, of_units, changes)
+}
+
+fn decode_coded<W: Word>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    s: &Sections<'_>,
+    units: &mut [u8],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let n = s.n_groups * GROUP;
+    let Scratch { symbols, values, classes, extra, .. } = scratch;
+    set_len(symbols, n)?;
+    let mut jobs = [Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])];
+    kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
+    let carried = finish_states(&jobs[0], s)?;
+    extra.clear();
+    extra.extend_from_slice(s.extra);
+    extra.extend_from_slice(&carried[..s.n_carried]);
+    set_len(values, n.div_ceil(8 / size_of::<W>()))?;
+    let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n];
+    join(head, s, &symbols[..n], extra, values)?;
+    let (grouped, tail) = units.split_at_mut(n * size_of::<W>());
+    set_len(classes, n)?;
+    head.classes.split::<W>(head.field, grouped, classes);
+    merge(head, &classes[..n], values, grouped);
+    tail.copy_from_slice(s.tail);
+    Ok(())
+}
+
+/// Checks that the words were used up and that every lane ended as an encoder begins; returns the
+/// carried bytes.
+fn finish_states(job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
+    if job.position() != s.n_words {
+        return Err(Error::new(Rule::AnsWords)
+            .expected(format!("{} words", s.n_words))
+            .found(job.position()));
+    }
+    let mut carried = [0; CARRIED];
+    let lanes: [u32; LANES] = job.states;
+    for (&state, bytes) in lanes.iter().zip(carried.as_chunks_mut::<2>().0) {
+        *bytes = (state as u16).to_le_bytes();
+    }
+    let wrong = lanes.iter().find(|&&state| state & !0xffff != STATE_MIN);
+    if wrong.is_some() || carried[s.n_carried..].iter().any(|&b| b != 0) {
+        return Err(Error::new(Rule::AnsEndState)
+            .expected(format!("65536 and {} carried bytes", s.n_carried))
+            .found(wrong.copied().unwrap_or(0)));
+    }
+    Ok(carried)
+}
+
+/// Values from symbols, low planes and extra bits, group by group.
+fn join<W: Word>(
+    head: &Head,
+    s: &Sections<'_>,
+    symbols: &[u8],
+    extra: &[u8],
+    values: &mut [W],
+) -> Result<()> {
+    let mut lows = s.lows;
+    let mut bits = Bits::new(extra);
+    let groups = symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
+    for ((symbols, values), &id) in groups.zip(&s.group_tables) {
+        let table = &head.tables[usize::from(id)];
+        let (packed, rest) = lows.split_at(low_len(table.shift));
+        lows = rest;
+        let lo = W::from_u64(table.lo);
+        W::near(symbols, table.shift, lo, values);
+        if table.shift > 0 {
+            add_lows(packed, table.shift, values);
+        }
+        for (symbols, values) in
+            symbols.as_chunks::<32>().0.iter().zip(values.as_chunks_mut::<32>().0)
+        {
+            let most = symbols.iter().fold(0, |most, &s| most.max(s));
+            if u32::from(most) >= head.n_near() {
+                add_extra(head, table.shift, symbols, &mut bits, values);
+            }
+        }
+    }
+    let used = bits.used();
+    if used.div_ceil(8) != extra.len() {
+        return Err(Error::new(Rule::DeltaBlock)
+            .expected(format!("{} bytes of extra bits", used.div_ceil(8)))
+            .found(extra.len()));
+    }
+    if let (Some(last), rest @ 1..) = (extra.last(), used % 8)
+        && last >> rest != 0
+    {
+        return Err(Error::new(Rule::PaddingNotZero).found("after the extra bits"));
+    }
+    Ok(())
+}
+
+/// Replaces the symbols of logarithms, which were taken for near values.
+#[inline(never)]
+fn add_extra<W: Word>(
+    head: &Head,
+    shift: u32,
+    symbols: &[u8; 32],
+    bits: &mut Bits<'_>,
+    values: &mut [W; 32],
+) {
+    let (near, logs) = (head.n_near(), head.n_logs());
+    for (&symbol, value) in symbols.iter().zip(values) {
+        let symbol = u32::from(symbol);
+        let Some(log) = symbol.checked_sub(near) else { continue };
+        let y = if log == 2 * logs - 1 {
+            bits.pull(W::BITS - shift)
+        } else if log < logs {
+            let a = 1 << log | bits.pull(log);
+            u64::from(near) - 1 + a
+        } else {
+            let a = 1 << (log - logs) | bits.pull(log - logs);
+            a.wrapping_neg()
+        };
+        *value = value.plus_shifted(y.wrapping_sub(u64::from(symbol)), shift);
+    }
+}
+
+/// Adds the low bits of one group.
+fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
+    let (planes, rest) = packed.split_at((shift / 8) as usize * GROUP);
+    for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
+        for (value, &b) in values.iter_mut().zip(plane) {
+            *value = value.plus_shifted(u64::from(b), 8 * byte);
+        }
+    }
+    let bits = shift % 8;
+    if bits > 0 {
+        let mut top = [0; GROUP];
+        planes::unpack(&rest[..packed_len(bits)], bits, &mut top);
+        for (value, &b) in values.iter_mut().zip(&top) {
+            *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
+        }
+    }
+}
+
+/// Units from values, which are in the order of classes, in place of the base's.
+fn merge<W: Word>(head: &Head, classes: &[u8], values: &[W], units: &mut [u8]) {
+    let is_float = head.field.is_float();
+    let mut starts = [0u32; 9];
+    for &class in classes {
+        starts[usize::from(class & 7) + 1] += 1;
+    }
+    let mut at = [0usize; 8];
+    let mut sum = 0;
+    for (at, &n) in at.iter_mut().zip(&starts[1..]) {
+        *at = sum;
+        sum += n as usize;
+    }
+    for (&class, unit) in classes.iter().zip(units.chunks_exact_mut(size_of::<W>())) {
+        let next = &mut at[usize::from(class & 7)];
+        let value = values.get(*next).copied().unwrap_or_default();
+        *next += 1;
+        let base = W::read(unit);
+        let new = match head.is_turned(class) {
+            false => W::add(base, value, is_float),
+            true => W::turned_back(base, value, is_float),
+        };
+        new.write(unit);
+    }
+}

@@ -1,0 +1,431 @@
+//! Units and the base's units to blocks.
+
+use bigsmall_format::Result;
+use bigsmall_format::internal::{Ahead, reserve, set_len};
+
+use super::bits::BitSink;
+use super::coded::CARRIED;
+use super::head::{Head, Table};
+use super::sparse::{self, Change};
+use super::values::Word;
+use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use crate::block::{HEADER, pad4, write_states};
+use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
+use crate::planes::{self, GROUP, packed_len};
+
+/// If more than one unit in so many differs from the base's, a sparse block is not tried.
+const SPARSE_ABOVE: usize = 12;
+/// If no more than one unit in so many differs, a coded block is not tried.
+const CODED_BELOW: usize = 200;
+/// The cost of what a table does not code, in 2^-8 bits.
+const OUTSIDE_COST: u32 = 32 << 8;
+
+/// Encodes the blocks of one tensor.
+pub(crate) struct Encoder {
+    pub(crate) head: Head,
+    kernels: &'static dyn Kernels,
+    tables: Vec<Coder>,
+    /// For each class the tables that are considered.
+    of_class: Vec<Vec<u8>>,
+}
+
+/// What encoding with a table needs.
+struct Coder {
+    shift: u32,
+    lo: u64,
+    /// For each symbol whether the table codes it.
+    coded: [bool; 64],
+    /// What it costs, with its extra bits and the shifted ones, in 2^-8 bits.
+    cost: [u32; 64],
+}
+
+/// Memory that is kept between calls.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    classes: Vec<u8>,
+    values: Vec<u64>,
+    symbols: Vec<u8>,
+    table_ids: Vec<u8>,
+    group_tables: Vec<u8>,
+    words: Vec<u16>,
+    lows: Vec<u8>,
+    extra: BitSink,
+    changes: Vec<Change>,
+    sparse: [BitSink; 2],
+}
+
+impl Encoder {
+    /// `of_class` says for each class which tables are considered.
+    pub(crate) fn new(
+        head: Head,
+        of_class: Vec<Vec<u8>>,
+        kernels: &'static dyn Kernels,
+    ) -> Encoder {
+        let tables = head.tables.iter().map(|table| Coder::new(&head, table)).collect();
+        Encoder { head, kernels, tables, of_class }
+    }
+
+    /// Appends the block of `units` against `base` to `out`, padded to a multiple of 8 bytes;
+    /// returns its length without the padding.
+    pub(crate) fn encode<W: Word>(
+        &self,
+        units: &[u8],
+        base: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<u32> {
+        let begin = out.len();
+        if units == base {
+            return Ok(0);
+        }
+        let n_units = units.len() / size_of::<W>();
+        let n_changed = count_changed::<W>(units, base);
+        // At worst a raw block.
+        reserve(out, 2 * units.len() + 4096)?;
+        let mut sparse = None;
+        if n_changed <= n_units / SPARSE_ABOVE + 4 {
+            let by_class = self.find_changes::<W>(units, base, scratch)?;
+            sparse = Some((by_class, scratch.sparse[usize::from(by_class)].bytes.len()));
+        }
+        let tried = n_units >= GROUP && !self.head.tables.is_empty();
+        if tried && (sparse.is_none() || n_changed > n_units / CODED_BELOW) {
+            self.write_coded::<W>(units, base, scratch, out)?;
+        }
+        let coded = out.len() - begin;
+        match sparse {
+            Some((by_class, len))
+                if 1 + len < RAW_HEADER + units.len() && (coded == 0 || len < coded) =>
+            {
+                out.truncate(begin);
+                out.push(if by_class { KIND_SPARSE_BY_CLASS } else { KIND_SPARSE });
+                out.extend_from_slice(&scratch.sparse[usize::from(by_class)].bytes);
+            }
+            _ if coded == 0 || coded >= RAW_HEADER + units.len() => {
+                out.truncate(begin);
+                out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
+                out.extend_from_slice(units);
+            }
+            _ => {}
+        }
+        let len = (out.len() - begin) as u32;
+        out.resize(out.len().next_multiple_of(8), 0);
+        Ok(len)
+    }
+
+    /// Writes both forms of a sparse block into the scratch; returns whether that by classes is
+    /// the smaller one.
+    fn find_changes<W: Word>(
+        &self,
+        units: &[u8],
+        base: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<bool> {
+        let Scratch { classes, changes, sparse, .. } = scratch;
+        let is_float = self.head.field.is_float();
+        changes.clear();
+        sparse.iter_mut().for_each(BitSink::clear);
+        let by_class = self.head.sparse;
+        let mut ranks = [0u32; 16];
+        let piece = GROUP * size_of::<W>();
+        set_len(classes, GROUP)?;
+        for (group, (units, base)) in units.chunks(piece).zip(base.chunks(piece)).enumerate() {
+            let n = units.len() / size_of::<W>();
+            by_class.split::<W>(self.head.field, base, classes);
+            let differs = units != base;
+            if differs {
+                reserve(changes, n)?;
+            }
+            let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
+            if !differs && by_class.n == 1 {
+                ranks[0] += n as u32;
+                continue;
+            }
+            for (i, ((unit, base), &class)) in pairs.zip(&classes[..n]).enumerate() {
+                let rank = &mut ranks[usize::from(class & 15)];
+                if unit != base {
+                    let value = W::difference(W::read(base), W::read(unit), is_float);
+                    let signed = value.above(W::default());
+                    changes.push(Change {
+                        position: (group * GROUP + i) as u32,
+                        rank: *rank,
+                        class,
+                        is_less: signed < 0,
+                        distance: signed.unsigned_abs(),
+                    });
+                }
+                *rank += 1;
+            }
+        }
+        let [natural, classed] = sparse;
+        if by_class.n > 1 {
+            let mut ordered = changes.clone();
+            ordered.sort_by_key(|change| change.class);
+            sparse::write(by_class.n, &ordered, classed);
+            classed.finish();
+        }
+        for change in &mut *changes {
+            (change.rank, change.class) = (change.position, 0);
+        }
+        sparse::write(1, changes, natural);
+        natural.finish();
+        Ok(by_class.n > 1 && classed.bytes.len() < natural.bytes.len())
+    }
+
+    fn write_coded<W: Word>(
+        &self,
+        units: &[u8],
+        base: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let Encoder { head, kernels, .. } = self;
+        let n_groups = units.len() / size_of::<W>() / GROUP;
+        let n = n_groups * GROUP;
+        let (units, tail) = units.split_at(n * size_of::<W>());
+        let base = &base[..units.len()];
+        let Scratch {
+            classes, values, symbols, table_ids, group_tables, words, lows, extra, ..
+        } = scratch;
+        set_len(classes, n)?;
+        head.classes.split::<W>(head.field, base, classes);
+        let classes = &classes[..n];
+        let mut starts = [0usize; 9];
+        classes.iter().for_each(|&class| starts[usize::from(class & 7) + 1] += 1);
+        (1..9).for_each(|i| starts[i] += starts[i - 1]);
+        set_len(values, n.div_ceil(8 / size_of::<W>()))?;
+        let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n];
+        partition::<W>(head, classes, starts, units, base, values);
+
+        set_len(symbols, n)?;
+        table_ids.clear();
+        group_tables.clear();
+        lows.clear();
+        extra.clear();
+        for (i, (values, symbols)) in
+            values.chunks(head.segment).zip(symbols[..n].chunks_mut(head.segment)).enumerate()
+        {
+            let place = i * head.segment..i * head.segment + values.len();
+            let id = self.choose_table(values, place, &starts);
+            table_ids.push(id);
+            group_tables.extend(values.chunks(GROUP).map(|_| id));
+            let table = &self.tables[usize::from(id)];
+            for (values, symbols) in
+                values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut::<GROUP>().0)
+            {
+                table.split(head, values, symbols, extra);
+                if table.shift > 0 {
+                    pack_lows(values, table.shift, W::from_u64(table.lo), lows);
+                }
+            }
+        }
+        extra.finish();
+        let n_carried = extra.bytes.len().min(CARRIED);
+        let (kept, carried) = extra.bytes.split_at(extra.bytes.len() - n_carried);
+        let mut states = [STATE_MIN; LANES];
+        for (state, pair) in states.iter_mut().zip(carried.chunks(2)) {
+            *state |= u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 8;
+        }
+        set_len(words, n + ROOM)?;
+        let mut begin = 0;
+        let mut jobs = [EncodeJob {
+            symbols: &symbols[..n],
+            group_tables,
+            states: &mut states,
+            words: &mut words[..n + ROOM],
+            begin: &mut begin,
+            ahead: Ahead::default(),
+        }];
+        kernels.encode(&head.ans, &mut jobs);
+
+        let words = &mut words[begin..n + ROOM];
+        reserve(out, 2 * words.len() + lows.len() + kept.len() + tail.len() + 4096)?;
+        out.extend_from_slice(&[KIND_CODED, n_carried as u8, 0, 0]);
+        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        write_states(&states, out);
+        words.iter_mut().for_each(|w| *w = w.to_le());
+        out.extend_from_slice(bytemuck::cast_slice(words));
+        pad4(out);
+        let mut bits = BitSink::default();
+        table_ids.iter().for_each(|&id| bits.push(u64::from(id), head.table_id_bits()));
+        out.extend_from_slice(bits.finish());
+        pad4(out);
+        out.extend_from_slice(lows);
+        out.extend_from_slice(tail);
+        out.extend_from_slice(kept);
+        let _ = HEADER;
+        Ok(())
+    }
+
+    /// The table of a segment, whose values have the places `place` in the order of classes.
+    fn choose_table<W: Word>(
+        &self,
+        values: &[W],
+        place: std::ops::Range<usize>,
+        starts: &[usize; 9],
+    ) -> u8 {
+        let touched = |class: &usize| starts[*class] < place.end && starts[class + 1] > place.start;
+        let mut candidates = 0u32;
+        for class in (0..self.of_class.len()).filter(touched) {
+            self.of_class[class].iter().for_each(|&id| candidates |= 1 << id);
+        }
+        let ids = (0..self.tables.len() as u8).filter(|&id| candidates >> id & 1 == 1);
+        if candidates.count_ones() == 1 {
+            return candidates.trailing_zeros() as u8;
+        }
+        // A part of the values is enough to choose.
+        let step = if values.len() > GROUP { 4 } else { 1 };
+        ids.min_by_key(|&id| {
+            let table = &self.tables[usize::from(id)];
+            let lo = W::from_u64(table.lo);
+            values
+                .iter()
+                .step_by(step)
+                .map(|v| u64::from(table.cost(&self.head, v.above(lo))))
+                .sum::<u64>()
+        })
+        .unwrap_or(0)
+    }
+}
+
+/// The values of units in the order of classes, `starts` where each begins.
+fn partition<W: Word>(
+    head: &Head,
+    classes: &[u8],
+    starts: [usize; 9],
+    units: &[u8],
+    base: &[u8],
+    values: &mut [W],
+) {
+    let is_float = head.field.is_float();
+    let mut at = starts;
+    let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
+    for ((unit, base), &class) in pairs.zip(classes) {
+        let (unit, base) = (W::read(unit), W::read(base));
+        let value = match head.is_turned(class) {
+            false => W::difference(base, unit, is_float),
+            true => W::turned(base, unit, is_float),
+        };
+        let at = &mut at[usize::from(class & 7)];
+        if let Some(place) = values.get_mut(*at) {
+            *place = value;
+        }
+        *at += 1;
+    }
+}
+
+/// How many units differ.
+fn count_changed<W: Word>(units: &[u8], base: &[u8]) -> usize {
+    let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
+    pairs.map(|(unit, base)| usize::from(W::read(unit) != W::read(base))).sum()
+}
+
+/// The symbol of a value that is `y` steps above `lo`, and its extra bits; the last symbol is for
+/// all that has no other.
+#[inline(always)]
+pub(crate) fn symbol_of(y: i64, near: u32, logs: u32) -> (u8, u32) {
+    if (0..i64::from(near)).contains(&y) {
+        return (y as u8, 0);
+    }
+    let (side, a) =
+        if y < 0 { (logs, y.unsigned_abs()) } else { (0, (y as u64) - u64::from(near) + 1) };
+    let log = a.ilog2();
+    let symbol = near + side + log;
+    if log < logs && symbol < near + 2 * logs - 1 {
+        (symbol as u8, log)
+    } else {
+        ((near + 2 * logs - 1) as u8, u32::MAX)
+    }
+}
+
+impl Coder {
+    fn new(head: &Head, table: &Table) -> Coder {
+        let (near, logs) = (head.n_near(), head.n_logs());
+        let (mut coded, mut cost) = ([false; 64], [OUTSIDE_COST; 64]);
+        let freqs = table.frequencies.freqs();
+        for (s, (&f, bits)) in freqs.iter().zip(table.frequencies.costs()).enumerate() {
+            let log = (s as u32).saturating_sub(near);
+            let extra = match log {
+                _ if s as u32 == near + 2 * logs - 1 => 8 * head.unit_bytes as u32 - table.shift,
+                _ if log >= logs => log - logs,
+                _ => log,
+            };
+            coded[s] = f > 0;
+            cost[s] = if f > 0 { u32::from(bits) + (extra << 8) } else { OUTSIDE_COST };
+            cost[s] += table.shift << 8;
+        }
+        Coder { shift: table.shift, lo: table.lo, coded, cost }
+    }
+
+    /// The cost of a value that is `above` above `lo`.
+    #[inline(always)]
+    fn cost(&self, head: &Head, above: i64) -> u32 {
+        let (symbol, _) = symbol_of(above >> self.shift, head.n_near(), head.n_logs());
+        self.cost[usize::from(symbol & 63)]
+    }
+
+    /// The symbols of a group, and their extra bits.
+    #[inline(always)]
+    fn split<W: Word>(
+        &self,
+        head: &Head,
+        values: &[W; GROUP],
+        symbols: &mut [u8; GROUP],
+        extra: &mut BitSink,
+    ) {
+        let (near, logs) = (head.n_near(), head.n_logs());
+        let lo = W::from_u64(self.lo);
+        let last = near + 2 * logs - 1;
+        for (values, symbols) in
+            values.as_chunks::<32>().0.iter().zip(symbols.as_chunks_mut::<32>().0)
+        {
+            let mut outside = W::steps(values, lo, self.shift, near, symbols);
+            if self.all_near_coded(near) && outside == 0 {
+                continue;
+            }
+            if !self.all_near_coded(near) {
+                outside = u32::MAX;
+            }
+            for (i, (&value, symbol)) in values.iter().zip(&mut *symbols).enumerate() {
+                if outside >> i & 1 == 0 {
+                    continue;
+                }
+                let y = value.above(lo) >> self.shift;
+                let (of_y, n) = symbol_of(y, near, logs);
+                if n == u32::MAX || !self.coded[usize::from(of_y & 63)] {
+                    *symbol = last as u8;
+                    extra.push(y as u64, W::BITS - self.shift);
+                } else {
+                    *symbol = of_y;
+                    if n > 0 {
+                        let a =
+                            if y < 0 { y.unsigned_abs() } else { y as u64 - u64::from(near) + 1 };
+                        extra.push(a, n);
+                    }
+                }
+            }
+        }
+    }
+
+    fn all_near_coded(&self, near: u32) -> bool {
+        self.coded[..near as usize].iter().all(|&c| c)
+    }
+}
+
+/// Appends the low planes of a group.
+fn pack_lows<W: Word>(values: &[W; GROUP], shift: u32, lo: W, out: &mut Vec<u8>) {
+    let low = |v: &W| v.above(lo) as u64;
+    for byte in 0..shift / 8 {
+        out.extend(values.iter().map(|v| (low(v) >> (8 * byte)) as u8));
+    }
+    let bits = shift % 8;
+    if bits > 0 {
+        let mut top = [0; GROUP];
+        let mask = ((1u16 << bits) - 1) as u8;
+        for (top, v) in top.iter_mut().zip(values) {
+            *top = planes::spread((low(v) >> (shift - bits)) as u8 & mask, bits);
+        }
+        let at = out.len();
+        out.resize(at + packed_len(bits), 0);
+        planes::pack(&top, bits, &mut out[at..]);
+    }
+}

@@ -1,0 +1,275 @@
+//! Decides the head of a tensor from a sample of it and of its base: classes, modes, tables. All
+//! arithmetic is in integers, because the decisions determine the bytes.
+
+use bigsmall_format::internal::{read_at, reserve, set_len};
+use bigsmall_format::{ReadAt, Result, TensorSpec};
+
+use super::encode::symbol_of;
+use super::head::{Head, MAX_SPARSE_CLASSES, Table};
+use super::values::{Classes, Field, Word};
+use crate::planes::GROUP;
+use crate::table::{FrequencyTable, log2};
+
+/// Units in one read.
+const RUN: u64 = 1024;
+/// The sample is a quarter of the tensor, within these bounds.
+const SAMPLE: (u64, u64) = (1 << 15, 1 << 16);
+/// If in no run of the sample more than one unit in so many differs, no table is made.
+const CODED_FROM: usize = 250;
+/// The highest class of coded blocks holds at least one unit in so many.
+const TOP_SHARE: usize = 48;
+/// Numbers of classes to try.
+const CLASSES: [u32; 4] = [1, 2, 4, 8];
+/// Bits of a table in the head.
+const TABLE_BITS: u64 = 220;
+/// Exponents that are told apart, downwards from the highest in the sample.
+const EXPONENTS: usize = 16;
+/// Differences that are counted one by one, after they were shifted.
+const NEAR: usize = 4096;
+/// Values of mode 1 that are counted one by one: their upper 8 bits.
+const TURNED: usize = 256;
+/// Symbol bits of the head.
+const SYMBOL_BITS: u32 = 5;
+/// Units of a segment.
+const SEGMENT: usize = 1024;
+
+/// A plan: the head, and for each class the tables that are considered.
+pub(crate) type Plan = (Head, Vec<Vec<u8>>);
+
+/// The sampled units.
+#[derive(Default)]
+struct Sample {
+    /// The exponents of the bases' units, the differences, and the values of mode 1.
+    exponents: Vec<u16>,
+    differences: Vec<i64>,
+    turned: Vec<u64>,
+    /// The most units of a run that differ.
+    most_changed: usize,
+}
+
+impl Sample {
+    fn add<W: Word>(&mut self, field: Field, units: &[u8], base: &[u8]) -> Result<()> {
+        let n = units.len() / size_of::<W>();
+        reserve(&mut self.exponents, n)?;
+        reserve(&mut self.differences, n)?;
+        reserve(&mut self.turned, n)?;
+        let mut changed = 0;
+        let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
+        for (unit, base) in pairs {
+            let (unit, base) = (W::read(unit), W::read(base));
+            let difference = W::difference(base, unit, field.is_float()).above(W::default());
+            changed += usize::from(difference != 0);
+            self.exponents.push(base.exponent(field) as u16);
+            self.differences.push(difference);
+            self.turned.push(W::turned(base, unit, field.is_float()).to_u64());
+        }
+        self.most_changed = self.most_changed.max(changed);
+        Ok(())
+    }
+}
+
+/// Decides the head of `spec`.
+pub(crate) fn plan<W: Word>(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    base: &dyn ReadAt,
+) -> Result<Plan> {
+    let field = Field::of(spec.dtype());
+    let sample = sample::<W>(spec, source, base, field)?;
+    let highest = exponent_above(&sample.exponents, 256);
+    let n_sparse = if field.is_float() { MAX_SPARSE_CLASSES } else { 1 };
+    // Exponents below 0 are none.
+    let sparse = Classes { n: n_sparse.min(highest + 1), top: highest };
+    let head =
+        |classes, tables| Head::new(spec.dtype(), SYMBOL_BITS, SEGMENT, classes, sparse, tables);
+    if sample.most_changed * CODED_FROM <= RUN as usize || spec.n_units() < GROUP as u64 {
+        return Ok((head((Classes { n: 1, top: 0 }, 0), Vec::new()), Vec::new()));
+    }
+    let counts = Counts::new::<W>(&sample);
+    let top = exponent_above(&sample.exponents, TOP_SHARE);
+    // Costs are those of the sample; a head costs as much for any number of units.
+    let share = spec.n_units().div_ceil(sample.differences.len() as u64).max(1);
+    let mut best: Option<(u64, Classes, u8, Vec<Table>)> = None;
+    for n in CLASSES {
+        if n > 1 && (!field.is_float() || n > top + 1) {
+            break;
+        }
+        let classes = Classes { n, top };
+        let (mut cost, mut modes, mut tables) = (0, 0, Vec::new());
+        for class in 0..n as u8 {
+            let candidates = counts.of_class::<W>(classes, class);
+            let Some((of_class, mode, table)) = candidates else {
+                tables.push(None);
+                continue;
+            };
+            cost += of_class + TABLE_BITS / share;
+            modes |= mode << class;
+            tables.push(Some(table));
+        }
+        // A class without units has the table of another one.
+        let Some(any) = tables.iter().flatten().next().cloned() else { continue };
+        let tables = tables.into_iter().map(|table| table.unwrap_or_else(|| any.clone())).collect();
+        // More classes take longer to decode.
+        if best.as_ref().is_none_or(|(least, ..)| cost < least - least / 150) {
+            best = Some((cost, classes, modes, tables));
+        }
+    }
+    let Some((_, classes, modes, tables)) = best else {
+        return Ok((head((Classes { n: 1, top: 0 }, 0), Vec::new()), Vec::new()));
+    };
+    let of_class = (0..tables.len() as u8).map(|id| vec![id]).collect();
+    Ok((head((classes, modes), tables), of_class))
+}
+
+/// Reads runs of units, spread over the tensor.
+fn sample<W: Word>(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    base: &dyn ReadAt,
+    field: Field,
+) -> Result<Sample> {
+    let (n, unit) = (spec.n_units(), size_of::<W>() as u64);
+    let all_runs = n.div_ceil(RUN);
+    let n_runs = all_runs.min((n / 4).clamp(SAMPLE.0, SAMPLE.1).div_ceil(RUN));
+    let mut sample = Sample::default();
+    let mut buffers = [Vec::new(), Vec::new()];
+    for i in 0..n_runs {
+        let begin = (i * all_runs / n_runs) * RUN;
+        let range = begin * unit..n.min(begin + RUN) * unit;
+        for (buffer, source) in buffers.iter_mut().zip([source, base]) {
+            set_len(buffer, (range.end - range.start) as usize)?;
+            buffer.truncate((range.end - range.start) as usize);
+            match source.bytes_at(range.clone()) {
+                Some(bytes) => buffer.copy_from_slice(bytes),
+                None => read_at(source, range.start, buffer)?,
+            }
+        }
+        sample.add::<W>(field, &buffers[0], &buffers[1])?;
+    }
+    Ok(sample)
+}
+
+/// The highest exponent that at least one unit in `share` has or exceeds.
+fn exponent_above(exponents: &[u16], share: usize) -> u32 {
+    let mut counts = [0usize; 2048];
+    exponents.iter().for_each(|&e| counts[usize::from(e & 2047)] += 1);
+    let mut sum = 0;
+    for (exponent, n) in counts.iter().enumerate().rev() {
+        sum += n;
+        if sum * share >= exponents.len().max(1) {
+            return exponent as u32;
+        }
+    }
+    0
+}
+
+/// How often each value is in the sample, for each exponent.
+struct Counts {
+    /// The highest exponent.
+    highest: u32,
+    /// Low bits of differences that are not looked at.
+    shift: u32,
+    near: Vec<[u32; NEAR]>,
+    turned: Vec<[u32; TURNED]>,
+}
+
+impl Counts {
+    fn new<W: Word>(sample: &Sample) -> Counts {
+        let highest = sample.exponents.iter().copied().max().unwrap_or(0);
+        // Nearly all differences are counted one by one.
+        let mut logs = [0usize; 65];
+        for d in &sample.differences {
+            logs[(u64::BITS - d.unsigned_abs().leading_zeros()) as usize] += 1;
+        }
+        let (mut bits, mut above) = (64, 0);
+        while bits > 0 && (above + logs[bits]) * 64 < sample.differences.len() {
+            above += logs[bits];
+            bits -= 1;
+        }
+        let shift = (bits as u32).saturating_sub(NEAR.ilog2() - 1).min(W::BITS - 6);
+        let mut counts = Counts {
+            highest: u32::from(highest),
+            shift,
+            near: vec![[0; NEAR]; EXPONENTS],
+            turned: vec![[0; TURNED]; EXPONENTS],
+        };
+        let half = NEAR as i64 / 2;
+        for ((&e, &d), &t) in sample.exponents.iter().zip(&sample.differences).zip(&sample.turned) {
+            let e = EXPONENTS - 1 - usize::from(highest - e).min(EXPONENTS - 1);
+            counts.near[e][((d >> shift).clamp(-half, half - 1) + half) as usize] += 1;
+            counts.turned[e][(t >> (W::BITS - 8)) as usize & (TURNED - 1)] += 1;
+        }
+        counts
+    }
+
+    /// The cheapest mode and table of a class, and what its units cost in bits; `None` if it has
+    /// none.
+    fn of_class<W: Word>(&self, classes: Classes, class: u8) -> Option<(u64, u8, Table)> {
+        let (mut near, mut turned) = (vec![0; NEAR], vec![0; TURNED]);
+        for e in 0..EXPONENTS {
+            let below = (EXPONENTS - 1 - e) as u32;
+            let of = self.highest.checked_sub(below).map_or(0, |e| classes.of(e));
+            if of == class {
+                near.iter_mut().zip(&self.near[e]).for_each(|(sum, n)| *sum += n);
+                turned.iter_mut().zip(&self.turned[e]).for_each(|(sum, n)| *sum += n);
+            }
+        }
+        if near.iter().all(|&n| n == 0) {
+            return None;
+        }
+        let half = NEAR as i64 / 2;
+        let (of_near, near) = best_table::<W>(near, -half, self.shift);
+        let (of_turned, turned) = best_table::<W>(turned, 0, W::BITS - 8);
+        Some(if of_turned < of_near { (of_turned, 1, turned) } else { (of_near, 0, near) })
+    }
+}
+
+/// The cheapest table for values that `counts` counts, the first of which is `first << shift`, and
+/// what they cost in bits.
+fn best_table<W: Word>(mut counts: Vec<u32>, first: i64, shift: u32) -> (u64, Table) {
+    let mut best: Option<(u64, u32, i64, Vec<u32>)> = None;
+    let (near, logs) = (1usize << (SYMBOL_BITS - 1), 1 << (SYMBOL_BITS - 2));
+    let n_symbols = 2 * near;
+    let mut first = first;
+    for shift in shift..W::BITS {
+        // The window with the most values, the first of equal ones.
+        let mut sum: u32 = counts.iter().take(near).sum();
+        let mut most = (sum, 0);
+        for begin in 1..=counts.len().saturating_sub(near) {
+            sum += counts[begin + near - 1];
+            sum -= counts[begin - 1];
+            if sum > most.0 {
+                most = (sum, begin);
+            }
+        }
+        let mut symbols = vec![0u32; n_symbols];
+        let mut cost = 0u64;
+        let total: u32 = counts.iter().sum();
+        for (i, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
+            let (symbol, extra) = symbol_of(i as i64 - most.1 as i64, near as u32, logs);
+            let extra = if extra == u32::MAX { W::BITS - shift } else { extra };
+            symbols[usize::from(symbol)] += n;
+            cost += u64::from(n) * u64::from(extra + shift);
+        }
+        let entropy: u64 = symbols
+            .iter()
+            .filter(|&&n| n > 0)
+            .map(|&n| u64::from(n) * (log2(total) - log2(n)))
+            .sum();
+        cost += entropy >> 20;
+        if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+            best = Some((cost, shift, first + most.1 as i64, symbols));
+        }
+        if counts.len() <= near || shift + 5 > W::BITS {
+            break;
+        }
+        counts = counts.chunks(2).map(|pair| pair.iter().sum()).collect();
+        first >>= 1;
+    }
+    let Some((cost, shift, lo, symbols)) = best else {
+        unreachable!("at least one shift is tried")
+    };
+    let lo = W::from_u64((lo << shift) as u64).to_u64();
+    let frequencies = FrequencyTable::from_counts(&symbols).with_symbol(n_symbols - 1);
+    (cost, Table { shift, lo, frequencies })
+}

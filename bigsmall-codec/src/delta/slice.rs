@@ -1,0 +1,338 @@
+//! The shortest way in and out: slices of values and their base, one line.
+
+use bigsmall_format::internal::{for_each_in_parallel, reserve, set_len};
+use bigsmall_format::{
+    BaseTensor, Dtype, EncodedRef, EncodedTensor, EncodedView, EncodingId, Error, Result, Rule,
+    TensorSpec, encode_tensor, encode_tensor_with_base,
+};
+
+use super::{DECODING, Delta, with_scratch};
+use crate::slice::swap_bytes;
+use crate::{Ans, Element};
+
+/// Encodes values as differences from `base`, on all cores, into a frame; without the base where
+/// that is smaller. [`decode_delta`] needs the frame and the same base.
+///
+/// If one of both slices is longer, the common values are the first ones.
+///
+/// ```
+/// use bigsmall_codec::{decode_delta, encode_delta};
+/// let base: Vec<f32> = (0..100_000).map(|i| (i as f32).sin()).collect();
+/// let mut new = base.clone();
+/// new[70_000] += 1e-6;
+/// let frame = encode_delta(&new, &base);
+/// assert!(frame.len() < 200);
+/// let mut back = vec![0.0; new.len()];
+/// decode_delta(&frame, &base, &mut back)?;
+/// assert_eq!(back, new);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Panics
+/// Where an allocation is refused; [`encode_delta_bytes`] returns an error.
+#[must_use]
+pub fn encode_delta<T: Element>(new: &[T], base: &[T]) -> Vec<u8> {
+    let (new, base) = (little_endian(new), little_endian(base));
+    let shape = [(new.len() / size_of::<T>()) as u64];
+    let of_base = [(base.len() / size_of::<T>()) as u64];
+    let spec = |shape: &[u64]| TensorSpec::new("", T::DTYPE, shape);
+    let tensor = spec(&shape).and_then(|new_spec| encode(&new_spec, &new, &spec(&of_base)?, &base));
+    tensor.expect("slices have the lengths of their shapes").to_bytes()
+}
+
+/// The little-endian bytes of values.
+fn little_endian<T: Element>(values: &[T]) -> std::borrow::Cow<'_, [u8]> {
+    let mut bytes = std::borrow::Cow::Borrowed(bytemuck::cast_slice::<T, u8>(values));
+    if cfg!(target_endian = "big") {
+        swap_bytes::<T>(bytes.to_mut());
+    }
+    bytes
+}
+
+/// Encodes the little-endian bytes of a tensor of any dtype as differences from the bytes of its
+/// base, which has the same dtype and shape, on all cores, into a frame; without the base where
+/// that is smaller.
+///
+/// # Errors
+/// [`Rule::BufferLength`] when `new` or `base` is not as long as dtype and shape say;
+/// [`Rule::Memory`]; those of [`TensorSpec::new`].
+pub fn encode_delta_bytes(dtype: Dtype, shape: &[u64], new: &[u8], base: &[u8]) -> Result<Vec<u8>> {
+    let spec = TensorSpec::new("", dtype, shape)?;
+    Ok(encode(&spec, new, &spec, base)?.to_bytes())
+}
+
+/// The smaller one of the tensor as differences from `base`, and without a base.
+fn encode(
+    spec: &TensorSpec,
+    new: &[u8],
+    base_spec: &TensorSpec,
+    base: &[u8],
+) -> Result<EncodedTensor> {
+    let base = BaseTensor::new(spec, base_spec, base)?;
+    let delta = encode_tensor_with_base(&Delta::default(), spec, &new, &base)?;
+    let size = |tensor: &EncodedTensor| tensor.byte_len() + 12 * tensor.table().n_blocks();
+    let alone = encode_tensor(&Ans::default(), spec, &new)?;
+    Ok(if size(&alone) < size(&delta) + 8 * delta.table().n_blocks() { alone } else { delta })
+}
+
+/// Decodes a frame of [`encode_delta`] into `values`, on all cores.
+///
+/// # Errors
+/// [`Rule::BaseMismatch`] when `base` is not the one that the frame was made against; each block of
+/// it is checked before anything is decoded from it. [`Rule::SpecMismatch`] when the frame holds another dtype,
+/// [`Rule::BufferLength`] when `values` has another length, and every error of a damaged frame. After an error
+/// the contents of `values` are unspecified.
+pub fn decode_delta<T: Element>(frame: &[u8], base: &[T], values: &mut [T]) -> Result<()> {
+    let tensor = EncodedView::parse(frame)?;
+    check_dtype::<T>(tensor.spec())?;
+    let base_spec = TensorSpec::new("", T::DTYPE, &[base.len() as u64])?;
+    let flat = TensorSpec::new("", T::DTYPE, &[tensor.spec().n_elements()])?;
+    let base = BaseTensor::new(&flat, &base_spec, little_endian(base).into_owned())?;
+    let bytes = bytemuck::cast_slice_mut(values);
+    decode(&tensor, &base, bytes)?;
+    swap_bytes::<T>(bytes);
+    Ok(())
+}
+
+/// Decodes a frame of any dtype into `bytes`, on all cores; all bytes are little-endian. `base` is
+/// as long as `bytes`.
+///
+/// # Errors
+/// Those of [`decode_delta`].
+pub fn decode_delta_bytes(frame: &[u8], base: &[u8], bytes: &mut [u8]) -> Result<()> {
+    let tensor = EncodedView::parse(frame)?;
+    check_len(tensor.spec(), base.len())?;
+    decode(&tensor, &base, bytes)
+}
+
+fn decode(
+    tensor: &EncodedView<'_>,
+    base: &dyn bigsmall_format::ReadAt,
+    bytes: &mut [u8],
+) -> Result<()> {
+    check_len(tensor.spec(), bytes.len())?;
+    let all = 0..bytes.len() as u64;
+    if tensor.encoding() != EncodingId::Delta {
+        return tensor.decode_bytes(&Ans::default(), all, bytes);
+    }
+    EncodedRef::from(tensor).decode_bytes_with_base(&Delta::default(), base, all, bytes)
+}
+
+fn check_dtype<T: Element>(spec: &TensorSpec) -> Result<()> {
+    if spec.dtype() != T::DTYPE {
+        return Err(Error::new(Rule::SpecMismatch).expected(T::DTYPE).found(spec.dtype()));
+    }
+    Ok(())
+}
+
+fn check_len(spec: &TensorSpec, found: usize) -> Result<()> {
+    if spec.byte_len() != found as u64 {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("{} bytes", spec.byte_len()))
+            .found(found));
+    }
+    Ok(())
+}
+
+/// Applies a frame of [`encode_delta`] to its base in place, on all cores: weights that are in use
+/// become the new ones. Everything is checked and decoded aside before the first weight changes;
+/// after an error all weights are as they were. Sparse blocks touch only the weights that change.
+///
+/// Memory: one decoded block for each thread.
+///
+/// ```
+/// use bigsmall_codec::{Rule, apply_delta, encode_delta};
+/// let old: Vec<f32> = (0..100_000).map(|i| (i as f32).sin()).collect();
+/// let new: Vec<f32> = old.iter().map(|w| w * 1.001).collect();
+/// let frame = encode_delta(&new, &old);
+/// let mut live = old.clone();
+/// apply_delta(&frame, &mut live)?;
+/// assert_eq!(live, new);
+/// // The weights are no longer those that the frame was made against.
+/// assert_eq!(apply_delta(&frame, &mut live).unwrap_err().rule(), Rule::BaseMismatch);
+/// assert_eq!(live, new);
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`decode_delta`].
+pub fn apply_delta<T: Element>(frame: &[u8], live: &mut [T]) -> Result<()> {
+    let tensor = EncodedView::parse(frame)?;
+    check_dtype::<T>(tensor.spec())?;
+    let bytes = bytemuck::cast_slice_mut(live);
+    swap_bytes::<T>(bytes);
+    let applied = apply(&tensor, bytes);
+    swap_bytes::<T>(bytes);
+    applied
+}
+
+/// The same for the little-endian bytes of a tensor of any dtype.
+///
+/// # Errors
+/// Those of [`apply_delta`].
+pub fn apply_delta_bytes(frame: &[u8], live: &mut [u8]) -> Result<()> {
+    apply(&EncodedView::parse(frame)?, live)
+}
+
+fn apply(tensor: &EncodedView<'_>, live: &mut [u8]) -> Result<()> {
+    check_len(tensor.spec(), live.len())?;
+    tensor.check_head()?;
+    let named = |e: Error| e.in_tensor(tensor.spec().name());
+    let block_bytes = tensor.spec().block_bytes();
+    if tensor.encoding() != EncodingId::Delta {
+        let decoder = tensor.open(&Ans::default())?;
+        let blocks = (0..).zip(live.chunks(block_bytes));
+        for_each_in_parallel(
+            blocks.collect::<Vec<_>>().into_iter(),
+            Vec::new,
+            |aside: &mut Vec<u8>, (index, live)| {
+                tensor.check_block(index)?;
+                set_len(aside, live.len())?;
+                decoder.decode_blocks(&[tensor.block(index)], &mut aside[..live.len()])
+            },
+        )
+        .map_err(named)?;
+        return tensor.decode_bytes(&Ans::default(), 0..live.len() as u64, live);
+    }
+    let decoder = Delta::default().decoder(tensor.spec(), tensor.head())?;
+    let blocks: Vec<_> = (0..).zip(live.chunks(block_bytes)).collect();
+    for_each_in_parallel(blocks.into_iter(), Default::default, |aside, (index, live)| {
+        tensor.check_block(index)?;
+        tensor.table().check_base(index, live)?;
+        with_scratch(&DECODING, |scratch| {
+            decoder.check_block(tensor.block(index), live, aside, scratch)
+        })
+    })
+    .map_err(named)?;
+    let blocks: Vec<_> = (0..).zip(live.chunks_mut(block_bytes)).collect();
+    for_each_in_parallel(
+        blocks.into_iter(),
+        || (),
+        |(), (index, live)| {
+            with_scratch(&DECODING, |scratch| {
+                decoder.decode_block(tensor.block(index), live, scratch)
+            })
+        },
+    )
+    .map_err(named)
+}
+
+/// The values that a frame changes, as sparse patches are given: the places in the tensor, counted
+/// in elements and rising, and the new values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Changes<T> {
+    /// The place of each change.
+    pub indices: Vec<u64>,
+    /// The new value at each of these places.
+    pub values: Vec<T>,
+}
+
+/// The values that a frame of [`encode_delta`] changes in `base`, for programs that take places and
+/// new values. Sparse blocks are read without decoding the others of their units.
+///
+/// Memory: the result, and one decoded block.
+///
+/// ```
+/// use bigsmall_codec::{changes, encode_delta};
+/// let base = vec![1.0f32; 50_000];
+/// let mut new = base.clone();
+/// (new[7], new[40_000]) = (2.0, 3.0);
+/// let changes = changes(&encode_delta(&new, &base), &base)?;
+/// assert_eq!((changes.indices, changes.values), (vec![7, 40_000], vec![2.0, 3.0]));
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`decode_delta`]; [`Rule::Memory`].
+pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
+    let tensor = EncodedView::parse(frame)?;
+    check_dtype::<T>(tensor.spec())?;
+    let base = little_endian(base);
+    check_len(tensor.spec(), base.len())?;
+    let named = |e: Error| e.in_tensor(tensor.spec().name());
+    let (spec, width) = (tensor.spec(), size_of::<T>());
+    let mut found = Changes { indices: Vec::new(), values: Vec::new() };
+    let mut push = |index: usize, bytes: &[u8]| {
+        reserve(&mut found.indices, 1)?;
+        reserve(&mut found.values, 1)?;
+        let mut value = T::zeroed();
+        let place = bytemuck::bytes_of_mut(&mut value);
+        place.copy_from_slice(bytes);
+        swap_bytes::<T>(place);
+        found.indices.push(index as u64);
+        found.values.push(value);
+        Ok::<_, Error>(())
+    };
+    let is_delta = tensor.encoding() == EncodingId::Delta;
+    let decoder = match is_delta {
+        true => {
+            tensor.check_head()?;
+            Some(Delta::default().decoder(spec, tensor.head())?)
+        }
+        false => None,
+    };
+    let mut aside = Vec::new();
+    let mut of_block = Vec::new();
+    for (index, base) in (0..).zip(base.chunks(spec.block_bytes())) {
+        let first = index as usize * spec.block_bytes() / width;
+        of_block.clear();
+        match &decoder {
+            Some(decoder) => {
+                tensor
+                    .check_block(index)
+                    .and_then(|()| tensor.table().check_base(index, base))
+                    .map_err(named)?;
+                let block = tensor.block(index);
+                let sparse = with_scratch(&DECODING, |scratch| {
+                    decoder.changes(block, base, scratch, &mut of_block)
+                });
+                if sparse.map_err(named)? {
+                    // Units are elements, or bytes of elements.
+                    let unit = spec.dtype().unit_bytes();
+                    of_block.sort_unstable_by_key(|&(position, _)| position);
+                    set_len(&mut aside, base.len())?;
+                    let mut last = None;
+                    for &(position, _) in &of_block {
+                        let element = position as usize * unit / width * width;
+                        if last != Some(element) {
+                            aside[element..element + width]
+                                .copy_from_slice(&base[element..element + width]);
+                        }
+                        last = Some(element);
+                    }
+                    for &(position, value) in &of_block {
+                        let at = position as usize * unit;
+                        aside[at..at + unit].copy_from_slice(&value.to_le_bytes()[..unit]);
+                    }
+                    let mut last = None;
+                    for &(position, _) in &of_block {
+                        let element = position as usize * unit / width * width;
+                        let bytes = &aside[element..element + width];
+                        if last != Some(element) && *bytes != base[element..element + width] {
+                            push(first + element / width, bytes)?;
+                        }
+                        last = Some(element);
+                    }
+                    continue;
+                }
+                set_len(&mut aside, base.len())?;
+                let aside = &mut aside[..base.len()];
+                aside.copy_from_slice(base);
+                with_scratch(&DECODING, |scratch| decoder.decode_block(block, aside, scratch))
+                    .map_err(named)?;
+            }
+            None => {
+                set_len(&mut aside, base.len())?;
+                let begin = index * spec.block_bytes() as u64;
+                let range = begin..begin + base.len() as u64;
+                tensor.decode_bytes(&Ans::default(), range, &mut aside[..base.len()])?;
+            }
+        }
+        let pairs = aside.chunks_exact(width).zip(base.chunks_exact(width));
+        for (i, (new, _)) in pairs.enumerate().filter(|(_, (new, base))| new != base) {
+            push(first + i, new)?;
+        }
+    }
+    Ok(found)
+}
