@@ -1,0 +1,192 @@
+//! Tensors as differences from a base: whatever both hold, the tensor comes back bit for bit, with
+//! every backend and any number of threads, from any part, and from no other base.
+#![allow(clippy::unwrap_used)]
+
+mod random;
+
+use bigsmall_codec::*;
+use bigsmall_format::{EncodedRef, EncodedTensor, EncodingId};
+use random::Random;
+
+/// Dtypes of every unit, with and without exponents.
+const DTYPES: [Dtype; 9] = [
+    Dtype::BF16,
+    Dtype::F16,
+    Dtype::F32,
+    Dtype::F64,
+    Dtype::F8_E4M3,
+    Dtype::F8_E5M2,
+    Dtype::U8,
+    Dtype::I64,
+    Dtype::F8_E8M0,
+];
+
+/// Units of floats near 0.02, and how a tensor may differ from them.
+fn pair(dtype: Dtype, n_units: usize, kind: usize, random: &mut Random) -> [Vec<u8>; 2] {
+    let width = dtype.unit_bytes();
+    let one = |random: &mut Random| -> Vec<u8> {
+        let x = random.normal() * 0.02;
+        match dtype {
+            Dtype::BF16 => half::bf16::from_f64(x).to_le_bytes().to_vec(),
+            Dtype::F16 => half::f16::from_f64(x).to_le_bytes().to_vec(),
+            Dtype::F32 => (x as f32).to_le_bytes().to_vec(),
+            Dtype::F64 => x.to_le_bytes().to_vec(),
+            _ => vec![(random.next_u64() & 0x3f) as u8 + 0x20],
+        }
+    };
+    let base: Vec<u8> = (0..n_units).flat_map(|_| one(random)).collect();
+    let mut new = base.clone();
+    for (i, unit) in new.chunks_exact_mut(width).enumerate() {
+        let mut bytes = [0; 8];
+        bytes[..width].copy_from_slice(unit);
+        let value = u64::from_le_bytes(bytes);
+        let small = random.next_u64() % 7;
+        let changed = match kind {
+            0 => value,
+            1 => value.wrapping_add(u64::from(random.next_u64().is_multiple_of(500))),
+            2 => value.wrapping_add(small).wrapping_sub(3),
+            3 => value.wrapping_add(random.next_u64() >> (random.next_u64() % 64)),
+            4 => random.next_u64(),
+            // Signs change, and what is near zero has nothing to do with the base.
+            5 if i % 3 == 0 => value ^ 1 << (8 * width - 1),
+            5 => value.wrapping_add(small),
+            // Some blocks are the same, others raw.
+            6 if i / 131_072 % 2 == 0 => value,
+            6 => random.next_u64(),
+            _ => u64::from(small == 0) * value,
+        };
+        unit.copy_from_slice(&changed.to_le_bytes()[..width]);
+    }
+    [base, new]
+}
+
+fn encode(spec: &TensorSpec, [base, new]: &[Vec<u8>; 2], backend: Backend) -> EncodedTensor {
+    let delta = Delta::default().with_backend(backend).unwrap();
+    encode_tensor_with_base(&delta, spec, new, base).unwrap()
+}
+
+#[test]
+fn every_tensor_comes_back() {
+    let mut random = Random::new(1);
+    for dtype in DTYPES {
+        for n in [0, 1, 7, 255, 256, 300, 5000, 131_072, 131_073, 300_000] {
+            for kind in 0..8 {
+                let n = n.max(usize::from(n > 0) * 8).next_multiple_of(8) * usize::from(n > 0);
+                let pair = pair(dtype, n, kind, &mut random);
+                let elements = pair[0].len() as u64 * 8 / u64::from(dtype.bits());
+                let spec = TensorSpec::new("w", dtype, &[elements]).unwrap();
+                let mut first: Option<EncodedTensor> = None;
+                for backend in backends() {
+                    let tensor = encode(&spec, &pair, backend);
+                    let first = first.get_or_insert_with(|| tensor.clone());
+                    assert!(tensor == *first, "{dtype} {n} {kind}: {backend} writes other bytes");
+                    let delta = Delta::default().with_backend(backend).unwrap();
+                    let mut out = vec![1; pair[1].len()];
+                    EncodedRef::from(&tensor)
+                        .decode_bytes_with_base(&delta, &pair[0], 0..out.len() as u64, &mut out)
+                        .unwrap();
+                    assert!(out == pair[1], "{dtype} {n} {kind} {backend}");
+                }
+                let tensor = first.unwrap();
+                assert!(kind > 0 || tensor.byte_len() <= tensor.head().len() as u64 + 7);
+                // Any part, from the base's same block alone.
+                let frame = tensor.to_bytes();
+                let view = EncodedView::parse(&frame).unwrap();
+                let len = pair[1].len() as u64;
+                for range in [0..len.min(3), len / 2..len, len.saturating_sub(2)..len] {
+                    let mut part = vec![1; (range.end - range.start) as usize];
+                    EncodedRef::from(&view)
+                        .decode_bytes_with_base(
+                            &Delta::default(),
+                            &pair[0],
+                            range.clone(),
+                            &mut part,
+                        )
+                        .unwrap();
+                    assert!(part == pair[1][range.start as usize..range.end as usize]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let pair = pair(Dtype::BF16, 1_000_000, 5, &mut Random::new(2));
+    let spec = TensorSpec::new("w", Dtype::BF16, &[1000, 1000]).unwrap();
+    let tensors = [1, 2, 5].map(|n| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        pool.install(|| encode(&spec, &pair, Backend::Portable))
+    });
+    assert!(tensors[0] == tensors[1] && tensors[1] == tensors[2]);
+}
+
+#[test]
+fn slices_in_one_line() {
+    let base: Vec<f32> = (0..300_000).map(|i| (i as f32).sin()).collect();
+    for (step, scale) in [(1, 1.0f32), (1, 1.0001), (777, 1.0001), (1, f32::NAN)] {
+        let scaled = |(i, &x): (usize, &f32)| if i % step == 0 { x * scale } else { x };
+        let new: Vec<f32> = base.iter().enumerate().map(scaled).collect();
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let frame = encode_delta(&new, &base);
+        assert!(frame.len() <= bigsmall_codec::encode(&new).len() + 8);
+        let mut back = vec![0.0; base.len()];
+        decode_delta(&frame, &base, &mut back).unwrap();
+        assert!(bits(&back) == bits(&new));
+        let mut live = base.clone();
+        apply_delta(&frame, &mut live).unwrap();
+        assert!(bits(&live) == bits(&new));
+        let changes = changes(&frame, &base).unwrap();
+        let mut patched = base.clone();
+        assert!(changes.indices.is_sorted_by(|a, b| a < b));
+        for (&i, &value) in changes.indices.iter().zip(&changes.values) {
+            assert_ne!(patched[i as usize].to_bits(), value.to_bits());
+            patched[i as usize] = value;
+        }
+        assert!(bits(&patched) == bits(&new));
+        assert!(bigsmall_codec::decode(&frame, &mut back).is_err() == (scale.is_finite()));
+    }
+    // The common values are the first ones.
+    for (new, base) in [(&base[..200_000], &base[..]), (&base[..], &base[..200_001])] {
+        let frame = encode_delta(new, base);
+        let mut back = vec![0.0; new.len()];
+        decode_delta(&frame, base, &mut back).unwrap();
+        assert_eq!(back, new);
+    }
+}
+
+/// Wherever the base differs, nothing is decoded from there; weights in use stay as they were.
+#[test]
+fn another_base_is_an_error() {
+    let [base, new] = pair(Dtype::BF16, 400_000, 2, &mut Random::new(3));
+    let spec = TensorSpec::new("w", Dtype::BF16, &[400_000]).unwrap();
+    let tensor = encode(&spec, &[base.clone(), new.clone()], Backend::Portable);
+    let frame = tensor.to_bytes();
+    for at in [0, 262_143, 262_144, 799_999] {
+        let mut other = base.clone();
+        other[at] ^= 1;
+        let mut live = other.clone();
+        let error = apply_delta_bytes(&frame, &mut live).unwrap_err();
+        assert_eq!(error.rule(), Rule::BaseMismatch);
+        assert_eq!((error.class(), error.tensor()), (Class::Corrupt, Some("w")));
+        assert!(live == other, "nothing was applied");
+        let read = |range: std::ops::Range<u64>| {
+            let mut out = vec![0; (range.end - range.start) as usize];
+            EncodedRef::from(&tensor)
+                .decode_bytes_with_base(&Delta::default(), &other, range.clone(), &mut out)
+                .map(|()| assert!(out == new[range.start as usize..range.end as usize]))
+                .map_err(|e| e.rule())
+        };
+        // One unit of the damaged block, and of another one.
+        let block = at as u64 / 262_144 * 262_144;
+        assert_eq!(read(block + 2..block + 4), Err(Rule::BaseMismatch));
+        assert_eq!(read((block + 262_144) % 786_432..(block + 262_144) % 786_432 + 2), Ok(()));
+        assert_eq!(read(0..800_000), Err(Rule::BaseMismatch));
+    }
+    let mut out = vec![0; new.len()];
+    let alone = EncodedRef::from(&tensor).decode_bytes(&Delta::default(), 0..800_000, &mut out);
+    assert_eq!(alone.unwrap_err().rule(), Rule::BaseMissing);
+    let without = encode_tensor(&Delta::default(), &spec, &new).unwrap_err();
+    assert_eq!(without.rule(), Rule::BaseMissing);
+    assert_eq!(tensor.encoding(), EncodingId::Delta);
+}
