@@ -3,6 +3,7 @@
 //! every backend is compared with.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
+pub mod delta;
 pub mod page;
 pub mod view;
 
