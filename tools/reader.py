@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Restores a safetensors file from a `.bs` shard: python3 reader.py FILE.bs OUT.safetensors
-Decodes a page with its tables: python3 reader.py TABLES PAGE OUT
+"""Restores a safetensors file from a `.bs` shard, or the bytes of a tensor from a frame:
+
+    python3 reader.py FILE OUT
+    python3 reader.py TABLES PAGE OUT    decodes a page with its tables
+    python3 reader.py --check FILE...    says of each file whether it is sound, or why not
 
 Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
-beside FORMAT.md, and to check other readers. Comments name sections of FORMAT.md, errors name its
-rules. The file and the result are held in memory. All rules are checked before anything is written,
-except for the limits of section 1.
-Exit codes: 0 restored, 1 reading or writing failed, 2 wrong use, 3 corrupt, 4 unsupported.
+beside FORMAT.md, and to check other readers. Comments name its sections, errors its rules. File and
+result are held in memory. All rules are checked before anything is written.
+Exit codes: 0 restored or sound, 1 reading or writing failed, 2 wrong use, 3 corrupt, 4 unsupported,
+5 beyond a limit.
 """
 import hashlib
 import json
@@ -17,12 +20,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 # 1. Conventions
-class Refused(Exception):
-    """Arguments: "corrupt" or "unsupported", the rule, what was found, and the tensor if any."""
+UNSUPPORTED = {"PythonPackageFile", "SafetensorsFile", "Version", "RequiredFeature",
+               "EncodingUnknown", "DtypeUnknown"}
+LIMITS = {"IndexTooLarge": 2**30, "HeaderTooLarge": 100_000_000, "TooManyTensors": 2**20,
+          "RankTooLarge": 64, "NameTooLong": 65_536, "BaseDepth": 16}
+EXIT_CODES = {"usage": 2, "corrupt": 3, "unsupported": 4, "limit": 5}
 
-def require(holds, rule, found, otherwise="corrupt"):
+class Refused(Exception):
+    """Its arguments: the rule, what was found, and the tensor if any."""
+    @property
+    def rule(self):
+        return self.args[0]
+    @property
+    def kind(self):  # the class of the rule
+        if self.rule == "BaseMissing":
+            return "usage"
+        if self.rule in UNSUPPORTED:
+            return "unsupported"
+        return "limit" if self.rule in LIMITS else "corrupt"
+
+def require(holds, rule, found):
     if not holds:
-        raise Refused(otherwise, rule, found)
+        raise Refused(rule, found)
+
+def limit(rule, found):
+    require(found <= LIMITS[rule], rule, found)
 
 class Source:
     """Reads fields one after the other from bytes. If the bytes end early, `rule` is broken."""
@@ -118,59 +140,168 @@ def xxh3(data):
     ends = [lane & MASK ^ secret for lane, secret in zip(lanes, keys[18])]
     return stir(n * P1 + sum(map(fold, ends[::2], ends[1::2])))
 
+def measure(name, dtype, shape):  # 1. Dtypes and shapes; the dtype is known
+    elements = math.prod(filter(None, shape))
+    require(elements < 2**64 and elements * DTYPE_BITS[dtype] < 2**63, "ShapeOverflow", shape)
+    size, bits_over = divmod(0 if 0 in shape else elements * DTYPE_BITS[dtype], 8)
+    require(bits_over == 0, "SubByteTotal", shape)
+    return SimpleNamespace(name=name, dtype=dtype, size=size)
+
 # 4. Shard: envelope
-def read_envelope(data):  # returns payloads and index
-    magic = b"\x89bsmall\n"
-    require(data[-8:] == magic or data[:4] != b"BGSM", "PythonPackageFile", data[:4], "unsupported")
-    require(data[-8:] == magic or data[8:9] != b"{", "SafetensorsFile", data[:9], "unsupported")
+MAGIC = b"\x89bsmall\n"
+
+def read_envelope(data):  # returns payloads, index, and required and ignorable features
+    if data[-8:] != MAGIC:
+        require(data[:4] != b"BGSM", "PythonPackageFile", data[:4])
+        require(data[8:9] != b"{", "SafetensorsFile", data[:9])
     require(len(data) >= 64, "ShardTooShort", f"{len(data)} bytes")
-    require(data[-8:] == magic, "ShardMagic", data[-8:])
+    require(data[-8:] == MAGIC, "ShardMagic", data[-8:])
     trailer = struct.unpack("<QQIIH6sQ", data[-48:-8])
-    offset, length, features, _, version, reserved, checksum = trailer
+    offset, length, required, ignorable, version, reserved, checksum = trailer
     require(offset >= 16 and offset + length + 48 == len(data), "IndexRange",
             f"{length} bytes at {offset}")
+    limit("IndexTooLarge", length)
     require(xxh3(data[offset:-16]) == checksum, "IndexChecksum", "another checksum")
     require(version > 0, "VersionZero", version)
-    require(version <= 1, "Version", version, "unsupported")
-    require(features == 0, "RequiredFeature", f"{features:#x}", "unsupported")
-    require(data[:8] == magic, "ShardMagic", data[:8])
-    require(data[8:16] + reserved == b"\1" + bytes(13), "ReservedNotZero", data[8:16] + reserved)
-    return Source(data[16:offset], "PayloadRange"), Source(data[offset:-48], "IndexTruncated")
+    require(version <= 1, "Version", version)
+    require(required <= 1, "RequiredFeature", f"{required:#x}")
+    require(not any(reserved), "ReservedNotZero", "in the trailer")
+    payloads = Source(data[16:offset], "PayloadRange")
+    index = Source(data[offset:-48], "IndexTruncated")
+    return payloads, index, required, ignorable
+
+def check_prelude(data):
+    require(data[:8] == MAGIC, "ShardMagic", data[:8])
+    require(data[8:16] == b"\1" + bytes(7), "ReservedNotZero", data[8:16])
 
 # 5. Shard: index
 def restore(data):  # returns the bytes of the safetensors file that a shard holds
-    payloads, index = read_envelope(data)
+    payloads, index, required, ignorable = read_envelope(data)
     header_length, digest, n, flags = index.numbers("Q32sII")
     require(flags < 2, "ReservedNotZero", "flags of the index")
+    limit("TooManyTensors", n)
+    require(header_length <= index.left(), "IndexTruncated", f"{header_length} bytes of header")
+    limit("HeaderTooLarge", header_length)
     header = index.take(header_length, 8)
-    tensors = read_stored_header(header)
+    bases = read_bases(index) if required & 1 else []
+    require(32 * n <= index.left(), "IndexTruncated", f"{n} records")
+    limit("BaseDepth", max((depth + 1 for _, depth, _ in bases), default=0))
+    tensors = read_header(header)
     require(n == len(tensors), "EntryCount", f"{n} records for {len(tensors)} tensors")
+    end = 16
     for place, tensor in enumerate(tensors):
-        try:
-            tensor.content = read_tensor(tensor, place, tensors, index, payloads)
-        except Refused as error:
-            raise Refused(*error.args, tensor.name) from None
-    require(index.left() == 0, "IndexTrailing", f"{index.left()} bytes")
-    require(payloads.left() == 0, "IndexRange",
-            f"{payloads.left()} bytes between payloads and index")
+        end = about(tensor, read_record, index, tensors, place, end, bases)
+    require(ignorable or index.left() == 0, "IndexTrailing", f"{index.left()} bytes")
+    require(end == 16 + payloads.left(), "IndexRange", f"payloads end at {end}")
+    for tensor in tensors:
+        require(tensor.encoding in ENCODINGS, "EncodingUnknown",
+                f"{tensor.encoding} in {tensor.name!a}")
+    check_prelude(data)
+    for tensor in tensors:
+        about(tensor, read_tensor, tensor, payloads)
     restored = b"".join([struct.pack("<Q", len(header)), header,
                          *(tensor.content for tensor in tensors)])
     require(hashlib.sha256(restored).digest() == digest, "ContentDigest", "another SHA-256")
     return restored
 
-def read_stored_header(header):  # returns the tensors in the order of their data
+def about(tensor, do, *arguments):  # has an error name the tensor
+    try:
+        return do(*arguments)
+    except Refused as error:
+        raise Refused(*error.args, tensor.name) from None
+
+def read_record(index, tensors, place, begin, bases):  # 5.1; returns where the next payload begins
+    tensor = tensors[place]
+    encoding, flags, reserved, head_length, offset, length, checksum = index.numbers("BBHIQQQ")
+    require(flags < 32 and reserved == 0, "ReservedNotZero", f"flags {flags}")
+    tensor.md5 = index.take(16) if flags & 2 else None
+    tensor.encoding, tensor.owner = encoding, None
+    has_base, tensor.inherited, renamed = flags & 4, flags & 8, flags & 16
+    require((encoding == 3) == bool(has_base), "BaseRecord", f"encoding {encoding}, flags {flags}")
+    require(not flags & 1 if has_base else not flags & 24, "BaseRecord", f"flags {flags}")
+    if has_base:  # 10.1
+        number, name_length = index.numbers("II")
+        require(number < len(bases) and (renamed or not name_length), "BaseRecord", number)
+        try:
+            index.take(name_length, 8).decode()
+        except UnicodeDecodeError as error:
+            raise Refused("BaseRecord", error) from None
+    if tensor.inherited:
+        require(head_length == offset == length == checksum == 0, "ReservedNotZero",
+                "inherited record")
+        tensor.sizes = block_sizes(tensor, index)
+        index.numbers(f"{len(tensor.sizes)}Q")
+        return begin
+    if flags & 1:  # 5.2
+        tensor.owner = tensors[offset] if offset < place else tensor
+        alike = (tensor.owner.dtype, tensor.owner.size) == (tensor.dtype, tensor.size)
+        alone = tensor.owner is not tensor and not tensor.owner.owner and not tensor.owner.inherited
+        require(alike and alone, "SharedPayload", offset)
+        require(encoding == head_length == length == checksum == 0, "ReservedNotZero",
+                "shared record")
+        return begin
+    require(offset == begin, "PayloadRange", offset)
+    read_block_table(index, tensor, head_length, checksum, encoding)
+    require(length == tensor.payload_length, "PayloadLength", length)
+    return begin + length
+
+def block_sizes(tensor, source):  # 3: the original bytes of each block; 8 bytes or more for each
+    starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])
+    require(8 * len(starts) <= source.left(), source.rule, f"{len(starts)} blocks")
+    return [min(starts.step, tensor.size - start) for start in starts]
+
+def read_block_table(source, tensor, head_length, head_checksum, encoding):  # 5.1, also of a frame
+    tensor.head_length, tensor.head_checksum = head_length, head_checksum
+    tensor.sizes = block_sizes(tensor, source)
+    tensor.lengths = source.numbers(f"{len(tensor.sizes)}I", 8)
+    tensor.checksums = source.numbers(f"{len(tensor.sizes)}Q")
+    if encoding == 3:  # 10.1
+        source.numbers(f"{len(tensor.sizes)}Q")
+    for size, length in zip(tensor.sizes, tensor.lengths):
+        least = 0 if encoding == 3 else min(size, 56)
+        require(least <= length <= 2 * size + 4096, "BlockLength", f"{length} for {size}")
+    tensor.payload_length = sum(part + -part % 8 for part in (head_length, *tensor.lengths))
+
+def read_tensor(tensor, payloads):  # reads a payload and decodes it
+    if tensor.owner:
+        tensor.content = tensor.owner.content
+    else:
+        head = payloads.take(tensor.head_length, 8)
+        blocks = [payloads.take(length, 8) for length in tensor.lengths]
+        require(xxh3(head) == tensor.head_checksum, "HeadChecksum", "another checksum")
+        for i, block in enumerate(blocks):
+            checksum = xxh3(block + bytes(-len(block) % 8))
+            require(checksum == tensor.checksums[i], "BlockChecksum", f"block {i}")
+        decode = ENCODINGS[tensor.encoding]
+        tensor.content = b"".join(decode(head, tensor.dtype, zip(blocks, tensor.sizes)))
+    md5 = hashlib.md5(tensor.content, usedforsecurity=False).digest()
+    require(tensor.md5 in (None, md5), "ContentDigest", "MD5")
+
+# 12. The header of a safetensors file; 14 has the order
+def read_header(header):  # returns the tensors in the order of their data
     require(header[:1] == b"{", "HeaderStart", header[:1])
     try:
         entries = json.loads(header.decode(), object_pairs_hook=json_object, parse_int=json_number,
                              parse_float=json_number, parse_constant=json_number)
         json.dumps(entries, ensure_ascii=False).encode()  # fails for lone surrogates
     except (ValueError, RecursionError) as error:
-        raise Refused("corrupt", "HeaderSyntax", error) from None
+        raise Refused("HeaderSyntax", error) from None
+    require(depth(entries) <= 100, "HeaderSyntax", "nested too deeply")
     metadata = entries.pop("__metadata__", {})
     require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderSyntax",
             metadata)
-    tensors = sorted((read_entry(*entry) for entry in entries.items()),
-                     key=lambda t: (t.begin, t.end))
+    for name, entry in entries.items():
+        check_entry(name, entry)
+    for name, entry in entries.items():
+        limit("NameTooLong", len(name.encode()))
+        limit("RankTooLarge", len(entry["shape"]))
+    for name, entry in entries.items():
+        require(entry["dtype"] in DTYPE_BITS, "DtypeUnknown", f"{entry['dtype']!a} of {name!a}")
+    tensors = []
+    for name, entry in entries.items():
+        tensors.append(measure(name, entry["dtype"], entry["shape"]))
+        tensors[-1].begin, tensors[-1].end = entry["data_offsets"]
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     for tensor, begin in zip(tensors, [0, *(tensor.end for tensor in tensors)]):
         require(tensor.begin == begin and tensor.end == begin + tensor.size, "DataRange",
                 tensor.name)
@@ -184,65 +315,69 @@ def json_number(text):
     require(math.isfinite(float(text)), "HeaderSyntax", text)
     return int(text) if text.isdigit() else float(text)
 
-def read_entry(name, entry):
+def depth(value):  # of nested objects and arrays
+    deepest, level = 0, [value]
+    while level := [value for value in level if type(value) in (dict, list)]:
+        deepest += 1
+        inner = [value.values() if type(value) is dict else value for value in level]
+        level = [value for values in inner for value in values]
+    return deepest
+
+def check_entry(name, entry):
     require(type(entry) is dict, "HeaderSyntax", name)
-    require(len({"dtype", "shape", "data_offsets", *entry}) == len(entry) <= 3 + 64, "HeaderEntry",
-            name)
+    has_all = len({"dtype", "shape", "data_offsets", *entry}) == len(entry)
+    require(has_all and len(entry) <= 3 + 64, "HeaderEntry", name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     require([type(dtype), type(shape), type(offsets)] == [str, list, list], "HeaderSyntax", name)
+    whole = all(type(number) is int and number < 2**64 for number in shape + offsets)
+    require(whole, "HeaderSyntax", name)
     require(len(offsets) == 2, "HeaderEntry", name)
-    require(all(type(number) is int for number in shape + offsets), "HeaderSyntax", name)
-    require(dtype in DTYPE_BITS, "DtypeUnknown", dtype, "unsupported")
-    elements = math.prod(filter(None, shape))
-    require(elements < 2**64 and elements * DTYPE_BITS[dtype] < 2**63, "ShapeOverflow", shape)
-    size, bits_over = divmod(0 if 0 in shape else elements * DTYPE_BITS[dtype], 8)
-    require(bits_over == 0, "SubByteTotal", shape)
-    return SimpleNamespace(name=name, dtype=dtype, size=size, begin=offsets[0], end=offsets[1])
 
-def read_tensor(tensor, place, tensors, index, payloads):  # reads a record and decodes its payload
-    encoding, flags, reserved, head_length, offset, length, checksum = index.numbers("BBHIQQQ")
-    require(flags < 4 and reserved == 0, "ReservedNotZero", f"flags {flags}")
-    md5, tensor.shared = index.take(16) if flags & 2 else None, flags & 1
-    if tensor.shared:
-        require(encoding == head_length == length == checksum == 0, "ReservedNotZero",
-                "shared record")
-        other = tensors[offset] if offset < place else tensor
-        alike = (other.dtype, other.size) == (tensor.dtype, tensor.size)
-        require(alike and not other.shared, "SharedPayload", offset)
-        content = other.content
-    else:
-        # Section 3: where the blocks begin.
-        starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])
-        require(12 * len(starts) <= index.left(), "IndexTruncated", f"{len(starts)} blocks")
-        sizes = [min(starts.step, tensor.size - start) for start in starts]
-        lengths, checksums = index.numbers(f"{len(starts)}I", 8), index.numbers(f"{len(starts)}Q")
-        possible = all(min(size, 56) <= stored <= 2 * size + 4096
-                       for size, stored in zip(sizes, lengths))
-        require(possible, "BlockLength", lengths[:9])
-        require(length == sum(part + -part % 8 for part in (head_length, *lengths)),
-                "PayloadLength", length)
-        require(offset == 16 + payloads.bit // 8, "PayloadRange", offset)
-        head = payloads.take(head_length, 8)
-        blocks = [payloads.take(length, 8) for length in lengths]
-        require(xxh3(head) == checksum, "HeadChecksum", "another checksum")
-        for i, block in enumerate(blocks):
-            require(xxh3(block + bytes(-len(block) % 8)) == checksums[i], "BlockChecksum",
-                    f"block {i}")
-        require(encoding <= 2, "EncodingUnknown", encoding, "unsupported")
-        decode = (decode_raw, decode_ans, decode_tbe)[encoding]
-        content = b"".join(decode(head, tensor.dtype, zip(blocks, sizes)))
-    require(md5 in (None, hashlib.md5(content, usedforsecurity=False).digest()), "ContentDigest",
-            "MD5")
-    return content
+# 9. Frames
+FRAME_MAGIC = b"\x89bsmlT\r\n"
 
-def decode_raw(head, _, blocks):  # 10.
+def read_frame(data):  # returns the bytes of the tensor
+    tensor, source = read_description(data)
+    read_tensor(tensor, source)
+    return tensor.content
+
+def read_description(data):  # returns what a frame says of its tensor, and its payload
+    source = Source(data, "FrameTruncated")
+    require(source.take(8) == FRAME_MAGIC, "FrameMagic", data[:8])
+    version, = source.numbers("B")
+    require(version > 0, "VersionZero", version)
+    require(version <= 1, "Version", version)
+    encoding, dtype_length, rank, head_length, name_length, head_checksum = source.numbers("3BIQQ")
+    limit("RankTooLarge", rank)
+    limit("NameTooLong", name_length)
+    shape = source.numbers(f"{rank}Q")
+    names = source.take(dtype_length), source.take(name_length)
+    source.pad(8)
+    try:
+        dtype, name = (name.decode() for name in names)
+    except UnicodeDecodeError as error:
+        raise Refused("HeaderSyntax", error) from None
+    require(dtype in DTYPE_BITS, "DtypeUnknown", dtype)
+    tensor = measure(name, dtype, shape)
+    read_block_table(source, tensor, head_length, head_checksum, encoding)
+    described = xxh3(data[:source.bit // 8])
+    require(source.numbers("Q") == (described,), "FrameChecksum", "another checksum")
+    require(encoding in ENCODINGS, "EncodingUnknown", encoding)
+    found = f"{source.left()} bytes of payload"
+    require(source.left() >= tensor.payload_length, "FrameTruncated", found)
+    require(source.left() == tensor.payload_length, "FrameTrailing", found)
+    tensor.encoding, tensor.shape, tensor.owner, tensor.md5 = encoding, shape, None, None
+    return tensor, source
+
+# 6. Encodings
+def decode_raw(head, _, blocks):
     require(not head, "PayloadLength", "a raw payload with a head")
     for block, size in blocks:
         require(len(block) == size, "BlockLength", f"{len(block)} bytes for {size}")
         yield block
 
 # 7. ANS
-# Head bits, exponent bits.
+# High bits, exponent bits.
 ANS_FLOATS = {"BF16": (16, 8), "F16": (8, 5), "F32": (16, 8), "F64": (16, 11), "F8_E4M3": (8, 4),
               "F8_E4M3FNUZ": (8, 4), "F8_E5M2": (8, 5), "F8_E5M2FNUZ": (8, 5)}
 
@@ -256,8 +391,8 @@ def decode_ans(head, dtype, blocks):
 def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
     ans, source.rule = SimpleNamespace(unit_bytes=UNIT_BYTES[dtype]), "AnsHead"
     m, ans.w, log_segment, n_tables, ans.base, first, k, masks, *widths = source.numbers("4B2H6B")
-    head_bits, exponent_bits = ANS_FLOATS.get(dtype, (8, 8))
-    ans.field_bits, ans.r = exponent_bits + m, head_bits - exponent_bits - m
+    high_bits, exponent_bits = ANS_FLOATS.get(dtype, (8, 8))
+    ans.field_bits, ans.r = exponent_bits + m, high_bits - exponent_bits - m
     require(m == 0 or dtype in ANS_FLOATS and ans.r >= 1, "AnsHead", f"m {m}")
     require(5 <= ans.w <= min(8, ans.field_bits), "AnsHead", f"{ans.w} symbol bits")
     require(8 <= log_segment <= 16 and 1 <= n_tables <= 8, "AnsHead",
@@ -267,7 +402,7 @@ def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
     require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead",
             f"{ans.base}, {first}")
     require(masks <= flags and not any(widths[k:]), "ReservedNotZero", "in an ANS head")
-    ans.low_bits, ans.widths = 8 * ans.unit_bytes - head_bits, widths[:k] or [0]
+    ans.low_bits, ans.widths = 8 * ans.unit_bytes - high_bits, widths[:k] or [0]
     falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
     require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
     symbols, source.rule = [first, *range(ans.base + 1, ans.top)], "FrequencyTable"
@@ -307,7 +442,7 @@ def read_low_planes(source, low_bits, v):  # 7.4: the low bits of the units of a
     return [sum(part << 8 * b for b, part in enumerate(unit)) << low_bits - v
             for unit in zip(*planes)]
 
-def decode_ans_block(ans, block, size):  # 7.5
+def decode_ans_block(ans, block, size):  # 7.5, kinds 0, 1 and 2
     if block[:1] == b"\3":
         return decode_zeros(ans, block, size)
     source = Source(block, "AnsBlockLength")
@@ -332,7 +467,8 @@ def decode_ans_block(ans, block, size):  # 7.5
     lows = [low for v in widths for low in read_low_planes(source, ans.low_bits, v)]
     carried = min(64, 32 * ans.r * groups)
     packed = source.take(32 * ans.r * groups - carried)
-    codes = Source(source.take(max(0, source.left() - tail)), "AnsException")
+    require(source.left() >= tail, "AnsBlockLength", f"{source.left()} bytes for the tail")
+    codes = Source(source.take(source.left() - tail), "AnsException")
     fields = decode_lanes(states, words, tables)
     ends = [state - 65536 for state in states]
     require(all(0 <= z < 65536 for z in ends) and not any(ends[carried // 2:]), "AnsEndState", ends)
@@ -345,7 +481,7 @@ def decode_ans_block(ans, block, size):  # 7.5
              << ans.low_bits | low for field, residual, low in zip(fields, residuals, lows)]
     return b"".join(unit.to_bytes(ans.unit_bytes, "little") for unit in units) + source.take(tail)
 
-def decode_zeros(ans, block, size):  # 7.5, kind 3
+def decode_zeros(ans, block, size):  # 7.5.3
     source, n = Source(block, "AnsBlockLength"), size // ans.unit_bytes
     _, reserved, mask_length, k = source.numbers("BBHI")
     require(ans.masks and reserved == 0 and n >= 256 and 1 <= k < n, "AnsBlockHeader", block[:8])
@@ -401,23 +537,12 @@ def patch_exceptions(ans, codes, exceptions, q, tables, fields):
 
 # 7.7 Pages
 def read_tables(frame):  # returns dtype and head
-    source = Source(frame, "FrameTruncated")
-    fields = source.numbers("8s4BIQQ")
-    magic, version, encoding, name_length, rank, head_length, name, checksum = fields
-    require(magic == b"\x89bsmlT\r\n", "FrameMagic", magic)
-    require(version > 0, "VersionZero", version)
-    require(version == 1, "Version", version, "unsupported")
-    require(encoding == rank == 1 and name == 0, "PageTables", f"encoding {encoding}, rank {rank}")
-    shape, = source.numbers("Q")
-    dtype = source.take(name_length, 8).decode("ascii", "replace")
-    require(dtype in DTYPE_BITS, "DtypeUnknown", dtype, "unsupported")
-    described = frame[:len(frame) - source.left()]
-    require(source.numbers("Q") == (xxh3(described),), "FrameChecksum", "another checksum")
-    require(shape == 0, "PageTables", f"shape {shape}")
-    head = source.take(head_length, 8)
-    require(xxh3(head) == checksum, "HeadChecksum", "another checksum")
-    require(source.left() == 0, "FrameTrailing", f"{source.left()} bytes")
-    return dtype, head
+    tensor, source = read_description(frame)
+    are_tables = (tensor.encoding, tensor.shape, tensor.name) == (1, (0,), "")
+    require(are_tables, "PageTables", f"encoding {tensor.encoding}, shape {tensor.shape}")
+    head = source.take(tensor.head_length, 8)
+    require(xxh3(head) == tensor.head_checksum, "HeadChecksum", "another checksum")
+    return tensor.dtype, head
 
 def read_page(tables, page):  # returns the bytes that the page holds
     dtype, head = read_tables(tables)
@@ -436,7 +561,7 @@ def read_page(tables, page):  # returns the bytes that the page holds
     require(source.left() == 0, "PageLength", f"{source.left()} bytes after the last block")
     return b"".join(decode_ans(head, dtype, stored))
 
-# 8. TBE payloads
+# 8. TBE
 TBE_FLOATS = {"BF16": (8, 7, 0), "F16": (5, 10, 3), "F8_E4M3": (4, 3, 4), "F8_E5M2": (5, 2, 3)}
 
 def decode_tbe(head, dtype, blocks):
@@ -470,20 +595,55 @@ def decode_tbe(head, dtype, blocks):
                  for o, exponent in zip(others, exponents)]
         yield b"".join(unit.to_bytes(UNIT_BYTES[dtype], "little") for unit in units)
 
+# 10. Bases and deltas
+def read_bases(index):  # 10.1; returns SHA-256, depth and hint of each
+    count, = index.numbers("Q")
+    require(1 <= count <= index.left() // 40, "BaseSection", f"{count} bases")
+    bases = []
+    for _ in range(count):
+        digest, depth, hint_length = index.numbers("32sII")
+        try:
+            bases.append((digest, depth, index.take(hint_length, 8).decode()))
+        except UnicodeDecodeError as error:
+            raise Refused("BaseSection", error) from None
+    return bases
+
+def decode_delta(head, dtype, blocks):
+    raise Refused("BaseMissing", "a tensor is stored as differences from a base")
+
+ENCODINGS = {0: decode_raw, 1: decode_ans, 2: decode_tbe, 3: decode_delta}
+
+def read(file):
+    data = Path(file).read_bytes()
+    is_frame = data[:8] == FRAME_MAGIC or str(file).endswith(".frame")
+    return read_frame(data) if is_frame else restore(data)
+
+def check(files):  # prints a line for each; returns the exit code of the first that is refused
+    code = 0
+    for file in files:
+        try:
+            print(f"{file}: sound, {len(read(file))} bytes")
+        except Refused as error:
+            print(f"{file}: {error.kind}: {error.rule}")
+            code = code or EXIT_CODES[error.kind]
+    return code
+
 def main(arguments):
-    if len(arguments) not in (2, 3):
-        print("usage: reader.py FILE.bs OUT.safetensors, or reader.py TABLES PAGE OUT",
+    if len(arguments) < 2 or arguments[0] != "--check" and len(arguments) > 3:
+        print("usage: reader.py FILE OUT, reader.py TABLES PAGE OUT, or reader.py --check FILE...",
               file=sys.stderr)
         return 2
     *names, out = arguments
     try:
+        if names[0] == "--check":
+            return check(arguments[1:])
         files = [Path(name).read_bytes() for name in names]
-        restored = restore(*files) if len(files) == 1 else read_page(*files)
+        restored = read(*names) if len(names) == 1 else read_page(*files)
         Path(out).write_bytes(restored)
     except Refused as error:
-        kind, rule, *what = error.args
-        print(f"{' '.join(names)}: {kind}: {rule} {what!a}", file=sys.stderr)
-        return {"corrupt": 3, "unsupported": 4}[kind]
+        rule, *what = error.args
+        print(f"{' '.join(names)}: {error.kind}: {rule} {what!a}", file=sys.stderr)
+        return EXIT_CODES[error.kind]
     except OSError as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import reader
 
 ROOT = Path(__file__).resolve().parent.parent
+GOLDENS = ROOT / "goldens"
 LINES = (ROOT / "FORMAT.md").read_text(encoding="utf-8").splitlines()
 
 
@@ -118,22 +119,10 @@ class Vectors(unittest.TestCase):
                              dtype)
 
     def test_frame(self):
-        """A BF16 frame with a name of one byte and one block, read field by field."""
-        frame = hex_vector("frame")
         ones = [bin(i % 256).count("1") for i in range(261)]
         units = [(i % 2) << 15 | (240 + ones[i]) << 6 | 29 * i % 64 for i in range(261)]
         units[7], units[100] = 0x0001, 0x7fc1
-        head_length, _, head_checksum, shape = struct.unpack_from("<IQQQ", frame, 12)
-        block_length, checksum, frame_checksum = struct.unpack_from("<QQQ", frame, 48)
-        self.assertEqual((shape, reader.xxh3(frame[:64])), (261, frame_checksum))
-        tensor = SimpleNamespace(dtype="BF16", size=522)
-        record = struct.pack("<BBHIQQQ", frame[9], 0, 0, head_length, 16, len(frame) - 72,
-                             head_checksum)
-        index = reader.Source(record + struct.pack("<QQ", block_length, checksum), "index")
-        payloads = reader.Source(frame[72:], "payloads")
-        self.assertEqual(reader.read_tensor(tensor, 0, [], index, payloads),
-                         struct.pack("<261H", *units))
-        self.assertEqual((index.left(), payloads.left()), (0, 0))
+        self.assertEqual(reader.read_frame(hex_vector("frame")), struct.pack("<261H", *units))
 
     def test_page(self):
         tables, page = hex_vector("tables"), hex_vector("page")
@@ -143,8 +132,8 @@ class Vectors(unittest.TestCase):
                 changed = bytearray(damaged)
                 changed[bit // 8] ^= 1 << bit % 8
                 with self.assertRaises(reader.Refused, msg=f"bit {bit}"):
-                    reader.read_page(*((bytes(changed), page) if sound
-                                       else (tables, bytes(changed))))
+                    changed = bytes(changed)
+                    reader.read_page(*((changed, page) if sound else (tables, changed)))
 
     def test_shard(self):
         self.assertEqual(reader.restore(hex_vector("shard"))[-3:], b"\1\2\3")
@@ -156,13 +145,12 @@ class Vectors(unittest.TestCase):
             damaged[bit // 8] ^= 1 << bit % 8
             with self.assertRaises(reader.Refused, msg=f"bit {bit}") as refused:
                 reader.restore(bytes(damaged))
-            self.assertEqual(refused.exception.args[0], "corrupt", f"bit {bit}")
+            self.assertEqual(refused.exception.kind, "corrupt", f"bit {bit}")
 
 
 class Goldens(unittest.TestCase):
     def test_pages(self):
-        tables = (ROOT / "goldens" / "pages.tables").read_bytes()
-        pages = list((ROOT / "goldens").glob("*.page"))
+        tables, pages = (GOLDENS / "pages.tables").read_bytes(), list(GOLDENS.glob("*.page"))
         self.assertGreaterEqual(len(pages), 5)
         for page in pages:
             with self.subTest(page.name):
@@ -170,13 +158,32 @@ class Goldens(unittest.TestCase):
                 self.assertEqual(reader.read_page(tables, page.read_bytes()), plain)
 
     def test_goldens(self):
-        sums = (ROOT / "goldens" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        sums = (GOLDENS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         self.assertTrue(sums)
         for digest, name in (line.split() for line in sums):
             with self.subTest(name):
-                shard = (ROOT / "goldens" / name).with_suffix(".bs")
-                self.assertEqual(hashlib.sha256(reader.restore(shard.read_bytes())).hexdigest(),
-                                 digest)
+                ending = ".bs" if name.endswith(".safetensors") else ".frame"
+                encoded = (GOLDENS / name).with_suffix(ending)
+                self.assertEqual(hashlib.sha256(reader.read(encoded)).hexdigest(), digest)
+
+    def test_refused(self):
+        """Each under its own rule, with the class that FORMAT.md gives to it."""
+        rules = (GOLDENS / "refused" / "RULES").read_text(encoding="utf-8").splitlines()
+        self.assertGreater(len(rules), 100)
+        for name, rule, kind in (line.split() for line in rules):
+            with self.subTest(name):
+                with self.assertRaises(reader.Refused) as refused:
+                    reader.read(GOLDENS / "refused" / name)
+                found = refused.exception
+                self.assertEqual((found.rule, found.kind), (rule, kind.lower()))
+
+    def test_classes(self):
+        """The reader has the rules of other classes than Corrupt that section 17 lists."""
+        rows = [line.split(" | ") for line in LINES if line.startswith("| `")]
+        rows = [row for row in rows if len(row) == 4 and row[2] != "13"]
+        kinds = {row[0].strip("| `"): row[1].lower() for row in rows}
+        for kind, names in (("unsupported", reader.UNSUPPORTED), ("limit", set(reader.LIMITS))):
+            self.assertEqual({name for name, of in kinds.items() if of == kind}, names)
 
 
 if __name__ == "__main__":

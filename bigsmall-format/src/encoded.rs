@@ -484,10 +484,14 @@ impl<'a> EncodedRef<'a> {
     /// Checks the head and reads it with `encoding`, which must be this tensor's.
     ///
     /// # Errors
-    /// [`Rule::SpecMismatch`] for another encoding; those of [`check_head`](Self::check_head) and
-    /// [`TensorEncoding::open`].
+    /// [`Rule::SpecMismatch`] for another encoding, [`Rule::EncodingDtype`]; those of
+    /// [`check_head`](Self::check_head) and [`TensorEncoding::open`].
     pub fn open(&self, encoding: &dyn TensorEncoding) -> Result<Box<dyn BlockDecoder>> {
         self.expect(encoding.id())?;
+        if !encoding.supports(self.spec.dtype()) {
+            let error = Error::new(Rule::EncodingDtype).in_tensor(self.spec.name());
+            return Err(error.found(self.spec.dtype()));
+        }
         self.check_head()?;
         encoding.open(self.spec, self.head()).map_err(|e| e.in_tensor(self.spec.name()))
     }
@@ -563,18 +567,19 @@ impl Description {
             1 => {}
             v => return Err(Error::new(Rule::Version).at(8).expected("1 or less").found(v)),
         }
-        let code = cursor.u8()?;
-        let dtype_len = usize::from(cursor.u8()?);
-        let rank = usize::from(cursor.u8()?);
+        let mut fixed = Cursor::new(cursor.take(23)?, Rule::FrameTruncated);
+        let code = fixed.u8()?;
+        let dtype_len = usize::from(fixed.u8()?);
+        let rank = usize::from(fixed.u8()?);
+        let head_len = fixed.u32()?;
+        let name_len = fixed.u64()?;
+        let head_hash = fixed.u64()?;
         if rank > limits.max_rank {
             return Err(Error::new(Rule::RankTooLarge).at(11).found(rank));
         }
-        let head_len = cursor.u32()?;
-        let name_len = cursor.u64()?;
         if name_len > limits.max_name_bytes as u64 {
             return Err(Error::new(Rule::NameTooLong).at(16).found(name_len));
         }
-        let head_hash = cursor.u64()?;
         let shape: Vec<u64> = u64s(cursor.take(8 * rank)?).collect();
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Error::new(Rule::HeaderSyntax));
         let dtype = text(cursor.take(dtype_len)?)?;

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::arch::zeroed;
 use crate::read_at::{len_of, read_at};
-use crate::wire::room_for;
+use crate::wire::{reserve, room_for};
 use crate::{Dtype, Error, Limits, ReadAt, Result, Rule, TensorSpec};
 
 /// A parsed safetensors header: the tensors in the order of their data.
@@ -43,36 +43,48 @@ impl Header {
     /// # Ok::<(), bigsmall_format::Error>(())
     /// ```
     pub fn parse(json: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
-        Self::parse_any(json, Some(data_len), limits, 0)
+        Self::parse_any(json, Some(data_len), limits, None)
     }
 
-    /// Parses the header in an index. The tensors determine the length of the data. Reserves memory
-    /// for `count` tensors.
+    /// Parses the header in an index of `count` records. The tensors determine the length of the
+    /// data.
     pub(crate) fn parse_stored(json: &[u8], limits: &Limits, count: usize) -> Result<Self> {
-        Self::parse_any(json, None, limits, count)
+        Self::parse_any(json, None, limits, Some(count))
+    }
+
+    /// Refuses a header of `len` bytes that is over the limit.
+    pub(crate) fn check_len(len: u64, limits: &Limits) -> Result<()> {
+        if len > limits.max_header_bytes {
+            return Err(Error::new(Rule::HeaderTooLarge)
+                .expected(format!("at most {} bytes", limits.max_header_bytes))
+                .found(len));
+        }
+        Ok(())
     }
 
     fn parse_any(
         json: &[u8],
         data_len: Option<u64>,
         limits: &Limits,
-        count: usize,
+        count: Option<usize>,
     ) -> Result<Self> {
-        if json.len() as u64 > limits.max_header_bytes {
-            return Err(Error::new(Rule::HeaderTooLarge)
-                .expected(format!("at most {} bytes", limits.max_header_bytes))
-                .found(json.len()));
-        }
+        Self::check_len(json.len() as u64, limits)?;
         if json.first() != Some(&b'{') {
             return Err(Error::new(Rule::HeaderStart).at(0));
         }
-        let context = Context { limits, broken: RefCell::new(None) };
+        let context = Context { limits, broken: RefCell::default(), later: RefCell::default() };
         let mut de = serde_json::Deserializer::from_slice(json);
         let parsed = Top { context: &context, count }.deserialize(&mut de);
         let parsed = parsed.and_then(|tensors| de.end().map(|()| tensors));
-        let mut tensors = parsed.map_err(|e| {
+        let (mut tensors, names) = parsed.map_err(|e| {
             context.broken.take().unwrap_or_else(|| Error::new(Rule::HeaderSyntax).found(e))
         })?;
+        if let Some((_, error)) = context.later.take() {
+            // Which tensors are missing here is unknown, but all names were seen.
+            names.check()?;
+            return Err(error);
+        }
+        drop(names);
 
         // Sort by the order of the data. The sort is stable, so empty tensors keep the header's
         // order.
@@ -138,12 +150,7 @@ impl Header {
                 .expected(format!("1 to {} bytes", byte_len.saturating_sub(8)))
                 .found(len));
         };
-        if len > limits.max_header_bytes {
-            return Err(Error::new(Rule::HeaderTooLarge)
-                .at(0)
-                .expected(format!("at most {} bytes", limits.max_header_bytes))
-                .found(len));
-        }
+        Self::check_len(len, limits).map_err(|e| e.at(0))?;
         let mut json = zeroed(len)?;
         read_at(source, 8, &mut json)?;
         let header = Header::parse(&json, data_len, limits)?;
@@ -243,16 +250,36 @@ impl Header {
     }
 }
 
+/// What is checked after the whole text, in this order (FORMAT.md section 14).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Limits,
+    Dtypes,
+    Ranges,
+}
+
 /// Passes the limits down and the broken rule up: serde's errors carry only text.
 struct Context<'a> {
     limits: &'a Limits,
     broken: RefCell<Option<Error>>,
+    /// The first broken rule of the earliest step that has one. It counts only if the whole text is
+    /// what it has to be.
+    later: RefCell<Option<(Step, Error)>>,
 }
 
 impl Context<'_> {
     fn fail<E: serde_core::de::Error>(&self, error: Error) -> E {
         self.broken.borrow_mut().get_or_insert(error);
         E::custom("see the broken rule")
+    }
+
+    /// Keeps an error of a later step, and goes on with the text.
+    #[cold]
+    fn later(&self, step: Step, error: Error) {
+        let mut found = self.later.borrow_mut();
+        if found.as_ref().is_none_or(|(earliest, _)| step < *earliest) {
+            *found = Some((step, error));
+        }
     }
 }
 
@@ -266,14 +293,16 @@ macro_rules! no_strings {
     };
 }
 
-/// The whole header: an object of tensors and `__metadata__`.
+/// The whole header: an object of tensors and `__metadata__`. Its value is the tensors, and the
+/// names of all of them.
 struct Top<'a> {
     context: &'a Context<'a>,
-    count: usize,
+    /// How many tensors there have to be, if that is known.
+    count: Option<usize>,
 }
 
 impl<'de> DeserializeSeed<'de> for Top<'_> {
-    type Value = Vec<Placed>;
+    type Value = (Vec<Placed>, Keys);
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         d.deserialize_map(self)
@@ -281,43 +310,49 @@ impl<'de> DeserializeSeed<'de> for Top<'_> {
 }
 
 impl<'de> Visitor<'de> for Top<'_> {
-    type Value = Vec<Placed>;
+    type Value = (Vec<Placed>, Keys);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let Context { limits, .. } = self.context;
-        let mut tensors = room_for(self.count).map_err(|e| self.context.fail::<A::Error>(e))?;
+        let context = self.context;
+        let room = self.count.unwrap_or(0);
+        let mut tensors = room_for(room).map_err(|e| context.fail::<A::Error>(e))?;
+        let mut names = Keys::with_room(room).map_err(|e| context.fail::<A::Error>(e))?;
+        let (most, over) = match self.count {
+            Some(count) => (count, (Step::Ranges, Rule::EntryCount)),
+            None => (context.limits.max_tensors, (Step::Limits, Rule::TooManyTensors)),
+        };
         let mut metadata = false;
         while let Some(name) = map.next_key::<String>()? {
-            if name.len() > limits.max_name_bytes {
+            let longest = context.limits.max_name_bytes;
+            if name.len() > longest {
                 let error = Error::new(Rule::NameTooLong)
-                    .expected(format!("at most {} bytes", limits.max_name_bytes))
+                    .expected(format!("at most {longest} bytes"))
                     .found(name.len());
-                return Err(self.context.fail(error));
+                context.later(Step::Limits, error);
             }
             if name == "__metadata__" {
                 if std::mem::replace(&mut metadata, true) {
                     let error = Error::new(Rule::HeaderDuplicate).in_tensor(&name);
-                    return Err(self.context.fail(error));
+                    return Err(context.fail(error));
                 }
-                map.next_value_seed(Metadata(self.context))?;
+                map.next_value_seed(Metadata(context))?;
                 continue;
             }
-            if tensors.len() >= limits.max_tensors {
-                let error = Error::new(Rule::TooManyTensors)
-                    .expected(format!("at most {}", limits.max_tensors));
-                return Err(self.context.fail(error));
+            names.add(&name).map_err(|e| context.fail::<A::Error>(e))?;
+            let entry = map.next_value_seed(Entry { context, name: &name })?;
+            if tensors.len() >= most {
+                let error = Error::new(over.1).expected(format!("at most {most}"));
+                context.later(over.0, error);
+            } else if let Some(placed) = entry {
+                reserve(&mut tensors, 1).map_err(|e| context.fail::<A::Error>(e))?;
+                tensors.push(placed);
             }
-            tensors.try_reserve(1).map_err(|_| {
-                let error = Error::new(Rule::Memory).expected("room for one more tensor");
-                self.context.fail::<A::Error>(error)
-            })?;
-            tensors.push(map.next_value_seed(Entry { context: self.context, name: &name })?);
         }
-        Ok(tensors)
+        Ok((tensors, names))
     }
 }
 
@@ -340,8 +375,9 @@ impl Entry<'_> {
     }
 }
 
+/// `None` if a rule of a later step is broken.
 impl<'de> DeserializeSeed<'de> for Entry<'_> {
-    type Value = Placed;
+    type Value = Option<Placed>;
 
     fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         d.deserialize_any(self)
@@ -349,7 +385,7 @@ impl<'de> DeserializeSeed<'de> for Entry<'_> {
 }
 
 impl<'de> Visitor<'de> for Entry<'_> {
-    type Value = Placed;
+    type Value = Option<Placed>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
@@ -365,14 +401,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
                 "dtype" => dtype.replace(map.next_value::<String>()?).is_some(),
                 "shape" => {
                     let seed = Integers { most: self.context.limits.max_rank };
-                    let found = map.next_value_seed(seed)?;
-                    let Some(found) = found else {
-                        let error = Error::new(Rule::RankTooLarge)
-                            .in_tensor(self.name)
-                            .expected(format!("at most {}", self.context.limits.max_rank));
-                        return Err(self.context.fail(error));
-                    };
-                    shape.replace(found).is_some()
+                    shape.replace(map.next_value_seed(seed)?).is_some()
                 }
                 "data_offsets" => {
                     let found = map.next_value_seed(Integers { most: 2 })?;
@@ -382,7 +411,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
                     }
                 }
                 _ => {
-                    map.next_value_seed(Ignored(self.context))?;
+                    map.next_value_seed(Ignored { context: self.context, depth: 3 })?;
                     let again = others.contains(&key);
                     others.push(key.clone());
                     if others.len() > 64 {
@@ -401,17 +430,30 @@ impl<'de> Visitor<'de> for Entry<'_> {
         let (Some(dtype), Some(shape), Some((begin, end))) = (dtype, shape, offsets) else {
             return Err(self.wrong("dtype, shape or data_offsets is missing"));
         };
-        let spec = Dtype::from_name(&dtype)
-            .and_then(|dtype| TensorSpec::new(self.name, dtype, &shape))
-            .map_err(|e| self.context.fail::<A::Error>(e.in_tensor(self.name)))?;
+        let later = |step, error: Error| {
+            self.context.later(step, error.in_tensor(self.name));
+            Ok(None)
+        };
+        let Some(shape) = shape else {
+            let most = self.context.limits.max_rank;
+            let error = Error::new(Rule::RankTooLarge).expected(format!("at most {most}"));
+            return later(Step::Limits, error);
+        };
+        let dtype = match Dtype::from_name(&dtype) {
+            Ok(dtype) => dtype,
+            Err(error) => return later(Step::Dtypes, error),
+        };
+        let spec = match TensorSpec::new(self.name, dtype, &shape) {
+            Ok(spec) => spec,
+            Err(error) => return later(Step::Ranges, error),
+        };
         if end.checked_sub(begin) != Some(spec.byte_len()) {
             let error = Error::new(Rule::DataRange)
-                .in_tensor(self.name)
                 .expected(format!("{} bytes", spec.byte_len()))
                 .found(format!("[{begin}, {end}]"));
-            return Err(self.context.fail(error));
+            return later(Step::Ranges, error);
         }
-        Ok(Placed { spec, begin })
+        Ok(Some(Placed { spec, begin }))
     }
 }
 
@@ -438,22 +480,22 @@ impl<'de> Visitor<'de> for Integers {
     no_strings!();
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut out = Vec::new();
+        let (mut out, mut over) = (Vec::new(), false);
         while let Some(n) = seq.next_element::<&RawValue>()? {
-            if out.len() == self.most {
-                // Skip the rest of the array. This is linear in the input.
-                while seq.next_element::<&RawValue>()?.is_some() {}
-                return Ok(None);
-            }
             // Digits only. JSON also allows 1e3 and 1.0; parsers that accept these as integers
             // could read another file.
             let n = n.get();
             let n = if n.bytes().all(|b| b.is_ascii_digit()) { n.parse().ok() } else { None };
-            out.push(n.ok_or_else(|| {
+            let n = n.ok_or_else(|| {
                 serde_core::de::Error::custom("expected an integer from 0 to 2^64 - 1")
-            })?);
+            })?;
+            // The rest of a longer array is read too, but not kept.
+            match out.len() < self.most {
+                true => out.push(n),
+                false => over = true,
+            }
         }
-        Ok(Some(out))
+        Ok((!over).then_some(out))
     }
 }
 
@@ -481,7 +523,7 @@ impl<'de> Visitor<'de> for Metadata<'_> {
         let mut keys = Keys::default();
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<String>()?;
-            keys.add(&key);
+            keys.add(&key).map_err(|e| self.0.fail::<A::Error>(e))?;
         }
         keys.check().map_err(|e| self.0.fail(e.in_tensor("__metadata__")))
     }
@@ -496,8 +538,14 @@ struct Keys {
 }
 
 impl Keys {
-    fn add(&mut self, key: &str) {
+    fn with_room(n: usize) -> Result<Keys> {
+        Ok(Keys { hashes: room_for(n)? })
+    }
+
+    fn add(&mut self, key: &str) -> Result<()> {
+        reserve(&mut self.hashes, 1)?;
         self.hashes.push(crate::xxh3(key.as_bytes()));
+        Ok(())
     }
 
     fn check(mut self) -> Result<()> {
@@ -510,8 +558,27 @@ impl Keys {
     }
 }
 
-/// Any value; only its duplicate keys are checked. serde_json limits the depth.
-struct Ignored<'a>(&'a Context<'a>);
+/// The deepest nesting that is accepted; the outermost object counts as 1. serde_json has a limit of
+/// its own above this one.
+const MAX_DEPTH: usize = 100;
+
+/// Any value; only its depth and duplicate keys are checked.
+#[derive(Clone, Copy)]
+struct Ignored<'a> {
+    context: &'a Context<'a>,
+    /// The depth that the value has if it is an array or an object.
+    depth: usize,
+}
+
+impl<'a> Ignored<'a> {
+    /// A value in this one.
+    fn within<E: serde_core::de::Error>(self) -> Result<Ignored<'a>, E> {
+        if self.depth > MAX_DEPTH {
+            return Err(E::custom("nested too deeply"));
+        }
+        Ok(Ignored { depth: self.depth.saturating_add(1), ..self })
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Ignored<'_> {
     type Value = ();
@@ -541,16 +608,18 @@ impl<'de> Visitor<'de> for Ignored<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Ignored(self.0))?.is_some() {}
+        let within = self.within()?;
+        while seq.next_element_seed(within)?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let within = self.within()?;
         let mut keys = Keys::default();
         while let Some(key) = map.next_key::<String>()? {
-            map.next_value_seed(Ignored(self.0))?;
-            keys.add(&key);
+            map.next_value_seed(within)?;
+            keys.add(&key).map_err(|e| self.context.fail::<A::Error>(e))?;
         }
-        keys.check().map_err(|e| self.0.fail(e))
+        keys.check().map_err(|e| self.context.fail(e))
     }
 }

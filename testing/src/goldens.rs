@@ -1,9 +1,12 @@
 //! The golden files as the current encoder writes them: one shard for every feature of the format,
-//! with the safetensors file to which it is restored.
+//! with the safetensors file to which it is restored; frames, with the bytes of their tensors; and
+//! files that must be refused.
 //!
 //! `cargo run -p bigsmall-testing --bin write_goldens` compares them with the folder `goldens`;
 //! with `-- --write` it replaces the files that differ. Files of a released version are never
 //! replaced: a newer encoder adds files with new names.
+
+mod refused;
 
 use std::path::{Path, PathBuf};
 
@@ -19,19 +22,23 @@ use sha2::Sha256;
 
 use crate::golden_pages::golden_pages;
 
-/// A shard and its original.
+pub use refused::{Refused, refused, twice_broken};
+
+/// A shard or a frame, and its original.
 #[derive(Debug)]
 pub struct Golden {
-    /// The name of both files, without extension.
-    pub name: &'static str,
-    /// The shard.
-    pub shard: Vec<u8>,
-    /// The original safetensors file.
+    /// The file's name.
+    pub name: String,
+    /// The shard or the frame.
+    pub bytes: Vec<u8>,
+    /// The name of the original.
+    pub original_name: String,
+    /// The safetensors file, or the bytes of the tensor.
     pub original: Vec<u8>,
 }
 
 impl Golden {
-    /// Whether the original is stored beside the shard. For a large one only the SHA-256 is stored.
+    /// Whether the original is stored beside it. For a large one only the SHA-256 is stored.
     #[must_use]
     pub fn keeps_original(&self) -> bool {
         self.original.len() <= 60_000
@@ -47,6 +54,16 @@ enum Store {
     Share(usize),
 }
 use Store::Share;
+
+impl Store {
+    fn encoding(&self) -> Box<dyn TensorEncoding> {
+        match *self {
+            Store::Raw | Share(_) => Box::new(Raw),
+            Store::Ans(level) => Box::new(Ans::new(level)),
+            Store::Tbe(width) => Box::new(Tbe::new(width)),
+        }
+    }
+}
 
 const ANS: Store = Store::Ans(Level::Default);
 const SMALL: Store = Store::Ans(Level::Small);
@@ -105,23 +122,19 @@ fn shard(
     let specs = Header::parse(&json, data.len() as u64, &Limits::default())?;
     for (spec, t) in specs.tensors().iter().zip(tensors) {
         let digest = md5.then(|| Md5::digest(&t.bytes).into());
-        let encoding: Box<dyn TensorEncoding> = match t.store {
-            Store::Raw => Box::new(Raw),
-            Store::Ans(level) => Box::new(Ans::new(level)),
-            Store::Tbe(width) => Box::new(Tbe::new(width)),
-            Share(earlier) => {
-                writer.share(earlier, digest)?;
-                continue;
-            }
-        };
-        let encoded = encode_tensor(&*encoding, spec, &t.bytes)?;
+        if let Share(earlier) = t.store {
+            writer.share(earlier, digest)?;
+            continue;
+        }
+        let encoded = encode_tensor(&*t.store.encoding(), spec, &t.bytes)?;
         writer.tensor(&encoded, digest)?;
     }
     let mut original = (json.len() as u64).to_le_bytes().to_vec();
     original.extend(json);
     original.extend(data);
-    let shard = writer.finish(Sha256::digest(&original).into())?;
-    Ok(Golden { name, shard, original })
+    let bytes = writer.finish(Sha256::digest(&original).into())?;
+    let (name, original_name) = (format!("{name}.bs"), format!("{name}.safetensors"));
+    Ok(Golden { name, bytes, original_name, original })
 }
 
 /// A shard with a plain header.
@@ -410,7 +423,36 @@ pub fn goldens() -> Result<Vec<Golden>> {
     out.push(shard("header", Some(json), &tensors, false)?);
     let json = r#"{"__metadata__":{"only":"this"}}"#.to_owned();
     out.push(shard("no-tensors", Some(json), &[], false)?);
+    out.extend(frames()?);
     Ok(out)
+}
+
+/// Frames of every encoding, in a sequence of random numbers of their own.
+fn frames() -> Result<Vec<Golden>> {
+    let mut random = Xorshift(0x1122_3344_5566_7788);
+    let r = &mut random;
+    let f16s = weights(r, Dtype::F16, 700, 0.1);
+    // Two blocks, of which the first is constant.
+    let mut blocks = vec![7; BLOCK_UNITS];
+    blocks.extend(units::<1>(300, |i| r.below(3) * (i as u64 % 2)));
+    let tensors = [
+        ("raw", tensor("w", Dtype::I16, &[3], vec![1, 0, 2, 0, 3, 0], Store::Raw)),
+        ("ans", tensor("層.0", Dtype::BF16, &[3, 200], weights(r, Dtype::BF16, 600, 0.1), ANS)),
+        ("tbe3", tensor("t", Dtype::F16, &[7, 100], f16s, Store::Tbe(Width::Three))),
+        ("blocks", vector("blocks", Dtype::U8, blocks, ANS)),
+        ("scalar", tensor("", Dtype::F32, &[], vec![0, 0, 128, 63], Store::Raw)),
+        ("nothing", tensor("", Dtype::BF16, &[0, 3], vec![], ANS)),
+    ];
+    let frame = |(name, t): &(&str, Tensor)| {
+        let spec = TensorSpec::new(&t.name, t.dtype, &t.shape)?;
+        Ok(Golden {
+            name: format!("{name}.frame"),
+            bytes: encode_tensor(&*t.store.encoding(), &spec, &t.bytes)?.to_bytes(),
+            original_name: format!("{name}.values"),
+            original: t.bytes.clone(),
+        })
+    };
+    tensors.iter().map(frame).collect()
 }
 
 /// Tensors with many zeros: pruned, rows that are zero, masks of every kind.
@@ -471,7 +513,7 @@ fn sums(goldens: &[Golden]) -> String {
     let line = |g: &Golden| {
         let digest: String =
             Sha256::digest(&g.original).iter().map(|b| format!("{b:02x}")).collect();
-        format!("{digest}  {}.safetensors\n", g.name)
+        format!("{digest}  {}\n", g.original_name)
     };
     goldens.iter().map(line).collect()
 }
@@ -487,14 +529,16 @@ pub fn folder() -> PathBuf {
 /// # Panics
 /// If a page cannot be encoded, on a bug.
 #[must_use]
-pub fn files(goldens: &[Golden]) -> Vec<(String, Vec<u8>)> {
+pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
     for golden in goldens {
-        files.push((format!("{}.bs", golden.name), golden.shard.clone()));
+        files.push((golden.name.clone(), golden.bytes.clone()));
         if golden.keeps_original() {
-            files.push((format!("{}.safetensors", golden.name), golden.original.clone()));
+            files.push((golden.original_name.clone(), golden.original.clone()));
         }
     }
     files.extend(golden_pages().expect("pages are encoded"));
+    files.push(("refused/RULES".to_owned(), refused::list(refused).into_bytes()));
+    files.extend(refused.iter().map(|r| (format!("refused/{}", r.name), r.bytes.clone())));
     files
 }

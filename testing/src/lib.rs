@@ -21,6 +21,9 @@ pub mod goldens;
 pub mod gpu_bench;
 mod models;
 pub mod oracle;
+// The file is in the tests of the format, which write broken files by hand too.
+#[path = "../../bigsmall-format/tests/forge/mod.rs"]
+mod forge;
 // The file is in the codec's tests, because they also run inside the published package.
 #[path = "../../bigsmall-codec/tests/random/mod.rs"]
 mod random;

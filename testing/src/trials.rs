@@ -8,8 +8,11 @@ use std::path::Path;
 
 use bigsmall_codec::{Ans, Backend};
 use bigsmall_format::internal::{Assembler, xxh3};
-use bigsmall_format::{Class, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding};
+use bigsmall_format::{
+    Class, EncodedView, EncodingId, Error, Raw, ReadAt, Result, Rule, Shard, TensorEncoding,
+};
 use bigsmall_tbe::Tbe;
+use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use crate::Random;
@@ -62,8 +65,43 @@ pub fn restore_all(source: impl ReadAt, encodings: &Encodings, most: u64) -> Res
     Ok(file)
 }
 
+/// The same with the MD5s compared too, as `bigsmall verify` does.
+///
+/// # Errors
+/// Those of [`restore_all`].
+pub fn verify_all(bytes: &[u8], encodings: &Encodings, most: u64) -> Result<Vec<u8>> {
+    let file = restore_all(bytes, encodings, most)?;
+    let shard = Shard::open(bytes)?;
+    let data = &file[8 + shard.header_json().len()..];
+    for (i, spec) in shard.tensors().iter().enumerate() {
+        let range = shard.header().data_range(i);
+        let found: [u8; 16] = Md5::digest(&data[range.start as usize..range.end as usize]).into();
+        if shard.entry(i)?.md5().is_some_and(|stored| stored != found) {
+            return Err(Error::new(Rule::ContentDigest).in_tensor(spec.name()));
+        }
+    }
+    Ok(file)
+}
+
+/// The values of the tensor in a frame.
+///
+/// # Errors
+/// The first rule that the frame breaks; [`Rule::Memory`] for a tensor beyond `most` bytes.
+pub fn decode_frame(frame: &[u8], encodings: &Encodings, most: u64) -> Result<Vec<u8>> {
+    let view = EncodedView::parse(frame)?;
+    let byte_len = view.spec().byte_len();
+    if byte_len > most {
+        return Err(Error::new(Rule::Memory).expected(format!("at most {most} bytes")));
+    }
+    view.check()?;
+    let mut values = vec![0; byte_len as usize];
+    view.decode_bytes(encodings.get(view.encoding()), 0..byte_len, &mut values)?;
+    Ok(values)
+}
+
 fn restore(source: impl ReadAt, encodings: &Encodings, most: u64) -> Result<(Vec<u8>, [u8; 32])> {
     let shard = Shard::open(source)?;
+    shard.check_encodings()?;
     shard.check_prelude()?;
     if shard.original_len() > most {
         return Err(Error::new(Rule::Memory).expected(format!("at most {most} bytes")));
@@ -580,11 +618,15 @@ impl Golden {
         }
     }
 
-    fn judge_sealed(&self, mut damaged: Vec<u8>, sealed: bool) -> Found {
-        if sealed {
-            self.seals.renew(&mut damaged);
-        }
-        self.judge(&damaged)
+    /// `damaged` with every checksum recomputed.
+    #[must_use]
+    pub fn sealed(&self, mut damaged: Vec<u8>) -> Vec<u8> {
+        self.seals.renew(&mut damaged);
+        damaged
+    }
+
+    fn judge_sealed(&self, damaged: Vec<u8>, sealed: bool) -> Found {
+        self.judge(&if sealed { self.sealed(damaged) } else { damaged })
     }
 
     /// Flips every `step`-th bit, one at a time. With `sealed`, every checksum is recomputed.

@@ -8,9 +8,11 @@
 
 use std::sync::Mutex;
 
-use bigsmall_format::Result;
+use bigsmall_codec::Backend;
 use bigsmall_format::internal::for_each_in_parallel;
-use bigsmall_testing::trials::{Found, Golden, Kind, Tally};
+use bigsmall_format::{Class, Result};
+use bigsmall_testing::goldens;
+use bigsmall_testing::trials::{Encodings, Found, Golden, Kind, Tally, decode_frame, restore_all};
 
 /// Calls `work` for every golden file, on all cores. Prints and returns the counts, and fails if a
 /// damage is silent.
@@ -47,6 +49,33 @@ fn every_flipped_bit() {
     let tally = each("bits flipped", |g, tally| g.every_bit(step(g, 61), false, tally));
     // Nothing is harmless, because every bit is checked.
     assert!(tally.tried() > 100_000 && tally.of(Found::Harmless) == 0);
+}
+
+/// Frames have no digest of the whole; every bit of them is behind a checksum or compared. And no
+/// single bit makes a file sound that must be refused.
+//
+#[test]
+fn every_flipped_bit_of_frames_and_of_refused_files() {
+    let encodings = Encodings::new(Backend::best()).unwrap();
+    let frames = goldens::goldens().unwrap().into_iter();
+    let frames = frames.filter(|g| g.name.ends_with(".frame")).map(|g| (g.name, g.bytes));
+    let refused = goldens::refused().unwrap().into_iter().map(|r| (r.name, r.bytes));
+    let mut tried = 0;
+    for (name, bytes) in frames.chain(refused) {
+        for bit in (0..8 * bytes.len()).step_by(if bytes.len() < 2000 { 1 } else { 61 }) {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let found = match name.ends_with(".frame") {
+                true => decode_frame(&damaged, &encodings, 1 << 24),
+                false => restore_all(&damaged[..], &encodings, 1 << 24),
+            };
+            let error = found.map(drop).expect_err(&format!("{name}: bit {bit} is silent"));
+            assert!(!matches!(error.class(), Class::Io | Class::Usage), "{name}: {error:?}");
+            tried += 1;
+        }
+    }
+    println!("{tried} bits of frames and refused files flipped, none silent");
+    assert!(tried > 300_000);
 }
 
 //

@@ -1,19 +1,94 @@
 //! The current encoder writes exactly the golden files. After a deliberate change of the encoder,
 //! `cargo run -p bigsmall-testing --bin write_goldens -- --write` changes the files of an
-//! unreleased version. `bigsmall-codec` tests that every reader reads them.
+//! unreleased version. `bigsmall-codec` tests that every reader reads the shards. This file tests
+//! the frames, and the files that must be refused.
+#![allow(clippy::unwrap_used)]
 
-use bigsmall_testing::goldens;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use bigsmall_format::{EncodedTensor, Error, Rule};
+use bigsmall_testing::trials::{Encodings, decode_frame, verify_all};
+use bigsmall_testing::{goldens, specification};
+
+fn n_files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { n_files(&path) } else { 1 }).sum()
+}
 
 #[test]
 fn the_encoder_still_writes_them() {
     let folder = goldens::folder();
-    let files = goldens::files(&goldens::goldens().expect("the encoders work"));
+    let files = goldens::files(&goldens::goldens().unwrap(), &goldens::refused().unwrap());
     let total: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     assert!(total < 400_000, "{total} bytes of golden files are too many to check in");
     for (name, bytes) in &files {
         let found = std::fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(found == *bytes, "{name} would be written differently");
     }
-    let n_found = std::fs::read_dir(folder).expect("the folder of the golden files").count();
-    assert_eq!(n_found, files.len(), "files in goldens/ that nothing writes");
+    assert_eq!(n_files(&folder), files.len(), "files in goldens/ that nothing writes");
+}
+
+fn encodings() -> impl Iterator<Item = Encodings> {
+    bigsmall_codec::backends().map(|backend| Encodings::new(backend).unwrap())
+}
+
+#[test]
+fn frames_are_read() {
+    let mut n = 0;
+    for golden in goldens::goldens().unwrap() {
+        if !golden.name.ends_with(".frame") {
+            continue;
+        }
+        for encodings in encodings() {
+            let bytes = decode_frame(&golden.bytes, &encodings, 1 << 20).unwrap();
+            assert!(bytes == golden.original, "{}", golden.name);
+        }
+        let tensor = EncodedTensor::from_bytes(&golden.bytes).unwrap();
+        assert!(tensor.to_bytes() == golden.bytes, "{}: two ways to write it", golden.name);
+        n += 1;
+    }
+    assert!(n >= 6);
+}
+
+/// Each under its own rule, by every backend, as the files stand in the folder.
+#[test]
+fn what_must_be_refused_is_refused() {
+    let folder = goldens::folder().join("refused");
+    let rules = std::fs::read_to_string(folder.join("RULES")).unwrap();
+    let mut seen = BTreeSet::new();
+    for line in rules.lines() {
+        let [name, rule, class] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("not a name, a rule and a class: {line}");
+        };
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        for encodings in encodings() {
+            let read: fn(&[u8], &Encodings, u64) -> Result<Vec<u8>, Error> = match name {
+                name if name.ends_with(".frame") => decode_frame,
+                _ => verify_all,
+            };
+            let error = read(&bytes, &encodings, 1 << 20).map(drop).expect_err(name);
+            let found = (format!("{:?}", error.rule()), format!("{:?}", error.class()));
+            assert_eq!(found, (rule.to_owned(), class.to_owned()), "{name}: {error}");
+        }
+        seen.insert(rule.to_owned());
+    }
+    // Every rule has a file, but those that need a file over a limit, a safetensors file, a base,
+    // tables or a folder.
+    let without = [
+        Rule::IndexTooLarge,
+        Rule::HeaderTooLarge,
+        Rule::HeaderLength,
+        Rule::DataLength,
+        Rule::BaseMismatch,
+        Rule::PageLength,
+        Rule::PageChecksum,
+        Rule::PageTables,
+    ]
+    .map(|rule| format!("{rule:?}"));
+    let text = specification::text();
+    for row in specification::rules(&text) {
+        let has_none = row.sections == ["13"] || without.contains(&row.rule.to_owned());
+        assert_eq!(!has_none, seen.contains(row.rule), "{}", row.rule);
+    }
 }

@@ -310,6 +310,14 @@ impl<R: ReadAt> Shard<R> {
         }
     }
 
+    /// Insists that the encoding of every tensor is known, before a whole file is read.
+    ///
+    /// # Errors
+    /// [`Rule::EncodingUnknown`].
+    pub fn check_encodings(&self) -> Result<()> {
+        (0..self.entries.len()).try_for_each(|index| self.encoding(index).map(drop))
+    }
+
     /// The encoding of tensor `index`.
     ///
     /// # Errors
@@ -518,12 +526,19 @@ fn read_trailer(tail: &[u8], byte_len: u64) -> Result<Range<u64>> {
     Ok(offset..trailer_at)
 }
 
-/// Checks feature bits, version and reserved bytes; returns the required features.
-fn check_trailer_fields(trailer: &[u8]) -> Result<u32> {
+/// The feature bits of the trailer.
+#[derive(Clone, Copy)]
+struct Features {
+    required: u32,
+    ignorable: u32,
+}
+
+/// Checks version, required features and reserved bytes.
+fn check_trailer_fields(trailer: &[u8]) -> Result<Features> {
     let mut cursor = Cursor::new(trailer, Rule::ShardTooShort);
     cursor.take(16)?;
     let required = cursor.u32()?;
-    let _ignorable = cursor.u32()?;
+    let ignorable = cursor.u32()?;
     let version = cursor.u16()?;
     if version == 0 {
         return Err(Error::new(Rule::VersionZero));
@@ -540,7 +555,7 @@ fn check_trailer_fields(trailer: &[u8]) -> Result<u32> {
     if cursor.bytes::<6>()? != [0; 6] {
         return Err(Error::new(Rule::ReservedNotZero).found("in the trailer"));
     }
-    Ok(required)
+    Ok(Features { required, ignorable })
 }
 
 /// The error for a file without the trailer's magic: its first bytes may show another kind of file.
@@ -571,9 +586,9 @@ struct Parsed {
     flags: u32,
 }
 
-/// Parses the index, which begins at `begin` in the file. Offsets of errors are relative to the
-/// index.
-fn parse_index(index: &[u8], begin: u64, features: u32, limits: &Limits) -> Result<Parsed> {
+/// Parses the index, which begins at `begin` in the file. What follows the last record is skipped if
+/// an ignorable feature is set. Offsets of errors are relative to the index.
+fn parse_index(index: &[u8], begin: u64, features: Features, limits: &Limits) -> Result<Parsed> {
     let mut cursor = Cursor::new(index, Rule::IndexTruncated);
     let header_len = cursor.u64()?;
     let sha256 = cursor.bytes::<32>()?;
@@ -587,11 +602,11 @@ fn parse_index(index: &[u8], begin: u64, features: u32, limits: &Limits) -> Resu
             .expected(format!("at most {}", limits.max_tensors))
             .found(count));
     }
-    let header_len = usize::try_from(header_len).unwrap_or(usize::MAX);
-    let json = cursor.take(header_len)?;
-    let header_range = INDEX_FIXED..INDEX_FIXED.saturating_add(header_len);
+    let json = cursor.take(usize::try_from(header_len).unwrap_or(usize::MAX))?;
+    Header::check_len(header_len, limits)?;
+    let header_range = INDEX_FIXED..INDEX_FIXED.saturating_add(json.len());
     cursor.align8()?;
-    let bases = match features & FEATURE_BASES {
+    let bases = match features.required & FEATURE_BASES {
         0 => Vec::new(),
         _ => bases::read(&mut cursor)?,
     };
@@ -616,7 +631,7 @@ fn parse_index(index: &[u8], begin: u64, features: u32, limits: &Limits) -> Resu
             .map_err(|e| e.in_tensor(spec.name()).at(record_at))?;
         entries.push(entry);
     }
-    if cursor.remaining() != 0 {
+    if cursor.remaining() != 0 && features.ignorable == 0 {
         return Err(Error::new(Rule::IndexTrailing)
             .at(cursor.position())
             .found(format!("{} bytes", cursor.remaining())));

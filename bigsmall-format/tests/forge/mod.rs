@@ -1,5 +1,5 @@
-//! Shards written by hand from FORMAT.md sections 4 and 5, right or wrong in any field, with every
-//! checksum right.
+//! Shards and frames written by hand from FORMAT.md sections 4, 5 and 9, right or wrong in any
+//! field, with every checksum right.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bigsmall_format::ReadAt;
@@ -72,6 +72,8 @@ pub struct Forge {
     pub flags: u32,
     pub header: Vec<u8>,
     pub header_padding: u8,
+    /// The section of bases.
+    pub bases: Vec<u8>,
     pub records: Vec<Record>,
     pub index_tail: Vec<u8>,
     pub index_offset: Option<u64>,
@@ -100,6 +102,7 @@ impl Forge {
             flags: 0,
             header: header.as_bytes().to_vec(),
             header_padding: 0,
+            bases: vec![],
             records: vec![],
             index_tail: vec![],
             index_offset: None,
@@ -145,6 +148,7 @@ impl Forge {
         index.extend(self.flags.to_le_bytes());
         index.extend(&self.header);
         index.resize(index.len().next_multiple_of(8), self.header_padding);
+        index.extend(&self.bases);
         index.extend(self.records.iter().flat_map(Record::bytes));
         index.extend(&self.index_tail);
         index
@@ -181,4 +185,77 @@ pub fn reseal_index(shard: &mut [u8]) {
     let from = usize::try_from(offset).unwrap_or(usize::MAX).min(end + 32);
     let sum = xxh3(&shard[from..end + 32]);
     shard[end + 32..end + 40].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// A frame written by hand from FORMAT.md section 9.
+#[derive(Clone)]
+pub struct Frame {
+    pub magic: [u8; 8],
+    pub version: u8,
+    pub encoding: u8,
+    pub dtype: Vec<u8>,
+    pub dtype_len: Option<u8>,
+    pub rank: Option<u8>,
+    pub head_len: Option<u32>,
+    pub name: Vec<u8>,
+    pub name_len: Option<u64>,
+    pub head_hash: Option<u64>,
+    pub shape: Vec<u64>,
+    pub padding: u8,
+    pub lens: Vec<u32>,
+    pub lens_padding: u8,
+    pub hashes: Vec<u64>,
+    pub checksum: Option<u64>,
+    pub head: Vec<u8>,
+    pub payload: Vec<u8>,
+    pub after: Vec<u8>,
+}
+
+impl Frame {
+    pub fn sound() -> Frame {
+        Frame {
+            magic: *b"\x89bsmlT\r\n",
+            version: 1,
+            encoding: 0,
+            dtype: b"U8".to_vec(),
+            dtype_len: None,
+            rank: None,
+            head_len: None,
+            name: b"w".to_vec(),
+            name_len: None,
+            head_hash: None,
+            shape: vec![3],
+            padding: 0,
+            lens: vec![3],
+            lens_padding: 0,
+            hashes: vec![xxh3(&[1, 2, 3, 0, 0, 0, 0, 0])],
+            checksum: None,
+            head: vec![],
+            payload: vec![1, 2, 3, 0, 0, 0, 0, 0],
+            after: vec![],
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.magic.to_vec();
+        out.extend([self.version, self.encoding]);
+        out.push(self.dtype_len.unwrap_or(self.dtype.len() as u8));
+        out.push(self.rank.unwrap_or(self.shape.len() as u8));
+        out.extend(self.head_len.unwrap_or(self.head.len() as u32).to_le_bytes());
+        out.extend(self.name_len.unwrap_or(self.name.len() as u64).to_le_bytes());
+        out.extend(self.head_hash.unwrap_or(xxh3(&self.head)).to_le_bytes());
+        out.extend(self.shape.iter().flat_map(|n| n.to_le_bytes()));
+        out.extend(&self.dtype);
+        out.extend(&self.name);
+        out.resize(out.len().next_multiple_of(8), self.padding);
+        out.extend(self.lens.iter().flat_map(|n| n.to_le_bytes()));
+        out.resize(out.len().next_multiple_of(8), self.lens_padding);
+        out.extend(self.hashes.iter().flat_map(|n| n.to_le_bytes()));
+        out.extend(self.checksum.unwrap_or(xxh3(&out)).to_le_bytes());
+        out.extend(&self.head);
+        pad(&mut out);
+        out.extend(&self.payload);
+        out.extend(&self.after);
+        out
+    }
 }

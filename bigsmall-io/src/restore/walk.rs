@@ -50,6 +50,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
+    shard.check_encodings()?;
     shard.check_prelude()?;
     let tensors = shard.tensors();
     let json = shard.header_json();

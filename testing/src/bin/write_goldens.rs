@@ -16,9 +16,9 @@ fn main() -> Result<()> {
     };
     let folder = goldens::folder();
     let (mut total, mut differ) = (0, 0);
-    for (name, bytes) in goldens::files(&goldens::goldens()?) {
+    for (name, bytes) in goldens::files(&goldens::goldens()?, &goldens::refused()?) {
         let state = compare(&folder.join(&name), &bytes, write)?;
-        println!("{:>8}  {name:<28} {state}", bytes.len());
+        println!("{:>8}  {name:<44} {state}", bytes.len());
         total += bytes.len();
         differ += usize::from(state == "differs");
     }
@@ -32,6 +32,9 @@ fn compare(path: &Path, bytes: &[u8], write: bool) -> Result<&'static str> {
     }
     if !write {
         return Ok("differs");
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
     }
     std::fs::write(path, bytes)?;
     Ok("written")
