@@ -57,9 +57,11 @@ kinds! {
     ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
     ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
     TooManyShards: Limit, "more shards than the limit";
+    TooManyFiles: Limit, "the folder is larger than the limit";
     // Callers.
     Argument: Usage, "an argument is wrong";
     OutputExists: Usage, "the output exists";
+    OutputHoldsMore: Usage, "the output folder holds files that are not replaced";
     SameFile: Usage, "input and output are the same file";
     TensorMissing: Usage, "no tensor of that name";
     FeatureMissing: Unsupported, "this build lacks a feature";

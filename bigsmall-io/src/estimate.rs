@@ -6,9 +6,10 @@ use std::time::Instant;
 use bigsmall_format::internal::{Section, len_of, pool_size, read_at};
 use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
 
-use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::error::{Context as _, Result};
 use crate::names::SAFETENSORS;
 use crate::source::folder::Folder;
+use crate::source::local::Links;
 use crate::stage::digest::FileDigest;
 use crate::stage::pool::set_len;
 use crate::{CompressOptions, Progress, os};
@@ -48,16 +49,17 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let input = input.as_ref();
     let files = if input.is_dir() {
-        let folder = Folder::open(input)?;
-        let names = folder.weights(SAFETENSORS)?;
-        names.iter().map(|name| folder.resolve(name)).collect::<Result<Vec<PathBuf>>>()?
+        let folder = Folder::open(input, Links::Own, progress.stop())?;
+        let names = folder.weights(SAFETENSORS, options.wanted())?;
+        let open = |name: PathBuf| Ok((folder.local_file(&name)?, name));
+        names.into_iter().map(open).collect::<Result<Vec<_>>>()?
     } else {
-        vec![input.to_owned()]
+        vec![(os::open_regular(input)?, input.to_owned())]
     };
     let mut opened = Vec::new();
-    for path in &files {
-        let file = os::open_regular(path)?;
-        let read = Header::read(&file, &Limits::default()).in_file(path)?;
+    for (file, path) in files {
+        progress.check()?;
+        let read = Header::read(&file, &Limits::default()).in_file(&path)?;
         progress.expect(len_of(&file)?);
         opened.push((file, read));
     }
@@ -70,9 +72,7 @@ pub fn estimate(
         // Prelude, fixed part of the index, stored header, trailer.
         total.compressed_bytes += 16 + 48 + json.len() as u64 + 48;
         for (index, spec) in header.tensors().iter().enumerate() {
-            if progress.is_cancelled() {
-                return Err(Error::new(ErrorKind::Cancelled));
-            }
+            progress.check()?;
             let range = header.data_range(index);
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
             total.compressed_bytes += 32 + 12 * spec.n_blocks();

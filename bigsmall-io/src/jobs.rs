@@ -11,7 +11,8 @@ use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
-use crate::source::folder::Input;
+use crate::source::folder::{Folder, Input};
+use crate::source::memory::Files;
 use crate::source::open::open;
 use crate::source::url::shown;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
@@ -86,7 +87,7 @@ pub fn compress_from(
 ) -> Result<Report> {
     let unchanged = || Ok(());
     progress.expect(source.byte_len()?);
-    let report = compress_to(source, output.as_ref(), options, progress, unchanged)?;
+    let report = compress_to(source, None, output.as_ref(), options, progress, unchanged)?;
     Ok(Report::of(vec![report]))
 }
 
@@ -128,7 +129,7 @@ pub fn restore(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
-    let source = match open(input)? {
+    let source = match open(input, &progress.stop())? {
         Input::Folder(from) => {
             return restore_folder(input, &from, output, options, progress);
         }
@@ -141,6 +142,21 @@ pub fn restore(
     progress.expect(shard.original_len());
     let report = restore_file(&shard, Waits::of(input), input, output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
+}
+
+/// Restores the folder of the files `files`, names and contents, to the folder `output`: as
+/// [`restore`] does with one on another machine.
+///
+/// # Errors
+/// Those of [`restore`].
+pub fn restore_files(
+    files: Vec<(String, Vec<u8>)>,
+    output: impl AsRef<Path>,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let from = Folder::remote(Files(files));
+    restore_folder(Path::new("memory://"), &from, output.as_ref(), options, progress)
 }
 
 /// Checks every byte of the shard `input`, or of every shard in a folder. Decodes all tensors and
@@ -157,7 +173,7 @@ pub fn verify(
     progress: &Progress,
 ) -> Result<Report> {
     let input = input.as_ref();
-    let source = match open(input)? {
+    let source = match open(input, &progress.stop())? {
         Input::Folder(from) => return verify_folder(&from, options, progress),
         Input::File(source) => source,
     };

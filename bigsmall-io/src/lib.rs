@@ -13,6 +13,7 @@ mod estimate;
 mod faults;
 mod folder;
 mod jobs;
+mod json;
 mod model;
 mod model_index;
 mod names;
@@ -58,3 +59,13 @@ pub use bigsmall_format::{
     BlockDecoder, BlockTable, Class, Dtype, EncodedTensor, EncodedView, EncodingId, Header, Limits,
     ReadAt, Rule, Shard, ShardEntry, TensorEncoding, TensorSpec,
 };
+
+/// What the command and the tests of this repository need. No promise holds for it.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::jobs::restore_files;
+    pub use crate::json::json_line;
+    #[cfg(feature = "cloud")]
+    pub use crate::source::cloud::{AmazonS3Builder, RetryConfig, s3_names};
+    pub use crate::stage::atomic::remove_temporaries;
+}

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Component, Path};
 
 use bigsmall_format::internal::{len_of, read_at};
 use bigsmall_format::{Limits, ReadAt};
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::listing::check_name;
 
 /// Shards of one model at the most.
 const MAX_SHARDS: usize = 1 << 16;
@@ -109,24 +109,6 @@ fn wrong(found: String) -> Error {
     Error::new(ErrorKind::ModelIndex).found(found)
 }
 
-/// A shard's name must be a relative path of plain components on every system. It must not lead out
-/// of the folder, nor name a drive or a stream.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    let plain = |name: &str| {
-        let components = Path::new(name).components();
-        !name.is_empty()
-            && !name.contains(['\\', ':', '\0'])
-            && name.split('/').all(|c| !c.is_empty() && c != "." && c != "..")
-            && components.into_iter().all(|c| matches!(c, Component::Normal(_)))
-    };
-    if plain(name) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::ModelPath)
-        .expected("a name within the folder")
-        .found(format!("{name:?}")))
-}
-
 /// The whole file: an object that has a `weight_map`.
 struct Top;
 
@@ -208,6 +190,8 @@ mod tests {
             "a\\..\\s.bs",
             "s\0.bs",
             "//host/s.bs",
+            ".git/s.bs",
+            "a/.GIT/s.bs",
         ];
         for name in bad {
             let text = serde_json::json!({"weight_map": {"t": name}}).to_string();

@@ -22,6 +22,10 @@ pub(crate) enum Role {
 
 pub(crate) fn role(name: &Path, ending: &str) -> Role {
     let name = name.file_name().unwrap_or_default().to_string_lossy();
+    // What macOS keeps beside a file on other file systems has the file's name after `._`.
+    if name.starts_with("._") {
+        return Role::Other;
+    }
     let index = format!("{ending}{INDEX}");
     if name.ends_with(ending) {
         Role::Weights

@@ -30,6 +30,200 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// What a name in a directory stands for. A link is not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    File(Id),
+    Dir,
+    /// A symbolic link; `own` if this user or the superuser made it.
+    Link {
+        own: bool,
+    },
+    /// A pipe, a device, a socket.
+    Other,
+}
+
+/// Which file or directory it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Id(u64, u64);
+
+/// An open directory. Its methods take the name of one entry, and follow no link.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    #[cfg(unix)]
+    fd: std::os::fd::OwnedFd,
+    #[cfg(not(unix))]
+    path: std::path::PathBuf,
+}
+
+#[cfg(unix)]
+mod dir {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+    use std::path::PathBuf;
+
+    use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, open, openat, readlinkat, statat};
+
+    use super::{Dir, Entry, File, Id, Path, io};
+
+    const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    const FILE: OFlags = OFlags::RDONLY
+        .union(OFlags::NONBLOCK)
+        .union(OFlags::NOCTTY)
+        .union(OFlags::NOFOLLOW)
+        .union(OFlags::CLOEXEC);
+
+    impl Dir {
+        pub(crate) fn open(path: &Path) -> io::Result<Self> {
+            Ok(Dir { fd: open(path, DIR, Mode::empty())? })
+        }
+
+        pub(crate) fn id(&self) -> io::Result<Id> {
+            let found = fstat(&self.fd)?;
+            Ok(Id(found.st_dev as u64, found.st_ino as u64))
+        }
+
+        pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+            let mut names = Vec::new();
+            for entry in rustix::fs::Dir::read_from(&self.fd)? {
+                let name = entry?.file_name().to_bytes().to_vec();
+                if name != b"." && name != b".." {
+                    names.push(OsString::from_vec(name));
+                }
+            }
+            Ok(names)
+        }
+
+        pub(crate) fn entry(&self, name: &OsStr) -> io::Result<Entry> {
+            let found = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok(match FileType::from_raw_mode(found.st_mode) {
+                FileType::RegularFile => Entry::File(Id(found.st_dev as u64, found.st_ino as u64)),
+                FileType::Directory => Entry::Dir,
+                FileType::Symlink => {
+                    let user = rustix::process::geteuid().as_raw();
+                    Entry::Link { own: found.st_uid == user || found.st_uid == 0 }
+                }
+                _ => Entry::Other,
+            })
+        }
+
+        pub(crate) fn dir(&self, name: &OsStr) -> io::Result<Dir> {
+            Ok(Dir { fd: openat(&self.fd, name, DIR | OFlags::NOFOLLOW, Mode::empty())? })
+        }
+
+        /// Whatever it is by now: the caller looks.
+        pub(crate) fn file(&self, name: &OsStr) -> io::Result<File> {
+            Ok(openat(&self.fd, name, FILE, Mode::empty())?.into())
+        }
+
+        /// Where a link leads.
+        pub(crate) fn link(&self, name: &OsStr) -> io::Result<PathBuf> {
+            let target = readlinkat(&self.fd, name, Vec::new())?;
+            Ok(PathBuf::from(OsStr::from_bytes(target.to_bytes())))
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod dir {
+    use std::ffi::{OsStr, OsString};
+    use std::path::PathBuf;
+
+    use super::{Dir, Entry, File, Id, Path, io};
+
+    impl Dir {
+        pub(crate) fn open(path: &Path) -> io::Result<Self> {
+            let path = path.canonicalize()?;
+            match path.is_dir() {
+                true => Ok(Dir { path }),
+                false => Err(io::ErrorKind::NotADirectory.into()),
+            }
+        }
+
+        pub(crate) fn id(&self) -> io::Result<Id> {
+            use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+            // Two directories are different if their paths are.
+            Ok(Id(0, BuildHasherDefault::<DefaultHasher>::new().hash_one(&self.path)))
+        }
+
+        pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+            std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect()
+        }
+
+        pub(crate) fn entry(&self, name: &OsStr) -> io::Result<Entry> {
+            let metadata = std::fs::symlink_metadata(self.path.join(name))?;
+            let found = metadata.file_type();
+            Ok(match () {
+                () if found.is_symlink() => Entry::Link { own: true },
+                () if found.is_dir() => Entry::Dir,
+                () if found.is_file() => Entry::File(super::id_of(&metadata)?),
+                () => Entry::Other,
+            })
+        }
+
+        pub(crate) fn dir(&self, name: &OsStr) -> io::Result<Dir> {
+            Ok(Dir { path: self.path.join(name) })
+        }
+
+        pub(crate) fn file(&self, name: &OsStr) -> io::Result<File> {
+            File::open(self.path.join(name))
+        }
+
+        pub(crate) fn link(&self, name: &OsStr) -> io::Result<PathBuf> {
+            std::fs::read_link(self.path.join(name))
+        }
+    }
+}
+
+/// Which file that is.
+pub(crate) fn id(file: &File) -> io::Result<Id> {
+    id_of(&file.metadata()?)
+}
+
+fn id_of(metadata: &Metadata) -> io::Result<Id> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        Ok(Id(metadata.dev(), metadata.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        // Stable Rust has no better: one file in place of another of the same length and time is
+        // not noticed.
+        let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
+        Ok(Id(metadata.len(), since.map_or(0, |t| t.as_nanos() as u64)))
+    }
+}
+
+/// The permission bits of a file, without those that give the rights of another user; `None` where
+/// there are none.
+pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        Some(metadata.permissions().mode() & 0o777)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        None
+    }
+}
+
+/// Gives a file exactly these permission bits.
+pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, mode);
+        Ok(())
+    }
+}
+
 /// Whether both paths are the same file or directory. `false` if one of them does not exist.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]

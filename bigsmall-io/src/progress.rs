@@ -1,8 +1,19 @@
 //! The progress of a job, and its cancellation.
 
 use std::fmt;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use bigsmall_format::ReadAt;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often a wait looks whether the job is cancelled.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What is called with a warning.
 struct Warn(Box<dyn Fn(&str) + Send + Sync>);
@@ -83,11 +94,137 @@ impl Progress {
         Arc::clone(&self.cancelled)
     }
 
+    /// What ends every wait of the job.
+    pub(crate) fn stop(&self) -> Stop {
+        Stop(Some(self.cancel_flag()))
+    }
+
+    /// An error once the job is cancelled.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::new(ErrorKind::Cancelled)) } else { Ok(()) }
+    }
+
     pub(crate) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A source whose reads fail once the job is cancelled.
+pub(crate) struct Cancellable<'a> {
+    pub(crate) source: &'a dyn ReadAt,
+    pub(crate) progress: &'a Progress,
+}
+
+impl ReadAt for Cancellable<'_> {
+    fn byte_len(&self) -> io::Result<u64> {
+        self.source.byte_len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.progress.check()?;
+        self.source.read_exact_at(offset, buf)
+    }
+
+    fn bytes_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        self.source.bytes_at(range)
+    }
+}
+
+/// Ends every wait once a job is cancelled. Whatever waits for another machine waits here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop(Option<Arc<AtomicBool>>);
+
+#[cfg_attr(not(any(feature = "http", feature = "cloud")), allow(dead_code))]
+impl Stop {
+    /// An error once the job is cancelled.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            true => Err(Error::new(ErrorKind::Cancelled)),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            self.check()?;
+            let left = time.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    /// Waits for a message; `None` if the other side has ended.
+    pub(crate) fn receive<T>(&self, from: &Receiver<T>) -> Result<Option<T>> {
+        loop {
+            self.check()?;
+            match from.recv_timeout(LOOK) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Does `work`, which may block in the system for long. If it can be cancelled, a thread of its
+    /// own does it, and is left behind when it is.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        if self.0.is_none() {
+            return Ok(work());
+        }
+        self.check()?;
+        let (send, receive) = sync_channel(1);
+        let started =
+            std::thread::Builder::new().name("bigsmall request".into()).spawn(move || {
+                let _ = send.send(work());
+            });
+        started
+            .map_err(|e| Error::new(ErrorKind::Memory).expected("one more thread").caused_by(e))?;
+        let ended = || Error::new(ErrorKind::Io).found("a thread ended before its work was done");
+        self.receive(&receive)?.ok_or_else(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // S-01
+    fn whatever_waits_ends_when_the_job_is_cancelled() {
+        let progress = Progress::default();
+        let stop = progress.stop();
+        assert!(stop.check().is_ok() && stop.sleep(Duration::from_millis(1)).is_ok());
+        assert_eq!(stop.run(|| 7).unwrap(), 7);
+        assert!(stop.run(|| panic!("as a test")).map(|(): ()| ()).is_err());
+        let (never, nothing) = sync_channel::<u8>(1);
+        std::thread::scope(|scope| {
+            let waits: [Box<dyn Fn() -> Result<()> + Send>; 3] = [
+                Box::new(|| stop.sleep(Duration::from_secs(3600))),
+                Box::new(|| stop.run(|| std::thread::sleep(Duration::from_secs(3600)))),
+                Box::new({
+                    let stop = stop.clone();
+                    move || stop.receive(&nothing).map(drop)
+                }),
+            ];
+            let threads = waits.map(|wait| scope.spawn(move || wait().unwrap_err().kind()));
+            progress.cancel();
+            for thread in threads {
+                assert_eq!(thread.join().unwrap(), ErrorKind::Cancelled);
+            }
+        });
+        drop(never);
+        // Without anybody who could cancel, this thread does the work itself.
+        let here = std::thread::current().id();
+        assert_eq!(Stop::default().run(|| std::thread::current().id()).unwrap(), here);
     }
 }

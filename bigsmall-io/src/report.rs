@@ -1,6 +1,9 @@
 //! The report of a job.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::source::url::shown;
 
 /// The report of [`compress`](crate::compress), [`restore`](crate::restore),
 /// [`verify`](crate::verify) or [`transcode`](crate::transcode).
@@ -13,6 +16,9 @@ pub struct Report {
     pub compressed_bytes: u64,
     /// One for each safetensors file, in the order of their names.
     pub files: Vec<FileReport>,
+    /// Files and folders of the input that are not in the output, with `/` between components: what
+    /// is hidden, unless the options ask for it, and every `.git`.
+    pub left_out: Vec<String>,
 }
 
 /// The report of one safetensors file and its shard.
@@ -41,7 +47,13 @@ impl Report {
             original_bytes: files.iter().map(|f| f.original_bytes).sum(),
             compressed_bytes: files.iter().map(|f| f.compressed_bytes).sum(),
             files,
+            left_out: Vec::new(),
         }
+    }
+
+    pub(crate) fn without(mut self, left_out: &BTreeSet<PathBuf>) -> Self {
+        self.left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        self
     }
 
     /// Compressed size / original size; smaller is better. 1 for an empty original.
@@ -55,9 +67,9 @@ pub(crate) fn ratio(original: u64, compressed: u64) -> f64 {
     if original == 0 { 1.0 } else { compressed as f64 / original as f64 }
 }
 
-/// A path's last component, for a report.
+/// The last component of a path or URL, for a report.
 pub(crate) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    Path::new(&shown(path)).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Lower-case hexadecimal digits, as checksums are written.

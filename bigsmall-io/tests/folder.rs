@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bigsmall_io::{CompressOptions, ErrorKind, Model, Progress, Rule, estimate};
+use bigsmall_io::{CompressOptions, ErrorKind, Model, Progress, RestoreOptions, Rule, estimate};
 use common::{Random, compress, names, restore, tensor, verify, write};
 use safetensors::Dtype;
 
@@ -109,22 +109,120 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     let path = |name: &str| dir.path().join(name);
     make(&path("model"));
     std::fs::create_dir(path("small")).unwrap();
-    std::fs::write(path("small/precious"), "1").unwrap();
+    std::fs::write(path("small/config.json"), "old").unwrap();
     assert_eq!(
         compress(&path("model"), &path("small")).unwrap_err().kind(),
         ErrorKind::OutputExists
     );
-    assert_eq!(names(&path("small")), ["precious"]);
+    assert_eq!(names(&path("small")), ["config.json"]);
     let options = CompressOptions::new().replace(true);
     // A failure leaves the old one as it was.
     std::fs::write(path("model/bad.safetensors"), "nonsense").unwrap();
     let error = bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default());
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Format(Rule::HeaderLength));
-    assert_eq!(names(&path("small")), ["precious"]);
+    assert_eq!(std::fs::read(path("small/config.json")).unwrap(), b"old");
     std::fs::remove_file(path("model/bad.safetensors")).unwrap();
-    bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default()).unwrap();
-    assert!(!path("small/precious").exists() && path("small/config.json").exists());
+    for _ in 0..2 {
+        // The second time over its own output, model card included.
+        bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default())
+            .unwrap();
+        assert_eq!(std::fs::read(path("small/config.json")).unwrap(), b"{\"hidden_size\": 100}\n");
+        assert_eq!(names(dir.path()), ["model", "small"]);
+    }
+}
+
+#[test]
+// F-18
+fn a_folder_with_other_files_is_never_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    compress(&path("model"), &path("small")).unwrap();
+    let (to_small, to_back) = (CompressOptions::new(), RestoreOptions::new());
+    for thing in ["thesis.tex", ".ssh/id", ".git/HEAD", "1_Pooling/x", "README.md", "other.bs"] {
+        for out in ["out", "back"] {
+            std::fs::create_dir_all(path(out).join(thing).parent().unwrap()).unwrap();
+            std::fs::create_dir_all(path(out).join("1_Pooling")).unwrap();
+            std::fs::write(path(out).join(thing), "precious").unwrap();
+            std::fs::write(path(out).join("config.json"), "old").unwrap();
+            let before = tree(&path(out));
+            let progress = Progress::default();
+            let done = match out {
+                "out" => bigsmall_io::compress(
+                    path("model"),
+                    path(out),
+                    &to_small.replace(true),
+                    &progress,
+                ),
+                _ => bigsmall_io::restore(
+                    path("small"),
+                    path(out),
+                    &to_back.replace(true),
+                    &progress,
+                ),
+            };
+            let error = done.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutputHoldsMore, "{out} {thing}: {error}");
+            assert!(error.to_string().contains(thing), "{error}");
+            assert_eq!(tree(&path(out)), before);
+            std::fs::remove_dir_all(path(out)).unwrap();
+        }
+    }
     assert_eq!(names(dir.path()), ["model", "small"]);
+}
+
+#[cfg(unix)]
+#[test]
+// F-17
+fn modes_and_empty_folders_come_back_and_own_links_are_followed() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    let modes = [
+        ("config.json", 0o600),
+        ("tokenizer.model", 0o744),
+        ("model-00001-of-00002.safetensors", 0o400),
+    ];
+    for (name, mode) in modes {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(path("model").join(name), permissions).unwrap();
+    }
+    std::fs::create_dir_all(path("model/empty/inner")).unwrap();
+    // The user's own links lead where they lead: to files, and to folders.
+    std::fs::create_dir(path("elsewhere")).unwrap();
+    std::fs::rename(path("model/model-00002-of-00002.safetensors"), path("elsewhere/s")).unwrap();
+    std::fs::write(path("elsewhere/note.txt"), "note").unwrap();
+    symlink(path("elsewhere/s"), path("model/model-00002-of-00002.safetensors")).unwrap();
+    symlink("../elsewhere/note.txt", path("model/note.txt")).unwrap();
+    compress(&path("model"), &path("small")).unwrap();
+    restore(&path("small"), &path("back")).unwrap();
+    assert_eq!(tree(&path("back")), tree(&path("model")));
+    assert!(path("back/empty/inner").is_dir());
+    for (name, mode) in modes {
+        let found = std::fs::metadata(path("back").join(name)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{name}");
+    }
+    symlink("../elsewhere", path("model/linked")).unwrap();
+    std::fs::rename(path("elsewhere/s"), path("elsewhere/s.safetensors")).unwrap();
+    std::fs::remove_file(path("model/model-00002-of-00002.safetensors")).unwrap();
+    symlink("linked/s.safetensors", path("model/model-00002-of-00002.safetensors")).unwrap();
+    compress(&path("model"), &path("small2")).unwrap();
+    assert!(path("small2/linked/s.bs").is_file() && path("small2/linked/note.txt").is_file());
+    // L-07
+    symlink("..", path("model/empty/circle")).unwrap();
+    let error = compress(&path("model"), &path("small3")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotARegularFile, "{error}");
+    std::fs::remove_file(path("model/empty/circle")).unwrap();
+    let deep = (0..101).fold(path("model/empty"), |deep, _| deep.join("d"));
+    std::fs::create_dir_all(deep).unwrap();
+    let error = compress(&path("model"), &path("small3")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooManyFiles, "{error}");
+    // Restoring is for folders that somebody else may have made.
+    symlink(path("elsewhere/note.txt"), path("small/secret")).unwrap();
+    let error = restore(&path("small"), &path("back2")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ModelPath, "{error}");
+    assert!(!path("small3").exists() && !path("back2").exists());
 }
 
 #[test]
@@ -337,11 +435,17 @@ fn the_snapshots_of_a_hub_cache_may_link_to_its_blobs() {
     compress(&snapshot, &small).unwrap();
     restore(&small, &back).unwrap();
     assert_eq!(tree(&back), tree(&blobs));
-    // What leads out of the cache is refused there too.
+    // What leads out of the cache is refused there too where shards are read.
+    std::fs::remove_dir_all(&snapshot).unwrap();
+    std::fs::create_dir(&snapshot).unwrap();
+    for name in names(&small) {
+        std::fs::rename(small.join(&name), blobs.join(format!("{name}.blob"))).unwrap();
+        symlink(format!("../../blobs/{name}.blob"), snapshot.join(&name)).unwrap();
+    }
+    verify(&snapshot).unwrap();
     std::fs::write(dir.path().join("secret"), "1").unwrap();
-    symlink(dir.path().join("secret"), snapshot.join("config2.json")).unwrap();
-    let error = compress(&snapshot, &dir.path().join("small2")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ModelPath);
+    symlink("../../../secret", snapshot.join("config2.json")).unwrap();
+    assert_eq!(verify(&snapshot).unwrap_err().kind(), ErrorKind::ModelPath);
 }
 
 /// Lines of the card's table: name, bytes, compressed bytes, SHA-256.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_io::{
-    Class, Encoding, ErrorKind, Model, ReadAt, Rule, SaveOptions, StreamOptions, StreamingLoader,
-    TensorSpec, TensorView, save_to,
+    Class, Encoding, ErrorKind, Model, Progress, ReadAt, Rule, SaveOptions, StreamOptions,
+    StreamingLoader, TensorSpec, TensorView, save_to,
 };
 use common::{ENCODINGS, Random, Tensor, tensor};
 use rayon::prelude::*;
@@ -44,7 +44,14 @@ fn shard(tensors: &[Tensor], encoding: Encoding) -> Vec<u8> {
         let dtype = bigsmall_io::Dtype::from_name(&t.dtype.to_string()).unwrap();
         (&t.name, TensorView::new(dtype, &shape, &t.bytes))
     });
-    save_to(&mut shard, views, None, &SaveOptions::default().encoding(encoding)).unwrap();
+    save_to(
+        &mut shard,
+        views,
+        None,
+        &SaveOptions::default().encoding(encoding),
+        &Progress::default(),
+    )
+    .unwrap();
     shard
 }
 

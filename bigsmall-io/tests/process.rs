@@ -345,11 +345,13 @@ fn the_mode_of_the_output_follows_the_umask() {
     let d = dir.path();
     std::fs::create_dir(d.join("in")).unwrap();
     model(&d.join("in/m.safetensors"), 1, 10_000);
+    let open = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(d.join("in/m.safetensors"), open).unwrap();
     for (umask, file, folder) in
         [("022", 0o644, 0o755), ("077", 0o600, 0o700), ("002", 0o664, 0o775)]
     {
         let script = format!(
-            "umask {umask}; \"$0\" compress in/m.safetensors -o f --force && \
+            "umask {umask}; rm -rf f; \"$0\" compress in/m.safetensors -o f && \
              \"$0\" compress in -o d --force"
         );
         let status = Command::new("sh")
@@ -361,6 +363,15 @@ fn the_mode_of_the_output_follows_the_umask() {
         let mode = |name: &str| std::fs::metadata(d.join(name)).unwrap().mode() & 0o777;
         assert_eq!((mode("f"), mode("d"), mode("d/m.bs")), (file, folder, file), "{umask}");
     }
+    // No more than the input's own, and exactly those of a file that is replaced.
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(d.join("in/m.safetensors"), private).unwrap();
+    assert!(command(d, &["compress", "in/m.safetensors", "-o", "p"]).status().unwrap().success());
+    assert_eq!(std::fs::metadata(d.join("p")).unwrap().mode() & 0o777, 0o600);
+    std::fs::set_permissions(d.join("p"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let args = ["compress", "in/m.safetensors", "-o", "p", "--force"];
+    assert!(command(d, &args).status().unwrap().success());
+    assert_eq!(std::fs::metadata(d.join("p")).unwrap().mode() & 0o777, 0o640);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bigsmall_io::{
-    Element, Error, ErrorKind, FileReport, Model, Result, Rule, SaveOptions, Shard, TensorSpec,
-    TensorView, Writer, save, save_to, save_with,
+    Element, Error, ErrorKind, FileReport, Model, Progress, Result, Rule, SaveOptions, Shard,
+    TensorSpec, TensorView, Writer, save, save_to, save_with,
 };
 use common::{DTYPES, ENCODINGS, Random, Tensor, names, restore, tensor};
 use proptest::prelude::*;
@@ -106,7 +106,7 @@ proptest! {
         let metadata = pair.map(HashMap::from_iter);
         let metadata = metadata.filter(|found| !(found.is_empty() && tensors.is_empty()));
         let options = SaveOptions::default().encoding(ENCODINGS[encoding]);
-        let report = save_with(&path, views(&tensors), metadata.clone(), &options).unwrap();
+        let report = save_with(&path, views(&tensors), metadata.clone(), &options, &Progress::default()).unwrap();
         let expected = plain(&tensors, metadata.clone());
         prop_assert_eq!(restored(&path), &expected[..]);
         prop_assert_eq!(report.original_bytes, expected.len() as u64);
@@ -123,7 +123,7 @@ proptest! {
         }
 
         let mut in_memory = Vec::new();
-        let again = save_to(&mut in_memory, views(&tensors), metadata.clone(), &options).unwrap();
+        let again = save_to(&mut in_memory, views(&tensors), metadata.clone(), &options, &Progress::default()).unwrap();
         prop_assert_eq!(&in_memory, &shard);
         prop_assert_eq!(again.sha256, report.sha256);
 
@@ -156,7 +156,8 @@ fn large_tensors_and_shared_ones() {
     let (path, other) = (dir.path().join("m.bs"), dir.path().join("w.bs"));
     for encoding in ENCODINGS {
         let options = SaveOptions::default().encoding(encoding);
-        let report = save_with(&path, views(&tensors), None, &options).unwrap();
+        let report =
+            save_with(&path, views(&tensors), None, &options, &Progress::default()).unwrap();
         assert_eq!(report.n_shared, 1);
         assert_eq!(restored(&path), plain(&tensors, None));
         write_all(&other, &tensors, &options).unwrap();
@@ -183,7 +184,8 @@ fn elements_survive() {
     fn check<T: Element + Copy + PartialEq + std::fmt::Debug>(values: &[T]) {
         let mut shard = Vec::new();
         let view = TensorView::from_slice(&[values.len() as u64], values);
-        save_to(&mut shard, [("t", view)], None, &SaveOptions::default()).unwrap();
+        save_to(&mut shard, [("t", view)], None, &SaveOptions::default(), &Progress::default())
+            .unwrap();
         let tensor = Model::from_source(shard).unwrap().tensor("t").unwrap();
         assert_eq!(tensor.to_vec::<T>().unwrap(), values);
         assert_eq!(tensor.spec().dtype(), T::DTYPE);
@@ -229,7 +231,9 @@ fn mistakes_name_the_tensor_and_write_nothing() {
         let view = TensorView::new(dtype, shape, bytes.to_vec());
         let error = save(&path, [(name.to_owned(), view.clone())], None).unwrap_err();
         let mut none = Vec::new();
-        let again = save_to(&mut none, [(name, view)], None, &SaveOptions::default()).unwrap_err();
+        let again =
+            save_to(&mut none, [(name, view)], None, &SaveOptions::default(), &Progress::default())
+                .unwrap_err();
         assert_eq!((again.kind(), none.len()), (error.kind(), 0));
         assert_eq!(error.tensor(), Some(name));
         error.kind()
@@ -259,7 +263,7 @@ fn an_existing_file_is_replaced_or_refused() {
     let path = dir.path().join("m.bs");
     std::fs::write(&path, "old").unwrap();
     let keep = SaveOptions::default().replace(false);
-    let refused = save_with(&path, views(&tensors), None, &keep).unwrap_err();
+    let refused = save_with(&path, views(&tensors), None, &keep, &Progress::default()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::OutputExists);
     let refused = Writer::create(&path, tensors.iter().map(spec), None, &keep).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::OutputExists);
@@ -401,4 +405,27 @@ fn tensors_with_the_same_short_hash_do_not_share() {
     for t in &tensors {
         assert_eq!(model.tensor(&t.name).unwrap().bytes(), t.bytes);
     }
+}
+
+#[test]
+// S-01
+fn saving_can_be_cancelled_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.bs");
+    let values = TensorView::from_slice(&[4], &[1u8, 2, 3, 4]);
+    let views = || [("a", values.clone()), ("b", values.clone())];
+    let (options, cancelled) = (SaveOptions::default(), Progress::default());
+    cancelled.cancel();
+    let error = save_with(&path, views(), None, &options, &cancelled).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    let error = save_to(Vec::new(), views(), None, &options, &cancelled).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    let specs = [TensorSpec::new("a", bigsmall_io::Dtype::U8, &[4]).unwrap()];
+    let mut writer = Writer::create(&path, specs, None, &options).unwrap();
+    writer.tensor("a", &[1, 2, 3, 4]).unwrap();
+    assert_eq!(writer.finish_with(&cancelled).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(names(dir.path()).is_empty());
+    let progress = Progress::default();
+    save_with(&path, views(), None, &options, &progress).unwrap();
+    assert_eq!(progress.done_bytes(), progress.total_bytes());
 }

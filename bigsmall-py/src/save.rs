@@ -28,7 +28,9 @@ pub(crate) fn save(
     let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
     let options = options.replace(replace);
     let report =
-        with_views(py, tensors, |views| bigsmall_io::save_with(&path, views, metadata, &options))?;
+        with_views(py, tensors, |views, progress| {
+            bigsmall_io::save_with(&path, views, metadata, &options, progress)
+        })?;
     Ok((report.original_bytes, report.compressed_bytes))
 }
 
@@ -43,7 +45,9 @@ pub(crate) fn save_bytes<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
     let mut shard = Vec::new();
-    with_views(py, tensors, |views| bigsmall_io::save_to(&mut shard, views, metadata, &options))?;
+    with_views(py, tensors, |views, progress| {
+        bigsmall_io::save_to(&mut shard, views, metadata, &options, progress)
+    })?;
     Ok(PyBytes::new(py, &shard))
 }
 
@@ -51,7 +55,7 @@ pub(crate) fn save_bytes<'py>(
 fn with_views(
     py: Python<'_>,
     tensors: Vec<Given<'_>>,
-    work: impl for<'a> FnOnce(Vec<(&'a str, TensorView<'a>)>) -> Result<FileReport> + Send,
+    work: impl for<'a> FnOnce(Vec<(&'a str, TensorView<'a>)>, &Progress) -> Result<FileReport> + Send,
 ) -> PyResult<FileReport> {
     let inputs = tensors.iter().map(|(.., buffer)| Input::new(buffer));
     let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;
@@ -61,5 +65,6 @@ fn with_views(
             Dtype::from_name(dtype).map_err(|e| raise(py, &Error::from(e).in_tensor(name)))?;
         views.push((name.as_str(), TensorView::new(dtype, shape, input.bytes())));
     }
-    run(py, &Progress::default(), None, || work(views))
+    let progress = Progress::default();
+    run(py, &progress, None, || work(views, &progress))
 }

@@ -21,6 +21,7 @@ pub mod goldens;
 pub mod gpu_bench;
 mod models;
 pub mod oracle;
+pub mod outside;
 // The file is in the tests of the format, which write broken files by hand too.
 #[path = "../../bigsmall-format/tests/forge/mod.rs"]
 mod forge;

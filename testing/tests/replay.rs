@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use bigsmall_testing::{Random, goldens, targets};
+use bigsmall_testing::{Random, goldens, outside, targets};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 9] = [
+const TARGETS: &[Target] = &[
     ("shard_open", targets::shard_open),
     ("structured_shard", targets::structured_shard),
     ("frequency_table", targets::frequency_table),
@@ -17,6 +17,12 @@ const TARGETS: [Target; 9] = [
     ("safetensors_header", targets::safetensors_header),
     ("index_json", targets::index_json),
     ("round_trip", targets::round_trip),
+    ("shown_text", outside::shown_text),
+    ("folder_names", outside::folder_names),
+    #[cfg(feature = "remote")]
+    ("http_answers", outside::http_answers),
+    #[cfg(feature = "remote")]
+    ("store_answers", outside::store_answers),
 ];
 
 fn root() -> PathBuf {
@@ -32,7 +38,7 @@ fn files(folder: &Path) -> Vec<Vec<u8>> {
 
 #[test]
 fn the_corpora() {
-    for (name, target) in TARGETS {
+    for &(name, target) in TARGETS {
         let inputs = files(&root().join("fuzz/corpus").join(name));
         assert!(inputs.len() >= 10, "{name}: {} inputs", inputs.len());
         inputs.iter().for_each(|input| target(input));
@@ -65,9 +71,9 @@ fn golden_files_and_what_random_edits_make_of_them() {
 fn random_inputs() {
     let rounds = std::env::var("BIGSMALL_FUZZ_ROUNDS").map_or(60, |n| n.parse().unwrap());
     let mut random = Random::new(11);
-    for (name, target) in TARGETS {
-        if name == "index_json" {
-            continue; // it uses a folder that `the_corpora` also uses
+    for &(name, target) in TARGETS {
+        if ["index_json", "http_answers", "store_answers"].contains(&name) {
+            continue; // it uses a folder or a server that `the_corpora` also uses
         }
         for _ in 0..rounds {
             let len = random.bits() as usize % 400;

@@ -1,5 +1,6 @@
 //! Compresses one local file.
 
+use std::fs::File;
 use std::path::Path;
 
 use bigsmall_format::ReadAt;
@@ -18,19 +19,32 @@ pub(crate) fn compress_file(
     progress: &Progress,
 ) -> Result<FileReport> {
     let source = os::open_regular(input)?;
-    let before = os::stamp(&source.metadata()?);
-    let unchanged = || match os::stamp(&source.metadata()?) == before {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::SourceChanged).in_file(input)),
-    };
-    let mut report = compress_to(&source, output, options, progress, unchanged)?;
-    report.name = crate::report::file_name(input);
-    Ok(report)
+    let report = compress_opened(&source, input, output, options, progress)?;
+    Ok(FileReport { name: crate::report::file_name(input), ..report })
 }
 
-/// Compresses `source`. Calls `unchanged` before the output is renamed into place.
+/// Compresses the open file `source`, whose name in errors is `name`.
+pub(crate) fn compress_opened(
+    source: &File,
+    name: &Path,
+    output: &Path,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<FileReport> {
+    let metadata = source.metadata()?;
+    let before = os::stamp(&metadata);
+    let unchanged = || match os::stamp(&source.metadata()?) == before {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::SourceChanged).in_file(name)),
+    };
+    compress_to(source, os::mode(&metadata), output, options, progress, unchanged)
+}
+
+/// Compresses `source`. The output gets the permission bits `mode`, if any. Calls `unchanged` before
+/// the output is renamed into place.
 pub(crate) fn compress_to(
     source: &dyn ReadAt,
+    mode: Option<u32>,
     output: &Path,
     options: &CompressOptions,
     progress: &Progress,
@@ -41,7 +55,7 @@ pub(crate) fn compress_to(
         unchanged()?;
         return Ok(report);
     }
-    let target = AtomicFile::create(output, options.replace)?;
+    let target = AtomicFile::create_with_mode(output, options.replace, mode)?;
     let report = compress_source(source, &target, options, progress)?;
     unchanged()?;
     target.commit()?;

@@ -1,6 +1,7 @@
 //! How to compress.
 
 use crate::Encoding;
+use crate::source::listing::{MAX_FILES, Wanted};
 
 /// How to compress. The output depends on `encoding` and `md5` alone, never on the pool of threads.
 ///
@@ -24,6 +25,11 @@ pub struct CompressOptions {
     /// For [`transcode`](crate::transcode): as
     /// [`RestoreOptions::max_expansion`](crate::RestoreOptions#structfield.max_expansion).
     pub max_expansion: Option<u64>,
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git` is
+    /// never taken.
+    pub hidden: bool,
+    /// The most files of a folder; `None` for 1,048,576.
+    pub max_files: Option<u64>,
 }
 
 impl CompressOptions {
@@ -66,5 +72,24 @@ impl CompressOptions {
     pub fn max_expansion(mut self, max_expansion: impl Into<Option<u64>>) -> Self {
         self.max_expansion = max_expansion.into();
         self
+    }
+
+    /// Sets [`hidden`](Self#structfield.hidden).
+    #[must_use]
+    pub fn hidden(mut self, hidden: bool) -> Self {
+        self.hidden = hidden;
+        self
+    }
+
+    /// Sets [`max_files`](Self#structfield.max_files).
+    #[must_use]
+    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
+        self.max_files = max_files.into();
+        self
+    }
+
+    /// Which files of a folder are taken.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
     }
 }

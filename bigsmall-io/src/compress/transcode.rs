@@ -9,6 +9,7 @@ use crate::compress::walk::compress_source;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::bounds::Expansion;
 use crate::restore::original::Original;
+use crate::source::file::Source;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Discard;
 use crate::{CompressOptions, Progress, Report, hex, os};
@@ -31,7 +32,7 @@ pub fn transcode(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
-    let shard = Shard::open(os::open_regular(input)?).in_file(input)?;
+    let shard = Shard::open(Source::local(os::open_regular(input)?)?).in_file(input)?;
     Expansion::default().add(&shard, options.max_expansion).in_file(input)?;
     progress.expect(shard.original_len());
     let had_md5 =
@@ -40,7 +41,9 @@ pub fn transcode(
     let source = Original::new(&shard);
     let target = match options.dry_run {
         true => None,
-        false => Some(AtomicFile::create(output, options.replace)?),
+        false => {
+            Some(AtomicFile::create_with_mode(output, options.replace, shard.source().mode())?)
+        }
     };
     let mut report = match &target {
         Some(target) => compress_source(&source, target, &options, progress),

@@ -16,6 +16,7 @@ use crate::compress::plan::Larges;
 use crate::compress::shared::find_shared;
 use crate::compress::sink::{Sink, finish};
 use crate::error::Result;
+use crate::progress::Cancellable;
 use crate::stage::chunk::chunks;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::digest::{FileDigest, TensorDigests};
@@ -53,6 +54,8 @@ pub(crate) fn compress_walk(
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
+    // The search for equal tensors, and plans, read much before the stages begin.
+    let source: &dyn ReadAt = &Cancellable { source, progress };
     let (json, header) = Header::read(source, &Limits::default())?;
     let header = Arc::new(header);
     let data_at = 8 + json.len() as u64;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::ReadAt;
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::{Shown, len_of, read_at};
 
 use crate::error::Result;
 use crate::{FileReport, hex};
@@ -46,6 +46,22 @@ pub(crate) fn is_card(file: &dyn ReadAt) -> Result<bool> {
     }
     read_at(file, 0, &mut begin)?;
     Ok(begin == BEGIN.as_bytes())
+}
+
+/// A name in a table of Markdown, which may become a page: nothing in it is a link, a tag or the end
+/// of a cell.
+fn in_table(name: &str) -> String {
+    let mut out = String::new();
+    for c in Shown::whole(name).to_string().chars() {
+        match c {
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '&' => out += "&amp;",
+            '|' | '[' | ']' | '`' | '*' => out.extend(['\\', c]),
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 /// The card of a model with the safetensors files `files`. It depends on nothing else.
@@ -90,7 +106,7 @@ let tensor = model.tensor(\"NAME OF A TENSOR\")?;
         share % 100
     );
     for f in files {
-        let name = f.name.replace('|', "\\|").escape_debug().to_string();
+        let name = in_table(&f.name);
         let _ = writeln!(
             out,
             "| {name} | {} | {} | `{}` |",
@@ -100,4 +116,22 @@ let tensor = model.tensor(\"NAME OF A TENSOR\")?;
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // U-01, U-02
+    fn a_name_in_the_card_is_text_and_nothing_else() {
+        for (name, expected) in [
+            ("model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors"),
+            ("<img src=x>&|y", "&lt;img src=x&gt;&amp;\\|y"),
+            ("[a](http://b)`c`", "\\[a\\](http://b)\\`c\\`"),
+            ("\u{202e}x\n", "\\u{202e}x\\n"),
+        ] {
+            assert_eq!(in_table(name), expected);
+        }
+    }
 }

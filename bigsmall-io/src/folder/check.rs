@@ -13,7 +13,6 @@ use crate::source::folder::Folder;
 /// Compares an index file with the tensors of its files, as `tensors` returns them. Every tensor in
 /// the map must be in its file, and every tensor of these files must be in the map.
 pub(crate) fn check_index(
-    folder: &Folder,
     name: &Path,
     index: &ModelIndex,
     tensors: impl Fn(&Path) -> Result<Vec<TensorSpec>>,
@@ -25,9 +24,6 @@ pub(crate) fn check_index(
     }
     for (shard, mut wanted) in wanted {
         let path = base.join(shard);
-        if !folder.is_remote() {
-            folder.resolve(&path)?;
-        }
         for spec in tensors(&path).in_file(&path)? {
             if !wanted.remove(spec.name()) {
                 return Err(Error::new(ErrorKind::ModelTensor)

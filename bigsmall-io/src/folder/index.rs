@@ -12,7 +12,10 @@ use crate::folder::check::{check_index, refuse_cards};
 use crate::folder::out::{copy, same_bytes};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::progress::Stop;
 use crate::source::folder::Folder;
+use crate::source::listing::Wanted;
+use crate::source::local::Links;
 use crate::stage::atomic::AtomicFile;
 use crate::{FileReport, Report, os};
 
@@ -30,8 +33,8 @@ use crate::{FileReport, Report, os};
 /// [`ErrorKind::OutputExists`], [`ErrorKind::Io`].
 pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> Result<Report> {
     let dir = dir.as_ref();
-    let folder = Folder::open(dir)?;
-    let files = folder.files()?;
+    let folder = Folder::open(dir, Links::Within, Stop::default())?;
+    let files = folder.list(Wanted::default())?.files;
     let mut reports = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut total = 0;
@@ -98,8 +101,8 @@ fn carry_over(
     original: &Path,
     put: impl Fn(&Path, &dyn ReadAt) -> Result<()>,
 ) -> Result<BTreeSet<PathBuf>> {
-    let from = Folder::open(original)?;
-    let files = from.files()?;
+    let from = Folder::open(original, Links::Own, Stop::default())?;
+    let files = from.list(Wanted::default())?.files;
     refuse_cards(&from, &files)?;
     for name in &files {
         match role(name, SAFETENSORS) {
@@ -122,7 +125,7 @@ fn carry_over(
                 let (translated, exact) = translate(&text, SAFETENSORS, SHARD).in_file(name)?;
                 let index = ModelIndex::parse(&translated).in_file(name)?;
                 let to = renamed(name, SAFETENSORS, SHARD);
-                check_index(folder, &to, &index, |path| {
+                check_index(&to, &index, |path| {
                     Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
                 })?;
                 put(&to, &translated.as_bytes())?;

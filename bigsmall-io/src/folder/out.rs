@@ -7,6 +7,8 @@ use bigsmall_format::ReadAt;
 use bigsmall_format::internal::{len_of, read_at};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::folder::card;
+use crate::progress::Cancellable;
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
@@ -67,6 +69,53 @@ fn for_each_piece(
     Ok(true)
 }
 
+/// Refuses to replace the folder `output` where it has files that the new one, with the files
+/// `names`, has not. They are not bigsmall's to remove.
+pub(crate) fn check_replaced(output: &Path, names: &BTreeSet<PathBuf>) -> Result<()> {
+    if !std::fs::symlink_metadata(output).is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
+    let (mut in_the_way, mut n) = (Vec::new(), 0u64);
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let path = output.join(&folder);
+        for entry in std::fs::read_dir(&path).in_file(&path)? {
+            let entry = entry.in_file(&path)?;
+            let name = folder.join(entry.file_name());
+            if entry.file_type().in_file(&path)?.is_dir() {
+                folders.push(name);
+                continue;
+            }
+            let is_ours = || -> Result<bool> {
+                Ok(card::may_be(&name) && card::is_card(&os::open_regular(&entry.path())?)?)
+            };
+            if !names.contains(&name) && !is_ours()? {
+                n += 1;
+                if in_the_way.len() < 5 {
+                    in_the_way.push(format!("{:?}", name.display().to_string()));
+                }
+            }
+        }
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    in_the_way.sort();
+    let mut found = in_the_way.join(", ");
+    if n > in_the_way.len() as u64 {
+        found += &format!(" and {} more", n - in_the_way.len() as u64);
+    }
+    Err(Error::new(ErrorKind::OutputHoldsMore).in_file(output).found(found))
+}
+
+/// The folder is new, and yet there is something under that name: the file system does not tell it
+/// from another one, which differs in case or in the form of an accent.
+fn collision(name: &Path) -> Error {
+    Error::new(ErrorKind::Argument)
+        .in_file(name)
+        .found("this file system does not tell its name from that of another file or folder")
+}
+
 /// Writes the files of an output folder.
 pub(crate) struct Out<'a> {
     from: &'a Folder,
@@ -84,25 +133,39 @@ impl<'a> Out<'a> {
     /// The output path of the file `name`. Creates its folder, and refuses a name that another file
     /// has.
     pub(crate) fn place(&mut self, name: &Path) -> Result<PathBuf> {
-        if self.progress.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled));
-        }
+        self.progress.check()?;
         if !self.names.insert(name.to_owned()) {
             return Err(Error::new(ErrorKind::Argument)
                 .found(format!("two files would become {:?}", name.display().to_string())));
         }
+        self.folder(name.parent().unwrap_or(Path::new("")))?;
         let path = self.to.join(name);
-        let mut folder = path.parent().unwrap_or(self.to);
-        std::fs::create_dir_all(folder).in_file(folder)?;
-        while folder != self.to && self.folders.insert(folder.to_owned()) {
-            folder = folder.parent().unwrap_or(self.to);
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => Err(collision(name)),
+            Err(_) => Ok(path),
         }
-        Ok(path)
+    }
+
+    /// Creates the folder `name` and those that contain it.
+    pub(crate) fn folder(&mut self, name: &Path) -> Result<()> {
+        let mut path = self.to.to_owned();
+        for part in name {
+            path.push(part);
+            if self.folders.insert(path.clone()) {
+                std::fs::create_dir(&path).map_err(|e| match e.kind() {
+                    std::io::ErrorKind::AlreadyExists => collision(name),
+                    _ => Error::from(e).in_file(&path),
+                })?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
-        let target = AtomicFile::create(&self.place(name)?, false)?;
+        let place = self.place(name)?;
         let source = self.from.open_file(name)?;
+        let target = AtomicFile::create_with_mode(&place, false, source.mode())?;
+        let source = Cancellable { source: &source, progress: self.progress };
         copy(&source, &target).in_file(name)?;
         target.commit()
     }
@@ -123,4 +186,32 @@ impl<'a> Out<'a> {
 pub(crate) fn named(mut report: FileReport, name: &Path) -> FileReport {
     report.name = name.to_string_lossy().into_owned();
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Stop;
+    use crate::source::local::Links;
+
+    #[test]
+    // L-06
+    fn names_that_the_file_system_does_not_tell_apart_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = Folder::open(dir.path(), Links::Within, Stop::default()).unwrap();
+        let (to, progress) = (dir.path().join("to"), Progress::default());
+        std::fs::create_dir(&to).unwrap();
+        let mut out = Out::new(&from, &to, &progress);
+        out.text(Path::new("a/x"), "1").unwrap();
+        assert_eq!(out.text(Path::new("a/x"), "2").unwrap_err().kind(), ErrorKind::Argument);
+        // As in a file system without cases: `B` and `b/y` are there as soon as `b` and `B/y` are.
+        std::fs::write(to.join("B"), "1").unwrap();
+        std::fs::create_dir(to.join("A")).unwrap();
+        for name in ["B", "A/y"] {
+            let error = out.text(Path::new(name), "2").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Argument, "{error}");
+            assert!(error.to_string().contains("does not tell"), "{error}");
+        }
+        assert_eq!(std::fs::read(to.join("B")).unwrap(), b"1");
+    }
 }

@@ -8,13 +8,14 @@ use bigsmall_format::Shard;
 use crate::error::{Context as _, Error, Result};
 use crate::folder::card;
 use crate::folder::check::{Numbered, check_index};
-use crate::folder::out::{Out, check_apart, named};
+use crate::folder::out::{Out, check_apart, check_replaced, named};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::folder::Folder;
+use crate::source::listing::Listing;
 use crate::stage::atomic::AtomicDir;
 use crate::{Progress, Report, RestoreOptions};
 
@@ -26,13 +27,15 @@ fn open_shards(
     folder: &Folder,
     options: &RestoreOptions,
     progress: &Progress,
-) -> Result<(BTreeSet<PathBuf>, Vec<IndexFile>, Expansion)> {
-    let files = folder.files()?;
+) -> Result<(Listing, Vec<IndexFile>, Expansion)> {
+    let listing = folder.list(options.wanted())?;
+    let files = &listing.files;
     let mut expansion = Expansion::default();
     let indexed: BTreeSet<Option<&Path>> =
         files.iter().filter(|f| role(f, SHARD) == Role::Index).map(|f| f.parent()).collect();
     let mut numbered = Numbered::default();
-    for name in weights(&files, SHARD)? {
+    for name in weights(files, SHARD)? {
+        progress.check()?;
         let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
         expansion.add(&shard, options.max_expansion).in_file(name)?;
         // An index file says more: it is compared with the shards below.
@@ -44,12 +47,12 @@ fn open_shards(
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
         let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
-        check_index(folder, name, &index, |path| {
+        check_index(name, &index, |path| {
             Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
         })?;
         indices.push((name.clone(), text));
     }
-    Ok((files, indices, expansion))
+    Ok((listing, indices, expansion))
 }
 
 /// Whether reading from the folder waits for another machine.
@@ -66,14 +69,28 @@ pub(crate) fn restore_folder(
     progress: &Progress,
 ) -> Result<Report> {
     check_apart(input, output)?;
-    let (files, indices, expansion) = open_shards(folder, options, progress)?;
+    let (listing, indices, expansion) = open_shards(folder, options, progress)?;
+    let files = &listing.files;
+    let mut cards = BTreeSet::new();
+    for name in files.iter().filter(|name| card::may_be(name)) {
+        if card::is_card(&folder.open_file(name)?).in_file(name)? {
+            cards.insert(name);
+        }
+    }
+    let restored = files.iter().filter(|name| !cards.contains(name));
+    let names = restored.map(|name| renamed(name, SHARD, SAFETENSORS)).collect();
+    let check_replaced = || match options.replace {
+        true => check_replaced(output, &names),
+        false => Ok(()),
+    };
+    check_replaced()?;
     expansion.check_room(output, options, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
     let inner = options.replace(false);
     let waits = waits(folder);
     let mut reports = Vec::new();
-    for name in &files {
+    for name in files {
         match role(name, SHARD) {
             Role::Weights => {
                 let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
@@ -83,9 +100,7 @@ pub(crate) fn restore_folder(
                     .in_file(name)?;
                 reports.push(named(report, name));
             }
-            Role::Other
-                if card::may_be(name)
-                    && card::is_card(&folder.open_file(name)?).in_file(name)? => {}
+            Role::Other if cards.contains(name) => {}
             Role::Other => out.copy(name)?,
             Role::Index => {}
         }
@@ -97,9 +112,13 @@ pub(crate) fn restore_folder(
             out.text(&original, &translate(text, SHARD, SAFETENSORS).in_file(name)?.0)?;
         }
     }
+    for name in &listing.folders {
+        out.folder(name)?;
+    }
     out.sync()?;
+    check_replaced()?;
     target.commit()?;
-    Ok(Report::of(reports))
+    Ok(Report::of(reports).without(&listing.left_out))
 }
 
 /// Verifies every shard of a folder; see [`verify`](crate::verify).
@@ -108,15 +127,15 @@ pub(crate) fn verify_folder(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let (files, _, _) = open_shards(folder, options, progress)?;
+    let (listing, _, _) = open_shards(folder, options, progress)?;
     let waits = waits(folder);
     let mut reports = Vec::new();
-    for name in weights(&files, SHARD)? {
+    for name in weights(&listing.files, SHARD)? {
         let report = Shard::open(folder.open_file(name)?)
             .map_err(Error::from)
             .and_then(|shard| restore_shard(&shard, waits, None, options, progress))
             .in_file(name)?;
         reports.push(named(report, name));
     }
-    Ok(Report::of(reports))
+    Ok(Report::of(reports).without(&listing.left_out))
 }

@@ -10,11 +10,13 @@ use bigsmall_format::internal::{read_at, zeroed};
 use bigsmall_format::{EncodedTensor, ReadAt, Rule, Shard, TensorSpec, decode_range};
 use serde_json::value::RawValue;
 
+use crate::Progress;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model::feed::{check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
 use crate::model::tensor::{Stored, Tensor};
+use crate::progress::Stop;
 use crate::restore::decode::{Window, decoder};
 use crate::source::file::Source;
 use crate::stage::pool::set_len;
@@ -77,7 +79,17 @@ impl Model {
     /// [`ErrorKind::ModelTensor`] for a folder that contradicts itself; [`ErrorKind::Io`];
     /// [`ErrorKind::Remote`]; [`ErrorKind::FeatureMissing`] for a URL without its feature.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Model { shards: Shards::open(path.as_ref())? })
+        Ok(Model { shards: Shards::open(path.as_ref(), &Stop::default())? })
+    }
+
+    /// As [`open`](Self::open), with a way to give up: once another thread cancels `progress`,
+    /// opening ends soon with [`ErrorKind::Cancelled`], and so does every later read of the model
+    /// that waits for another machine.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); [`ErrorKind::Cancelled`].
+    pub fn open_with(path: impl AsRef<Path>, progress: &Progress) -> Result<Self> {
+        Ok(Model { shards: Shards::open(path.as_ref(), &progress.stop())? })
     }
 
     /// Opens the shard in `source`: bytes in memory, a remote file.
@@ -95,11 +107,11 @@ impl Model {
     /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor that is in two shards.
     ///
     /// ```
-    /// use bigsmall_io::{Model, ReadAt, SaveOptions, TensorView, save_to};
+    /// use bigsmall_io::{Model, Progress, ReadAt, SaveOptions, TensorView, save_to};
     /// let shard = |name: &str, values: &[u8]| {
     ///     let mut shard = Vec::new();
     ///     let tensors = [(name, TensorView::from_slice(&[1], values))];
-    ///     save_to(&mut shard, tensors, None, &SaveOptions::default()).map(|_| shard)
+    ///     save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default()).map(|_| shard)
     /// };
     /// let shards = [("first", shard("a", &[1])?), ("second", shard("b", &[2])?)];
     /// let model = Model::from_sources(shards)?;
@@ -220,11 +232,11 @@ impl Model {
     /// Those of [`tensor`](Self::tensor); [`Rule::BufferLength`].
     ///
     /// ```
-    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+    /// # use bigsmall_io::{Model, Progress, SaveOptions, TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
     /// # let tensors = [("a", view(&[1, 2])), ("b", view(&[3, 4]))];
-    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default())?;
     /// # let model = Model::from_source(shard)?;
     /// let mut values = [0; 4];
     /// let (a, b) = values.split_at_mut(2);
@@ -341,11 +353,11 @@ impl Model {
     /// A product on the CPU needs the encoding TBE. A tensor of another encoding is encoded again:
     ///
     /// ```
-    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+    /// # use bigsmall_io::{Model, Progress, SaveOptions, TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let ones = [0x80, 0x3f].repeat(4);
     /// # let tensors = [("w", TensorView::new(bigsmall_io::Dtype::BF16, &[2, 2], ones))];
-    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default())?;
     /// # let model = Model::from_source(shard)?;
     /// use bigsmall_tbe::{Decoded, EncodingId, Matrix, Tbe, encode_tensor};
     ///

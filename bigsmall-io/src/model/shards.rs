@@ -7,6 +7,7 @@ use bigsmall_format::{ReadAt, Shard, TensorSpec};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
+use crate::progress::Stop;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::source::folder::Input;
 use crate::source::open::open;
@@ -32,12 +33,12 @@ struct Open {
 
 impl Shards {
     /// Opens a file, a folder or a URL; see [`Model::open`](crate::Model::open).
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, stop: &Stop) -> Result<Self> {
         let mut shards = Shards::empty(url(path).is_some());
-        let folder = match open(path)? {
+        let folder = match open(path, stop)? {
             Input::File(source) => {
                 let shown = shown(path);
-                shards.add("", shown, Shard::open(source).in_file(shown)?);
+                shards.add("", &shown, Shard::open(source).in_file(&shown)?);
                 return shards.sorted();
             }
             Input::Folder(folder) => folder,

@@ -152,11 +152,11 @@ impl StreamingLoader {
     /// [`next_into`](Self::next_into).
     ///
     /// ```
-    /// # use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+    /// # use bigsmall_io::{Model, Progress, SaveOptions, TensorView, save_to};
     /// # let mut shard = Vec::new();
     /// # let view = |values: &'static [u8]| TensorView::from_slice(&[2], values);
     /// # let tensors = [("layers.0.w", view(&[1, 2])), ("layers.1.w", view(&[3, 4]))];
-    /// # save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// # save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default())?;
     /// # let model = Model::from_source(shard)?;
     /// use bigsmall_io::{StreamOptions, StreamingLoader};
     /// let mut loader = StreamingLoader::new(model, &StreamOptions::default())?;

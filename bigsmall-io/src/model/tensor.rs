@@ -39,10 +39,10 @@ impl Tensor {
     /// [`Rule::SpecMismatch`] when the tensor has another dtype, [`ErrorKind::Memory`].
     ///
     /// ```
-    /// use bigsmall_io::{Model, Rule, SaveOptions, TensorView, save_to};
+    /// use bigsmall_io::{Model, Progress, Rule, SaveOptions, TensorView, save_to};
     /// let mut shard = Vec::new();
     /// let tensors = [("w", TensorView::from_slice(&[2], &[0.5f32, 4.0]))];
-    /// save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+    /// save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default())?;
     /// let tensor = Model::from_source(shard)?.tensor("w")?;
     /// assert_eq!(tensor.to_vec::<f32>()?, [0.5, 4.0]);
     /// assert_eq!(tensor.to_vec::<u32>().unwrap_err().rule(), Some(Rule::SpecMismatch));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::source::listing::{MAX_FILES, Wanted};
 use crate::source::url::url;
 
 /// How to restore or verify.
@@ -24,6 +25,11 @@ pub struct RestoreOptions {
     /// Begin even if the file system says that it has too little free space: one that compresses
     /// may have enough.
     pub ignore_free_space: bool,
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git` is
+    /// never taken.
+    pub hidden: bool,
+    /// The most files of a folder; `None` for 1,048,576.
+    pub max_files: Option<u64>,
 }
 
 impl RestoreOptions {
@@ -59,6 +65,25 @@ impl RestoreOptions {
     pub fn ignore_free_space(mut self, ignore_free_space: bool) -> Self {
         self.ignore_free_space = ignore_free_space;
         self
+    }
+
+    /// Sets [`hidden`](Self#structfield.hidden).
+    #[must_use]
+    pub fn hidden(mut self, hidden: bool) -> Self {
+        self.hidden = hidden;
+        self
+    }
+
+    /// Sets [`max_files`](Self#structfield.max_files).
+    #[must_use]
+    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
+        self.max_files = max_files.into();
+        self
+    }
+
+    /// Which files of a folder are taken.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
     }
 }
 

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use crate::error::{Error, Result};
 use crate::restore::decode::{Decoder, Job, Scratch, decode};
 use crate::restore::options::Waits;
-use crate::source::file::REMOTE_THREADS;
+use crate::source::file::{REMOTE_THREADS, Source};
 use crate::stage::atomic::AtomicFile;
 use crate::stage::chunk::chunks;
 use crate::stage::control::Control;
@@ -24,14 +24,14 @@ use crate::{FileReport, Progress, RestoreOptions, hex};
 
 /// Restores the shard that was opened as `input`.
 pub(crate) fn restore_file(
-    shard: &Shard<impl ReadAt>,
+    shard: &Shard<Source>,
     waits: Waits,
     input: &Path,
     output: &Path,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
-    let target = AtomicFile::create(output, options.replace)?;
+    let target = AtomicFile::create_with_mode(output, options.replace, shard.source().mode())?;
     let mut report = restore_shard(shard, waits, Some(&target), options, progress)?;
     target.commit()?;
     report.name = crate::report::file_name(input);

@@ -58,26 +58,27 @@ pub fn save<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     tensors: impl IntoIterator<Item = (N, T)>,
     metadata: Option<HashMap<String, String>>,
 ) -> Result<FileReport> {
-    save_with(path, tensors, metadata, &SaveOptions::default())
+    save_with(path, tensors, metadata, &SaveOptions::default(), &Progress::default())
 }
 
 /// Saves tensors as the shard `path`, like [`save`], with the encoding and whatever else `options`
 /// say.
 ///
 /// # Errors
-/// Those of [`save`]; [`ErrorKind::OutputExists`] where an existing file is not to be replaced.
+/// Those of [`save`]; [`ErrorKind::OutputExists`] where an existing file is not to be replaced;
+/// [`ErrorKind::Cancelled`].
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-save-with-{}", std::process::id()));
 /// # std::fs::create_dir_all(&dir)?;
 /// # let path = dir.join("model.bs");
 /// use std::collections::HashMap;
-/// use bigsmall_io::{Dtype, Encoding, SaveOptions, TensorView, save_with};
+/// use bigsmall_io::{Dtype, Encoding, Progress, SaveOptions, TensorView, save_with};
 ///
 /// let tensors = [("mask", TensorView::new(Dtype::BOOL, &[3], vec![1, 0, 1]))];
 /// let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
 /// let options = SaveOptions::default().encoding(Encoding::Tbe3).replace(false);
-/// let report = save_with(&path, tensors, Some(metadata), &options)?;
+/// let report = save_with(&path, tensors, Some(metadata), &options, &Progress::default())?;
 /// assert_eq!(report.n_tensors, 1);
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -87,11 +88,12 @@ pub fn save_with<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     tensors: impl IntoIterator<Item = (N, T)>,
     metadata: Option<HashMap<String, String>>,
     options: &SaveOptions,
+    progress: &Progress,
 ) -> Result<FileReport> {
     let path = path.as_ref();
     let source = InMemory::new(tensors, metadata)?;
     let target = AtomicFile::create(path, options.replace)?;
-    let mut report = source.save(&target, options)?;
+    let mut report = source.save(&target, options, progress)?;
     target.commit()?;
     report.name = file_name(path);
     Ok(report)
@@ -104,10 +106,10 @@ pub fn save_with<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
 /// Those of [`save`] and of `sink`. After an error, `sink` may have received a part of the shard.
 ///
 /// ```
-/// use bigsmall_io::{Model, SaveOptions, TensorView, save_to};
+/// use bigsmall_io::{Model, Progress, SaveOptions, TensorView, save_to};
 /// let mut shard = Vec::new();
 /// let tensors = [("w", TensorView::from_slice(&[3], &[1u8, 2, 3]))];
-/// save_to(&mut shard, tensors, None, &SaveOptions::default())?;
+/// save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default())?;
 /// assert_eq!(Model::from_source(shard)?.tensor("w")?.bytes(), [1, 2, 3]);
 /// # Ok::<(), bigsmall_io::Error>(())
 /// ```
@@ -116,10 +118,11 @@ pub fn save_to<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     tensors: impl IntoIterator<Item = (N, T)>,
     metadata: Option<HashMap<String, String>>,
     options: &SaveOptions,
+    progress: &Progress,
 ) -> Result<FileReport> {
     let source = InMemory::new(tensors, metadata)?;
     let target = Sink(Mutex::new(sink));
-    let report = source.save(&target, options)?;
+    let report = source.save(&target, options, progress)?;
     lock(&target.0).flush()?;
     Ok(report)
 }
@@ -194,8 +197,14 @@ impl<'a> InMemory<'a> {
         Ok(InMemory { tensors: tensors.into_iter().map(placed).collect(), prefix })
     }
 
-    fn save(&self, output: &dyn Output, options: &SaveOptions) -> Result<FileReport> {
-        compress_walk(self, Origin::Memory, output, &options.compress(), &Progress::default())
+    fn save(
+        &self,
+        output: &dyn Output,
+        options: &SaveOptions,
+        progress: &Progress,
+    ) -> Result<FileReport> {
+        progress.expect(self.byte_len()?);
+        compress_walk(self, Origin::Memory, output, &options.compress(), progress)
     }
 
     /// The piece that contains the byte `at`, and the position where the piece begins.

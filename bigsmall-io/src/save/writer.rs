@@ -132,11 +132,20 @@ impl Writer {
     /// [`Rule::WriterMisuse`] when tensors are missing, [`ErrorKind::ReadBack`] when what was
     /// written is not what was given, [`ErrorKind::Io`], [`ErrorKind::Memory`].
     pub fn finish(self) -> Result<FileReport> {
+        self.finish_with(&Progress::default())
+    }
+
+    /// As [`finish`](Self::finish), with progress. If it is cancelled, nothing is left behind.
+    ///
+    /// # Errors
+    /// Those of [`finish`](Self::finish); [`ErrorKind::Cancelled`].
+    pub fn finish_with(self, progress: &Progress) -> Result<FileReport> {
         let Writer { writer, file, name, .. } = self;
         let sink = writer.finish()?;
         drop(sink.into_inner().map_err(|e| Error::from(e.into_error()))?);
         let checked = Shard::open(Written(&file)).map_err(Error::from).and_then(|shard| {
-            restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &Progress::default())
+            progress.expect(shard.original_len());
+            restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), progress)
         });
         let mut report = checked.map_err(|e| match e.class() {
             Class::Corrupt => Error::new(ErrorKind::ReadBack).caused_by(e),

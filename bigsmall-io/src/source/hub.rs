@@ -7,13 +7,15 @@ use std::sync::Arc;
 use bigsmall_format::Shard;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model_index::check_name;
 use crate::names::SHARD;
+use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
 use crate::source::http::client::Client;
 use crate::source::http::file::HttpFile;
 use crate::source::http::options::HttpOptions;
+use crate::source::listing::{check_name, too_many};
+use crate::source::local::Links;
 use crate::source::url::encoded;
 
 /// What `hf://owner/name@revision/path` names.
@@ -110,8 +112,8 @@ fn is_whole(snapshot: &Path, weights: &[String]) -> bool {
     !weights.is_empty() && weights.iter().all(|name| snapshot.join(name).is_file())
 }
 
-fn local(snapshot: &Path, path: Option<&str>) -> Result<Input> {
-    let folder = Folder::open(snapshot)?;
+fn local(snapshot: &Path, path: Option<&str>, stop: &Stop) -> Result<Input> {
+    let folder = Folder::open(snapshot, Links::Within, stop.clone())?;
     match path {
         Some(path) => Ok(Input::File(folder.open_file(Path::new(path))?)),
         None => Ok(Input::Folder(folder)),
@@ -119,7 +121,7 @@ fn local(snapshot: &Path, path: Option<&str>) -> Result<Input> {
 }
 
 /// Opens a repository or one of its files, from the cache if it has them, otherwise from the Hub.
-pub(crate) fn open(url: &str) -> Result<Input> {
+pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     let place = Place::parse(url)?;
     let settings = Settings::of_environment();
     let Place { owner, name, path, .. } = place;
@@ -132,7 +134,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
     };
     if settings.offline || place.is_commit() {
         if let Some(snapshot) = known().filter(has) {
-            return local(&snapshot, path);
+            return local(&snapshot, path, stop);
         }
         if settings.offline {
             return Err(
@@ -140,7 +142,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
             );
         }
     }
-    let client = Client::new(HttpOptions::new().token(settings.token));
+    let client = Client::new(HttpOptions::new().token(settings.token), stop.clone());
     let repository = format!("{}/{owner}/{name}", settings.endpoint);
     let in_url = encoded(&revision).replace('/', "%2F");
     let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);
@@ -150,7 +152,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
         // one.
         Err(error) if error.kind() == ErrorKind::Io => {
             return match known().filter(has) {
-                Some(snapshot) => local(&snapshot, path),
+                Some(snapshot) => local(&snapshot, path, stop),
                 None => Err(error),
             };
         }
@@ -162,7 +164,7 @@ pub(crate) fn open(url: &str) -> Result<Input> {
             None => names.iter().filter(|n| is_weights(n)).cloned().collect(),
         };
         if is_whole(&snapshot, &wanted) {
-            return local(&snapshot, path);
+            return local(&snapshot, path, stop);
         }
     }
     let files = Repository { client, base: format!("{repository}/resolve/{commit}/"), names };
@@ -181,7 +183,7 @@ fn is_weights(name: &str) -> bool {
 /// shard.
 fn has_model(snapshot: &Path) -> bool {
     let whole = || -> Result<()> {
-        let folder = Folder::open(snapshot)?;
+        let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
         let (shards, _) = folder.model()?;
         shards.iter().try_for_each(|name| {
             Shard::open(folder.open_file(Path::new(name))?)?;
@@ -210,7 +212,10 @@ struct Repository {
 }
 
 impl RemoteFolder for Repository {
-    fn names(&self) -> Result<Vec<String>> {
+    fn names(&self, most: u64) -> Result<Vec<String>> {
+        if self.names.len() as u64 > most {
+            return Err(too_many(most));
+        }
         // Git's settings are not part of the model.
         Ok(self.names.iter().filter(|n| *n != ".gitattributes").cloned().collect())
     }

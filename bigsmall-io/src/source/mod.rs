@@ -8,6 +8,9 @@ pub(crate) mod folder;
 pub(crate) mod http;
 #[cfg(feature = "hub")]
 mod hub;
+pub(crate) mod listing;
+pub(crate) mod local;
+pub(crate) mod memory;
 pub(crate) mod open;
 #[cfg(any(feature = "http", feature = "cloud"))]
 mod tail;

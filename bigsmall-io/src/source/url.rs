@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use bigsmall_format::internal::without_secrets;
+
 /// `path` as a URL, if it is one. Anything else is a path on this machine.
 pub(crate) fn url(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
@@ -11,14 +13,16 @@ pub(crate) fn url(path: &Path) -> Option<&str> {
     (scheme.len() > 1 && scheme.chars().all(letters)).then_some(text)
 }
 
-/// A path as errors show it: a URL without its query.
-pub(crate) fn shown(path: &Path) -> &str {
-    url(path).map_or_else(|| path.to_str().unwrap_or_default(), without_query)
+/// A path as errors show it: a URL without its query and its password.
+pub(crate) fn shown(path: &Path) -> String {
+    url(path).map_or_else(|| path.to_string_lossy().into_owned(), without_query)
 }
 
-/// A URL as errors show it. Its query may contain a signature.
-pub(crate) fn without_query(url: &str) -> &str {
-    url.split('?').next().unwrap_or(url)
+/// A URL as errors show it. Its query may contain a signature, and before its host may be a
+/// password.
+pub(crate) fn without_query(url: &str) -> String {
+    let url = without_secrets(url);
+    url.split('?').next().unwrap_or(&url).to_owned()
 }
 
 /// Whether two URLs have the same scheme, host and port. A token is for one of them only. `false`
@@ -73,6 +77,15 @@ mod tests {
             assert_eq!(joined(base, location).as_deref(), expected, "{location}");
         }
         assert_eq!(joined("http://h", "c").as_deref(), Some("http://h/c"));
+    }
+
+    #[test]
+    // U-04
+    fn what_may_be_secret_in_a_url_is_not_shown() {
+        for url in ["https://u:p4ss@h/a/m.bs?X-Sig=s3cret", "https://h/a/m.bs#s3cret"] {
+            assert_eq!(shown(Path::new(url)), "https://h/a/m.bs");
+        }
+        assert_eq!(shown(Path::new("a?b#c")), "a?b#c");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Output that is absent, old or complete: written under a temporary name beside its target, made
 //! durable, then renamed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -14,6 +16,7 @@ use tempfile::{NamedTempFile, TempDir, TempPath};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::os;
 use crate::stage::leftovers::{self, SUFFIX};
+use crate::stage::lock::lock;
 use crate::stage::output::Output;
 use crate::stage::thread::start;
 
@@ -24,6 +27,7 @@ const WRITE_BEHIND: u64 = 16 << 20;
 pub(crate) struct AtomicFile {
     file: File,
     temp: TempPath,
+    listed: Temporary,
     target: PathBuf,
     replace: bool,
     written: AtomicU64,
@@ -45,10 +49,55 @@ fn parent(target: &Path) -> &Path {
     target.parent().unwrap_or(Path::new(""))
 }
 
+/// The temporary files and folders of this process.
+static TEMPORARIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// One of them. Dropped when it has got its name, or is removed.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(path: &Path) -> Self {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        lock(&TEMPORARIES).insert(path.clone());
+        Temporary(path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        lock(&TEMPORARIES).remove(&self.0);
+    }
+}
+
+/// Removes the temporary files and folders of every job of this process, which is about to end
+/// while jobs still run.
+#[doc(hidden)]
+pub fn remove_temporaries() {
+    // A job may be writing into a folder: then it is not empty when it is removed.
+    for _ in 0..3 {
+        for path in lock(&TEMPORARIES).iter() {
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(path),
+                false => std::fs::remove_file(path),
+            };
+        }
+    }
+}
+
 impl AtomicFile {
     /// Begins the file `target`. An existing file stays until [`commit`](Self::commit), and is an
     /// error without `replace`.
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
+        Self::create_with_mode(target, replace, None)
+    }
+
+    /// The same for a file that is made from one with the permission bits `mode`. It gets those of
+    /// them that the umask leaves. A file that is replaced passes its own on.
+    pub(crate) fn create_with_mode(
+        target: &Path,
+        replace: bool,
+        mode: Option<u32>,
+    ) -> Result<Self> {
         check_target(target, replace)?;
         let dir = parent(target);
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
@@ -57,16 +106,24 @@ impl AtomicFile {
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(SUFFIX);
         let (file, temp) = loop {
-            let temp = os::plain_mode(&mut builder, 0o666).tempfile_in(dir).in_file(target)?;
+            let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
+            let temp = temp.in_file(target)?;
             let (file, temp) = temp.into_parts();
             if leftovers::claim(&file, &temp) {
                 break (file, temp);
             }
         };
+        let listed = Temporary::new(&temp);
+        if let Ok(replaced) = std::fs::metadata(target)
+            && let Some(mode) = os::mode(&replaced)
+        {
+            os::set_mode(&file, mode).in_file(target)?;
+        }
         let write_behind = file.try_clone().ok().and_then(WriteBehind::start);
         Ok(AtomicFile {
             file,
             temp,
+            listed,
             target: target.to_owned(),
             replace,
             written: AtomicU64::new(0),
@@ -97,6 +154,7 @@ impl AtomicFile {
                 _ => named(e.error),
             })?;
         }
+        drop(self.listed);
         os::sync_dir(parent(&self.target)).map_err(named)
     }
 }
@@ -162,6 +220,7 @@ pub(crate) struct AtomicDir {
     temp: TempDir,
     /// Says that this process lives.
     _lock: Option<File>,
+    listed: Temporary,
     target: PathBuf,
     replace: bool,
 }
@@ -195,7 +254,8 @@ impl AtomicDir {
                 lock => break (temp, lock.ok()),
             }
         };
-        Ok(AtomicDir { temp, _lock: lock, target: target.to_owned(), replace })
+        let listed = Temporary::new(temp.path());
+        Ok(AtomicDir { temp, _lock: lock, listed, target: target.to_owned(), replace })
     }
 
     /// The path of the directory until it is renamed into place.
@@ -217,6 +277,27 @@ impl AtomicDir {
         })?;
         // The temporary name is gone: there is nothing to remove.
         let _ = self.temp.keep();
+        drop(self.listed);
         os::sync_dir(parent(&self.target)).map_err(named)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // I-19
+    fn every_name_that_a_file_can_have_has_a_temporary_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["大".repeat(84), "x".repeat(255), "é".repeat(127), "a".into()] {
+            let path = dir.path().join(&name);
+            let file = AtomicFile::create(&path, false).unwrap();
+            assert!(lock(&TEMPORARIES).iter().any(|t| t.starts_with(dir.path())));
+            file.append(b"1").unwrap();
+            file.commit().unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"1");
+        }
+        assert!(!lock(&TEMPORARIES).iter().any(|t| t.starts_with(dir.path())));
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Reply {
     pub(crate) cut: Option<usize>,
     /// Send nothing for this time, then close.
     pub(crate) silence: Option<std::time::Duration>,
+    /// After the body so many more bytes, or until the client goes.
+    pub(crate) endless: u64,
     /// These bytes instead of an answer.
     pub(crate) raw: Option<Vec<u8>>,
 }
@@ -162,8 +164,11 @@ fn answer(
             return out.write_all(&raw);
         }
         let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
-        if !reply.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length")) {
-            head += &format!("Content-Length: {}\r\n", reply.body.len());
+        // A body that ends with the connection has no length.
+        let closes = reply.headers.iter().any(|(n, _)| n == "Connection");
+        if !closes && !reply.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length")) {
+            let len = reply.body.len() as u64 + reply.endless;
+            head += &format!("Content-Length: {len}\r\n");
         }
         for (name, value) in &reply.headers {
             head += &format!("{name}: {value}\r\n");
@@ -173,8 +178,15 @@ fn answer(
             let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
             sent.fetch_add(body.len() as u64, Ordering::SeqCst);
             out.write_all(body)?;
+            let mut left = reply.endless;
+            while left > 0 {
+                let piece = &[b'x'; 1 << 16][..left.min(1 << 16) as usize];
+                out.write_all(piece)?;
+                sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                left -= piece.len() as u64;
+            }
         }
-        if reply.cut.is_some() {
+        if closes || reply.cut.is_some() {
             return Ok(());
         }
     }

@@ -20,9 +20,15 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Compress a safetensors file, or a model folder with all its files.
+    /// Compress a safetensors file, or a model folder with its files.
+    ///
+    /// In a folder, weights are compressed, and all other files are copied. Kept are names, contents,
+    /// permission bits of files, and empty folders. Links are followed: the output has what they lead
+    /// to. Hidden files are left out (see --hidden), and times, owners and other attributes.
     Compress(Compress),
-    /// Restore the identical safetensors file or model folder.
+    /// Restore the identical safetensors file, or the files of the model folder.
+    ///
+    /// What is kept of a folder says `bigsmall compress --help`.
     #[command(alias = "decompress")]
     Restore(Restore),
     /// Check everything: checksums, decoding, the SHA-256 of the original.
@@ -121,12 +127,18 @@ pub(crate) struct Compress {
     /// Store an MD5 of every tensor.
     #[arg(long)]
     pub(crate) md5: bool,
-    /// Replace an existing output.
+    /// Replace an existing output. A folder is replaced only if the new one has all its files.
     #[arg(long)]
     pub(crate) force: bool,
     /// Do all the work, but write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
+    #[arg(long)]
+    pub(crate) hidden: bool,
+    /// The most files that a folder may have.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_files: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -142,7 +154,7 @@ pub(crate) struct Restore {
     /// Threads that decode; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Replace an existing output.
+    /// Replace an existing output. A folder is replaced only if the new one has all its files.
     #[arg(long)]
     pub(crate) force: bool,
     /// Refuse a shard that restores to this many times its bytes, or more.
@@ -151,6 +163,12 @@ pub(crate) struct Restore {
     /// Begin even if the file system has too little free space.
     #[arg(long)]
     pub(crate) ignore_free_space: bool,
+    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
+    #[arg(long)]
+    pub(crate) hidden: bool,
+    /// The most files that a folder may have.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_files: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -169,6 +187,12 @@ pub(crate) struct Verify {
     /// Refuse a shard that restores to this many times its bytes, or more.
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub(crate) max_expansion: u64,
+    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
+    #[arg(long)]
+    pub(crate) hidden: bool,
+    /// The most files that a folder may have.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_files: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

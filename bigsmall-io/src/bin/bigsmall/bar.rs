@@ -1,7 +1,6 @@
-//! The progress bar on a terminal, and Ctrl-C.
+//! The progress bar on a terminal.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -37,24 +36,4 @@ fn show(progress: &Progress, done: &AtomicBool) {
         std::thread::park_timeout(Duration::from_millis(100));
     }
     bar.finish_and_clear();
-}
-
-/// The first Ctrl-C (or the signal of a shutdown) asks the job to stop and clean up. The second one
-/// ends the program at once.
-pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    for signal in [SIGINT, SIGTERM] {
-        let flag = progress.cancel_flag();
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
-        signal_hook::flag::register(signal, flag)?;
-    }
-    #[cfg(unix)]
-    {
-        // Report a file above the system's size limit as an error. By default the signal would end
-        // the program and leave the temporary file behind.
-        let ignored = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)?;
-        signal_hook::flag::register(signal_hook::consts::SIGHUP, progress.cancel_flag())?;
-    }
-    Ok(())
 }

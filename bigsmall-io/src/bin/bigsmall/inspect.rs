@@ -3,15 +3,16 @@
 use std::io::{self, BufWriter, Write};
 
 use bigsmall_format::internal::Shown;
-use bigsmall_io::{Error, Model, ReadAt, Result, Shard, TensorSpec, hex};
+use bigsmall_io::internal::json_line;
+use bigsmall_io::{Error, Model, Progress, ReadAt, Result, Shard, TensorSpec, hex};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
 use crate::bytes;
 
 /// Prints the table, or the JSON, of a model.
-pub(crate) fn inspect(args: &Inspect) -> Result<()> {
-    let model = Model::open(&args.input)?;
+pub(crate) fn inspect(args: &Inspect, progress: &Progress) -> Result<()> {
+    let model = Model::open_with(&args.input, progress)?;
     if let Some(name) = &args.tensor {
         model.spec(name)?;
     }
@@ -152,5 +153,5 @@ fn element(out: &mut impl Write, i: usize, value: &Value) -> io::Result<()> {
     if i > 0 {
         out.write_all(b",")?;
     }
-    write!(out, "{value}")
+    out.write_all(json_line(value).trim_end().as_bytes())
 }

@@ -5,12 +5,14 @@ mod args;
 mod bar;
 mod inspect;
 mod measure;
+mod signals;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use bigsmall_format::internal::Chain;
+use bigsmall_format::internal::{Chain, Shown};
+use bigsmall_io::internal::json_line;
 use bigsmall_io::{
     Class, CompressOptions, Error, ErrorKind, Progress, Report, RestoreOptions, Result, hex,
 };
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let warn = |text: &str| drop(writeln!(std::io::stderr(), "bigsmall: warning: {text}"));
     let progress = Progress::default().on_warning(warn);
-    let result = bar::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
+    let result = signals::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
         match std::io::stdout().lock().write_all(text.as_bytes()) {
@@ -62,6 +64,8 @@ fn hint(error: &Error) -> &'static str {
         ErrorKind::OutputExists => " (--force replaces it)",
         ErrorKind::Expansion => " (--max-expansion N allows more)",
         ErrorKind::Space => " (--ignore-free-space begins all the same)",
+        ErrorKind::OutputHoldsMore => " (remove them, or choose another output)",
+        ErrorKind::TooManyFiles => " (--max-files N allows more)",
         _ => "",
     }
 }
@@ -75,7 +79,9 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .encoding(a.coding.encoding())
                 .md5(a.md5)
                 .replace(a.force)
-                .dry_run(a.dry_run);
+                .dry_run(a.dry_run)
+                .hidden(a.hidden)
+                .max_files(a.max_files);
             // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
@@ -85,16 +91,22 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             let options = RestoreOptions::new()
                 .replace(a.force)
                 .max_expansion(a.max_expansion)
-                .ignore_free_space(a.ignore_free_space);
+                .ignore_free_space(a.ignore_free_space)
+                .hidden(a.hidden)
+                .max_files(a.max_files);
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
         }
         Command::Verify(a) => {
-            let options = RestoreOptions::new().md5(a.md5).max_expansion(a.max_expansion);
+            let options = RestoreOptions::new()
+                .md5(a.md5)
+                .max_expansion(a.max_expansion)
+                .hidden(a.hidden)
+                .max_files(a.max_files);
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
-        Command::Inspect(a) => inspect::inspect(&a).map(|()| String::new()),
+        Command::Inspect(a) => inspect::inspect(&a, progress).map(|()| String::new()),
         Command::Index(a) => {
             let report = bigsmall_io::index(&a.dir, a.original.as_deref(), a.force)?;
             Ok(show("indexed", &report, begin, a.json))
@@ -129,6 +141,18 @@ fn overhead(what: &str, report: &Report) -> String {
         "larger than the original: each of the {n} tensors takes some 50 bytes of index, and \
          {mean} in the original\n"
     )
+}
+
+/// What was left out, for people to know.
+fn left_out(report: &Report) -> String {
+    let n = report.left_out.len();
+    if n == 0 {
+        return String::new();
+    }
+    let first = report.left_out.iter().take(3).map(|name| Shown::name(name).to_string());
+    let more = if n > 3 { format!(" and {} more", n - 3) } else { String::new() };
+    let names = first.collect::<Vec<String>>().join(", ");
+    format!("left out {names}{more} (--hidden takes hidden files, but no .git)\n")
 }
 
 /// A number of bytes, for people to read.
@@ -166,17 +190,19 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
             "ratio": report.ratio(),
             "seconds": seconds,
             "files": files.collect::<Vec<Value>>(),
+            "left_out": report.left_out,
         });
-        return format!("{value}\n");
+        return json_line(&value);
     }
     let mut out = String::new();
     for f in &report.files {
-        out += &format!("{}  sha256 {}\n", f.name.escape_debug(), hex(&f.sha256));
+        out += &format!("{}  sha256 {}\n", Shown::name(&f.name), hex(&f.sha256));
         for (name, md5) in &f.md5s {
-            out += &format!("  {}  md5 {}\n", name.escape_debug(), hex(md5));
+            out += &format!("  {}  md5 {}\n", Shown::name(name), hex(md5));
         }
     }
     out += &overhead(what, report);
+    out += &left_out(report);
     out += &format!(
         "{what} {} <-> {}: {:.2} % in {seconds:.2} s ({:.2} GB/s)\n",
         bytes(report.original_bytes),
@@ -197,7 +223,7 @@ fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
             "ratio": found.ratio(),
             "seconds": found.seconds,
         });
-        return Ok(format!("{value}\n"));
+        return Ok(json_line(&value));
     }
     Ok(format!(
         "{} -> about {}: {:.1} % in about {:.1} s\n",
@@ -230,7 +256,7 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
             "backend": m.backend,
             "threads": m.threads,
         });
-        return Ok(format!("{value}\n"));
+        return Ok(json_line(&value));
     }
     let matvec = m.matvec.map_or_else(String::new, |m| {
         format!("matvec  {:.2} GB/s, {:.2} of plain bf16\n", m.gbps, m.vs_plain())

@@ -96,7 +96,7 @@ pub(crate) fn measure(
 ) -> Result<Measurement> {
     let (coder, backend) = coder(options)?;
     let size = size(input, options.encoding, progress)?;
-    let tensors = tensors(input)?;
+    let tensors = tensors(input, progress)?;
     measure_tensors(&size, &tensors, &*coder, backend, options, progress)
 }
 
@@ -112,9 +112,10 @@ fn size(input: &Path, encoding: Encoding, progress: &Progress) -> Result<Report>
 }
 
 /// The first tensors of the file that have values, about [`TAKEN`] bytes of them.
-fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
+fn tensors(input: &Path, progress: &Progress) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
     let (mut found, mut taken) = (Vec::new(), 0);
     let mut take = |spec: &TensorSpec, read: &dyn Fn(&mut [u8]) -> Result<()>| {
+        stop(progress)?;
         let fits = taken == 0 || taken + spec.byte_len() <= TAKEN;
         if fits && spec.byte_len() > 0 {
             let mut bytes = zeroed(spec.byte_len())?;
@@ -124,7 +125,7 @@ fn tensors(input: &Path) -> Result<Vec<(TensorSpec, Vec<u8>)>> {
         }
         Ok::<bool, Error>(fits)
     };
-    match Model::open(input) {
+    match Model::open_with(input, progress) {
         Ok(model) => {
             for spec in model.tensors() {
                 if !take(spec, &|bytes| model.tensor_into(spec.name(), bytes))? {

@@ -64,8 +64,9 @@ pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str
 
 /// A value that changes when the file changes: its ETag, or its date.
 pub(crate) fn validator(headers: &HeaderMap) -> Option<String> {
-    let found = text(headers, header::ETAG).or_else(|| text(headers, header::LAST_MODIFIED));
-    found.map(str::to_owned)
+    let found = headers.get(header::ETAG).or_else(|| headers.get(header::LAST_MODIFIED));
+    // An ETag may have any bytes from 0x80 on.
+    found.map(|value| value.as_bytes().escape_ascii().to_string())
 }
 
 /// A parsed `Content-Range`; `None` for `*`.
@@ -124,6 +125,19 @@ pub(crate) fn body_into(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    //
+    fn an_etag_of_any_bytes_tells_files_apart() {
+        let etag = |bytes: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ETAG, ureq::http::HeaderValue::from_bytes(bytes).unwrap());
+            headers.insert(header::LAST_MODIFIED, "today".parse().unwrap());
+            validator(&headers).unwrap()
+        };
+        assert_eq!(etag(b"\"a-1\""), etag(b"\"a-1\""));
+        assert_ne!(etag(b"\"\xe9\""), etag(b"\"\xe8\""));
+    }
 
     #[test]
     fn content_ranges_are_read_strictly() {

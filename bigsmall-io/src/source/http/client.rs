@@ -10,6 +10,7 @@ use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use crate::error::Result;
+use crate::progress::Stop;
 use crate::source::file::REMOTE_THREADS;
 use crate::source::http::answer::{Failure, broken, remote, text};
 #[cfg(feature = "hub")]
@@ -28,6 +29,7 @@ const TEXT: u64 = 64 << 20;
 pub(crate) struct Client {
     agent: Agent,
     options: HttpOptions,
+    stop: Stop,
 }
 
 /// The requested part of a file.
@@ -42,7 +44,8 @@ pub(crate) enum Want {
 }
 
 impl Client {
-    pub(crate) fn new(options: HttpOptions) -> Arc<Self> {
+    /// `stop` ends every wait for a server.
+    pub(crate) fn new(options: HttpOptions, stop: Stop) -> Arc<Self> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -53,15 +56,20 @@ impl Client {
             .max_idle_connections(2 * REMOTE_THREADS)
             .user_agent(concat!("bigsmall/", env!("CARGO_PKG_VERSION")))
             .build();
-        Arc::new(Client { agent: config.into(), options })
+        Arc::new(Client { agent: config.into(), options, stop })
     }
 
     /// Repeats `work` until it succeeds, fails permanently or runs out of attempts.
-    pub(crate) fn tried<T>(&self, work: impl Fn() -> std::result::Result<T, Failure>) -> Result<T> {
+    pub(crate) fn tried<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Fn(&Arc<Client>) -> std::result::Result<T, Failure> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let work = Arc::new(work);
         let mut wait = self.options.backoff;
         let mut attempt = 1;
         loop {
-            match work() {
+            let (client, work) = (Arc::clone(self), Arc::clone(&work));
+            match self.stop.run(move || work(&client))? {
                 Ok(found) => return Ok(found),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(error, _)) if attempt >= self.options.attempts => {
@@ -72,7 +80,7 @@ impl Client {
                     let more = RandomState::new().hash_one(attempt) % 512;
                     let wait_now = wait + wait * more as u32 / 1024;
                     let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
-                    std::thread::sleep(wait_now.max(asked));
+                    self.stop.sleep(wait_now.max(asked))?;
                 }
             }
             attempt += 1;
@@ -125,9 +133,10 @@ impl Client {
 
     /// Fetches a text.
     #[cfg(feature = "hub")]
-    pub(crate) fn text(&self, url: &str) -> Result<String> {
-        let bytes = self.tried(|| {
-            let answer = self.send(url, Want::All)?;
+    pub(crate) fn text(self: &Arc<Self>, url: &str) -> Result<String> {
+        let url = url.to_owned();
+        let bytes = self.tried(move |client| {
+            let answer = client.send(&url, Want::All)?;
             if answer.status() != 200 {
                 return Err(refusal(&answer, "a text"));
             }

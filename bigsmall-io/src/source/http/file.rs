@@ -10,6 +10,7 @@ use bigsmall_format::internal::zeroed;
 use ureq::http::header;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Stop;
 use crate::source::http::answer::{
     ContentRange, Failure, body_into, check_plain, content_range, cut, refusal, remote, text,
     validator,
@@ -37,7 +38,7 @@ const LONG_TAIL: u64 = 4 << 20;
 /// ```
 pub struct HttpFile {
     client: Arc<Client>,
-    url: String,
+    url: Arc<str>,
     validator: Option<String>,
     tail: Tail,
 }
@@ -49,18 +50,19 @@ impl HttpFile {
     /// [`ErrorKind::Remote`] where the server refuses, knows no ranges or contradicts itself;
     /// [`ErrorKind::Io`] where it cannot be reached.
     pub fn open(url: &str, options: &HttpOptions) -> Result<Self> {
-        Self::open_with(&Client::new(options.clone()), url)
+        Self::open_with(&Client::new(options.clone(), Stop::default()), url)
     }
 
     pub(crate) fn open_with(client: &Arc<Client>, url: &str) -> Result<Self> {
         let named = |e: Error| e.in_file(without_query(url));
-        client.tried(|| Self::try_open(client, url)).map_err(named)
+        let address: Arc<str> = url.into();
+        client.tried(move |client| Self::try_open(client, &address)).map_err(named)
     }
 
-    fn try_open(client: &Arc<Client>, url: &str) -> std::result::Result<Self, Failure> {
+    fn try_open(client: &Arc<Client>, url: &Arc<str>) -> std::result::Result<Self, Failure> {
         let file = |byte_len, validator, bytes| HttpFile {
             client: Arc::clone(client),
-            url: url.to_owned(),
+            url: Arc::clone(url),
             validator,
             tail: Tail { byte_len, bytes },
         };
@@ -115,12 +117,12 @@ impl HttpFile {
             _ => return Err(refusal(&answer, "a file")),
         };
         let mut opened = file(byte_len, known, Vec::new());
-        let mut tail = zeroed(byte_len.min(tail_len))?;
-        if !tail.is_empty() {
-            let found = opened.fetch(byte_len - tail.len() as u64, &mut tail)?;
+        let kept = byte_len.min(tail_len);
+        if kept > 0 {
+            let (tail, found) = opened.range(byte_len - kept, kept as usize).fetch(client)?;
             opened.validator = opened.validator.or(found);
+            opened.tail.bytes = tail;
         }
-        opened.tail.bytes = tail;
         Ok(opened)
     }
 
@@ -138,10 +140,30 @@ impl HttpFile {
         Ok((len, LONG_TAIL))
     }
 
-    /// Fetches a range within the file. Returns the answer's ETag or date.
-    fn fetch(&self, offset: u64, buf: &mut [u8]) -> std::result::Result<Option<String>, Failure> {
-        let last = offset + buf.len() as u64 - 1;
-        let answer = self.client.send(&self.url, Want::Bytes(offset, last))?;
+    /// The request for a range within the file.
+    fn range(&self, offset: u64, len: usize) -> Wanted {
+        let (url, validator) = (Arc::clone(&self.url), self.validator.clone());
+        Wanted { url, validator, byte_len: self.tail.byte_len, offset, len }
+    }
+}
+
+/// A range of a file, and what the answer must agree with. Whoever waits for it may have given up
+/// when it comes.
+struct Wanted {
+    url: Arc<str>,
+    validator: Option<String>,
+    /// The length of the file.
+    byte_len: u64,
+    offset: u64,
+    len: usize,
+}
+
+impl Wanted {
+    /// Returns the bytes, and the answer's ETag or date.
+    fn fetch(&self, client: &Client) -> std::result::Result<(Vec<u8>, Option<String>), Failure> {
+        let offset = self.offset;
+        let last = offset + self.len as u64 - 1;
+        let answer = client.send(&self.url, Want::Bytes(offset, last))?;
         let headers = answer.headers();
         let found = validator(headers);
         let changed = || Error::new(ErrorKind::SourceChanged).at(offset);
@@ -157,15 +179,15 @@ impl HttpFile {
                 check_plain(headers)?;
                 let range = content_range(headers);
                 let len = range.as_ref().and_then(|r| r.len);
-                if let Some(len) = len.filter(|&n| n != self.tail.byte_len) {
-                    return Err(changed().expected(self.tail.byte_len).found(len).into());
+                if let Some(len) = len.filter(|&n| n != self.byte_len) {
+                    return Err(changed().expected(self.byte_len).found(len).into());
                 }
                 if range.and_then(|r| r.bytes) != Some((offset, last)) {
                     let found = text(headers, header::CONTENT_RANGE).unwrap_or("no Content-Range");
                     return Err(remote(format!("bytes {offset}-{last}"), found).into());
                 }
             }
-            200 if (offset, last + 1) == (0, self.tail.byte_len) => check_plain(headers)?,
+            200 if (offset, last + 1) == (0, self.byte_len) => check_plain(headers)?,
             200 => {
                 let found = "the whole file: the server does not support ranges";
                 return Err(remote(format!("bytes {offset}-{last}"), found).into());
@@ -173,8 +195,9 @@ impl HttpFile {
             416 => return Err(changed().found("a range past its end").into()),
             _ => return Err(refusal(&answer, "a range")),
         }
-        body_into(answer, buf)?;
-        Ok(found)
+        let mut bytes = zeroed(self.len as u64)?;
+        body_into(answer, &mut bytes)?;
+        Ok((bytes, found))
     }
 }
 
@@ -194,10 +217,11 @@ impl ReadAt for HttpFile {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         let fetch = |offset, piece: &mut [u8]| {
-            // `tried` calls `fetch` again, with the same buffer each time.
-            let piece = std::cell::RefCell::new(piece);
-            let fetch = || self.fetch(offset, &mut piece.borrow_mut());
-            self.client.tried(fetch).map(|_| ()).map_err(|e| e.at(offset))
+            let wanted = self.range(offset, piece.len());
+            let fetched = self.client.tried(move |client| wanted.fetch(client));
+            let (bytes, _) = fetched.map_err(|e| e.at(offset))?;
+            piece.copy_from_slice(&bytes);
+            Ok(())
         };
         let named = |e: Error| e.in_file(without_query(&self.url)).into();
         self.tail.read_exact_at(offset, buf, fetch).map_err(named)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::model_index::ModelIndex;
+use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
 use crate::source::http::client::Client;
@@ -12,8 +13,8 @@ use crate::source::http::options::HttpOptions;
 use crate::source::url::encoded;
 
 /// Opens the URL of a shard, or of an index file whose shards lie beside it.
-pub(crate) fn open(url: &str) -> Result<Input> {
-    let client = Client::new(HttpOptions::default());
+pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
+    let client = Client::new(HttpOptions::default(), stop.clone());
     let (path, query) =
         url.split_once('?').map_or((url, None), |(path, query)| (path, Some(query)));
     if !path.ends_with(".index.json") {
@@ -34,7 +35,8 @@ struct Files {
 }
 
 impl RemoteFolder for Files {
-    fn names(&self) -> Result<Vec<String>> {
+    /// At most as many as a model has shards: the index file is bounded.
+    fn names(&self, _most: u64) -> Result<Vec<String>> {
         let (_, index) = ModelIndex::read(&self.open(&self.index)?)?;
         let shards = index.shards().into_iter().map(str::to_owned);
         Ok(std::iter::once(self.index.clone()).chain(shards).collect())

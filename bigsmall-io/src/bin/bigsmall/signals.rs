@@ -1,0 +1,54 @@
+//! Ctrl-C and the other signals that end the command.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bigsmall_io::Progress;
+use signal_hook::flag::{register, register_conditional_shutdown};
+
+/// How often the watching thread looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a job that is asked to stop has to do so.
+const PATIENCE: Duration = Duration::from_millis(600);
+
+/// The first Ctrl-C (or the signal of a shutdown, or of a terminal that is closed) asks the job to
+/// stop and clean up. If it does not within a second, because the system makes it wait or because
+/// of a long computation, the program removes the temporary files and ends. A second signal ends it
+/// at once.
+pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let flag = progress.cancel_flag();
+    let mut signals = vec![SIGINT, SIGTERM];
+    #[cfg(unix)]
+    signals.push(signal_hook::consts::SIGHUP);
+    let ignored = ignored();
+    for signal in signals.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
+        register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
+        register(signal, Arc::clone(&flag))?;
+    }
+    // Report a file above the system's size limit as an error. By default the signal would end the
+    // program and leave the temporary file behind.
+    #[cfg(unix)]
+    register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    let watch = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        while !flag.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
+        }
+        std::thread::sleep(PATIENCE);
+        bigsmall_io::internal::remove_temporaries();
+        let _ = writeln!(std::io::stderr(), "bigsmall: cancelled");
+        std::process::exit(1);
+    });
+    // Without that thread a job still stops where it looks at the flag.
+    let _ = watch;
+    Ok(())
+}
+
+/// The signals that this process was started to ignore, as a bit each: `nohup` does so.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

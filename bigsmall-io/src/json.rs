@@ -1,0 +1,58 @@
+//! Lines of JSON for terminals and logs.
+
+use std::io::{self, Write};
+
+use bigsmall_format::internal::Shown;
+use serde_core::Serialize;
+use serde_json::ser::Formatter;
+
+/// A line of JSON. What a terminal would not show as it is, is escaped: every parser of JSON reads
+/// the same text.
+pub fn json_line(value: &impl Serialize) -> String {
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut line, Visible);
+    // Writing a value to memory does not fail.
+    let _ = value.serialize(&mut serializer);
+    line.push(b'\n');
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        to: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
+        let mut rest = text;
+        while let Some(at) = rest.find(|c| !Shown::is_plain(c)) {
+            let (plain, after) = rest.split_at(at);
+            to.write_all(plain.as_bytes())?;
+            let mut chars = after.chars();
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(to, "\\u{unit:04x}")?;
+                }
+            }
+            rest = chars.as_str();
+        }
+        to.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // U-01, U-02
+    fn every_character_is_seen_or_escaped_and_comes_back() {
+        let all: String =
+            ('\0'..=char::MAX).step_by(7).chain("\u{7f}\u{9b}\u{202e}".chars()).collect();
+        let line = json_line(&serde_json::json!({ &all: [&all] }));
+        assert!(line.trim_end().chars().all(Shown::is_plain));
+        let back: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(back[&all][0], all);
+    }
+}

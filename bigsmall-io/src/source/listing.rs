@@ -1,0 +1,209 @@
+//! The one list of names of a folder, whatever kind of folder it is, and the names that it may
+//! have.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The most files of a folder, unless the caller allows more. No repository of the Hub has as many.
+pub(crate) const MAX_FILES: u64 = 1 << 20;
+
+/// The most levels of folders in folders.
+pub(crate) const MAX_DEPTH: usize = 100;
+
+/// Which files of a folder to list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Also files whose name, or whose folder's name, begins with a dot.
+    pub(crate) hidden: bool,
+    /// More files are an error.
+    pub(crate) most: u64,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Wanted { hidden: false, most: MAX_FILES }
+    }
+}
+
+/// The names of a folder, relative to it.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Every file, in the order of the names.
+    pub(crate) files: BTreeSet<PathBuf>,
+    /// Every folder, where folders exist: on this machine.
+    pub(crate) folders: BTreeSet<PathBuf>,
+    /// Files and folders that were left out.
+    pub(crate) left_out: BTreeSet<PathBuf>,
+    wanted: Wanted,
+}
+
+impl Listing {
+    pub(crate) fn new(wanted: Wanted) -> Self {
+        Listing { wanted, ..Default::default() }
+    }
+
+    /// Whether the file or folder `name` belongs to the list. If not, notes that it is left out.
+    pub(crate) fn wants(&mut self, name: &Path) -> bool {
+        let mut path = PathBuf::new();
+        for part in name.components() {
+            path.push(part);
+            let part = part.as_os_str().to_string_lossy();
+            // Git runs what is written in its folder.
+            if is_git(&part) || is_hidden(&part) && !self.wanted.hidden {
+                self.left_out.insert(path);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Adds a file.
+    pub(crate) fn add(&mut self, name: PathBuf) -> Result<()> {
+        if self.files.len() as u64 >= self.wanted.most {
+            return Err(too_many(self.wanted.most));
+        }
+        let shown = name.to_string_lossy().into_owned();
+        match self.files.insert(name) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Remote)
+                .in_file(shown)
+                .found("the list of the folder's files names it twice")),
+        }
+    }
+}
+
+/// A folder has more files than the limit.
+pub(crate) fn too_many(most: u64) -> Error {
+    Error::new(ErrorKind::TooManyFiles)
+        .expected(format!("at most {most}"))
+        .found(format!("{} or more", most.saturating_add(1)))
+}
+
+/// Whether a name begins with a dot, and is not one of those that lead elsewhere.
+pub(crate) fn is_hidden(part: &str) -> bool {
+    part.starts_with('.') && !matches!(part, "." | "..")
+}
+
+/// Whether some file system takes `part` for Git's own `.git`: also in other cases, with characters
+/// that HFS+ ignores, by its short name on Windows, with trailing dots and spaces.
+pub(crate) fn is_git(part: &str) -> bool {
+    let ignored = |c: &char| {
+        matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}')
+            || *c == '\u{feff}'
+    };
+    let name: String = part.chars().filter(|c| !ignored(c)).collect();
+    let name = name.trim_end_matches(['.', ' ']).to_ascii_lowercase();
+    name == ".git" || name == "git~1"
+}
+
+/// The name of a file that another machine or a file names must be a relative path of plain
+/// components on every system. It must not lead out of the folder, nor into Git's, nor name a
+/// drive, a stream or a device.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let plain = !name.is_empty()
+        && !name.contains(['\\', ':', '\0'])
+        && name.split('/').all(|part| !matches!(part, "" | "." | "..") && !is_git(part))
+        && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)))
+        && !(cfg!(windows) && name.split('/').any(is_special_on_windows));
+    match plain {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::ModelPath)
+            .expected("a name within the folder")
+            .found(format!("{name:?}"))),
+    }
+}
+
+/// Whether Windows takes a name for a device, or changes it.
+fn is_special_on_windows(part: &str) -> bool {
+    const DEVICES: [&str; 6] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"];
+    let stem = part.split('.').next().unwrap_or(part).trim_end_matches(' ').to_ascii_uppercase();
+    let port = ["COM", "LPT"].iter().any(|port| {
+        stem.strip_prefix(port).is_some_and(|n| {
+            let mut digits = n.chars();
+            matches!((digits.next(), digits.next()), (Some('0'..='9' | '¹' | '²' | '³'), None))
+        })
+    });
+    port || DEVICES.contains(&&*stem)
+        || part.ends_with(['.', ' '])
+        || part.contains(|c: char| c < ' ' || "<>\"|?*".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // L-01
+    fn gits_own_folder_is_known_by_every_name_that_leads_to_it() {
+        for name in [
+            ".git",
+            ".GIT",
+            ".Git",
+            ".git.",
+            ".git ",
+            ".git. . ",
+            "git~1",
+            "GIT~1",
+            ".g\u{200c}it",
+            "\u{feff}.git",
+        ] {
+            assert!(is_git(name), "{name:?}");
+            for path in [name.to_owned(), format!("{name}/config"), format!("a/{name}/b")] {
+                assert!(check_name(&path).is_err(), "{path:?}");
+                for hidden in [false, true] {
+                    let mut listing = Listing::new(Wanted { hidden, ..Default::default() });
+                    assert!(!listing.wants(Path::new(&path)), "{path:?}");
+                    assert_eq!(listing.left_out.len(), 1);
+                }
+            }
+        }
+        for name in [".gitattributes", ".github", "git", "a.git", "git~2", ".git2"] {
+            assert!(!is_git(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    // L-02
+    fn hidden_files_are_listed_where_the_caller_asks_for_them() {
+        for name in [".envrc", ".ssh/authorized_keys", "a/.x/y", "._model.bs"] {
+            let mut listing = Listing::new(Wanted::default());
+            assert!(!listing.wants(Path::new(name)), "{name}");
+            let mut listing = Listing::new(Wanted { hidden: true, ..Default::default() });
+            assert!(listing.wants(Path::new(name)) && listing.left_out.is_empty(), "{name}");
+        }
+        assert!(Listing::new(Wanted::default()).wants(Path::new("a/b.c")));
+    }
+
+    #[test]
+    fn a_name_that_leads_out_is_refused_and_not_left_out() {
+        for name in ["../x", "a/../../x", "./x", "/x"] {
+            assert!(
+                Listing::new(Wanted::default()).wants(Path::new(name)) && check_name(name).is_err()
+            );
+        }
+    }
+
+    #[test]
+    // L-03
+    fn a_list_has_a_bound_and_no_name_twice() {
+        let mut listing = Listing::new(Wanted { most: 2, ..Default::default() });
+        listing.add("a".into()).unwrap();
+        assert_eq!(listing.add("a".into()).unwrap_err().kind(), ErrorKind::Remote);
+        listing.add("b".into()).unwrap();
+        let error = listing.add("c".into()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooManyFiles);
+        assert!(error.to_string().contains("at most 2, found 3 or more"), "{error}");
+    }
+
+    #[test]
+    fn names_that_windows_reads_in_another_way_are_known() {
+        for name in ["con", "NUL.txt", "com1", "LPT³.x", "aux .b", "a.", "a ", "a?b", "a\u{1}"] {
+            assert!(is_special_on_windows(name), "{name:?}");
+        }
+        for name in ["console", "com", "com10", "null", ".a", "a b", "größe"] {
+            assert!(!is_special_on_windows(name), "{name:?}");
+        }
+    }
+}
