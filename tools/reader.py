@@ -16,6 +16,7 @@ import json
 import math
 import struct
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -445,6 +446,8 @@ def read_low_planes(source, low_bits, v):  # 7.4: the low bits of the units of a
 def decode_ans_block(ans, block, size):  # 7.5, kinds 0, 1 and 2
     if block[:1] == b"\3":
         return decode_zeros(ans, block, size)
+    if block[:1] == b"\4":
+        return decode_deflate(block, size)
     source = Source(block, "AnsBlockLength")
     kind, q, exceptions, n_words = source.numbers("BBHI")
     require(kind == 2 or kind < 2 and not q | exceptions | n_words, "AnsBlockHeader", block[:8])
@@ -486,7 +489,7 @@ def decode_zeros(ans, block, size):  # 7.5.3
     _, reserved, mask_length, k = source.numbers("BBHI")
     require(ans.masks and reserved == 0 and n >= 256 and 1 <= k < n, "AnsBlockHeader", block[:8])
     parts = source.take(mask_length, 8), source.take(source.left())
-    require(all(part[:1] in (b"\0", b"\1", b"\2") for part in parts), "AnsBlockHeader",
+    require(all(part[:1] in (b"\0", b"\1", b"\2", b"\4") for part in parts), "AnsBlockHeader",
             "the kinds within")
     mask = int.from_bytes(decode_ans_block(ans.masks, parts[0], (n + 7) // 8), "little")
     require(mask < 1 << n, "PaddingNotZero", "in a mask")
@@ -494,6 +497,20 @@ def decode_zeros(ans, block, size):  # 7.5.3
     others = Source(decode_ans_block(ans, parts[1], k * ans.unit_bytes), "ZeroMask")
     return b"".join(others.take(ans.unit_bytes) if mask >> i & 1 else bytes(ans.unit_bytes)
                     for i in range(n))
+
+def decode_deflate(block, size):  # 7.5, kind 4
+    require(56 <= len(block) < 8 + size, "AnsBlockLength", f"{len(block)} bytes for {size}")
+    require(not any(block[1:8]), "AnsBlockHeader", block[:8])
+    stream = zlib.decompressobj(-15)
+    try:
+        decoded = stream.decompress(block[8:], size + 1)
+    except zlib.error as error:
+        raise Refused("corrupt", "AnsDeflate", error) from None
+    require(stream.eof and len(decoded) == size, "AnsDeflate", f"{len(decoded)} bytes for {size}")
+    padding = stream.unused_data
+    require(not padding or len(block) == 56, "AnsDeflate", f"{len(padding)} bytes after the stream")
+    require(not any(padding), "PaddingNotZero", "after a stream")
+    return decoded
 
 def read_ids(source, choices, groups, segment):  # what is chosen for every group, by its segment
     ids = [source.bits((len(choices) - 1).bit_length()) for _ in range(0, groups, segment)]

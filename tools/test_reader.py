@@ -59,6 +59,10 @@ class Vectors(unittest.TestCase):
         decoded = reader.decode_ans_block(ans, hex_vector("zeros block"), 520)
         self.assertEqual(decoded, struct.pack("<260H", *units))
 
+    def test_deflate(self):
+        decoded = reader.decode_deflate(hex_vector("deflate block"), 300)
+        self.assertEqual(decoded, bytes(i % 10 for i in range(300)))
+
     def test_table(self):
         frequencies = number_vector("frequencies")
         source = reader.Source(hex_vector("table bytes"), "table")

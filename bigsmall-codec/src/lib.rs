@@ -30,6 +30,7 @@ mod arch;
 mod backend;
 mod bits;
 mod block;
+mod deflate;
 mod delta;
 mod exceptions;
 mod head;
@@ -74,4 +75,5 @@ pub use pages::Pages;
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes, encode_into, encode_with};
 pub use view::{
     AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock, ZerosBlock,
+    store_raw,
 };

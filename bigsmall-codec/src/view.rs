@@ -1,8 +1,14 @@
 //! Encoded tensors as they are, for those who decode them elsewhere (FORMAT.md section 7).
 #![warn(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use bigsmall_format::{Dtype, EncodedRef, EncodingId, Error, Result, Rule, TensorSpec};
+use std::borrow::Cow;
 
+use bigsmall_format::internal::reserve;
+use bigsmall_format::{
+    Dtype, EncodedRef, EncodedTensor, EncodingId, Error, Result, Rule, TensorEncoding, TensorSpec,
+};
+
+use crate::ans::Ans;
 use crate::block::{Block, HEADER, Sections, Zeros, carried_len};
 use crate::head::Head;
 use crate::kernels::LANES;
@@ -36,6 +42,8 @@ use crate::table::TOTAL;
 ///         AnsBlock::Constant { unit } => println!("{unit:?} repeated"),
 ///         AnsBlock::Coded(block) => println!("{} words", block.words().len()),
 ///         AnsBlock::Zeros(block) => println!("{} units are not zero", block.n_others()),
+///         AnsBlock::Deflate { stream, .. } => println!("{} bytes of DEFLATE", stream.len()),
+///         _ => println!("a kind that is newer than this program"),
 ///     }
 /// }
 /// # Ok::<(), bigsmall_codec::Error>(())
@@ -183,6 +191,7 @@ impl<'a> AnsView<'a> {
                 sections.exceptions(head).try_for_each(|e| e.map(drop))?;
                 AnsBlock::Coded(CodedBlock { head, sections, offset })
             }
+            Block::Deflate(stream) => AnsBlock::Deflate { stream, offset: offset + HEADER as u64 },
             Block::Zeros(zeros) => {
                 let block = ZerosBlock { view: self, zeros, byte_len, offset };
                 block.mask()?;
@@ -191,6 +200,59 @@ impl<'a> AnsView<'a> {
             }
         })
     }
+}
+
+/// The tensor with those blocks decoded and stored raw for which `reads` is false; as it is if there
+/// are none. For programs that decode elsewhere and do not know every kind of block.
+///
+/// Memory: the payload of the result.
+///
+/// ```
+/// use bigsmall_codec::{Ans, AnsBlock, AnsView, Dtype, TensorSpec, encode_tensor, store_raw};
+///
+/// let mask: Vec<u8> = (0..40_000).map(|i| u8::from(i % 200 <= i / 200)).collect();
+/// let spec = TensorSpec::new("mask", Dtype::BOOL, &[200, 200])?;
+/// let tensor = encode_tensor(&Ans::default(), &spec, &mask)?;
+/// let plain = store_raw(&tensor, |block| matches!(block, AnsBlock::Coded(_)))?;
+/// assert!(matches!(AnsView::new(&*plain)?.block(0)?, AnsBlock::Raw { units, .. } if units == mask));
+/// # Ok::<(), bigsmall_codec::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`AnsView::new`], [`AnsView::block`] and of decoding.
+pub fn store_raw(
+    tensor: &EncodedTensor,
+    reads: impl Fn(&AnsBlock<'_>) -> bool,
+) -> Result<Cow<'_, EncodedTensor>> {
+    let view = AnsView::new(tensor)?;
+    let read = (0..view.n_blocks()).map(|index| Ok(reads(&view.block(index)?)));
+    let read = read.collect::<Result<Vec<bool>>>()?;
+    if !read.contains(&false) {
+        return Ok(Cow::Borrowed(tensor));
+    }
+    let spec = tensor.spec();
+    let decoder = Ans::default().open(spec, tensor.head())?;
+    let mut payload = tensor.head().to_vec();
+    payload.resize(payload.len().next_multiple_of(8), 0);
+    let mut lens = Vec::new();
+    for (index, is_read) in (0..).zip(read) {
+        let begin = payload.len();
+        let block = tensor.block(index);
+        if is_read {
+            reserve(&mut payload, block.len() + 8)?;
+            payload.extend_from_slice(block);
+        } else {
+            let n = spec.block_byte_len(index);
+            reserve(&mut payload, HEADER + n + 8)?;
+            payload.resize(begin + HEADER + n, 0);
+            let (_, units) = payload.split_at_mut(begin + HEADER);
+            decoder.decode_blocks(&[block], units).map_err(|e| e.in_tensor(spec.name()))?;
+        }
+        lens.push((payload.len() - begin) as u32);
+        payload.resize(payload.len().next_multiple_of(8), 0);
+    }
+    let head_len = tensor.head().len() as u32;
+    EncodedTensor::new(spec.clone(), EncodingId::Ans, head_len, lens, payload).map(Cow::Owned)
 }
 
 impl std::fmt::Debug for AnsView<'_> {
@@ -258,6 +320,7 @@ pub use crate::table::AliasEntry;
 /// Offsets are in bytes from the start of the payload
 /// ([`EncodedRef::payload`]).
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 #[allow(clippy::large_enum_variant)] // lives on the stack; boxing would allocate for each block
 pub enum AnsBlock<'a> {
     /// The block is not compressed.
@@ -276,6 +339,14 @@ pub enum AnsBlock<'a> {
     Coded(CodedBlock<'a>),
     /// Many units are zero: two blocks say which, and hold the others.
     Zeros(ZerosBlock<'a>),
+    /// The block repeats itself: a stream of DEFLATE (RFC 1951). Only decoding can check it
+    /// ([`Rule::AnsDeflate`]).
+    Deflate {
+        /// The stream, and the zeros that follow it if it is shorter than 48 bytes.
+        stream: &'a [u8],
+        /// Where it begins.
+        offset: u64,
+    },
 }
 
 /// A block of kind *zeros* (FORMAT.md section 7.5): two blocks of other kinds. Whether they match

@@ -76,6 +76,16 @@ fn vectors() {
         assert_eq!(back, units, "{backend:?}");
     }
 
+    let head = Head::plain(Dtype::U8, 0, 0, vec![vec![16; 256]]);
+    let units: Vec<u8> = (0..300u32).map(|i| (i % 10) as u8).collect();
+    let block = from_hex(&vector(&text, "deflate block").concat());
+    assert_eq!(oracle::decode(&head, &block, 300).unwrap(), units);
+    let spec = TensorSpec::new("d", Dtype::U8, &[300]).unwrap();
+    let decoder = Ans::default().open(&spec, &head.write()).unwrap();
+    let mut back = vec![0; units.len()];
+    decoder.decode_blocks(&[&block], &mut back).unwrap();
+    assert_eq!(back, units);
+
     // The bytes of the frame are what the encoder chose once; what counts is that they are read for
     // ever.
     let units: Vec<u8> = (0..261u16)

@@ -131,6 +131,7 @@ rules! {
     PaddingNotZero: Corrupt, "padding is not zero";
     ConstantBlock: Corrupt, "a constant block does not repeat one unit";
     ZeroMask: Corrupt, "a mask of zeros does not match the units beside it";
+    AnsDeflate: Corrupt, "a DEFLATE stream is not valid, or not as long as the block";
     // Delta payloads.
     DeltaHead: Corrupt, "a delta head field is out of range";
     DeltaBlock: Corrupt, "a delta block's header is out of range, or its sections do not fill it";

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use bigsmall_codec::{AliasBucket, AliasEntry, Ans, AnsBlock, AnsView, CodedBlock};
+use bigsmall_codec::{AliasBucket, AliasEntry, AnsBlock, AnsView, CodedBlock, store_raw};
 use bigsmall_format::{BLOCK_UNITS, EncodedTensor, EncodingId, Error, Result, Rule};
 
 /// Units of a group.
@@ -69,12 +69,13 @@ impl AnsPlan {
                     let unit = unit.iter().rev().fold(0, |unit, &b| unit << 8 | u32::from(b));
                     plan.blocks.extend([1, 0, 0, 0, unit, n_units]);
                 }
-                // `without_masks` has decoded all such blocks.
-                AnsBlock::Zeros(_) => {
-                    return Err(Error::new(Rule::SpecMismatch).expected("a block without a mask"));
-                }
                 AnsBlock::Coded(block) => {
                     plan.coded(&block, n_units, index as u32 * BLOCK_UNITS as u32);
+                }
+                // `readable` left none.
+                _ => {
+                    let kinds = "a block that is raw, constant or entropy coded";
+                    return Err(Error::new(Rule::SpecMismatch).expected(kinds));
                 }
             }
             plan.blocks.resize((index as usize + 1) * BLOCK_WORDS, 0);
@@ -102,41 +103,18 @@ impl AnsPlan {
     }
 }
 
-/// Replaces blocks of kind *zeros* by raw blocks, since the kernel does not decode them. A tensor
-/// without such blocks is returned unchanged.
+/// The tensor without blocks that the kernel does not read: they are decoded here, on the host, and
+/// stored raw. As it is if it has none, or another encoding.
 ///
 /// # Errors
 /// Those of decoding.
-pub(crate) fn without_masks(tensor: &EncodedTensor) -> Result<Cow<'_, EncodedTensor>> {
+pub(crate) fn readable(tensor: &EncodedTensor) -> Result<Cow<'_, EncodedTensor>> {
     if tensor.encoding() != EncodingId::Ans {
         return Ok(Cow::Borrowed(tensor));
     }
-    let view = AnsView::new(tensor)?;
-    let is_masked = |index| Ok(matches!(view.block(index)?, AnsBlock::Zeros(_)));
-    let masked = (0..view.n_blocks()).map(is_masked).collect::<Result<Vec<bool>>>()?;
-    if !masked.contains(&true) {
-        return Ok(Cow::Borrowed(tensor));
-    }
-    let spec = tensor.spec();
-    let mut payload = tensor.head().to_vec();
-    payload.resize(payload.len().next_multiple_of(8), 0);
-    let mut lens = Vec::new();
-    let block_bytes = spec.block_bytes() as u64;
-    for (index, is_masked) in (0..).zip(masked) {
-        let begin = payload.len();
-        if is_masked {
-            payload.resize(begin + 8 + spec.block_byte_len(index), 0);
-            let units = &mut payload[begin + 8..];
-            let from = index * block_bytes;
-            tensor.decode_bytes(&Ans::default(), from..from + units.len() as u64, units)?;
-        } else {
-            payload.extend_from_slice(tensor.block(index));
-        }
-        lens.push((payload.len() - begin) as u32);
-        payload.resize(payload.len().next_multiple_of(8), 0);
-    }
-    let head_len = tensor.head().len() as u32;
-    EncodedTensor::new(spec.clone(), EncodingId::Ans, head_len, lens, payload).map(Cow::Owned)
+    store_raw(tensor, |block| {
+        matches!(block, AnsBlock::Raw { .. } | AnsBlock::Constant { .. } | AnsBlock::Coded(_))
+    })
 }
 
 /// A bucket as the words of [`AnsPlan::tables`].
@@ -149,26 +127,28 @@ fn bucket_words(AliasBucket { split, own, donor, .. }: AliasBucket) -> [u32; 5] 
 
 #[cfg(test)]
 mod tests {
+    use bigsmall_codec::Ans;
     use bigsmall_format::{Dtype, TensorSpec, encode_tensor};
 
     use super::*;
 
     /// Blocks of a kind that the kernel does not support are sent to it decoded.
     #[test]
-    fn no_block_has_a_mask() {
-        let units: Vec<u8> = (0..200_000u32)
-            .flat_map(|i| if i % 3 == 0 { 0x3c00 + i as u16 % 64 } else { 0 }.to_le_bytes())
-            .collect();
+    fn other_kinds_are_decoded() {
+        let pruned = |i: u32| if i % 3 == 0 { 0x3c00 + i as u16 % 64 } else { 0 };
+        // In the second block the same 250 units over and over.
+        let unit = |i: u32| if i < 131_072 { pruned(i) } else { 0x3c00 + (i % 250) as u16 };
+        let units: Vec<u8> = (0..200_000u32).flat_map(|i| unit(i).to_le_bytes()).collect();
         let spec = TensorSpec::new("pruned", Dtype::BF16, &[1000, 200]).expect("a valid shape");
         let tensor = encode_tensor(&Ans::default(), &spec, &units).expect("a valid tensor");
-        assert_eq!(tensor.block(0)[0], 3, "pruned weights have a mask");
+        assert_eq!([0, 1].map(|i| tensor.block(i)[0]), [3, 4], "a mask, and DEFLATE");
         assert!(AnsPlan::new(&tensor).is_err());
-        let decoded = without_masks(&tensor).expect("a valid tensor");
-        assert!((0..2).all(|i| decoded.block(i)[0] != 3));
+        let decoded = readable(&tensor).expect("a valid tensor");
+        assert_eq!([0, 1].map(|i| decoded.block(i)[0]), [0, 0]);
         AnsPlan::new(&decoded).expect("blocks that the kernel reads");
         let mut back = vec![0; units.len()];
         decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");
         assert!(back == units);
-        assert!(matches!(without_masks(&decoded), Ok(Cow::Borrowed(_))));
+        assert!(matches!(readable(&decoded), Ok(Cow::Borrowed(_))));
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, Error as FormatError, Rule};
 
-use crate::ans::{AnsPlan, without_masks};
+use crate::ans::{AnsPlan, readable};
 use crate::context::Wgpu;
 use crate::device::Device;
 use crate::dispatch::fold;
@@ -66,15 +66,15 @@ pub struct PreparedAns {
 
 impl PreparedAns {
     /// Validates headers, tables and exceptions of `tensor`. Errors that only decoding can find are
-    /// reported by [`check_ans`](Wgpu::check_ans). Blocks with masks of zeros are decoded here, on
-    /// the host, and sent to the device decoded.
+    /// reported by [`check_ans`](Wgpu::check_ans). Blocks of a kind that the kernels do not support
+    /// (masks of zeros, DEFLATE) are decoded here, on the host, and sent to the device decoded.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for another dtype or encoding; of class Corrupt for a payload that
     /// breaks the format; [`ErrorKind::TooLarge`] for 2 GiB or more.
     pub fn new(tensor: EncodedTensor) -> Result<Self> {
         let of_tensor = |e: Error| e.in_tensor(tensor.spec().name());
-        let decoded = match without_masks(&tensor).map_err(|e| of_tensor(e.into()))? {
+        let decoded = match readable(&tensor).map_err(|e| of_tensor(e.into()))? {
             Cow::Borrowed(_) => None,
             Cow::Owned(decoded) => Some(decoded),
         };

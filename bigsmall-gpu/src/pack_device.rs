@@ -2,7 +2,7 @@
 
 use bigsmall_format::EncodedTensor;
 
-use crate::ans::without_masks;
+use crate::ans::readable;
 use crate::ans_tensor::{MOST_BYTES, plan_of, write_ans};
 use crate::backend::matrix_shape;
 use crate::context::Wgpu;
@@ -34,7 +34,7 @@ impl Wgpu {
     ) -> Result<WgpuWeights> {
         let (spec, device) = (tensor.spec(), &self.device);
         let (rows, cols) = matrix_shape(spec)?;
-        let tensor = &*without_masks(tensor)?;
+        let tensor = &*readable(tensor)?;
         let plan = plan_of(tensor)?;
         let shape = RowShape::new(cols);
         let mut matrix = Matrix::empty(rows, shape, form);

@@ -209,7 +209,7 @@ fn ans_decodes_as_the_codec_does() {
     for (weights, rows, cols) in ans_cases() {
         for level in [Level::Fast, Level::Default, Level::Small] {
             let tensor = encoded_by(&Ans::new(level), &weights, rows, cols);
-            let tensor = ans::without_masks(&tensor).unwrap();
+            let tensor = ans::readable(&tensor).unwrap();
             let plan = ans::AnsPlan::new(&tensor).unwrap();
             let payload =
                 tensor.payload().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));

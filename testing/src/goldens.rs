@@ -246,7 +246,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
     });
     // Half of the segments are alike, so one of four clusters stays empty.
     let alike = units::<1>(8 * 1024, |i| match i / 1024 % 4 {
-        0 | 1 => i as u64 % 4,
+        0 | 1 => (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62,
         2 => 100 + i as u64 * i as u64 % 7,
         _ => 200 + i as u64 / 3 % 2,
     });
@@ -331,6 +331,9 @@ pub fn goldens() -> Result<Vec<Golden>> {
 
     // Masks of zeros, from a separate sequence of random numbers.
     out.push(masks()?);
+
+    // What repeats itself, likewise.
+    out.push(repeated()?);
 
     // TBE.
     for (name, width) in [("tbe3", Width::Three), ("tbe4", Width::Four)] {
@@ -504,6 +507,44 @@ fn masks() -> Result<Golden> {
             vector("e4m3", Dtype::F8_E4M3, e4m3, ANS),
             vector("blocks", Dtype::BF16, blocks, ANS),
             vector("alike", Dtype::F32, alike, ANS),
+        ],
+    )
+}
+
+/// Indices, masks, equal rows.
+fn repeated() -> Result<Golden> {
+    let mut random = Xorshift(0x4b5a_6978_8796_a5b4);
+    let r = &mut random;
+    let group_of = units::<4>(20_000, |i| i as u64 / 128);
+    let positions = units::<8>(512, |i| i as u64);
+    let mask = units::<4>(96 * 96, |i| if i % 96 <= i / 96 { 0x3f80_0000 } else { 0 });
+    let causal = units::<1>(300 * 300, |i| u64::from(i % 300 <= i / 300));
+    let rows: Vec<Vec<u8>> = (0..3).map(|_| weights(r, Dtype::BF16, 200, 0.1)).collect();
+    let equal: Vec<u8> = (0..60).flat_map(|i| rows[i / 7 % 3].clone()).collect();
+    // Rows that are zero; of the others most are equal. So both parts of the block repeat
+    // themselves.
+    let row = |i: usize, r: &mut Xorshift| match i % 8 {
+        7 => weights(r, Dtype::F16, 320, 1.0),
+        i if i % 2 == 0 => vec![0; 640],
+        i => rows[i / 2 % 3].repeat(2)[..640].to_vec(),
+    };
+    let untouched: Vec<u8> = (0..200).flat_map(|i| row(i, r)).collect();
+    // So short a stream that zeros follow it.
+    let short = units::<1>(1100, |i| [3, 1, 4, 1, 5, 9, 2, 6, 5, 3][i % 10]);
+    // One block repeats itself, and the next one does not.
+    let mut blocks = units::<1>(BLOCK_UNITS, |i| i as u64 / 1000);
+    blocks.extend(weights(r, Dtype::I8, 2000, 1.0));
+    plain(
+        "ans-deflate",
+        &[
+            vector("group indices", Dtype::I32, group_of, ANS),
+            vector("positions", Dtype::I64, positions, ANS),
+            tensor("mask", Dtype::F32, &[96, 96], mask, ANS),
+            tensor("causal", Dtype::BOOL, &[300, 300], causal, SMALL),
+            tensor("equal rows", Dtype::BF16, &[60, 200], equal, ANS),
+            tensor("untouched rows", Dtype::F16, &[200, 320], untouched, ANS),
+            vector("short", Dtype::U8, short, ANS),
+            vector("blocks", Dtype::I8, blocks, ANS),
         ],
     )
 }

@@ -352,6 +352,10 @@ pub fn ans_block(data: &[u8]) {
             let others = encode(&units[..n_others * dtype.unit_bytes()]);
             block = ans::zeros_block(&[&[0; 8], &mask[..]].concat(), &others, n_others);
         }
+        if input.u8() & 1 == 1 {
+            let level = input.u8() % 11;
+            block = ans::deflate_block(&miniz_oxide::deflate::compress_to_vec(&units, level));
+        }
         for _ in 0..input.u8() % 4 {
             edit(&mut input, &mut block);
         }

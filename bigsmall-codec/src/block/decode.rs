@@ -7,8 +7,10 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::block::sections::{
-    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, Zeros, carried_len, check_mask,
+    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, Zeros, carried_len, check_deflate_end,
+    check_mask,
 };
+use crate::deflate::inflate;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
@@ -114,6 +116,10 @@ fn decode_blocks(
                     }
                 };
                 continue;
+            }
+            Block::Deflate(stream) => {
+                let used = inflate(stream, &mut units[begin..])?;
+                check_deflate_end(stream, used)?;
             }
             // The others of a block of this kind are of another kind.
             Block::Zeros(_) => return Err(Error::new(Rule::AnsBlockHeader)),

@@ -5,8 +5,10 @@ use bigsmall_format::internal::{Ahead, reserve, set_len};
 
 use crate::bits::BitWriter;
 use crate::block::sections::{
-    CONSTANT_LEN, HEADER, KIND_ANS, KIND_CONSTANT, KIND_RAW, KIND_ZEROS, carried_len, is_constant,
+    CONSTANT_LEN, DEFLATE_LEAST, HEADER, KIND_ANS, KIND_CONSTANT, KIND_DEFLATE, KIND_RAW,
+    KIND_ZEROS, carried_len, is_constant,
 };
+use crate::deflate::{Deflater, Screen, WINDOW};
 use crate::exceptions;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
@@ -30,6 +32,8 @@ pub(crate) struct Encoder {
     costs: CostTable,
     stand_ins: StandIns,
     kernels: &'static dyn Kernels,
+    /// Which blocks may be worth a general compressor, if any.
+    screen: Option<Screen>,
     /// The encoder of masks, if the head has one for them.
     masks: Option<Box<Encoder>>,
 }
@@ -41,6 +45,7 @@ pub(crate) struct Scratch {
     /// Mask and other units of a block of kind *zeros*.
     mask: Vec<u8>,
     others: Vec<u8>,
+    deflater: Deflater,
 }
 
 /// The parts of a block before its sections are written.
@@ -60,7 +65,18 @@ impl Encoder {
     pub(crate) fn new(mut head: Head, kernels: &'static dyn Kernels) -> Encoder {
         let masks = head.mask.take().map(|mask| Box::new(Encoder::new(*mask, kernels)));
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
-        Encoder { head, costs, stand_ins, kernels, masks }
+        Encoder { head, costs, stand_ins, kernels, screen: None, masks }
+    }
+
+    /// The same with blocks of kind *deflate* where they win. `row_bytes` has the distances at
+    /// which the tensor may repeat itself.
+    pub(crate) fn with_deflate(self, row_bytes: impl IntoIterator<Item = u64>) -> Encoder {
+        let strides = row_bytes.into_iter().filter(|&bytes| bytes <= WINDOW as u64);
+        let strides = strides.map(|bytes| bytes as usize).collect();
+        let layout = &self.head.layout;
+        let screen = Screen::new(layout.unit_bytes, layout.residual_bits > 0, strides);
+        let masks = self.masks.map(|masks| Box::new(masks.with_deflate([])));
+        Encoder { screen: Some(screen), masks, ..self }
     }
 
     /// Encodes `units`, blocks of `block_bytes` of which the last may be shorter; appends them to
@@ -112,7 +128,10 @@ impl Encoder {
             // At most 8 bytes and those of a mask: 16,392.
             header[2..4].copy_from_slice(&(mask_len as u16).to_le_bytes());
             header[4..].copy_from_slice(&(n_others as u32).to_le_bytes());
-            lens.push(len as u32);
+            out.truncate(begin + len);
+            self.try_deflate(units, begin, &mut scratch.deflater, out)?;
+            lens.push((out.len() - begin) as u32);
+            out.resize(out.len().next_multiple_of(8), 0);
         }
         Ok(())
     }
@@ -158,9 +177,35 @@ impl Encoder {
                     out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
                     out.extend_from_slice(units);
                 }
+                if kind != KIND_CONSTANT {
+                    self.try_deflate(units, begin, &mut scratch.deflater, out)?;
+                }
                 lens.push((out.len() - begin) as u32);
                 out.resize(out.len().next_multiple_of(8), 0);
             }
+        }
+        Ok(())
+    }
+
+    /// Replaces the block of `units`, which is `out` from `begin` on, by one of kind *deflate* if
+    /// that is shorter by far.
+    #[inline(never)]
+    fn try_deflate(
+        &self,
+        units: &[u8],
+        begin: usize,
+        deflater: &mut Deflater,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let coded = out.len() - begin;
+        if coded <= DEFLATE_LEAST || !self.screen.as_ref().is_some_and(|s| s.passes(units)) {
+            return Ok(());
+        }
+        if let Some(stream) = deflater.shorter(units, coded - HEADER)? {
+            out.truncate(begin);
+            out.extend_from_slice(&[KIND_DEFLATE, 0, 0, 0, 0, 0, 0, 0]);
+            out.extend_from_slice(stream);
+            out.resize(out.len().max(begin + DEFLATE_LEAST), 0);
         }
         Ok(())
     }

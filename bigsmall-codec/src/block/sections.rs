@@ -15,10 +15,13 @@ pub(super) const KIND_RAW: u8 = 0;
 pub(super) const KIND_CONSTANT: u8 = 1;
 pub(super) const KIND_ANS: u8 = 2;
 pub(super) const KIND_ZEROS: u8 = 3;
+pub(super) const KIND_DEFLATE: u8 = 4;
 /// Kind, Rice parameter of the exceptions, their number, number of words.
 pub(crate) const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
 pub(super) const CONSTANT_LEN: usize = 64;
+/// The least bytes of a block of kind *deflate*, for the same reason.
+pub(super) const DEFLATE_LEAST: usize = 56;
 /// Bytes that the end states carry, at most: 16 bits a lane.
 pub(super) const CARRIED: usize = 2 * LANES;
 
@@ -45,6 +48,8 @@ pub(crate) enum Block<'a> {
     Constant(&'a [u8]),
     Ans(Sections<'a>),
     Zeros(Zeros<'a>),
+    /// A stream, and the zeros that may follow it.
+    Deflate(&'a [u8]),
 }
 
 impl<'a> Block<'a> {
@@ -57,9 +62,10 @@ impl<'a> Block<'a> {
             Some(&KIND_CONSTANT) => read_constant(block, unit_bytes, byte_len).map(Block::Constant),
             Some(&KIND_ANS) => Sections::read(head, block, byte_len / unit_bytes).map(Block::Ans),
             Some(&KIND_ZEROS) => Zeros::read(head, block, byte_len / unit_bytes).map(Block::Zeros),
+            Some(&KIND_DEFLATE) => read_deflate(block, byte_len).map(Block::Deflate),
             kind => Err(Error::new(Rule::AnsBlockHeader)
                 .at(0)
-                .expected("kind 0, 1, 2 or 3")
+                .expected("kind 0, 1, 2, 3 or 4")
                 .found(kind.map_or(-1, |&k| i32::from(k)))),
         }
     }
@@ -106,10 +112,10 @@ impl<'a> Zeros<'a> {
         }
         // One kind more would be a block in a block in a block.
         for (part, at) in [(mask, HEADER), (others, HEADER + padded.len())] {
-            if part.first().is_none_or(|&kind| kind >= KIND_ZEROS) {
+            if part.first().is_none_or(|&kind| kind == KIND_ZEROS || kind > KIND_DEFLATE) {
                 return Err(Error::new(Rule::AnsBlockHeader)
                     .at(at.min(block.len() - 1) as u64)
-                    .expected("kind 0, 1 or 2"));
+                    .expected("kind 0, 1, 2 or 4"));
             }
         }
         Ok(Zeros { n_others, mask, others, others_at: HEADER + padded.len() })
@@ -306,6 +312,34 @@ fn read_constant(block: &[u8], unit_bytes: usize, byte_len: usize) -> Result<&[u
         return Err(wrong("one unit repeated"));
     }
     Ok(values)
+}
+
+/// The stream of a block of kind *deflate*, which is shorter than a raw one.
+fn read_deflate(block: &[u8], byte_len: usize) -> Result<&[u8]> {
+    match block.split_at_checked(HEADER) {
+        Some((header, stream)) if (DEFLATE_LEAST..HEADER + byte_len).contains(&block.len()) => {
+            check_header_zero(header)?;
+            Ok(stream)
+        }
+        _ => Err(Error::new(Rule::AnsBlockLength)
+            .expected(format!("{DEFLATE_LEAST} to {} bytes", HEADER + byte_len - 1))
+            .found(block.len())),
+    }
+}
+
+/// Checks that the stream of a block of kind *deflate*, which has `used` of its bytes, is followed
+/// by nothing but the zeros of a very short block.
+pub(super) fn check_deflate_end(stream: &[u8], used: usize) -> Result<()> {
+    if HEADER + stream.len() != (HEADER + used).max(DEFLATE_LEAST) {
+        return Err(Error::new(Rule::AnsDeflate)
+            .at((HEADER + used) as u64)
+            .expected(format!("a stream of {used} bytes"))
+            .found(stream.len()));
+    }
+    if stream[used..].iter().any(|&b| b != 0) {
+        return Err(Error::new(Rule::PaddingNotZero).at((HEADER + used) as u64));
+    }
+    Ok(())
 }
 
 fn check_header_zero(header: &[u8]) -> Result<()> {

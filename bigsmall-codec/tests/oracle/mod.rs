@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::needless_range_loop)]
 
 pub mod delta;
+mod inflate;
 pub mod page;
 pub mod view;
 
@@ -660,6 +661,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
         }
         Some(2) => {}
         Some(3) if head.mask.is_some() => return decode_zeros(head, bytes, n_units),
+        Some(4) => return decode_deflate(bytes, n_units * unit_bytes),
         _ => return Err(Rule::AnsBlockHeader),
     }
     let block = sections(head, bytes, n_units)?;
@@ -802,7 +804,7 @@ pub fn zeros(bytes: &[u8], n_units: usize) -> Result<(&[u8], &[u8], usize), Rule
         return Err(Rule::PaddingNotZero);
     }
     let (mask, others) = (&bytes[8..8 + mask_len], &bytes[padded..]);
-    if [mask, others].iter().any(|part| !matches!(part.first(), Some(0..=2))) {
+    if [mask, others].iter().any(|part| !matches!(part.first(), Some(0..=2 | 4))) {
         return Err(Rule::AnsBlockHeader);
     }
     Ok((mask, others, k))
@@ -823,6 +825,30 @@ fn decode_zeros(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Ru
     let zero = vec![0; fields(head.dtype).0];
     let unit = |bit: bool| if bit { others.next().unwrap() } else { &zero };
     Ok(bits.into_iter().map(unit).collect::<Vec<_>>().concat())
+}
+
+fn decode_deflate(bytes: &[u8], byte_len: usize) -> Result<Vec<u8>, Rule> {
+    if bytes.len() < 56 || bytes.len() >= 8 + byte_len {
+        return Err(Rule::AnsBlockLength);
+    }
+    if bytes[1..8] != [0; 7] {
+        return Err(Rule::AnsBlockHeader);
+    }
+    let (units, used) = inflate::inflate(&bytes[8..], byte_len).ok_or(Rule::AnsDeflate)?;
+    if units.len() != byte_len || bytes.len() != (8 + used).max(56) {
+        return Err(Rule::AnsDeflate);
+    }
+    if bytes[8 + used..].iter().any(|&b| b != 0) {
+        return Err(Rule::PaddingNotZero);
+    }
+    Ok(units)
+}
+
+/// A block of kind 4 of a stream, valid or not.
+pub fn deflate_block(stream: &[u8]) -> Vec<u8> {
+    let mut out = [&[4, 0, 0, 0, 0, 0, 0, 0], stream].concat();
+    out.resize(out.len().max(56), 0);
+    out
 }
 
 /// A block of kind 3 of two blocks, valid or not.

@@ -34,8 +34,11 @@ pub fn check(tensor: &EncodedTensor, same_rule: bool, what: &str) -> Result<(), 
                 check_block(&head, tensor, bytes, n_units, &block, None, what);
                 outcome = outcome.and(Err(rule));
             }
-            // What only a decoded mask can break.
-            (Ok(AnsBlock::Zeros(_)), Err(rule @ (Rule::ZeroMask | Rule::PaddingNotZero))) => {
+            // What only a decoded mask or stream can break.
+            (
+                Ok(AnsBlock::Zeros(_) | AnsBlock::Deflate { .. }),
+                Err(rule @ (Rule::ZeroMask | Rule::PaddingNotZero | Rule::AnsDeflate)),
+            ) => {
                 outcome = outcome.and(Err(rule));
             }
             (Err(error), Err(rule)) => {
@@ -110,6 +113,10 @@ fn check_block(
             check_sections(head, tensor, block, sections(head, bytes, n_units).unwrap(), what);
             assert_eq!(block.n_groups(), n_units / GROUP);
         }
+        AnsBlock::Deflate { stream, offset } => {
+            assert_eq!((bytes[0], &bytes[8..]), (4, *stream), "{what}");
+            assert!(tensor.payload()[*offset as usize..].starts_with(stream), "{what}");
+        }
         AnsBlock::Zeros(block) => {
             let (mask, others, k) = zeros(bytes, n_units).unwrap();
             assert_eq!(block.n_others(), k, "{what}");
@@ -118,6 +125,7 @@ fn check_block(
             check_block(mask_head, tensor, mask, n_units.div_ceil(8), &found, None, what);
             check_block(head, tensor, others, k, &block.others().unwrap(), None, what);
         }
+        _ => panic!("{what}: {block:?}"),
     }
 }
 
