@@ -136,7 +136,7 @@ const HOSTILE: [&str; 10] = [
 ];
 
 #[test]
-// L-01, L-02
+// N-01, N-02
 fn what_git_or_a_shell_would_run_is_not_restored() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
@@ -173,7 +173,7 @@ fn what_git_or_a_shell_would_run_is_not_restored() {
 }
 
 #[test]
-// L-03, L-04, L-05
+// N-03, N-04, N-05
 fn lists_without_an_end_are_refused() {
     type List = fn(&Request, usize) -> Reply;
     fn key(n: usize) -> String {
@@ -424,7 +424,7 @@ fn a_signal_ends_every_wait() {
 }
 
 #[test]
-// L-01
+// N-01
 fn an_index_file_names_nothing_in_gits_folder() {
     let dir = tempfile::tempdir().unwrap();
     let index = serde_json::json!({ "weight_map": BTreeMap::from([("w", ".GIT/m.bs")]) });

@@ -209,7 +209,7 @@ fn modes_and_empty_folders_come_back_and_own_links_are_followed() {
     symlink("linked/s.safetensors", path("model/model-00002-of-00002.safetensors")).unwrap();
     compress(&path("model"), &path("small2")).unwrap();
     assert!(path("small2/linked/s.bs").is_file() && path("small2/linked/note.txt").is_file());
-    // L-07
+    // N-07
     symlink("..", path("model/empty/circle")).unwrap();
     let error = compress(&path("model"), &path("small3")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotARegularFile, "{error}");

@@ -195,7 +195,7 @@ mod tests {
     use crate::source::local::Links;
 
     #[test]
-    // L-06
+    // N-06
     fn names_that_the_file_system_does_not_tell_apart_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let from = Folder::open(dir.path(), Links::Within, Stop::default()).unwrap();

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    // L-01
+    // N-01
     fn gits_own_folder_is_known_by_every_name_that_leads_to_it() {
         for name in [
             ".git",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    // L-02
+    // N-02
     fn hidden_files_are_listed_where_the_caller_asks_for_them() {
         for name in [".envrc", ".ssh/authorized_keys", "a/.x/y", "._model.bs"] {
             let mut listing = Listing::new(Wanted::default());
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    // L-03
+    // N-03
     fn a_list_has_a_bound_and_no_name_twice() {
         let mut listing = Listing::new(Wanted { most: 2, ..Default::default() });
         listing.add("a".into()).unwrap();
