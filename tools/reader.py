@@ -498,14 +498,14 @@ def decode_zeros(ans, block, size):  # 7.5.3
     return b"".join(others.take(ans.unit_bytes) if mask >> i & 1 else bytes(ans.unit_bytes)
                     for i in range(n))
 
-def decode_deflate(block, size):  # 7.5, kind 4
+def decode_deflate(block, size):  # 7.5.4
     require(56 <= len(block) < 8 + size, "AnsBlockLength", f"{len(block)} bytes for {size}")
     require(not any(block[1:8]), "AnsBlockHeader", block[:8])
     stream = zlib.decompressobj(-15)
     try:
         decoded = stream.decompress(block[8:], size + 1)
     except zlib.error as error:
-        raise Refused("corrupt", "AnsDeflate", error) from None
+        raise Refused("AnsDeflate", error) from None
     require(stream.eof and len(decoded) == size, "AnsDeflate", f"{len(decoded)} bytes for {size}")
     padding = stream.unused_data
     require(not padding or len(block) == 56, "AnsDeflate", f"{len(padding)} bytes after the stream")

@@ -70,6 +70,7 @@ fn compare(files: &[(String, Vec<u8>)]) -> Option<BTreeMap<String, usize>> {
     Some(counts)
 }
 
+//
 #[test]
 fn two_rules_broken_one_class() {
     let files = goldens::twice_broken();

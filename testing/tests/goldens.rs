@@ -84,6 +84,9 @@ fn what_must_be_refused_is_refused() {
         Rule::PageLength,
         Rule::PageChecksum,
         Rule::PageTables,
+        Rule::DeltaHead,
+        Rule::DeltaBlock,
+        Rule::DeltaChanges,
     ]
     .map(|rule| format!("{rule:?}"));
     let text = specification::text();

@@ -51,6 +51,11 @@ fn envelope() {
             //
             ("ignorable features", |f| f.ignorable = u32::MAX, Expect::Ok),
             (
+                "an ignorable feature with an extension",
+                |f| (f.ignorable, f.index_tail) = (1 << 31, vec![7; 24]),
+                Expect::Ok,
+            ),
+            (
                 "the future with reserved bytes and features",
                 |f| (f.version, f.required, f.reserved) = (3, 1, [9; 6]),
                 Refused(Rule::Version),

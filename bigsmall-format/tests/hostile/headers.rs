@@ -301,6 +301,50 @@ fn headers() {
             json(format!("{{{}}}", entry("__metadata__", "U8", "[4]", "[0,4]"))),
             Rule::HeaderSyntax,
         ),
+        // Several rules at once: the text before limits, dtypes and ranges (FORMAT.md section 14).
+        (
+            "an unknown dtype, then no JSON",
+            json(format!("{{{},x", entry("a", "Q3", "[4]", "[0,4]"))),
+            Rule::HeaderSyntax,
+        ),
+        (
+            "an unknown dtype twice",
+            json(format!("{{{0},{0}}}", entry("a", "Q3", "[4]", "[0,4]"))),
+            Rule::HeaderDuplicate,
+        ),
+        (
+            "65 dimensions, then a key twice",
+            json(format!(
+                r#"{{{},"b":{{"x":1,"x":1}}}}"#,
+                entry("a", "U8", &format!("{:?}", [1; 65]), "[0,1]")
+            )),
+            Rule::HeaderDuplicate,
+        ),
+        (
+            "66 dimensions, of which the last is no integer",
+            one("U8", &format!("{:?}", [1; 65]).replace(']', ",1.5]"), "[0,1]"),
+            Rule::HeaderSyntax,
+        ),
+        (
+            "an unknown dtype, then 65 dimensions",
+            json(format!(
+                "{{{},{}}}",
+                entry("a", "Q3", "[4]", "[0,4]"),
+                entry("b", "U8", &format!("{:?}", [1; 65]), "[4,5]")
+            )),
+            Rule::RankTooLarge,
+        ),
+        (
+            "a wrong range, then an unknown dtype",
+            json(format!(
+                "{{{},{}}}",
+                entry("a", "U8", "[4]", "[0,5]"),
+                entry("b", "Q3", "[4]", "[5,9]")
+            )),
+            Rule::DtypeUnknown,
+        ),
+        ("101 arrays deep", deep("[", "]", 99), Rule::HeaderSyntax),
+        ("101 objects deep", deep(r#"{"k":"#, "}", 99), Rule::HeaderSyntax),
         // E-08
         ("200,000 arrays deep", deep("[", "]", 200_000), Rule::HeaderSyntax),
         ("200,000 objects deep", deep(r#"{"k":"#, "}", 200_000), Rule::HeaderSyntax),

@@ -296,6 +296,8 @@ fn contents(out: &mut Vec<Refused>) -> Result<()> {
     let constant = units::<2>(200, |_| u64::from(bf16::ONE.to_bits()));
     let zeros = units::<2>(600, |i| u64::from(i % 7 == 0) * element(Dtype::BF16, r.weight()));
     let few = units::<1>(40, |_| r.below(200));
+    // What repeats itself is coded by DEFLATE.
+    let repeats = units::<1>(3000, |i| (i as u64 % 250) * (i as u64 % 250) / 7 % 256);
     use Rule as R;
     let cases = [
         (
@@ -324,6 +326,7 @@ fn contents(out: &mut Vec<Refused>) -> Result<()> {
             &[R::ZeroMask, R::AnsBlockHeader, R::AnsBlockLength, R::PaddingNotZero],
         ),
         ("raw", Dtype::U8, few, &[R::AnsBlockHeader]),
+        ("repeats", Dtype::U8, repeats, &[R::AnsDeflate]),
     ];
     for (name, dtype, bytes, rules) in cases {
         flips(&format!("ans-{name}"), &ans, dtype, &bytes, rules, out)?;
