@@ -58,6 +58,12 @@ kinds! {
     ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
     TooManyShards: Limit, "more shards than the limit";
     TooManyFiles: Limit, "the folder is larger than the limit";
+    // Weight sync.
+    SyncManifest: Corrupt, "the manifest of a sync is wrong";
+    SyncChain: Corrupt, "a step of a sync is missing or incomplete";
+    SyncTooLarge: Limit, "a sync holds more than the limit";
+    SyncVersion: Unsupported, "the manifest of a sync was written by a newer version; update bigsmall";
+    SyncBusy: Io, "another publisher writes to this place";
     // Callers.
     Argument: Usage, "an argument is wrong";
     OutputExists: Usage, "the output exists";

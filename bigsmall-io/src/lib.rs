@@ -24,6 +24,7 @@ mod restore;
 mod save;
 mod source;
 mod stage;
+mod sync;
 
 pub use compress::options::CompressOptions;
 pub use compress::transcode::transcode;
@@ -49,6 +50,7 @@ pub use save::{save, save_to, save_with};
 pub use source::cloud::CloudFile;
 #[cfg(feature = "http")]
 pub use source::http::{file::HttpFile, options::HttpOptions};
+pub use sync::{PublishOptions, Published, Publisher, Subscriber, Update, Weights};
 
 /// The version of `half` whose types are elements of tensors.
 #[cfg(feature = "half")]

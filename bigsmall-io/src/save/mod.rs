@@ -156,7 +156,7 @@ fn named(spec: TensorSpec) -> Result<TensorSpec> {
 }
 
 /// The safetensors file of tensors in memory. It never exists as a whole.
-struct InMemory<'a> {
+pub(crate) struct InMemory<'a> {
     /// The header with its length.
     prefix: Vec<u8>,
     /// Values and the place of their end in the file, in the order of the file.
@@ -164,7 +164,7 @@ struct InMemory<'a> {
 }
 
 impl<'a> InMemory<'a> {
-    fn new<N: AsRef<str>, T: Into<TensorView<'a>>>(
+    pub(crate) fn new<N: AsRef<str>, T: Into<TensorView<'a>>>(
         tensors: impl IntoIterator<Item = (N, T)>,
         metadata: Option<HashMap<String, String>>,
     ) -> Result<Self> {

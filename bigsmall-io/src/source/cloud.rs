@@ -61,7 +61,7 @@ pub struct CloudFile {
 
 /// Runs `work` on this crate's runtime and waits for it. If the job is cancelled, the work is given
 /// up.
-fn wait<T: Send + 'static>(
+pub(crate) fn wait<T: Send + 'static>(
     stop: &Stop,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
@@ -107,7 +107,7 @@ fn too_long(most: u64, found: impl fmt::Display) -> object_store::Error {
     object_store::Error::Generic { store: "remote", source: error.into() }
 }
 
-fn failed(error: object_store::Error) -> Error {
+pub(crate) fn failed(error: object_store::Error) -> Error {
     match error {
         object_store::Error::Precondition { .. } => Error::new(ErrorKind::SourceChanged),
         object_store::Error::NotFound { path, .. } => Error::new(ErrorKind::Remote)
@@ -309,6 +309,18 @@ impl HttpService for Bounded {
 
 /// Opens a URL: a shard if it ends with `.bs`, otherwise a folder.
 pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
+    let (store, path, pages) = store_of(url)?;
+    if path.as_ref().ends_with(SHARD) {
+        return Ok(Input::File(Source::new(CloudFile::open_path(store, path, stop.clone())?)));
+    }
+    Ok(Input::Folder(Folder::remote(Objects { store, prefix: path, pages, stop: stop.clone() })))
+}
+
+/// What a URL names: a store, a path in it, and the count of [`Bounded`].
+type Place = (Arc<dyn ObjectStore>, Path, Arc<AtomicU64>);
+
+/// The store that a URL names.
+pub(crate) fn store_of(url: &str) -> Result<Place> {
     let wrong = || Error::new(ErrorKind::Argument).found(url);
     let parsed = url::Url::parse(url).map_err(|e| wrong().caused_by(e))?;
     let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| wrong().caused_by(e))?;
@@ -342,11 +354,7 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
             .map(|s| Arc::new(s) as _),
         _ => return Err(wrong()),
     };
-    let store = store.map_err(|e| wrong().caused_by(e))?;
-    if path.as_ref().ends_with(SHARD) {
-        return Ok(Input::File(Source::new(CloudFile::open_path(store, path, stop.clone())?)));
-    }
-    Ok(Input::Folder(Folder::remote(Objects { store, prefix: path, pages, stop: stop.clone() })))
+    Ok((store.map_err(|e| wrong().caused_by(e))?, path, pages))
 }
 
 /// The objects below a prefix.

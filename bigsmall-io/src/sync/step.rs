@@ -1,0 +1,133 @@
+//! One file of a sync folder: all weights as a shard, alone or with the weights of the step before
+//! as its base.
+
+use bigsmall_format::internal::{Assembler, set_len, xxh3};
+use bigsmall_format::{
+    Base, BaseRef, BaseTensor, EncodedTensor, Limits, ReadAt as _, Shard, TensorSpec, encode_tensor,
+};
+use md5::{Digest as _, Md5};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::weights::Weights;
+use crate::{Encoding, Rule, encoding, hex};
+
+/// The weights that a step is stored as differences from, and how many steps lie behind them.
+#[derive(Clone, Copy)]
+pub(crate) struct Before<'a> {
+    pub(crate) weights: &'a Weights,
+    pub(crate) depth: u32,
+}
+
+/// Encodes `weights` as a shard. A tensor that equals the one before has no payload; any other is
+/// stored in whatever form is smallest.
+pub(crate) fn encode(weights: &Weights, before: Option<Before<'_>>) -> Result<Vec<u8>> {
+    let json = weights.header_json().to_vec();
+    let mut shard = Assembler::new(Vec::new(), json, weights.data_len())?;
+    if let Some(before) = before {
+        shard.add_base(Base::new(before.weights.sha256()).depth(before.depth));
+    }
+    for (i, spec) in weights.tensors().iter().enumerate() {
+        let values = weights.values(i);
+        let md5 = Some(Md5::digest(values).into());
+        let base = before.and_then(|before| before.weights.find(spec.name()));
+        let base = base.filter(|(base, _)| BaseTensor::<&[u8]>::suits(spec, base));
+        let place = BaseRef::new(0, spec.name());
+        let alone = || smaller(spec, values);
+        let Some((base_spec, base_values)) = base else {
+            shard.tensor(&alone()?, md5)?;
+            continue;
+        };
+        if base_spec.dtype() == spec.dtype() && base_values == values {
+            let hashes: Vec<u64> = values.chunks(spec.block_bytes()).map(xxh3).collect();
+            shard.inherit(place, &hashes, md5)?;
+            continue;
+        }
+        shard.tensor(&alone()?, md5)?;
+    }
+    Ok(shard.finish(weights.sha256())?)
+}
+
+/// The tensor in the ANS encoding, or raw if that is not smaller.
+fn smaller(spec: &TensorSpec, values: &[u8]) -> Result<EncodedTensor> {
+    let encoded = encode_tensor(Encoding::default().implementation(), spec, &values)?;
+    if encoded.byte_len() < values.len().next_multiple_of(8) as u64 {
+        return Ok(encoded);
+    }
+    Ok(encode_tensor(Encoding::Raw.implementation(), spec, &values)?)
+}
+
+/// Rebuilds the weights of the file `bytes`, beside those that it is stored as differences from.
+/// Compares every checksum, the MD5 of every tensor, and the SHA-256 of all. `most` bounds the
+/// bytes of the weights.
+pub(crate) fn rebuild(bytes: &[u8], before: Option<&Weights>, most: u64) -> Result<Weights> {
+    // A chain is as long as there are steps between anchors. It is followed step by step: its
+    // length costs nothing.
+    let shard = Shard::open_with(bytes, &Limits::default().max_base_depth(u32::MAX))?;
+    shard.check_prelude()?;
+    let before = match (shard.bases(), before) {
+        ([], _) => None,
+        ([base], Some(before)) if base.sha256 == before.sha256() => Some(before),
+        ([base, ..], before) => {
+            let found = before.map_or("none".into(), |before| hex(&before.sha256()));
+            return Err(Error::new(Rule::BaseMismatch)
+                .expected(format!("the weights {}", hex(&base.sha256)))
+                .found(found));
+        }
+    };
+    if shard.original_len() > most {
+        return Err(Error::new(ErrorKind::SyncTooLarge)
+            .expected(format!("weights of at most {most} bytes"))
+            .found(shard.original_len()));
+    }
+    let json = shard.header_json();
+    let mut out = Vec::new();
+    set_len(&mut out, shard.original_len() as usize)?;
+    let (prefix, mut data) = out.split_at_mut(8 + json.len());
+    prefix[..8].copy_from_slice(&(json.len() as u64).to_le_bytes());
+    prefix[8..].copy_from_slice(json);
+    for (i, spec) in shard.tensors().iter().enumerate() {
+        let (values, rest) = data.split_at_mut(spec.byte_len() as usize);
+        data = rest;
+        decode(&shard, i, before, values).map_err(|e| e.in_tensor(spec.name()))?;
+        if let Some(md5) = shard.entry(i)?.md5()
+            && Md5::digest(&*values)[..] != md5
+        {
+            return Err(Error::new(Rule::ContentDigest).in_tensor(spec.name()).found("MD5"));
+        }
+    }
+    let weights = Weights::from_safetensors(out)?;
+    if weights.sha256() != shard.sha256() {
+        return Err(Error::new(Rule::ContentDigest)
+            .expected(hex(&shard.sha256()))
+            .found(hex(&weights.sha256())));
+    }
+    Ok(weights)
+}
+
+/// Decodes tensor `index`.
+fn decode(
+    shard: &Shard<&[u8]>,
+    index: usize,
+    before: Option<&Weights>,
+    values: &mut [u8],
+) -> Result<()> {
+    let spec = &shard.tensors()[index];
+    let decoder = || shard.decoder(index, encoding(shard.encoding(index)?)?).map_err(Error::from);
+    let all = 0..spec.byte_len();
+    let Some(base) = shard.base_of(index)? else {
+        return Ok(shard.decode(index, &*decoder()?, all, values)?);
+    };
+    let found = before.and_then(|before| before.find(base.name));
+    let (base_spec, base_values) = found.ok_or_else(|| {
+        Error::new(Rule::BaseMismatch).expected(format!("a tensor {:?} in the base", base.name))
+    })?;
+    let base = BaseTensor::new(spec, base_spec, base_values)?;
+    if shard.entry(index)?.is_inherited() {
+        base.read_exact_at(0, values)?;
+        for (block, values) in (0..).zip(values.chunks(spec.block_bytes())) {
+            shard.table(index)?.check_base(block, values)?;
+        }
+        return Ok(());
+    }
+    Ok(shard.decode_with_base(index, &*decoder()?, &base, all, values)?)
+}
