@@ -1,0 +1,81 @@
+//! The weights of every step: those of files, or simulated ones.
+
+use std::path::{Path, PathBuf};
+
+use bigsmall_examples::Result;
+use bigsmall_io::{Dtype, TensorView, Weights};
+use bigsmall_testing::Random;
+use half::bf16;
+
+use crate::Args;
+
+/// Where steps come from.
+pub(crate) enum Steps {
+    Files(Vec<PathBuf>),
+    Simulated(PathBuf),
+}
+
+impl Steps {
+    pub(crate) fn of(args: &Args) -> Result<Steps> {
+        let Some(folder) = &args.files else {
+            if !args.model.is_file() {
+                let model = args.model.display();
+                let help = "name a model with --model; .ci/run fetches MiniLM to target/minilm";
+                return Err(format!("{model} is missing: {help}").into());
+            }
+            return Ok(Steps::Simulated(args.model.clone()));
+        };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|x| x == "safetensors") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        match files.len() {
+            0 => Err(format!("{} has no safetensors files", folder.display()).into()),
+            _ => Ok(Steps::Files(files)),
+        }
+    }
+
+    /// The bytes of step `step` as a safetensors file; `before` are those of the step before, if
+    /// there is one.
+    pub(crate) fn bytes(&self, step: u64, before: Option<&[u8]>) -> Result<Vec<u8>> {
+        match (self, before) {
+            (Steps::Files(files), _) => {
+                Ok(std::fs::read(&files[(step % files.len() as u64) as usize])?)
+            }
+            (Steps::Simulated(model), None) => in_bf16(model),
+            (Steps::Simulated(_), Some(before)) => Ok(moved(before, step)),
+        }
+    }
+}
+
+/// The model's floats, rounded to bf16.
+fn in_bf16(model: &Path) -> Result<Vec<u8>> {
+    let weights = Weights::from_safetensors(std::fs::read(model)?)?;
+    let mut tensors = Vec::new();
+    for spec in weights.tensors().iter().filter(|spec| spec.dtype() == Dtype::F32) {
+        let values = weights.tensor(spec.name())?.as_chunks().0;
+        let rounded = values.iter().map(|v| bf16::from_f32(f32::from_le_bytes(*v)));
+        let bytes: Vec<u8> = rounded.flat_map(bf16::to_le_bytes).collect();
+        tensors.push((spec.name(), TensorView::new(Dtype::BF16, spec.shape(), bytes)));
+    }
+    Ok(Weights::from_tensors(tensors, None)?.into_bytes())
+}
+
+/// 0.3 % of the values of a file of bf16 move to a neighbouring value.
+fn moved(before: &[u8], step: u64) -> Vec<u8> {
+    let mut bytes = before.to_vec();
+    let header = before.first_chunk().map_or(0, |len| u64::from_le_bytes(*len)) as usize;
+    let values = bytes[8 + header..].as_chunks_mut::<2>().0;
+    let mut random = Random::new(step);
+    for _ in 0..values.len() * 3 / 1000 {
+        let value = &mut values[random.below(values.len() as u64) as usize];
+        let bits = u16::from_le_bytes(*value);
+        let up = random.below(2) == 0;
+        *value = if up { bits.wrapping_add(1) } else { bits.wrapping_sub(1) }.to_le_bytes();
+    }
+    bytes
+}
