@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use bigsmall_codec::{Ans, Level};
+use bigsmall_codec::{Ans, Delta, Level};
 use bigsmall_format::{EncodingId, Raw, Rule, TensorEncoding};
 use bigsmall_tbe::{Tbe, Width};
 
@@ -57,6 +57,10 @@ pub fn encoding(id: EncodingId) -> Result<&'static dyn TensorEncoding> {
         EncodingId::Raw => Ok(Encoding::Raw.implementation()),
         EncodingId::Ans => Ok(Encoding::default().implementation()),
         EncodingId::Tbe => Ok(Encoding::Tbe3.implementation()),
+        EncodingId::Delta => {
+            static DELTA: OnceLock<Delta> = OnceLock::new();
+            Ok(DELTA.get_or_init(Delta::default))
+        }
         _ => Err(Error::new(Rule::EncodingUnknown).found(id)),
     }
 }

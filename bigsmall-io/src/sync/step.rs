@@ -1,9 +1,11 @@
 //! One file of a sync folder: all weights as a shard, alone or with the weights of the step before
 //! as its base.
 
+use bigsmall_codec::Delta;
 use bigsmall_format::internal::{Assembler, set_len, xxh3};
 use bigsmall_format::{
-    Base, BaseRef, BaseTensor, EncodedTensor, Limits, ReadAt as _, Shard, TensorSpec, encode_tensor,
+    Base, BaseRef, BaseTensor, EncodedTensor, Limits, Shard, TensorSpec, encode_tensor,
+    encode_tensor_with_base,
 };
 use md5::{Digest as _, Md5};
 
@@ -37,12 +39,25 @@ pub(crate) fn encode(weights: &Weights, before: Option<Before<'_>>) -> Result<Ve
             shard.tensor(&alone()?, md5)?;
             continue;
         };
-        if base_spec.dtype() == spec.dtype() && base_values == values {
+        let base = BaseTensor::new(spec, base_spec, base_values)?;
+        let delta = encode_tensor_with_base(&Delta::default(), spec, &values, &base)?;
+        let table = delta.table();
+        if table.payload_len() == table.blocks_range(0..0).start {
+            // The base as the tensor sees it has the tensor's values.
             let hashes: Vec<u64> = values.chunks(spec.block_bytes()).map(xxh3).collect();
             shard.inherit(place, &hashes, md5)?;
             continue;
         }
-        shard.tensor(&alone()?, md5)?;
+        // Encoding the tensor alone as well would take most of the time, and a delta of less than
+        // half of the values is smaller than any other form.
+        let alone = match delta.byte_len() > values.len() as u64 / 2 {
+            true => Some(alone()?),
+            false => None,
+        };
+        match alone.filter(|alone| alone.byte_len() <= delta.byte_len()) {
+            Some(alone) => shard.tensor(&alone, md5)?,
+            None => shard.tensor_with_base(&delta, place, md5)?,
+        }
     }
     Ok(shard.finish(weights.sha256())?)
 }
@@ -80,8 +95,9 @@ pub(crate) fn rebuild(bytes: &[u8], before: Option<&Weights>, most: u64) -> Resu
             .found(shard.original_len()));
     }
     let json = shard.header_json();
+    let byte_len = usize::try_from(shard.original_len());
     let mut out = Vec::new();
-    set_len(&mut out, shard.original_len() as usize)?;
+    set_len(&mut out, byte_len.map_err(|_| Error::new(ErrorKind::Memory))?)?;
     let (prefix, mut data) = out.split_at_mut(8 + json.len());
     prefix[..8].copy_from_slice(&(json.len() as u64).to_le_bytes());
     prefix[8..].copy_from_slice(json);
@@ -112,22 +128,15 @@ fn decode(
     values: &mut [u8],
 ) -> Result<()> {
     let spec = &shard.tensors()[index];
-    let decoder = || shard.decoder(index, encoding(shard.encoding(index)?)?).map_err(Error::from);
+    let decoder = shard.decoder(index, encoding(shard.encoding(index)?)?)?;
     let all = 0..spec.byte_len();
     let Some(base) = shard.base_of(index)? else {
-        return Ok(shard.decode(index, &*decoder()?, all, values)?);
+        return Ok(shard.decode(index, &*decoder, all, values)?);
     };
     let found = before.and_then(|before| before.find(base.name));
     let (base_spec, base_values) = found.ok_or_else(|| {
         Error::new(Rule::BaseMismatch).expected(format!("a tensor {:?} in the base", base.name))
     })?;
     let base = BaseTensor::new(spec, base_spec, base_values)?;
-    if shard.entry(index)?.is_inherited() {
-        base.read_exact_at(0, values)?;
-        for (block, values) in (0..).zip(values.chunks(spec.block_bytes())) {
-            shard.table(index)?.check_base(block, values)?;
-        }
-        return Ok(());
-    }
-    Ok(shard.decode_with_base(index, &*decoder()?, &base, all, values)?)
+    Ok(shard.decode_with_base(index, &*decoder, &base, all, values)?)
 }
