@@ -24,6 +24,9 @@ struct Args {
     /// The model to simulate steps of.
     #[arg(long, default_value = "target/minilm/model.safetensors")]
     model: PathBuf,
+    /// Of the model, only the tensors with this in their names.
+    #[arg(long, default_value = "")]
+    only: String,
     /// How many steps, at least.
     #[arg(long, default_value_t = 12)]
     steps: u64,

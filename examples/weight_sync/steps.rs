@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bigsmall_examples::Result;
-use bigsmall_io::{Dtype, TensorView, Weights};
+use bigsmall_io::{Dtype, TensorSpec, TensorView, Weights};
 use bigsmall_testing::Random;
 use half::bf16;
 
@@ -12,7 +12,11 @@ use crate::Args;
 /// Where steps come from.
 pub(crate) enum Steps {
     Files(Vec<PathBuf>),
-    Simulated(PathBuf),
+    /// Of the tensors of a model that have a text in their names.
+    Simulated {
+        model: PathBuf,
+        only: String,
+    },
 }
 
 impl Steps {
@@ -23,7 +27,7 @@ impl Steps {
                 let help = "name a model with --model; .ci/run fetches MiniLM to target/minilm";
                 return Err(format!("{model} is missing: {help}").into());
             }
-            return Ok(Steps::Simulated(args.model.clone()));
+            return Ok(Steps::Simulated { model: args.model.clone(), only: args.only.clone() });
         };
         let mut files = Vec::new();
         for entry in std::fs::read_dir(folder)? {
@@ -46,17 +50,18 @@ impl Steps {
             (Steps::Files(files), _) => {
                 Ok(std::fs::read(&files[(step % files.len() as u64) as usize])?)
             }
-            (Steps::Simulated(model), None) => in_bf16(model),
-            (Steps::Simulated(_), Some(before)) => Ok(moved(before, step)),
+            (Steps::Simulated { model, only }, None) => in_bf16(model, only),
+            (Steps::Simulated { .. }, Some(before)) => Ok(moved(before, step)),
         }
     }
 }
 
-/// The model's floats, rounded to bf16.
-fn in_bf16(model: &Path) -> Result<Vec<u8>> {
+/// Floats of the model, rounded to bf16.
+fn in_bf16(model: &Path, only: &str) -> Result<Vec<u8>> {
     let weights = Weights::from_safetensors(std::fs::read(model)?)?;
     let mut tensors = Vec::new();
-    for spec in weights.tensors().iter().filter(|spec| spec.dtype() == Dtype::F32) {
+    let is_wanted = |spec: &&TensorSpec| spec.dtype() == Dtype::F32 && spec.name().contains(only);
+    for spec in weights.tensors().iter().filter(is_wanted) {
         let values = weights.tensor(spec.name())?.as_chunks().0;
         let rounded = values.iter().map(|v| bf16::from_f32(f32::from_le_bytes(*v)));
         let bytes: Vec<u8> = rounded.flat_map(bf16::to_le_bytes).collect();

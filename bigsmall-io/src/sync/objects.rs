@@ -1,37 +1,49 @@
 //! A prefix of an object store.
 
 use std::fs::File;
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use object_store::path::Path;
 use object_store::{
-    GetOptions, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
-    UpdateVersion,
+    GetOptions, GetRange, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, UpdateVersion,
 };
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::source::cloud::{failed, store_of, wait};
+use crate::progress::Stop;
+use crate::source::cloud::{self, failed, store_of};
 use crate::sync::store::{MANIFEST, Store, Version, changed, check_len};
 
 /// Objects of more bytes are written in parts.
 const PART: usize = 32 << 20;
 
+/// The end of every range that is asked for, at most: some stores refuse larger numbers.
+const MOST_RANGE: u64 = 1 << 44;
+
 /// The objects below a prefix.
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Pages of a list, which the connection counts.
+    pages: Arc<AtomicU64>,
+}
+
+fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+    cloud::wait(&Stop::default(), work)
 }
 
 impl Objects {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Objects> {
         let prefix = Path::parse(prefix);
         let prefix = prefix.map_err(|e| Error::new(ErrorKind::Argument).caused_by(e))?;
-        Ok(Objects { store, prefix })
+        Ok(Objects { store, prefix, pages: Arc::default() })
     }
 
     pub(crate) fn open(url: &str) -> Result<Objects> {
-        let (store, prefix) = store_of(url)?;
-        Ok(Objects { store, prefix })
+        let (store, prefix, pages) = store_of(url)?;
+        Ok(Objects { store, prefix, pages })
     }
 
     fn path(&self, name: &str) -> Path {
@@ -42,8 +54,11 @@ impl Objects {
 impl Store for Objects {
     fn get(&self, name: &str, most: u64) -> Result<Option<(Vec<u8>, Version)>> {
         let (store, path) = (Arc::clone(&self.store), self.path(name));
+        // A range bounds what a server may send.
+        let range = GetRange::Bounded(0..most.clamp(1, MOST_RANGE));
+        let request = GetOptions { range: Some(range), ..Default::default() };
         let answer = wait(async move {
-            let found = store.get_opts(&path, GetOptions::default()).await?;
+            let found = store.get_opts(&path, request).await?;
             let meta = found.meta.clone();
             // Larger objects are not fetched.
             let bytes = if meta.size <= most { found.bytes().await? } else { Default::default() };
@@ -106,6 +121,7 @@ impl Store for Objects {
 
     fn names(&self) -> Result<Vec<String>> {
         let (store, prefix) = (Arc::clone(&self.store), self.prefix.clone());
+        self.pages.store(0, Ordering::Relaxed);
         let answer = wait(async move { store.list_with_delimiter(Some(&prefix)).await })?;
         let found = answer.map_err(failed).in_file(self.shown(""))?;
         let names = found.objects.iter().filter_map(|object| object.location.filename());
