@@ -57,10 +57,13 @@ pub fn encoding(id: EncodingId) -> Result<&'static dyn TensorEncoding> {
         EncodingId::Raw => Ok(Encoding::Raw.implementation()),
         EncodingId::Ans => Ok(Encoding::default().implementation()),
         EncodingId::Tbe => Ok(Encoding::Tbe3.implementation()),
-        EncodingId::Delta => {
-            static DELTA: OnceLock<Delta> = OnceLock::new();
-            Ok(DELTA.get_or_init(Delta::default))
-        }
+        EncodingId::Delta => Ok(delta()),
         _ => Err(Error::new(Rule::EncodingUnknown).found(id)),
     }
+}
+
+/// The encoding of tensors with a base.
+pub(crate) fn delta() -> &'static dyn TensorEncoding {
+    static DELTA: OnceLock<Delta> = OnceLock::new();
+    DELTA.get_or_init(Delta::default)
 }

@@ -7,12 +7,34 @@ use std::sync::{Arc, Mutex};
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{Dtype, Header, ReadAt, Rule, Shard, TensorSpec};
 
-use crate::compress::walk::compress_source;
+use crate::base::model::BaseModel;
+use crate::base::tensor::Bases;
+use crate::compress::walk::{self, Against};
 use crate::error::{ErrorKind, Result};
 use crate::restore::options::Waits;
-use crate::restore::walk::restore_shard;
 use crate::stage::output::Output;
-use crate::{CompressOptions, Encoding, Level, Model, Progress, RestoreOptions};
+use crate::{CompressOptions, Encoding, FileReport, Level, Model, Progress, RestoreOptions};
+
+fn compress_source(
+    source: &dyn ReadAt,
+    output: &dyn Output,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<FileReport> {
+    let none = BaseModel::default();
+    walk::compress_source(source, Against::new(&none), output, options, progress)
+}
+
+fn restore_shard<R: ReadAt>(
+    shard: &Shard<R>,
+    waits: Waits,
+    output: Option<&dyn Output>,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<FileReport> {
+    let none = Bases::default();
+    crate::restore::walk::restore_shard(shard, &none, waits, output, options, progress)
+}
 
 /// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are
 /// identical, one that is empty.

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use bigsmall_format::{ReadAt, Shard};
 
+use crate::base::find::find;
+use crate::base::model::BaseModel;
 use crate::compress::file::{compress_file, compress_to};
+use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
@@ -50,11 +53,13 @@ pub fn compress(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
+    check_bases(output, options)?;
     if input.is_dir() {
         return compress_folder(input, output, options, progress);
     }
     progress.expect(std::fs::metadata(input).in_file(input)?.len());
-    let report = compress_file(input, output, options, progress);
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let report = compress_file(input, Against::new(&base), output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(input))?]))
 }
 
@@ -87,8 +92,19 @@ pub fn compress_from(
 ) -> Result<Report> {
     let unchanged = || Ok(());
     progress.expect(source.byte_len()?);
-    let report = compress_to(source, None, output.as_ref(), options, progress, unchanged)?;
+    check_bases(output.as_ref(), options)?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let base = Against::new(&base);
+    let report = compress_to(source, None, base, output.as_ref(), options, progress, unchanged)?;
     Ok(Report::of(vec![report]))
+}
+
+/// Refuses an output that would replace its own base.
+fn check_bases(output: &Path, options: &CompressOptions) -> Result<()> {
+    match options.bases.iter().any(|base| os::same_file(base, output)) {
+        true => Err(Error::new(ErrorKind::SameFile).in_file(output).found("it is the base")),
+        false => Ok(()),
+    }
 }
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
@@ -136,11 +152,14 @@ pub fn restore(
         Input::File(source) => source,
     };
     let shard = Shard::open(source).in_file(shown(input))?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
     let mut expansion = Expansion::default();
     expansion.add(&shard, options.max_expansion).in_file(shown(input))?;
     expansion.check_room(output, options, progress)?;
     progress.expect(shard.original_len());
-    let report = restore_file(&shard, Waits::of(input), input, output, options, progress);
+    let waits = Waits::of(input);
+    let report = restore_file(&shard, &bases, waits, input, output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
 }
 
@@ -179,9 +198,11 @@ pub fn verify(
     };
     let shard = Shard::open(source).in_file(shown(input))?;
     Expansion::default().add(&shard, options.max_expansion).in_file(shown(input))?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
     progress.expect(shard.original_len());
-    let mut report =
-        restore_shard(&shard, Waits::of(input), None, options, progress).in_file(shown(input))?;
+    let report = restore_shard(&shard, &bases, Waits::of(input), None, options, progress);
+    let mut report = report.in_file(shown(input))?;
     report.name = crate::report::file_name(input);
     Ok(Report::of(vec![report]))
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod base;
 #[cfg(feature = "candle")]
 pub mod candle;
 mod compress;
@@ -26,8 +27,9 @@ mod source;
 mod stage;
 mod sync;
 
+pub use base::model::BaseModel;
 pub use compress::options::CompressOptions;
-pub use compress::transcode::transcode;
+pub use compress::transcode::{rebase, transcode};
 pub use element::Element;
 pub use encodings::{Encoding, encoding};
 pub use error::{Error, ErrorKind, Result};
@@ -38,7 +40,7 @@ pub use model::layer::Layer;
 pub use model::layers::layer_of;
 pub use model::open::Model;
 pub use model::stream::{NextLayer, StreamOptions, StreamingLoader};
-pub use model::tensor::{Stored, Tensor};
+pub use model::tensor::{Stored, StoredBase, Tensor};
 pub use progress::Progress;
 pub use report::{FileReport, Report, hex};
 pub use restore::options::RestoreOptions;
@@ -58,8 +60,8 @@ pub use half;
 
 pub use bigsmall_codec::Level;
 pub use bigsmall_format::{
-    BlockDecoder, BlockTable, Class, Dtype, EncodedTensor, EncodedView, EncodingId, Header, Limits,
-    ReadAt, Rule, Shard, ShardEntry, TensorEncoding, TensorSpec,
+    Base, BlockDecoder, BlockTable, Class, Dtype, EncodedTensor, EncodedView, EncodingId, Header,
+    Limits, ReadAt, Rule, Shard, ShardEntry, TensorEncoding, TensorSpec,
 };
 
 /// What the command and the tests of this repository need. No promise holds for it.

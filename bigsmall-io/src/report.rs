@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::source::url::shown;
 
+use bigsmall_format::Base;
+
 /// The report of [`compress`](crate::compress), [`restore`](crate::restore),
 /// [`verify`](crate::verify) or [`transcode`](crate::transcode).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,12 @@ pub struct FileReport {
     pub n_tensors: u64,
     /// How many of them share the payload of another.
     pub n_shared: u64,
+    /// How many of them are stored as differences from a base.
+    pub n_deltas: u64,
+    /// How many of them are equal to those of a base, and have no payload.
+    pub n_inherited: u64,
+    /// The bases that the shard needs, as it names them.
+    pub bases: Vec<Base>,
     /// Name and MD5 of the original bytes of every tensor, in the order of the data, if requested.
     pub md5s: Vec<(String, [u8; 16])>,
 }

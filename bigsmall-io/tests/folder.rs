@@ -151,13 +151,13 @@ fn a_folder_with_other_files_is_never_replaced() {
                 "out" => bigsmall_io::compress(
                     path("model"),
                     path(out),
-                    &to_small.replace(true),
+                    &to_small.clone().replace(true),
                     &progress,
                 ),
                 _ => bigsmall_io::restore(
                     path("small"),
                     path(out),
-                    &to_back.replace(true),
+                    &to_back.clone().replace(true),
                     &progress,
                 ),
             };

@@ -101,7 +101,7 @@ fn llama(layers: usize, rows: usize) -> Vec<Tensor> {
 
 fn model(dir: &Path, tensors: &[Tensor], options: &CompressOptions) -> Model {
     write(&dir.join("m"), tensors);
-    let options = options.replace(true);
+    let options = options.clone().replace(true);
     bigsmall_io::compress(dir.join("m"), dir.join("m.bs"), &options, &Progress::default()).unwrap();
     Model::open(dir.join("m.bs")).unwrap()
 }

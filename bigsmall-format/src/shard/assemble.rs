@@ -204,6 +204,23 @@ impl<W: Write> Assembler<W> {
         self.bases.len() - 1
     }
 
+    /// The bases that were added, by their places.
+    pub fn bases(&self) -> &[Base] {
+        &self.bases
+    }
+
+    /// Replaces the SHA-256 of a base that was added, for a writer that learns it late.
+    ///
+    /// # Errors
+    /// [`Rule::WriterMisuse`] for a base that was not added.
+    pub fn set_base_sha256(&mut self, place: usize, sha256: [u8; 32]) -> Result<()> {
+        match self.bases.get_mut(place) {
+            Some(base) => base.sha256 = sha256,
+            None => return Err(self.misuse("a base that was added")),
+        }
+        Ok(())
+    }
+
     fn base_name(&self, base: BaseRef<'_>) -> Result<BaseName> {
         let due = self.next_tensor()?.name();
         match u32::try_from(base.base) {

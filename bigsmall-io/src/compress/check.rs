@@ -26,7 +26,7 @@ pub(crate) fn check(
     let part = &job.chunk.parts[written.part];
     let original = job.part_bytes(part);
     let head = written.plan.encoder.head();
-    let head_len = if part.bytes.start == 0 { written.plan.padded_head() } else { 0 };
+    let head_len = if written.head { written.plan.padded_head() } else { 0 };
     let blocks_len: usize = written.lens.iter().map(|&n| (n as usize).next_multiple_of(8)).sum();
     set_len(&mut scratch.encoded, head_len + blocks_len)?;
     let kept = output.read_back(written.at - head_len as u64, &mut scratch.encoded)?;
@@ -56,6 +56,12 @@ pub(crate) fn check(
         rest = after;
     }
     set_len(&mut scratch.decoded, original.len())?;
+    if written.plan.base.is_some()
+        && let Some(encoded) = job.encoded.get()
+    {
+        // Decoded in place.
+        scratch.decoded.copy_from_slice(&encoded.base[part.within.clone()]);
+    }
     written
         .plan
         .decoder

@@ -33,6 +33,10 @@ pub(crate) struct Encoded<'p> {
     pub(crate) bytes: Buffer<'p>,
     pub(crate) lens: Vec<u32>,
     pub(crate) parts: Vec<EncodedPart>,
+    /// The base's bytes, each part's at the place that it has in the chunk. Empty without bases.
+    pub(crate) base: Buffer<'p>,
+    /// Checksums of the base's blocks.
+    pub(crate) hashes: Vec<u64>,
 }
 
 impl Encoded<'_> {
@@ -48,10 +52,14 @@ impl Encoded<'_> {
 }
 
 pub(crate) struct EncodedPart {
-    /// `None` if the tensor shares another one's payload, or is known to be stored raw.
+    /// `None` if the tensor shares another one's payload, is known to be stored raw, or is that of
+    /// its base.
     pub(crate) plan: Option<Arc<Plan>>,
+    /// Whether a small tensor is that of its base.
+    pub(crate) inherited: bool,
     pub(crate) bytes: Range<usize>,
     pub(crate) lens: Range<usize>,
+    pub(crate) hashes: Range<usize>,
     /// The SHA-256 of the part's original bytes, if another tensor has the same.
     pub(crate) digest: Option<[u8; 32]>,
 }
@@ -69,7 +77,9 @@ pub(crate) enum Task<'p> {
 pub(crate) struct Written {
     pub(crate) part: usize,
     pub(crate) plan: Arc<Plan>,
-    /// Where its blocks begin. If the part is a tensor's first, the head ends there.
+    /// Where its blocks begin.
     pub(crate) at: u64,
+    /// Whether the tensor's head ends there.
+    pub(crate) head: bool,
     pub(crate) lens: Vec<u32>,
 }

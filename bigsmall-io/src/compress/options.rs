@@ -1,15 +1,17 @@
 //! How to compress.
 
+use std::path::PathBuf;
+
 use crate::Encoding;
 use crate::source::listing::{MAX_FILES, Wanted};
 
-/// How to compress. The output depends on `encoding` and `md5` alone, never on the pool of threads.
+/// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of threads.
 ///
 /// ```
 /// let options = bigsmall_io::CompressOptions::new().md5(true);
 /// assert!(!options.replace);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompressOptions {
     /// The encoding to try. A tensor is stored raw if the encoding does not support it or does not
@@ -30,6 +32,14 @@ pub struct CompressOptions {
     pub hidden: bool,
     /// The most files of a folder; `None` for 1,048,576.
     pub max_files: Option<u64>,
+    /// The base that the input is compared with: a file, a folder or a URL as in
+    /// [`BaseModel::open`](crate::BaseModel::open). Each tensor is then stored as differences from
+    /// that of the base, if this makes it smaller. After it come the bases of the base, if it is a
+    /// shard with a base.
+    ///
+    /// [`transcode`](crate::transcode) reads its input with these, and writes a shard without a
+    /// base.
+    pub bases: Vec<PathBuf>,
 }
 
 impl CompressOptions {
@@ -57,6 +67,13 @@ impl CompressOptions {
     #[must_use]
     pub fn replace(mut self, replace: bool) -> Self {
         self.replace = replace;
+        self
+    }
+
+    /// Adds the base, or one of the bases behind it, to [`bases`](Self#structfield.bases).
+    #[must_use]
+    pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
+        self.bases.push(path.into());
         self
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use bigsmall_format::{BlockDecoder, BlockEncoder, EncodingId, ReadAt, TensorEncoding, TensorSpec};
 
+use crate::base::tensor::TensorBase;
 use crate::compress::shared::Shared;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::stage::chunk::CHUNK;
@@ -14,6 +15,8 @@ pub(crate) struct Plan {
     pub(crate) id: EncodingId,
     pub(crate) encoder: Box<dyn BlockEncoder>,
     pub(crate) decoder: Box<dyn BlockDecoder>,
+    /// For an encoding that needs a base: the base as the tensor sees it.
+    pub(crate) base: Option<TensorBase>,
 }
 
 impl Plan {
@@ -22,11 +25,30 @@ impl Plan {
         spec: &TensorSpec,
         source: &dyn ReadAt,
     ) -> Result<Arc<Self>> {
-        let encoder = encoding.plan(spec, source).in_tensor(spec.name())?;
+        Self::with(encoding, spec, encoding.plan(spec, source).in_tensor(spec.name())?, None)
+    }
+
+    /// A plan for differences from `base`.
+    pub(crate) fn with_base(
+        encoding: &dyn TensorEncoding,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+        base: TensorBase,
+    ) -> Result<Arc<Self>> {
+        let encoder = encoding.plan_with_base(spec, source, &base).in_tensor(spec.name())?;
+        Self::with(encoding, spec, encoder, Some(base))
+    }
+
+    pub(crate) fn with(
+        encoding: &dyn TensorEncoding,
+        spec: &TensorSpec,
+        encoder: Box<dyn BlockEncoder>,
+        base: Option<TensorBase>,
+    ) -> Result<Arc<Self>> {
         // Opened from the bytes that will be stored: what does not open here is never written.
         let decoder =
             encoding.open(spec, encoder.head()).map_err(|e| read_back(spec).caused_by(e))?;
-        Ok(Arc::new(Plan { id: encoding.id(), encoder, decoder }))
+        Ok(Arc::new(Plan { id: encoding.id(), encoder, decoder, base }))
     }
 
     pub(crate) fn padded_head(&self) -> usize {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use bigsmall_format::internal::{read_at, xxh3};
-use bigsmall_format::{Header, ReadAt};
+use bigsmall_format::{BaseTensor, Header, ReadAt};
 
+use crate::base::matches::{Matches, sample};
 use crate::error::{Context as _, Result};
 use crate::stage::chunk::CHUNK;
 use crate::stage::pool::set_len;
@@ -34,7 +35,12 @@ impl Shared {
 ///
 /// Linear in the bytes: a tensor is compared with at most one other, the first with the same dtype,
 /// length and sample.
-pub(crate) fn find_shared(source: &dyn ReadAt, data_at: u64, header: &Header) -> Result<Shared> {
+pub(crate) fn find_shared(
+    source: &dyn ReadAt,
+    data_at: u64,
+    header: &Header,
+    matches: &Matches,
+) -> Result<Shared> {
     let tensors = header.tensors();
     let mut alike: HashMap<_, u32> = HashMap::new();
     for spec in tensors.iter().filter(|s| s.byte_len() > 0) {
@@ -50,13 +56,7 @@ pub(crate) fn find_shared(source: &dyn ReadAt, data_at: u64, header: &Header) ->
             continue;
         }
         let at = data_at + header.data_range(index).start;
-        // Five samples of 4 KiB. They cover a small tensor as a whole.
-        let sample = 4096.min(spec.byte_len());
-        let step = (spec.byte_len() - sample) / 4;
-        set_len(&mut a, (5 * sample) as usize)?;
-        for (i, piece) in a.chunks_mut(sample as usize).enumerate() {
-            read_at(source, at + i as u64 * step, piece).in_tensor(spec.name())?;
-        }
+        sample(source, at, spec.byte_len(), &mut a).in_tensor(spec.name())?;
         a.extend_from_slice(spec.dtype().name().as_bytes());
         a.extend_from_slice(&spec.byte_len().to_le_bytes());
         let owner = *first.entry(xxh3(&a)).or_insert(index as u32) as usize;
@@ -64,8 +64,12 @@ pub(crate) fn find_shared(source: &dyn ReadAt, data_at: u64, header: &Header) ->
         if owner == index || (other.dtype(), other.byte_len()) != (spec.dtype(), spec.byte_len()) {
             continue;
         }
+        // If the owner is that of its base, the other one is, too.
+        let suits = matches
+            .of(owner)
+            .is_none_or(|base| BaseTensor::<&[u8]>::suits(spec, matches.spec(base)));
         let other = data_at + header.data_range(owner).start;
-        if equal(source, at, other, spec.byte_len(), &mut a, &mut b)? {
+        if suits && equal(source, at, other, spec.byte_len(), &mut a, &mut b)? {
             shared.owners[index] = Some(owner as u32);
             shared.owned[owner] = true;
         }

@@ -1,22 +1,22 @@
 //! Writes the encoded chunks to the file, in order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bigsmall_format::internal::Assembler;
-use bigsmall_format::{EncodingId, Raw, TensorSpec};
-
+use bigsmall_format::{Base, BaseRef, EncodingId, Raw, TensorSpec};
 use crossbeam_channel::Sender;
 
 use crate::FileReport;
+use crate::base::matches::Matches;
 use crate::compress::job::{Job, Task, Written};
 use crate::compress::plan::Plan;
 use crate::compress::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stage::chunk::Part;
-use crate::stage::control::Control;
+use crate::stage::control::{Control, ended_early};
 use crate::stage::output::Appender;
 use crate::stage::thread::send;
 
@@ -49,10 +49,18 @@ pub(crate) struct Sink<'a, 'p> {
     pub(crate) pending: Vec<Arc<Job<'p>>>,
     /// The plan of the current large tensor, once it is decided.
     pub(crate) plan: Option<Arc<Plan>>,
+    /// The checksums of the base's blocks, as long as all blocks of the current large tensor are
+    /// those of its base. Nothing of the tensor is written before that ends.
+    pub(crate) same: Option<Vec<u64>>,
+    pub(crate) matches: &'a Matches,
+    /// The place in the shard of each file of a base that a tensor refers to.
+    pub(crate) bases: BTreeMap<usize, usize>,
+    /// The checksums of inherited tensors that have an equal one later in the file.
+    pub(crate) inherited: HashMap<usize, Vec<u64>>,
     pub(crate) report: FileReport,
 }
 
-impl<'p> Sink<'_, 'p> {
+impl<'a, 'p> Sink<'a, 'p> {
     pub(crate) fn take(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
         let encoded = self.control.owed(&job.encoded)?;
         for (part, coded) in job.chunk.parts.iter().zip(&encoded.parts) {
@@ -91,35 +99,91 @@ impl<'p> Sink<'_, 'p> {
 
     fn end(&mut self, tensor: usize, md5: Option<[u8; 16]>) -> Result<()> {
         self.report.n_tensors += 1;
+        self.note_md5(tensor, md5);
+        let Some(owner) = self.shared.owner(tensor) else { return Ok(self.writer.end(md5)?) };
+        if let Some(hashes) = self.inherited.remove(&owner) {
+            // There is no payload to share.
+            let base = self.base_of(owner)?;
+            self.report.n_inherited += 1;
+            self.writer.inherit(base, &hashes, md5)?;
+            self.inherited.insert(owner, hashes);
+            return Ok(());
+        }
+        self.report.n_shared += 1;
+        Ok(self.writer.share(owner, md5)?)
+    }
+
+    /// The tensor of a base that tensor `tensor` is stored as differences from.
+    fn base_of(&mut self, tensor: usize) -> Result<BaseRef<'a>> {
+        let matches = self.matches;
+        let of = matches.of(tensor).ok_or_else(ended_early)?;
+        let place = match self.bases.get(&of.file) {
+            Some(place) => *place,
+            None => {
+                let file = &matches.files[of.file];
+                // Its SHA-256 is added at the end.
+                let base = Base::new([0; 32]).depth(file.depth()).hint(&file.hint);
+                let place = self.writer.add_base(base);
+                self.bases.insert(of.file, place);
+                place
+            }
+        };
+        Ok(BaseRef::new(place, matches.spec(of).name()))
+    }
+
+    /// Ends a tensor that is that of its base.
+    fn inherit(&mut self, tensor: usize, hashes: &[u64], md5: Option<[u8; 16]>) -> Result<()> {
+        let base = self.base_of(tensor)?;
+        self.report.n_tensors += 1;
+        self.report.n_inherited += 1;
+        self.writer.inherit(base, hashes, md5)?;
+        self.note_md5(tensor, md5);
+        if self.shared.is_one_of_several(tensor) {
+            self.inherited.insert(tensor, hashes.to_vec());
+        }
+        Ok(())
+    }
+
+    fn note_md5(&mut self, tensor: usize, md5: Option<[u8; 16]>) {
         if let Some(md5) = md5 {
             self.report.md5s.push((self.tensors[tensor].name().into(), md5));
         }
-        match self.shared.owner(tensor) {
-            Some(owner) => {
-                self.report.n_shared += 1;
-                self.writer.share(owner, md5)?;
-            }
-            None => self.writer.end(md5)?,
+    }
+
+    /// Begins the tensor `tensor`.
+    fn begin(&mut self, plan: &Plan, tensor: usize) -> Result<()> {
+        let (id, head) = (plan.id, plan.encoder.head());
+        if plan.base.is_none() {
+            return Ok(self.writer.begin(id, head)?);
         }
-        Ok(())
+        self.report.n_deltas += 1;
+        let base = self.base_of(tensor)?;
+        Ok(self.writer.begin_with_base(id, head, base)?)
     }
 
     fn take_small(&mut self, job: &Arc<Job<'p>>) -> Result<()> {
         let Some(encoded) = job.encoded.get() else { return Ok(()) };
         let mut written = Vec::new();
         for (index, (part, coded)) in job.chunk.parts.iter().zip(&encoded.parts).enumerate() {
+            let md5 = self.md5(job, index)?;
+            let hashes = &encoded.hashes[coded.hashes.clone()];
+            if coded.inherited {
+                self.inherit(part.tensor, hashes, md5)?;
+                continue;
+            }
             if let Some(plan) = &coded.plan {
-                self.writer.begin(plan.id, plan.encoder.head())?;
+                self.begin(plan, part.tensor)?;
                 let (at, lens) = (self.writer.position(), &encoded.lens[coded.lens.clone()]);
-                self.writer.blocks(&encoded.bytes[coded.bytes.clone()], lens)?;
+                let bytes = &encoded.bytes[coded.bytes.clone()];
+                self.writer.blocks_with_base(bytes, lens, hashes)?;
                 written.push(Written {
                     part: index,
                     plan: Arc::clone(plan),
                     at,
+                    head: true,
                     lens: lens.to_vec(),
                 });
             }
-            let md5 = self.md5(job, index)?;
             self.end(part.tensor, md5)?;
         }
         self.check(job, written)
@@ -142,7 +206,10 @@ impl<'p> Sink<'_, 'p> {
         if last {
             self.plan = None;
             let md5 = self.md5(job, 0)?;
-            self.end(part.tensor, md5)?;
+            match self.same.take() {
+                Some(hashes) => self.inherit(part.tensor, &hashes, md5)?,
+                None => self.end(part.tensor, md5)?,
+            }
         }
         Ok(())
     }
@@ -167,7 +234,10 @@ impl<'p> Sink<'_, 'p> {
                 Plan::new(&Raw, spec, &&[][..])?
             }
         };
-        self.writer.begin(plan.id, plan.encoder.head())?;
+        match &plan.base {
+            Some(_) => self.same = Some(Vec::new()),
+            None => self.writer.begin(plan.id, plan.encoder.head())?,
+        }
         self.plan = Some(plan);
         pending.iter().try_for_each(|job| self.write_run(job))
     }
@@ -177,7 +247,21 @@ impl<'p> Sink<'_, 'p> {
         let (Some(plan), Some(encoded)) = (&self.plan, job.encoded.get()) else {
             return Ok(());
         };
+        let Some(part) = job.chunk.parts.first() else { return Ok(()) };
         let plan = Arc::clone(plan);
+        let mut head = part.bytes.start == 0;
+        if let Some(mut same) = self.same.take() {
+            let lens = encoded.lens.clone();
+            if lens.iter().all(|&len| len == 0) {
+                same.extend_from_slice(&encoded.hashes);
+                self.same = Some(same);
+                let (part, at, head) = (0, self.writer.position(), false);
+                return self.check(job, vec![Written { part, plan, at, head, lens }]);
+            }
+            self.begin(&plan, part.tensor)?;
+            self.writer.blocks_with_base(&[], &vec![0; same.len()], &same)?;
+            head = true;
+        }
         let at = self.writer.position();
         let lens = if plan.id == EncodingId::Raw {
             let (mut bytes, mut lens) = (Vec::new(), Vec::new());
@@ -185,10 +269,10 @@ impl<'p> Sink<'_, 'p> {
             self.writer.blocks(&bytes, &lens)?;
             lens
         } else {
-            self.writer.blocks(&encoded.bytes, &encoded.lens)?;
+            self.writer.blocks_with_base(&encoded.bytes, &encoded.lens, &encoded.hashes)?;
             encoded.lens.clone()
         };
-        self.check(job, vec![Written { part: 0, plan, at, lens }])
+        self.check(job, vec![Written { part: 0, plan, at, head, lens }])
     }
 
     /// Sends a written chunk to be checked.

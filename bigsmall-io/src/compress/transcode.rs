@@ -1,11 +1,13 @@
 //! From one encoding to another without the original: the compress walk reads the shard as if it
 //! were the restored file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bigsmall_format::{Rule, Shard};
 
-use crate::compress::walk::compress_source;
+use crate::base::find::find;
+use crate::base::model::BaseModel;
+use crate::compress::walk::{Against, compress_source};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::bounds::Expansion;
 use crate::restore::original::Original;
@@ -28,17 +30,54 @@ pub fn transcode(
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let (input, output) = (input.as_ref(), output.as_ref());
+    again(input.as_ref(), &BaseModel::default(), output.as_ref(), options, progress)
+}
+
+/// Encodes the shard `input` again as differences from `onto`, a file, a folder or a URL as in
+/// [`BaseModel::open`]. `input` may stand alone or have bases; these are the
+/// [`bases`](CompressOptions::bases) of `options`. So a chain of shards becomes one shard with one
+/// base.
+///
+/// Everything else is as in [`transcode`].
+///
+/// # Errors
+/// Those of [`transcode`].
+pub fn rebase(
+    input: impl AsRef<Path>,
+    onto: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let (input, onto, output) = (input.as_ref(), onto.as_ref(), output.as_ref());
+    if os::same_file(onto, output) {
+        return Err(Error::new(ErrorKind::SameFile).in_file(output));
+    }
+    // What lies behind it may be among the bases of the input.
+    let paths: Vec<PathBuf> = [onto.to_owned()].into_iter().chain(options.bases.clone()).collect();
+    again(input, &BaseModel::open_all(&paths, &progress.stop())?, output, options, progress)
+}
+
+fn again(
+    input: &Path,
+    onto: &BaseModel,
+    output: &Path,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let onto = Against::new(onto);
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     let shard = Shard::open(Source::local(os::open_regular(input)?)?).in_file(input)?;
     Expansion::default().add(&shard, options.max_expansion).in_file(input)?;
     progress.expect(shard.original_len());
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let bases = find(&shard, base.files(), progress).in_file(input)?;
     let had_md5 =
         (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));
-    let options = options.md5(options.md5 || had_md5);
-    let source = Original::new(&shard);
+    let options = options.clone().md5(options.md5 || had_md5);
+    let source = Original::new(&shard, &bases);
     let target = match options.dry_run {
         true => None,
         false => {
@@ -46,8 +85,8 @@ pub fn transcode(
         }
     };
     let mut report = match &target {
-        Some(target) => compress_source(&source, target, &options, progress),
-        None => compress_source(&source, &Discard, &options, progress),
+        Some(target) => compress_source(&source, onto, target, &options, progress),
+        None => compress_source(&source, onto, &Discard, &options, progress),
     }
     .map_err(|e| e.in_input(input))?;
     if report.sha256 != shard.sha256() {

@@ -1,14 +1,18 @@
 //! The compress walk: read, encode, write, read back and compare, hash; all at once, in the order
 //! of the data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bigsmall_format::internal::{Assembler, read_at};
 use bigsmall_format::{Header, Limits, ReadAt};
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Receiver, unbounded};
 
+use crate::base::matches::{Matches, New};
+use crate::base::model::BaseModel;
+use crate::base::tensor::BaseFile;
 use crate::compress::check::{Scratch, check};
 use crate::compress::encode::Coder;
 use crate::compress::job::{Job, Task};
@@ -17,6 +21,7 @@ use crate::compress::shared::find_shared;
 use crate::compress::sink::{Sink, finish};
 use crate::error::Result;
 use crate::progress::Cancellable;
+use crate::source::file::REMOTE_THREADS;
 use crate::stage::chunk::chunks;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::digest::{FileDigest, TensorDigests};
@@ -39,17 +44,34 @@ pub(crate) enum Origin {
 /// Compresses the safetensors file `source` into `output`.
 pub(crate) fn compress_source(
     source: &dyn ReadAt,
+    base: Against<'_>,
     output: &dyn Output,
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
-    compress_walk(source, Origin::File, output, options, progress)
+    compress_walk(source, Origin::File, base, output, options, progress)
+}
+
+/// The base that a file is compared with.
+#[derive(Clone, Copy)]
+pub(crate) struct Against<'a> {
+    pub(crate) base: &'a BaseModel,
+    /// The folder that the file lies in, within its model.
+    pub(crate) folder: &'a Path,
+}
+
+impl<'a> Against<'a> {
+    /// A file that does not lie in a folder.
+    pub(crate) fn new(base: &'a BaseModel) -> Self {
+        Against { base, folder: Path::new("") }
+    }
 }
 
 /// The same for any origin.
 pub(crate) fn compress_walk(
     source: &dyn ReadAt,
     origin: Origin,
+    base: Against<'_>,
     output: &dyn Output,
     options: &CompressOptions,
     progress: &Progress,
@@ -60,7 +82,9 @@ pub(crate) fn compress_walk(
     let header = Arc::new(header);
     let data_at = 8 + json.len() as u64;
     let tensors = header.tensors();
-    let shared = &find_shared(source, data_at, &header)?;
+    let new = New { source, header: &header, data_at, folder: base.folder };
+    let matches = &Matches::find(base.base, &new, progress)?;
+    let shared = &find_shared(source, data_at, &header, matches)?;
     let mut digest = FileDigest::new();
     digest.update(&(json.len() as u64).to_le_bytes());
     digest.update(&json);
@@ -82,6 +106,7 @@ pub(crate) fn compress_walk(
             encoding: options.encoding.implementation(),
             header: &header,
             shared,
+            matches,
             source,
             data_at,
             spare: &coded,
@@ -95,7 +120,7 @@ pub(crate) fn compress_walk(
     let result = std::thread::scope(|scope| -> Result<_> {
         // Every stage ends when its channel closes. Both ends of every channel belong to a stage or
         // to this closure, so an early return ends them all.
-        let (worker, control, plain) = (&worker, &control, &plain);
+        let (worker, control, plain, header) = (&worker, &control, &plain, &header);
         let (to_check, work) = (to_work.clone(), work);
         let (answer, sha256) = promise();
         spawn(scope, control, "sha256", move || {
@@ -126,6 +151,10 @@ pub(crate) fn compress_walk(
             control,
             pending: Vec::new(),
             plan: None,
+            same: None,
+            matches,
+            bases: BTreeMap::new(),
+            inherited: HashMap::new(),
             report: FileReport::default(),
         };
         spawn(scope, control, "write", move || {
@@ -138,7 +167,17 @@ pub(crate) fn compress_walk(
                     control.fail(at, error);
                 }
             }
-            *lock(all_written) = Some((sink.writer, sink.report, sink.n_checks));
+            let Sink { writer, report, n_checks, bases, .. } = sink;
+            *lock(all_written) = Some((writer, report, n_checks, bases));
+        })?;
+        let (answer, base_sha256) = promise();
+        spawn(scope, control, "base", move || {
+            control.before_message("base");
+            let sha256 = |file: &Arc<BaseFile>| file.sha256(|| control.stopped());
+            match matches.files.iter().map(sha256).collect::<Result<Vec<_>>>() {
+                Ok(found) => answer.keep(found),
+                Err(error) => control.fail(header.data_len(), error),
+            }
         })?;
         // Started last: it waits for buffers, which come back when chunks are encoded.
         let (answer, all_read) = promise();
@@ -186,26 +225,35 @@ pub(crate) fn compress_walk(
             }
             answer.keep(());
         })?;
-        in_pool(control, threads, || {
-            let mut scratch = Scratch::default();
-            for task in received(control, "encode", &work) {
-                worker.run(task, &mut scratch);
+        if matches.wait() {
+            // Many requests run at once, and the caller's pool does not wait.
+            for _ in 0..threads.max(REMOTE_THREADS) {
+                let work = work.clone();
+                spawn(scope, control, "encode", move || worker.run_all(&work))?;
             }
-        });
+        } else {
+            in_pool(control, threads, || worker.run_all(&work));
+        }
         // If encoding ended early, this closes the channel for the other stages.
         drop(work);
         control.owed(&all_read)?;
-        Ok(*control.owed(&sha256)?)
+        Ok((*control.owed(&sha256)?, control.owed(&base_sha256)?.clone()))
     });
     // All threads have ended.
     control.outcome()?;
-    let sha256 = result?;
+    let (sha256, base_sha256) = result?;
     let all_written = lock(all_written).take();
-    let (writer, mut report, n_checks) = all_written.ok_or_else(ended_early)?;
+    let (mut writer, mut report, n_checks, bases) = all_written.ok_or_else(ended_early)?;
     // Everything that was written must have been read back and compared.
     if n_checks != worker.n_checked.into_inner() {
         return Err(ended_early());
     }
+    matches.files.iter().try_for_each(|file| file.check_unchanged())?;
+    for (file, place) in bases {
+        let sha256 = base_sha256.get(file).ok_or_else(ended_early)?;
+        writer.set_base_sha256(place, *sha256)?;
+    }
+    report.bases = writer.bases().to_vec();
     report.original_bytes = data_at + header.data_len();
     report.sha256 = sha256;
     report.compressed_bytes = finish(writer, sha256)?;
@@ -222,6 +270,13 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
+    fn run_all(&self, work: &Receiver<Task<'a>>) {
+        let mut scratch = Scratch::default();
+        for task in received(self.control, "encode", work) {
+            self.run(task, &mut scratch);
+        }
+    }
+
     fn run(&self, task: Task<'a>, scratch: &mut Scratch) {
         match task {
             Task::Plan(tensor, large) => {
@@ -235,7 +290,7 @@ impl<'a> Worker<'a> {
                 if self.control.stopped() {
                     return;
                 }
-                match self.coder.encode(&job) {
+                match self.coder.encode(&job, &mut scratch.encoded) {
                     Ok(encoded) => answer.keep(encoded),
                     Err(error) => self.control.fail(job.chunk.data.start, error),
                 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::ReadAt;
 use bigsmall_format::internal::{Shown, len_of, read_at};
+use bigsmall_format::{Base, ReadAt};
 
 use crate::error::Result;
 use crate::{FileReport, hex};
@@ -73,6 +73,14 @@ pub(crate) fn text(files: &[FileReport]) -> String {
     });
     // Integers, so that every machine rounds the same way.
     let share = u128::from(compressed) * 10_000 / u128::from(original.max(1));
+    let mut bases: Vec<&Base> = files.iter().flat_map(|f| &f.bases).collect();
+    bases.sort_by(|a, b| (&a.hint, a.sha256).cmp(&(&b.hint, b.sha256)));
+    bases.dedup_by_key(|base| base.sha256);
+    let with_base_model = match bases.is_empty() {
+        true => "",
+        false => ".with_base(BaseModel::open(\"BASE\")?)?",
+    };
+    let with_base = if bases.is_empty() { "" } else { " --base BASE" };
     let mut out = String::from(BEGIN);
     let _ = write!(
         out,
@@ -86,14 +94,14 @@ restoring gives back the identical files.
 
 ```console
 $ cargo install bigsmall-io --features cli,hub
-$ bigsmall verify hf://OWNER/NAME
-$ bigsmall restore hf://OWNER/NAME -o model
+$ bigsmall verify hf://OWNER/NAME{with_base}
+$ bigsmall restore hf://OWNER/NAME{with_base} -o model
 ```
 
 In Rust, with only the bytes fetched that are needed:
 
 ```rust
-let model = bigsmall_io::Model::open(\"hf://OWNER/NAME\")?;
+let model = bigsmall_io::Model::open(\"hf://OWNER/NAME\")?{with_base_model};
 let tensor = model.tensor(\"NAME OF A TENSOR\")?;
 ```
 
@@ -105,7 +113,7 @@ let tensor = model.tensor(\"NAME OF A TENSOR\")?;
         share / 100,
         share % 100
     );
-    for f in files {
+    for f in &files {
         let name = in_table(&f.name);
         let _ = writeln!(
             out,
@@ -114,6 +122,13 @@ let tensor = model.tensor(\"NAME OF A TENSOR\")?;
             f.compressed_bytes,
             hex(&f.sha256)
         );
+    }
+    if !bases.is_empty() {
+        out += "\n## Base\n\nSome tensors are stored as differences from these files, which are needed too:\n\n";
+        out += "| file | SHA-256 of its safetensors form |\n|---|---|\n";
+        for base in bases {
+            let _ = writeln!(out, "| {} | `{}` |", in_table(&base.hint), hex(&base.sha256));
+        }
     }
     out
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use bigsmall_format::internal::len_of;
 use bigsmall_format::{Header, Limits};
 
+use crate::base::model::BaseModel;
 use crate::compress::file::compress_opened;
+use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::{check_index, refuse_cards};
@@ -62,7 +64,8 @@ pub(crate) fn compress_folder(
     };
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(&folder, &to, progress);
-    let inner = options.replace(false);
+    let inner = options.clone().replace(false);
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
     let mut reports = Vec::new();
     for name in files {
         match role(name, SAFETENSORS) {
@@ -71,9 +74,11 @@ pub(crate) fn compress_folder(
                     true => to.clone(),
                     false => out.place(&renamed(name, SAFETENSORS, SHARD))?,
                 };
+                let parent = name.parent().unwrap_or(Path::new(""));
+                let base = Against { base: &base, folder: parent };
                 let source = folder.local_file(name)?;
                 let report =
-                    compress_opened(&source, name, &place, &inner, progress).in_file(name)?;
+                    compress_opened(&source, name, base, &place, &inner, progress).in_file(name)?;
                 reports.push(named(report, name));
             }
             Role::Other if !options.dry_run => out.copy(name)?,

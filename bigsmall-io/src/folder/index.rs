@@ -47,6 +47,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
             compressed_bytes: len_of(shard.source()).in_file(name)?,
             sha256: shard.sha256(),
             n_tensors: shard.tensors().len() as u64,
+            bases: shard.bases().to_vec(),
             ..Default::default()
         });
         // An index file lists the shards beside it. Shards in subfolders are other models.

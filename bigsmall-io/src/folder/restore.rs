@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use bigsmall_format::Shard;
 
-use crate::error::{Context as _, Error, Result};
+use crate::base::find::find;
+use crate::base::model::BaseModel;
+use crate::base::tensor::Bases;
+use crate::error::{Context as _, Result};
 use crate::folder::card;
 use crate::folder::check::{Numbered, check_index};
 use crate::folder::out::{Out, check_apart, check_replaced, named};
@@ -14,6 +17,7 @@ use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
+use crate::source::file::Source;
 use crate::source::folder::Folder;
 use crate::source::listing::Listing;
 use crate::stage::atomic::AtomicDir;
@@ -60,6 +64,18 @@ fn waits(folder: &Folder) -> Waits {
     if folder.is_remote() { Waits::ForAnotherMachine } else { Waits::No }
 }
 
+/// Opens a shard of a folder, and finds its bases.
+fn open_shard(
+    folder: &Folder,
+    name: &Path,
+    base: &BaseModel,
+    progress: &Progress,
+) -> Result<(Shard<Source>, Bases)> {
+    let shard = Shard::open(folder.open_file(name)?)?;
+    let bases = find(&shard, base.files(), progress)?;
+    Ok((shard, bases))
+}
+
 /// Restores every shard of a folder; see [`restore`](crate::restore).
 pub(crate) fn restore_folder(
     input: &Path,
@@ -84,20 +100,26 @@ pub(crate) fn restore_folder(
         false => Ok(()),
     };
     check_replaced()?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    // A wrong base is an error before anything is written.
+    for name in weights(files, SHARD)? {
+        open_shard(folder, name, &base, progress).in_file(name)?;
+    }
     expansion.check_room(output, options, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
-    let inner = options.replace(false);
+    let inner = options.clone().replace(false);
     let waits = waits(folder);
     let mut reports = Vec::new();
     for name in files {
         match role(name, SHARD) {
             Role::Weights => {
                 let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
-                let report = Shard::open(folder.open_file(name)?)
-                    .map_err(Error::from)
-                    .and_then(|shard| restore_file(&shard, waits, name, &place, &inner, progress))
-                    .in_file(name)?;
+                let report =
+                    open_shard(folder, name, &base, progress).and_then(|(shard, bases)| {
+                        restore_file(&shard, &bases, waits, name, &place, &inner, progress)
+                    });
+                let report = report.in_file(name)?;
                 reports.push(named(report, name));
             }
             Role::Other if cards.contains(name) => {}
@@ -128,12 +150,14 @@ pub(crate) fn verify_folder(
     progress: &Progress,
 ) -> Result<Report> {
     let (listing, _, _) = open_shards(folder, options, progress)?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
     let waits = waits(folder);
     let mut reports = Vec::new();
     for name in weights(&listing.files, SHARD)? {
-        let report = Shard::open(folder.open_file(name)?)
-            .map_err(Error::from)
-            .and_then(|shard| restore_shard(&shard, waits, None, options, progress))
+        let report = open_shard(folder, name, &base, progress)
+            .and_then(|(shard, bases)| {
+                restore_shard(&shard, &bases, waits, None, options, progress)
+            })
             .in_file(name)?;
         reports.push(named(report, name));
     }

@@ -5,19 +5,20 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
 use bigsmall_format::internal::{for_each_in_parallel, read_at, zeroed};
-use bigsmall_format::{BlockDecoder, Rule, TensorSpec};
+use bigsmall_format::{Rule, TensorSpec};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::Progress;
+use crate::base::tensor::{Opened, Window};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model::shards::Shards;
 use crate::model::tensor::Tensor;
-use crate::restore::decode::Window;
+use crate::source::file::REMOTE_THREADS;
 use crate::stage::chunk::CHUNK;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::lock::lock;
 use crate::stage::pool::{reserve, set_len};
 use crate::stage::promise::{Answer, Promise, promise};
-use crate::stage::thread::spawn;
-use crate::{Progress, encoding};
+use crate::stage::thread::{side_by_side, spawn};
 
 /// Bytes that a loader may hold beside its read-ahead: buffers that are being decoded, and the
 /// threads' scratch memory.
@@ -95,6 +96,12 @@ pub(crate) struct Piece {
     shard: usize,
     range: Range<u64>,
     parts: Vec<Part>,
+}
+
+impl Piece {
+    fn original_len(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes.end - part.bytes.start).sum()
+    }
 }
 
 /// One tensor's part of a piece.
@@ -180,6 +187,7 @@ impl Feed {
                     if before.shard == shard
                         && before.range.end == payload.start
                         && payload.end - before.range.start <= PIECE
+                        && before.original_len() + spec.byte_len() <= 4 * PIECE
                         && before.parts.iter().all(|p| p.bytes.start == 0) =>
                 {
                     before.range.end = payload.end;
@@ -317,11 +325,11 @@ impl Feed {
         mut rest: Vec<&mut [u8]>,
     ) -> Result<()> {
         {
-            let (mut owed, decoders): (Vec<_>, Vec<_>) = layer
+            let (mut owed, opened): (Vec<_>, Vec<_>) = layer
                 .tensors
                 .iter()
                 .map(|_| promise())
-                .map(|(answer, decoder)| (Some(answer), decoder))
+                .map(|(answer, opened)| (Some(answer), opened))
                 .unzip();
             let jobs: Vec<(usize, Vec<Slot<'_>>)> = layer
                 .pieces
@@ -339,17 +347,18 @@ impl Feed {
                     (index, self.pieces[index].parts.iter().map(cut).collect())
                 })
                 .collect();
-            for_each_in_parallel(
-                jobs.into_iter(),
-                || (),
-                |(), (index, slots)| {
-                    let named = |e| model.named(self.pieces[index].shard, e);
-                    let encoded = self.take(index).map_err(named)?;
-                    let done = self.decode_piece(model, layer, index, &encoded, &decoders, slots);
-                    self.give_back(encoded);
-                    done.map_err(named)
-                },
-            )
+            let decode = |(index, slots): (usize, Vec<Slot<'_>>)| {
+                let named = |e| model.named(self.pieces[index].shard, e);
+                let encoded = self.take(index).map_err(named)?;
+                let done = self.decode_piece(model, layer, index, &encoded, &opened, slots);
+                self.give_back(encoded);
+                done.map_err(named)
+            };
+            if layer.tensors.iter().any(|&(shard, _)| model.bases(shard).wait()) {
+                // The caller's pool does not wait for another machine.
+                return side_by_side(REMOTE_THREADS, jobs.into_iter(), decode);
+            }
+            for_each_in_parallel(jobs.into_iter(), || (), |(), job| decode(job))
         }
     }
 
@@ -359,7 +368,7 @@ impl Feed {
         layer: &Wanted,
         index: usize,
         encoded: &[u8],
-        decoders: &[Decoder],
+        tensors: &[Promise<Opened>],
         slots: Vec<Slot<'_>>,
     ) -> Result<()> {
         let piece = &self.pieces[index];
@@ -368,16 +377,20 @@ impl Feed {
             let tensor = layer.tensors[part.place].1;
             if let Some(answer) = slot.answer {
                 let head = &encoded[(part.payload_at - piece.range.start) as usize..];
-                let found = shard.decoder_from(tensor, encoding(shard.encoding(tensor)?)?, head)?;
-                answer.keep(found);
+                let bases = model.bases(piece.shard);
+                let found = Opened::from_head(shard, bases, tensor, head);
+                answer.keep(found.in_tensor(shard.tensors()[tensor].name())?);
             }
-            // If this fails, the thread that opened the decoder returns the error.
-            let decoder = decoders[part.place].wait();
-            let decoder = &**decoder.ok_or_else(|| Error::new(ErrorKind::Cancelled))?;
+            // If this fails, the thread that opened the tensor returns the error.
+            let opened = tensors[part.place].wait();
+            let opened = opened.ok_or_else(|| Error::new(ErrorKind::Cancelled))?;
             let at = piece.range.start.saturating_sub(part.payload_at);
             let skip = part.payload_at.saturating_sub(piece.range.start) as usize;
             let window = Window { at, bytes: &encoded[skip..] };
-            shard.decode_from(tensor, decoder, &window, part.bytes.clone(), slot.bytes)?;
+            let (range, scratch) = (part.bytes.clone(), &mut Vec::new());
+            opened
+                .decode_from(shard, tensor, &window, range, slot.bytes, scratch)
+                .in_tensor(shard.tensors()[tensor].name())?;
         }
         Ok(())
     }
@@ -407,11 +420,8 @@ pub(crate) fn capacity(len: usize) -> usize {
     if len > 64 << 10 { len.next_multiple_of(64 << 10) } else { len.next_power_of_two() }
 }
 
-/// A tensor's decoder. The thread with its first piece owes it.
-type Decoder = Promise<Box<dyn BlockDecoder>>;
-
-/// The output of a part. The first part of a tensor also owes its decoder.
+/// The output of a part. The first part of a tensor also owes the opened tensor.
 struct Slot<'a> {
     bytes: &'a mut [u8],
-    answer: Option<Answer<Box<dyn BlockDecoder>>>,
+    answer: Option<Answer<Opened>>,
 }

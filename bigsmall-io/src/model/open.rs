@@ -7,20 +7,23 @@ use std::ops::Range;
 use std::path::Path;
 
 use bigsmall_format::internal::{read_at, zeroed};
-use bigsmall_format::{EncodedTensor, ReadAt, Rule, Shard, TensorSpec, decode_range};
+use bigsmall_format::{
+    EncodedTensor, Raw, ReadAt, Rule, Shard, TensorSpec, decode_range, encode_tensor,
+};
 use serde_json::value::RawValue;
 
-use crate::Progress;
+use crate::base::model::BaseModel;
+use crate::base::tensor::{Scratch, Window};
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::model::feed::{check_len, read_into, read_layer};
+use crate::model::feed::{PIECE, check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
-use crate::model::tensor::{Stored, Tensor};
+use crate::model::tensor::{Stored, StoredBase, Tensor};
 use crate::progress::Stop;
-use crate::restore::decode::{Window, decoder};
 use crate::source::file::Source;
 use crate::stage::pool::set_len;
 use crate::stage::thread::side_by_side;
+use crate::{Encoding, Progress};
 
 /// Original bytes of a tensor whose encoded blocks are fetched from another machine before they are
 /// decoded.
@@ -126,6 +129,20 @@ impl Model {
         Ok(Model { shards: Shards::of_sources(sources.collect())? })
     }
 
+    /// Gives the model the base of its tensors. `base` is a [`BaseModel`], or a [`Model`] whose own
+    /// bases, if any, have been given to it. Tensors are then read, streamed and loaded as those of
+    /// any model. Only the blocks of the base that are needed are read, and each is compared with
+    /// its checksum.
+    ///
+    /// # Errors
+    /// [`Rule::BaseMismatch`] when it is not the base that the shards were compressed against;
+    /// [`Rule::BaseMissing`] when the base of a base is missing; [`Rule::BaseDepth`] for a chain
+    /// that is a circle.
+    pub fn with_base(mut self, base: impl Into<BaseModel>) -> Result<Self> {
+        self.shards.find_bases(&base.into())?;
+        Ok(self)
+    }
+
     pub(crate) fn inner(&self) -> &Shards {
         &self.shards
     }
@@ -192,10 +209,23 @@ impl Model {
         Ok(Stored {
             shard: self.shards.name_of(name)?.to_owned(),
             encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
+            base: self.base_of(shard, index)?,
             compressed_bytes: if shares.is_some() { 0 } else { payload.end - payload.start },
             shares: shares.map(|s| s.name().to_owned()),
             md5: entry.md5(),
         })
+    }
+
+    fn base_of(&self, shard: &Shard<Source>, index: usize) -> Result<Option<StoredBase>> {
+        let Some(base) = shard.base_of(index)? else { return Ok(None) };
+        let table = shard.table(index)?;
+        let same = (0..table.n_blocks()).filter(|&block| table.block_len(block) == 0);
+        Ok(Some(StoredBase {
+            base: base.base,
+            tensor: base.name.to_owned(),
+            n_blocks: table.n_blocks(),
+            n_same_blocks: same.count() as u64,
+        }))
     }
 
     /// The tensor `name`. Memory: its original bytes, and for each thread four encoded blocks.
@@ -267,17 +297,38 @@ impl Model {
     }
 
     fn decode(&self, name: &str, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
-        let (shard, index, spec) = self.shards.place(name)?;
-        let decoder = decoder(shard, index)?;
+        let ((place, index), spec) = self.shards.find(name)?;
+        let shard = self.shards.shard(place);
+        let opened = self.shards.open_tensor(place, index).in_tensor(name)?;
         let payload = shard.payload_range(index)?;
         let fits = range.end <= spec.byte_len()
             && range.end.checked_sub(range.start) == Some(dst.len() as u64);
-        if !self.shards.patient || !fits || shard.source().bytes_at(payload.clone()).is_some() {
-            return Ok(shard.decode(index, &*decoder, range, dst)?);
+        let in_memory = || shard.source().bytes_at(payload.clone()).is_some();
+        if !fits || !(opened.waits() || self.shards.patient && !in_memory()) {
+            return opened.decode_in_pool(shard, index, range, dst).in_tensor(name);
         }
         // Reads wait for another machine: many run at once, on separate threads. Their bytes are
         // decoded when all have arrived.
         let (table, block) = (shard.table(index)?, spec.block_bytes() as u64);
+        if table.needs_base() {
+            // Each thread reads some blocks of the shard and of the base, and decodes them.
+            let step = (PIECE / block).max(1) * block;
+            let first = (range.start / step + 1) * step;
+            let (head, rest) = dst.split_at_mut(dst.len().min((first - range.start) as usize));
+            let pieces = std::iter::once(head).chain(rest.chunks_mut(step as usize));
+            let mut at = range.start;
+            let pieces: Vec<_> = pieces
+                .map(|piece| {
+                    let begin = at;
+                    at += piece.len() as u64;
+                    (begin..at, piece)
+                })
+                .collect();
+            return side_by_side(self.shards.readers(), pieces.into_iter(), |(range, piece)| {
+                opened.decode_part(shard, index, range, piece, &mut Scratch::default())
+            })
+            .in_tensor(name);
+        }
         let mut window = Vec::new();
         let (mut at, mut rest) = (range.start, dst);
         while at < range.end {
@@ -292,7 +343,7 @@ impl Model {
             .in_tensor(name)?;
             let (piece, after) = rest.split_at_mut((end - at) as usize);
             let found = Window { at: place.start, bytes: &window };
-            decode_range(&*decoder, spec, table, &found, at..end, piece)
+            decode_range(opened.decoder(), spec, table, &found, at..end, piece)
                 .map_err(|e| e.in_part_at(payload.start))?;
             (at, rest) = (end, after);
         }
@@ -348,7 +399,8 @@ impl Model {
     }
 
     /// The tensor `name` in its encoded form, for a GPU or another engine. One read; every checksum
-    /// is verified. Memory: the payload.
+    /// is verified. Memory: the payload. A tensor with a base is decoded and encoded again as `ans`,
+    /// or raw, so that it stands alone.
     ///
     /// A product on the CPU needs the encoding TBE. A tensor of another encoding is encoded again:
     ///
@@ -375,9 +427,29 @@ impl Model {
     ///
     /// # Errors
     /// [`ErrorKind::TensorMissing`], [`Rule::HeadChecksum`], [`Rule::BlockChecksum`],
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::Io`]; those of [`tensor`](Self::tensor) for a tensor with a base.
     pub fn encoded(&self, name: &str) -> Result<EncodedTensor> {
-        let ((shard, index), _) = self.shards.find(name)?;
+        let ((shard, index), spec) = self.shards.find(name)?;
+        if self.shards.shard(shard).table(index)?.needs_base() {
+            let bytes = self.tensor(name)?.into_bytes();
+            let encoded = encode_tensor(Encoding::default().implementation(), spec, &bytes)?;
+            if encoded.byte_len() < spec.byte_len() {
+                return Ok(encoded);
+            }
+            return Ok(encode_tensor(&Raw, spec, &bytes)?);
+        }
         self.shards.shard(shard).encoded(index).map_err(|e| self.shards.named(shard, e))
+    }
+}
+
+impl From<&Model> for BaseModel {
+    fn from(model: &Model) -> Self {
+        model.shards.as_base()
+    }
+}
+
+impl From<Model> for BaseModel {
+    fn from(model: Model) -> Self {
+        model.shards.as_base()
     }
 }

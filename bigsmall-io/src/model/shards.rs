@@ -1,10 +1,15 @@
 //! The open shards of a model, and where each tensor lies.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bigsmall_format::internal::reserve;
 use bigsmall_format::{ReadAt, Shard, TensorSpec};
 
+use crate::Progress;
+use crate::base::find::find;
+use crate::base::model::BaseModel;
+use crate::base::tensor::{Bases, Opened};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
 use crate::progress::Stop;
@@ -28,7 +33,9 @@ struct Open {
     name: String,
     /// Its name in errors; empty for a source without a name.
     shown: String,
-    shard: Shard<Source>,
+    shard: Arc<Shard<Source>>,
+    /// Its bases, once they are given.
+    bases: Bases,
 }
 
 impl Shards {
@@ -59,6 +66,28 @@ impl Shards {
             shards.check(&index)?;
         }
         Ok(shards)
+    }
+
+    /// Finds the bases of the shards in `base`.
+    pub(crate) fn find_bases(&mut self, base: &BaseModel) -> Result<()> {
+        for index in 0..self.opened.len() {
+            let found = find(self.shard(index), base.files(), &Progress::default());
+            self.opened[index].bases = found.map_err(|e| self.named(index, e))?;
+        }
+        Ok(())
+    }
+
+    /// The shards as a base of other models.
+    pub(crate) fn as_base(&self) -> BaseModel {
+        let shards = self
+            .opened
+            .iter()
+            .map(|open| (open.shown.clone(), Arc::clone(&open.shard), open.bases.clone()));
+        BaseModel::of_shards(shards.collect(), self.patient)
+    }
+
+    pub(crate) fn bases(&self, index: usize) -> &Bases {
+        &self.opened[index].bases
     }
 
     /// Opens the shard in `source`.
@@ -92,7 +121,8 @@ impl Shards {
     }
 
     fn add(&mut self, name: &str, shown: &str, shard: Shard<Source>) {
-        self.opened.push(Open { name: name.to_owned(), shown: shown.to_owned(), shard });
+        let (name, shown, shard) = (name.to_owned(), shown.to_owned(), Arc::new(shard));
+        self.opened.push(Open { name, shown, shard, bases: Bases::default() });
     }
 
     /// Sorts the tensors of all shards by name; an error if two have the same name.
@@ -174,7 +204,7 @@ impl Shards {
 
     /// The shards and their names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Shard<Source>)> {
-        self.opened.iter().map(|s| (s.name.as_str(), &s.shard))
+        self.opened.iter().map(|s| (s.name.as_str(), &*s.shard))
     }
 
     /// The name of the shard with the tensor `name`.
@@ -194,5 +224,10 @@ impl Shards {
     pub(crate) fn place(&self, name: &str) -> Result<(&Shard<Source>, usize, &TensorSpec)> {
         let ((shard, index), spec) = self.find(name)?;
         Ok((&self.opened[shard].shard, index, spec))
+    }
+
+    /// Opens a tensor of the shard `shard`.
+    pub(crate) fn open_tensor(&self, shard: usize, index: usize) -> Result<Opened> {
+        Opened::new(self.shard(shard), self.bases(shard), index)
     }
 }

@@ -78,13 +78,29 @@ impl Tensor {
 pub struct Stored {
     /// The shard's name within the folder.
     pub shard: String,
-    /// The encoding's name: `raw`, `ans` or `tbe`; `unknown` for one that this version does not
+    /// The encoding's name: `raw`, `ans`, `tbe` or `delta`; `unknown` for one that this version does not
     /// know.
     pub encoding: &'static str,
     /// Bytes of the payload; 0 if the tensor shares another one's payload.
     pub compressed_bytes: u64,
     /// The tensor whose payload this one shares.
     pub shares: Option<String>,
+    /// The tensor that this one is stored as differences from, if any.
+    pub base: Option<StoredBase>,
     /// MD5 of the original bytes, if it was stored when compressing.
     pub md5: Option<[u8; 16]>,
+}
+
+/// The base of a tensor, as its shard names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredBase {
+    /// The base's place in [`Shard::bases`](crate::Shard::bases).
+    pub base: usize,
+    /// The name of the tensor in the base.
+    pub tensor: String,
+    /// Blocks of the tensor.
+    pub n_blocks: u64,
+    /// How many of them are those of the base. If all are, nothing is stored for the tensor.
+    pub n_same_blocks: u64,
 }

@@ -1,6 +1,6 @@
 //! How to restore.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::source::listing::{MAX_FILES, Wanted};
 use crate::source::url::url;
@@ -11,7 +11,7 @@ use crate::source::url::url;
 /// let options = bigsmall_io::RestoreOptions::new().md5(true);
 /// assert!(!options.replace);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestoreOptions {
     /// Report the MD5 of every tensor's original bytes.
@@ -30,6 +30,9 @@ pub struct RestoreOptions {
     pub hidden: bool,
     /// The most files of a folder; `None` for 1,048,576.
     pub max_files: Option<u64>,
+    /// Files, folders or URLs with the bases of shards that are stored as differences, and with the
+    /// bases of these bases; see [`BaseModel::open`](crate::BaseModel::open).
+    pub bases: Vec<PathBuf>,
 }
 
 impl RestoreOptions {
@@ -57,6 +60,13 @@ impl RestoreOptions {
     #[must_use]
     pub fn max_expansion(mut self, max_expansion: impl Into<Option<u64>>) -> Self {
         self.max_expansion = max_expansion.into();
+        self
+    }
+
+    /// Adds one of the [`bases`](Self#structfield.bases).
+    #[must_use]
+    pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
+        self.bases.push(path.into());
         self
     }
 
@@ -99,6 +109,11 @@ pub(crate) enum Waits {
 impl Waits {
     /// Whether reading from `input` waits for another machine.
     pub(crate) fn of(input: &Path) -> Self {
-        if url(input).is_some() { Waits::ForAnotherMachine } else { Waits::No }
+        Waits::No.or(url(input).is_some())
+    }
+
+    /// The same, or waiting for another machine if `remote`.
+    pub(crate) fn or(self, remote: bool) -> Self {
+        if remote { Waits::ForAnotherMachine } else { self }
     }
 }

@@ -2,35 +2,35 @@
 
 use std::sync::{Arc, Mutex};
 
-use bigsmall_format::internal::Section;
-use bigsmall_format::{BlockDecoder, ReadAt, Shard};
+use bigsmall_format::{ReadAt, Shard};
 
-use crate::error::Result;
-use crate::restore::decode::decoder;
+use crate::base::tensor::{Bases, Opened, Scratch};
+use crate::error::{Error, Result};
 use crate::stage::lock::lock;
 
 /// The safetensors file of a shard. Reading decodes only the requested bytes.
 pub(crate) struct Original<'a, R> {
     shard: &'a Shard<R>,
+    bases: &'a Bases,
     /// The length of the header, as the file begins.
     header_len: [u8; 8],
-    /// The decoder of the tensor that was read last. The next read is usually of the same tensor.
-    last: Mutex<Option<(usize, Arc<dyn BlockDecoder>)>>,
+    /// The tensor that was read last. The next read is usually of the same tensor.
+    last: Mutex<Option<(usize, Arc<Opened>)>>,
 }
 
 impl<'a, R: ReadAt> Original<'a, R> {
-    pub(crate) fn new(shard: &'a Shard<R>) -> Self {
+    pub(crate) fn new(shard: &'a Shard<R>, bases: &'a Bases) -> Self {
         let header_len = (shard.header_json().len() as u64).to_le_bytes();
-        Original { shard, header_len, last: Mutex::new(None) }
+        Original { shard, bases, header_len, last: Mutex::new(None) }
     }
 
-    fn decoder(&self, index: usize) -> Result<Arc<dyn BlockDecoder>> {
+    fn opened(&self, index: usize) -> Result<Arc<Opened>> {
         if let Some((at, found)) = &*lock(&self.last)
             && *at == index
         {
             return Ok(Arc::clone(found));
         }
-        let found: Arc<dyn BlockDecoder> = decoder(self.shard, index)?.into();
+        let found = Arc::new(Opened::new(self.shard, self.bases, index)?);
         *lock(&self.last) = Some((index, Arc::clone(&found)));
         Ok(found)
     }
@@ -67,10 +67,11 @@ impl<R: ReadAt> ReadAt for Original<'_, R> {
             let n = buf.len().min((range.end - data) as usize);
             let (piece, rest) = buf.split_at_mut(n);
             let from = data - range.start;
-            let decoder = self.decoder(index)?;
-            let payload = Section::new(self.shard.source(), self.shard.payload_range(index)?)?;
             let wanted = from..from + n as u64;
-            self.shard.decode_from(index, &*decoder, &payload, wanted, piece)?;
+            let named = |e: Error| e.in_tensor(header.tensors()[index].name());
+            let opened = self.opened(index).map_err(named)?;
+            let scratch = &mut Scratch::default();
+            opened.decode_part(self.shard, index, wanted, piece, scratch).map_err(named)?;
             buf = rest;
             data += n as u64;
             index += 1;

@@ -8,8 +8,9 @@ use bigsmall_format::internal::len_of;
 use bigsmall_format::{ReadAt, Rule, Shard, ShardEntry};
 use crossbeam_channel::{Receiver, unbounded};
 
+use crate::base::tensor::Bases;
 use crate::error::{Error, Result};
-use crate::restore::decode::{Decoder, Job, Scratch, decode};
+use crate::restore::decode::{Job, Kept, Shared, decode};
 use crate::restore::options::Waits;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::stage::atomic::AtomicFile;
@@ -25,6 +26,7 @@ use crate::{FileReport, Progress, RestoreOptions, hex};
 /// Restores the shard that was opened as `input`.
 pub(crate) fn restore_file(
     shard: &Shard<Source>,
+    bases: &Bases,
     waits: Waits,
     input: &Path,
     output: &Path,
@@ -32,7 +34,7 @@ pub(crate) fn restore_file(
     progress: &Progress,
 ) -> Result<FileReport> {
     let target = AtomicFile::create_with_mode(output, options.replace, shard.source().mode())?;
-    let mut report = restore_shard(shard, waits, Some(&target), options, progress)?;
+    let mut report = restore_shard(shard, bases, waits, Some(&target), options, progress)?;
     target.commit()?;
     report.name = crate::report::file_name(input);
     Ok(report)
@@ -45,6 +47,7 @@ type Work<'p> = (Arc<Job<'p>>, Buffer<'p>, Answer<Buffer<'p>>);
 /// SHA-256 and the stored MD5s.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
+    bases: &Bases,
     waits: Waits,
     output: Option<&dyn Output>,
     options: &RestoreOptions,
@@ -59,6 +62,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let stored_md5 = |index| shard.entry(index).ok().and_then(ShardEntry::md5);
     let any_md5 = options.md5 || (0..tensors.len()).any(|i| stored_md5(i).is_some());
     let control = Control::new(progress);
+    let waits = waits.or(bases.wait());
     let (threads, chunks_in_flight) = match waits {
         Waits::No => sizes(),
         Waits::ForAnotherMachine => {
@@ -103,12 +107,12 @@ pub(crate) fn restore_shard<R: ReadAt>(
             answer.keep(Vec::new());
         }
         let decode_all = move |work: &Receiver<Work<'_>>| {
-            let mut scratch = Scratch::default();
+            let mut kept = Kept::default();
             for (job, mut room, answer) in received(control, "decode", work) {
                 if control.stopped() {
                     continue;
                 }
-                match decode(shard, &job, &mut room, &mut scratch) {
+                match decode(shard, bases, &job, &mut room, &mut kept) {
                     Ok(()) => answer.keep(room),
                     Err(error) => control.fail(job.chunk.data.start, error),
                 }
@@ -158,7 +162,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
                 match &chunk.parts[..] {
                     [part] if !part.is_whole(&tensors[part.tensor]) => {
                         if part.bytes.start == 0 {
-                            large = Some(Arc::new(Decoder::new()));
+                            large = Some(Arc::new(Shared::new()));
                         }
                     }
                     _ => large = None,
@@ -206,9 +210,14 @@ pub(crate) fn restore_shard<R: ReadAt>(
     if !options.md5 {
         md5s.clear();
     }
-    let mut n_shared = 0;
+    let (mut n_shared, mut n_deltas, mut n_inherited) = (0, 0, 0);
     for index in 0..tensors.len() {
-        n_shared += u64::from(shard.entry(index)?.shares().is_some());
+        let entry = shard.entry(index)?;
+        let shares = entry.shares().is_some();
+        n_shared += u64::from(shares);
+        n_inherited += u64::from(entry.is_inherited());
+        let with_base = shard.base_of(index)?.is_some();
+        n_deltas += u64::from(with_base && !shares && !entry.is_inherited());
     }
     Ok(FileReport {
         name: String::new(),
@@ -217,6 +226,9 @@ pub(crate) fn restore_shard<R: ReadAt>(
         sha256,
         n_tensors: tensors.len() as u64,
         n_shared,
+        n_deltas,
+        n_inherited,
+        bases: shard.bases().to_vec(),
         md5s: tensors.iter().map(|t| t.name().to_owned()).zip(md5s).collect(),
     })
 }

@@ -13,7 +13,8 @@ use std::sync::Mutex;
 
 use bigsmall_format::{Header, ReadAt, Rule, TensorSpec};
 
-use crate::compress::walk::{Origin, compress_walk};
+use crate::base::model::BaseModel;
+use crate::compress::walk::{Against, Origin, compress_walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::stage::atomic::AtomicFile;
@@ -204,7 +205,9 @@ impl<'a> InMemory<'a> {
         progress: &Progress,
     ) -> Result<FileReport> {
         progress.expect(self.byte_len()?);
-        compress_walk(self, Origin::Memory, output, &options.compress(), progress)
+        let (base, options) = (BaseModel::default(), options.compress());
+        let base = Against::new(&base);
+        compress_walk(self, Origin::Memory, base, output, &options, progress)
     }
 
     /// The piece that contains the byte `at`, and the position where the piece begins.

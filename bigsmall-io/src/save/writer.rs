@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bigsmall_format::internal::xxh3;
 use bigsmall_format::{Class, Dtype, ReadAt, Rule, Shard, ShardWriter, TensorSpec};
 
+use crate::base::tensor::Bases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::restore::options::Waits;
@@ -145,7 +146,8 @@ impl Writer {
         drop(sink.into_inner().map_err(|e| Error::from(e.into_error()))?);
         let checked = Shard::open(Written(&file)).map_err(Error::from).and_then(|shard| {
             progress.expect(shard.original_len());
-            restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), progress)
+            let (none, options) = (Bases::default(), RestoreOptions::default());
+            restore_shard(&shard, &none, Waits::No, None, &options, progress)
         });
         let mut report = checked.map_err(|e| match e.class() {
             Class::Corrupt => Error::new(ErrorKind::ReadBack).caused_by(e),

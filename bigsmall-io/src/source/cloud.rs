@@ -27,7 +27,7 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::names::SHARD;
+use crate::names::{SAFETENSORS, SHARD};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
@@ -307,10 +307,10 @@ impl HttpService for Bounded {
     }
 }
 
-/// Opens a URL: a shard if it ends with `.bs`, otherwise a folder.
+/// Opens a URL: a file if it ends with `.bs` or `.safetensors`, otherwise a folder.
 pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     let (store, path, pages) = store_of(url)?;
-    if path.as_ref().ends_with(SHARD) {
+    if [SHARD, SAFETENSORS].iter().any(|ending| path.as_ref().ends_with(ending)) {
         return Ok(Input::File(Source::new(CloudFile::open_path(store, path, stop.clone())?)));
     }
     Ok(Input::Folder(Folder::remote(Objects { store, prefix: path, pages, stop: stop.clone() })))

@@ -1,11 +1,12 @@
 //! A folder of files, local or remote. No name in it leads out of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
-use crate::names::{INDEX, SHARD, weights};
+use crate::names::{INDEX, Role, SAFETENSORS, SHARD, role, weights};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::listing::{Listing, Wanted, check_name, is_hidden};
@@ -100,6 +101,25 @@ impl Folder {
                 .expected("one index file, or one shard")
                 .found(format!("{} index files, {} shards", found.len(), shards.len()))),
         }
+    }
+
+    /// The weights of all models in the folder and below, to be a base: the safetensors files, or
+    /// the shards if there are none. Where there is an index file, only those that it names.
+    pub(crate) fn base_files(&self) -> Result<Vec<PathBuf>> {
+        let files = self.list(Wanted::default())?.files;
+        let any = files.iter().any(|name| role(name, SAFETENSORS) == Role::Weights);
+        let ending = if any { SAFETENSORS } else { SHARD };
+        let mut named: BTreeMap<&Path, BTreeSet<PathBuf>> = BTreeMap::new();
+        for name in files.iter().filter(|name| role(name, ending) == Role::Index) {
+            let (_, index) = ModelIndex::read(&self.open_file(name)?).in_file(name)?;
+            let parent = name.parent().unwrap_or(Path::new(""));
+            named.entry(parent).or_default().extend(index.shards().iter().map(|s| parent.join(s)));
+        }
+        let in_model = |name: &&PathBuf| {
+            let parent = name.parent().unwrap_or(Path::new(""));
+            named.get(parent).is_none_or(|names| names.contains(*name))
+        };
+        Ok(weights(&files, ending)?.into_iter().filter(in_model).cloned().collect())
     }
 
     /// Every file, by its relative path. What is in a `.git` never belongs to it; what is hidden

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bigsmall_format::Shard;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::names::SHARD;
+use crate::names::{INDEX, SAFETENSORS, SHARD};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
@@ -161,7 +161,7 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     if let Some(snapshot) = cache.snapshot(&commit) {
         let wanted = match path {
             Some(path) => vec![path.to_owned()],
-            None => names.iter().filter(|n| is_weights(n)).cloned().collect(),
+            None => weights(&names),
         };
         if is_whole(&snapshot, &wanted) {
             return local(&snapshot, path, stop);
@@ -174,14 +174,25 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     }
 }
 
-/// Whether a file belongs to the weights: a shard, or an index file of shards.
-fn is_weights(name: &str) -> bool {
-    name.ends_with(SHARD) || name.ends_with(".bs.index.json")
+/// The files that belong to the weights: shards and their index files, or the safetensors files if
+/// there are no shards.
+fn weights(names: &[String]) -> Vec<String> {
+    let of = |ending: &str| -> Vec<String> {
+        let index = format!("{ending}{INDEX}");
+        let wanted = names.iter().filter(|n| n.ends_with(ending) || n.ends_with(&index));
+        wanted.cloned().collect()
+    };
+    let shards = of(SHARD);
+    if shards.is_empty() { of(SAFETENSORS) } else { shards }
 }
 
-/// Whether a folder in the cache has a whole model: every shard of its index file, or its only
-/// shard.
+/// Whether a folder in the cache has a whole model: every file of its index file, or its only
+/// shard, or safetensors files without an index file.
 fn has_model(snapshot: &Path) -> bool {
+    let base = || -> Result<()> {
+        let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
+        folder.base_files()?.iter().try_for_each(|name| folder.open_file(name).map(drop))
+    };
     let whole = || -> Result<()> {
         let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
         let (shards, _) = folder.model()?;
@@ -190,7 +201,7 @@ fn has_model(snapshot: &Path) -> bool {
             Ok(())
         })
     };
-    whole().is_ok()
+    whole().is_ok() || base().is_ok()
 }
 
 /// The commit and the files of a repository, from the answer of the Hub's API.

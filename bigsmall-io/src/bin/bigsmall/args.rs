@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Estimate(Estimate),
     /// Rewrite a shard in another encoding, without the original.
     Transcode(Transcode),
+    /// Rewrite a shard as differences from another base; makes one shard of a chain.
+    Rebase(Rebase),
     /// Measure size and speed on the tensors of a file, in comparison with memcpy.
     Bench(Bench),
     /// Print a completion script for a shell.
@@ -59,6 +61,7 @@ impl Command {
             Command::Verify(a) => a.threads,
             Command::Estimate(a) => a.coding.threads,
             Command::Transcode(a) => a.coding.threads,
+            Command::Rebase(a) => a.to.coding.threads,
             Command::Bench(a) => a.coding.threads,
             Command::Inspect(_) | Command::Index(_) | Command::Completions { .. } => 1,
         }
@@ -122,6 +125,10 @@ pub(crate) struct Compress {
     /// The shard or folder to write.
     #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
+    /// Store differences from this base: a safetensors file, a shard, a folder or a URL. Give also
+    /// the base of a base, and so on.
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// Store an MD5 of every tensor.
@@ -151,6 +158,8 @@ pub(crate) struct Restore {
     /// The safetensors file or folder to write.
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) bases: Bases,
     /// Threads that decode; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
@@ -178,6 +187,8 @@ pub(crate) struct Restore {
 pub(crate) struct Verify {
     /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
     pub(crate) input: PathBuf,
+    #[command(flatten)]
+    pub(crate) bases: Bases,
     /// Threads that decode; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
@@ -237,12 +248,32 @@ pub(crate) struct Estimate {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct Rebase {
+    /// The new base: a safetensors file, a shard, a folder or a URL.
+    #[arg(long, value_name = "BASE")]
+    pub(crate) onto: PathBuf,
+    #[command(flatten)]
+    pub(crate) to: Transcode,
+}
+
+/// The bases of a shard that is read.
+#[derive(Args, Debug)]
+pub(crate) struct Bases {
+    /// The base of a shard with differences: a safetensors file, a shard, a folder or a URL. Give
+    /// also the base of a base, and so on, in any order.
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Transcode {
     /// A shard.
     pub(crate) input: PathBuf,
-    /// The shard to write.
+    /// The shard to write. It has no base.
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) bases: Bases,
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// Store an MD5 of every tensor.

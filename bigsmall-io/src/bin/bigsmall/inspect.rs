@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::json_line;
-use bigsmall_io::{Error, Model, Progress, ReadAt, Result, Shard, TensorSpec, hex};
+use bigsmall_io::{Base, Error, Model, Progress, ReadAt, Result, Shard, TensorSpec, hex};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -57,7 +57,24 @@ struct Row<'a> {
     compressed: u64,
     /// The tensor whose payload it shares.
     owner: Option<&'a str>,
+    /// The tensor that it is stored as differences from.
+    base: Option<OfBase<'a>>,
     md5: Option<[u8; 16]>,
+}
+
+/// What a tensor has in common with its base.
+struct OfBase<'a> {
+    /// The base's place in the shard.
+    base: usize,
+    tensor: &'a str,
+    blocks: u64,
+    same_blocks: u64,
+}
+
+impl OfBase<'_> {
+    fn is_equal(&self) -> bool {
+        self.blocks == self.same_blocks
+    }
 }
 
 /// Calls `print` for each tensor that is to be shown.
@@ -84,7 +101,22 @@ fn row<'a>(
     let entry = shard.entry(index)?;
     let owner = entry.shares().and_then(|owner| shard.tensors().get(owner));
     let payload = shard.payload_range(index)?;
+    let base = match shard.base_of(index)?.filter(|_| owner.is_none()) {
+        None => None,
+        Some(base) => {
+            let table = shard.table(index)?;
+            let blocks = table.n_blocks();
+            let same_blocks = (0..blocks).filter(|&block| table.block_len(block) == 0).count();
+            Some(OfBase {
+                base: base.base,
+                tensor: base.name,
+                blocks,
+                same_blocks: same_blocks as u64,
+            })
+        }
+    };
     Ok(Row {
+        base,
         spec,
         shard: name,
         encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
@@ -101,17 +133,64 @@ fn print_table(
     out: &mut impl Write,
 ) -> io::Result<()> {
     writeln!(out, "{:>12} {:>12}  {:<5} {:<8} name, shape", "original", "stored", "as", "dtype")?;
+    let mut common = InCommon::default();
     for_each_row(model, args, |row| {
+        common.add(&row);
         write!(out, "{:>12} {:>12}  ", row.spec.byte_len(), row.compressed)?;
-        match row.owner {
-            Some(owner) => write!(out, "as {}", Shown::name(owner))?,
-            None => write!(out, "{:<5}", row.encoding)?,
+        match (row.owner, &row.base) {
+            (Some(owner), _) => write!(out, "as {}", Shown::name(owner))?,
+            (None, Some(base)) if base.is_equal() => write!(out, "{:<5}", "base")?,
+            (None, _) => write!(out, "{:<5}", row.encoding)?,
         }
         let (dtype, name) = (row.spec.dtype().name(), Shown::name(row.spec.name()));
         writeln!(out, " {dtype:<8} {name} {:?}", row.spec.shape())
     })?;
+    for base in model.shards().flat_map(|(_, shard)| shard.bases()) {
+        let (sha256, hint) = (hex(&base.sha256), Shown::name(&base.hint));
+        writeln!(out, "base sha256 {sha256} {hint}, {} behind it", base.depth)?;
+    }
+    common.print(out)?;
     let (original, compressed) = (bytes(summary.original), bytes(summary.compressed));
     writeln!(out, "{original} <-> {compressed}: {:.2} %", 100.0 * summary.ratio())
+}
+
+/// What the tensors of a model have in common with their bases.
+#[derive(Default)]
+struct InCommon {
+    tensors: u64,
+    equal: u64,
+    alone: u64,
+    /// Blocks of tensors with a base.
+    blocks: u64,
+    same_blocks: u64,
+}
+
+impl InCommon {
+    fn add(&mut self, row: &Row<'_>) {
+        self.tensors += 1;
+        match &row.base {
+            None => self.alone += 1,
+            Some(base) => {
+                self.equal += u64::from(base.is_equal());
+                self.blocks += base.blocks;
+                self.same_blocks += base.same_blocks;
+            }
+        }
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let InCommon { tensors, equal, alone, blocks, .. } = *self;
+        if alone == tensors {
+            return Ok(());
+        }
+        let changed = blocks - self.same_blocks;
+        let share = 100.0 * changed as f64 / blocks.max(1) as f64;
+        writeln!(
+            out,
+            "of {tensors} tensors {equal} are equal to the base and {alone} stand alone; of {blocks} \
+             blocks with a base {changed} ({share:.1} %) differ from it"
+        )
+    }
 }
 
 fn print_json(
@@ -124,7 +203,9 @@ fn print_json(
     write!(out, "{{\"original_bytes\":{original},\"compressed_bytes\":{compressed},")?;
     write!(out, "\"ratio\":{},\"files\":[", json!(summary.ratio()))?;
     for (i, (name, shard)) in model.shards().enumerate() {
-        let value = json!({ "name": name, "sha256": hex(&shard.sha256()) });
+        let base = |base: &Base| json!({ "sha256": hex(&base.sha256), "hint": base.hint, "bases_behind": base.depth });
+        let bases: Vec<Value> = shard.bases().iter().map(base).collect();
+        let value = json!({ "name": name, "sha256": hex(&shard.sha256()), "bases": bases });
         element(out, i, &value)?;
     }
     write!(out, "],\"tensors\":[")?;
@@ -138,6 +219,12 @@ fn print_json(
             "original_bytes": row.spec.byte_len(),
             "compressed_bytes": row.compressed,
             "shares": row.owner,
+            "base": row.base.map(|base| json!({
+                "base": base.base,
+                "tensor": base.tensor,
+                "blocks": base.blocks,
+                "same_blocks": base.same_blocks,
+            })),
             "shard": row.shard,
             "md5": row.md5.map(|m| hex(&m)),
         });

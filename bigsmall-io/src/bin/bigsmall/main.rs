@@ -75,34 +75,37 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
     let begin = Instant::now();
     match command {
         Command::Compress(a) => {
-            let options = CompressOptions::new()
+            let mut options = CompressOptions::new()
                 .encoding(a.coding.encoding())
                 .md5(a.md5)
                 .replace(a.force)
                 .dry_run(a.dry_run)
                 .hidden(a.hidden)
                 .max_files(a.max_files);
+            options.bases = a.base;
             // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
             Ok(show("compressed", &report, begin, a.json))
         }
         Command::Restore(a) => {
-            let options = RestoreOptions::new()
+            let mut options = RestoreOptions::new()
                 .replace(a.force)
                 .max_expansion(a.max_expansion)
                 .ignore_free_space(a.ignore_free_space)
                 .hidden(a.hidden)
                 .max_files(a.max_files);
+            options.bases = a.bases.base;
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
         }
         Command::Verify(a) => {
-            let options = RestoreOptions::new()
+            let mut options = RestoreOptions::new()
                 .md5(a.md5)
                 .max_expansion(a.max_expansion)
                 .hidden(a.hidden)
                 .max_files(a.max_files);
+            options.bases = a.bases.base;
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
@@ -118,13 +121,14 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         }
         Command::Estimate(a) => estimate(&a, progress),
         Command::Transcode(a) => {
-            let options = CompressOptions::new()
-                .encoding(a.coding.encoding())
-                .md5(a.md5)
-                .replace(a.force)
-                .max_expansion(a.max_expansion);
+            let options = transcoding(&a);
             let report = bigsmall_io::transcode(&a.input, &a.output, &options, progress)?;
             Ok(show("transcoded", &report, begin, a.json))
+        }
+        Command::Rebase(args::Rebase { onto, to: a }) => {
+            let options = transcoding(&a);
+            let report = bigsmall_io::rebase(&a.input, onto, &a.output, &options, progress)?;
+            Ok(show("rebased", &report, begin, a.json))
         }
         Command::Bench(a) => bench(&a, progress),
     }
@@ -155,6 +159,15 @@ fn left_out(report: &Report) -> String {
     format!("left out {names}{more} (--hidden takes hidden files, but no .git)\n")
 }
 
+fn transcoding(a: &args::Transcode) -> CompressOptions {
+    let options = CompressOptions::new()
+        .encoding(a.coding.encoding())
+        .md5(a.md5)
+        .replace(a.force)
+        .max_expansion(a.max_expansion);
+    a.bases.base.iter().fold(options, CompressOptions::base)
+}
+
 /// A number of bytes, for people to read.
 fn bytes(n: u64) -> String {
     match n {
@@ -178,6 +191,8 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
                 "sha256": hex(&f.sha256),
                 "tensors": f.n_tensors,
                 "shared_tensors": f.n_shared,
+                "delta_tensors": f.n_deltas,
+                "inherited_tensors": f.n_inherited,
             });
             if !md5.is_empty() {
                 value["md5"] = md5.into();
@@ -197,6 +212,12 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
     let mut out = String::new();
     for f in &report.files {
         out += &format!("{}  sha256 {}\n", Shown::name(&f.name), hex(&f.sha256));
+        if f.n_deltas + f.n_inherited > 0 {
+            out += &format!(
+                "  of {} tensors, {} are differences from a base and {} are equal to it\n",
+                f.n_tensors, f.n_deltas, f.n_inherited,
+            );
+        }
         for (name, md5) in &f.md5s {
             out += &format!("  {}  md5 {}\n", Shown::name(name), hex(md5));
         }
