@@ -607,3 +607,22 @@ fn a_tensor_in_two_shards_of_one_model_without_an_index_file_is_refused() {
     }
     assert!(!d.join("out").exists());
 }
+
+/// The table of all rules in FORMAT.md has what breaks in a folder, and what a file restores to.
+#[test]
+fn the_specification_has_the_rules_of_models() {
+    let text = bigsmall_testing::specification::text();
+    let rows = bigsmall_testing::specification::rules(&text);
+    let of_models = rows.iter().filter(|row| matches!(row.sections[..], ["13" | "15"]));
+    let found: Vec<_> = of_models.map(|row| format!("{} {}", row.rule, row.class)).collect();
+    let kinds = [
+        ErrorKind::ModelIndex,
+        ErrorKind::ModelPath,
+        ErrorKind::ModelTensor,
+        ErrorKind::ModelIndexTooLarge,
+        ErrorKind::TooManyShards,
+        ErrorKind::TooManyFiles,
+        ErrorKind::Expansion,
+    ];
+    assert_eq!(found, kinds.map(|kind| format!("{kind:?} {:?}", kind.class())));
+}
