@@ -558,8 +558,8 @@ impl Keys {
     }
 }
 
-/// The deepest nesting that is accepted; the outermost object counts as 1. serde_json has a limit of
-/// its own above this one.
+/// The deepest nesting that is accepted; the outermost object counts as 1. serde_json has a higher
+/// limit of its own.
 const MAX_DEPTH: usize = 100;
 
 /// Any value; only its depth and duplicate keys are checked.

@@ -586,8 +586,8 @@ struct Parsed {
     flags: u32,
 }
 
-/// Parses the index, which begins at `begin` in the file. What follows the last record is skipped if
-/// an ignorable feature is set. Offsets of errors are relative to the index.
+/// Parses the index, which begins at `begin` in the file. With an ignorable feature, what follows
+/// the last record is skipped. Offsets of errors are relative to the index.
 fn parse_index(index: &[u8], begin: u64, features: Features, limits: &Limits) -> Result<Parsed> {
     let mut cursor = Cursor::new(index, Rule::IndexTruncated);
     let header_len = cursor.u64()?;
