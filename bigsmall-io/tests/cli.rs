@@ -295,3 +295,14 @@ fn every_cause_is_printed_once() {
         assert_eq!(text.matches(cause).count(), 1, "{text}");
     }
 }
+
+#[test]
+fn a_shard_that_is_larger_than_its_original_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let one = |i: usize| tensor(&format!("t{i}"), Dtype::I64, &[], i.to_le_bytes().to_vec());
+    write(&d.join("m"), &(0..2000).map(one).collect::<Vec<_>>());
+    let output = bigsmall(d, &["compress", "m", "-o", "m.bs"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("each of the 2000 tensors takes some 50 bytes of index"), "{text}");
+}

@@ -345,3 +345,79 @@ fn open_things_can_be_printed() {
     let loader = StreamingLoader::new(model, &StreamOptions::default()).unwrap();
     assert!(format!("{loader:?}").starts_with("StreamingLoader {"));
 }
+
+/// Every reader says where in the file the damage is, not where in a payload: also if all checksums
+/// match, and a decoder finds it.
+#[test]
+fn errors_name_the_byte_of_the_file() {
+    use bigsmall_format::internal::Assembler;
+    use bigsmall_io::{CompressOptions, Progress, RestoreOptions, Shard, transcode};
+    let mut random = Random::new(15);
+    let mut weights =
+        |name: &str, rows| tensor(name, Dtype::BF16, &[rows, 1000], random.weights(rows * 1000));
+    let tensors = [weights("first", 1000), weights("second", 300)];
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for encoding in [Encoding::default(), Encoding::Tbe3] {
+        let sound = shard(&tensors, encoding);
+        let opened = Shard::open(sound.clone()).unwrap();
+        let last = opened.index_of("second").unwrap();
+        let name = opened.tensors()[last].name();
+        let place = opened.payload_range(last).unwrap();
+        assert!(place.start > 2 * (place.end - place.start), "{place:?}");
+        let mut damaged = sound.clone();
+        damaged[place.end as usize - 20] ^= 1;
+        // The same with checksums that match: a lane of a block begins elsewhere.
+        let mut writer = Assembler::synthesised(Vec::new(), opened.tensors()).unwrap();
+        for index in 0..opened.tensors().len() {
+            let encoded = opened.encoded(index).unwrap();
+            let (table, mut payload) = (encoded.table(), encoded.payload().to_vec());
+            if index == last {
+                payload[table.padded_block_range(0).start as usize..].fill(0xFF);
+            }
+            let lens: Vec<u32> = (0..table.n_blocks()).map(|i| table.block_len(i) as u32).collect();
+            let blocks = table.blocks_range(0..table.n_blocks()).start as usize;
+            for (i, &len) in lens.iter().enumerate() {
+                let range = table.padded_block_range(i as u64);
+                payload[range.start as usize + len as usize..range.end as usize].fill(0);
+            }
+            writer.begin(encoded.encoding(), encoded.head()).unwrap();
+            writer.blocks(&payload[blocks..], &lens).unwrap();
+            writer.end(None).unwrap();
+        }
+        let sealed = writer.finish(opened.sha256()).unwrap();
+        for bad in [damaged, sealed] {
+            let path = d.join("bad.bs");
+            std::fs::write(&path, &bad).unwrap();
+            let mut room = vec![0; opened.tensors()[last].byte_len() as usize];
+            let progress = Progress::default();
+            let models = [Model::open(&path).unwrap(), Model::from_source(bad).unwrap()];
+            let mut errors: Vec<_> = models
+                .iter()
+                .flat_map(|model| {
+                    [
+                        model.tensor(name).unwrap_err(),
+                        model.rows(name, 0..300).unwrap_err(),
+                        model.tensors_into([(name, &mut room[..])]).unwrap_err(),
+                        model.layer(name).unwrap_err(),
+                    ]
+                })
+                .collect();
+            let options = RestoreOptions::new().replace(true);
+            errors.push(bigsmall_io::verify(&path, &options, &progress).unwrap_err());
+            errors
+                .push(bigsmall_io::restore(&path, d.join("out"), &options, &progress).unwrap_err());
+            let options = CompressOptions::new().encoding(Encoding::Raw).replace(true);
+            errors.push(transcode(&path, d.join("out"), &options, &progress).unwrap_err());
+            for (i, error) in errors.iter().enumerate() {
+                assert_eq!(
+                    (error.class(), error.tensor()),
+                    (Class::Corrupt, Some(name)),
+                    "{error}"
+                );
+                let offset = error.offset();
+                assert!(offset.is_some_and(|at| place.contains(&at)), "{i}: {place:?}: {error}");
+            }
+        }
+    }
+}
