@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Prints the table of docs/reliability.md that says how much memory each command takes.
 
-    cargo build --release -p bigsmall-io --features cli,http
+    cargo build -p bigsmall-io --features cli,http
     python3 tools/measure_memory.py
 
 The inputs are extreme files, made on the spot in a temporary folder (`--dir` says where): most of
-their bytes are holes. Restoring the largest writes 8 GB. Each cell is the peak of the resident
-memory of one run in MiB. A run that fails shows its exit code.
+their bytes are holes. Restoring the largest writes 8 GB; beside it is another file of 3 GB, which
+`index` copies. Each cell is the peak of the resident memory of one run in MiB. A run that fails
+shows its exit code.
 """
 
 import argparse
@@ -135,8 +136,8 @@ def measure_file(command, name, make, folder):
         "index --original": ["index", shards, "--original", original],
     }
     cells = []
-    for name in COMMANDS:
-        cells.append(peak([command, *runs[name]]))
+    for job in COMMANDS:
+        cells.append(peak([command, *runs[job]]))
         if os.path.exists(out):
             os.remove(out)
     return cells
@@ -214,7 +215,7 @@ def measure_remote(command, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--command", default="target/release/bigsmall")
+    parser.add_argument("--command", default="target/debug/bigsmall")
     parser.add_argument("--dir", help="where to make the temporary folder")
     parser.add_argument("--only", help="only the inputs whose names contain this")
     args = parser.parse_args()

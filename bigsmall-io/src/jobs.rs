@@ -25,7 +25,7 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 ///
 /// The written bytes are read back, decoded and compared with the original before the output is
 /// renamed into place. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and
-/// the index, for a model of any size.
+/// 4 times the index, for a model of any size.
 ///
 /// # Errors
 /// Header rules of [`Rule`](crate::Rule) for a bad input; [`ErrorKind::OutputExists`],
@@ -116,7 +116,7 @@ fn check_bases(output: &Path, options: &CompressOptions) -> Result<()> {
 /// ([`RestoreOptions::max_expansion`]), and so is one that restores to more bytes than the file
 /// system has free.
 ///
-/// Memory: at most 256 MiB and the index, for a model of any size.
+/// Memory: at most 256 MiB and 4 times the index, for a model of any size.
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`ErrorKind::Expansion`], [`ErrorKind::Space`];
@@ -182,7 +182,7 @@ pub fn restore_files(
 /// compares the SHA-256 of the resulting file with that of the original. Compares stored MD5s too.
 /// Writes nothing. Ends at the first error.
 ///
-/// Memory: at most 256 MiB and the index.
+/// Memory: at most 256 MiB and 4 times the index.
 ///
 /// # Errors
 /// Those of [`restore`], except the output's.

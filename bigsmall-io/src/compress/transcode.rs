@@ -20,7 +20,7 @@ use crate::{CompressOptions, Progress, Report, hex, os};
 /// new shard restores to the identical file: the SHA-256 of the decoded bytes is compared with that
 /// of the original. MD5 sums are kept.
 ///
-/// Memory: at most 256 MiB and twice the index.
+/// Memory: at most 256 MiB and 6 times the index.
 ///
 /// # Errors
 /// Those of [`restore`](crate::restore) and [`compress`](crate::compress).

@@ -28,7 +28,7 @@ use crate::{FileReport, Progress, SaveOptions, TensorView};
 ///
 /// Uses the default [`SaveOptions`]: an existing file is replaced. The written bytes are read back,
 /// decoded and compared before the file is renamed into place. So the file is absent, unchanged, or
-/// complete. Memory: at most 256 MiB and the index, beside the tensors themselves.
+/// complete. Memory: at most 256 MiB and 4 times the index, beside the tensors themselves.
 ///
 /// # Errors
 /// [`Rule::BufferLength`] where the values of a tensor are not as long as its shape says,

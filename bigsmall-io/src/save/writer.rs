@@ -28,7 +28,7 @@ use crate::{Encoding, FileReport, Progress, RestoreOptions, SaveOptions};
 /// renamed into place. A writer that is dropped earlier leaves nothing behind.
 ///
 /// Memory: one encoded tensor, 12 bytes a block and some 100 bytes a tensor; in
-/// [`finish`](Self::finish) at most 256 MiB and the index.
+/// [`finish`](Self::finish) at most 256 MiB and 4 times the index.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-writer-{}", std::process::id()));

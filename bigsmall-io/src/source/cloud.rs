@@ -35,8 +35,9 @@ use crate::source::listing::{Wanted, too_many};
 use crate::source::tail::{TAIL, Tail};
 
 /// A file in an object store. Opening takes one request; two on Azure, which has no ranges counted
-/// from the end. The last 256 KiB are kept in memory. Reads fetch only the requested bytes, with
-/// several requests at a time. Every answer's ETag is compared with that of the opened object.
+/// from the end. The last 256 KiB are kept in memory (64 MiB of all open files together). Reads
+/// fetch only the requested bytes, with several requests at a time. Every answer's ETag is compared
+/// with that of the opened object.
 ///
 /// Requests run on this crate's own runtime. The calling thread blocks without entering a runtime,
 /// so callers may have their own runtime or none. In asynchronous code, call it where blocking is
@@ -153,7 +154,7 @@ impl CloudFile {
                         .expected(format!("bytes {expected:?}"))
                         .found(format!("{} bytes of {range:?}", bytes.len())));
                 }
-                let tail = Tail { byte_len: meta.size, bytes };
+                let tail = Tail::new(meta.size, bytes);
                 Ok(CloudFile { store, path, e_tag: meta.e_tag, tail, stop })
             }
             Err(error @ object_store::Error::NotFound { .. }) => Err(failed(error)),
@@ -164,11 +165,11 @@ impl CloudFile {
                 let answer =
                     wait(&stop, async move { at.get_opts(&of, head).await.map(|r| r.meta) })?;
                 let meta = answer.map_err(failed)?;
-                let tail = Tail { byte_len: meta.size, bytes: Vec::new() };
+                let tail = Tail::new(meta.size, Vec::new());
                 let mut file = CloudFile { store, path, e_tag: meta.e_tag, tail, stop };
                 let mut bytes = vec![0; meta.size.min(TAIL) as usize];
                 file.fetch(meta.size - bytes.len() as u64, &mut bytes)?;
-                file.tail.bytes = bytes;
+                file.tail = Tail::new(meta.size, bytes);
                 Ok(file)
             }
         }

@@ -24,8 +24,8 @@ use crate::source::url::without_query;
 const LONG_TAIL: u64 = 4 << 20;
 
 /// A file on an HTTP server. Opening takes one request if the server supports ranges counted from
-/// the end, otherwise two or three. The last 256 KiB are kept in memory. Reads fetch only the
-/// requested bytes, with several requests at a time.
+/// the end, otherwise two or three. The last 256 KiB are kept in memory (64 MiB of all open files
+/// together). Reads fetch only the requested bytes, with several requests at a time.
 ///
 /// Every answer's ETag (or date) and length are compared with those of the opened file. Every
 /// request follows the redirects anew, because their targets may expire.
@@ -64,7 +64,7 @@ impl HttpFile {
             client: Arc::clone(client),
             url: Arc::clone(url),
             validator,
-            tail: Tail { byte_len, bytes },
+            tail: Tail::new(byte_len, bytes),
         };
         let answer = client.send(url, Want::Last(TAIL))?;
         let headers = answer.headers();
@@ -121,7 +121,7 @@ impl HttpFile {
         if kept > 0 {
             let (tail, found) = opened.range(byte_len - kept, kept as usize).fetch(client)?;
             opened.validator = opened.validator.or(found);
-            opened.tail.bytes = tail;
+            opened.tail = Tail::new(byte_len, tail);
         }
         Ok(opened)
     }
