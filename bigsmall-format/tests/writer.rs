@@ -216,7 +216,7 @@ fn misuse_is_an_error() {
 /// Two tensors of 32 bytes with the same XXH3: where the first 8 bytes are those of the hash's
 /// secret, they are multiplied as zero, and the next 8 do not count.
 #[test]
-// L-02
+// M-02
 fn tensors_with_the_same_short_hash_are_not_taken_for_the_same() {
     let secret = 0xbe4b_a423_396c_feb8_u64.to_le_bytes();
     let [one, other] = [0u8, 255].map(|fill| [&secret[..], &[fill; 8], &[7; 16]].concat());

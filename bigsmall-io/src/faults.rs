@@ -351,7 +351,7 @@ impl ReadAt for Changing<'_> {
 }
 
 #[test]
-// L-01
+// M-01
 fn a_source_that_changes_at_any_read_is_an_error_or_one_consistent_file() {
     let plain = plain_file();
     let (json, header) = Header::read(&plain, &Default::default()).unwrap();
@@ -518,7 +518,7 @@ impl ReadAt for Counted<'_> {
 }
 
 #[test]
-// L-07
+// M-07
 fn the_head_of_a_payload_that_many_tensors_share_is_opened_once_by_each_thread() {
     const SHARERS: usize = 3000;
     let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::BF16, &[200]).unwrap();

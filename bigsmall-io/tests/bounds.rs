@@ -41,7 +41,7 @@ fn run(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-// L-04, L-05
+// M-04, M-05
 fn a_shard_that_restores_to_far_more_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
@@ -78,7 +78,7 @@ fn a_shard_that_restores_to_far_more_is_refused_before_anything_is_written() {
 }
 
 #[test]
-// L-04
+// M-04
 fn the_limit_can_be_set() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -575,7 +575,7 @@ fn shards_alone_become_a_model() {
 }
 
 #[test]
-// L-06
+// M-06
 fn a_tensor_in_two_shards_of_one_model_without_an_index_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -433,7 +433,7 @@ fn a_source_that_changes_while_it_is_compressed_is_an_error() {
 }
 
 #[test]
-// L-01
+// M-01
 fn an_input_that_is_written_to_is_an_error_or_one_consistent_file() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
@@ -516,7 +516,7 @@ fn one_tensor(path: &Path, n: u64) {
 }
 
 #[test]
-// L-03
+// M-03
 fn a_long_name_that_many_tensors_refer_to_is_shown_in_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

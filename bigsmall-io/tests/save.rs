@@ -389,7 +389,7 @@ fn the_writer_reads_back_what_it_wrote() {
 }
 
 #[test]
-// L-02
+// M-02
 fn tensors_with_the_same_short_hash_do_not_share() {
     // The same XXH3: where the first 8 bytes are those of the hash's secret, they are multiplied as
     // zero, and the next 8 do not count.

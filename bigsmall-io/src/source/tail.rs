@@ -143,7 +143,7 @@ mod tests {
         assert_eq!([buf[0], buf[(4 << 20) - 1], buf[4 << 20], buf[(9 << 20) - 1]], [1, 1, 5, 9]);
     }
     #[test]
-    // L-08
+    // M-08
     fn beyond_the_limit_the_last_bytes_are_kept_until_they_are_read() {
         let file: Vec<u8> = (0..40).collect();
         let fetched = AtomicUsize::new(0);
