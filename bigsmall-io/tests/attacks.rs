@@ -221,7 +221,7 @@ fn no_answer_is_longer_than_what_was_asked_for() {
         ("suffix", "s3://models/m/model.bs"),
         ("range", "s3://models/m/model.bs"),
         ("list", "s3://models/m"),
-        ("error", "s3://models/m/model.bs"),
+        ("error", "s3://models/m"),
     ] {
         let file = Arc::clone(&file);
         for says_so in [true, false] {

@@ -106,7 +106,9 @@ proptest! {
         let metadata = pair.map(HashMap::from_iter);
         let metadata = metadata.filter(|found| !(found.is_empty() && tensors.is_empty()));
         let options = SaveOptions::default().encoding(ENCODINGS[encoding]);
-        let report = save_with(&path, views(&tensors), metadata.clone(), &options, &Progress::default()).unwrap();
+        let (metadata_of, progress) = (|| metadata.clone(), Progress::default());
+        let report =
+            save_with(&path, views(&tensors), metadata_of(), &options, &progress).unwrap();
         let expected = plain(&tensors, metadata.clone());
         prop_assert_eq!(restored(&path), &expected[..]);
         prop_assert_eq!(report.original_bytes, expected.len() as u64);
@@ -123,7 +125,8 @@ proptest! {
         }
 
         let mut in_memory = Vec::new();
-        let again = save_to(&mut in_memory, views(&tensors), metadata.clone(), &options, &Progress::default()).unwrap();
+        let again =
+            save_to(&mut in_memory, views(&tensors), metadata_of(), &options, &progress).unwrap();
         prop_assert_eq!(&in_memory, &shard);
         prop_assert_eq!(again.sha256, report.sha256);
 

@@ -42,8 +42,8 @@ pub(crate) fn compress_opened(
     compress_to(source, os::mode(&metadata), base, output, options, progress, unchanged)
 }
 
-/// Compresses `source`. The output gets the permission bits `mode`, if any. Calls `unchanged` before
-/// the output is renamed into place.
+/// Compresses `source`. The output gets the permission bits `mode`, if any. Calls `unchanged`
+/// before the output is renamed into place.
 pub(crate) fn compress_to(
     source: &dyn ReadAt,
     mode: Option<u32>,

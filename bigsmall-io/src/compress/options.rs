@@ -27,8 +27,8 @@ pub struct CompressOptions {
     /// For [`transcode`](crate::transcode): as
     /// [`RestoreOptions::max_expansion`](crate::RestoreOptions#structfield.max_expansion).
     pub max_expansion: Option<u64>,
-    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git` is
-    /// never taken.
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
+    /// is never taken.
     pub hidden: bool,
     /// The most files of a folder; `None` for 1,048,576.
     pub max_files: Option<u64>,

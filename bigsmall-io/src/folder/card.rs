@@ -48,8 +48,8 @@ pub(crate) fn is_card(file: &dyn ReadAt) -> Result<bool> {
     Ok(begin == BEGIN.as_bytes())
 }
 
-/// A name in a table of Markdown, which may become a page: nothing in it is a link, a tag or the end
-/// of a cell.
+/// A name in a table of Markdown, which may become a page: nothing in it is a link, a tag or the
+/// end of a cell.
 fn in_table(name: &str) -> String {
     let mut out = String::new();
     for c in Shown::whole(name).to_string().chars() {

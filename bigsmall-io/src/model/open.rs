@@ -114,7 +114,8 @@ impl Model {
     /// let shard = |name: &str, values: &[u8]| {
     ///     let mut shard = Vec::new();
     ///     let tensors = [(name, TensorView::from_slice(&[1], values))];
-    ///     save_to(&mut shard, tensors, None, &SaveOptions::default(), &Progress::default()).map(|_| shard)
+    ///     let (options, progress) = (SaveOptions::default(), Progress::default());
+    ///     save_to(&mut shard, tensors, None, &options, &progress).map(|_| shard)
     /// };
     /// let shards = [("first", shard("a", &[1])?), ("second", shard("b", &[2])?)];
     /// let model = Model::from_sources(shards)?;

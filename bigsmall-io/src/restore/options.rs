@@ -25,8 +25,8 @@ pub struct RestoreOptions {
     /// Begin even if the file system says that it has too little free space: one that compresses
     /// may have enough.
     pub ignore_free_space: bool,
-    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git` is
-    /// never taken.
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
+    /// is never taken.
     pub hidden: bool,
     /// The most files of a folder; `None` for 1,048,576.
     pub max_files: Option<u64>,

@@ -22,9 +22,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Compress a safetensors file, or a model folder with its files.
     ///
-    /// In a folder, weights are compressed, and all other files are copied. Kept are names, contents,
-    /// permission bits of files, and empty folders. Links are followed: the output has what they lead
-    /// to. Hidden files are left out (see --hidden), and times, owners and other attributes.
+    /// In a folder, weights are compressed, and all other files are copied. Kept are names,
+    /// contents, permission bits of files, and empty folders. Links are followed: the output has
+    /// what they lead to. Hidden files are left out (see --hidden), and times, owners and other
+    /// attributes.
     Compress(Compress),
     /// Restore the identical safetensors file, or the files of the model folder.
     ///
