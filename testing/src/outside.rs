@@ -2,7 +2,7 @@
 //! text that is shown.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::{json_line, restore_files};
@@ -95,10 +95,10 @@ pub fn folder_names(data: &[u8]) {
             let mut expected: Vec<String> = names
                 .into_iter()
                 .filter(|name| {
-                    let out = |left: &String| {
-                        name == left || name.strip_prefix(left).is_some_and(|r| r.starts_with('/'))
-                    };
-                    !report.left_out.iter().any(out) && !name.ends_with(".bs.index.json")
+                    // Without the slashes that stand twice.
+                    let path: PathBuf = Path::new(name).components().collect();
+                    let out = |left: &String| path.starts_with(left);
+                    !report.left_out.iter().any(out) && !name.ends_with(".index.json")
                 })
                 .map(|name| match name.rsplit_once('/').map_or(&*name, |(_, n)| n) {
                     n if n.starts_with("._") => name,
