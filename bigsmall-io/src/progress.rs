@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    // S-01
+    //
     fn whatever_waits_ends_when_the_job_is_cancelled() {
         let progress = Progress::default();
         let stop = progress.stop();

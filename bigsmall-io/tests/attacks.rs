@@ -357,7 +357,7 @@ fn ended(child: Child) -> Output {
 }
 
 #[test]
-// S-02
+//
 fn a_signal_ends_every_wait() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

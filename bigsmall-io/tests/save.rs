@@ -411,7 +411,7 @@ fn tensors_with_the_same_short_hash_do_not_share() {
 }
 
 #[test]
-// S-01
+//
 fn saving_can_be_cancelled_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.bs");
