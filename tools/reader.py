@@ -5,6 +5,8 @@
     python3 reader.py TABLES PAGE OUT    decodes a page with its tables
     python3 reader.py --check FILE...    says of each file whether it is sound, or why not
 
+A shard with bases needs them: --base=BASE.safetensors, once for each.
+
 Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
 beside FORMAT.md, and to check other readers. Comments name its sections, errors its rules. File and
 result are held in memory. All rules are checked before anything is written.
@@ -146,7 +148,7 @@ def measure(name, dtype, shape):  # 1. Dtypes and shapes; the dtype is known
     require(elements < 2**64 and elements * DTYPE_BITS[dtype] < 2**63, "ShapeOverflow", shape)
     size, bits_over = divmod(0 if 0 in shape else elements * DTYPE_BITS[dtype], 8)
     require(bits_over == 0, "SubByteTotal", shape)
-    return SimpleNamespace(name=name, dtype=dtype, size=size)
+    return SimpleNamespace(name=name, dtype=dtype, shape=shape, size=size)
 
 # 4. Shard: envelope
 MAGIC = b"\x89bsmall\n"
@@ -176,7 +178,7 @@ def check_prelude(data):
     require(data[8:16] == b"\1" + bytes(7), "ReservedNotZero", data[8:16])
 
 # 5. Shard: index
-def restore(data):  # returns the bytes of the safetensors file that a shard holds
+def restore(data, given=()):  # returns the safetensors file that a shard holds; `given` are bases
     payloads, index, required, ignorable = read_envelope(data)
     header_length, digest, n, flags = index.numbers("Q32sII")
     require(flags < 2, "ReservedNotZero", "flags of the index")
@@ -198,8 +200,9 @@ def restore(data):  # returns the bytes of the safetensors file that a shard hol
         require(tensor.encoding in ENCODINGS, "EncodingUnknown",
                 f"{tensor.encoding} in {tensor.name!a}")
     check_prelude(data)
+    given = {hashlib.sha256(file).digest(): file for file in given}
     for tensor in tensors:
-        about(tensor, read_tensor, tensor, payloads)
+        about(tensor, read_tensor, tensor, payloads, given)
     restored = b"".join([struct.pack("<Q", len(header)), header,
                          *(tensor.content for tensor in tensors)])
     require(hashlib.sha256(restored).digest() == digest, "ContentDigest", "another SHA-256")
@@ -220,18 +223,22 @@ def read_record(index, tensors, place, begin, bases):  # 5.1; returns where the 
     has_base, tensor.inherited, renamed = flags & 4, flags & 8, flags & 16
     require((encoding == 3) == bool(has_base), "BaseRecord", f"encoding {encoding}, flags {flags}")
     require(not flags & 1 if has_base else not flags & 24, "BaseRecord", f"flags {flags}")
+    tensor.base = None
     if has_base:  # 10.1
         number, name_length = index.numbers("II")
         require(number < len(bases) and (renamed or not name_length), "BaseRecord", number)
         try:
-            index.take(name_length, 8).decode()
+            name = index.take(name_length, 8).decode() if renamed else tensor.name
+            tensor.base = bases[number], name
         except UnicodeDecodeError as error:
             raise Refused("BaseRecord", error) from None
     if tensor.inherited:
         require(head_length == offset == length == checksum == 0, "ReservedNotZero",
                 "inherited record")
-        tensor.sizes = block_sizes(tensor, index)
-        index.numbers(f"{len(tensor.sizes)}Q")
+        tensor.sizes, tensor.head_length, none = block_sizes(tensor, index), 0, xxh3(b"")
+        tensor.lengths, tensor.head_checksum = [0 for _ in tensor.sizes], none
+        tensor.checksums = [none for _ in tensor.sizes]
+        tensor.base_checksums = index.numbers(f"{len(tensor.sizes)}Q")
         return begin
     if flags & 1:  # 5.2
         tensor.owner = tensors[offset] if offset < place else tensor
@@ -257,13 +264,13 @@ def read_block_table(source, tensor, head_length, head_checksum, encoding):  # 5
     tensor.lengths = source.numbers(f"{len(tensor.sizes)}I", 8)
     tensor.checksums = source.numbers(f"{len(tensor.sizes)}Q")
     if encoding == 3:  # 10.1
-        source.numbers(f"{len(tensor.sizes)}Q")
+        tensor.base_checksums = source.numbers(f"{len(tensor.sizes)}Q")
     for size, length in zip(tensor.sizes, tensor.lengths):
         least = 0 if encoding == 3 else min(size, 56)
         require(least <= length <= 2 * size + 4096, "BlockLength", f"{length} for {size}")
     tensor.payload_length = sum(part + -part % 8 for part in (head_length, *tensor.lengths))
 
-def read_tensor(tensor, payloads):  # reads a payload and decodes it
+def read_tensor(tensor, payloads, given=()):  # reads a payload and decodes it
     if tensor.owner:
         tensor.content = tensor.owner.content
     else:
@@ -273,8 +280,10 @@ def read_tensor(tensor, payloads):  # reads a payload and decodes it
         for i, block in enumerate(blocks):
             checksum = xxh3(block + bytes(-len(block) % 8))
             require(checksum == tensor.checksums[i], "BlockChecksum", f"block {i}")
-        decode = ENCODINGS[tensor.encoding]
-        tensor.content = b"".join(decode(head, tensor.dtype, zip(blocks, tensor.sizes)))
+        decode, beside = ENCODINGS[tensor.encoding], tensor.sizes
+        if tensor.encoding == 3:
+            beside = read_base(tensor, given)
+        tensor.content = b"".join(decode(head, tensor.dtype, zip(blocks, beside)))
     md5 = hashlib.md5(tensor.content, usedforsecurity=False).digest()
     require(tensor.md5 in (None, md5), "ContentDigest", "MD5")
 
@@ -625,15 +634,188 @@ def read_bases(index):  # 10.1; returns SHA-256, depth and hint of each
             raise Refused("BaseSection", error) from None
     return bases
 
-def decode_delta(head, dtype, blocks):
-    raise Refused("BaseMissing", "a tensor is stored as differences from a base")
+def read_base(tensor, given):  # 10.2; returns the blocks of the base as the tensor sees it
+    (digest, _, hint), name = tensor.base or ((None, 0, "of a frame"), "")
+    require(digest in given, "BaseMissing", hint)
+    data = given[digest]
+    begin = 8 + word(data, 0)
+    bases = [base for base in read_header(data[8:begin]) if base.name == name]
+    require(bases, "BaseRecord", f"no tensor {name!a}")
+    content = data[begin + bases[0].begin:begin + bases[0].end]
+    return check_base(tensor, see_base(tensor, bases[0], content))
+
+def see_base(tensor, base, content):
+    elements = [math.prod(t.shape) for t in (tensor, base)]
+    rows = tensor.shape and base.shape and tensor.shape[1:] == base.shape[1:]
+    floats = {tensor.dtype, base.dtype} <= set(IEEE_FLOATS)
+    alike = elements[0] == elements[1] or rows
+    require(alike and (tensor.dtype == base.dtype or floats), "BaseRecord",
+            f"{base.dtype} {base.shape}")
+    if tensor.dtype != base.dtype:
+        sizes = [DTYPE_BITS[t.dtype] // 8 for t in (base, tensor)]
+        content = b"".join(convert(word(content, at, sizes[0]), base.dtype, tensor.dtype)
+                           .to_bytes(sizes[1], "little") for at in range(0, len(content), sizes[0]))
+    return content[:tensor.size].ljust(tensor.size, b"\0")
+
+def check_base(tensor, base):
+    step = 131072 * UNIT_BYTES[tensor.dtype]
+    blocks = [base[at:at + step] for at in range(0, len(base), step)]
+    for i, block in enumerate(blocks):
+        require(xxh3(block) == tensor.base_checksums[i], "BaseMismatch", f"block {i}")
+    return blocks
+
+# Exponent bits, mantissa bits.
+IEEE_FLOATS = {"F64": (11, 52), "F32": (8, 23), "F16": (5, 10), "BF16": (8, 7), "F8_E5M2": (5, 2)}
+
+def convert(bits, from_dtype, to_dtype):  # 10.2: a float of another dtype
+    (e, m), (to_e, to_m) = IEEE_FLOATS[from_dtype], IEEE_FLOATS[to_dtype]
+    sign, mantissa = bits >> e + m << to_e + to_m, bits & (1 << m) - 1
+    exponent = bits >> m & (1 << e) - 1
+    infinity = (1 << to_e) - 1 << to_m
+    if exponent == (1 << e) - 1:
+        quiet = mantissa << 64 >> 64 + m - to_m | 1 << to_m - 1 if mantissa else 0
+        return sign | infinity | quiet
+    # The value in units of the smallest number of the wider of both ranges.
+    value = (mantissa | (exponent > 0) << m) << max(exponent, 1) - 1
+    ulp = (1 << e - 1) - (1 << to_e - 1) + m - to_m  # its logarithm, for the smallest numbers
+    value, ulp = (value << max(0, -ulp), max(0, ulp))
+    shift = max(0, value.bit_length() - ulp - to_m - 1)
+    drop = ulp + shift
+    kept, rest = value >> drop, value & (1 << drop) - 1
+    kept += drop > 0 and (rest > 1 << drop - 1 or rest == 1 << drop - 1 and kept & 1)
+    return sign | min(kept + (shift << to_m), infinity)
+
+def decode_delta(head, dtype, blocks):  # 10.3; `blocks` come with those of the base
+    delta = SimpleNamespace(unit_bytes=UNIT_BYTES[dtype], bits=8 * UNIT_BYTES[dtype], w=5, modes=0,
+                            tables=[], classes=(1, 0), sparse=(1, 0))
+    delta.exponent = ANS_FLOATS.get(dtype, (0, 0))[1]  # its bits
+    if head:
+        source = Source(head, "DeltaHead")
+        delta.w, log_segment, n, k, k_sparse, delta.modes, top, top_sparse = source.numbers("6B2H")
+        delta.classes, delta.sparse = (k, top), (k_sparse, top_sparse)
+        most = (8, 16) if delta.exponent else (1, 1)
+        sound = delta.w in (5, 6) and 8 <= log_segment <= 16 and n <= 8
+        sound = sound and 1 <= k <= most[0] and 1 <= k_sparse <= most[1] and delta.modes >> k == 0
+        require(sound and max(top, top_sparse) < 1 << delta.exponent, "DeltaHead", head[:10])
+        delta.segment = 1 << log_segment - 8
+        for _ in range(n):
+            source.rule = "DeltaHead"
+            shift, lo = source.bits(6), source.bits(delta.bits)
+            require(shift < delta.bits, "DeltaHead", f"shift {shift}")
+            source.rule = "FrequencyTable"
+            delta.tables.append((shift, lo, read_table(source, range(1 << delta.w))))
+        source.pad(1)
+        require(source.left() == 0, "DeltaHead", f"{source.left()} bytes after the tables")
+    for block, base in blocks:
+        yield decode_delta_block(delta, block, base)
+
+def delta_class(delta, classes, base):  # 10.3
+    n, top = classes
+    exponent = base >> delta.bits - 1 - delta.exponent & (1 << delta.exponent) - 1
+    return min(n - 1, max(0, exponent + n - 1 - top))
+
+def delta_unit(delta, mode, base, value):  # 10.4: the unit with that value
+    top = 1 << delta.bits - 1
+    sign = base & top if delta.exponent else 0
+    if mode:
+        return (value >> 1 | (value & 1) << delta.bits - 1) ^ sign
+    if not delta.exponent:
+        return (base + value) % (2 * top)
+    ordered = ((base ^ sign) + top + value) % (2 * top)
+    return (ordered - top if ordered >= top else 2 * top - 1 - ordered) ^ sign
+
+def decode_delta_block(delta, block, base):  # 10.5
+    source, kind = Source(block, "DeltaBlock"), block[:1]
+    if kind in (b"", b"\0"):
+        sound = not kind or len(block) == 8 + len(base) and not any(block[:8])
+        require(sound, "DeltaBlock", block[:8])
+        return block[8:] if kind else base
+    require(kind in (b"\1", b"\2", b"\3"), "DeltaBlock", kind)
+    of_base = [word(base, at, delta.unit_bytes) for at in range(0, len(base), delta.unit_bytes)]
+    if kind == b"\1":
+        units = decode_coded(delta, source, of_base)
+    else:
+        units = decode_sparse(delta, Source(block[1:], "DeltaChanges"), kind == b"\3", of_base)
+    return b"".join(unit.to_bytes(delta.unit_bytes, "little") for unit in units)
+
+def decode_coded(delta, source, base):
+    groups = len(base) // 256
+    _, carried, zero, n_words = source.numbers("BBHI")
+    sound = groups >= 1 and delta.tables and carried <= 64 and not zero and n_words <= 256 * groups
+    require(sound, "DeltaBlock", source.data[:8])
+    lengths = [half for byte in source.take(16) for half in (byte & 15, byte >> 4)]
+    states = [source.bits(16) | (1 << length | source.bits(length)) << 16 for length in lengths]
+    source.pad(4)
+    words = source.numbers(f"{n_words}H", 4)
+    tables = read_ids(source, delta.tables, groups, delta.segment)
+    source.pad(4)
+    lows = [low for shift, _, _ in tables for low in read_low_planes(source, shift, shift)]
+    units = base[:256 * groups] + [word(source.take(delta.unit_bytes), 0, delta.unit_bytes)
+                                   for _ in base[256 * groups:]]
+    extra = source.take(source.left())
+    symbols = decode_lanes(states, words, [slots for _, _, slots in tables])
+    ends = [state - 65536 for state in states]
+    require(all(0 <= z < 65536 for z in ends), "AnsEndState", ends)
+    ends = struct.pack("<32H", *ends)
+    require(not any(ends[carried:]), "AnsEndState", ends)
+    source = Source(extra + ends[:carried], "DeltaBlock")
+    values, near = [], 1 << delta.w - 1
+    for i, (symbol, low) in enumerate(zip(symbols, lows)):
+        shift, lo, _ = tables[i // 256]
+        side, log = divmod(symbol - near, near // 2)
+        if symbol < near:
+            y = symbol
+        elif symbol == 2 * near - 1:
+            y = source.bits(delta.bits - shift)
+        else:
+            y = 1 << log | source.bits(log)
+            y = -y if side else near - 1 + y
+        values.append((lo + (y << shift) + low) % (1 << delta.bits))
+    source.pad(1)
+    require(source.left() == 0, "DeltaBlock", f"{source.left()} bytes after the extra bits")
+    classes = [delta_class(delta, delta.classes, unit) for unit in base[:256 * groups]]
+    order = sorted(range(256 * groups), key=lambda i: classes[i])
+    for i, value in zip(order, values):
+        units[i] = delta_unit(delta, delta.modes >> classes[i] & 1, base[i], value)
+    return units
+
+def decode_sparse(delta, source, by_class, base):
+    k = delta.sparse[0] if by_class else 1
+    members, units = [[] for _ in range(k)], list(base)
+    for i, unit in enumerate(base):
+        members[delta_class(delta, delta.sparse, unit) if by_class else 0].append(i)
+    def rice(q):
+        return source.ones(len(source.data) * 8) << q | source.bits(q)
+    def golomb(order):
+        n = source.ones(63)
+        return (1 << n | source.bits(n)) - 1 << order | source.bits(order)
+    for places in members:
+        count, rank = golomb(0), -1
+        require(count <= len(places), "DeltaChanges", f"{count} changes of {len(places)} units")
+        q, t, g = (source.bits(5), source.bits(4), source.bits(4)) if count else (0, 0, 0)
+        run = rice(t) if count else 0
+        require(run <= count, "DeltaChanges", f"run {run}")
+        for left in reversed(range(count)):
+            rank += 1 + rice(q)
+            require(rank < len(places), "DeltaChanges", f"rank {rank} of {len(places)}")
+            sign, run = source.bits(1), run - 1
+            size = 1 if run >= 0 else golomb(g) + 2
+            if run < 0 and left:
+                run = rice(t)
+                require(run <= left, "DeltaChanges", f"run {run}")
+            place = places[rank]
+            value = (-size if sign else size) % (1 << delta.bits)
+            units[place] = delta_unit(delta, 0, base[place], value)
+    source.pad(1)
+    require(source.left() == 0, "DeltaChanges", f"{source.left()} bytes after the last change")
+    return units
 
 ENCODINGS = {0: decode_raw, 1: decode_ans, 2: decode_tbe, 3: decode_delta}
 
-def read(file):
+def read(file, given=()):
     data = Path(file).read_bytes()
     is_frame = data[:8] == FRAME_MAGIC or str(file).endswith(".frame")
-    return read_frame(data) if is_frame else restore(data)
+    return read_frame(data) if is_frame else restore(data, given)
 
 def check(files):  # prints a line for each; returns the exit code of the first that is refused
     code = 0
@@ -646,6 +828,8 @@ def check(files):  # prints a line for each; returns the exit code of the first 
     return code
 
 def main(arguments):
+    bases = [name[7:] for name in arguments if name.startswith("--base=")]
+    arguments = [name for name in arguments if not name.startswith("--base=")]
     if len(arguments) < 2 or arguments[0] != "--check" and len(arguments) > 3:
         print("usage: reader.py FILE OUT, reader.py TABLES PAGE OUT, or reader.py --check FILE...",
               file=sys.stderr)
@@ -655,7 +839,8 @@ def main(arguments):
         if names[0] == "--check":
             return check(arguments[1:])
         files = [Path(name).read_bytes() for name in names]
-        restored = read(*names) if len(names) == 1 else read_page(*files)
+        given = [Path(name).read_bytes() for name in bases]
+        restored = read(*names, given) if len(names) == 1 else read_page(*files)
         Path(out).write_bytes(restored)
     except Refused as error:
         rule, *what = error.args

@@ -128,6 +128,22 @@ class Vectors(unittest.TestCase):
         units[7], units[100] = 0x0001, 0x7fc1
         self.assertEqual(reader.read_frame(hex_vector("frame")), struct.pack("<261H", *units))
 
+    def test_delta(self):
+        base = struct.pack("<260H", *(0x3C00 + 37 * i % 0x280 | i % 2 << 15 for i in range(260)))
+        units = list(struct.unpack("<260H", base))
+        units = [unit + i * i // 8 % 5 for i, unit in enumerate(units)]
+        units[9], units[200] = 0x0000, 0xFF80
+        coded, sparse, by_class = (hex_vector(f"delta {name} block")
+                                   for name in ("coded", "sparse", "by class"))
+        head = hex_vector("delta head")
+        decode = lambda block: b"".join(reader.decode_delta(head, "BF16", [(block, base)]))
+        self.assertEqual(decode(coded), struct.pack("<260H", *units))
+        few = list(struct.unpack("<260H", base))
+        few[3], few[77], few[259] = few[3] + 1, few[77] - 2, few[259] + 40
+        self.assertEqual(decode(sparse), struct.pack("<260H", *few))
+        self.assertEqual(decode(by_class), struct.pack("<260H", *few))
+        self.assertEqual(decode(b""), base)
+
     def test_page(self):
         tables, page = hex_vector("tables"), hex_vector("page")
         self.assertEqual(reader.read_page(tables, page), struct.pack("<3H", 0x3F80, 0xBF80, 0))
@@ -160,6 +176,16 @@ class Goldens(unittest.TestCase):
             with self.subTest(page.name):
                 plain = page.with_suffix(".bytes").read_bytes()
                 self.assertEqual(reader.read_page(tables, page.read_bytes()), plain)
+
+    def test_deltas(self):
+        folder = ROOT / "goldens"
+        delta = (folder / "deltas.delta").read_bytes()
+        base = (folder / "deltas-base.safetensors").read_bytes()
+        restored = reader.restore(delta, [b"another", base])
+        self.assertEqual(restored, (folder / "deltas-new.safetensors").read_bytes())
+        with self.assertRaises(reader.Refused) as refused:
+            reader.restore(delta, [base[:-1]])
+        self.assertEqual(refused.exception.rule, "BaseMissing")
 
     def test_goldens(self):
         sums = (GOLDENS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()

@@ -20,7 +20,7 @@ use bigsmall_format::{
 
 use crate::backend::{self, kernels};
 use crate::kernels::Kernels;
-use head::Head;
+pub(crate) use head::Head;
 
 pub use slice::{
     Changes, apply_delta, apply_delta_bytes, changes, decode_delta, decode_delta_bytes,
@@ -209,6 +209,17 @@ fn check_lengths(expected: usize, found: usize) -> Result<()> {
 }
 
 impl Decoder {
+    /// Decodes one or two blocks in place of the base's units.
+    fn decode_some(
+        &self,
+        blocks: &[&[u8]],
+        units: [&mut [u8]; 2],
+        scratch: &mut decode::Scratch,
+    ) -> Result<()> {
+        let Decoder { head, kernels, .. } = self;
+        for_unit!(head.unit_bytes, decode::decode(head, *kernels, blocks, units, scratch))
+    }
+
     /// Decodes one block in place of the base's units.
     fn decode_block(
         &self,
@@ -216,8 +227,7 @@ impl Decoder {
         units: &mut [u8],
         scratch: &mut decode::Scratch,
     ) -> Result<()> {
-        let Decoder { head, kernels, .. } = self;
-        for_unit!(head.unit_bytes, decode::decode(head, *kernels, block, units, scratch))
+        self.decode_some(&[block], [units, &mut []], scratch)
     }
 }
 
@@ -262,11 +272,11 @@ impl BlockDecoder for Decoder {
             return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
         }
         with_scratch(&DECODING, |scratch| {
-            let pieces = dst.chunks_mut(self.block_bytes);
-            blocks
-                .iter()
-                .zip(pieces)
-                .try_for_each(|(block, units)| self.decode_block(block, units, scratch))
+            let pieces = dst.chunks_mut(2 * self.block_bytes);
+            blocks.chunks(2).zip(pieces).try_for_each(|(blocks, units)| {
+                let (first, second) = units.split_at_mut(units.len().min(self.block_bytes));
+                self.decode_some(blocks, [first, second], scratch)
+            })
         })
     }
 }

@@ -3,6 +3,7 @@
 use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
+use crate::delta;
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
@@ -58,6 +59,9 @@ pub(crate) struct EncodeJob<'a> {
     /// memory alone.
     pub(crate) ahead: Ahead<'a>,
 }
+
+/// How many values a backend may read after the last one when it merges them.
+pub(crate) const MERGE_ROOM: usize = 32;
 
 /// How many words a backend may write before the first one that it keeps.
 pub(crate) const ROOM: usize = 32;
@@ -126,6 +130,14 @@ pub(crate) trait Kernels: Sync {
     /// [`zeros::expand`].
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         zeros::expand(unit_bytes, mask, units, begin);
+    }
+
+    /// Puts the values of a delta block, which are in the order of classes, in place of the base's
+    /// units, where the backend has a kernel for such units: returns whether it has. `values` holds
+    /// one for each unit, and [`MERGE_ROOM`] more.
+    fn merge(&self, head: &delta::Head, values: &[u8], units: &mut [u8]) -> bool {
+        let _ = (head, values, units);
+        false
     }
 
     /// Encodes every job.

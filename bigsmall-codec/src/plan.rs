@@ -226,7 +226,7 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
         let outside = symbols.len() as u64 - groups.total();
         for &segment in effort.segments {
             let histograms = groups.merged(segment / GROUP)?;
-            let (mut cost, tables) = cluster(&histograms, effort);
+            let (mut cost, tables) = cluster(&histograms, effort.tables, effort.rounds);
             cost += outside * OUTSIDE_COST;
             cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << COST_FRACTION;
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
@@ -274,9 +274,9 @@ fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
 }
 
 /// The counts of the symbols in each segment, one segment after the other.
-struct Histograms {
-    counts: Vec<u16>,
-    n_symbols: usize,
+pub(crate) struct Histograms {
+    pub(crate) counts: Vec<u16>,
+    pub(crate) n_symbols: usize,
 }
 
 /// The histograms of all groups.
@@ -329,8 +329,13 @@ impl Histograms {
 }
 
 /// Assigns the segments to tables so that the coding cost is low, by Lloyd's algorithm. It starts
-/// from the segments in the order of their mean symbol. Returns the cost, including the tables.
-fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable>) {
+/// from the segments in the order of their mean symbol. Makes at most `most` tables in `rounds`
+/// rounds. Returns the cost, including the tables.
+pub(crate) fn cluster(
+    histograms: &Histograms,
+    most: usize,
+    rounds: usize,
+) -> (u64, Vec<FrequencyTable>) {
     let n = histograms.len();
     let mut order: Vec<usize> = (0..n).collect();
     let means: Vec<u64> = histograms
@@ -344,14 +349,14 @@ fn cluster(histograms: &Histograms, effort: &Effort) -> (u64, Vec<FrequencyTable
     order.sort_by_key(|&i| means[i]);
     // A table takes at least 32 * 4 bits in the head. A cluster of fewer than two segments cannot
     // save that.
-    let most = effort.tables.min(n / 2).max(1);
+    let most = most.min(n / 2).max(1);
     let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
     for k in [1, 1 << most.ilog2()] {
         let mut assigned = vec![0usize; n];
         for (rank, &i) in order.iter().enumerate() {
             assigned[i] = rank * k / n;
         }
-        let (cost, tables) = lloyd(histograms, &mut assigned, k, effort.rounds);
+        let (cost, tables) = lloyd(histograms, &mut assigned, k, rounds);
         if best.as_ref().is_none_or(|(least, _)| cost < *least) {
             best = Some((cost, tables));
         }

@@ -114,6 +114,15 @@ impl FrequencyTable {
         }
     }
 
+    /// The table in which symbol `order[i]` has the frequency of symbol i.
+    pub(crate) fn reordered(&self, order: &[u8]) -> FrequencyTable {
+        let mut freqs = vec![0; self.freqs.len()];
+        for (&symbol, &f) in order.iter().zip(&self.freqs) {
+            freqs[usize::from(symbol)] = f;
+        }
+        FrequencyTable { freqs }
+    }
+
     /// The same table, `symbol` coded at least once in 4096: the most frequent one gives a part.
     pub(crate) fn with_symbol(mut self, symbol: usize) -> FrequencyTable {
         if self.freqs[symbol] == 0 {

@@ -165,7 +165,8 @@ fn slices_in_one_line() {
     }
 }
 
-/// Wherever the base differs, nothing is decoded from there; weights in use stay as they were.
+/// M-01, M-02, M-03: wherever the base differs, nothing is decoded from there; weights in use stay
+/// as they were.
 #[test]
 fn another_base_is_an_error() {
     let [base, new] = pair(Dtype::BF16, 400_000, 2, &mut Random::new(3));
@@ -199,4 +200,188 @@ fn another_base_is_an_error() {
     let without = encode_tensor(&Delta::default(), &spec, &new).unwrap_err();
     assert_eq!(without.rule(), Rule::BaseMissing);
     assert_eq!(tensor.encoding(), EncodingId::Delta);
+}
+
+/// A tensor of a few groups and a tail against its base, coded and sparse.
+fn small(one_in: u64) -> (TensorSpec, [Vec<u8>; 2], EncodedTensor) {
+    let mut random = Random::new(one_in);
+    let [base, _] = pair(Dtype::BF16, 700, 0, &mut random);
+    let mut new = base.clone();
+    for unit in new.chunks_exact_mut(2) {
+        if random.below(one_in) == 0 {
+            unit[0] = unit[0].wrapping_add((random.bits() % 5) as u8);
+        }
+    }
+    let spec = TensorSpec::new("w", Dtype::BF16, &[700]).unwrap();
+    let tensor = encode(&spec, &[base.clone(), new.clone()], Backend::Portable);
+    (spec, [base, new], tensor)
+}
+
+/// M-05
+#[test]
+fn no_bit_changes_unnoticed() {
+    for one_in in [1, 50] {
+        let (_, [base, _], tensor) = small(one_in);
+        let frame = tensor.to_bytes();
+        let refused = |frame: &[u8]| {
+            let mut live = base.clone();
+            let error = apply_delta_bytes(frame, &mut live).unwrap_err();
+            assert!(live == base);
+            assert!(decode_delta_bytes(frame, &base, &mut live).is_err());
+            assert!(changes::<half::bf16>(frame, &[half::bf16::ZERO; 700]).is_err());
+            error
+        };
+        for bit in 0..8 * frame.len() {
+            let mut damaged = frame.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            refused(&damaged);
+        }
+        for len in 0..frame.len() {
+            assert_eq!(refused(&frame[..len]).rule(), Rule::FrameTruncated);
+        }
+    }
+}
+
+/// The tensor with another head or block, every checksum right.
+fn sealed(spec: &TensorSpec, head: &[u8], block: &[u8], base: &[u8]) -> EncodedTensor {
+    let mut payload = head.to_vec();
+    payload.resize(payload.len().next_multiple_of(8), 0);
+    payload.extend(block);
+    payload.resize(payload.len().next_multiple_of(8), 0);
+    let hashes = vec![bigsmall_format::internal::xxh3(base)];
+    let (lens, head_len) = (vec![block.len() as u32], head.len() as u32);
+    EncodedTensor::new_with_base(spec.clone(), EncodingId::Delta, head_len, lens, payload, hashes)
+        .unwrap()
+}
+
+/// M-04: whatever is edited, the oracle and all backends say the same, and weights in use become
+/// the decoded ones or stay as they were.
+#[test]
+fn sealed_edits() {
+    let mut refused = 0;
+    for one_in in [1, 3, 50] {
+        let (spec, [base, _], tensor) = small(one_in);
+        let mut random = Random::new(7);
+        for _ in 0..4000 {
+            let (mut head, mut block) = (tensor.head().to_vec(), tensor.block(0).to_vec());
+            let edited = if random.below(3) == 0 { &mut head } else { &mut block };
+            for _ in 0..random.below(3) + 1 {
+                let at = random.below(edited.len() as u64) as usize;
+                match random.below(4) {
+                    0 => edited[at] ^= 1 << random.below(8),
+                    1 => edited[at] = random.bits() as u8,
+                    2 => edited.truncate(at.max(1)),
+                    _ => edited.insert(at, random.bits() as u8),
+                }
+            }
+            let oracle = oracle::delta::Head::read(Dtype::BF16, &head)
+                .and_then(|head| oracle::delta::decode(&head, &block, &base));
+            let tensor = sealed(&spec, &head, &block, &base);
+            for backend in backends() {
+                let delta = Delta::default().with_backend(backend).unwrap();
+                let mut out = vec![0; base.len()];
+                let found = EncodedRef::from(&tensor)
+                    .decode_bytes_with_base(&delta, &base, 0..base.len() as u64, &mut out)
+                    .map(|()| out);
+                if let Err(error) = &found {
+                    assert_eq!((error.class(), error.tensor()), (Class::Corrupt, Some("w")));
+                }
+                assert!(found.as_ref().ok() == oracle.as_ref().ok(), "{found:?}, {oracle:?}");
+            }
+            let mut live = base.clone();
+            let applied = apply_delta_bytes(&tensor.to_bytes(), &mut live);
+            assert_eq!(applied.is_ok(), oracle.is_ok());
+            assert!(&live == oracle.as_ref().unwrap_or(&base));
+            refused += usize::from(oracle.is_err());
+        }
+    }
+    assert!(refused > 3000, "{refused} refused");
+}
+
+#[test]
+fn forged_heads_and_blocks() {
+    let (spec, [base, _], tensor) = small(1);
+    let (head, block) = (tensor.head(), tensor.block(0));
+    assert_eq!(block[0], 1, "a coded block");
+    let rule = |head: &[u8], block: &[u8]| {
+        let tensor = sealed(&spec, head, block, &base);
+        let mut out = vec![0; base.len()];
+        EncodedRef::from(&tensor)
+            .decode_bytes_with_base(&Delta::default(), &base, 0..base.len() as u64, &mut out)
+            .map_err(|e| e.rule())
+    };
+    assert_eq!(rule(head, block), Ok(()));
+    // M-06
+    let heads: [(&str, usize, u8); 12] = [
+        ("4 symbol bits", 0, 4),
+        ("7 symbol bits", 0, 7),
+        ("segments of 2^7", 1, 7),
+        ("segments of 2^17", 1, 17),
+        ("9 tables", 2, 9),
+        ("no class", 3, 0),
+        ("9 classes", 3, 9),
+        ("no sparse class", 4, 0),
+        ("17 sparse classes", 4, 17),
+        ("a mode of no class", 5, 0xff),
+        ("an exponent beyond the dtype's", 7, 1),
+        ("another one", 9, 0x80),
+    ];
+    for (name, at, byte) in heads {
+        let mut head = head.to_vec();
+        head[at] = byte;
+        if at == 5 {
+            head[3] = 7;
+        }
+        assert_eq!(rule(&head, block), Err(Rule::DeltaHead), "{name}");
+    }
+    assert_eq!(rule(&head[..9], block), Err(Rule::DeltaHead));
+    assert_eq!(rule(&[head, &[0]].concat(), block), Err(Rule::DeltaHead));
+    assert_eq!(rule(&head[..head.len() - 1], block), Err(Rule::FrequencyTable));
+    let mut shift = head.to_vec();
+    shift[10] = 16 | shift[10] & 0xc0;
+    assert_eq!(rule(&shift, block), Err(Rule::DeltaHead), "a shift of all bits");
+    // M-07
+    let edit = |edits: &[(usize, u8)]| {
+        let mut block = block.to_vec();
+        edits.iter().for_each(|&(at, byte)| block[at] = byte);
+        block
+    };
+    for (name, block, expected) in [
+        ("kind 4", edit(&[(0, 4)]), Rule::DeltaBlock),
+        ("65 carried bytes", edit(&[(1, 65)]), Rule::DeltaBlock),
+        ("reserved", edit(&[(3, 1)]), Rule::DeltaBlock),
+        ("too many words", edit(&[(6, 1)]), Rule::DeltaBlock),
+        ("a header alone", block[..8].to_vec(), Rule::DeltaBlock),
+        ("a kind alone", vec![1], Rule::DeltaBlock),
+        ("one byte less", block[..block.len() - 1].to_vec(), Rule::DeltaBlock),
+        ("one byte more", [block, &[0]].concat(), Rule::DeltaBlock),
+        ("a raw block that is short", [&[0; 8][..], &base[1..]].concat(), Rule::DeltaBlock),
+        (
+            "a raw block with a flag",
+            [&[0, 1, 0, 0, 0, 0, 0, 0], &base[..]].concat(),
+            Rule::DeltaBlock,
+        ),
+        ("no changes and more", vec![2, 0, 0], Rule::DeltaChanges),
+        ("no bits", vec![2], Rule::DeltaChanges),
+        ("padding", vec![2, 0x80], Rule::PaddingNotZero),
+        (
+            "2^63 changes",
+            vec![2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0],
+            Rule::DeltaChanges,
+        ),
+        ("ones to the end", vec![2; 1].into_iter().chain([0xff; 40]).collect(), Rule::DeltaChanges),
+    ] {
+        assert_eq!(rule(head, &block), Err(expected), "{name}");
+    }
+    // Two words less than the block says, and a head without tables.
+    let mut words = block.to_vec();
+    let n = u32::from_le_bytes(words[4..8].try_into().unwrap());
+    words[4..8].copy_from_slice(&(n - 2).to_le_bytes());
+    assert!(rule(head, &words).is_err());
+    let mut without = head[..10].to_vec();
+    without[2] = 0;
+    assert_eq!(rule(&without, block), Err(Rule::DeltaBlock));
+    assert_eq!(rule(&[], block), Err(Rule::DeltaBlock));
+    assert_eq!(rule(&[], &[2, 0]), Ok(()));
+    assert_eq!(rule(&[], &[]), Ok(()));
 }

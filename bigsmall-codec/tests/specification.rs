@@ -137,3 +137,51 @@ fn pages() {
     pages.decode_page(&page, &mut back).unwrap();
     assert_eq!(back[..], units);
 }
+
+/// The vectors of section 10: blocks against a base, decoded by the oracle and by every backend.
+#[test]
+fn deltas() {
+    let text = specification::text();
+    let bytes = |key: &str| from_hex(&vector(&text, key).concat());
+    let units = |unit: &dyn Fn(u16) -> u16| -> Vec<u8> {
+        (0..260).flat_map(|i| unit(i).to_le_bytes()).collect()
+    };
+    let of_base = |i: u16| 0x3c00 + 37 * i % 0x280 | i % 2 << 15;
+    let base = units(&of_base);
+    let dense = units(&|i| match i {
+        9 => 0,
+        200 => 0xff80,
+        _ => of_base(i) + (u32::from(i) * u32::from(i) / 8 % 5) as u16,
+    });
+    let few = units(&|i| match i {
+        3 => of_base(i) + 1,
+        77 => of_base(i) - 2,
+        259 => of_base(i) + 40,
+        _ => of_base(i),
+    });
+    let spec = TensorSpec::new("d", Dtype::BF16, &[260]).unwrap();
+    // The bytes are what the encoder chose once; what counts is that they are read for ever.
+    let encoded = |new: &Vec<u8>| {
+        let tensor = encode_tensor_with_base(&Delta::default(), &spec, new, &base).unwrap();
+        format!("head {}\nblock {}", hex(tensor.head()), hex(tensor.block(0)))
+    };
+    println!("{}\n{}", encoded(&dense), encoded(&few));
+    let head_bytes = bytes("delta head");
+    let head = oracle::delta::Head::read(Dtype::BF16, &head_bytes).unwrap();
+    for (key, kind, new) in [
+        ("delta coded block", 1, &dense),
+        ("delta sparse block", 2, &few),
+        ("delta by class block", 3, &few),
+    ] {
+        let block = bytes(key);
+        assert_eq!(block[0], kind, "{key}");
+        assert!(oracle::delta::decode(&head, &block, &base).unwrap() == *new, "{key}");
+        for backend in backends() {
+            let delta = Delta::default().with_backend(backend).unwrap();
+            let mut units = base.clone();
+            let decoder = delta.open(&spec, &head_bytes).unwrap();
+            decoder.decode_blocks(&[&block], &mut units).unwrap();
+            assert!(units == *new, "{key} {backend}");
+        }
+    }
+}

@@ -201,10 +201,13 @@ impl Blocks<'_> {
                 }
                 decoder.decode_blocks_with(&slices[..n], dst, ahead).map_err(|error| {
                     // What was the base's is overwritten.
-                    let located = match base {
-                        None => locate(decoder, &slices[..n], starts, dst, block_bytes as usize),
-                        Some(_) => None,
+                    let refill = |index: u64, dst: &mut [u8]| match base {
+                        Some(base) => base.read_exact_at(index * block_bytes, dst).is_ok(),
+                        None => true,
                     };
+                    let pieces = dst.chunks_mut(block_bytes as usize);
+                    let located = slices[..n].iter().zip(pieces).zip(starts.zip(blocks.clone()));
+                    let located = locate(decoder, located, refill);
                     located.unwrap_or(error).in_tensor(spec.name())
                 })
             };
@@ -235,17 +238,19 @@ fn pieces(begin: u64, dst: &mut [u8], every: u64) -> Vec<(u64, &mut [u8])> {
     std::iter::once((begin, head)).chain(begins.zip(rest.chunks_mut(every))).collect()
 }
 
-/// The error of the first of `blocks` that does not decode, its offset that in the payload.
+/// The error of the first block that does not decode, its offset that in the payload. `blocks` has
+/// for each its bytes, its units, where it begins in the payload, and its number.
 #[cold]
-fn locate(
+fn locate<'a>(
     decoder: &dyn BlockDecoder,
-    blocks: &[&[u8]],
-    starts: impl Iterator<Item = u64>,
-    dst: &mut [u8],
-    block_bytes: usize,
+    mut blocks: impl Iterator<Item = ((&'a &'a [u8], &'a mut [u8]), (u64, u64))>,
+    refill: impl Fn(u64, &mut [u8]) -> bool,
 ) -> Option<Error> {
-    blocks.iter().zip(dst.chunks_mut(block_bytes)).zip(starts).find_map(|((block, dst), start)| {
-        let error = decoder.decode_blocks(&[block], dst).err()?;
+    blocks.find_map(|((block, dst), (start, index))| {
+        if !refill(index, dst) {
+            return None;
+        }
+        let error = decoder.decode_blocks(&[*block], dst).err()?;
         Some(error.in_part_at(start).at(start))
     })
 }

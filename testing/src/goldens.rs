@@ -20,6 +20,7 @@ use half::{bf16, f16};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
+use crate::golden_deltas::golden_deltas;
 use crate::golden_pages::golden_pages;
 
 pub use refused::{Refused, refused, twice_broken};
@@ -568,7 +569,7 @@ pub fn folder() -> PathBuf {
 /// The name and contents of every file in that folder.
 ///
 /// # Panics
-/// If a page cannot be encoded, on a bug.
+/// If a page or a delta cannot be encoded, on a bug.
 #[must_use]
 pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
@@ -581,5 +582,6 @@ pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> 
     files.extend(golden_pages().expect("pages are encoded"));
     files.push(("refused/RULES".to_owned(), refused::list(refused).into_bytes()));
     files.extend(refused.iter().map(|r| (format!("refused/{}", r.name), r.bytes.clone())));
+    files.extend(golden_deltas().expect("deltas are encoded"));
     files
 }

@@ -2,6 +2,7 @@
 //! programs in `fuzz/` call them. The test `replay` runs them over the corpora without a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a target fails by panicking
 
+mod delta;
 mod page;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::oracle::ans::{self, Copying};
 use crate::oracle::tbe;
 use crate::trials::{Encodings, Seals, decode_all, rewrite};
 
+pub use delta::delta_block;
 pub use page::page;
 
 /// The largest restored size of a shard in a target.

@@ -12,6 +12,7 @@ const TARGETS: &[Target] = &[
     ("structured_shard", targets::structured_shard),
     ("frequency_table", targets::frequency_table),
     ("ans_block", targets::ans_block),
+    ("delta_block", targets::delta_block),
     ("page", targets::page),
     ("tbe_view", targets::tbe_view),
     ("safetensors_header", targets::safetensors_header),

@@ -76,13 +76,16 @@ impl<'a> Bits<'a> {
         u64::from(self.pull_ones(most)) << q | self.pull(q)
     }
 
-    /// An exponential Golomb code of order `g`.
+    /// An exponential Golomb code of order `g`; `None` for one that begins with more than 63 ones.
     #[inline(always)]
-    pub(crate) fn pull_golomb(&mut self, g: u32) -> u64 {
-        let len = self.pull_ones(63);
+    pub(crate) fn pull_golomb(&mut self, g: u32) -> Option<u64> {
+        let len = self.pull_ones(64);
+        if len > 63 {
+            return None;
+        }
         let high = (1 << len | self.pull(len)) - 1;
         let low = self.pull(g);
-        high << g | low
+        Some(high << g | low)
     }
 }
 
@@ -182,7 +185,7 @@ mod tests {
         for (i, &value) in values.iter().enumerate() {
             let q = i as u32 * 5;
             assert_eq!(bits.pull_rice(q % 12, 5000), value.min(3000));
-            assert_eq!(bits.pull_golomb(q % 7), value);
+            assert_eq!(bits.pull_golomb(q % 7), Some(value));
             assert_eq!(bits.pull(64), value);
         }
         assert_eq!(bits.used().div_ceil(8), bytes.len());
@@ -193,5 +196,6 @@ mod tests {
         let mut bits = Bits::new(&[0xff; 30]);
         assert_eq!((bits.pull_ones(100), bits.used()), (100, 100));
         assert_eq!((bits.pull_ones(1000), bits.used()), (140, 241));
+        assert_eq!(Bits::new(&[0xff; 30]).pull_golomb(0), None);
     }
 }

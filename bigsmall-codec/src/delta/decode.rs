@@ -8,9 +8,9 @@ use super::bits::Bits;
 use super::coded::{CARRIED, Sections};
 use super::head::Head;
 use super::sparse::{self, Change};
-use super::values::Word;
+use super::values::{Classes, Word, at_least};
 use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
-use crate::kernels::{Job, Kernels, LANES, STATE_MIN};
+use crate::kernels::{Job, Kernels, LANES, MERGE_ROOM, STATE_MIN};
 use crate::planes::{self, GROUP, packed_len};
 use crate::units::low_len;
 
@@ -62,28 +62,35 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Decodes one block; `units` holds those of the base.
+/// Decodes one or two blocks; `units` hold those of the base.
 pub(crate) fn decode<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    block: &[u8],
-    units: &mut [u8],
+    blocks: &[&[u8]],
+    units: [&mut [u8]; 2],
     scratch: &mut Scratch,
 ) -> Result<()> {
-    match Block::read(head, block, units.len())? {
-        Block::Same => {}
-        Block::Raw(body) => units.copy_from_slice(body),
-        Block::Coded(sections) => decode_coded::<W>(head, kernels, &sections, units, scratch)?,
-        Block::Sparse(bytes, by_class) => {
-            read_changes::<W>(head, bytes, by_class, units, scratch)?;
-            for change in &scratch.changes {
-                let unit = &mut units[change.position as usize * size_of::<W>()..];
-                let unit = &mut unit[..size_of::<W>()];
-                sparse::apply(change, head.field.is_float(), W::read(unit)).write(unit);
+    // Coded blocks wait for each other: two at once keep both halves of the machine busy.
+    let mut coded: [Option<(Box<Sections<'_>>, &mut [u8])>; 2] = [None, None];
+    for ((block, units), coded) in blocks.iter().zip(units).zip(&mut coded) {
+        match Block::read(head, block, units.len())? {
+            Block::Same => {}
+            Block::Raw(body) => units.copy_from_slice(body),
+            Block::Coded(sections) => *coded = Some((sections, units)),
+            Block::Sparse(bytes, by_class) => {
+                read_changes::<W>(head, bytes, by_class, units, scratch)?;
+                for change in &scratch.changes {
+                    let unit = &mut units[change.position as usize * size_of::<W>()..];
+                    let unit = &mut unit[..size_of::<W>()];
+                    sparse::apply(change, head.field.is_float(), W::read(unit)).write(unit);
+                }
             }
         }
     }
-    Ok(())
+    let mut symbols = std::mem::take(&mut scratch.symbols);
+    let done = decode_coded::<W>(head, kernels, coded, &mut symbols, scratch);
+    scratch.symbols = symbols;
+    done
 }
 
 /// The units that a block changes and their new values, if it is empty or sparse; false for a block
@@ -120,7 +127,7 @@ pub(crate) fn read_changes<W: Word>(
     base: &[u8],
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let classes = if by_class { head.sparse } else { super::values::Classes { n: 1, top: 0 } };
+    let classes = if by_class { head.sparse } else { Classes { n: 1, top: 0 } };
     let Scratch { classes: of_units, changes, .. } = scratch;
     sparse::read::<W>((classes, head.field), bytes, base, of_units, changes)
 }
@@ -128,26 +135,58 @@ pub(crate) fn read_changes<W: Word>(
 fn decode_coded<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    s: &Sections<'_>,
+    blocks: [Option<(Box<Sections<'_>>, &mut [u8])>; 2],
+    symbols: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    match blocks {
+        [Some((a, units_a)), Some((b, units_b))] if a.n_groups == b.n_groups => {
+            let n = a.n_groups * GROUP;
+            set_len(symbols, 2 * n)?;
+            let (first, second) = symbols.split_at_mut(n);
+            let mut jobs =
+                [&a, &b].map(|s| Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups]));
+            kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut *first, &mut second[..n]]);
+            let [job_a, job_b] = jobs;
+            finish_block::<W>(head, kernels, (&a, job_a), first, units_a, scratch)?;
+            finish_block::<W>(head, kernels, (&b, job_b), &second[..n], units_b, scratch)
+        }
+        blocks => blocks.into_iter().flatten().try_for_each(|(s, units)| {
+            let n = s.n_groups * GROUP;
+            set_len(symbols, n)?;
+            let mut jobs = [Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])];
+            kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
+            let [job] = jobs;
+            finish_block::<W>(head, kernels, (&s, job), &symbols[..n], units, scratch)
+        }),
+    }
+}
+
+/// Units from decoded symbols.
+fn finish_block<W: Word>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    (s, job): (&Sections<'_>, Job<'_>),
+    symbols: &[u8],
     units: &mut [u8],
     scratch: &mut Scratch,
 ) -> Result<()> {
     let n = s.n_groups * GROUP;
-    let Scratch { symbols, values, classes, extra, .. } = scratch;
-    set_len(symbols, n)?;
-    let mut jobs = [Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])];
-    kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
-    let carried = finish_states(&jobs[0], s)?;
+    let Scratch { values, classes, extra, .. } = scratch;
+    let carried = finish_states(&job, s)?;
     extra.clear();
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
-    set_len(values, n.div_ceil(8 / size_of::<W>()))?;
-    let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n];
-    join(head, s, &symbols[..n], extra, values)?;
+    set_len(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
+    let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n + MERGE_ROOM];
+    join(head, s, symbols, extra, &mut values[..n])?;
     let (grouped, tail) = units.split_at_mut(n * size_of::<W>());
-    set_len(classes, n)?;
-    head.classes.split::<W>(head.field, grouped, classes);
-    merge(head, &classes[..n], values, grouped);
+    if !kernels.merge(head, bytemuck::cast_slice(values), grouped) {
+        set_len(classes, n)?;
+        let classes = &mut classes[..n];
+        head.classes.split::<W>(head.field, grouped, classes);
+        W::merge(head, classes, &mut Classes::starts(classes), values, grouped);
+    }
     tail.copy_from_slice(s.tail);
     Ok(())
 }
@@ -197,9 +236,9 @@ fn join<W: Word>(
         for (symbols, values) in
             symbols.as_chunks::<32>().0.iter().zip(values.as_chunks_mut::<32>().0)
         {
-            let most = symbols.iter().fold(0, |most, &s| most.max(s));
-            if u32::from(most) >= head.n_near() {
-                add_extra(head, table.shift, symbols, &mut bits, values);
+            let logs = at_least(symbols, head.n_near());
+            if logs != 0 {
+                add_extra(head, table.shift, (symbols, logs), &mut bits, values);
             }
         }
     }
@@ -217,19 +256,22 @@ fn join<W: Word>(
     Ok(())
 }
 
-/// Replaces the symbols of logarithms, which were taken for near values.
+/// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near
+/// values.
 #[inline(never)]
 fn add_extra<W: Word>(
     head: &Head,
     shift: u32,
-    symbols: &[u8; 32],
+    (symbols, mut which): (&[u8; 32], u32),
     bits: &mut Bits<'_>,
     values: &mut [W; 32],
 ) {
     let (near, logs) = (head.n_near(), head.n_logs());
-    for (&symbol, value) in symbols.iter().zip(values) {
-        let symbol = u32::from(symbol);
-        let Some(log) = symbol.checked_sub(near) else { continue };
+    while which != 0 {
+        let i = which.trailing_zeros() as usize;
+        which &= which - 1;
+        let (symbol, value) = (u32::from(symbols[i]), &mut values[i]);
+        let log = symbol - near;
         let y = if log == 2 * logs - 1 {
             bits.pull(W::BITS - shift)
         } else if log < logs {
@@ -258,31 +300,5 @@ fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
         for (value, &b) in values.iter_mut().zip(&top) {
             *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
         }
-    }
-}
-
-/// Units from values, which are in the order of classes, in place of the base's.
-fn merge<W: Word>(head: &Head, classes: &[u8], values: &[W], units: &mut [u8]) {
-    let is_float = head.field.is_float();
-    let mut starts = [0u32; 9];
-    for &class in classes {
-        starts[usize::from(class & 7) + 1] += 1;
-    }
-    let mut at = [0usize; 8];
-    let mut sum = 0;
-    for (at, &n) in at.iter_mut().zip(&starts[1..]) {
-        *at = sum;
-        sum += n as usize;
-    }
-    for (&class, unit) in classes.iter().zip(units.chunks_exact_mut(size_of::<W>())) {
-        let next = &mut at[usize::from(class & 7)];
-        let value = values.get(*next).copied().unwrap_or_default();
-        *next += 1;
-        let base = W::read(unit);
-        let new = match head.is_turned(class) {
-            false => W::add(base, value, is_float),
-            true => W::turned_back(base, value, is_float),
-        };
-        new.write(unit);
     }
 }

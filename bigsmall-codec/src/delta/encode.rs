@@ -7,9 +7,9 @@ use super::bits::BitSink;
 use super::coded::CARRIED;
 use super::head::{Head, Table};
 use super::sparse::{self, Change};
-use super::values::Word;
+use super::values::{Classes, Word};
 use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
-use crate::block::{HEADER, pad4, write_states};
+use crate::block::{pad4, write_states};
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
 use crate::planes::{self, GROUP, packed_len};
 
@@ -35,6 +35,8 @@ struct Coder {
     lo: u64,
     /// For each symbol whether the table codes it.
     coded: [bool; 64],
+    /// Whether it codes all near values.
+    all_near: bool,
     /// What it costs, with its extra bits and the shifted ones, in 2^-8 bits.
     cost: [u32; 64],
 }
@@ -79,7 +81,7 @@ impl Encoder {
             return Ok(0);
         }
         let n_units = units.len() / size_of::<W>();
-        let n_changed = count_changed::<W>(units, base);
+        let n_changed = W::count_changed(units, base);
         // At worst a raw block.
         reserve(out, 2 * units.len() + 4096)?;
         let mut sparse = None;
@@ -130,21 +132,28 @@ impl Encoder {
         set_len(classes, GROUP)?;
         for (group, (units, base)) in units.chunks(piece).zip(base.chunks(piece)).enumerate() {
             let n = units.len() / size_of::<W>();
+            let classes = &mut classes[..n];
             by_class.split::<W>(self.head.field, base, classes);
-            let differs = units != base;
-            if differs {
-                reserve(changes, n)?;
-            }
-            let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
-            if !differs && by_class.n == 1 {
-                ranks[0] += n as u32;
+            if units == base {
+                let mut counts = [[0u8; 2]; 16];
+                for pair in classes.chunks(2) {
+                    // A byte can count half a group.
+                    for (i, &class) in pair.iter().enumerate() {
+                        counts[usize::from(class & 15)][i] += 1;
+                    }
+                }
+                for (rank, of_class) in ranks.iter_mut().zip(counts) {
+                    *rank += u32::from(of_class[0]) + u32::from(of_class[1]);
+                }
                 continue;
             }
-            for (i, ((unit, base), &class)) in pairs.zip(&classes[..n]).enumerate() {
+            reserve(changes, n)?;
+            let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
+            for (i, ((unit, base), &class)) in pairs.zip(&*classes).enumerate() {
                 let rank = &mut ranks[usize::from(class & 15)];
+                let (unit, base) = (W::read(unit), W::read(base));
                 if unit != base {
-                    let value = W::difference(W::read(base), W::read(unit), is_float);
-                    let signed = value.above(W::default());
+                    let signed = W::difference(base, unit, is_float).above(W::default());
                     changes.push(Change {
                         position: (group * GROUP + i) as u32,
                         rank: *rank,
@@ -189,12 +198,11 @@ impl Encoder {
         set_len(classes, n)?;
         head.classes.split::<W>(head.field, base, classes);
         let classes = &classes[..n];
-        let mut starts = [0usize; 9];
-        classes.iter().for_each(|&class| starts[usize::from(class & 7) + 1] += 1);
-        (1..9).for_each(|i| starts[i] += starts[i - 1]);
+        let starts = Classes::starts(classes);
         set_len(values, n.div_ceil(8 / size_of::<W>()))?;
         let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n];
-        partition::<W>(head, classes, starts, units, base, values);
+        W::partition(head, classes, &mut starts.clone(), units, base, values);
+        let starts = starts[0];
 
         set_len(symbols, n)?;
         table_ids.clear();
@@ -205,7 +213,7 @@ impl Encoder {
             values.chunks(head.segment).zip(symbols[..n].chunks_mut(head.segment)).enumerate()
         {
             let place = i * head.segment..i * head.segment + values.len();
-            let id = self.choose_table(values, place, &starts);
+            let id = self.choose_table(values, place, (&starts, n));
             table_ids.push(id);
             group_tables.extend(values.chunks(GROUP).map(|_| id));
             let table = &self.tables[usize::from(id)];
@@ -252,7 +260,6 @@ impl Encoder {
         out.extend_from_slice(lows);
         out.extend_from_slice(tail);
         out.extend_from_slice(kept);
-        let _ = HEADER;
         Ok(())
     }
 
@@ -261,9 +268,10 @@ impl Encoder {
         &self,
         values: &[W],
         place: std::ops::Range<usize>,
-        starts: &[usize; 9],
+        (starts, n): (&[usize; 8], usize),
     ) -> u8 {
-        let touched = |class: &usize| starts[*class] < place.end && starts[class + 1] > place.start;
+        let end = |class: usize| starts.get(class + 1).copied().unwrap_or(n);
+        let touched = |&class: &usize| starts[class] < place.end && end(class) > place.start;
         let mut candidates = 0u32;
         for class in (0..self.of_class.len()).filter(touched) {
             self.of_class[class].iter().for_each(|&id| candidates |= 1 << id);
@@ -272,51 +280,20 @@ impl Encoder {
         if candidates.count_ones() == 1 {
             return candidates.trailing_zeros() as u8;
         }
-        // A part of the values is enough to choose.
-        let step = if values.len() > GROUP { 4 } else { 1 };
-        ids.min_by_key(|&id| {
+        // Tables that differ in their frequencies alone share the counts of symbols.
+        let mut counted: Option<(&Coder, [u32; 64])> = None;
+        let cost = |id: u8| {
             let table = &self.tables[usize::from(id)];
-            let lo = W::from_u64(table.lo);
-            values
-                .iter()
-                .step_by(step)
-                .map(|v| u64::from(table.cost(&self.head, v.above(lo))))
-                .sum::<u64>()
-        })
-        .unwrap_or(0)
-    }
-}
-
-/// The values of units in the order of classes, `starts` where each begins.
-fn partition<W: Word>(
-    head: &Head,
-    classes: &[u8],
-    starts: [usize; 9],
-    units: &[u8],
-    base: &[u8],
-    values: &mut [W],
-) {
-    let is_float = head.field.is_float();
-    let mut at = starts;
-    let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
-    for ((unit, base), &class) in pairs.zip(classes) {
-        let (unit, base) = (W::read(unit), W::read(base));
-        let value = match head.is_turned(class) {
-            false => W::difference(base, unit, is_float),
-            true => W::turned(base, unit, is_float),
+            let counts = match counted.take() {
+                Some((of, counts)) if (of.shift, of.lo) == (table.shift, table.lo) => counts,
+                _ => table.count(&self.head, values),
+            };
+            counted = Some((table, counts));
+            counts.iter().zip(&table.cost).map(|(&n, &cost)| u64::from(n) * u64::from(cost)).sum()
         };
-        let at = &mut at[usize::from(class & 7)];
-        if let Some(place) = values.get_mut(*at) {
-            *place = value;
-        }
-        *at += 1;
+        let costs: Vec<(u64, u8)> = ids.clone().map(cost).zip(ids).collect();
+        costs.into_iter().min().map_or(0, |(_, id)| id)
     }
-}
-
-/// How many units differ.
-fn count_changed<W: Word>(units: &[u8], base: &[u8]) -> usize {
-    let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
-    pairs.map(|(unit, base)| usize::from(W::read(unit) != W::read(base))).sum()
 }
 
 /// The symbol of a value that is `y` steps above `lo`, and its extra bits; the last symbol is for
@@ -353,14 +330,30 @@ impl Coder {
             cost[s] = if f > 0 { u32::from(bits) + (extra << 8) } else { OUTSIDE_COST };
             cost[s] += table.shift << 8;
         }
-        Coder { shift: table.shift, lo: table.lo, coded, cost }
+        let all_near = coded[..near as usize].iter().all(|&coded| coded);
+        Coder { shift: table.shift, lo: table.lo, coded, all_near, cost }
     }
 
-    /// The cost of a value that is `above` above `lo`.
-    #[inline(always)]
-    fn cost(&self, head: &Head, above: i64) -> u32 {
-        let (symbol, _) = symbol_of(above >> self.shift, head.n_near(), head.n_logs());
-        self.cost[usize::from(symbol & 63)]
+    /// How often each symbol stands for one of the values.
+    fn count<W: Word>(&self, head: &Head, values: &[W]) -> [u32; 64] {
+        let (near, logs) = (head.n_near(), head.n_logs());
+        let lo = W::from_u64(self.lo);
+        let mut counts = [[0u32; 64]; 2];
+        let mut symbols = [0; 32];
+        for values in values.as_chunks::<32>().0 {
+            let mut outside = W::steps(values, lo, self.shift, near, &mut symbols);
+            while outside != 0 {
+                let i = outside.trailing_zeros() as usize;
+                outside &= outside - 1;
+                symbols[i] = symbol_of(values[i].above(lo) >> self.shift, near, logs).0;
+            }
+            for pair in symbols.as_chunks::<2>().0 {
+                counts[0][usize::from(pair[0] & 63)] += 1;
+                counts[1][usize::from(pair[1] & 63)] += 1;
+            }
+        }
+        let [a, b] = counts;
+        std::array::from_fn(|s| a[s] + b[s])
     }
 
     /// The symbols of a group, and their extra bits.
@@ -379,35 +372,28 @@ impl Coder {
             values.as_chunks::<32>().0.iter().zip(symbols.as_chunks_mut::<32>().0)
         {
             let mut outside = W::steps(values, lo, self.shift, near, symbols);
-            if self.all_near_coded(near) && outside == 0 {
-                continue;
-            }
-            if !self.all_near_coded(near) {
+            if !self.all_near {
                 outside = u32::MAX;
             }
-            for (i, (&value, symbol)) in values.iter().zip(&mut *symbols).enumerate() {
-                if outside >> i & 1 == 0 {
-                    continue;
-                }
-                let y = value.above(lo) >> self.shift;
-                let (of_y, n) = symbol_of(y, near, logs);
-                if n == u32::MAX || !self.coded[usize::from(of_y & 63)] {
-                    *symbol = last as u8;
+            while outside != 0 {
+                let i = outside.trailing_zeros() as usize;
+                outside &= outside - 1;
+                let y = values[i].above(lo) >> self.shift;
+                let (symbol, n) = symbol_of(y, near, logs);
+                if n == u32::MAX || !self.coded[usize::from(symbol & 63)] {
+                    symbols[i] = last as u8;
                     extra.push(y as u64, W::BITS - self.shift);
                 } else {
-                    *symbol = of_y;
-                    if n > 0 {
-                        let a =
-                            if y < 0 { y.unsigned_abs() } else { y as u64 - u64::from(near) + 1 };
-                        extra.push(a, n);
-                    }
+                    symbols[i] = symbol;
+                    let a = if y < 0 {
+                        y.unsigned_abs()
+                    } else {
+                        (y as u64).wrapping_sub(u64::from(near) - 1)
+                    };
+                    extra.push(a, n);
                 }
             }
         }
-    }
-
-    fn all_near_coded(&self, near: u32) -> bool {
-        self.coded[..near as usize].iter().all(|&c| c)
     }
 }
 

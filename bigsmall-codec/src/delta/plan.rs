@@ -7,8 +7,10 @@ use bigsmall_format::{ReadAt, Result, TensorSpec};
 use super::encode::symbol_of;
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
 use super::values::{Classes, Field, Word};
+use crate::head::MAX_TABLES;
+use crate::plan::{Histograms, cluster};
 use crate::planes::GROUP;
-use crate::table::{FrequencyTable, log2};
+use crate::table::{COST_FRACTION, FrequencyTable, log2};
 
 /// Units in one read.
 const RUN: u64 = 1024;
@@ -30,8 +32,18 @@ const NEAR: usize = 4096;
 const TURNED: usize = 256;
 /// Symbol bits of the head.
 const SYMBOL_BITS: u32 = 5;
-/// Units of a segment.
+/// Symbols that are values of their own, and symbols of logarithms for each side.
+const NEAR_SYMBOLS: u32 = 1 << (SYMBOL_BITS - 1);
+const LOGS: u32 = 1 << (SYMBOL_BITS - 2);
+/// Units of a segment if each class has one table.
 const SEGMENT: usize = 1024;
+/// If classes have several tables, segments are as short as they can be: rows that were trained lie
+/// between rows that were not.
+const SHORT_SEGMENT: usize = GROUP;
+/// Numbers of classes for which several tables a class are tried.
+const SEVERAL_TABLES: u32 = 2;
+/// Rounds of clustering.
+const ROUNDS: usize = 4;
 
 /// A plan: the head, and for each class the tables that are considered.
 pub(crate) type Plan = (Head, Vec<Vec<u8>>);
@@ -43,6 +55,8 @@ struct Sample {
     exponents: Vec<u16>,
     differences: Vec<i64>,
     turned: Vec<u64>,
+    /// The number of units after each run.
+    ends: Vec<usize>,
     /// The most units of a run that differ.
     most_changed: usize,
 }
@@ -59,10 +73,11 @@ impl Sample {
             let (unit, base) = (W::read(unit), W::read(base));
             let difference = W::difference(base, unit, field.is_float()).above(W::default());
             changed += usize::from(difference != 0);
-            self.exponents.push(base.exponent(field) as u16);
+            self.exponents.push(base.exponent(field));
             self.differences.push(difference);
             self.turned.push(W::turned(base, unit, field.is_float()).to_u64());
         }
+        self.ends.push(self.exponents.len());
         self.most_changed = self.most_changed.max(changed);
         Ok(())
     }
@@ -80,25 +95,59 @@ pub(crate) fn plan<W: Word>(
     let n_sparse = if field.is_float() { MAX_SPARSE_CLASSES } else { 1 };
     // Exponents below 0 are none.
     let sparse = Classes { n: n_sparse.min(highest + 1), top: highest };
-    let head =
-        |classes, tables| Head::new(spec.dtype(), SYMBOL_BITS, SEGMENT, classes, sparse, tables);
+    let head = |segment, classes, tables| {
+        Head::new(spec.dtype(), SYMBOL_BITS, segment, classes, sparse, tables)
+    };
+    let none = || (head(SEGMENT, (Classes { n: 1, top: 0 }, 0), Vec::new()), Vec::new());
     if sample.most_changed * CODED_FROM <= RUN as usize || spec.n_units() < GROUP as u64 {
-        return Ok((head((Classes { n: 1, top: 0 }, 0), Vec::new()), Vec::new()));
+        return Ok(none());
     }
     let counts = Counts::new::<W>(&sample);
     let top = exponent_above(&sample.exponents, TOP_SHARE);
     // Costs are those of the sample; a head costs as much for any number of units.
     let share = spec.n_units().div_ceil(sample.differences.len() as u64).max(1);
-    let mut best: Option<(u64, Classes, u8, Vec<Table>)> = None;
+    let mut best: Option<Candidate> = None;
     for n in CLASSES {
         if n > 1 && (!field.is_float() || n > top + 1) {
             break;
         }
         let classes = Classes { n, top };
+        let one = Candidate::new::<W>(&counts, classes, share);
+        let several = match &one {
+            Some(one) if n <= SEVERAL_TABLES => one.with_several_tables::<W>(&sample, share)?,
+            _ => None,
+        };
+        for candidate in one.into_iter().chain(several) {
+            // More classes take longer to decode.
+            if best.as_ref().is_none_or(|best| candidate.cost < best.cost - best.cost / 150) {
+                best = Some(candidate);
+            }
+        }
+    }
+    Ok(best.map_or_else(none, |best| {
+        let head = head(best.segment, (best.classes, best.modes), best.tables);
+        (head, best.of_class)
+    }))
+}
+
+/// A way to encode the tensor.
+struct Candidate {
+    /// What the sample costs, in bits.
+    cost: u64,
+    classes: Classes,
+    modes: u8,
+    segment: usize,
+    tables: Vec<Table>,
+    /// For each class the numbers of its tables.
+    of_class: Vec<Vec<u8>>,
+}
+
+impl Candidate {
+    /// One table for each class; `None` if there are no units.
+    fn new<W: Word>(counts: &Counts, classes: Classes, share: u64) -> Option<Candidate> {
         let (mut cost, mut modes, mut tables) = (0, 0, Vec::new());
-        for class in 0..n as u8 {
-            let candidates = counts.of_class::<W>(classes, class);
-            let Some((of_class, mode, table)) = candidates else {
+        for class in 0..classes.n as u8 {
+            let Some((of_class, mode, table)) = counts.of_class::<W>(classes, class) else {
                 tables.push(None);
                 continue;
             };
@@ -107,18 +156,95 @@ pub(crate) fn plan<W: Word>(
             tables.push(Some(table));
         }
         // A class without units has the table of another one.
-        let Some(any) = tables.iter().flatten().next().cloned() else { continue };
-        let tables = tables.into_iter().map(|table| table.unwrap_or_else(|| any.clone())).collect();
-        // More classes take longer to decode.
-        if best.as_ref().is_none_or(|(least, ..)| cost < least - least / 150) {
-            best = Some((cost, classes, modes, tables));
-        }
+        let any = tables.iter().flatten().next()?.clone();
+        let tables: Vec<_> =
+            tables.into_iter().map(|table| table.unwrap_or_else(|| any.clone())).collect();
+        let of_class = (0..tables.len() as u8).map(|id| vec![id]).collect();
+        Some(Candidate { cost, classes, modes, segment: SEGMENT, tables, of_class })
     }
-    let Some((_, classes, modes, tables)) = best else {
-        return Ok((head((Classes { n: 1, top: 0 }, 0), Vec::new()), Vec::new()));
+
+    /// The same with several tables for each class, which differ in their frequencies.
+    fn with_several_tables<W: Word>(
+        &self,
+        sample: &Sample,
+        share: u64,
+    ) -> Result<Option<Candidate>> {
+        let n = self.classes.n;
+        let mut out = Candidate { cost: 0, tables: Vec::new(), of_class: Vec::new(), ..*self };
+        out.segment = SHORT_SEGMENT;
+        for (class, table) in (0..n as u8).zip(&self.tables) {
+            let turned = self.modes >> class & 1 == 1;
+            let (mut symbols, mut total) = (Vec::new(), 0u64);
+            let mut begin = 0;
+            for &end in &sample.ends {
+                let whole = symbols.len();
+                for i in begin..end {
+                    if self.classes.of(sample.exponents[i]) == class {
+                        let value =
+                            if turned { sample.turned[i] } else { sample.differences[i] as u64 };
+                        let above = W::from_u64(value).above(W::from_u64(table.lo));
+                        symbols.push(symbol_of(above >> table.shift, NEAR_SYMBOLS, LOGS).0);
+                        total += 1;
+                    }
+                }
+                begin = end;
+                // Whole segments alone.
+                symbols.truncate(whole + (symbols.len() - whole) / SHORT_SEGMENT * SHORT_SEGMENT);
+            }
+            if symbols.is_empty() {
+                return Ok(None);
+            }
+            let zero = W::default().above(W::from_u64(table.lo)) >> table.shift;
+            let (order, rank) = by_distance(symbol_of(zero, NEAR_SYMBOLS, LOGS).0);
+            let n_symbols = order.len();
+            let mut histograms = Histograms { counts: Vec::new(), n_symbols };
+            set_len(&mut histograms.counts, symbols.len() / SHORT_SEGMENT * n_symbols)?;
+            let segments = histograms.counts.chunks_exact_mut(n_symbols);
+            let mut extra = 0u64;
+            for (counts, symbols) in segments.zip(symbols.chunks_exact(SHORT_SEGMENT)) {
+                for &symbol in symbols {
+                    counts[usize::from(rank[usize::from(symbol)])] += 1;
+                    extra += u64::from(extra_bits(symbol, W::BITS - table.shift));
+                }
+            }
+            let (cost, clusters) = cluster(&histograms, MAX_TABLES / n as usize, ROUNDS);
+            let n_tables = clusters.len() as u64;
+            let cost = (cost >> COST_FRACTION).saturating_sub(n_tables * TABLE_BITS) + extra;
+            // What was left out costs as much as the rest.
+            out.cost += cost * total / symbols.len() as u64
+                + total * u64::from(table.shift)
+                + n_tables * TABLE_BITS / share;
+            let first = out.tables.len() as u8;
+            out.of_class.push((first..first + clusters.len() as u8).collect());
+            out.tables.extend(clusters.into_iter().map(|frequencies| Table {
+                frequencies: frequencies.reordered(&order).with_symbol(n_symbols - 1),
+                ..table.clone()
+            }));
+        }
+        Ok(Some(out))
+    }
+}
+
+/// The symbols by their distance from `center`, and the place of each among them.
+fn by_distance(center: u8) -> (Vec<u8>, Vec<u8>) {
+    let distance = |&symbol: &u8| match u32::from(symbol) {
+        near @ 0..NEAR_SYMBOLS => near.abs_diff(u32::from(center)),
+        log => NEAR_SYMBOLS + (log - NEAR_SYMBOLS) % LOGS,
     };
-    let of_class = (0..tables.len() as u8).map(|id| vec![id]).collect();
-    Ok((head((classes, modes), tables), of_class))
+    let mut order: Vec<u8> = (0..2 * NEAR_SYMBOLS as u8).collect();
+    order.sort_by_key(distance);
+    let mut rank = vec![0; order.len()];
+    order.iter().zip(0..).for_each(|(&symbol, place)| rank[usize::from(symbol)] = place);
+    (order, rank)
+}
+
+/// Bits that follow a symbol; `all` follow the last one.
+fn extra_bits(symbol: u8, all: u32) -> u32 {
+    match u32::from(symbol) {
+        0..NEAR_SYMBOLS => 0,
+        last if last == 2 * NEAR_SYMBOLS - 1 => all,
+        log => (log - NEAR_SYMBOLS) % LOGS,
+    }
 }
 
 /// Reads runs of units, spread over the tensor.
@@ -208,7 +334,7 @@ impl Counts {
         let (mut near, mut turned) = (vec![0; NEAR], vec![0; TURNED]);
         for e in 0..EXPONENTS {
             let below = (EXPONENTS - 1 - e) as u32;
-            let of = self.highest.checked_sub(below).map_or(0, |e| classes.of(e));
+            let of = self.highest.checked_sub(below).map_or(0, |e| classes.of(e as u16));
             if of == class {
                 near.iter_mut().zip(&self.near[e]).for_each(|(sum, n)| *sum += n);
                 turned.iter_mut().zip(&self.turned[e]).for_each(|(sum, n)| *sum += n);
@@ -228,7 +354,7 @@ impl Counts {
 /// what they cost in bits.
 fn best_table<W: Word>(mut counts: Vec<u32>, first: i64, shift: u32) -> (u64, Table) {
     let mut best: Option<(u64, u32, i64, Vec<u32>)> = None;
-    let (near, logs) = (1usize << (SYMBOL_BITS - 1), 1 << (SYMBOL_BITS - 2));
+    let (near, logs) = (NEAR_SYMBOLS as usize, LOGS);
     let n_symbols = 2 * near;
     let mut first = first;
     for shift in shift..W::BITS {

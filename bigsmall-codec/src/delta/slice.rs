@@ -10,6 +10,9 @@ use super::{DECODING, Delta, with_scratch};
 use crate::slice::swap_bytes;
 use crate::{Ans, Element};
 
+/// If a delta takes less than this part of the tensor, no encoding without a base is tried.
+const WITHOUT_COMPARISON: u64 = 1000;
+
 /// Encodes values as differences from `base`, on all cores, into a frame; without the base where
 /// that is smaller. [`decode_delta`] needs the frame and the same base.
 ///
@@ -71,6 +74,10 @@ fn encode(
     let base = BaseTensor::new(spec, base_spec, base)?;
     let delta = encode_tensor_with_base(&Delta::default(), spec, &new, &base)?;
     let size = |tensor: &EncodedTensor| tensor.byte_len() + 12 * tensor.table().n_blocks();
+    // Where a delta is that small, an encoding without a base could save next to nothing.
+    if size(&delta) < new.len() as u64 / WITHOUT_COMPARISON {
+        return Ok(delta);
+    }
     let alone = encode_tensor(&Ans::default(), spec, &new)?;
     Ok(if size(&alone) < size(&delta) + 8 * delta.table().n_blocks() { alone } else { delta })
 }
@@ -79,9 +86,9 @@ fn encode(
 ///
 /// # Errors
 /// [`Rule::BaseMismatch`] when `base` is not the one that the frame was made against; each block of
-/// it is checked before anything is decoded from it. [`Rule::SpecMismatch`] when the frame holds another dtype,
-/// [`Rule::BufferLength`] when `values` has another length, and every error of a damaged frame. After an error
-/// the contents of `values` are unspecified.
+/// it is checked before anything is decoded from it. [`Rule::SpecMismatch`] when the frame holds
+/// another dtype, [`Rule::BufferLength`] when `values` has another length, and every error of a
+/// damaged frame. After an error the contents of `values` are unspecified.
 pub fn decode_delta<T: Element>(frame: &[u8], base: &[T], values: &mut [T]) -> Result<()> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;

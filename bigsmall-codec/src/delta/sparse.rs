@@ -7,6 +7,7 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits, golomb_len, rice_len};
 use super::values::{Classes, Field, Word};
+use crate::block::MAX_GROUPS;
 use crate::planes::GROUP;
 
 /// Bits of the Rice parameter of gaps.
@@ -118,9 +119,13 @@ impl<'a> Reader<'a> {
         Reader { bits, parameters, left: 0, next: 0, n_units: 0, ones: 0 }
     }
 
-    /// Goes on to a class of `n_units` units, all changes of the last one being read.
-    fn next_class(&mut self, n_units: u32) -> Result<()> {
-        let n = self.bits.pull_golomb(0);
+    /// How many units of the next class differ, all changes of the last one being read.
+    fn n_of_class(&mut self) -> Result<u64> {
+        self.bits.pull_golomb(0).ok_or_else(|| wrong("at most 63 ones".into()))
+    }
+
+    /// Goes on to a class of `n_units` units, `n` of which differ.
+    fn begin_class(&mut self, n: u64, n_units: u32) -> Result<()> {
         if n > u64::from(n_units) {
             return Err(wrong(format!("at most {n_units} changes of a class")).found(n));
         }
@@ -129,13 +134,18 @@ impl<'a> Reader<'a> {
             let gap = self.bits.pull(GAP_BITS) as u32;
             let [run, large] = [(); 2].map(|()| self.bits.pull(SMALL_BITS) as u32);
             self.parameters = Parameters { gap, run, large };
-            self.read_run();
+            self.read_run()?;
         }
         Ok(())
     }
 
-    fn read_run(&mut self) {
-        self.ones = self.bits.pull_rice(self.parameters.run, self.left);
+    fn read_run(&mut self) -> Result<()> {
+        // One more is enough to be refused.
+        self.ones = self.bits.pull_rice(self.parameters.run, self.left + 1);
+        if self.ones > u64::from(self.left) {
+            return Err(wrong(format!("a run of at most {}", self.left)).found(self.ones));
+        }
+        Ok(())
     }
 
     /// The next change of this class: its rank, and how far it is from the base's unit.
@@ -145,7 +155,8 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let q = self.parameters.gap;
-        let gap = self.bits.pull_rice(q, self.n_units >> q.min(31));
+        // One more is enough to be refused.
+        let gap = self.bits.pull_rice(q, (self.n_units >> q) + 1);
         let rank = gap + u64::from(self.next);
         if rank >= u64::from(self.n_units) {
             return Err(wrong(format!("a rank below {}", self.n_units)).found(rank));
@@ -155,9 +166,10 @@ impl<'a> Reader<'a> {
         let is_less = self.bits.pull(1) == 1;
         let mut distance = 1;
         if self.ones == 0 {
-            distance = self.bits.pull_golomb(self.parameters.large).wrapping_add(2);
+            let size = self.bits.pull_golomb(self.parameters.large);
+            distance = size.ok_or_else(|| wrong("at most 63 ones".into()))?.wrapping_add(2);
             if self.left > 0 {
-                self.read_run();
+                self.read_run()?;
             }
         } else {
             self.ones -= 1;
@@ -200,7 +212,8 @@ pub(crate) fn read<W: Word>(
     // No class has more changes than bits.
     reserve(changes, (n_units as usize).min(8 * bytes.len()))?;
     if classes.n == 1 {
-        reader.next_class(n_units)?;
+        let n = reader.n_of_class()?;
+        reader.begin_class(n, n_units)?;
         while let Some((rank, is_less, distance)) = reader.next()? {
             changes.push(Change { position: rank, rank, class: 0, is_less, distance });
         }
@@ -210,16 +223,17 @@ pub(crate) fn read<W: Word>(
     reserve(scratch, n_units as usize)?;
     scratch.resize(n_units as usize, 0);
     classes.split::<W>(field, base, scratch);
-    // How many units of each class there are in each group.
-    let n_groups = scratch.len().div_ceil(GROUP);
-    let mut counts = Vec::new();
-    reserve(&mut counts, n_groups * classes.n as usize)?;
+    // How many units of the class there are in each group.
+    let mut counts = [0; MAX_GROUPS];
     for class in 0..classes.n as u8 {
-        counts.extend(scratch.chunks(GROUP).map(|group| count(group, class)));
-    }
-    for (class, counts) in (0..).zip(counts.chunks(n_groups.max(1))) {
-        let of_class = counts.iter().map(|&n| u32::from(n)).sum();
-        reader.next_class(of_class)?;
+        let n = reader.n_of_class()?;
+        if n == 0 {
+            continue;
+        }
+        let groups = scratch.chunks(GROUP);
+        counts.iter_mut().zip(groups).for_each(|(n, group)| *n = count(group, class));
+        let n_groups = scratch.len().div_ceil(GROUP);
+        reader.begin_class(n, counts[..n_groups].iter().map(|&n| u32::from(n)).sum())?;
         // The group of the next change, the rank of its first unit; in it, the next unit to look at
         // and its rank.
         let (mut group, mut first, mut at, mut rank) = (0, 0, 0, 0);

@@ -2,7 +2,14 @@
 
 use bigsmall_format::Dtype;
 
+use super::head::Head;
 use crate::planes::GROUP;
+
+/// Parts of a block whose units are moved in turn: the next place of a class depends on the last
+/// one, and so a part alone would wait.
+pub(crate) const PARTS: usize = 4;
+/// For each part and class where its next value is.
+pub(crate) type Starts = [[usize; 8]; PARTS];
 
 /// A unit as a number.
 pub(crate) trait Word:
@@ -19,7 +26,23 @@ pub(crate) trait Word:
     /// The low bits.
     fn from_u64(value: u64) -> Self;
     /// The exponent of a base's unit, 0 for dtypes without one.
-    fn exponent(self, field: Field) -> u32;
+    fn exponent(self, field: Field) -> u16;
+    /// The classes of units, by their bases.
+    fn classes(classes: Classes, field: Field, base: &[u8], out: &mut [u8]);
+    /// How many units differ.
+    fn count_changed(units: &[u8], base: &[u8]) -> usize;
+    /// The values of units, in the order of classes: those of each class begin at `at`. The number
+    /// of units is a multiple of [`PARTS`].
+    fn partition(
+        head: &Head,
+        classes: &[u8],
+        at: &mut Starts,
+        units: &[u8],
+        base: &[u8],
+        values: &mut [Self],
+    );
+    /// The inverse of [`partition`](Self::partition): units in place of the base's.
+    fn merge(head: &Head, classes: &[u8], at: &mut Starts, values: &[Self], units: &mut [u8]);
     /// Mode 0: the difference of `unit` from `base`, in the order of floats.
     fn difference(base: Self, unit: Self, is_float: bool) -> Self;
     /// The inverse of [`difference`](Self::difference).
@@ -41,7 +64,8 @@ pub(crate) trait Word:
 
 macro_rules! words {
     ($($type:ident $signed:ident;)*) => {
-        $(impl Word for $type {
+        $(#[allow(clippy::cast_lossless)] // not for every type
+        impl Word for $type {
             const BITS: u32 = $type::BITS;
 
             #[inline(always)]
@@ -67,8 +91,85 @@ macro_rules! words {
             }
 
             #[inline(always)]
-            fn exponent(self, field: Field) -> u32 {
-                (self >> field.shift) as u32 & field.mask
+            fn exponent(self, field: Field) -> u16 {
+                (self >> field.shift) as u16 & field.mask as u16
+            }
+
+            fn classes(classes: Classes, field: Field, base: &[u8], out: &mut [u8]) {
+                for (class, unit) in out.iter_mut().zip(base.as_chunks().0) {
+                    *class = classes.of($type::from_le_bytes(*unit).exponent(field));
+                }
+            }
+
+            fn count_changed(units: &[u8], base: &[u8]) -> usize {
+                let (units, _) = units.as_chunks::<{ size_of::<$type>() }>();
+                let (base, _) = base.as_chunks::<{ size_of::<$type>() }>();
+                // Few at a time, so that sums are narrow.
+                let pieces = units.chunks(128).zip(base.chunks(128));
+                let count = |(units, base): (&[[u8; _]], &[[u8; _]])| -> usize {
+                    let differ = units.iter().zip(base).map(|(unit, base)| {
+                        u8::from($type::from_le_bytes(*unit) != $type::from_le_bytes(*base))
+                    });
+                    usize::from(differ.sum::<u8>())
+                };
+                pieces.map(count).sum()
+            }
+
+            fn partition(
+                head: &Head,
+                classes: &[u8],
+                at: &mut Starts,
+                units: &[u8],
+                base: &[u8],
+                values: &mut [Self],
+            ) {
+                let is_float = head.field.is_float();
+                let (units, base) = (units.as_chunks().0, base.as_chunks().0);
+                let len = classes.len() / PARTS;
+                for i in 0..len {
+                    for part in 0..PARTS {
+                        let i = part * len + i;
+                        let class = classes[i];
+                        let unit = $type::from_le_bytes(units[i]);
+                        let base = $type::from_le_bytes(base[i]);
+                        let value = match head.is_turned(class) {
+                            false => Self::difference(base, unit, is_float),
+                            true => Self::turned(base, unit, is_float),
+                        };
+                        let at = &mut at[part][usize::from(class & 7)];
+                        if let Some(place) = values.get_mut(*at) {
+                            *place = value;
+                        }
+                        *at += 1;
+                    }
+                }
+            }
+
+            fn merge(
+                head: &Head,
+                classes: &[u8],
+                at: &mut Starts,
+                values: &[Self],
+                units: &mut [u8],
+            ) {
+                let is_float = head.field.is_float();
+                let units = units.as_chunks_mut().0;
+                let len = classes.len() / PARTS;
+                for i in 0..len {
+                    for part in 0..PARTS {
+                        let i = part * len + i;
+                        let class = classes[i];
+                        let at = &mut at[part][usize::from(class & 7)];
+                        let value = values.get(*at).copied().unwrap_or_default();
+                        *at += 1;
+                        let base = $type::from_le_bytes(units[i]);
+                        let new = match head.is_turned(class) {
+                            false => Self::add(base, value, is_float),
+                            true => Self::turned_back(base, value, is_float),
+                        };
+                        units[i] = new.to_le_bytes();
+                    }
+                }
             }
 
             #[inline(always)]
@@ -121,18 +222,11 @@ macro_rules! words {
                 near: u32,
                 symbols: &mut [u8; 32],
             ) -> u32 {
-                let mut most = 0;
-                let mut steps = [0 as $type; 32];
-                for (step, &value) in steps.iter_mut().zip(values) {
-                    *step = (value.wrapping_sub(lo) as $signed >> shift) as $type;
-                    most = most.max(*step);
+                for (symbol, &value) in symbols.iter_mut().zip(values) {
+                    let step = (value.wrapping_sub(lo) as $signed >> shift) as $type;
+                    *symbol = step.min(255) as u8;
                 }
-                symbols.iter_mut().zip(&steps).for_each(|(symbol, &step)| *symbol = step as u8);
-                if most < near as $type {
-                    return 0;
-                }
-                let outside = |i: usize| u32::from(steps[i] >= near as $type) << i;
-                (0..32).map(outside).sum()
+                at_least(symbols, near)
             }
 
             fn near(symbols: &[u8; GROUP], shift: u32, lo: Self, values: &mut [Self; GROUP]) {
@@ -160,30 +254,45 @@ mod order {
 
 mod of_u8 {
     use super::order::o8 as ordered;
-    use super::{Field, GROUP, Word};
+    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
     const TOP: u8 = 1 << 7;
     words! { u8 i8; }
 }
 
 mod of_u16 {
     use super::order::o16 as ordered;
-    use super::{Field, GROUP, Word};
+    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
     const TOP: u16 = 1 << 15;
     words! { u16 i16; }
 }
 
 mod of_u32 {
     use super::order::o32 as ordered;
-    use super::{Field, GROUP, Word};
+    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
     const TOP: u32 = 1 << 31;
     words! { u32 i32; }
 }
 
 mod of_u64 {
     use super::order::o64 as ordered;
-    use super::{Field, GROUP, Word};
+    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
     const TOP: u64 = 1 << 63;
     words! { u64 i64; }
+}
+
+/// Which of the bytes are at least `power`, a power of two: bit i is set for byte i.
+#[inline(always)]
+pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let above = !(u64::from(power) - 1) & 0xff;
+    let mut mask = 0;
+    for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        let high = u64::from_le_bytes(*word) & (above * EACH);
+        // The highest bit of each byte that is not zero, then these bits side by side.
+        let set = (((high & (0x7f * EACH)) + 0x7f * EACH) | high) >> 7 & EACH;
+        mask |= ((set.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * i);
+    }
+    mask
 }
 
 /// Where the exponent of a unit lies. Dtypes without one have an empty mask.
@@ -226,16 +335,40 @@ pub(crate) struct Classes {
 impl Classes {
     /// The class of a unit whose base has that exponent.
     #[inline(always)]
-    pub(crate) fn of(self, exponent: u32) -> u8 {
-        (exponent + self.n - 1).saturating_sub(self.top).min(self.n - 1) as u8
+    pub(crate) fn of(self, exponent: u16) -> u8 {
+        let last = self.n as u16 - 1;
+        (exponent + last).saturating_sub(self.top as u16).min(last) as u8
     }
 
     /// The classes of units, by their bases.
     pub(crate) fn split<W: Word>(self, field: Field, base: &[u8], classes: &mut [u8]) {
-        let units = base.chunks_exact(size_of::<W>());
-        for (class, unit) in classes.iter_mut().zip(units) {
-            *class = self.of(W::read(unit).exponent(field));
+        W::classes(self, field, base, classes);
+    }
+
+    /// Where the values of each class begin, in the order of classes.
+    pub(crate) fn starts(classes: &[u8]) -> Starts {
+        let mut starts = [[0; 8]; PARTS];
+        let len = classes.len() / PARTS;
+        for (counts, classes) in starts.iter_mut().zip(classes.chunks_exact(len.max(1))) {
+            // Two histograms, so that equal neighbours do not wait for each other.
+            let mut other = [0; 8];
+            for pair in classes.chunks(2) {
+                counts[usize::from(pair[0] & 7)] += 1;
+                if let Some(&class) = pair.get(1) {
+                    other[usize::from(class & 7)] += 1;
+                }
+            }
+            counts.iter_mut().zip(other).for_each(|(n, more)| *n += more);
         }
+        let mut sum = 0;
+        for class in 0..8 {
+            for counts in &mut starts {
+                let n = counts[class];
+                counts[class] = sum;
+                sum += n;
+            }
+        }
+        starts
     }
 }
 
@@ -270,6 +403,18 @@ mod tests {
             let sign = base & 0x8000;
             let expected = order(unit ^ sign) - order(base ^ sign);
             assert_eq!(u16::difference(base, unit, true), expected as u16);
+        }
+    }
+
+    #[test]
+    fn bytes_are_compared() {
+        let bytes =
+            std::array::from_fn(|i| [0u8, 15, 16, 31, 32, 128, 252, 47][i % 8] + i as u8 / 8);
+        for power in [1, 16, 32, 128] {
+            let mask = at_least(&bytes, power);
+            for (i, &byte) in bytes.iter().enumerate() {
+                assert_eq!(mask >> i & 1 == 1, u32::from(byte) >= power, "{byte} {power}");
+            }
         }
     }
 

@@ -171,7 +171,7 @@ fn decode_sparse(
             let rice = |reader: &mut Reader, q: u32| -> Option<u128> {
                 Some(u128::from(reader.unary()?) << q | u128::from(reader.pull(q)?))
             };
-            let mut run = rice(&mut reader, t)?;
+            let mut run = rice(&mut reader, t).filter(|&run| run <= count)?;
             let mut next = 0;
             for left in (0..count).rev() {
                 let rank = next + rice(&mut reader, q)?;
@@ -184,7 +184,7 @@ fn decode_sparse(
                 } else {
                     difference = golomb(&mut reader, g)? + 2;
                     if left > 0 {
-                        run = rice(&mut reader, t)?;
+                        run = rice(&mut reader, t).filter(|&run| run <= left)?;
                     }
                 }
                 let all = (1u128 << head.bits()) - 1;
