@@ -98,9 +98,7 @@ pub(crate) fn golden_deltas() -> Result<Vec<(String, Vec<u8>)>> {
     new.push((spec("new", Dtype::BF16, &[600])?, r.weights(600), String::new()));
 
     let base_file = file(&base)?;
-    let tensors: Vec<_> =
-        new.iter().map(|(spec, bytes, _)| (spec.clone(), bytes.clone())).collect();
-    let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    let specs: Vec<_> = new.iter().map(|(spec, ..)| spec.clone()).collect();
     let mut writer = ShardWriter::synthesised(Vec::new(), &specs)?;
     let sha256 = Sha256::digest(&base_file).into();
     let place = writer.add_base(Base::new(sha256).hint("deltas-base.safetensors"));
