@@ -61,7 +61,7 @@ fn start(role: &str, place: &Path) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// S-07
+/// W-07
 #[test]
 fn killed_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();

@@ -93,8 +93,8 @@ impl Manifest {
 
     /// How many deltas lie between a step and the newest anchor before it.
     pub(crate) fn depth(&self, step: u64) -> u64 {
-        let anchors = self.entries.iter().filter(|e| e.kind == Kind::Anchor && e.step <= step);
-        anchors.last().map_or(0, |anchor| step - anchor.step)
+        let mut anchors = self.entries.iter().filter(|e| e.kind == Kind::Anchor && e.step <= step);
+        anchors.next_back().map_or(0, |anchor| step - anchor.step)
     }
 
     /// The files that lead to the newest step, in order and in the fewest bytes: from the weights
@@ -104,34 +104,42 @@ impl Manifest {
         if from == Some(newest) {
             return Ok(Vec::new());
         }
-        let delta = |step: u64, base: Sha256| {
-            let of_step = |e: &&Entry| e.step == step && e.kind == Kind::Delta { base };
-            let at = self.entries.partition_point(|entry| entry.step < step);
-            self.entries[at..].iter().take(2).find(of_step)
-        };
-        // The deltas from a step on; `None` if one is missing.
-        let deltas = |(mut step, mut digest): (u64, Sha256)| {
-            let mut path = Vec::new();
-            while step < newest.0 {
-                let next = delta(step + 1, digest)?;
-                (step, digest) = (next.step, next.sha256);
-                path.push(next);
+        // Back from the newest step, along its deltas: a way can begin wherever this leads.
+        let (mut step, mut digest) = newest;
+        let (mut deltas, mut byte_len) = (Vec::new(), 0u64);
+        // Bytes, anchor, number of deltas.
+        let mut best: Option<(u64, Option<&Entry>, usize)> = None;
+        let mut begin = |bytes: u64, anchor, n_deltas| {
+            if best.is_none_or(|(least, ..)| bytes < least) {
+                best = Some((bytes, anchor, n_deltas));
             }
-            ((step, digest) == newest).then_some(path)
         };
-        let from_here = from.and_then(deltas);
-        let anchors = self.entries.iter().filter(|entry| entry.kind == Kind::Anchor);
-        let from_anchors = anchors.filter_map(|anchor| {
-            let mut path = vec![anchor];
-            path.extend(deltas((anchor.step, anchor.sha256))?);
-            Some(path)
-        });
-        let byte_len = |path: &Vec<&Entry>| -> u64 {
-            path.iter().fold(0, |sum, entry| sum.saturating_add(entry.byte_len))
-        };
-        from_here.into_iter().chain(from_anchors).min_by_key(byte_len).ok_or_else(|| {
+        loop {
+            if from == Some((step, digest)) {
+                begin(byte_len, None, deltas.len());
+            }
+            let at = self.entries.partition_point(|entry| entry.step < step);
+            let of_step = self.entries[at..].iter().take_while(|entry| entry.step == step);
+            let mut before = None;
+            for entry in of_step.filter(|entry| entry.sha256 == digest) {
+                match entry.kind {
+                    Kind::Anchor => {
+                        let bytes = byte_len.saturating_add(entry.byte_len);
+                        begin(bytes, Some(entry), deltas.len());
+                    }
+                    Kind::Delta { base } => before = Some((entry, base)),
+                }
+            }
+            let Some((delta, base)) = before else { break };
+            deltas.push(delta);
+            byte_len = byte_len.saturating_add(delta.byte_len);
+            // Step 0 has no delta.
+            (step, digest) = (step - 1, base);
+        }
+        let (_, anchor, n_deltas) = best.ok_or_else(|| {
             Error::new(ErrorKind::SyncChain).expected(format!("a way to step {}", newest.0))
-        })
+        })?;
+        Ok(anchor.into_iter().chain(deltas[..n_deltas].iter().rev().copied()).collect())
     }
 
     /// Forgets everything before the `keep`-th newest anchor.
@@ -202,11 +210,11 @@ impl Manifest {
             }
         }
         for entry in &self.entries {
-            if let (Kind::Delta { base }, Some(before)) = (entry.kind, entry.step.checked_sub(1)) {
-                if self.digest(before).is_some_and(|digest| digest != base) {
-                    return Err(wrong("the digest of the step before as the base")
-                        .found(format!("another one at step {}", entry.step)));
-                }
+            if let (Kind::Delta { base }, Some(before)) = (entry.kind, entry.step.checked_sub(1))
+                && self.digest(before).is_some_and(|digest| digest != base)
+            {
+                return Err(wrong("the digest of the step before as the base")
+                    .found(format!("another one at step {}", entry.step)));
             }
         }
         Ok(())
