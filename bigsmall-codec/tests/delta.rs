@@ -165,7 +165,7 @@ fn slices_in_one_line() {
     }
 }
 
-/// M-01, M-02, M-03: wherever the base differs, nothing is decoded from there; weights in use stay
+/// V-01, V-02, V-03: wherever the base differs, nothing is decoded from there; weights in use stay
 /// as they were.
 #[test]
 fn another_base_is_an_error() {
@@ -217,7 +217,7 @@ fn small(one_in: u64) -> (TensorSpec, [Vec<u8>; 2], EncodedTensor) {
     (spec, [base, new], tensor)
 }
 
-/// M-05
+/// V-05
 #[test]
 fn no_bit_changes_unnoticed() {
     for one_in in [1, 50] {
@@ -254,7 +254,7 @@ fn sealed(spec: &TensorSpec, head: &[u8], block: &[u8], base: &[u8]) -> EncodedT
         .unwrap()
 }
 
-/// M-04: whatever is edited, the oracle and all backends say the same, and weights in use become
+/// V-04: whatever is edited, the oracle and all backends say the same, and weights in use become
 /// the decoded ones or stay as they were.
 #[test]
 fn sealed_edits() {
@@ -311,7 +311,7 @@ fn forged_heads_and_blocks() {
             .map_err(|e| e.rule())
     };
     assert_eq!(rule(head, block), Ok(()));
-    // M-06
+    // V-06
     let heads: [(&str, usize, u8); 12] = [
         ("4 symbol bits", 0, 4),
         ("7 symbol bits", 0, 7),
@@ -340,7 +340,7 @@ fn forged_heads_and_blocks() {
     let mut shift = head.to_vec();
     shift[10] = 16 | shift[10] & 0xc0;
     assert_eq!(rule(&shift, block), Err(Rule::DeltaHead), "a shift of all bits");
-    // M-07
+    // V-07
     let edit = |edits: &[(usize, u8)]| {
         let mut block = block.to_vec();
         edits.iter().for_each(|&(at, byte)| block[at] = byte);

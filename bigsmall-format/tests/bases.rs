@@ -136,7 +136,7 @@ fn what_is_written_is_read() {
             let whole = EncodedRef::from(&whole);
             whole.decode_bytes_with_base(&XOR, &base, range.clone(), &mut out).unwrap();
             assert!(out == values[range.start as usize..range.end as usize], "{i} {range:?}");
-            // M-02
+            // V-02
             let error = shard.decode(i, &*decoder, range, &mut out).unwrap_err();
             assert_eq!((error.rule(), error.class()), (Rule::BaseMissing, Class::Usage));
         }
@@ -148,7 +148,7 @@ fn what_is_written_is_read() {
     assert_eq!(out, [1, 2, 3]);
 }
 
-/// M-01
+/// V-01
 #[test]
 fn another_base_is_seen_in_the_blocks_that_are_read() {
     let (bytes, base, _) = sound();
@@ -238,17 +238,17 @@ fn forged_indices_are_refused() {
         }
     };
     let cases: Vec<(&str, Vec<u8>, Vec<u8>, Rule)> = vec![
-        // M-09
+        // V-09
         ("no bases", section(0, 0, 0, &[]), plain(), Rule::BaseSection),
         ("2^64 - 1 bases", section(u64::MAX, 0, 0, &[]), plain(), Rule::BaseSection),
         ("a long hint", section(1, 0, u32::MAX, b"hint"), plain(), Rule::IndexTruncated),
         ("a hint of bytes", section(1, 0, 4, b"\xff\xfe\0\0"), plain(), Rule::BaseSection),
         ("padding of a hint", section(1, 0, 3, b"hint"), plain(), Rule::PaddingNotZero),
         ("a long name", one(), record(|r| r.flags = 20, 0, 1 << 31, b"old"), Rule::IndexTruncated),
-        // M-10
+        // V-10
         ("depth 17", section(1, 16, 0, &[]), plain(), Rule::BaseDepth),
         ("the greatest depth", section(1, u32::MAX, 0, &[]), plain(), Rule::BaseDepth),
-        // M-08
+        // V-08
         ("base 1 of 1", one(), record(|_| {}, 1, 0, &[]), Rule::BaseRecord),
         ("base 2^32 - 1", one(), record(|_| {}, u32::MAX, 0, &[]), Rule::BaseRecord),
         ("a name without its flag", one(), record(|_| {}, 0, 3, b"old"), Rule::BaseRecord),
@@ -288,7 +288,7 @@ fn forged_indices_are_refused() {
     assert_eq!(read(&bytes).unwrap_err().rule(), Rule::BaseMismatch);
 }
 
-/// M-11
+/// V-11
 #[test]
 fn a_huge_inherited_tensor_allocates_nothing() {
     let json = r#"{"w":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}}"#;
