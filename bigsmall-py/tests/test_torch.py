@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,35 @@ def test_streaming(tmp_path: Path) -> None:
         break
     with pytest.raises(bigsmall_rs.BigsmallError):
         bt.StreamingLoader(tmp_path / "m.bs", budget=1000)
+
+
+PEAK = """
+import sys, torch
+import bigsmall_rs.torch as bt
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+model = torch.nn.Module()
+model.w = torch.nn.Parameter(torch.ones(6144, 16384))
+loader = bt.StreamingLoader(sys.argv[1], budget=64 << 20)
+before = status("VmRSS")
+loader.load_model(model)
+assert model.w[5, 1] == 1.5 and model.w[6143, 0] == 2
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_load_model_keeps_to_the_budget(tmp_path: Path) -> None:
+    """192 MiB of bf16 go into float32, where they cannot be decoded directly."""
+    weight = torch.zeros(6144, 16384, dtype=torch.bfloat16)
+    weight[5, 1], weight[6143, 0] = 1.5, 2
+    bt.save_file({"w": weight}, tmp_path / "m.bs")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "m.bs")]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(found) < 80 << 20
 
 
 def test_damage_is_found_while_streaming(tmp_path: Path) -> None:

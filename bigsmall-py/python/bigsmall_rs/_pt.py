@@ -72,10 +72,14 @@ def buffer(tensor: torch.Tensor) -> Any:
     return memoryview((ctypes.c_ubyte * n).from_address(tensor.data_ptr())).cast("B")
 
 
+def place(device: Any) -> torch.device:
+    """A number is that of a device of CUDA."""
+    return torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+
+
 def to_device(tensor: torch.Tensor, device: Any) -> torch.Tensor:
-    if isinstance(device, int):
-        device = f"cuda:{device}"
-    return tensor if str(device) == "cpu" else tensor.to(device)
+    to = place(device)
+    return tensor if to.type == "cpu" else tensor.to(to)
 
 
 def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ __all__ = [
     "save_file",
     "save_model",
 ]
+
+# Bytes of main memory that reading takes beside the tensors.
+_READING = 32 << 20
 
 Path = str | os.PathLike[str]
 Device = str | int | torch.device
@@ -212,13 +216,13 @@ def load_model(
         BigsmallError: The file is damaged.
     """
     with File(filename, "pt", device) as file:
-        return _fill(model, file, strict, str(device), None)
+        return _fill(model, file, strict, device, None)
 
 
 def _fill(
     model: torch.nn.Module, file: File, strict: bool, device: Any, budget: int | None
 ) -> tuple[set[str], list[str]]:
-    """Decodes `file` into `model`, layer by layer where `device` is not the CPU."""
+    """Decodes `file` into `model`."""
     aliases = _aliases(model)
     aliases |= dict(getattr(model, "all_tied_weights_keys", None) or {})
     state = model.state_dict(keep_vars=True)
@@ -250,28 +254,55 @@ def _fill(
             + "\n    ".join(lines)
         )
     wanted = [name for name in infos if name in state and name not in doubled]
-    straight: list[tuple[str, torch.Tensor]] = []
+    # Where each tensor goes. A parameter on the meta device has no memory yet.
+    targets = {name: state[name].detach() for name in wanted}
+    bare = [name for name, to in targets.items() if to.device.type == "meta"]
+    for name in bare:
+        targets[name] = torch.empty_like(targets[name], device=_pt.place(device))
+    straight: list[str] = []
     copied: list[str] = []
-    for name in wanted:
-        to = state[name]
+    for name, to in targets.items():
         fits = to.dtype == _pt.dtype(infos[name][0]) and to.is_contiguous()
-        if to.device.type == "cpu" and fits:
-            straight.append((name, to.detach()))
-        else:
-            copied.append(name)
-    file._model.read_many_into([(name, _pt.buffer(t)) for name, t in straight])
-    for layer in _layers_of(copied):
-        made = {name: _pt.empty(*infos[name][:2]) for name in layer}
-        file._model.read_many_into([(name, _pt.buffer(t)) for name, t in made.items()])
-        for name, tensor in made.items():
-            to = state[name]
-            if to.device.type == "meta":
-                _replace(model, name, _pt.to_device(tensor.to(to.dtype), device))
-            else:
-                with torch.no_grad():
-                    to.copy_(tensor)
+        (straight if fits and to.device.type == "cpu" else copied).append(name)
+    file._model.read_many_into([(name, _pt.buffer(targets[name])) for name in straight])
+    _copy(file, {name: targets[name] for name in copied}, budget)
+    for name in bare:
+        _replace(model, name, targets[name])
     _tie(model, have, aliases)
     return missing, unexpected
+
+
+def _copy(file: File, targets: Mapping[str, torch.Tensor], budget: int | None) -> None:
+    """Decodes tensors and copies them to others of any dtype, on any device. Main memory holds a
+    layer; with a budget what the budget says."""
+    infos, steps = file.tensors, _layers_of(list(targets))
+    room = None if budget is None else max(budget - _READING, _READING)
+    if room is not None:
+        steps = []
+        left = 0
+        for name in targets:
+            if not steps or infos[name][2] > left:
+                steps.append([])
+                left = room
+            steps[-1].append(name)
+            left -= infos[name][2]
+    for names in steps:
+        dtype, shape, n = infos[names[0]]
+        if room is not None and n > room and len(shape) > 1:
+            # Too large by itself: some rows at a time.
+            rows = max(1, room // (n // shape[0]))
+            for begin in range(0, shape[0], rows):
+                end = min(begin + rows, shape[0])
+                part = _pt.empty(dtype, (end - begin, *shape[1:]))
+                file._model.read_rows_into(names[0], begin, end, _pt.buffer(part))
+                targets[names[0]][begin:end].copy_(part)
+                del part
+            continue
+        made = {name: _pt.empty(*infos[name][:2]) for name in names}
+        file._model.read_many_into([(name, _pt.buffer(t)) for name, t in made.items()])
+        for name, tensor in made.items():
+            targets[name].copy_(tensor)
+        del made, tensor
 
 
 def _quoted(names: list[str]) -> str:
@@ -326,8 +357,8 @@ class StreamingLoader:
     Args:
         path: A shard, or a folder of shards.
         device: Where the tensors go.
-        budget: The most bytes that may be read ahead, at least 64 MiB; `None`: the largest
-            compressed layer and 64 MiB.
+        budget: The most bytes of main memory beside the tensors that are returned or filled, at
+            least 64 MiB; `None`: the largest compressed layer and 64 MiB.
 
     Raises:
         BigsmallError: Not a shard, damage, a budget that is too small.
@@ -361,11 +392,16 @@ class StreamingLoader:
     def load_model(self, model: Any, **kwargs: Any) -> torch.nn.Module:
         """A model with these weights, on the device.
 
+        Main memory holds the budget beside the weights; without a budget one layer and 32 MiB.
+        Models of transformers are loaded by transformers, which holds up to four tensors at once,
+        whatever the budget.
+
         Args:
-            model: A class of transformers (`MistralForCausalLM`, `AutoModelForCausalLM`), for
-                which `path` is a folder with a `config.json`; any other class of modules, which is
-                called with `kwargs`; or a module, also one on the meta device.
-            **kwargs: For `from_pretrained` of transformers, or for the class.
+            model: A class of transformers (`MistralForCausalLM`, `AutoModelForCausalLM`) or of
+                diffusers (`UNet2DConditionModel`), for which `path` is a folder with a
+                `config.json`; any other class of modules, which is called with `kwargs`; or a
+                module, also one on the meta device.
+            **kwargs: For `from_pretrained` of that framework, or for the class.
 
         Returns:
             The module, in evaluation mode where it was made here.
@@ -378,6 +414,13 @@ class StreamingLoader:
             _fill(model, self._file, True, self._device, self._budget)
             return model  # type: ignore[no-any-return]
         made: torch.nn.Module
+        if _is_of_diffusers(model):
+            from .diffusers import from_pretrained as of_diffusers
+
+            made = of_diffusers(
+                self._path, model, device=self._device, budget=self._budget, **kwargs
+            )
+            return made
         if hasattr(model, "from_pretrained"):
             from .transformers import from_pretrained
 
@@ -385,11 +428,15 @@ class StreamingLoader:
                 kwargs.setdefault("device_map", self._device)
             made = from_pretrained(self._path, model_class=model, **kwargs)
             return made
-        made = model(**kwargs)
+        with _pt.place(self._device):
+            made = model(**kwargs)
         _fill(made, self._file, True, self._device, self._budget)
-        if str(self._device) != "cpu":
-            made.to(self._device)
         return made.eval()
+
+
+def _is_of_diffusers(cls: type) -> bool:
+    diffusers = sys.modules.get("diffusers")
+    return diffusers is not None and issubclass(cls, diffusers.ModelMixin)
 
 
 class LazyStateDict(Mapping[str, torch.Tensor]):
