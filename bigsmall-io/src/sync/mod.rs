@@ -4,6 +4,7 @@
 mod manifest;
 #[cfg(feature = "cloud")]
 mod objects;
+mod open;
 mod publisher;
 mod step;
 mod store;

@@ -11,8 +11,9 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::hex;
 use crate::sync::manifest::{Entry, Kind, MOST_BYTES, Manifest, is_ours};
+use crate::sync::open::open;
 use crate::sync::step::{Before, encode, rebuild};
-use crate::sync::store::{MANIFEST, Store, Version, open};
+use crate::sync::store::{MANIFEST, Store, Version};
 use crate::sync::subscriber::newest;
 use crate::sync::weights::Weights;
 

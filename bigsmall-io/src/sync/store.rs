@@ -2,13 +2,12 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bigsmall_format::internal::{set_len, xxh3};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::os;
-use crate::source::url::url;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
 
@@ -53,24 +52,6 @@ pub(crate) trait Store: Send + Sync {
 
     /// Where a file is, for people.
     fn shown(&self, name: &str) -> String;
-}
-
-/// The store at a path or URL. A folder is made if `create` is set.
-pub(crate) fn open(place: &Path, create: bool) -> Result<Box<dyn Store>> {
-    match url(place) {
-        #[cfg(feature = "cloud")]
-        Some(url) => Ok(Box::new(crate::sync::objects::Objects::open(url)?)),
-        #[cfg(not(feature = "cloud"))]
-        Some(_) => Err(Error::new(ErrorKind::FeatureMissing)
-            .in_file(crate::source::url::shown(place))
-            .expected("a build with the feature `cloud`")),
-        None => {
-            if create {
-                std::fs::create_dir_all(place).in_file(place)?;
-            }
-            Ok(Box::new(LocalFolder(place.to_owned())))
-        }
-    }
 }
 
 /// A folder of this machine, or one that is mounted.

@@ -7,8 +7,9 @@ use bigsmall_format::internal::xxh3;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::sync::manifest::{MOST_BYTES, Manifest};
+use crate::sync::open::open;
 use crate::sync::step::rebuild;
-use crate::sync::store::{MANIFEST, Store, open};
+use crate::sync::store::{MANIFEST, Store};
 use crate::sync::weights::Weights;
 use crate::{Rule, hex};
 
