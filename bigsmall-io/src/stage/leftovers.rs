@@ -4,7 +4,7 @@
 //! whatever way. So what can be locked belongs to nobody.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::os;
 
@@ -50,7 +50,7 @@ pub(crate) fn sweep(target: &Path) {
 }
 
 /// Removes a temporary file or folder that nobody holds. What cannot be removed stays.
-fn remove_if_left(path: &PathBuf) {
+fn remove_if_left(path: &Path) {
     let Ok(found) = std::fs::symlink_metadata(path) else { return };
     // Nothing else is opened: a pipe would block.
     let opened = match (found.is_file(), found.is_dir()) {
