@@ -48,29 +48,70 @@ impl Output {
     }
 }
 
-/// The slices of buffers, which may not overlap.
-pub(crate) fn slices(outputs: &mut [Output]) -> PyResult<Vec<&mut [u8]>> {
-    let mut ranges: Vec<(usize, usize)> = outputs
-        .iter()
-        .filter(|output| output.len() > 0)
-        .map(|output| (output.0.buf_ptr() as usize, output.len()))
+/// An error where two of the buffers have bytes in common.
+pub(crate) fn check_apart(outputs: &[Output], inputs: &[Input]) -> PyResult<()> {
+    let outputs = outputs.iter().map(|output| (&output.0, true));
+    let inputs = inputs.iter().map(|input| (&input.0, false));
+    let mut ranges: Vec<(usize, usize, bool)> = outputs
+        .chain(inputs)
+        .filter(|(buffer, _)| buffer.len_bytes() > 0)
+        .map(|(buffer, written)| {
+            let begin = buffer.buf_ptr() as usize;
+            (begin, begin + buffer.len_bytes(), written)
+        })
         .collect();
     ranges.sort_unstable();
-    if ranges.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
-        return Err(PyValueError::new_err("buffers overlap"));
+    // How far the buffers before reach, and those of them that are written to.
+    let (mut all, mut written_to) = (0, 0);
+    for (begin, end, written) in ranges {
+        if begin < written_to || (written && begin < all) {
+            return Err(PyValueError::new_err("buffers overlap"));
+        }
+        all = all.max(end);
+        written_to = if written { written_to.max(end) } else { written_to };
     }
+    Ok(())
+}
+
+/// The slices of buffers, which may not overlap. No code of Python may run while they exist.
+pub(crate) fn slices(outputs: &mut [Output]) -> PyResult<Vec<&mut [u8]>> {
+    check_apart(outputs, &[])?;
     Ok(outputs
         .iter_mut()
         .map(|output| match output.len() {
             0 => &mut [][..],
             // SAFETY: the buffer protocol promises `len` bytes at this address, writable and
             // contiguous as `new` checked, that stay allocated and in place while the `Py_buffer`
-            // is held, which the slice borrows. The check above says that no two slices overlap.
-            // That no other thread of Python uses them meanwhile is a condition in the
-            // documentation of each function, as it is for `readinto` of Python's files.
+            // is held, which the slice borrows. The check above says that no two slices overlap;
+            // callers with inputs have compared those, too. That no other thread of Python uses
+            // the bytes meanwhile is a condition in the documentation of each function, as it is
+            // for `readinto` of Python's files.
             len => unsafe { std::slice::from_raw_parts_mut(output.0.buf_ptr().cast(), len) },
         })
         .collect())
+}
+
+/// Has the system map the pages of memory that is about to be written. One call for many pages
+/// takes less time than a page fault for each, which is most of the time of loading.
+pub(crate) fn map_pages(memory: &mut [u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+        const PAGE: usize = 4096;
+        let begin = (memory.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (memory.as_ptr() as usize + memory.len()) / PAGE * PAGE;
+        if begin < end {
+            // SAFETY: the range lies inside `memory`. This advice changes nothing that the memory
+            // contains; its pages could be written to anyway.
+            let mapped = unsafe {
+                madvise(begin as *mut std::ffi::c_void, end - begin, Advice::LinuxPopulateWrite)
+            };
+            // Systems that do not know the advice map each page when it is written to.
+            let _ = mapped;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

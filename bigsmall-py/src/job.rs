@@ -66,14 +66,19 @@ pub(crate) fn run<T: Send>(
     Ok(done)
 }
 
+/// The level of that name.
+pub(crate) fn level(name: &str) -> PyResult<Level> {
+    match name {
+        "fast" => Ok(Level::Fast),
+        "default" => Ok(Level::Default),
+        "small" => Ok(Level::Small),
+        _ => Err(PyValueError::new_err("level must be \"fast\", \"default\" or \"small\"")),
+    }
+}
+
 /// The encoding of that name.
 pub(crate) fn encoding(name: &str, level: &str) -> PyResult<Encoding> {
-    let level = match level {
-        "fast" => Level::Fast,
-        "default" => Level::Default,
-        "small" => Level::Small,
-        _ => return Err(PyValueError::new_err("level must be \"fast\", \"default\" or \"small\"")),
-    };
+    let level = self::level(level)?;
     match name {
         "ans" => Ok(Encoding::Ans(level)),
         "raw" => Ok(Encoding::Raw),

@@ -5,10 +5,12 @@
 #![deny(unsafe_code)]
 
 mod buffer;
+mod delta;
 mod error;
 mod job;
 mod loader;
 mod model;
+mod pages;
 mod pool;
 mod save;
 
@@ -18,11 +20,15 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _bigsmall {
     #[pymodule_export]
+    use crate::delta::{apply_deltas, changes, decode_delta, delta_spec, encode_delta};
+    #[pymodule_export]
     use crate::job::{compress, restore, verify};
     #[pymodule_export]
     use crate::loader::Loader;
     #[pymodule_export]
     use crate::model::{Model, layer_of};
+    #[pymodule_export]
+    use crate::pages::Pages;
     #[pymodule_export]
     use crate::save::{save, save_bytes};
 

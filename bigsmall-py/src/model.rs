@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bigsmall_io::{Error, ReadAt as _, Result, Rule, TensorSpec, hex};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyDict, PyTuple};
+use rayon::prelude::*;
 
-use crate::buffer::{Input, Output, slices};
+use crate::buffer::{Input, Output, check_apart, map_pages, slices};
 use crate::error::raise;
 use crate::pool::pool;
 
@@ -109,34 +110,45 @@ impl Model {
     ) -> PyResult<()> {
         let pool = pool(py)?;
         let outputs = tensors.iter().map(|(_, out)| Output::new(out));
-        let mut outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
+        let outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
+        check_apart(&outputs, &[])?;
         let total: u64 = outputs.iter().map(|out| out.len() as u64).sum();
-        let names = tensors.iter().map(|(name, _)| name.as_str());
-        let mut pairs: Vec<(&str, &mut [u8])> = names.zip(slices(&mut outputs)?).collect();
         // A name or a length that is wrong is found before anything is read.
-        for (name, slice) in &pairs {
+        for ((name, _), output) in tensors.iter().zip(&outputs) {
             let spec = self.0.spec(name).map_err(|e| raise(py, &e))?;
-            if slice.len() as u64 != spec.byte_len() {
+            if output.len() as u64 != spec.byte_len() {
                 let error = Error::new(Rule::BufferLength).in_tensor(name);
                 let error = error.expected(format!("{} bytes", spec.byte_len()));
-                return Err(raise(py, &error.found(slice.len())));
+                return Err(raise(py, &error.found(output.len())));
             }
         }
         // Those that lie together go into one batch.
         let places = self.0.tensors().map(TensorSpec::name).zip(0..);
         let places: HashMap<&str, usize> = places.collect();
+        let names = tensors.iter().map(|(name, _)| name.as_str());
+        let mut pairs: Vec<(&str, Output)> = names.zip(outputs).collect();
         pairs.sort_by_key(|(name, _)| places.get(name));
-        let (mut done, mut pairs) = (0, pairs.into_iter().peekable());
-        while pairs.peek().is_some() {
-            let (mut batch, mut bytes) = (Vec::new(), 0);
-            while let Some(pair) =
-                pairs.next_if(|(_, slice)| bytes == 0 || bytes + slice.len() as u64 <= BATCH)
-            {
-                bytes += pair.1.len() as u64;
-                batch.push(pair);
+        let (names, mut outputs): (Vec<&str>, Vec<Output>) = pairs.into_iter().unzip();
+        let (mut names, mut rest, mut done) = (&names[..], &mut outputs[..], 0);
+        while !rest.is_empty() {
+            let (mut n, mut bytes) = (1, rest[0].len() as u64);
+            while n < rest.len() && bytes + rest[n].len() as u64 <= BATCH {
+                bytes += rest[n].len() as u64;
+                n += 1;
             }
-            py.detach(|| pool.install(|| self.0.tensors_into(batch))).map_err(|e| raise(py, &e))?;
-            done += bytes;
+            let (batch, after) = rest.split_at_mut(n);
+            let (of_batch, names_after) = names.split_at(n);
+            // The slices live for this statement only: code of Python runs below, and may look at
+            // the buffers.
+            let mut batch: Vec<_> = of_batch.iter().copied().zip(slices(batch)?).collect();
+            let read = py.detach(|| {
+                pool.install(|| {
+                    batch.par_iter_mut().for_each(|(_, slice)| map_pages(slice));
+                    self.0.tensors_into(batch)
+                })
+            });
+            read.map_err(|e| raise(py, &e))?;
+            (names, rest, done) = (names_after, after, done + bytes);
             py.check_signals()?;
             if let Some(progress) = &progress {
                 progress.call1(py, (done, total))?;

@@ -3,7 +3,6 @@
 use std::sync::Mutex;
 
 use bigsmall_io::{Error, ErrorKind};
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -18,16 +17,25 @@ static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
 
 /// The pool: one thread for each core, or as many as `BIGSMALL_THREADS` says.
 pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {
-    let locked = POOL.lock();
-    let mut current = locked.map_err(|_| PyRuntimeError::new_err("a thread pool broke"))?;
+    let mut current = match POOL.lock() {
+        Ok(current) => current,
+        // A thread that panicked has changed nothing: the pool is stored by the last line.
+        Err(poisoned) => poisoned.into_inner(),
+    };
     let process = std::process::id();
     if let Some((_, pool)) = current.filter(|(owner, _)| *owner == process) {
         return Ok(pool);
     }
     let threads = std::env::var("BIGSMALL_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| {
-        raise(py, &Error::new(ErrorKind::Memory).expected("threads to work on").caused_by(e))
-    })?;
+    let pool = match ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) => pool,
+        Err(e) => {
+            // Making an exception may release the GIL, and another thread may want the lock then.
+            drop(current);
+            let error = Error::new(ErrorKind::Memory).expected("threads to work on");
+            return Err(raise(py, &error.caused_by(e)));
+        }
+    };
     // Never dropped: it lives as long as the process, one for each.
     let pool: &'static ThreadPool = Box::leak(Box::new(pool));
     *current = Some((process, pool));

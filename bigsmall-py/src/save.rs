@@ -27,10 +27,9 @@ pub(crate) fn save(
 ) -> PyResult<(u64, u64)> {
     let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
     let options = options.replace(replace);
-    let report =
-        with_views(py, tensors, |views, progress| {
-            bigsmall_io::save_with(&path, views, metadata, &options, progress)
-        })?;
+    let report = with_views(py, tensors, |views, progress| {
+        bigsmall_io::save_with(&path, views, metadata, &options, progress)
+    })?;
     Ok((report.original_bytes, report.compressed_bytes))
 }
 

@@ -6,8 +6,9 @@
     with bigsmall_rs.open("model.bs") as file:
         weight = file.get_tensor("lm_head.weight")
 
-`bigsmall_rs.numpy`, `bigsmall_rs.torch`, `bigsmall_rs.transformers` and `bigsmall_rs.vllm` are for
-those frameworks; none of them is imported before it is used. `python -m bigsmall_rs` is the
+`bigsmall_rs.numpy`, `.torch`, `.transformers`, `.diffusers` and `.vllm` are for those frameworks;
+none of them is imported before it is used. `bigsmall_rs.pages` codes many small buffers with
+tables that they share, `bigsmall_rs.deltas` tensors as differences. `python -m bigsmall_rs` is the
 command.
 
 `BIGSMALL_THREADS` in the environment says how many threads decode; without it, one for each core.

@@ -214,8 +214,7 @@ class Slice:
     def shape(self) -> tuple[int, ...]:
         """The shape in the framework."""
         dtype, shape, _ = self._file._info(self._key)
-        own_shape = getattr(self._file._framework, "own_shape", None)
-        return shape if own_shape is None else tuple(own_shape(dtype, shape))
+        return self._file._framework.own_shape(dtype, shape)
 
     @property
     def dtype(self) -> Any:

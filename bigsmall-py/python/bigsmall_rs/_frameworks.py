@@ -6,10 +6,11 @@ A framework is a module with the functions of `Framework`: `_np` for NumPy, `_pt
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["Framework", "framework"]
+__all__ = ["Framework", "framework", "framework_of", "memory"]
 
 
 class Framework(Protocol):
@@ -27,6 +28,12 @@ class Framework(Protocol):
     def dtype(self, name: str) -> Any:
         """The framework's dtype of that safetensors name."""
 
+    def name_of(self, dtype: Any) -> str:
+        """The safetensors name of the framework's dtype."""
+
+    def own_shape(self, dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The framework's shape of a tensor of that safetensors dtype and shape."""
+
 
 _MODULES = {
     "pt": "_pt",
@@ -42,3 +49,30 @@ def framework(name: str) -> Framework:
     if name not in _MODULES:
         raise ValueError(f"framework {name!r} is not one of {', '.join(sorted(_MODULES))}")
     return importlib.import_module("." + _MODULES[name], __package__)
+
+
+def framework_of(tensor: Any) -> Framework | None:
+    """The framework whose tensor it is; `None` for any other object. Imports no framework."""
+    for module, name, own in (("torch", "Tensor", "pt"), ("numpy", "ndarray", "np")):
+        found = sys.modules.get(module)
+        if found is not None and isinstance(tensor, getattr(found, name)):
+            return framework(own)
+    return None
+
+
+def memory(tensor: Any) -> Any:
+    """The memory of a tensor of PyTorch, an array of NumPy, or any other object with a buffer.
+
+    Raises:
+        BufferError: It is not contiguous, or not in main memory.
+    """
+    made = framework_of(tensor)
+    if made is None:
+        return tensor
+    # NumPy's flags have a name of their own for it.
+    flags = getattr(tensor, "flags", None)
+    whole = tensor.is_contiguous() if flags is None else flags.c_contiguous
+    if not whole or str(getattr(tensor, "device", "cpu")) != "cpu":
+        raise BufferError("the tensor must be contiguous and in main memory")
+    # Arrays of some dtypes export no buffer themselves.
+    return made.buffer(tensor)

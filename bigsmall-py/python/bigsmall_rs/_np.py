@@ -58,6 +58,10 @@ def name_of(dtype: Any) -> str:
         raise BigsmallError(message, rule="DtypeUnknown") from None
 
 
+def own_shape(dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape)
+
+
 def empty(dtype_name: str, shape: Sequence[int]) -> Any:
     return np.empty(shape, dtype(dtype_name))
 
