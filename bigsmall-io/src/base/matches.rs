@@ -152,8 +152,8 @@ impl Alike<'_> {
     }
 }
 
-/// A checksum of five samples of 4 KiB of the `byte_len` bytes at `at`. They cover a small tensor as
-/// a whole.
+/// A checksum of five samples of 4 KiB of the `byte_len` bytes at `at`. They cover a small tensor
+/// as a whole.
 pub(crate) fn sample(
     source: &dyn ReadAt,
     at: u64,

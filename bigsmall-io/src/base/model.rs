@@ -55,7 +55,8 @@ impl BaseModel {
     /// are the model; otherwise all `.safetensors` files are, or all `.bs` files if there are none.
     ///
     /// # Errors
-    /// Header rules of [`Rule`], those of [`Shard::open`] and of [`Model::open`](crate::Model::open);
+    /// Header rules of [`Rule`], those of [`Shard::open`] and of
+    /// [`Model::open`](crate::Model::open);
     /// [`ErrorKind::ModelTensor`] for a tensor that is in two files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path.as_ref(), &Stop::default())
@@ -231,4 +232,35 @@ fn check_names(files: &[BaseFile]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::compress::walk::{Against, compress_source};
+    use crate::stage::output::Discard;
+    use crate::{CompressOptions, Progress};
+
+    #[test]
+    // T-05
+    fn a_base_that_somebody_writes_to_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base");
+        let json = br#"{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
+        let file = |data: [u8; 4]| [&(json.len() as u64).to_le_bytes(), &json[..], &data].concat();
+        std::fs::write(&path, file([1, 2, 3, 4])).unwrap();
+        let base = BaseModel::open(&path).unwrap();
+        let compress = || {
+            let (new, options) = (file([1, 2, 3, 5]), CompressOptions::default());
+            compress_source(&new, Against::new(&base), &Discard, &options, &Progress::default())
+        };
+        compress().unwrap();
+        let mut open = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        open.write_all(&[0]).unwrap();
+        let error = compress().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
+        assert!(error.file().unwrap().ends_with("base"));
+    }
 }

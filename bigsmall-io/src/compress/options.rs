@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use crate::Encoding;
 use crate::source::listing::{MAX_FILES, Wanted};
 
-/// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of threads.
+/// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of
+/// threads.
 ///
 /// ```
 /// let options = bigsmall_io::CompressOptions::new().md5(true);

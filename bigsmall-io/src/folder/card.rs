@@ -124,7 +124,8 @@ let tensor = model.tensor(\"NAME OF A TENSOR\")?;
         );
     }
     if !bases.is_empty() {
-        out += "\n## Base\n\nSome tensors are stored as differences from these files, which are needed too:\n\n";
+        out += "\n## Base\n\nSome tensors are stored as differences from these files, which are \
+                needed too:\n\n";
         out += "| file | SHA-256 of its safetensors form |\n|---|---|\n";
         for base in bases {
             let _ = writeln!(out, "| {} | `{}` |", in_table(&base.hint), hex(&base.sha256));

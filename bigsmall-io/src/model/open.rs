@@ -400,8 +400,8 @@ impl Model {
     }
 
     /// The tensor `name` in its encoded form, for a GPU or another engine. One read; every checksum
-    /// is verified. Memory: the payload. A tensor with a base is decoded and encoded again as `ans`,
-    /// or raw, so that it stands alone.
+    /// is verified. Memory: the payload. A tensor with a base is decoded and encoded again as
+    /// `ans`, or raw, so that it stands alone.
     ///
     /// A product on the CPU needs the encoding TBE. A tensor of another encoding is encoded again:
     ///

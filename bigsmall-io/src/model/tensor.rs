@@ -78,8 +78,8 @@ impl Tensor {
 pub struct Stored {
     /// The shard's name within the folder.
     pub shard: String,
-    /// The encoding's name: `raw`, `ans`, `tbe` or `delta`; `unknown` for one that this version does not
-    /// know.
+    /// The encoding's name: `raw`, `ans`, `tbe` or `delta`; `unknown` for one that this
+    /// version does not know.
     pub encoding: &'static str,
     /// Bytes of the payload; 0 if the tensor shares another one's payload.
     pub compressed_bytes: u64,

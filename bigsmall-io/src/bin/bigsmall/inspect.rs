@@ -187,8 +187,8 @@ impl InCommon {
         let share = 100.0 * changed as f64 / blocks.max(1) as f64;
         writeln!(
             out,
-            "of {tensors} tensors {equal} are equal to the base and {alone} stand alone; of {blocks} \
-             blocks with a base {changed} ({share:.1} %) differ from it"
+            "of {tensors} tensors {equal} are equal to the base and {alone} stand alone; of \
+             {blocks} blocks with a base {changed} ({share:.1} %) differ from it"
         )
     }
 }
@@ -203,7 +203,10 @@ fn print_json(
     write!(out, "{{\"original_bytes\":{original},\"compressed_bytes\":{compressed},")?;
     write!(out, "\"ratio\":{},\"files\":[", json!(summary.ratio()))?;
     for (i, (name, shard)) in model.shards().enumerate() {
-        let base = |base: &Base| json!({ "sha256": hex(&base.sha256), "hint": base.hint, "bases_behind": base.depth });
+        let base = |base: &Base| {
+            let (sha256, hint) = (hex(&base.sha256), &base.hint);
+            json!({ "sha256": sha256, "hint": hint, "bases_behind": base.depth })
+        };
         let bases: Vec<Value> = shard.bases().iter().map(base).collect();
         let value = json!({ "name": name, "sha256": hex(&shard.sha256()), "bases": bases });
         element(out, i, &value)?;
