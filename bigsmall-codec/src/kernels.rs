@@ -3,7 +3,7 @@
 use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
-use crate::delta;
+use crate::delta::head::Head as DeltaHead;
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
@@ -135,7 +135,7 @@ pub(crate) trait Kernels: Sync {
     /// Puts the values of a delta block, which are in the order of classes, in place of the base's
     /// units, where the backend has a kernel for such units: returns whether it has. `values` holds
     /// one for each unit, and [`MERGE_ROOM`] more.
-    fn merge(&self, head: &delta::Head, values: &[u8], units: &mut [u8]) -> bool {
+    fn merge(&self, head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
         let _ = (head, values, units);
         false
     }

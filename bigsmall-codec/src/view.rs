@@ -202,8 +202,8 @@ impl<'a> AnsView<'a> {
     }
 }
 
-/// The tensor with those blocks decoded and stored raw for which `reads` is false; as it is if there
-/// are none. For programs that decode elsewhere and do not know every kind of block.
+/// The tensor, in which every block for which `reads` is false is decoded and stored raw. For
+/// programs that decode elsewhere and do not support every kind of block.
 ///
 /// Memory: the payload of the result.
 ///
@@ -214,7 +214,8 @@ impl<'a> AnsView<'a> {
 /// let spec = TensorSpec::new("mask", Dtype::BOOL, &[200, 200])?;
 /// let tensor = encode_tensor(&Ans::default(), &spec, &mask)?;
 /// let plain = store_raw(&tensor, |block| matches!(block, AnsBlock::Coded(_)))?;
-/// assert!(matches!(AnsView::new(&*plain)?.block(0)?, AnsBlock::Raw { units, .. } if units == mask));
+/// let view = AnsView::new(&*plain)?;
+/// assert!(matches!(view.block(0)?, AnsBlock::Raw { units, .. } if units == mask));
 /// # Ok::<(), bigsmall_codec::Error>(())
 /// ```
 ///

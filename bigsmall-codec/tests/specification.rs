@@ -146,7 +146,7 @@ fn deltas() {
     let units = |unit: &dyn Fn(u16) -> u16| -> Vec<u8> {
         (0..260).flat_map(|i| unit(i).to_le_bytes()).collect()
     };
-    let of_base = |i: u16| 0x3c00 + 37 * i % 0x280 | i % 2 << 15;
+    let of_base = |i: u16| (0x3c00 + 37 * i % 0x280) | ((i % 2) << 15);
     let base = units(&of_base);
     let dense = units(&|i| match i {
         9 => 0,

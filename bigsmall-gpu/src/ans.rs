@@ -135,7 +135,7 @@ mod tests {
     /// Blocks of a kind that the kernel does not support are sent to it decoded.
     #[test]
     fn other_kinds_are_decoded() {
-        let pruned = |i: u32| if i % 3 == 0 { 0x3c00 + i as u16 % 64 } else { 0 };
+        let pruned = |i: u32| if i.is_multiple_of(3) { 0x3c00 + i as u16 % 64 } else { 0 };
         // In the second block the same 250 units over and over.
         let unit = |i: u32| if i < 131_072 { pruned(i) } else { 0x3c00 + (i % 250) as u16 };
         let units: Vec<u8> = (0..200_000u32).flat_map(|i| unit(i).to_le_bytes()).collect();

@@ -62,7 +62,7 @@ kinds! {
     SyncManifest: Corrupt, "the manifest of a sync is wrong";
     SyncChain: Corrupt, "a step of a sync is missing or incomplete";
     SyncTooLarge: Limit, "a sync holds more than the limit";
-    SyncVersion: Unsupported, "the manifest of a sync was written by a newer version; update bigsmall";
+    SyncVersion: Unsupported, "a newer version wrote the manifest of the sync; update bigsmall";
     SyncBusy: Io, "another publisher writes to this place";
     // Callers.
     Argument: Usage, "an argument is wrong";

@@ -41,7 +41,8 @@ const SAMPLES: u64 = 12;
 /// of every tensor. Does not look for identical tensors.
 ///
 /// # Errors
-/// Header rules of [`Rule`](crate::Rule); [`ErrorKind::Io`]; [`ErrorKind::Cancelled`].
+/// Header rules of [`Rule`](crate::Rule); [`ErrorKind::Io`](crate::ErrorKind::Io) and
+/// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
 pub fn estimate(
     input: impl AsRef<Path>,
     options: &CompressOptions,

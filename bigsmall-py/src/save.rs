@@ -54,7 +54,7 @@ pub(crate) fn save_bytes<'py>(
 fn with_views(
     py: Python<'_>,
     tensors: Vec<Given<'_>>,
-    work: impl for<'a> FnOnce(Vec<(&'a str, TensorView<'a>)>, &Progress) -> Result<FileReport> + Send,
+    work: impl FnOnce(Vec<(&str, TensorView<'_>)>, &Progress) -> Result<FileReport> + Send,
 ) -> PyResult<FileReport> {
     let inputs = tensors.iter().map(|(.., buffer)| Input::new(buffer));
     let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;

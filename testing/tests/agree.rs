@@ -92,7 +92,7 @@ fn damage_under_right_checksums() {
             for _ in 0..2 + random.bits() % 3 {
                 // Half of them in the last 400 bytes, where index and trailer lie.
                 let len = damaged.len() as u64;
-                let most = if random.bits() % 2 == 0 { len.min(400) } else { len };
+                let most = if random.bits().is_multiple_of(2) { len.min(400) } else { len };
                 let at = len - 1 - random.bits() % most;
                 damaged[at as usize] ^= 1 << (random.bits() % 8);
             }

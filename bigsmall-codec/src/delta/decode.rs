@@ -5,11 +5,12 @@ use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::Bits;
+use super::classes::Classes;
 use super::coded::{CARRIED, Sections};
 use super::head::Head;
+use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
 use super::sparse::{self, Change};
-use super::values::{Classes, Word, at_least};
-use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use super::values::{Word, at_least};
 use crate::kernels::{Job, Kernels, LANES, MERGE_ROOM, STATE_MIN};
 use crate::planes::{self, GROUP, packed_len};
 use crate::units::low_len;
@@ -184,7 +185,7 @@ fn finish_block<W: Word>(
     if !kernels.merge(head, bytemuck::cast_slice(values), grouped) {
         set_len(classes, n)?;
         let classes = &mut classes[..n];
-        head.classes.split::<W>(head.field, grouped, classes);
+        W::classes(head.classes, head.field, grouped, classes);
         W::merge(head, classes, &mut Classes::starts(classes), values, grouped);
     }
     tail.copy_from_slice(s.tail);

@@ -4,11 +4,12 @@ use bigsmall_format::Result;
 use bigsmall_format::internal::{Ahead, reserve, set_len};
 
 use super::bits::BitSink;
+use super::classes::Classes;
 use super::coded::CARRIED;
 use super::head::{Head, Table};
+use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
 use super::sparse::{self, Change};
-use super::values::{Classes, Word};
-use super::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use super::values::Word;
 use crate::block::{pad4, write_states};
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
 use crate::planes::{self, GROUP, packed_len};
@@ -133,7 +134,7 @@ impl Encoder {
         for (group, (units, base)) in units.chunks(piece).zip(base.chunks(piece)).enumerate() {
             let n = units.len() / size_of::<W>();
             let classes = &mut classes[..n];
-            by_class.split::<W>(self.head.field, base, classes);
+            W::classes(by_class, self.head.field, base, classes);
             if units == base {
                 let mut counts = [[0u8; 2]; 16];
                 for pair in classes.chunks(2) {
@@ -196,7 +197,7 @@ impl Encoder {
             classes, values, symbols, table_ids, group_tables, words, lows, extra, ..
         } = scratch;
         set_len(classes, n)?;
-        head.classes.split::<W>(head.field, base, classes);
+        W::classes(head.classes, head.field, base, classes);
         let classes = &classes[..n];
         let starts = Classes::starts(classes);
         set_len(values, n.div_ceil(8 / size_of::<W>()))?;

@@ -3,7 +3,7 @@
 
 use bigsmall_format::{Dtype, Error, Result, Rule};
 
-use super::values::{Classes, Field};
+use super::classes::{Classes, Field};
 use crate::bits::{BitReader, BitWriter};
 use crate::head::{Head as AnsHead, MAX_TABLES, id_bits};
 use crate::layout::Layout;

@@ -4,9 +4,10 @@
 use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
+use super::classes::{Classes, Field};
 use super::encode::symbol_of;
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
-use super::values::{Classes, Field, Word};
+use super::values::Word;
 use crate::head::MAX_TABLES;
 use crate::plan::{Histograms, cluster};
 use crate::planes::GROUP;

@@ -6,7 +6,7 @@ use bigsmall_format::{
     TensorSpec, encode_tensor, encode_tensor_with_base,
 };
 
-use super::{DECODING, Delta, with_scratch};
+use super::encoding::{DECODING, Delta, with_scratch};
 use crate::slice::swap_bytes;
 use crate::{Ans, Element};
 

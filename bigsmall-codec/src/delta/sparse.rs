@@ -6,7 +6,8 @@ use bigsmall_format::internal::reserve;
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits, golomb_len, rice_len};
-use super::values::{Classes, Field, Word};
+use super::classes::{Classes, Field};
+use super::values::Word;
 use crate::block::MAX_GROUPS;
 use crate::planes::GROUP;
 
@@ -222,7 +223,7 @@ pub(crate) fn read<W: Word>(
     scratch.clear();
     reserve(scratch, n_units as usize)?;
     scratch.resize(n_units as usize, 0);
-    classes.split::<W>(field, base, scratch);
+    W::classes(classes, field, base, scratch);
     // How many units of the class there are in each group.
     let mut counts = [0; MAX_GROUPS];
     for class in 0..classes.n as u8 {

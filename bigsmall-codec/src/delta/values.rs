@@ -1,15 +1,8 @@
 //! Units as values relative to the base's unit, and the classes of units (FORMAT.md section 10.4).
 
-use bigsmall_format::Dtype;
-
+use super::classes::{Classes, Field, PARTS, Starts};
 use super::head::Head;
 use crate::planes::GROUP;
-
-/// Parts of a block whose units are moved in turn: the next place of a class depends on the last
-/// one, and so a part alone would wait.
-pub(crate) const PARTS: usize = 4;
-/// For each part and class where its next value is.
-pub(crate) type Starts = [[usize; 8]; PARTS];
 
 /// A unit as a number.
 pub(crate) trait Word:
@@ -293,83 +286,6 @@ pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
         mask |= ((set.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * i);
     }
     mask
-}
-
-/// Where the exponent of a unit lies. Dtypes without one have an empty mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Field {
-    pub(crate) shift: u32,
-    pub(crate) mask: u32,
-}
-
-impl Field {
-    /// The exponent field of `dtype`.
-    pub(crate) fn of(dtype: Dtype) -> Field {
-        let (bits, shift) = match dtype {
-            Dtype::BF16 => (8, 7),
-            Dtype::F16 => (5, 10),
-            Dtype::F32 => (8, 23),
-            Dtype::F64 => (11, 52),
-            Dtype::F8_E4M3 | Dtype::F8_E4M3FNUZ => (4, 3),
-            Dtype::F8_E5M2 | Dtype::F8_E5M2FNUZ => (5, 2),
-            _ => (0, 0),
-        };
-        Field { shift, mask: (1 << bits) - 1 }
-    }
-
-    /// Whether the dtype is a float with a sign.
-    pub(crate) fn is_float(self) -> bool {
-        self.mask != 0
-    }
-}
-
-/// The division of units into classes by the exponent of the base's unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Classes {
-    /// How many there are.
-    pub(crate) n: u32,
-    /// The exponent of the highest class, which larger ones belong to as well.
-    pub(crate) top: u32,
-}
-
-impl Classes {
-    /// The class of a unit whose base has that exponent.
-    #[inline(always)]
-    pub(crate) fn of(self, exponent: u16) -> u8 {
-        let last = self.n as u16 - 1;
-        (exponent + last).saturating_sub(self.top as u16).min(last) as u8
-    }
-
-    /// The classes of units, by their bases.
-    pub(crate) fn split<W: Word>(self, field: Field, base: &[u8], classes: &mut [u8]) {
-        W::classes(self, field, base, classes);
-    }
-
-    /// Where the values of each class begin, in the order of classes.
-    pub(crate) fn starts(classes: &[u8]) -> Starts {
-        let mut starts = [[0; 8]; PARTS];
-        let len = classes.len() / PARTS;
-        for (counts, classes) in starts.iter_mut().zip(classes.chunks_exact(len.max(1))) {
-            // Two histograms, so that equal neighbours do not wait for each other.
-            let mut other = [0; 8];
-            for pair in classes.chunks(2) {
-                counts[usize::from(pair[0] & 7)] += 1;
-                if let Some(&class) = pair.get(1) {
-                    other[usize::from(class & 7)] += 1;
-                }
-            }
-            counts.iter_mut().zip(other).for_each(|(n, more)| *n += more);
-        }
-        let mut sum = 0;
-        for class in 0..8 {
-            for counts in &mut starts {
-                let n = counts[class];
-                counts[class] = sum;
-                sum += n;
-            }
-        }
-        starts
-    }
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ fn decode_coded(head: &Head, block: &[u8], base: &[u128]) -> Result<Vec<u128>, R
     let mut symbols = vec![0; n_groups * GROUP];
     let mut used = 0;
     for row in 0..n_groups * GROUP / LANES {
-        let alias = &aliases[ids[row * LANES >> head.log_segment]];
+        let alias = &aliases[ids[(row * LANES) >> head.log_segment]];
         for lane in 0..LANES {
             let (symbol, frequency, rank) = alias.slots[(states[lane] % 4096) as usize];
             let mut x = frequency * (states[lane] >> 12) + rank;
@@ -283,14 +283,14 @@ fn decode_coded(head: &Head, block: &[u8], base: &[u128]) -> Result<Vec<u128>, R
     let mut values = vec![];
     for (i, &q) in symbols.iter().enumerate() {
         let table = table_of(i);
-        let mut pull = |n: u32| reader.pull(n).map(|x| x as i128).ok_or(Rule::DeltaBlock);
+        let mut pull = |n: u32| reader.pull(n).map(i128::from).ok_or(Rule::DeltaBlock);
         let y = match q {
             _ if q < near => q.into(),
             _ if q == 2 * near - 1 => pull(head.bits() - table.k)?,
             _ if q < near + logs => i128::from(near) - 1 + (1 << (q - near)) + pull(q - near)?,
             _ => -((1 << (q - near - logs)) + pull(q - near - logs)?),
         };
-        let value = table.lo as i128 + (y << table.k) + lows[i] as i128;
+        let value = table.lo as i128 + (y << table.k) + i128::from(lows[i]);
         values.push(value as u128 & all);
     }
     reader.finish(Rule::DeltaBlock)?;

@@ -367,7 +367,7 @@ struct Objects {
     stop: Stop,
 }
 
-/// The names below `prefix` of the store of `builder`, as [`open`] lists a folder: for tests.
+/// The names below `prefix` of the store of `builder`, as a folder is listed: for tests.
 ///
 /// # Errors
 /// Those of reading a folder.

@@ -7,7 +7,7 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
-use crate::delta;
+use crate::delta::head::Head as DeltaHead;
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
@@ -605,7 +605,7 @@ macro_rules! merge_units {
     ($name:ident, $type:ident, $lanes:literal, $set:ident, $srl:ident, $add:ident, $subs:ident,
      $min:ident, $eq:ident, $expand:ident, $sra:expr, $blend:ident, $turn:expr) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-        fn $name(head: &delta::Head, values: &[u8], units: &mut [u8]) -> bool {
+        fn $name(head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
             const TOP: $type = 1 << ($type::BITS - 1);
             const BYTES: usize = size_of::<$type>();
             let n = units.len() / BYTES;
@@ -843,7 +843,7 @@ impl Kernels for Avx512 {
         zeros::expand_rest(unit_bytes, mask, units, begin, done);
     }
 
-    fn merge(&self, head: &delta::Head, values: &[u8], units: &mut [u8]) -> bool {
+    fn merge(&self, head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
             match head.unit_bytes {

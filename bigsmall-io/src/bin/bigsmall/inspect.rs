@@ -8,7 +8,7 @@ use bigsmall_io::{Base, Error, Model, Progress, ReadAt, Result, Shard, TensorSpe
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
-use crate::bytes;
+use crate::size::bytes;
 
 /// Prints the table, or the JSON, of a model.
 pub(crate) fn inspect(args: &Inspect, progress: &Progress) -> Result<()> {

@@ -6,6 +6,7 @@ mod bar;
 mod inspect;
 mod measure;
 mod signals;
+mod size;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 
 use args::{Cli, Command};
 use measure::MeasureOptions;
+use size::bytes;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -166,16 +168,6 @@ fn transcoding(a: &args::Transcode) -> CompressOptions {
         .replace(a.force)
         .max_expansion(a.max_expansion);
     a.bases.base.iter().fold(options, CompressOptions::base)
-}
-
-/// A number of bytes, for people to read.
-fn bytes(n: u64) -> String {
-    match n {
-        0..10_000 => format!("{n} B"),
-        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
 }
 
 fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {

@@ -1,0 +1,265 @@
+//! The encoding and its backends; the API for tensors in memory is in `slice.rs`.
+
+use std::sync::Mutex;
+
+use bigsmall_format::internal::set_len;
+use bigsmall_format::{
+    Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
+    TensorEncoding, TensorSpec,
+};
+
+use super::head::Head;
+use super::values::Word;
+use super::{decode, encode, plan};
+use crate::backend::{self, kernels};
+use crate::kernels::Kernels;
+
+/// The encoding of tensors as differences from a base (FORMAT.md section 10): checkpoints beside
+/// the one they were trained from, weights after a step of training. Takes every dtype: floats by
+/// their fields, everything else byte by byte.
+///
+/// The base has the tensor's dtype and length; [`BaseTensor`](bigsmall_format::BaseTensor) makes it
+/// so. A tensor that has little to do with its base may be smaller without one: compare with
+/// [`Ans`](crate::Ans).
+///
+/// Memory: encoding takes about 2 MB for each thread, decoding 1 MB, which the process keeps for
+/// the next tensor.
+///
+/// ```
+/// use bigsmall_codec::*;
+/// let spec = TensorSpec::new("w", Dtype::F32, &[100, 100])?;
+/// let base: Vec<u8> = (0..10_000u32).flat_map(|i| (i as f32).sin().to_le_bytes()).collect();
+/// let new: Vec<u8> = base.iter().enumerate().map(|(i, b)| b ^ u8::from(i % 40 == 0)).collect();
+/// let delta = encode_tensor_with_base(&Delta::default(), &spec, &new, &base)?;
+/// assert!(delta.byte_len() < 400);
+/// let mut row = vec![0; 400];
+/// let view = EncodedRef::from(&delta);
+/// view.decode_bytes_with_base(&Delta::default(), &base, spec.row_bytes(7..8)?, &mut row)?;
+/// assert_eq!(row, new[2800..3200]);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Delta {
+    backend: Backend,
+}
+
+impl Default for Delta {
+    fn default() -> Self {
+        Delta { backend: backend::best() }
+    }
+}
+
+impl Delta {
+    /// The same encoding with the kernels of `backend`; the bytes do not change.
+    ///
+    /// # Errors
+    /// [`Rule::BackendMissing`](crate::Rule::BackendMissing) if this machine or build lacks it.
+    pub fn with_backend(self, backend: Backend) -> Result<Delta> {
+        kernels(backend)?;
+        Ok(Delta { backend })
+    }
+
+    /// The backend that does the work.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+}
+
+/// Calls a function for the unit of that many bytes.
+macro_rules! for_unit {
+    ($bytes:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {
+        match $bytes {
+            1 => $($function)::+::<u8>($($argument),*),
+            2 => $($function)::+::<u16>($($argument),*),
+            4 => $($function)::+::<u32>($($argument),*),
+            _ => $($function)::+::<u64>($($argument),*),
+        }
+    };
+}
+
+struct Encoder {
+    blocks: encode::Encoder,
+    head_bytes: Vec<u8>,
+    block_bytes: usize,
+}
+
+pub(super) struct Decoder {
+    head: Head,
+    kernels: &'static dyn Kernels,
+    block_bytes: usize,
+}
+
+/// Memory of earlier calls, for the next ones: as many as threads have worked at once.
+static ENCODING: Mutex<Vec<encode::Scratch>> = Mutex::new(Vec::new());
+pub(super) static DECODING: Mutex<Vec<decode::Scratch>> = Mutex::new(Vec::new());
+
+/// Calls `work` with memory of an earlier call.
+pub(super) fn with_scratch<S: Default, T>(
+    pool: &Mutex<Vec<S>>,
+    work: impl FnOnce(&mut S) -> T,
+) -> T {
+    let lock = "no thread panics while it holds this lock";
+    let mut scratch = pool.lock().expect(lock).pop().unwrap_or_default();
+    let result = work(&mut scratch);
+    pool.lock().expect(lock).push(scratch);
+    result
+}
+
+impl TensorEncoding for Delta {
+    fn id(&self) -> EncodingId {
+        EncodingId::Delta
+    }
+
+    fn supports(&self, _: Dtype) -> bool {
+        true
+    }
+
+    fn plan(&self, spec: &TensorSpec, _: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
+        Err(Error::new(Rule::BaseMissing).in_tensor(spec.name()))
+    }
+
+    fn plan_with_base(
+        &self,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+        base: &dyn ReadAt,
+    ) -> Result<Box<dyn BlockEncoder>> {
+        let (head, of_class) =
+            for_unit!(spec.dtype().unit_bytes(), plan::plan(spec, source, base))?;
+        let head_bytes = head.write();
+        let blocks = encode::Encoder::new(head, of_class, kernels(self.backend)?);
+        Ok(Box::new(Encoder { blocks, head_bytes, block_bytes: spec.block_bytes() }))
+    }
+
+    fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {
+        Ok(Box::new(self.decoder(spec, head)?))
+    }
+}
+
+impl Delta {
+    pub(super) fn decoder(&self, spec: &TensorSpec, head: &[u8]) -> Result<Decoder> {
+        let head = Head::read(spec.dtype(), head).map_err(|e| e.in_tensor(spec.name()))?;
+        Ok(Decoder { head, kernels: kernels(self.backend)?, block_bytes: spec.block_bytes() })
+    }
+}
+
+impl BlockEncoder for Encoder {
+    fn head(&self) -> &[u8] {
+        &self.head_bytes
+    }
+
+    fn encode_blocks(&self, _: &[u8], _: &mut Vec<u8>, _: &mut Vec<u32>) -> Result<()> {
+        Err(Error::new(Rule::BaseMissing))
+    }
+
+    fn encode_blocks_with_base(
+        &self,
+        units: &[u8],
+        base: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        check_lengths(units.len(), base.len())?;
+        with_scratch(&ENCODING, |scratch| {
+            for (units, base) in units.chunks(self.block_bytes).zip(base.chunks(self.block_bytes)) {
+                let Encoder { blocks, .. } = self;
+                let unit_bytes = blocks.head.unit_bytes;
+                lens.push(for_unit!(unit_bytes, encode_block(blocks, units, base, scratch, out))?);
+            }
+            Ok(())
+        })
+    }
+}
+
+fn encode_block<W: Word>(
+    blocks: &encode::Encoder,
+    units: &[u8],
+    base: &[u8],
+    scratch: &mut encode::Scratch,
+    out: &mut Vec<u8>,
+) -> Result<u32> {
+    blocks.encode::<W>(units, base, scratch, out)
+}
+
+fn check_lengths(expected: usize, found: usize) -> Result<()> {
+    if expected != found {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("{expected} bytes of the base"))
+            .found(found));
+    }
+    Ok(())
+}
+
+impl Decoder {
+    /// Decodes one or two blocks in place of the base's units.
+    fn decode_some(
+        &self,
+        blocks: &[&[u8]],
+        units: [&mut [u8]; 2],
+        scratch: &mut decode::Scratch,
+    ) -> Result<()> {
+        let Decoder { head, kernels, .. } = self;
+        for_unit!(head.unit_bytes, decode::decode(head, *kernels, blocks, units, scratch))
+    }
+
+    /// Decodes one block in place of the base's units.
+    pub(super) fn decode_block(
+        &self,
+        block: &[u8],
+        units: &mut [u8],
+        scratch: &mut decode::Scratch,
+    ) -> Result<()> {
+        self.decode_some(&[block], [units, &mut []], scratch)
+    }
+}
+
+impl Decoder {
+    /// Checks that a block decodes, without touching the units of the base.
+    pub(super) fn check_block(
+        &self,
+        block: &[u8],
+        base: &[u8],
+        aside: &mut Vec<u8>,
+        scratch: &mut decode::Scratch,
+    ) -> Result<()> {
+        if self.changes(block, base, scratch, &mut Vec::new())? {
+            return Ok(());
+        }
+        set_len(aside, base.len())?;
+        let aside = &mut aside[..base.len()];
+        aside.copy_from_slice(base);
+        self.decode_block(block, aside, scratch)
+    }
+
+    /// The units that a block changes and their new values, if it is empty or sparse; false for a
+    /// block of another kind.
+    pub(super) fn changes(
+        &self,
+        block: &[u8],
+        base: &[u8],
+        scratch: &mut decode::Scratch,
+        out: &mut Vec<(u32, u64)>,
+    ) -> Result<bool> {
+        let head = &self.head;
+        for_unit!(head.unit_bytes, decode::changes(head, block, base, scratch, out))
+    }
+}
+
+impl BlockDecoder for Decoder {
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        let unit_bytes = self.head.unit_bytes;
+        if !dst.len().is_multiple_of(unit_bytes)
+            || dst.len().div_ceil(self.block_bytes) != blocks.len()
+        {
+            return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
+        }
+        with_scratch(&DECODING, |scratch| {
+            let pieces = dst.chunks_mut(2 * self.block_bytes);
+            blocks.chunks(2).zip(pieces).try_for_each(|(blocks, units)| {
+                let (first, second) = units.split_at_mut(units.len().min(self.block_bytes));
+                self.decode_some(blocks, [first, second], scratch)
+            })
+        })
+    }
+}
