@@ -20,7 +20,7 @@ const LEAST: usize = 1024;
 const SAMPLE: usize = 16 << 10;
 /// The window of DEFLATE: repetition further apart is not found.
 pub(crate) const WINDOW: usize = 32 << 10;
-/// A block must be shorter by one part in so many, and by so many bytes, because decoding it takes
+/// A block must be shorter by one part in this many, and by this many bytes: decoding it takes
 /// longer.
 const GAIN: usize = 16;
 const LEAST_GAIN: usize = 128;

@@ -1172,7 +1172,7 @@ fn wrong_streams_of_deflate_are_refused() {
         block[at] = 0x80;
         check("reserved bytes and padding", &block, Some(rule));
     }
-    // Stored: longer than the least length, with bytes of any value before the length.
+    // Stored: longer than the least length, with any bytes before the length.
     let bytes: Vec<u8> = (0..n).map(|i| (i * i % 251) as u8).collect();
     let stored = |of: &[u8], first: u8| {
         let len = of.len() as u16;

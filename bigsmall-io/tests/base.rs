@@ -724,3 +724,19 @@ proptest! {
         prop_assert!(dir.read("new.bs").len() <= dir.read("alone.bs").len() + 200);
     }
 }
+
+/// The golden delta holds every kind of delta block; restoring compares SHA-256 and each checksum.
+#[test]
+fn the_golden_delta_restores() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
+    let (delta, base) = (goldens.join("deltas.delta"), goldens.join("deltas-base.safetensors"));
+    let dir = Dir::new();
+    let mut options = RestoreOptions::new();
+    options.bases = vec![base.clone()];
+    let progress = Progress::default();
+    bigsmall_io::restore(&delta, dir.path("back"), &options, &progress).unwrap();
+    options.bases = vec![goldens.join("names.safetensors")];
+    let error = bigsmall_io::restore(&delta, dir.path("wrong"), &options, &progress).unwrap_err();
+    assert_eq!(error.rule(), Some(Rule::BaseMismatch), "{error}");
+    assert!(!dir.path("wrong").exists());
+}

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bigsmall_format::{EncodedTensor, Error, Rule};
+use bigsmall_format::{EncodedTensor, Rule};
 use bigsmall_testing::trials::{Encodings, decode_frame, verify_all};
 use bigsmall_testing::{goldens, specification};
 
