@@ -57,7 +57,8 @@ kinds! {
     ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
     ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
     TooManyShards: Limit, "more shards than the limit";
-    TooManyFiles: Limit, "the folder is larger than the limit";
+    TooManyFiles: Limit, "more files in the folder than the limit";
+    FolderTooDeep: Limit, "more folders in one another than the limit";
     // Weight sync.
     SyncManifest: Corrupt, "the manifest of a sync is wrong";
     SyncChain: Corrupt, "a step of a sync is missing or incomplete";

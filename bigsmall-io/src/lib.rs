@@ -34,7 +34,7 @@ pub use element::Element;
 pub use encodings::{Encoding, encoding};
 pub use error::{Error, ErrorKind, Result};
 pub use estimate::{Estimate, estimate};
-pub use folder::index::index;
+pub use folder::index::{IndexOptions, index};
 pub use jobs::{compress, compress_from, restore, verify};
 pub use model::layer::Layer;
 pub use model::layers::layer_of;

@@ -7,7 +7,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bigsmall_io::{CompressOptions, ErrorKind, Model, Progress, RestoreOptions, Rule, estimate};
+use bigsmall_io::{
+    CompressOptions, ErrorKind, IndexOptions, Model, Progress, RestoreOptions, Rule, estimate,
+    index,
+};
 use common::{Random, compress, names, restore, tensor, verify, write};
 use safetensors::Dtype;
 
@@ -217,7 +220,7 @@ fn modes_and_empty_folders_come_back_and_own_links_are_followed() {
     let deep = (0..101).fold(path("model/empty"), |deep, _| deep.join("d"));
     std::fs::create_dir_all(deep).unwrap();
     let error = compress(&path("model"), &path("small3")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TooManyFiles, "{error}");
+    assert_eq!(error.kind(), ErrorKind::FolderTooDeep, "{error}");
     // Restoring is for folders that somebody else may have made.
     symlink(path("elsewhere/note.txt"), path("small/secret")).unwrap();
     let error = restore(&path("small"), &path("back2")).unwrap_err();
@@ -503,6 +506,7 @@ fn the_output_is_the_same_however_the_work_was_split() {
         "model-00002-of-00002.safetensors",
         "1_Pooling/extra.safetensors",
     ];
+    let from_model = IndexOptions::new().original(path("model"));
     // Every worker has some of the files, in any order, with any number of threads.
     for (n, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
         let out = path(&format!("split{n}"));
@@ -515,11 +519,11 @@ fn the_output_is_the_same_however_the_work_was_split() {
             pool.install(|| bigsmall_io::compress(&input, &shard, &options, &Progress::default()))
                 .unwrap();
         }
-        let report = bigsmall_io::index(&out, Some(&path("model")), false).unwrap();
+        let report = index(&out, &from_model, &Progress::default()).unwrap();
         assert_eq!(report.files.len(), 3);
         assert_eq!(tree(&out), expected);
         // Once more changes nothing.
-        bigsmall_io::index(&out, Some(&path("model")), false).unwrap();
+        index(&out, &from_model, &Progress::default()).unwrap();
         assert_eq!(tree(&out), expected);
         restore(&out, &path(&format!("back{n}"))).unwrap();
         assert_eq!(tree(&path(&format!("back{n}"))), tree(&path("model")));
@@ -538,10 +542,13 @@ fn shards_alone_become_a_model() {
         bigsmall_io::compress(&from, path("out").join(to), &options, &Progress::default()).unwrap()
     };
     shard("model-00001-of-00002.safetensors", "x-1.bs");
-    assert_eq!(bigsmall_io::index(path("out"), None, false).unwrap().files.len(), 1);
+    assert_eq!(
+        index(path("out"), &IndexOptions::new(), &Progress::default()).unwrap().files.len(),
+        1
+    );
     assert_eq!(names(&path("out")), ["README.md", "x-1.bs"]);
     shard("model-00002-of-00002.safetensors", "x-2.bs");
-    bigsmall_io::index(path("out"), None, false).unwrap();
+    index(path("out"), &IndexOptions::new(), &Progress::default()).unwrap();
     assert_eq!(names(&path("out")), ["README.md", "model.bs.index.json", "x-1.bs", "x-2.bs"]);
     let text = std::fs::read_to_string(path("out/model.bs.index.json")).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -558,7 +565,9 @@ fn shards_alone_become_a_model() {
     // The same tensor twice; a shard of another file; one that is missing; an index file that says
     // something else.
     let rule = |original: Option<&Path>| {
-        bigsmall_io::index(path("out"), original, false).unwrap_err().kind()
+        let mut options = IndexOptions::new();
+        options.original = original.map(Path::to_owned);
+        index(path("out"), &options, &Progress::default()).unwrap_err().kind()
     };
     std::fs::copy(path("out/x-1.bs"), path("out/x-3.bs")).unwrap();
     assert_eq!(rule(None), ErrorKind::ModelTensor);
@@ -571,7 +580,66 @@ fn shards_alone_become_a_model() {
     shard("1_Pooling/extra.safetensors", "1_Pooling/extra.bs");
     assert_eq!(rule(Some(&path("model"))), ErrorKind::ModelIndex);
     assert_eq!(rule(None), ErrorKind::OutputExists);
-    bigsmall_io::index(path("out"), None, true).unwrap();
+    index(path("out"), &IndexOptions::new().replace(true), &Progress::default()).unwrap();
+}
+
+#[test]
+// I-13, N-02, N-03, X-01
+fn index_has_the_limits_and_the_cancellation_of_every_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    std::fs::write(path("model/.hidden"), "hidden").unwrap();
+    compress(&path("model"), &path("expected")).unwrap();
+    std::fs::create_dir_all(path("out/1_Pooling")).unwrap();
+    for shard in
+        tree(&path("expected")).into_keys().filter(|f| f.extension().is_some_and(|e| e == "bs"))
+    {
+        std::fs::copy(path("expected").join(&shard), path("out").join(&shard)).unwrap();
+    }
+    let before = tree(&path("out"));
+    let options = IndexOptions::new().original(path("model"));
+    let refused = |options: &IndexOptions, progress: &Progress| {
+        let error = index(path("out"), options, progress).unwrap_err();
+        assert_eq!(tree(&path("out")), before, "{error}");
+        error.kind()
+    };
+    // The folder of shards has three files, and the original has more.
+    for most in [2, 3] {
+        let few = options.clone().max_files(most);
+        assert_eq!(refused(&few, &Progress::default()), ErrorKind::TooManyFiles);
+    }
+    let cancelled = Progress::default();
+    cancelled.cancel();
+    assert_eq!(refused(&options, &cancelled), ErrorKind::Cancelled);
+
+    // Cancelled while it copies a file, the first of all.
+    let temporaries = || {
+        let mut found = names(&path("out"));
+        found.retain(|name| name.ends_with(".tmp"));
+        found
+    };
+    std::fs::File::create(path("model/0.bin")).unwrap().set_len(1 << 30).unwrap();
+    let progress = Progress::default();
+    std::thread::scope(|scope| {
+        let job = scope.spawn(|| index(path("out"), &options, &progress));
+        while temporaries().is_empty() && !job.is_finished() {
+            std::thread::yield_now();
+        }
+        progress.cancel();
+        assert_eq!(job.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
+    assert_eq!(tree(&path("out")), before);
+
+    // What a killed job leaves behind is removed.
+    std::fs::write(path("model/0.bin"), "short").unwrap();
+    std::fs::write(path("out/.0.bin.bigsmall-aaaaaa.tmp"), "left behind").unwrap();
+    let report = index(path("out"), &options, &Progress::default()).unwrap();
+    assert_eq!(report.left_out, [".hidden"]);
+    assert_eq!(temporaries(), [""; 0]);
+    assert!(path("out/0.bin").is_file() && !path("out/.hidden").exists());
+    let report = index(path("out"), &options.hidden(true), &Progress::default()).unwrap();
+    assert!(report.left_out.is_empty() && path("out/.hidden").is_file());
 }
 
 #[test]
@@ -622,6 +690,7 @@ fn the_specification_has_the_rules_of_models() {
         ErrorKind::ModelIndexTooLarge,
         ErrorKind::TooManyShards,
         ErrorKind::TooManyFiles,
+        ErrorKind::FolderTooDeep,
         ErrorKind::Expansion,
     ];
     assert_eq!(found, kinds.map(|kind| format!("{kind:?} {:?}", kind.class())));

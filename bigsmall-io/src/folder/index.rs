@@ -12,34 +12,98 @@ use crate::folder::check::{check_index, refuse_cards};
 use crate::folder::out::{copy, same_bytes};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
-use crate::progress::Stop;
+use crate::progress::Cancellable;
 use crate::source::folder::Folder;
-use crate::source::listing::Wanted;
+use crate::source::listing::{Listing, MAX_FILES, Wanted};
 use crate::source::local::Links;
 use crate::stage::atomic::AtomicFile;
-use crate::{FileReport, Report, os};
+use crate::{FileReport, Progress, Report, os};
+
+/// How to make one model from shards.
+///
+/// ```
+/// let options = bigsmall_io::IndexOptions::new().original("model");
+/// assert!(!options.replace);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IndexOptions {
+    /// The folder that the shards were made from. With it, all its other files are copied too, and
+    /// the result is identical, byte by byte, to that of compressing it on one machine. Without it,
+    /// the index file is made from the shards.
+    pub original: Option<PathBuf>,
+    /// Replace existing files that have other contents.
+    pub replace: bool,
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
+    /// is never taken.
+    pub hidden: bool,
+    /// The most files of a folder; `None` for 1,048,576.
+    pub max_files: Option<u64>,
+}
+
+impl IndexOptions {
+    /// No original; an existing file with other contents is an error.
+    #[must_use]
+    pub fn new() -> Self {
+        IndexOptions::default()
+    }
+
+    /// Sets [`original`](Self#structfield.original).
+    #[must_use]
+    pub fn original(mut self, original: impl Into<PathBuf>) -> Self {
+        self.original = Some(original.into());
+        self
+    }
+
+    /// Sets [`replace`](Self#structfield.replace).
+    #[must_use]
+    pub fn replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
+        self
+    }
+
+    /// Sets [`hidden`](Self#structfield.hidden).
+    #[must_use]
+    pub fn hidden(mut self, hidden: bool) -> Self {
+        self.hidden = hidden;
+        self
+    }
+
+    /// Sets [`max_files`](Self#structfield.max_files).
+    #[must_use]
+    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
+        self.max_files = max_files.into();
+        self
+    }
+
+    /// Which files of a folder are taken.
+    fn wanted(&self) -> Wanted {
+        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
+    }
+}
 
 /// Makes one model from the shards that several machines wrote into the folder `dir`: writes the
-/// index file and the model card. `original` is the folder that the shards were made from. With it,
-/// all other files are copied too, and `dir` becomes identical, byte by byte, to the result of
-/// compressing `original` on one machine. Without it, the index file is made from the shards.
+/// index file and the model card, and copies the other files of the original, if it is given.
 ///
 /// The shards are opened, not decoded. Existing files with the same contents are left alone; others
-/// are replaced only with `replace`.
+/// are replaced only with [`replace`](IndexOptions#structfield.replace). `progress` serves to
+/// cancel: each file is then absent, old or complete, and the next run makes what is missing.
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
 /// [`ErrorKind::ModelIndex`] for a shard that is missing or was made from another file,
-/// [`ErrorKind::OutputExists`], [`ErrorKind::Io`].
-pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> Result<Report> {
+/// [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`], [`ErrorKind::Cancelled`],
+/// [`ErrorKind::Io`].
+pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
-    let folder = Folder::open(dir, Links::Within, Stop::default())?;
-    let files = folder.list(Wanted::default())?.files;
+    let folder = Folder::open(dir, Links::Within, progress.stop())?;
+    let Listing { files, mut left_out, .. } = folder.list(options.wanted())?;
     let mut reports = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut total = 0;
     let shards = weights(&files, SHARD)?;
     for name in &shards {
+        progress.check()?;
         let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
         reports.push(FileReport {
             name: renamed(name, SHARD, SAFETENSORS).to_string_lossy().into_owned(),
@@ -65,9 +129,14 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
     }
     reports.sort_by(|a, b| a.name.cmp(&b.name));
     let mut others: BTreeSet<PathBuf> = files.clone();
-    let put = |name: &Path, from: &dyn ReadAt| put(&folder, dir, &files, name, from, replace);
-    match original {
-        Some(original) => others = carry_over(&folder, original, put)?,
+    let out = Out { folder: &folder, dir, files: &files, replace: options.replace, progress };
+    match &options.original {
+        Some(original) => {
+            let from = Folder::open(original, Links::Own, progress.stop())?;
+            let listing = from.list(options.wanted())?;
+            carry_over(&from, &listing.files, &out)?;
+            (others, left_out) = (listing.files, listing.left_out);
+        }
         None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
             let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
             let text = match found {
@@ -79,7 +148,7 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
                 None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
             };
             let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
-            put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
+            out.put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
         }
         None => {}
     }
@@ -89,23 +158,29 @@ pub fn index(dir: impl AsRef<Path>, original: Option<&Path>, replace: bool) -> R
         }
     }
     if let Some(name) = card::name(&others) {
-        put(Path::new(name), &card::text(&reports).as_bytes())?;
+        out.put(Path::new(name), &card::text(&reports).as_bytes())?;
     }
     os::sync_dir(dir).in_file(dir)?;
-    Ok(Report::of(reports))
+    Ok(Report::of(reports).without(&left_out))
 }
 
-/// Copies all files of `original` except the weights, and translates its index files. Returns its
+/// The folder of shards, which files are written into.
+struct Out<'a> {
+    folder: &'a Folder,
+    dir: &'a Path,
+    /// The files that it has already.
+    files: &'a BTreeSet<PathBuf>,
+    replace: bool,
+    progress: &'a Progress,
+}
+
+/// Copies all `files` of the original folder `from` except the weights, and translates its index
 /// files.
-fn carry_over(
-    folder: &Folder,
-    original: &Path,
-    put: impl Fn(&Path, &dyn ReadAt) -> Result<()>,
-) -> Result<BTreeSet<PathBuf>> {
-    let from = Folder::open(original, Links::Own, Stop::default())?;
-    let files = from.list(Wanted::default())?.files;
-    refuse_cards(&from, &files)?;
-    for name in &files {
+fn carry_over(from: &Folder, files: &BTreeSet<PathBuf>, out: &Out<'_>) -> Result<()> {
+    let folder = out.folder;
+    refuse_cards(from, files)?;
+    for name in files {
+        out.progress.check()?;
         match role(name, SAFETENSORS) {
             Role::Weights => {
                 // Cheap, and enough to detect a shard of another file; `verify` compares the rest.
@@ -129,40 +204,36 @@ fn carry_over(
                 check_index(&to, &index, |path| {
                     Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
                 })?;
-                put(&to, &translated.as_bytes())?;
+                out.put(&to, &translated.as_bytes())?;
                 if !exact {
-                    put(name, &text.as_bytes())?;
+                    out.put(name, &text.as_bytes())?;
                 }
             }
-            Role::Other => put(name, &from.open_file(name)?)?,
+            Role::Other => out.put(name, &from.open_file(name)?)?,
         }
     }
-    Ok(files)
+    Ok(())
 }
 
-/// Writes the bytes of `source` to the file `name` of `dir`, unless it has them already.
-fn put(
-    folder: &Folder,
-    dir: &Path,
-    files: &BTreeSet<PathBuf>,
-    name: &Path,
-    source: &dyn ReadAt,
-    replace: bool,
-) -> Result<()> {
-    let mut replace = replace;
-    if files.contains(name) {
-        let found = folder.open_file(name)?;
-        if same_bytes(&found, source).in_file(name)? {
-            return Ok(());
+impl Out<'_> {
+    /// Writes the bytes of `source` to the file `name`, unless it has them already.
+    fn put(&self, name: &Path, source: &dyn ReadAt) -> Result<()> {
+        let source = Cancellable { source, progress: self.progress };
+        let mut replace = self.replace;
+        if self.files.contains(name) {
+            let found = self.folder.open_file(name)?;
+            if same_bytes(&found, &source).in_file(name)? {
+                return Ok(());
+            }
+            // A card of an earlier run is ours to replace.
+            replace |= card::may_be(name) && card::is_card(&found).in_file(name)?;
         }
-        // A card of an earlier run is ours to replace.
-        replace |= card::may_be(name) && card::is_card(&found).in_file(name)?;
+        let path = self.dir.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).in_file(parent)?;
+        }
+        let target = AtomicFile::create(&path, replace)?;
+        copy(&source, &target).in_file(&path)?;
+        target.commit()
     }
-    let path = dir.join(name);
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).in_file(parent)?;
-    }
-    let target = AtomicFile::create(&path, replace)?;
-    copy(source, &target).in_file(&path)?;
-    target.commit()
 }

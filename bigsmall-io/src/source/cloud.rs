@@ -227,11 +227,13 @@ impl ReadAt for CloudFile {
 }
 
 /// The most bytes of an answer that is neither a part of a file nor a list: what a server says of
-/// an error.
+/// an error. Only its first words are shown.
 const ANSWER: u64 = 1 << 20;
 
-/// The most bytes of one page of a list. Stores send at most a few thousand names a page.
-const PAGE: u64 = 16 << 20;
+/// The most bytes of one page of a list. No store sends more: S3 and Google send 1000 names of 1024
+/// bytes, Azure 5000 of 1024 characters, XML takes at most 6 bytes for each, and the rest of an
+/// entry has about 1 KiB. That makes 37 MiB.
+const PAGE: u64 = 64 << 20;
 
 /// The most pages of a list, one after the other, that name no object.
 const EMPTY_PAGES: u64 = 100;
@@ -286,9 +288,13 @@ impl HttpService for Bounded {
                         .found(format!("{} or more", EMPTY_PAGES + 1)),
                 ));
             }
-            let most = if is_list { PAGE } else { ANSWER.max(range.unwrap_or(0)) };
+            let (what, most) = match (is_list, range) {
+                (true, _) => ("a page of a list", PAGE),
+                (_, Some(range)) => ("a part of a file", ANSWER.max(range)),
+                _ => ("an answer", ANSWER),
+            };
             let too_long = move |found: &dyn fmt::Display| {
-                let expected = format!("a body of at most {most} bytes");
+                let expected = format!("{what} of at most {most} bytes");
                 refused(Error::new(ErrorKind::Remote).expected(expected).found(found))
             };
             let has_body = request.method() != "HEAD";

@@ -9,7 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// The most files of a folder, unless the caller allows more. No repository of the Hub has as many.
 pub(crate) const MAX_FILES: u64 = 1 << 20;
 
-/// The most levels of folders in folders.
+/// The most levels of folders in folders. Every level keeps a file open while it is listed, of the
+/// 1024 that a process usually may have, or 256; no model has more than a few.
 pub(crate) const MAX_DEPTH: usize = 100;
 
 /// Which files of a folder to list.

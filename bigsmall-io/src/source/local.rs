@@ -203,7 +203,7 @@ impl Walk<'_> {
             return Err(Error::new(ErrorKind::NotARegularFile).in_file(&path).found(found));
         }
         if self.within.len() > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::TooManyFiles)
+            return Err(Error::new(ErrorKind::FolderTooDeep)
                 .in_file(&path)
                 .expected(format!("at most {MAX_DEPTH} folders in one another"))
                 .found(format!("{} or more", MAX_DEPTH + 1)));

@@ -232,6 +232,12 @@ pub(crate) struct Index {
     /// Replace existing files that have other contents.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
+    #[arg(long)]
+    pub(crate) hidden: bool,
+    /// The most files that a folder may have.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_files: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -15,7 +15,8 @@ use std::time::Instant;
 use bigsmall_format::internal::{Chain, Shown};
 use bigsmall_io::internal::json_line;
 use bigsmall_io::{
-    Class, CompressOptions, Error, ErrorKind, Progress, Report, RestoreOptions, Result, hex,
+    Class, CompressOptions, Error, ErrorKind, IndexOptions, Progress, Report, RestoreOptions,
+    Result, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -113,7 +114,10 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         }
         Command::Inspect(a) => inspect::inspect(&a, progress).map(|()| String::new()),
         Command::Index(a) => {
-            let report = bigsmall_io::index(&a.dir, a.original.as_deref(), a.force)?;
+            let mut options =
+                IndexOptions::new().replace(a.force).hidden(a.hidden).max_files(a.max_files);
+            options.original = a.original;
+            let report = bigsmall_io::index(&a.dir, &options, progress)?;
             Ok(show("indexed", &report, begin, a.json))
         }
         Command::Completions { shell } => {
