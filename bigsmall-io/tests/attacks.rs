@@ -42,7 +42,7 @@ fn command(dir: &Path, args: &[&str], endpoint: &str) -> Command {
 }
 
 fn bigsmall(dir: &Path, args: &[&str], endpoint: &str) -> Output {
-    let output = command(dir, args, endpoint).output().unwrap();
+    let output = ended(command(dir, args, endpoint).spawn().unwrap());
     let all = [&output.stdout[..], &output.stderr].concat();
     let text = String::from_utf8(all).expect("UTF-8");
     let special = |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{2066}".contains(c));
@@ -349,7 +349,7 @@ fn ended(child: Child) -> Output {
     while !waiting.is_finished() {
         if begin.elapsed() > HANG {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
-            panic!("the command goes on after a signal");
+            panic!("the command does not end");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -421,6 +421,30 @@ fn a_signal_ends_every_wait() {
         assert!(stderr(&output).contains("cancelled"), "{args:?}: {}", stderr(&output));
         assert_eq!(names(d), before, "{args:?} {signal}");
     }
+}
+
+#[test]
+//
+fn a_signal_ends_the_wait_for_a_reader_of_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let one = |i| tensor(&format!("layers.{i}.weight"), Dtype::U8, &[1], vec![1]);
+    write(&d.join("m"), &(0..5000).map(one).collect::<Vec<_>>());
+    common::compress(&d.join("m"), &d.join("m.bs")).unwrap();
+    // More text than a pipe holds, and nobody reads it.
+    let mut child = command(d, &["inspect", "m.bs"], "").spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "it does not wait");
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > HANG {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 #[test]

@@ -128,6 +128,30 @@ fn ctrl_c_leaves_nothing_half_written() {
 }
 
 #[test]
+//
+fn a_signal_ends_index_while_it_copies_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for folder in ["model", "out"] {
+        std::fs::create_dir(d.join(folder)).unwrap();
+    }
+    model(&d.join("model/m.safetensors"), 1, 1000);
+    let compress = ["compress", "model/m.safetensors", "-o", "out/m.bs"];
+    assert!(command(d, &compress).status().unwrap().success());
+    std::fs::File::create(d.join("model/large")).unwrap().set_len(4 << 30).unwrap();
+    for signal in ["INT", "TERM"] {
+        let mut child = command(d, &["index", "out", "--original", "model"]).spawn().unwrap();
+        while names(&d.join("out")).len() < 2 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{signal}");
+        assert_eq!(names(&d.join("out")), ["m.bs"], "{signal}");
+    }
+}
+
+#[test]
 // I-14
 fn a_limit_on_the_size_of_files_is_an_error_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
