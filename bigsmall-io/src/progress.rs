@@ -201,16 +201,22 @@ mod tests {
     #[test]
     //
     fn whatever_waits_ends_when_the_job_is_cancelled() {
+        // A wait that goes on has an end, so that this test has one.
+        const LONG: Duration = Duration::from_secs(30);
         let progress = Progress::default();
         let stop = progress.stop();
         assert!(stop.check().is_ok() && stop.sleep(Duration::from_millis(1)).is_ok());
         assert_eq!(stop.run(|| 7).unwrap(), 7);
         assert!(stop.run(|| panic!("as a test")).map(|(): ()| ()).is_err());
-        let (never, nothing) = sync_channel::<u8>(1);
+        let (late, nothing) = sync_channel::<u8>(1);
+        std::thread::spawn(move || {
+            std::thread::sleep(LONG);
+            drop(late);
+        });
         std::thread::scope(|scope| {
             let waits: [Box<dyn Fn() -> Result<()> + Send>; 3] = [
-                Box::new(|| stop.sleep(Duration::from_secs(3600))),
-                Box::new(|| stop.run(|| std::thread::sleep(Duration::from_secs(3600)))),
+                Box::new(|| stop.sleep(LONG)),
+                Box::new(|| stop.run(|| std::thread::sleep(LONG))),
                 Box::new({
                     let stop = stop.clone();
                     move || stop.receive(&nothing).map(drop)
@@ -222,7 +228,6 @@ mod tests {
                 assert_eq!(thread.join().unwrap(), ErrorKind::Cancelled);
             }
         });
-        drop(never);
         // Without anybody who could cancel, this thread does the work itself.
         let here = std::thread::current().id();
         assert_eq!(Stop::default().run(|| std::thread::current().id()).unwrap(), here);
