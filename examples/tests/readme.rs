@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, unused_variables, dead_code)] // parts that the README leaves out
 
 use bigsmall_format::{TensorSpec, encode_tensor};
-use bigsmall_io::{Layer, Model, StreamOptions, StreamingLoader, TensorView, save};
+use bigsmall_io::{BaseModel, Layer, Model, StreamOptions, StreamingLoader, TensorView, save};
 use bigsmall_tbe::{Matrix, Tbe};
 use half::bf16;
 
@@ -42,6 +42,18 @@ fn codec(mut weights: Vec<bf16>) -> bigsmall_codec::Result<()> {
     Ok(())
 }
 
+fn against_a_base() -> bigsmall_io::Result<()> {
+    let model = Model::open("tuned.bs")?.with_base(BaseModel::open("base.safetensors")?)?;
+    drop(model);
+    Ok(())
+}
+
+fn delta(new: Vec<bf16>, old: Vec<bf16>, mut weights: Vec<bf16>) -> bigsmall_codec::Result<()> {
+    let delta: Vec<u8> = bigsmall_codec::encode_delta(&new, &old);
+    bigsmall_codec::apply_delta(&delta, &mut weights)?; // in place: all of it or nothing
+    Ok(())
+}
+
 fn multiply(
     spec: TensorSpec,
     weights: Vec<u8>,
@@ -66,5 +78,5 @@ fn every_block_of_rust_is_compiled() {
         assert!(here.contains(&bare(block)), "examples/tests/readme.rs lacks\n{block}");
         n += 1;
     }
-    assert_eq!(n, 5);
+    assert_eq!(n, 7);
 }
