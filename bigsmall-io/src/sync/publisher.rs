@@ -82,7 +82,8 @@ pub struct Published {
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-sync-{}", std::process::id()));
 /// use bigsmall_io::{PublishOptions, Publisher, Subscriber, TensorView, Weights};
 /// let weights = |bias: f32| {
-///     let tensors = [("bias", TensorView::from_slice(&[2], &[bias, 1.0]))];
+///     let values = [bias, 1.0];
+///     let tensors = [("bias", TensorView::from_slice(&[2], &values))];
 ///     Weights::from_tensors(tensors, None)
 /// };
 /// let mut publisher = Publisher::open(&dir, &PublishOptions::default())?;
