@@ -21,6 +21,9 @@ const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// If at least one unit in so many of the sample is zero, masks are considered.
 const SOME_ZEROS: usize = 256;
+/// Masks must make the tensor smaller by at least one part in this many, because a block with a mask
+/// is decoded at about half the rate (`tools/sizes.py --zeros` prints it).
+const MASK_GAIN: u64 = 16;
 /// Bytes of the head of masks without its tables.
 const HEAD_COST: u64 = 14;
 /// Bytes that a block with a mask takes beyond mask and units: a header, and header and states of
@@ -199,7 +202,8 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     // Small blocks may be stored raw, whatever the plan: then the head of masks would be in vain.
     let raw = (all.heads.len() * layout.unit_bytes) as u64;
     let most = (8 * raw.saturating_sub(n_blocks * BLOCK_COST)) << COST_FRACTION;
-    if cost >= plan.0.min(most) {
+    let plain = plan.0.min(most);
+    if cost >= plain - plain / MASK_GAIN {
         return Ok(plan.1);
     }
     head.mask = Some(Box::new(mask_head));

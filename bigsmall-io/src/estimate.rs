@@ -51,7 +51,7 @@ pub fn estimate(
     let input = input.as_ref();
     let files = if input.is_dir() {
         let folder = Folder::open(input, Links::Own, progress.stop())?;
-        let names = folder.weights(SAFETENSORS, options.wanted())?;
+        let names = folder.weights(SAFETENSORS, options.folder)?;
         let open = |name: PathBuf| Ok((folder.local_file(&name)?, name));
         names.into_iter().map(open).collect::<Result<Vec<_>>>()?
     } else {

@@ -52,6 +52,7 @@ pub use save::{save, save_to, save_with};
 pub use source::cloud::CloudFile;
 #[cfg(feature = "http")]
 pub use source::http::{file::HttpFile, options::HttpOptions};
+pub use source::listing::FolderOptions;
 pub use sync::{PublishOptions, Published, Publisher, Subscriber, Update, Weights};
 
 /// The version of `half` whose types are elements of tensors.

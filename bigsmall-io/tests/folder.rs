@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bigsmall_io::{
-    CompressOptions, ErrorKind, IndexOptions, Model, Progress, RestoreOptions, Rule, estimate,
-    index,
+    CompressOptions, ErrorKind, FolderOptions, IndexOptions, Model, Progress, RestoreOptions, Rule,
+    estimate, index,
 };
 use common::{Random, compress, names, restore, tensor, verify, write};
 use safetensors::Dtype;
@@ -221,6 +221,8 @@ fn modes_and_empty_folders_come_back_and_own_links_are_followed() {
     std::fs::create_dir_all(deep).unwrap();
     let error = compress(&path("model"), &path("small3")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FolderTooDeep, "{error}");
+    let options = CompressOptions::new().folder(FolderOptions::new().max_depth(102)).dry_run(true);
+    bigsmall_io::compress(path("model"), "", &options, &Progress::default()).unwrap();
     // Restoring is for folders that somebody else may have made.
     symlink(path("elsewhere/note.txt"), path("small/secret")).unwrap();
     let error = restore(&path("small"), &path("back2")).unwrap_err();
@@ -606,7 +608,7 @@ fn index_has_the_limits_and_the_cancellation_of_every_job() {
     };
     // The folder of shards has three files, and the original has more.
     for most in [2, 3] {
-        let few = options.clone().max_files(most);
+        let few = options.clone().folder(FolderOptions::new().max_files(most));
         assert_eq!(refused(&few, &Progress::default()), ErrorKind::TooManyFiles);
     }
     let cancelled = Progress::default();
@@ -638,7 +640,12 @@ fn index_has_the_limits_and_the_cancellation_of_every_job() {
     assert_eq!(report.left_out, [".hidden"]);
     assert_eq!(temporaries(), [""; 0]);
     assert!(path("out/0.bin").is_file() && !path("out/.hidden").exists());
-    let report = index(path("out"), &options.hidden(true), &Progress::default()).unwrap();
+    let report = index(
+        path("out"),
+        &options.folder(FolderOptions::new().hidden(true)),
+        &Progress::default(),
+    )
+    .unwrap();
     assert!(report.left_out.is_empty() && path("out/.hidden").is_file());
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::{json_line, restore_files};
-use bigsmall_io::{Class, Progress, RestoreOptions};
+use bigsmall_io::{Class, FolderOptions, Progress, RestoreOptions};
 
 /// What no text that is shown contains.
 fn assert_visible(text: &str) {
@@ -83,7 +83,8 @@ pub fn folder_names(data: &[u8]) {
     let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
     let dir = dir.unwrap();
     let hidden = choice & 1 == 1;
-    let options = RestoreOptions::new().hidden(hidden).max_files(10 + u64::from(choice & 2) * 8);
+    let options = RestoreOptions::new()
+        .folder(FolderOptions::new().hidden(hidden).max_files(10 + u64::from(choice & 2) * 8));
     let output = dir.path().join("in/out");
     std::fs::create_dir(dir.path().join("in")).unwrap();
     let names: Vec<String> = files.iter().map(|(name, _)| name.clone()).collect();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Encoding;
-use crate::source::listing::{MAX_FILES, Wanted};
+use crate::source::listing::FolderOptions;
 
 /// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of
 /// threads.
@@ -28,11 +28,8 @@ pub struct CompressOptions {
     /// For [`transcode`](crate::transcode): as
     /// [`RestoreOptions::max_expansion`](crate::RestoreOptions#structfield.max_expansion).
     pub max_expansion: Option<u64>,
-    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
-    /// is never taken.
-    pub hidden: bool,
-    /// The most files of a folder; `None` for 1,048,576.
-    pub max_files: Option<u64>,
+    /// Which files of a folder are taken.
+    pub folder: FolderOptions,
     /// The base that the input is compared with: a file, a folder or a URL as in
     /// [`BaseModel::open`](crate::BaseModel::open). Each tensor is then stored as differences from
     /// that of the base, if this makes it smaller. After it come the bases of the base, if it is a
@@ -92,22 +89,10 @@ impl CompressOptions {
         self
     }
 
-    /// Sets [`hidden`](Self#structfield.hidden).
+    /// Sets [`folder`](Self#structfield.folder).
     #[must_use]
-    pub fn hidden(mut self, hidden: bool) -> Self {
-        self.hidden = hidden;
+    pub fn folder(mut self, folder: FolderOptions) -> Self {
+        self.folder = folder;
         self
-    }
-
-    /// Sets [`max_files`](Self#structfield.max_files).
-    #[must_use]
-    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
-        self.max_files = max_files.into();
-        self
-    }
-
-    /// Which files of a folder are taken.
-    pub(crate) fn wanted(&self) -> Wanted {
-        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
     }
 }

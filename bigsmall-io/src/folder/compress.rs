@@ -29,7 +29,7 @@ pub(crate) fn compress_folder(
 ) -> Result<Report> {
     check_apart(input, output)?;
     let folder = Folder::open(input, Links::Own, progress.stop())?;
-    let listing = folder.list(options.wanted())?;
+    let listing = folder.list(options.folder)?;
     let files = &listing.files;
     if let Some(shard) = files.iter().find(|f| role(f, SHARD) != Role::Other) {
         return Err(Error::new(ErrorKind::Argument)

@@ -14,7 +14,7 @@ use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::progress::Cancellable;
 use crate::source::folder::Folder;
-use crate::source::listing::{Listing, MAX_FILES, Wanted};
+use crate::source::listing::{FolderOptions, Listing};
 use crate::source::local::Links;
 use crate::stage::atomic::AtomicFile;
 use crate::{FileReport, Progress, Report, os};
@@ -34,11 +34,8 @@ pub struct IndexOptions {
     pub original: Option<PathBuf>,
     /// Replace existing files that have other contents.
     pub replace: bool,
-    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
-    /// is never taken.
-    pub hidden: bool,
-    /// The most files of a folder; `None` for 1,048,576.
-    pub max_files: Option<u64>,
+    /// Which files of a folder are taken.
+    pub folder: FolderOptions,
 }
 
 impl IndexOptions {
@@ -62,23 +59,11 @@ impl IndexOptions {
         self
     }
 
-    /// Sets [`hidden`](Self#structfield.hidden).
+    /// Sets [`folder`](Self#structfield.folder).
     #[must_use]
-    pub fn hidden(mut self, hidden: bool) -> Self {
-        self.hidden = hidden;
+    pub fn folder(mut self, folder: FolderOptions) -> Self {
+        self.folder = folder;
         self
-    }
-
-    /// Sets [`max_files`](Self#structfield.max_files).
-    #[must_use]
-    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
-        self.max_files = max_files.into();
-        self
-    }
-
-    /// Which files of a folder are taken.
-    fn wanted(&self) -> Wanted {
-        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
     }
 }
 
@@ -97,7 +82,7 @@ impl IndexOptions {
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
     let folder = Folder::open(dir, Links::Within, progress.stop())?;
-    let Listing { files, mut left_out, .. } = folder.list(options.wanted())?;
+    let Listing { files, mut left_out, .. } = folder.list(options.folder)?;
     let mut reports = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut total = 0;
@@ -133,7 +118,7 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
     match &options.original {
         Some(original) => {
             let from = Folder::open(original, Links::Own, progress.stop())?;
-            let listing = from.list(options.wanted())?;
+            let listing = from.list(options.folder)?;
             carry_over(&from, &listing.files, &out)?;
             (others, left_out) = (listing.files, listing.left_out);
         }

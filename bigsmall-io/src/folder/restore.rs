@@ -32,7 +32,7 @@ fn open_shards(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<(Listing, Vec<IndexFile>, Expansion)> {
-    let listing = folder.list(options.wanted())?;
+    let listing = folder.list(options.folder)?;
     let files = &listing.files;
     let mut expansion = Expansion::default();
     let indexed: BTreeSet<Option<&Path>> =

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::source::listing::{MAX_FILES, Wanted};
+use crate::source::listing::FolderOptions;
 use crate::source::url::url;
 
 /// How to restore or verify.
@@ -25,11 +25,8 @@ pub struct RestoreOptions {
     /// Begin even if the file system says that it has too little free space: one that compresses
     /// may have enough.
     pub ignore_free_space: bool,
-    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
-    /// is never taken.
-    pub hidden: bool,
-    /// The most files of a folder; `None` for 1,048,576.
-    pub max_files: Option<u64>,
+    /// Which files of a folder are taken.
+    pub folder: FolderOptions,
     /// Files, folders or URLs with the bases of shards that are stored as differences, and with the
     /// bases of these bases; see [`BaseModel::open`](crate::BaseModel::open).
     pub bases: Vec<PathBuf>,
@@ -77,23 +74,11 @@ impl RestoreOptions {
         self
     }
 
-    /// Sets [`hidden`](Self#structfield.hidden).
+    /// Sets [`folder`](Self#structfield.folder).
     #[must_use]
-    pub fn hidden(mut self, hidden: bool) -> Self {
-        self.hidden = hidden;
+    pub fn folder(mut self, folder: FolderOptions) -> Self {
+        self.folder = folder;
         self
-    }
-
-    /// Sets [`max_files`](Self#structfield.max_files).
-    #[must_use]
-    pub fn max_files(mut self, max_files: impl Into<Option<u64>>) -> Self {
-        self.max_files = max_files.into();
-        self
-    }
-
-    /// Which files of a folder are taken.
-    pub(crate) fn wanted(&self) -> Wanted {
-        Wanted { hidden: self.hidden, most: self.max_files.unwrap_or(MAX_FILES) }
     }
 }
 

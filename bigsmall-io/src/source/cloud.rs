@@ -31,7 +31,7 @@ use crate::names::{SAFETENSORS, SHARD};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
-use crate::source::listing::{Wanted, too_many};
+use crate::source::listing::{FolderOptions, too_many};
 use crate::source::tail::{TAIL, Tail};
 
 /// A file in an object store. Opening takes one request; two on Azure, which has no ranges counted
@@ -384,7 +384,7 @@ pub fn s3_names(builder: AmazonS3Builder, prefix: &str, most: u64) -> Result<Vec
     let store = Arc::new(store.map_err(failed)?);
     let (prefix, stop) = (Path::from(prefix), Stop::default());
     let folder = Folder::remote(Objects { store, prefix, pages, stop });
-    Ok(folder.list(Wanted { hidden: false, most })?.files.into_iter().collect())
+    Ok(folder.list(FolderOptions::new().max_files(most))?.files.into_iter().collect())
 }
 
 /// The bytes of a name, on the average, that a list of so many files may have.

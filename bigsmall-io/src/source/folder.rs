@@ -9,7 +9,7 @@ use crate::model_index::ModelIndex;
 use crate::names::{INDEX, Role, SAFETENSORS, SHARD, role, weights};
 use crate::progress::Stop;
 use crate::source::file::Source;
-use crate::source::listing::{Listing, Wanted, check_name, is_hidden};
+use crate::source::listing::{FolderOptions, Listing, check_name, is_hidden};
 use crate::source::local::{Links, Local};
 
 /// The files of a folder on another machine.
@@ -66,15 +66,15 @@ impl Folder {
     }
 
     /// Every file with that ending, by its relative path.
-    pub(crate) fn weights(&self, ending: &str, wanted: Wanted) -> Result<Vec<PathBuf>> {
-        Ok(weights(&self.list(wanted)?.files, ending)?.into_iter().cloned().collect())
+    pub(crate) fn weights(&self, ending: &str, options: FolderOptions) -> Result<Vec<PathBuf>> {
+        Ok(weights(&self.list(options)?.files, ending)?.into_iter().cloned().collect())
     }
 
     /// The names in the folder itself, in order, without hidden ones.
     fn names_in_root(&self) -> Result<Vec<PathBuf>> {
         let mut names: Vec<PathBuf> = match &self.0 {
             Kind::Local(folder) => folder.names_in_root()?.into_iter().map(PathBuf::from).collect(),
-            Kind::Remote(_) => self.list(Wanted::default())?.files.into_iter().collect(),
+            Kind::Remote(_) => self.list(FolderOptions::new())?.files.into_iter().collect(),
         };
         names.retain(|name| name.components().count() == 1 && !is_hidden(&name.to_string_lossy()));
         names.sort();
@@ -106,7 +106,7 @@ impl Folder {
     /// The weights of all models in the folder and below, to be a base: the safetensors files, or
     /// the shards if there are none. Where there is an index file, only those that it names.
     pub(crate) fn base_files(&self) -> Result<Vec<PathBuf>> {
-        let files = self.list(Wanted::default())?.files;
+        let files = self.list(FolderOptions::new())?.files;
         let any = files.iter().any(|name| role(name, SAFETENSORS) == Role::Weights);
         let ending = if any { SAFETENSORS } else { SHARD };
         let mut named: BTreeMap<&Path, BTreeSet<PathBuf>> = BTreeMap::new();
@@ -124,13 +124,13 @@ impl Folder {
 
     /// Every file, by its relative path. What is in a `.git` never belongs to it; what is hidden
     /// only if it is wanted.
-    pub(crate) fn list(&self, wanted: Wanted) -> Result<Listing> {
+    pub(crate) fn list(&self, options: FolderOptions) -> Result<Listing> {
         let files = match &self.0 {
-            Kind::Local(folder) => return folder.list(wanted),
+            Kind::Local(folder) => return folder.list(options),
             Kind::Remote(files) => files,
         };
-        let mut listing = Listing::new(wanted);
-        for name in files.names(wanted.most)? {
+        let mut listing = Listing::new(options);
+        for name in files.names(options.max_files)? {
             // Untrusted names that become local paths.
             if listing.wants(Path::new(&name)) {
                 check_name(&name)?;

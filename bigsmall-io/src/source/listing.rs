@@ -6,25 +6,58 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The most files of a folder, unless the caller allows more. No repository of the Hub has as many.
-pub(crate) const MAX_FILES: u64 = 1 << 20;
-
-/// The most levels of folders in folders. Every level keeps a file open while it is listed, of the
-/// 1024 that a process usually may have, or 256; no model has more than a few.
-pub(crate) const MAX_DEPTH: usize = 100;
-
-/// Which files of a folder to list.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    /// Also files whose name, or whose folder's name, begins with a dot.
-    pub(crate) hidden: bool,
-    /// More files are an error.
-    pub(crate) most: u64,
+/// Which files of a folder a job takes, and how many there may be.
+///
+/// ```
+/// let folder = bigsmall_io::FolderOptions::new().hidden(true);
+/// let options = bigsmall_io::CompressOptions::new().folder(folder);
+/// assert_eq!(options.folder.max_files, 1 << 20);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FolderOptions {
+    /// Also take files whose name, or whose folder's name, begins with a dot. What is in a `.git`
+    /// is never taken.
+    pub hidden: bool,
+    /// The most files: 1,048,576, unless it is set. No repository of the Hub has as many.
+    pub max_files: u64,
+    /// The most levels of folders in folders of this machine: 100, unless it is set. Every level
+    /// keeps a file open while it is listed, of the 1024 (or 256) that a process usually may have.
+    pub max_depth: usize,
 }
 
-impl Default for Wanted {
+impl Default for FolderOptions {
     fn default() -> Self {
-        Wanted { hidden: false, most: MAX_FILES }
+        FolderOptions { hidden: false, max_files: 1 << 20, max_depth: 100 }
+    }
+}
+
+impl FolderOptions {
+    /// No hidden files; the default limits.
+    #[must_use]
+    pub fn new() -> Self {
+        FolderOptions::default()
+    }
+
+    /// Sets [`hidden`](Self#structfield.hidden).
+    #[must_use]
+    pub fn hidden(mut self, hidden: bool) -> Self {
+        self.hidden = hidden;
+        self
+    }
+
+    /// Sets [`max_files`](Self#structfield.max_files).
+    #[must_use]
+    pub fn max_files(mut self, max_files: u64) -> Self {
+        self.max_files = max_files;
+        self
+    }
+
+    /// Sets [`max_depth`](Self#structfield.max_depth).
+    #[must_use]
+    pub fn max_depth(mut self, max_depth: usize) -> Self {
+        self.max_depth = max_depth;
+        self
     }
 }
 
@@ -37,12 +70,12 @@ pub(crate) struct Listing {
     pub(crate) folders: BTreeSet<PathBuf>,
     /// Files and folders that were left out.
     pub(crate) left_out: BTreeSet<PathBuf>,
-    wanted: Wanted,
+    options: FolderOptions,
 }
 
 impl Listing {
-    pub(crate) fn new(wanted: Wanted) -> Self {
-        Listing { wanted, ..Default::default() }
+    pub(crate) fn new(options: FolderOptions) -> Self {
+        Listing { options, ..Default::default() }
     }
 
     /// Whether the file or folder `name` belongs to the list. If not, notes that it is left out.
@@ -52,7 +85,7 @@ impl Listing {
             path.push(part);
             let part = part.as_os_str().to_string_lossy();
             // Git runs what is written in its folder.
-            if is_git(&part) || is_hidden(&part) && !self.wanted.hidden {
+            if is_git(&part) || is_hidden(&part) && !self.options.hidden {
                 self.left_out.insert(path);
                 return false;
             }
@@ -62,8 +95,8 @@ impl Listing {
 
     /// Adds a file.
     pub(crate) fn add(&mut self, name: PathBuf) -> Result<()> {
-        if self.files.len() as u64 >= self.wanted.most {
-            return Err(too_many(self.wanted.most));
+        if self.files.len() as u64 >= self.options.max_files {
+            return Err(too_many(self.options.max_files));
         }
         let shown = name.to_string_lossy().into_owned();
         match self.files.insert(name) {
@@ -154,7 +187,7 @@ mod tests {
             for path in [name.to_owned(), format!("{name}/config"), format!("a/{name}/b")] {
                 assert!(check_name(&path).is_err(), "{path:?}");
                 for hidden in [false, true] {
-                    let mut listing = Listing::new(Wanted { hidden, ..Default::default() });
+                    let mut listing = Listing::new(FolderOptions::new().hidden(hidden));
                     assert!(!listing.wants(Path::new(&path)), "{path:?}");
                     assert_eq!(listing.left_out.len(), 1);
                 }
@@ -169,19 +202,20 @@ mod tests {
     // N-02
     fn hidden_files_are_listed_where_the_caller_asks_for_them() {
         for name in [".envrc", ".ssh/authorized_keys", "a/.x/y", "._model.bs"] {
-            let mut listing = Listing::new(Wanted::default());
+            let mut listing = Listing::new(FolderOptions::new());
             assert!(!listing.wants(Path::new(name)), "{name}");
-            let mut listing = Listing::new(Wanted { hidden: true, ..Default::default() });
+            let mut listing = Listing::new(FolderOptions::new().hidden(true));
             assert!(listing.wants(Path::new(name)) && listing.left_out.is_empty(), "{name}");
         }
-        assert!(Listing::new(Wanted::default()).wants(Path::new("a/b.c")));
+        assert!(Listing::new(FolderOptions::new()).wants(Path::new("a/b.c")));
     }
 
     #[test]
     fn a_name_that_leads_out_is_refused_and_not_left_out() {
         for name in ["../x", "a/../../x", "./x", "/x"] {
             assert!(
-                Listing::new(Wanted::default()).wants(Path::new(name)) && check_name(name).is_err()
+                Listing::new(FolderOptions::new()).wants(Path::new(name))
+                    && check_name(name).is_err()
             );
         }
     }
@@ -189,7 +223,7 @@ mod tests {
     #[test]
     // N-03
     fn a_list_has_a_bound_and_no_name_twice() {
-        let mut listing = Listing::new(Wanted { most: 2, ..Default::default() });
+        let mut listing = Listing::new(FolderOptions::new().max_files(2));
         listing.add("a".into()).unwrap();
         assert_eq!(listing.add("a".into()).unwrap_err().kind(), ErrorKind::Remote);
         listing.add("b".into()).unwrap();

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{self, Dir, Entry, Id};
 use crate::progress::Stop;
-use crate::source::listing::{Listing, MAX_DEPTH, Wanted};
+use crate::source::listing::{FolderOptions, Listing};
 use crate::stage::lock::lock;
 
 /// Links on the way to one file: as many as Linux follows.
@@ -166,10 +166,11 @@ impl Local {
     }
 
     /// Lists the folder, and remembers which files there are.
-    pub(crate) fn list(&self, wanted: Wanted) -> Result<Listing> {
+    pub(crate) fn list(&self, options: FolderOptions) -> Result<Listing> {
         let mut walk = Walk {
             local: self,
-            listing: Listing::new(wanted),
+            listing: Listing::new(options),
+            max_depth: options.max_depth,
             listed: BTreeMap::new(),
             within: Vec::new(),
         };
@@ -187,6 +188,7 @@ impl Local {
 struct Walk<'a> {
     local: &'a Local,
     listing: Listing,
+    max_depth: usize,
     listed: BTreeMap<PathBuf, Id>,
     /// The directories that contain the current one.
     within: Vec<Id>,
@@ -202,11 +204,11 @@ impl Walk<'_> {
             let found = "a symbolic link to a folder that contains it";
             return Err(Error::new(ErrorKind::NotARegularFile).in_file(&path).found(found));
         }
-        if self.within.len() > MAX_DEPTH {
+        if self.within.len() > self.max_depth {
             return Err(Error::new(ErrorKind::FolderTooDeep)
                 .in_file(&path)
-                .expected(format!("at most {MAX_DEPTH} folders in one another"))
-                .found(format!("{} or more", MAX_DEPTH + 1)));
+                .expected(format!("at most {} folders in one another", self.max_depth))
+                .found(format!("{} or more", self.max_depth.saturating_add(1))));
         }
         self.within.push(id);
         let mut names = dir.names().map_err(named)?;
@@ -274,7 +276,7 @@ mod tests {
             }
             std::fs::write(dir.path().join("out/b"), "secret").unwrap();
             let local = Local::open(&root, links, Stop::default()).unwrap();
-            assert_eq!(local.list(Wanted::default()).unwrap().files.len(), 4);
+            assert_eq!(local.list(FolderOptions::new()).unwrap().files.len(), 4);
             assert_eq!(text(&local, "a").unwrap(), "right");
             // A file, a folder, and a file for another one.
             std::fs::remove_file(root.join("a")).unwrap();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bigsmall_codec::Backend;
-use bigsmall_io::Encoding;
+use bigsmall_io::{Encoding, FolderOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -119,6 +119,27 @@ impl Coding {
     }
 }
 
+/// Which files of a folder a job takes.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct FolderArgs {
+    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
+    #[arg(long)]
+    hidden: bool,
+    /// The most files that a folder may have.
+    #[arg(long, value_name = "N", default_value_t = FolderOptions::new().max_files)]
+    max_files: u64,
+    /// The most levels of folders in folders.
+    #[arg(long, value_name = "N", default_value_t = FolderOptions::new().max_depth)]
+    max_depth: usize,
+}
+
+impl FolderArgs {
+    pub(crate) fn options(self) -> FolderOptions {
+        let FolderArgs { hidden, max_files, max_depth } = self;
+        FolderOptions::new().hidden(hidden).max_files(max_files).max_depth(max_depth)
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Compress {
     /// A safetensors file, or a model folder.
@@ -141,12 +162,8 @@ pub(crate) struct Compress {
     /// Do all the work, but write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
-    #[arg(long)]
-    pub(crate) hidden: bool,
-    /// The most files that a folder may have.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    pub(crate) max_files: u64,
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -173,12 +190,8 @@ pub(crate) struct Restore {
     /// Begin even if the file system has too little free space.
     #[arg(long)]
     pub(crate) ignore_free_space: bool,
-    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
-    #[arg(long)]
-    pub(crate) hidden: bool,
-    /// The most files that a folder may have.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    pub(crate) max_files: u64,
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -199,12 +212,8 @@ pub(crate) struct Verify {
     /// Refuse a shard that restores to this many times its bytes, or more.
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub(crate) max_expansion: u64,
-    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
-    #[arg(long)]
-    pub(crate) hidden: bool,
-    /// The most files that a folder may have.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    pub(crate) max_files: u64,
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -232,12 +241,8 @@ pub(crate) struct Index {
     /// Replace existing files that have other contents.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Also take files and folders whose name begins with a dot. A `.git` is never taken.
-    #[arg(long)]
-    pub(crate) hidden: bool,
-    /// The most files that a folder may have.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    pub(crate) max_files: u64,
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -83,8 +83,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .md5(a.md5)
                 .replace(a.force)
                 .dry_run(a.dry_run)
-                .hidden(a.hidden)
-                .max_files(a.max_files);
+                .folder(a.folder.options());
             options.bases = a.base;
             // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
@@ -96,8 +95,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .replace(a.force)
                 .max_expansion(a.max_expansion)
                 .ignore_free_space(a.ignore_free_space)
-                .hidden(a.hidden)
-                .max_files(a.max_files);
+                .folder(a.folder.options());
             options.bases = a.bases.base;
             let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
             Ok(show("restored", &report, begin, a.json))
@@ -106,16 +104,14 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             let mut options = RestoreOptions::new()
                 .md5(a.md5)
                 .max_expansion(a.max_expansion)
-                .hidden(a.hidden)
-                .max_files(a.max_files);
+                .folder(a.folder.options());
             options.bases = a.bases.base;
             let report = bigsmall_io::verify(&a.input, &options, progress)?;
             Ok(show("verified", &report, begin, a.json))
         }
         Command::Inspect(a) => inspect::inspect(&a, progress).map(|()| String::new()),
         Command::Index(a) => {
-            let mut options =
-                IndexOptions::new().replace(a.force).hidden(a.hidden).max_files(a.max_files);
+            let mut options = IndexOptions::new().replace(a.force).folder(a.folder.options());
             options.original = a.original;
             let report = bigsmall_io::index(&a.dir, &options, progress)?;
             Ok(show("indexed", &report, begin, a.json))
