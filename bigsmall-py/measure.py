@@ -4,7 +4,7 @@
     python measure.py load       # load_file, against safetensors' own
     python measure.py offload    # a forward pass with weights that stay compressed, against plain
 
-Both make a Llama of 888 MB (bf16, random normal weights, four shards) in a temporary folder
+Both make a Llama of 876 MB (bf16, random normal weights, four shards) in a temporary folder
 (`--dir` says where) and compress it. Every number is from a process of its own. Runs of all kinds
 take turns, so that a busy machine slows down all of them; each ratio is of two neighbouring runs.
 CPU time is that of all threads, user and system. Memory is the peak of the resident memory, less

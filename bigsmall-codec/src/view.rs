@@ -101,7 +101,7 @@ impl<'a> AnsView<'a> {
         self.head.layout.residual_bits
     }
 
-    /// Low bits of a unit, those below its head bits: 0, 8, 16 or 48 (section 7.1).
+    /// Low bits of a unit, those below its high bits: 0, 8, 16 or 48 (section 7.1).
     #[must_use]
     pub fn low_bits(&self) -> u32 {
         self.head.layout.low_bits()

@@ -1,4 +1,4 @@
-//! The classes of units by the exponents of their bases (FORMAT.md section 10.4).
+//! The classes of units by the exponents of their bases (FORMAT.md section 10.3).
 
 use bigsmall_format::Dtype;
 

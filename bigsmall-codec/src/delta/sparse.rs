@@ -1,5 +1,5 @@
 //! The changes of a sparse block: which units differ from the base, and by how much (FORMAT.md
-//! section 10.6).
+//! section 10.5).
 #![warn(clippy::unwrap_used)]
 
 use bigsmall_format::internal::reserve;

@@ -1,4 +1,4 @@
-//! Units as values relative to the base's unit, and the classes of units (FORMAT.md section 10.4).
+//! Units as values relative to the base's unit (FORMAT.md section 10.4), for units of each width.
 
 use super::classes::{Classes, Field, PARTS, Starts};
 use super::head::Head;

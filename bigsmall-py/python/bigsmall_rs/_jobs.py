@@ -101,7 +101,8 @@ def compress(
     is absent, as it was, or complete, also after Ctrl-C. Memory: at most 256 MiB.
 
     Args:
-        input: A safetensors file, or a folder. Everything else in a folder is carried over.
+        input: A safetensors file, or a folder. Other files of a folder are copied, but
+            no hidden ones.
         output: The shard, or the folder to make.
         encoding: `"ans"` is the smallest; `"tbe3"` and `"tbe4"` decode faster; `"raw"` stores.
         level: How hard `"ans"` tries.

@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Index(Index),
     /// Estimate, from samples, the compressed size of a file or folder and the time to compress it.
     Estimate(Estimate),
-    /// Rewrite a shard in another encoding, without the original.
+    /// Rewrite a shard in another encoding, without the original. The result has no base.
     Transcode(Transcode),
     /// Rewrite a shard as differences from another base; makes one shard of a chain.
     Rebase(Rebase),
@@ -128,7 +128,7 @@ pub(crate) struct FolderArgs {
     /// The most files that a folder may have.
     #[arg(long, value_name = "N", default_value_t = FolderOptions::new().max_files)]
     max_files: u64,
-    /// The most levels of folders in folders.
+    /// The most folders in one another.
     #[arg(long, value_name = "N", default_value_t = FolderOptions::new().max_depth)]
     max_depth: usize,
 }
@@ -281,7 +281,7 @@ pub(crate) struct Bases {
 pub(crate) struct Transcode {
     /// A shard.
     pub(crate) input: PathBuf,
-    /// The shard to write. It has no base.
+    /// The shard to write.
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
