@@ -66,7 +66,12 @@ mod dir {
 
     use super::{Dir, Entry, File, Id, Path, io};
 
-    const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    const READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    /// On the way to a file, a directory need not be readable.
+    #[cfg(target_os = "linux")]
+    const DIR: OFlags = READ.union(OFlags::PATH);
+    #[cfg(not(target_os = "linux"))]
+    const DIR: OFlags = READ;
     const FILE: OFlags = OFlags::RDONLY
         .union(OFlags::NONBLOCK)
         .union(OFlags::NOCTTY)
@@ -85,7 +90,8 @@ mod dir {
 
         pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
             let mut names = Vec::new();
-            for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let readable = openat(&self.fd, ".", READ, Mode::empty())?;
+            for entry in rustix::fs::Dir::new(readable)? {
                 let name = entry?.file_name().to_bytes().to_vec();
                 if name != b"." && name != b".." {
                     names.push(OsString::from_vec(name));

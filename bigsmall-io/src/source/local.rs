@@ -76,7 +76,8 @@ impl Local {
         }
     }
 
-    /// Follows `name` component by component.
+    /// Follows `name` component by component, also outside of the folder: there, too, only links
+    /// of the user's own.
     fn find(&self, name: &Path) -> Result<Found> {
         let path = self.root.join(name);
         let named = |e: io::Error| Error::from(e).in_file(&path);
@@ -88,72 +89,69 @@ impl Local {
             rest.extend(parts.rev().map(|c| c.as_os_str().to_owned()));
         };
         push(&mut rest, &self.base.join(name));
+        // The root of the file system, outside of the folder.
+        let mut top: Option<Dir> = None;
         let mut dirs: Vec<Dir> = Vec::new();
         let (mut n_links, mut all_own) = (0, true);
         while let Some(part) = rest.pop() {
+            let mut outside = None;
             if part == ".." {
-                if dirs.pop().is_none() {
-                    let outside = self.bounds_path.join("..");
-                    return self.outside(outside, rest, n_links > 0 && all_own, &path);
+                if dirs.pop().is_none() && top.is_none() {
+                    outside = Some(self.bounds_path.parent().unwrap_or(&self.bounds_path).into());
                 }
-                continue;
-            }
-            let dir = dirs.last().unwrap_or(&self.bounds);
-            match dir.entry(&part).map_err(named)? {
-                Entry::File(_) if rest.is_empty() => {
-                    let file = dir.file(&part).map_err(named)?;
-                    // It may have been exchanged just now.
-                    return match file.metadata().map_err(named)?.is_file() {
-                        true => Ok(Found::File(file)),
-                        false => refused(ErrorKind::NotARegularFile),
-                    };
-                }
-                Entry::File(_) | Entry::Other => return refused(ErrorKind::NotARegularFile),
-                Entry::Dir => {
-                    let dir = dir.dir(&part).map_err(named)?;
-                    dirs.push(dir);
-                }
-                Entry::Link { own } => {
-                    (n_links, all_own) = (n_links + 1, all_own && own);
-                    if n_links > MAX_LINKS {
-                        let found = format!("more than {MAX_LINKS} symbolic links");
-                        return Err(Error::new(ErrorKind::Io).in_file(&path).found(found));
-                    }
-                    let target = dir.link(&part).map_err(named)?;
-                    if target.has_root() || target.is_absolute() {
-                        let Ok(within) = target.strip_prefix(&self.bounds_path) else {
-                            return self.outside(target, rest, all_own, &path);
+            } else {
+                let dir = dirs.last().or(top.as_ref()).unwrap_or(&self.bounds);
+                match dir.entry(&part).map_err(named)? {
+                    Entry::File(_) if rest.is_empty() => {
+                        let file = dir.file(&part).map_err(named)?;
+                        // It may have been exchanged just now.
+                        return match file.metadata().map_err(named)?.is_file() {
+                            true => Ok(Found::File(file)),
+                            false => refused(ErrorKind::NotARegularFile),
                         };
-                        dirs.clear();
-                        push(&mut rest, within);
-                    } else {
-                        push(&mut rest, &target);
+                    }
+                    Entry::File(_) | Entry::Other => return refused(ErrorKind::NotARegularFile),
+                    Entry::Dir => {
+                        let dir = dir.dir(&part).map_err(named)?;
+                        dirs.push(dir);
+                    }
+                    Entry::Link { own } => {
+                        (n_links, all_own) = (n_links + 1, all_own && own);
+                        if n_links > MAX_LINKS {
+                            let found = format!("more than {MAX_LINKS} symbolic links");
+                            return Err(Error::new(ErrorKind::Io).in_file(&path).found(found));
+                        }
+                        let target = dir.link(&part).map_err(named)?;
+                        if !target.has_root() && !target.is_absolute() {
+                            push(&mut rest, &target);
+                        } else if let (None, Ok(within)) =
+                            (&top, target.strip_prefix(&self.bounds_path))
+                        {
+                            dirs.clear();
+                            push(&mut rest, within);
+                        } else {
+                            outside = Some(target);
+                        }
                     }
                 }
+            }
+            let leaves = outside.is_some() || top.is_some();
+            let may_leave = self.links == Links::Own && n_links > 0 && all_own;
+            if leaves && !may_leave {
+                return refused(ErrorKind::ModelPath);
+            }
+            if let Some(target) = outside {
+                let is_root =
+                    |c: &Component<'_>| matches!(c, Component::Prefix(_) | Component::RootDir);
+                let root: PathBuf = target.components().take_while(is_root).collect();
+                push(&mut rest, target.strip_prefix(&root).unwrap_or(&target));
+                top = Some(Dir::open(&root).map_err(named)?);
+                dirs.clear();
             }
         }
-        match dirs.pop() {
+        match dirs.pop().or(top) {
             Some(dir) => Ok(Found::Dir(dir)),
             None => Dir::open(&self.bounds_path).map(Found::Dir).map_err(named),
-        }
-    }
-
-    /// What lies at `target`, outside of the folder, and behind it at `rest`.
-    fn outside(
-        &self,
-        mut target: PathBuf,
-        rest: Vec<OsString>,
-        own: bool,
-        path: &Path,
-    ) -> Result<Found> {
-        if self.links == Links::Within || !own {
-            return Err(Error::new(ErrorKind::ModelPath).in_file(path));
-        }
-        target.extend(rest.into_iter().rev());
-        let is_dir = std::fs::metadata(&target).map(|m| m.is_dir());
-        match is_dir.map_err(|e| Error::from(e).in_file(path))? {
-            true => Dir::open(&target).map(Found::Dir).map_err(|e| Error::from(e).in_file(path)),
-            false => os::open_regular(&target).map(Found::File).map_err(|e| e.in_file(path)),
         }
     }
 
@@ -327,13 +325,32 @@ mod tests {
         }
         assert_eq!(text(&within, "circle").unwrap_err(), ErrorKind::Io);
         assert_eq!(text(&own, "sub").unwrap_err(), ErrorKind::NotARegularFile);
-        // Somebody else's link is not followed out of the folder. Only the superuser can make one.
+        // Somebody else's link is not followed out of the folder, nor further when one's own has led
+        // out. Only the superuser can make one.
+        let deeper = root.join("../shared/deeper");
+        std::fs::create_dir_all(&deeper).unwrap();
+        symlink("../../b", deeper.join("x")).unwrap();
+        symlink("deeper/x", root.join("../shared/x")).unwrap();
+        symlink("deeper", root.join("../shared/y")).unwrap();
+        link("../shared", "ckpt");
+        let shared = root.join("../shared").canonicalize().unwrap();
+        link(shared.to_str().unwrap(), "sub/ckpt");
+        let behind = ["ckpt/x", "ckpt/y/x", "ckpt/deeper/x", "sub/ckpt/x"];
+        for name in behind {
+            assert_eq!(text(&own, name).unwrap(), "outside", "{name}");
+            assert_eq!(text(&within, name).unwrap_err(), ErrorKind::ModelPath, "{name}");
+        }
         use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
         let (user, group) = (Uid::from_raw(12_345), Gid::from_raw(12_345));
-        let path = root.join("out");
-        match chownat(CWD, &path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(()) => assert_eq!(text(&own, "out").unwrap_err(), ErrorKind::ModelPath),
-            Err(e) => eprintln!("SKIPPED: a link of another user ({e})"),
+        for link in ["out", "../shared/y", "../shared/deeper/x"] {
+            let path = root.join(link);
+            match chownat(CWD, &path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) => {}
+                Err(e) => return eprintln!("SKIPPED: a link of another user ({e})"),
+            }
+        }
+        for name in ["out"].iter().chain(&behind) {
+            assert_eq!(text(&own, name).unwrap_err(), ErrorKind::ModelPath, "{name}");
         }
     }
 }
