@@ -11,7 +11,7 @@ use crate::sync::store::MANIFEST;
 /// Bytes of a manifest, at most.
 pub(crate) const MOST_BYTES: u64 = 16 << 20;
 /// Entries of a manifest, at most.
-const MOST_ENTRIES: usize = 1 << 16;
+pub(crate) const MOST_ENTRIES: usize = 1 << 16;
 /// Steps are integers that every reader of JSON can hold.
 const MOST_STEP: u64 = 1 << 53;
 const VERSION: u64 = 1;
@@ -142,10 +142,14 @@ impl Manifest {
         Ok(anchor.into_iter().chain(deltas[..n_deltas].iter().rev().copied()).collect())
     }
 
-    /// Forgets everything before the `keep`-th newest anchor.
+    /// Forgets everything before the `keep`-th newest anchor, or before a newer one if there would
+    /// be more entries than are read.
     pub(crate) fn prune(&mut self, keep: usize) {
-        let anchors = self.entries.iter().rev().filter(|entry| entry.kind == Kind::Anchor);
-        if let Some(first) = anchors.map(|entry| entry.step).nth(keep.saturating_sub(1)) {
+        let least = self.entries.len().saturating_sub(MOST_ENTRIES);
+        let anchors = self.entries.iter().enumerate();
+        let anchors = anchors.rev().filter(|(_, entry)| entry.kind == Kind::Anchor).take(keep);
+        let kept = anchors.enumerate().take_while(|(n, (at, _))| *n == 0 || *at >= least).last();
+        if let Some((_, (_, &Entry { step: first, .. }))) = kept {
             self.entries.retain(|e| e.step > first || e.step == first && e.kind == Kind::Anchor);
         }
     }

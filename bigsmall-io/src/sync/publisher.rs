@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::hex;
-use crate::sync::manifest::{Entry, Kind, MOST_BYTES, Manifest, is_ours};
+use crate::sync::manifest::{Entry, Kind, MOST_BYTES, MOST_ENTRIES, Manifest, is_ours};
 use crate::sync::open::open;
 use crate::sync::step::{Before, encode, rebuild};
 use crate::sync::store::{MANIFEST, Store, Version};
@@ -37,16 +37,16 @@ impl PublishOptions {
         PublishOptions::default()
     }
 
-    /// Writes all weights every so many steps, at least 1: a subscriber that begins, or that was
-    /// away for long, starts from there.
+    /// Writes all weights every so many steps, at least 1 and at most 16,384: a subscriber that
+    /// begins, or that was away for long, starts from there.
     #[must_use]
     pub fn anchor_every(mut self, steps: u64) -> Self {
-        self.anchor_every = steps.max(1);
+        self.anchor_every = steps.clamp(1, MOST_ENTRIES as u64 / 4);
         self
     }
 
-    /// Keeps so many anchors, at least 1, and the deltas after the oldest of them. What is older is
-    /// deleted.
+    /// Keeps so many anchors, at least 1, and the deltas after the oldest of them, but at most
+    /// 65,536 files. What is older is deleted.
     #[must_use]
     pub fn keep_anchors(mut self, anchors: usize) -> Self {
         self.keep_anchors = anchors.max(1);

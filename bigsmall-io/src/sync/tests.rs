@@ -368,6 +368,35 @@ fn hostile_manifests() {
     assert_eq!(Manifest::read(&manifest.write()).unwrap(), manifest);
 }
 
+/// What a publisher may keep is what a manifest may name.
+#[test]
+fn no_options_make_a_manifest_that_is_not_read() {
+    let options = PublishOptions::new().anchor_every(u64::MAX).keep_anchors(usize::MAX);
+    assert!(format!("{options:?}").contains("anchor_every: 16384"), "{options:?}");
+    let more = |step: u64, kind| Entry::new(step, kind, &[], [0; 32]);
+    for every in [1, 2, 1000, 16_384] {
+        let mut manifest = Manifest { run: "r".into(), entries: Vec::new() };
+        for step in 0..70_000 {
+            if step % every == 0 {
+                manifest.entries.push(more(step, Kind::Anchor));
+            }
+            if step > 0 {
+                manifest.entries.push(more(step, Kind::Delta { base: [0; 32] }));
+            }
+        }
+        let mut one = manifest.clone();
+        manifest.prune(usize::MAX);
+        let n = manifest.entries.len();
+        assert!((40_000..=65_536).contains(&n), "{n}");
+        assert_eq!(manifest.entries[0].kind, Kind::Anchor);
+        let read = Manifest::read(&manifest.write()).unwrap();
+        assert_eq!(read.newest(), one.newest());
+        one.prune(1);
+        assert!(one.entries.len() <= every as usize);
+        assert!(read.entries.ends_with(&one.entries[1..]));
+    }
+}
+
 /// W-05
 #[test]
 fn histories_are_not_mixed() {
