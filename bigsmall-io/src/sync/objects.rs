@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutOptions, UpdateVersion,
+    PutOptions, PutPayload, UpdateVersion,
 };
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
@@ -80,15 +80,22 @@ impl Store for Objects {
         Ok(Some((bytes.into(), version)))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (store, path, bytes) = (Arc::clone(&self.store), self.path(name), bytes.to_vec());
+    fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+        let (store, path) = (Arc::clone(&self.store), self.path(name));
         let answer = wait(async move {
-            if bytes.len() <= PART {
-                return store.put(&path, bytes.into()).await.map(|_| ());
+            let payload = PutPayload::from(bytes);
+            if payload.content_length() <= PART {
+                return store.put(&path, payload).await.map(|_| ());
             }
+            // One piece of memory, of which the parts are slices.
+            let parts = payload.iter().flat_map(|bytes| {
+                let begins = (0..bytes.len()).step_by(PART);
+                begins.map(|at| bytes.slice(at..bytes.len().min(at + PART)).into())
+            });
+            let parts: Vec<PutPayload> = parts.collect();
             let mut upload = store.put_multipart(&path).await?;
-            for part in bytes.chunks(PART) {
-                if let Err(error) = upload.put_part(part.to_vec().into()).await {
+            for part in parts {
+                if let Err(error) = upload.put_part(part).await {
                     let _ = upload.abort().await;
                     return Err(error);
                 }

@@ -76,7 +76,8 @@ pub struct Published {
 /// compared first. There is one publisher at a time: a folder is locked, and the manifest of an
 /// object store is replaced only if nobody else replaced it.
 ///
-/// Memory: the weights twice, and the encoded step.
+/// Memory: the weights three times (those of the step before, the new ones, and what is rebuilt to
+/// compare), and the encoded step.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-sync-{}", std::process::id()));
@@ -275,7 +276,7 @@ impl Publisher {
         if !again.is_ok_and(|again| again.as_bytes() == weights.as_bytes()) {
             return Err(Error::new(ErrorKind::ReadBack).in_file(place));
         }
-        self.store.put(&entry.name(), &bytes)?;
+        self.store.put(&entry.name(), bytes)?;
         Ok(entry)
     }
 }

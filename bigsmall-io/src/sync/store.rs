@@ -36,7 +36,7 @@ pub(crate) trait Store: Send + Sync {
     fn get(&self, name: &str, most: u64) -> Result<Option<(Vec<u8>, Version)>>;
 
     /// Writes a file, durably; others see all of it or none.
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<()>;
+    fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()>;
 
     /// Replaces the manifest if it is still the one of `version`; `None` if there was none.
     fn replace_manifest(&self, bytes: &[u8], version: Option<&Version>) -> Result<()>;
@@ -80,10 +80,10 @@ impl Store for LocalFolder {
         Ok(Some((bytes, version)))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         let path = self.0.join(name);
         let file = AtomicFile::create(&path, true)?;
-        file.append(bytes).in_file(&path)?;
+        file.append(&bytes).in_file(&path)?;
         file.commit()
     }
 
@@ -93,7 +93,7 @@ impl Store for LocalFolder {
         if found.as_ref() != version {
             return Err(changed().in_file(self.0.join(MANIFEST)));
         }
-        self.put(MANIFEST, bytes)
+        self.put(MANIFEST, bytes.to_vec())
     }
 
     fn names(&self) -> Result<Vec<String>> {

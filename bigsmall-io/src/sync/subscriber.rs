@@ -34,7 +34,8 @@ struct Place {
 /// A step that was deleted before it was read is no error: the next anchor leads to the newest
 /// step. Many subscribers can read one place; nothing is written there.
 ///
-/// Memory: the weights twice, and one encoded step.
+/// Memory: the weights twice, and one encoded step; three times while several steps are followed,
+/// one after the other.
 pub struct Subscriber {
     store: Box<dyn Store>,
     max_bytes: u64,

@@ -73,9 +73,9 @@ impl Store for Memory {
         })
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         self.call(|| {
-            self.set(name, bytes.to_vec());
+            self.set(name, bytes);
             Ok(())
         })
     }
@@ -468,7 +468,7 @@ fn a_slow_reader_while_steps_are_pruned() {
             found
         }
 
-        fn put(&self, _: &str, _: &[u8]) -> Result<()> {
+        fn put(&self, _: &str, _: Vec<u8>) -> Result<()> {
             unreachable!("a reader writes nothing")
         }
 
