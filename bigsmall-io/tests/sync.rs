@@ -117,6 +117,20 @@ fn one_publisher_at_a_time() {
     assert!(missing.prepare().unwrap().is_none());
 }
 
+/// What cannot be looked into is not an empty place.
+#[test]
+#[cfg(unix)] // elsewhere a path through a file is one to a missing file
+fn a_place_that_cannot_be_read_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = Subscriber::open(&file).unwrap().prepare().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(error.file().is_some_and(|name| name.ends_with("manifest.json")), "{error}");
+    std::os::unix::fs::symlink("gone", dir.path().join("manifest.json")).unwrap();
+    assert!(Subscriber::open(dir.path()).unwrap().prepare().unwrap().is_none());
+}
+
 #[cfg(feature = "cloud")]
 #[test]
 fn in_an_object_store() {

@@ -60,16 +60,13 @@ pub(crate) struct LocalFolder(pub(crate) PathBuf);
 impl Store for LocalFolder {
     fn get(&self, name: &str, most: u64) -> Result<Option<(Vec<u8>, Version)>> {
         let path = self.0.join(name);
-        if let Err(error) = std::fs::symlink_metadata(&path)
-            && error.kind() == io::ErrorKind::NotFound
-        {
-            return Ok(None);
-        }
         let mut file = match os::open_regular(&path) {
             Ok(file) => file,
-            // Deleted in between.
-            Err(_) if !path.exists() => return Ok(None),
-            Err(error) => return Err(error),
+            // Any other error says nothing about whether the file is there.
+            Err(error) => match io::Error::from(error) {
+                error if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                error => return Err(error.into()),
+            },
         };
         let byte_len = file.metadata().in_file(&path)?.len();
         check_len(byte_len, most).map_err(|e| e.in_file(&path))?;
