@@ -181,13 +181,14 @@ impl Publisher {
         Ok(())
     }
 
-    /// Deletes files of steps that are not visible: old ones, and those of a publisher that was
-    /// killed. Only after a new manifest: whoever wrote a file for the manifest before that one
-    /// cannot make it visible any more.
-    fn clean(&self) -> Result<()> {
+    /// Deletes the files of `names` whose steps are not visible: old ones, and those of a publisher
+    /// that was killed. The names are from before the manifest was replaced: whoever wrote such a
+    /// file cannot make it visible any more. A file that came later may belong to the next step of
+    /// another publisher.
+    fn clean(&self, names: Vec<String>) -> Result<()> {
         let entries = self.manifest.iter().flat_map(|(manifest, _)| &manifest.entries);
         let kept: BTreeSet<String> = entries.map(Entry::name).collect();
-        for name in self.store.names()? {
+        for name in names {
             if is_ours(&name) && !kept.contains(&name) {
                 self.store.delete(&name)?;
             }
@@ -243,6 +244,8 @@ impl Publisher {
         manifest.prune(self.options.keep_anchors);
         let bytes = manifest.write();
         let version = self.manifest.as_ref().map(|(_, version)| version);
+        // Old files do no harm: if they cannot be listed or deleted, the next step tries again.
+        let names = self.store.names().unwrap_or_default();
         // From here on the step may be visible, whatever is reported.
         self.unknown = true;
         self.store.replace_manifest(&bytes, version)?;
@@ -256,8 +259,7 @@ impl Publisher {
         self.manifest = Some((manifest, version));
         self.snapshot = Some(weights);
         self.unknown = false;
-        // Old files do no harm: the next step tries again.
-        let _ = self.clean();
+        let _ = self.clean(names);
         Ok(published)
     }
 

@@ -449,6 +449,73 @@ fn a_worker_resumes_with_the_weights_it_kept() {
     assert_eq!((update.fetched_files(), update.changed()), (1, &["matrix".to_owned()][..]));
 }
 
+/// W-08: nobody deletes what another publisher has made visible, or is about to.
+#[test]
+fn another_publisher_while_old_files_are_deleted() {
+    /// Publishes from another publisher when files are listed, and when one is deleted.
+    struct Overtaken(Memory, Mutex<(Publisher, u64)>);
+    impl Overtaken {
+        fn overtake(&self) {
+            let (other, next) = &mut *lock(&self.1);
+            // The first attempt may find that it is overtaken itself.
+            *next += 1;
+            if other.publish(weights(*next)).is_err() {
+                other.publish(weights(*next)).unwrap();
+            }
+        }
+    }
+    impl Store for Overtaken {
+        fn get(&self, name: &str, most: u64) -> Result<Option<(Vec<u8>, Version)>> {
+            self.0.get(name, most)
+        }
+
+        fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+            self.0.put(name, bytes)
+        }
+
+        fn replace_manifest(&self, bytes: &[u8], version: Option<&Version>) -> Result<()> {
+            self.0.replace_manifest(bytes, version)
+        }
+
+        fn names(&self) -> Result<Vec<String>> {
+            if lock(&self.1).1.is_multiple_of(2) {
+                self.overtake();
+            }
+            self.0.names()
+        }
+
+        fn delete(&self, name: &str) -> Result<()> {
+            self.overtake();
+            self.0.delete(name)
+        }
+
+        fn lock(&self) -> Result<Option<File>> {
+            self.0.lock()
+        }
+
+        fn shown(&self, name: &str) -> String {
+            self.0.shown(name)
+        }
+    }
+    let store = Memory::default();
+    let mut worker = subscriber(&store);
+    let overtaken = Overtaken(store.clone(), Mutex::new((publisher(&store), 0)));
+    let mut publisher = Publisher::with_store(Box::new(overtaken), &options()).unwrap();
+    let mut published = 0;
+    for i in 0..30 {
+        store.set("delta-000000000000-0000000000000000.bs", vec![1]);
+        published += u32::from(publisher.publish(weights(100 + i)).is_ok());
+        for name in store.manifest().entries.iter().map(Entry::name) {
+            assert!(lock(&store.files).contains_key(&name), "{i}: {name} is gone");
+        }
+        // None if the publisher was overtaken before, and nobody published since.
+        if let Some(update) = worker.prepare().unwrap() {
+            worker.commit(update).unwrap();
+        }
+    }
+    assert!((1..30).contains(&published), "{published}");
+}
+
 /// W-06: files that the manifest does not name are deleted when it was replaced, and while a slow
 /// reader reads.
 #[test]
