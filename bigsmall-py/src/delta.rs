@@ -84,6 +84,7 @@ pub(crate) fn apply_deltas(
             Ok(())
         })
     });
+    drop(all);
     done.map_err(|e: Error| raise(py, &e))
 }
 

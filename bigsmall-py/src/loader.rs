@@ -49,12 +49,13 @@ impl Loader {
         let pool = pool(py)?;
         let outputs = tensors.iter().map(|(_, out)| Output::new(out));
         let mut outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
-        let names = tensors.iter().map(|(name, _)| name.as_str());
-        let pairs: Vec<(&str, &mut [u8])> = names.zip(slices(&mut outputs)?).collect();
-        // Before the loader moves on: a layer must not be lost.
+        // Before the loader moves on, as a layer must not be lost; and before the slices exist, as
+        // the handler of a signal may be code of Python.
         py.check_signals()?;
         let mut stream = self.lock()?;
         let stream = &mut *stream;
+        let names = tensors.iter().map(|(name, _)| name.as_str());
+        let pairs: Vec<(&str, &mut [u8])> = names.zip(slices(&mut outputs)?).collect();
         let more = py.detach(|| pool.install(|| stream.next_into_slices(pairs)));
         more.map_err(|e| raise(py, &e))
     }
