@@ -101,6 +101,8 @@ def test_buffers_of_the_caller(shard: Path, tensors: dict[str, np.ndarray]) -> N
             file.read_into("mask", b"abc")
         with pytest.raises(BufferError):
             file.read_into("mask", memoryview(bytearray(6))[::2])
+        with pytest.raises(BufferError):
+            file.read_into("layers.0.w", np.empty((700, 500), ">f4"))
         with pytest.raises(BigsmallError) as error:
             file.read_into("mask", bytearray(4))
         assert (error.value.rule, error.value.tensor) == ("BufferLength", "mask")

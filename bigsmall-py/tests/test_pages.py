@@ -130,6 +130,34 @@ def test_deltas_of_numpy() -> None:
     assert np.array_equal(values, new.reshape(-1)[places])
 
 
+VIEWS = [
+    (np.arange(512, dtype="<f4"), np.arange(512, dtype=">f4")),
+    (torch.ones(512), torch._neg_view(torch.ones(512))),
+    (torch.ones(512, dtype=torch.complex64), torch.ones(512, dtype=torch.complex64).conj()),
+]
+
+
+@pytest.mark.parametrize(("plain", "view"), VIEWS)
+def test_memory_that_does_not_hold_the_values(plain: Any, view: Any) -> None:
+    frame = encode_delta(plain, plain)
+    pages = Pages.train([plain])
+    slot = pages.encode(plain)
+    before = view[:].tolist()
+    for work in (
+        lambda: encode_delta(view, plain),
+        lambda: encode_delta(plain, view),
+        lambda: decode_delta(frame, view),
+        lambda: apply_delta({"a": frame}, {"a": view}),
+        lambda: changes(frame, view),
+        lambda: Pages.train([view]),
+        lambda: pages.encode(view),
+        lambda: pages.decode_into(slot, view),
+    ):
+        with pytest.raises(BufferError):
+            work()
+    assert view.tolist() == before
+
+
 def test_a_wrong_base_changes_nothing() -> None:
     old = {name: weights(40_000, i) for i, name in enumerate("abc")}
     new = {name: tensor * 1.01 for name, tensor in old.items()}

@@ -44,6 +44,26 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(*flat)
 
 
+def test_views_that_conjugate_or_negate(tmp_path: Path) -> None:
+    numbers = torch.randn(6, 8, dtype=torch.complex64)
+    tensors = {"conj": numbers.conj(), "neg": torch._neg_view(torch.randn(6, 8))}
+    assert tensors["conj"].is_conj() and tensors["neg"].is_neg()
+    bt.save_file(tensors, tmp_path / "m.bs")
+    assert all(torch.equal(bt.load_file(tmp_path / "m.bs")[n], t) for n, t in tensors.items())
+    module = nn.Module()
+    module.register_buffer("plain", numbers)
+    module.register_buffer("conj", numbers.conj())
+    module.register_buffer("neg", torch._neg_view(torch.zeros(6, 8)))
+    with pytest.raises(RuntimeError, match="share memory"):
+        bt.save_model(module, tmp_path / "model.bs")
+    bt.save_file({"plain": numbers, "neg": tensors["neg"], "conj": numbers.conj().clone()},
+                 tmp_path / "m.bs")
+    module.register_buffer("plain", torch.zeros_like(numbers))
+    module.register_buffer("conj", torch.zeros_like(numbers).conj())
+    bt.load_model(module, tmp_path / "m.bs")
+    assert torch.equal(module.conj, numbers.conj()) and torch.equal(module.neg, tensors["neg"])
+
+
 class Net(nn.Module):
     def __init__(self, tied: bool = False) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from . import _bigsmall
 from ._errors import BigsmallError
-from ._frameworks import Framework, framework
+from ._frameworks import Framework, framework, memory
 from ._jobs import Progress
 
 __all__ = ["File", "Slice", "open", "safe_open"]
@@ -164,19 +164,21 @@ class File:
 
     def read_into(self, name: str, out: Any) -> None:
         """Decodes the tensor `name` into `out`: a writable, contiguous buffer of `nbytes` bytes,
-        such as an array of NumPy or a `bytearray`. The GIL is released; no other thread may use
-        `out` meanwhile. After an error its contents are unspecified.
+        such as a `bytearray`, an array of NumPy or a tensor of PyTorch in main memory. Bytes are
+        little-endian. The GIL is released; no other thread may use `out` meanwhile. After an error
+        its contents are unspecified.
 
         Raises:
             BigsmallError: No such tensor, a wrong length, damage.
-            BufferError: `out` is read-only or not contiguous.
+            BufferError: `out` is read-only or not contiguous; an array that is big-endian, or a
+                tensor that conjugates or negates its memory.
         """
-        self._model.read_into(name, out)
+        self._model.read_into(name, memory(out))
 
     def read_rows_into(self, name: str, begin: int, end: int, out: Any) -> None:
         """Decodes the rows `begin` up to `end`, steps of the first dimension, into `out`. Only the
         blocks that hold them are read. Otherwise as `read_into`."""
-        self._model.read_rows_into(name, begin, end, out)
+        self._model.read_rows_into(name, begin, end, memory(out))
 
     def read_many_into(
         self,
@@ -195,8 +197,9 @@ class File:
             ValueError: Two buffers overlap.
             KeyboardInterrupt: Ctrl-C, within about 256 MiB of decoded bytes.
         """
-        pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-        self._model.read_many_into(list(pairs), progress)
+        # Kept during the call.
+        pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
+        self._model.read_many_into([(name, memory(out)) for name, out in pairs], progress)
 
 
 class Slice:

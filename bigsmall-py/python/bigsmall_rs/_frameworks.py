@@ -20,7 +20,8 @@ class Framework(Protocol):
         """A new tensor of that safetensors dtype and shape in main memory."""
 
     def buffer(self, tensor: Any) -> Any:
-        """The memory of a contiguous tensor as a writable buffer of bytes."""
+        """The memory of a tensor as a writable buffer of bytes. A `BufferError` unless it is main
+        memory that holds the values in order, little-endian."""
 
     def to_device(self, tensor: Any, device: Any) -> Any:
         """The tensor on that device."""
@@ -33,6 +34,9 @@ class Framework(Protocol):
 
     def own_shape(self, dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The framework's shape of a tensor of that safetensors dtype and shape."""
+
+    def file_shape(self, dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in a file of a tensor that has this one in the framework."""
 
 
 _MODULES = {
@@ -64,15 +68,8 @@ def memory(tensor: Any) -> Any:
     """The memory of a tensor of PyTorch, an array of NumPy, or any other object with a buffer.
 
     Raises:
-        BufferError: It is not contiguous, or not in main memory.
+        BufferError: As `Framework.buffer`.
     """
     made = framework_of(tensor)
-    if made is None:
-        return tensor
-    # NumPy's flags have a name of their own for it.
-    flags = getattr(tensor, "flags", None)
-    whole = tensor.is_contiguous() if flags is None else flags.c_contiguous
-    if not whole or str(getattr(tensor, "device", "cpu")) != "cpu":
-        raise BufferError("the tensor must be contiguous and in main memory")
     # Arrays of some dtypes export no buffer themselves.
-    return made.buffer(tensor)
+    return tensor if made is None else made.buffer(tensor)

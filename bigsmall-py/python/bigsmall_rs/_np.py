@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,11 +61,16 @@ def own_shape(dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+file_shape = own_shape
+
+
 def empty(dtype_name: str, shape: Sequence[int]) -> Any:
     return np.empty(shape, dtype(dtype_name))
 
 
 def buffer(tensor: Any) -> Any:
+    if not tensor.flags.c_contiguous or tensor.dtype != tensor.dtype.newbyteorder("<"):
+        raise BufferError("the array must be C-contiguous and little-endian")
     return tensor.reshape(-1).view(np.uint8)
 
 
@@ -83,7 +87,5 @@ def given(name: str, array: Any) -> tuple[str, str, Sequence[int], Any]:
             f"tensor {name!r}: expected an array of NumPy, found {type(array)}", "Argument"
         )
     dtype_name = name_of(array.dtype)
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.byteswap()
-    shape = array.shape
-    return name, dtype_name, shape, buffer(np.ascontiguousarray(array))
+    kept = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return name, dtype_name, array.shape, buffer(kept)

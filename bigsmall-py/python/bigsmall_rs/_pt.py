@@ -59,11 +59,27 @@ def own_shape(dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // 2)
 
 
+def file_shape(dtype_name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape in a file; the inverse of `own_shape`."""
+    if dtype_name != "F4" or not shape:
+        return tuple(shape)
+    return (*shape[:-1], 2 * shape[-1])
+
+
 def empty(dtype_name: str, shape: Sequence[int]) -> torch.Tensor:
     return torch.empty(own_shape(dtype_name, shape), dtype=dtype(dtype_name), device="cpu")
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the memory holds the values in order. Some views conjugate or negate what is read."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
 def buffer(tensor: torch.Tensor) -> Any:
+    if tensor.device.type != "cpu" or not is_plain(tensor):
+        raise BufferError(
+            "the tensor must be contiguous, in main memory and no conjugated or negated view"
+        )
     n = tensor.numel() * tensor.element_size()
     if n == 0:
         return memoryview(bytearray())
@@ -100,8 +116,5 @@ def given(name: str, tensor: Any) -> tuple[tuple[str, str, Sequence[int], Any], 
             "first, or use save_model(..., force_contiguous=True)."
         )
     dtype_name = name_of(tensor.dtype)
-    shape = list(tensor.shape)
-    if dtype_name == "F4" and shape:
-        shape[-1] *= 2
-    kept = tensor.detach().cpu()
-    return (name, dtype_name, shape, buffer(kept)), kept
+    kept = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return (name, dtype_name, file_shape(dtype_name, tensor.shape), buffer(kept)), kept

@@ -6,8 +6,9 @@ from those before.
     frames = {name: encode_delta(new[name], old[name]) for name in new}    # bytes to send
     apply_delta(frames, model.state_dict())                                # where `old` is in use
 
-Tensors are contiguous tensors of PyTorch in main memory, or arrays of NumPy. The GIL is released
-while they are coded, on all cores. No other thread may write to them during a call.
+Tensors are contiguous tensors of PyTorch in main memory, or arrays of NumPy, contiguous and
+little-endian; views of PyTorch that conjugate or negate are refused. The GIL is released while they
+are coded, on all cores. No other thread may write to them during a call.
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ def encode_delta(new: Any, base: Any) -> bytes:
 
     Raises:
         ValueError: The two differ in dtype or shape.
-        BufferError: One of them is not contiguous, or not in main memory.
+        BufferError: One of them is not such a tensor.
         BigsmallError: safetensors has no such dtype.
     """
-    dtype, shape = _of(new).name_of(new.dtype), tuple(new.shape)
-    if dtype == "F4" and shape:
-        # PyTorch holds F4 in pairs.
-        shape = (*shape[:-1], 2 * shape[-1])
+    made = _of(new)
+    dtype = made.name_of(new.dtype)
+    shape = made.file_shape(dtype, new.shape)
     _check("base", base, dtype, shape)
     return _bigsmall.encode_delta(dtype, shape, memory(new), memory(base))
 
@@ -67,7 +67,7 @@ def apply_delta(frames: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     Raises:
         KeyError: A name of `frames` is not in `tensors`.
         ValueError: A tensor has another dtype or shape than its frame; two tensors overlap.
-        BufferError: A tensor is not contiguous, or not in main memory.
+        BufferError: A tensor is not as described above.
         BigsmallError: A tensor is not the base of its frame (rule `"BaseMismatch"`), or a frame is
             damaged.
     """

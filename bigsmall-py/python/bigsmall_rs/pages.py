@@ -9,9 +9,9 @@ that they share.
     pages.decode_into(memoryview(slot)[:n], page)          # bit by bit the same
 
 A page is a contiguous tensor of PyTorch in main memory, an array of NumPy, or any other object with
-a buffer. Bytes are little-endian. The GIL is released while a page is coded, on the thread that
-calls; one `Pages` serves any number of threads. No other thread may write to a buffer during a
-call.
+a buffer. Bytes are little-endian; an array of another order is refused, and so is a view of PyTorch
+that conjugates or negates. The GIL is released while a page is coded, on the thread that calls; one
+`Pages` serves any number of threads. No other thread may write to a buffer during a call.
 """
 
 from __future__ import annotations

@@ -155,12 +155,10 @@ def _aliases(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (
-        b.data_ptr(),
-        b.shape,
-        b.stride(),
-        b.dtype,
-    )
+    def facts(t: torch.Tensor) -> Any:
+        return t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_conj(), t.is_neg()
+
+    return facts(a) == facts(b)  # type: ignore[no-any-return]
 
 
 def save_model(
@@ -262,7 +260,7 @@ def _fill(
     straight: list[str] = []
     copied: list[str] = []
     for name, to in targets.items():
-        fits = to.dtype == _pt.dtype(infos[name][0]) and to.is_contiguous()
+        fits = to.dtype == _pt.dtype(infos[name][0]) and _pt.is_plain(to)
         (straight if fits and to.device.type == "cpu" else copied).append(name)
     file._model.read_many_into([(name, _pt.buffer(targets[name])) for name in straight])
     _copy(file, {name: targets[name] for name in copied}, budget)
