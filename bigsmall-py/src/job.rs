@@ -1,13 +1,14 @@
 //! Jobs over files and folders, which report progress and can be interrupted.
 
+use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use bigsmall_io::{
-    CompressOptions, Encoding, Level, Progress, Report, RestoreOptions, Result, hex,
+    CompressOptions, Encoding, FolderOptions, Level, Progress, Report, RestoreOptions, Result, hex,
 };
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -17,31 +18,43 @@ use crate::pool::pool;
 /// How often a job looks for signals and reports progress.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Does `work` in the pool with the GIL released, while this thread looks for signals and calls
-/// `callback(done, total)`. What either of them raises cancels the work and is raised in the end.
+/// Does `work` in the pool with the GIL released, while this thread looks for signals, gives
+/// warnings and calls `callback(done, total)`. What any of them raises cancels the work and is
+/// raised in the end.
 pub(crate) fn run<T: Send>(
     py: Python<'_>,
-    progress: &Progress,
     callback: Option<&Py<PyAny>>,
-    work: impl FnOnce() -> Result<T> + Send,
+    work: impl FnOnce(&Progress) -> Result<T> + Send,
 ) -> PyResult<T> {
     let pool = pool(py)?;
-    let report = |py: Python<'_>| match callback {
-        Some(f) => f.call1(py, (progress.done_bytes(), progress.total_bytes())).map(drop),
-        None => Ok(()),
+    let (warn, warnings) = channel::<String>();
+    let progress = Progress::default().on_warning(move |text| {
+        // Received by this function, which outlives the work.
+        let _ = warn.send(text.to_owned());
+    });
+    let progress = &progress;
+    let report = move |py: Python<'_>| {
+        for text in warnings.try_iter() {
+            // Of the function of Python that called `bigsmall_rs`.
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &CString::new(text)?, 2)?;
+        }
+        match callback {
+            Some(f) => f.call1(py, (progress.done_bytes(), progress.total_bytes())).map(drop),
+            None => Ok(()),
+        }
     };
-    let (done, raised) = py.detach(|| {
+    let (done, raised, report) = py.detach(move || {
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             let builder = std::thread::Builder::new().name("bigsmall job".into());
             let job = builder.spawn_scoped(scope, move || {
                 // Dropped at the end, also when the work panics: that ends the wait below.
                 let _ended: Sender<()> = sender;
-                pool.install(work)
+                pool.install(|| work(progress))
             });
             let job = match job {
                 Ok(job) => job,
-                Err(e) => return (Err(PyRuntimeError::new_err(e.to_string())), None),
+                Err(e) => return (Err(PyRuntimeError::new_err(e.to_string())), None, report),
             };
             let mut raised = None;
             while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(TICK) {
@@ -54,7 +67,7 @@ pub(crate) fn run<T: Send>(
                 }
             }
             let panicked = |_| PyRuntimeError::new_err("a job panicked");
-            (job.join().map_err(panicked), raised)
+            (job.join().map_err(panicked), raised, report)
         })
     });
     if let Some(raised) = raised {
@@ -88,8 +101,17 @@ pub(crate) fn encoding(name: &str, level: &str) -> PyResult<Encoding> {
     }
 }
 
+/// Which files of a folder are taken: `hidden`, `max_files` and `max_depth`.
+type Folder = (bool, Option<u64>, Option<usize>);
+
+fn folder((hidden, max_files, max_depth): Folder) -> FolderOptions {
+    let default = FolderOptions::new();
+    let options = default.hidden(hidden).max_files(max_files.unwrap_or(default.max_files));
+    options.max_depth(max_depth.unwrap_or(default.max_depth))
+}
+
 #[pyfunction]
-#[pyo3(signature = (input, output, encoding, level, md5, replace, dry_run, progress))]
+#[pyo3(signature = (input, output, encoding, level, base, md5, replace, dry_run, folder, progress))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn compress<'py>(
     py: Python<'py>,
@@ -97,50 +119,63 @@ pub(crate) fn compress<'py>(
     output: PathBuf,
     encoding: &str,
     level: &str,
+    base: Vec<PathBuf>,
     md5: bool,
     replace: bool,
     dry_run: bool,
+    folder: Folder,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let encoding = self::encoding(encoding, level)?;
-    let options = CompressOptions::new().encoding(encoding);
-    let options = options.md5(md5).replace(replace).dry_run(dry_run);
-    let state = Progress::default();
-    let report = run(py, &state, progress.as_ref(), || {
-        bigsmall_io::compress(&input, &output, &options, &state)
+    let options = CompressOptions::new().encoding(self::encoding(encoding, level)?);
+    let options = options.md5(md5).replace(replace).dry_run(dry_run).folder(self::folder(folder));
+    let options = base.into_iter().fold(options, CompressOptions::base);
+    let report = run(py, progress.as_ref(), |progress| {
+        bigsmall_io::compress(&input, &output, &options, progress)
     })?;
     to_dict(py, &report)
 }
 
 #[pyfunction]
-#[pyo3(signature = (input, output, replace, progress))]
+#[pyo3(signature = (
+    input, output, base, replace, max_expansion, ignore_free_space, folder, progress
+))]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn restore<'py>(
     py: Python<'py>,
     input: PathBuf,
     output: PathBuf,
+    base: Vec<PathBuf>,
     replace: bool,
+    max_expansion: Option<u64>,
+    ignore_free_space: bool,
+    folder: Folder,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = RestoreOptions::new().replace(replace);
-    let state = Progress::default();
-    let report = run(py, &state, progress.as_ref(), || {
-        bigsmall_io::restore(&input, &output, &options, &state)
+    let options = RestoreOptions::new().replace(replace).max_expansion(max_expansion);
+    let options = options.ignore_free_space(ignore_free_space).folder(self::folder(folder));
+    let options = base.into_iter().fold(options, RestoreOptions::base);
+    let report = run(py, progress.as_ref(), |progress| {
+        bigsmall_io::restore(&input, &output, &options, progress)
     })?;
     to_dict(py, &report)
 }
 
 #[pyfunction]
-#[pyo3(signature = (input, md5, progress))]
+#[pyo3(signature = (input, base, md5, max_expansion, folder, progress))]
 pub(crate) fn verify<'py>(
     py: Python<'py>,
     input: PathBuf,
+    base: Vec<PathBuf>,
     md5: bool,
+    max_expansion: Option<u64>,
+    folder: Folder,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = RestoreOptions::new().md5(md5);
-    let state = Progress::default();
+    let options = RestoreOptions::new().md5(md5).max_expansion(max_expansion);
+    let options = options.folder(self::folder(folder));
+    let options = base.into_iter().fold(options, RestoreOptions::base);
     let report =
-        run(py, &state, progress.as_ref(), || bigsmall_io::verify(&input, &options, &state))?;
+        run(py, progress.as_ref(), |progress| bigsmall_io::verify(&input, &options, progress))?;
     to_dict(py, &report)
 }
 
@@ -155,6 +190,8 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
         entry.set_item("sha256", hex(&file.sha256))?;
         entry.set_item("tensors", file.n_tensors)?;
         entry.set_item("shared_tensors", file.n_shared)?;
+        entry.set_item("delta_tensors", file.n_deltas)?;
+        entry.set_item("inherited_tensors", file.n_inherited)?;
         let md5 = PyDict::new(py);
         for (name, sum) in &file.md5s {
             md5.set_item(name, hex(sum))?;
@@ -167,5 +204,6 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     all.set_item("compressed_bytes", report.compressed_bytes)?;
     all.set_item("ratio", report.ratio())?;
     all.set_item("files", files)?;
+    all.set_item("left_out", &report.left_out)?;
     Ok(all)
 }

@@ -64,6 +64,5 @@ fn with_views(
             Dtype::from_name(dtype).map_err(|e| raise(py, &Error::from(e).in_tensor(name)))?;
         views.push((name.as_str(), TensorView::new(dtype, shape, input.bytes())));
     }
-    let progress = Progress::default();
-    run(py, &progress, None, || work(views, &progress))
+    run(py, None, |progress| work(views, progress))
 }

@@ -7,17 +7,20 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import bigsmall_rs
 from bigsmall_rs import BigsmallError
@@ -159,6 +162,74 @@ def test_jobs(original: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         wrong: Any = "other"
         bigsmall_rs.compress(original, out, replace=True, encoding=wrong)
+
+
+def test_hidden_files_are_named_or_taken(original: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    shutil.copy(original, model)
+    for name in (".hidden", "seen"):
+        (model / name).write_text(name)
+    assert bigsmall_rs.compress(model, out)["left_out"] == [".hidden"]
+    assert not (out / ".hidden").exists() and (out / "seen").exists()
+    assert bigsmall_rs.compress(model, out, hidden=True, replace=True)["left_out"] == []
+    assert bigsmall_rs.verify(out)["left_out"] == [".hidden"]
+    assert bigsmall_rs.restore(out, tmp_path / "without")["left_out"] == [".hidden"]
+    bigsmall_rs.restore(out, tmp_path / "back", hidden=True)
+    names = {file.name: file.read_bytes() for file in (tmp_path / "back").iterdir()}
+    assert names == {file.name: file.read_bytes() for file in model.iterdir()}
+    for limit in ({"max_files": 1}, {"max_depth": 0}):
+        (model / "deep").mkdir(exist_ok=True)
+        with pytest.raises(BigsmallError):
+            bigsmall_rs.compress(model, tmp_path / "none", **limit)  # type: ignore[arg-type]
+
+
+def test_a_base(tmp_path: Path) -> None:
+    old, new, shard, back = (tmp_path / name for name in ("old", "new", "shard", "back"))
+    values = np.random.default_rng(1).standard_normal((400, 500), np.float32)
+    save_file({"a": values, "b": values + 1}, old)
+    save_file({"a": values * np.float32(1.0001), "b": values + 1}, new)
+    (file,) = bigsmall_rs.compress(new, shard, base=[old])["files"]
+    assert (file["delta_tensors"], file["inherited_tensors"]) == (1, 1)
+    assert shard.stat().st_size < new.stat().st_size / 2
+    for base in ([old], old, [str(new), old]):
+        bigsmall_rs.verify(shard, base=base)
+        bigsmall_rs.restore(shard, back, base=base, replace=True)
+        assert back.read_bytes() == new.read_bytes()
+    back.unlink()
+    for base, rule in (([], "BaseMissing"), ([new], "BaseMismatch")):
+        for job in (bigsmall_rs.verify, lambda *a, **b: bigsmall_rs.restore(*a, back, **b)):
+            with pytest.raises(BigsmallError) as wrong:
+                job(shard, base=base)
+            assert wrong.value.rule == rule
+    assert not back.exists()
+
+
+def test_limits_and_warnings_of_restore(tmp_path: Path) -> None:
+    zeros, shard, back = (tmp_path / name for name in ("zeros", "shard", "back"))
+    # A file with a hole, of which a gigabyte and more is restored.
+    n = 1_100_000_000
+    header = json.dumps({"a": {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(zeros, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + n)
+    bigsmall_rs.compress(zeros, shard)
+    zeros.unlink()
+    with pytest.raises(BigsmallError) as wrong:
+        bigsmall_rs.verify(shard, max_expansion=100)
+    assert wrong.value.rule == "Expansion"
+    with pytest.raises(BigsmallError):
+        bigsmall_rs.restore(shard, back, max_expansion=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="restore to"):
+            bigsmall_rs.restore(shard, back)
+    assert [file.name for file in tmp_path.iterdir()] == ["shard"]
+    with pytest.warns(UserWarning, match=f"restore to {8 + len(header) + n} bytes") as given:
+        bigsmall_rs.restore(shard, back, ignore_free_space=True)
+    assert given[0].filename == __file__
+    back.unlink()
 
 
 def test_what_a_callback_raises_stops_the_job(large: Path, tmp_path: Path) -> None:

@@ -36,28 +36,29 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (compress, restore):
         command.add_argument("-o", "--output", required=True)
-        command.add_argument("--force", action="store_true", help="replace an existing output")
+        command.add_argument(
+            "--force", action="store_true", dest="replace", help="replace an existing output"
+        )
     for command in (compress, verify):
         command.add_argument("--md5", action="store_true", help="MD5 of every tensor")
+    for command in (restore, verify):
+        command.add_argument("--max-expansion", type=int, help="refuse a shard that grows so much")
+    restore.add_argument("--ignore-free-space", action="store_true", help="begin without enough")
+    for command in (compress, restore, verify):
+        command.add_argument("--base", action="append", default=[], help="a base; more than once")
+        command.add_argument("--hidden", action="store_true", help="hidden files, too")
+        command.add_argument("--max-files", type=int, help="the most files of a folder")
+        command.add_argument("--max-depth", type=int, help="the most folders in one another")
     return parser
 
 
 def _run(a: argparse.Namespace, bar: bool) -> Any:
-    if a.command == "compress":
-        return bigsmall_rs.compress(
-            a.input,
-            a.output,
-            encoding=a.encoding,
-            level=a.level,
-            md5=a.md5,
-            replace=a.force,
-            progress=bar,
-        )
-    if a.command == "restore":
-        return bigsmall_rs.restore(a.input, a.output, replace=a.force, progress=bar)
-    if a.command == "verify":
-        return bigsmall_rs.verify(a.input, md5=a.md5, progress=bar)
-    return bigsmall_rs.inspect(a.input)
+    options = vars(a).copy()
+    del options["json"]
+    function = getattr(bigsmall_rs, options.pop("command"))
+    paths = [options.pop(name) for name in ("input", "output") if name in options]
+    # `inspect`, which is quick, has no options.
+    return function(*paths, **options, progress=bar) if options else function(*paths)
 
 
 def _show(command: str, report: Any, seconds: float) -> None:
@@ -72,6 +73,11 @@ def _show(command: str, report: Any, seconds: float) -> None:
             print(f"{f['name']!a}  sha256 {f['sha256']}")
             for name, md5 in f["md5"].items():
                 print(f"  {name!a}  md5 {md5}")
+        if report["left_out"]:
+            names = ", ".join(f"{name!a}" for name in report["left_out"][:3])
+            more = len(report["left_out"]) - 3
+            names += f" and {more} more" if more > 0 else ""
+            print(f"left out {names} (--hidden takes hidden files, but no .git)")
     original, compressed = _size(report["original_bytes"]), _size(report["compressed_bytes"])
     print(f"{original} <-> {compressed}: {100 * report['ratio']:.2f} % in {seconds:.2f} s")
 

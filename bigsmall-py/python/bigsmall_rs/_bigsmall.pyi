@@ -30,6 +30,7 @@ _Described = tuple[str, str, tuple[int, ...], int]
 _Given = tuple[str, str, Sequence[int], Buffer]
 _Progress = Callable[[int, int], object]
 _Path = str | os.PathLike[str]
+_Folder = tuple[bool, int | None, int | None]
 
 @final
 class Model:
@@ -78,15 +79,31 @@ def compress(
     output: _Path,
     encoding: str,
     level: str,
+    base: Sequence[_Path],
     md5: bool,
     replace: bool,
     dry_run: bool,
+    folder: _Folder,
     progress: _Progress | None,
 ) -> dict[str, Any]: ...
 def restore(
-    input: _Path, output: _Path, replace: bool, progress: _Progress | None
+    input: _Path,
+    output: _Path,
+    base: Sequence[_Path],
+    replace: bool,
+    max_expansion: int | None,
+    ignore_free_space: bool,
+    folder: _Folder,
+    progress: _Progress | None,
 ) -> dict[str, Any]: ...
-def verify(input: _Path, md5: bool, progress: _Progress | None) -> dict[str, Any]: ...
+def verify(
+    input: _Path,
+    base: Sequence[_Path],
+    md5: bool,
+    max_expansion: int | None,
+    folder: _Folder,
+    progress: _Progress | None,
+) -> dict[str, Any]: ...
 def save(
     path: _Path,
     tensors: Sequence[_Given],

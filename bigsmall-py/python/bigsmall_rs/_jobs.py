@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 from . import _bigsmall
@@ -27,6 +27,10 @@ class FileReport(TypedDict):
     tensors: int
     shared_tensors: int
     """Tensors whose payload is that of another one."""
+    delta_tensors: int
+    """Tensors that are stored as differences from a base."""
+    inherited_tensors: int
+    """Tensors that are equal to those of a base, and have no payload."""
     md5: dict[str, str]
     """MD5 of the tensors' values, where asked for."""
 
@@ -39,6 +43,8 @@ class Report(TypedDict):
     ratio: float
     """Compressed over original; smaller is better."""
     files: list[FileReport]
+    left_out: list[str]
+    """Files and folders of the input that are not in the output: hidden ones, and every `.git`."""
 
 
 class _Bar:
@@ -84,15 +90,23 @@ class _Shown:
             self._bar.close()
 
 
+def _paths(base: Path | Sequence[Path]) -> Sequence[Path]:
+    return [base] if isinstance(base, (str, os.PathLike)) else base
+
+
 def compress(
     input: Path,
     output: Path,
     *,
     encoding: Encoding = "ans",
     level: Level = "default",
+    base: Path | Sequence[Path] = (),
     md5: bool = False,
     replace: bool = False,
     dry_run: bool = False,
+    hidden: bool = False,
+    max_files: int | None = None,
+    max_depth: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Report:
     """Compresses a safetensors file to a shard, or a model folder to a folder of shards.
@@ -101,14 +115,19 @@ def compress(
     is absent, as it was, or complete, also after Ctrl-C. Memory: at most 256 MiB.
 
     Args:
-        input: A safetensors file, or a folder. Other files of a folder are copied, but
-            no hidden ones.
+        input: A safetensors file, or a folder. Other files of a folder are copied.
         output: The shard, or the folder to make.
         encoding: `"ans"` is the smallest; `"tbe3"` and `"tbe4"` decode faster; `"raw"` stores.
         level: How hard `"ans"` tries.
+        base: A file, a folder or shards from which the input differs little. Differences from it
+            are stored where that is smaller, and it is needed to restore. If it has a base itself,
+            the bases in order.
         md5: Keep an MD5 of every tensor.
         replace: Replace an existing output.
         dry_run: Do all the work but write nothing.
+        hidden: Take also files and folders whose name begins with a dot, but never a `.git`.
+        max_files: The most files that a folder may have; `None` for 1,048,576.
+        max_depth: The most folders in one another; `None` for 100.
         progress: `progress(done, total)`, called about 20 times a second with original bytes; what
             it raises stops the job. `True` shows a bar of tqdm where tqdm is installed.
 
@@ -117,9 +136,10 @@ def compress(
             writing failed.
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
+    folder = hidden, max_files, max_depth
     with _Shown("compress", progress) as callback:
         report = _bigsmall.compress(
-            input, output, encoding, level, md5, replace, dry_run, callback
+            input, output, encoding, level, _paths(base), md5, replace, dry_run, folder, callback
         )
     return cast(Report, report)
 
@@ -128,44 +148,84 @@ def restore(
     input: Path,
     output: Path,
     *,
+    base: Path | Sequence[Path] = (),
     replace: bool = False,
+    max_expansion: int | None = None,
+    ignore_free_space: bool = False,
+    hidden: bool = False,
+    max_files: int | None = None,
+    max_depth: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Report:
     """Restores the safetensors file or the model folder that `input` was made from.
 
-    The SHA-256 of every file is compared with that of the original. Memory: at most 256 MiB.
+    The SHA-256 of every file is compared with that of the original. Memory: at most 256 MiB. A
+    `UserWarning` says if the output is a gigabyte or more and a hundred times the input.
 
     Args:
         input: A shard, or a folder of shards.
         output: The safetensors file, or the folder to make.
+        base: The bases of shards that are stored as differences, and the bases of those: files,
+            folders or shards in any order.
         replace: Replace an existing output.
+        max_expansion: Refuse a shard that restores to this many times its bytes, or more; `None`
+            for 1,048,576.
+        ignore_free_space: Begin even if the file system says that it has too little free space.
+        hidden: As in `compress`.
+        max_files: As in `compress`.
+        max_depth: As in `compress`.
         progress: As in `compress`.
 
     Raises:
-        BigsmallError: The shard is damaged, the output exists, reading or writing failed.
+        BigsmallError: The shard is damaged, a base is missing (rule `"BaseMissing"`) or another one
+            (`"BaseMismatch"`), the output exists, reading or writing failed.
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
+    folder = hidden, max_files, max_depth
     with _Shown("restore", progress) as callback:
-        report = _bigsmall.restore(input, output, replace, callback)
+        report = _bigsmall.restore(
+            input,
+            output,
+            _paths(base),
+            replace,
+            max_expansion,
+            ignore_free_space,
+            folder,
+            callback,
+        )
     return cast(Report, report)
 
 
 def verify(
-    path: Path, *, md5: bool = False, progress: Progress | bool | None = None
+    path: Path,
+    *,
+    base: Path | Sequence[Path] = (),
+    md5: bool = False,
+    max_expansion: int | None = None,
+    hidden: bool = False,
+    max_files: int | None = None,
+    max_depth: int | None = None,
+    progress: Progress | bool | None = None,
 ) -> Report:
     """Checks every byte of a shard or of all shards in a folder. Writes nothing.
 
     Args:
         path: A shard, or a folder of shards.
         md5: Report the MD5 of every tensor.
+        base: As in `restore`.
+        max_expansion: As in `restore`.
+        hidden: As in `compress`.
+        max_files: As in `compress`.
+        max_depth: As in `compress`.
         progress: As in `compress`.
 
     Raises:
         BigsmallError: Something is damaged; `.file`, `.tensor` and `.offset` say where.
         KeyboardInterrupt: Ctrl-C.
     """
+    folder = hidden, max_files, max_depth
     with _Shown("verify", progress) as callback:
-        report = _bigsmall.verify(path, md5, callback)
+        report = _bigsmall.verify(path, _paths(base), md5, max_expansion, folder, callback)
     return cast(Report, report)
 
 
