@@ -15,8 +15,14 @@ fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok((json.len() as u64).to_le_bytes().into_iter().chain(json).chain(data).collect())
 }
 
-/// Units of `base` that are changed: one in `one_in`, by up to `most` steps.
-fn changed(base: &[u8], width: usize, one_in: u64, most: u64, random: &mut Random) -> Vec<u8> {
+/// `base` with some of its units changed: one in `one_in`, by up to `most` steps.
+pub(crate) fn changed(
+    base: &[u8],
+    width: usize,
+    one_in: u64,
+    most: u64,
+    random: &mut Random,
+) -> Vec<u8> {
     let mut new = base.to_vec();
     for unit in new.chunks_exact_mut(width) {
         if random.below(one_in) == 0 {

@@ -484,13 +484,18 @@ pub fn safetensors_header(data: &[u8]) {
     }
 }
 
+/// A temporary folder, in main memory where the system has such folders.
+pub(crate) fn in_memory() -> tempfile::TempDir {
+    let shm = std::path::Path::new("/dev/shm");
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+    dir.unwrap()
+}
+
 /// A model folder of two shards, the same for every input.
 fn folder() -> &'static PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let shm = std::path::Path::new("/dev/shm");
-        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-        let dir = dir.unwrap().keep();
+        let dir = in_memory().keep();
         for (name, tensors) in [("a.bs", &["x", "y"][..]), ("b.bs", &["z"])] {
             let specs: Vec<_> =
                 tensors.iter().map(|t| TensorSpec::new(t, Dtype::U8, &[3]).unwrap()).collect();

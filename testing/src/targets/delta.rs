@@ -7,6 +7,7 @@ use bigsmall_format::{Class, Dtype, Rule, TensorEncoding, encode_tensor_with_bas
 
 use super::{Input, backends, edit, spec};
 use crate::Random;
+use crate::golden_deltas::changed;
 use crate::oracle::ans::delta;
 
 const DTYPES: [Dtype; 6] =
@@ -36,16 +37,7 @@ fn samples() -> &'static [Sample] {
                 // Exponents near each other, as those of weights.
                 base.chunks_mut(width)
                     .for_each(|unit| unit[width - 1] = unit[width - 1] & 0x83 | 0x3c);
-                let mut new = base.clone();
-                for unit in new.chunks_mut(width) {
-                    if random.below(one_in) == 0 {
-                        let mut value = [0; 8];
-                        value[..width].copy_from_slice(unit);
-                        let step = random.below(2 * most + 1).wrapping_sub(most);
-                        let value = u64::from_le_bytes(value).wrapping_add(step);
-                        unit.copy_from_slice(&value.to_le_bytes()[..width]);
-                    }
-                }
+                let new = changed(&base, width, one_in, most, &mut random);
                 let spec = spec(dtype, N);
                 let delta = Delta::default();
                 let plan = delta.plan_with_base(&spec, &new, &base).unwrap();
