@@ -2,8 +2,8 @@
 
 use bigsmall_format::internal::{for_each_in_parallel, reserve, set_len};
 use bigsmall_format::{
-    BaseTensor, Dtype, EncodedRef, EncodedTensor, EncodedView, EncodingId, Error, Result, Rule,
-    TensorSpec, encode_tensor, encode_tensor_with_base,
+    BaseTensor, BlockDecoder, Dtype, EncodedRef, EncodedTensor, EncodedView, EncodingId, Error,
+    Result, Rule, TensorSpec, encode_tensor, encode_tensor_with_base,
 };
 
 use super::encoding::{DECODING, Delta, with_scratch};
@@ -86,15 +86,17 @@ fn encode(
 ///
 /// # Errors
 /// [`Rule::BaseMismatch`] when `base` is not the one that the frame was made against; each block of
-/// it is checked before anything is decoded from it. [`Rule::SpecMismatch`] when the frame holds
-/// another dtype, [`Rule::BufferLength`] when `values` has another length, and every error of a
-/// damaged frame. After an error the contents of `values` are unspecified.
+/// it is checked before anything is decoded from it. A frame that was stored without its base,
+/// because that was smaller, fits any weights of its length. [`Rule::SpecMismatch`] when the frame
+/// holds another dtype, [`Rule::BufferLength`] when `values` has another length, [`Rule::Memory`],
+/// and every error of a damaged frame. After an error the contents of `values` are unspecified.
 pub fn decode_delta<T: Element>(frame: &[u8], base: &[T], values: &mut [T]) -> Result<()> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;
     let base_spec = TensorSpec::new("", T::DTYPE, &[base.len() as u64])?;
     let flat = TensorSpec::new("", T::DTYPE, &[tensor.spec().n_elements()])?;
-    let base = BaseTensor::new(&flat, &base_spec, little_endian(base).into_owned())?;
+    let base = little_endian(base);
+    let base = BaseTensor::new(&flat, &base_spec, &*base)?;
     let bytes = bytemuck::cast_slice_mut(values);
     decode(&tensor, &base, bytes)?;
     swap_bytes::<T>(bytes);
@@ -143,7 +145,8 @@ fn check_len(spec: &TensorSpec, found: usize) -> Result<()> {
 
 /// Applies a frame of [`encode_delta`] to its base in place, on all cores: weights that are in use
 /// become the new ones. Everything is checked and decoded aside before the first weight changes;
-/// after an error all weights are as they were. Sparse blocks touch only the weights that change.
+/// after an error all weights are as they were, unless it is [`Rule::Memory`]: where memory ends in
+/// the second pass, blocks that were applied before stay applied. Sparse blocks touch only the weights that change.
 ///
 /// Memory: one decoded block for each thread.
 ///
@@ -162,7 +165,8 @@ fn check_len(spec: &TensorSpec, found: usize) -> Result<()> {
 /// ```
 ///
 /// # Errors
-/// Those of [`decode_delta`].
+/// Those of [`decode_delta`]. A frame that was stored without its base, because that was smaller,
+/// fits any weights of its length.
 pub fn apply_delta<T: Element>(frame: &[u8], live: &mut [T]) -> Result<()> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;
@@ -238,7 +242,7 @@ pub struct Changes<T> {
 /// The values that a frame of [`encode_delta`] changes in `base`, for programs that take places and
 /// new values. Sparse blocks are read without decoding the others of their units.
 ///
-/// Memory: the result, and one decoded block.
+/// Memory: the result, while it grows twice that, and one decoded block.
 ///
 /// ```
 /// use bigsmall_codec::{changes, encode_delta};
@@ -251,14 +255,14 @@ pub struct Changes<T> {
 /// ```
 ///
 /// # Errors
-/// Those of [`decode_delta`]; [`Rule::Memory`].
+/// Those of [`decode_delta`]; [`Rule::BufferLength`] when `base` has another length.
 pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;
     let base = little_endian(base);
     check_len(tensor.spec(), base.len())?;
-    let named = |e: Error| e.in_tensor(tensor.spec().name());
     let (spec, width) = (tensor.spec(), size_of::<T>());
+    let named = |e: Error| e.in_tensor(spec.name());
     let mut found = Changes { indices: Vec::new(), values: Vec::new() };
     let mut push = |index: usize, bytes: &[u8]| {
         reserve(&mut found.indices, 1)?;
@@ -271,71 +275,56 @@ pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
         found.values.push(value);
         Ok::<_, Error>(())
     };
-    let is_delta = tensor.encoding() == EncodingId::Delta;
-    let decoder = match is_delta {
-        true => {
-            tensor.check_head()?;
-            Some(Delta::default().decoder(spec, tensor.head())?)
+    tensor.check_head()?;
+    let delta = match tensor.encoding() {
+        EncodingId::Delta => Some(Delta::default().decoder(spec, tensor.head())?),
+        _ => None,
+    };
+    let alone;
+    let decoder: &dyn BlockDecoder = match &delta {
+        Some(delta) => delta,
+        None => {
+            alone = tensor.open(&Ans::default())?;
+            &*alone
         }
-        false => None,
     };
     let mut aside = Vec::new();
     let mut of_block = Vec::new();
     for (index, base) in (0..).zip(base.chunks(spec.block_bytes())) {
+        tensor.check_block(index)?;
+        let block = tensor.block(index);
         let first = index as usize * spec.block_bytes() / width;
-        of_block.clear();
-        match &decoder {
-            Some(decoder) => {
-                tensor
-                    .check_block(index)
-                    .and_then(|()| tensor.table().check_base(index, base))
-                    .map_err(named)?;
-                let block = tensor.block(index);
-                let sparse = with_scratch(&DECODING, |scratch| {
-                    decoder.changes(block, base, scratch, &mut of_block)
-                });
-                if sparse.map_err(named)? {
-                    // Units are elements, or bytes of elements.
-                    let unit = spec.dtype().unit_bytes();
-                    of_block.sort_unstable_by_key(|&(position, _)| position);
-                    set_len(&mut aside, base.len())?;
-                    let mut last = None;
-                    for &(position, _) in &of_block {
-                        let element = position as usize * unit / width * width;
-                        if last != Some(element) {
-                            aside[element..element + width]
-                                .copy_from_slice(&base[element..element + width]);
-                        }
-                        last = Some(element);
+        if let Some(delta) = &delta {
+            tensor.table().check_base(index, base).map_err(named)?;
+            of_block.clear();
+            let is_sparse = with_scratch(&DECODING, |scratch| {
+                delta.changes(block, base, scratch, &mut of_block)
+            });
+            if is_sparse.map_err(named)? {
+                // Units are elements, or bytes of elements.
+                let unit = spec.dtype().unit_bytes();
+                let element = |&(position, _): &(u32, u64)| position as usize * unit / width;
+                of_block.sort_unstable_by_key(|&(position, _)| position);
+                for units in of_block.chunk_by(|a, b| element(a) == element(b)) {
+                    let place = element(&units[0]);
+                    let old = &base[place * width..][..width];
+                    let mut new = [0; 8];
+                    let new = &mut new[..width];
+                    new.copy_from_slice(old);
+                    for &(position, value) in units {
+                        let at = position as usize * unit % width;
+                        new[at..at + unit].copy_from_slice(&value.to_le_bytes()[..unit]);
                     }
-                    for &(position, value) in &of_block {
-                        let at = position as usize * unit;
-                        aside[at..at + unit].copy_from_slice(&value.to_le_bytes()[..unit]);
+                    if new != old {
+                        push(first + place, new)?;
                     }
-                    let mut last = None;
-                    for &(position, _) in &of_block {
-                        let element = position as usize * unit / width * width;
-                        let bytes = &aside[element..element + width];
-                        if last != Some(element) && *bytes != base[element..element + width] {
-                            push(first + element / width, bytes)?;
-                        }
-                        last = Some(element);
-                    }
-                    continue;
                 }
-                set_len(&mut aside, base.len())?;
-                let aside = &mut aside[..base.len()];
-                aside.copy_from_slice(base);
-                with_scratch(&DECODING, |scratch| decoder.decode_block(block, aside, scratch))
-                    .map_err(named)?;
-            }
-            None => {
-                set_len(&mut aside, base.len())?;
-                let begin = index * spec.block_bytes() as u64;
-                let range = begin..begin + base.len() as u64;
-                tensor.decode_bytes(&Ans::default(), range, &mut aside[..base.len()])?;
+                continue;
             }
         }
+        set_len(&mut aside, base.len())?;
+        aside.copy_from_slice(base);
+        decoder.decode_blocks(&[block], &mut aside).map_err(named)?;
         let pairs = aside.chunks_exact(width).zip(base.chunks_exact(width));
         for (i, (new, _)) in pairs.enumerate().filter(|(_, (new, base))| new != base) {
             push(first + i, new)?;
