@@ -252,7 +252,7 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
 fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
     // Four histograms, so that equal neighbours do not wait for each other.
     let mut four = vec![[0u32; 4]; n_fields];
-    // The sample consists of whole groups.
+    // The sample consists of a multiple of 4 fields.
     for fields in fields.as_chunks::<4>().0 {
         for (i, &field) in fields.iter().enumerate() {
             four[usize::from(field)][i] += 1;

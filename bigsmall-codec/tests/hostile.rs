@@ -880,7 +880,7 @@ fn a_cut_block_is_told_how_long_it_must_be() {
     let raw = [&[0; 8][..], &[7; 1399]].concat();
     for (block, said) in [
         (&raw[..], "expected 1408, found 1407"),
-        (&[3, 0][..], "expected a kind below 3, as the head has no masks, found 3"),
+        (&[3, 0][..], "expected a kind other than 3, as the head has no masks, found 3"),
         (&[5, 0][..], "expected kind 0, 1, 2, 3 or 4, found 5"),
         (&[][..], "expected kind 0, 1, 2, 3 or 4, found -1"),
     ] {

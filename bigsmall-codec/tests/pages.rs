@@ -62,7 +62,7 @@ fn decode(pages: &Pages, encoded: &[u8], byte_len: usize) -> Result<Vec<u8>> {
     pages.decode_page(encoded, &mut out).map(|()| out)
 }
 
-/// The tables once for each backend, the first time as they were trained.
+/// The tables once for each backend.
 fn of_every_backend(pages: &Pages) -> Vec<Pages> {
     let again = |backend| Pages::from_bytes(&pages.to_bytes()).unwrap().with_backend(backend);
     backends().map(|backend| again(backend).unwrap()).collect()

@@ -160,12 +160,6 @@ fn deltas() {
         _ => of_base(i),
     });
     let spec = TensorSpec::new("d", Dtype::BF16, &[260]).unwrap();
-    // The bytes are what the encoder chose once; what counts is that they are read for ever.
-    let encoded = |new: &Vec<u8>| {
-        let tensor = encode_tensor_with_base(&Delta::default(), &spec, new, &base).unwrap();
-        format!("head {}\nblock {}", hex(tensor.head()), hex(tensor.block(0)))
-    };
-    println!("{}\n{}", encoded(&dense), encoded(&few));
     let head_bytes = bytes("delta head");
     let head = oracle::delta::Head::read(Dtype::BF16, &head_bytes).unwrap();
     for (key, kind, new) in [

@@ -89,7 +89,7 @@ impl<'a> Zeros<'a> {
             Error::new(Rule::AnsBlockHeader).at(at).expected(expected).found(found)
         };
         if head.mask.is_none() {
-            return Err(wrong(0, "a kind below 3, as the head has no masks", 3));
+            return Err(wrong(0, "a kind other than 3, as the head has no masks", 3));
         }
         let (&[_, reserved, len0, len1, n0, n1, n2, n3], rest) =
             block.split_first_chunk::<HEADER>().ok_or_else(|| {
