@@ -1,7 +1,5 @@
 //! The encoding, as the rest of the workspace knows it.
 
-use std::sync::Mutex;
-
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{
     Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, ReadAt, Result, TensorEncoding,
@@ -12,6 +10,7 @@ use crate::backend::{self, kernels};
 use crate::head::Head;
 use crate::kernels::Kernels;
 use crate::level::Level;
+use crate::scratch::{Pool, with_scratch};
 use crate::{block, plan};
 
 /// The ANS encoding of tensors (FORMAT.md section 7). Takes every dtype: floats by their fields,
@@ -71,9 +70,7 @@ struct Encoder {
     block_bytes: usize,
 }
 
-/// Memory of earlier calls, for the next ones, whatever their tensor: as many as threads have
-/// encoded at once.
-static SCRATCH: Mutex<Vec<block::Scratch>> = Mutex::new(Vec::new());
+static SCRATCH: Pool<block::Scratch> = Pool::new(Vec::new());
 
 struct Decoder {
     head: Head,
@@ -122,11 +119,9 @@ impl BlockEncoder for Encoder {
     }
 
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
-        let lock = "no thread panics while it holds this lock";
-        let mut scratch = SCRATCH.lock().expect(lock).pop().unwrap_or_default();
-        let done = self.blocks.encode(units, self.block_bytes, &mut scratch, out, lens);
-        SCRATCH.lock().expect(lock).push(scratch);
-        done
+        with_scratch(&SCRATCH, |scratch| {
+            self.blocks.encode(units, self.block_bytes, scratch, out, lens)
+        })
     }
 }
 

@@ -18,7 +18,8 @@
 //! [`encode`] and [`decode`] speak frames: self-contained bytes with checksums. [`Ans`] is the
 //! encoding behind them, for those who want shards (`bigsmall_format::ShardWriter`),
 //! ranges ([`EncodedTensor::decode_bytes`]), or a level or backend of their choice. The bytes
-//! depend on the values and the [`Level`] alone, never on threads, backend or machine.
+//! depend on dtype, shape, values, [`Level`] and the version of the crate `miniz_oxide`, never on
+//! threads, backend or machine.
 //!
 //! Source of the method: asymmetric numeral systems, J. Duda, arXiv 1311.2540; interleaving, F.
 //! Giesen, arXiv 1402.3392; alias tables, M. Vose, 1991. The bitstream is specified in FORMAT.md,
@@ -42,6 +43,7 @@ mod plan;
 mod planes;
 #[cfg(feature = "reference")]
 mod reference;
+mod scratch;
 mod slice;
 #[cfg(feature = "stages")]
 #[doc(hidden)]

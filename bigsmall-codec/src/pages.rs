@@ -2,7 +2,6 @@
 #![warn(clippy::unwrap_used)]
 
 use std::fmt;
-use std::sync::Mutex;
 
 use bigsmall_format::internal::{Ahead, reserve, xxh3};
 use bigsmall_format::{
@@ -17,6 +16,7 @@ use crate::layout::Layout;
 use crate::level::Level;
 use crate::plan;
 use crate::planes::GROUP;
+use crate::scratch::{Pool, with_scratch};
 use crate::table::FrequencyTable;
 
 /// Checksum, number of original bytes, number of the tables.
@@ -43,8 +43,8 @@ const RAW_HEADER: usize = 8;
 ///
 /// Bytes are those of the values, little-endian. A page is coded on the thread that calls; many
 /// threads can use one `Pages` at once. Memory: tables take about 100 KB; a thread that encodes
-/// needs about 5 bytes a unit of a page, which the process keeps for the next page. Decoding needs
-/// none.
+/// needs about 3 bytes and two units for each unit of a page, which the process keeps for the next
+/// page. Decoding needs none.
 ///
 /// ```
 /// use bigsmall_codec::{Dtype, Pages};
@@ -98,8 +98,7 @@ struct Scratch {
     lens: Vec<u32>,
 }
 
-/// As many as threads have encoded pages at once.
-static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+static SCRATCH: Pool<Scratch> = Pool::new(Vec::new());
 
 /// How a page is cut: its number of blocks, and the units of the first and of every other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +136,8 @@ impl Pages {
         Pages::train_with(dtype, samples, Level::Default)
     }
 
-    /// Trains tables with the effort `level`. [`Level::Small`] looks at up to 1,048,576 units;
-    /// pages become a little smaller, and are decoded at a third of the speed.
+    /// Trains tables with the effort `level`. For floats, [`Level::Small`] looks at up to 1,048,576
+    /// units; pages become a little smaller, and are decoded at a third of the speed.
     ///
     /// # Errors
     /// Those of [`train`](Self::train).
@@ -147,7 +146,11 @@ impl Pages {
         let mut all = Vec::new();
         reserve(&mut all, samples.iter().map(|sample| sample.len()).sum())?;
         for sample in samples {
-            whole_units(dtype, sample.len())?;
+            if !sample.len().is_multiple_of(unit_bytes) {
+                return Err(Error::new(Rule::BufferLength)
+                    .expected(format!("units of {unit_bytes} bytes, for {dtype}"))
+                    .found(sample.len()));
+            }
             all.extend_from_slice(sample);
         }
         // Whole groups are whole elements, also of dtypes below 8 bits.
@@ -240,23 +243,19 @@ impl Pages {
     pub fn encode_page(&self, page: &[u8], out: &mut [u8]) -> Result<usize> {
         let unit_bytes = self.dtype.unit_bytes();
         let n_units = whole_units(self.dtype, page.len())?;
-        let lock = "no thread panics while it holds this lock";
-        let mut scratch = SCRATCH.lock().expect(lock).pop().unwrap_or_default();
-        let Scratch { blocks, encoded, lens } = &mut scratch;
-        encoded.clear();
-        lens.clear();
         let cut = Cut::of(n_units);
         // The first block may be longer than the others.
         let pair = (cut.first + cut.other * usize::from(cut.n_blocks > 1)) * unit_bytes;
-        let mut done = Ok(());
-        for (units, block_units) in [(&page[..pair], cut.first), (&page[pair..], cut.other)] {
-            if done.is_ok() && !units.is_empty() {
-                done = self.encoder.encode(units, block_units * unit_bytes, blocks, encoded, lens);
+        with_scratch(&SCRATCH, |Scratch { blocks, encoded, lens }| {
+            encoded.clear();
+            lens.clear();
+            for (units, block_units) in [(&page[..pair], cut.first), (&page[pair..], cut.other)] {
+                if !units.is_empty() {
+                    self.encoder.encode(units, block_units * unit_bytes, blocks, encoded, lens)?;
+                }
             }
-        }
-        let written = done.and_then(|()| self.write(page.len(), lens, encoded, out));
-        SCRATCH.lock().expect(lock).push(scratch);
-        written
+            self.write(page.len(), lens, encoded, out)
+        })
     }
 
     fn write(&self, byte_len: usize, lens: &[u32], blocks: &[u8], out: &mut [u8]) -> Result<usize> {

@@ -19,8 +19,9 @@ use crate::table::TOTAL;
 /// parts of each block. For programs that decode somewhere else, such as on a GPU.
 ///
 /// The head is valid if the view exists; a block is valid if an [`AnsBlock`] of it exists. Only
-/// decoding can check the words and the end states of the lanes
-/// ([`Rule::AnsWords`], [`Rule::AnsEndState`]).
+/// decoding can check the words and the end states of the lanes ([`Rule::AnsWords`],
+/// [`Rule::AnsEndState`]), streams of DEFLATE ([`Rule::AnsDeflate`]) and masks of zeros
+/// ([`Rule::ZeroMask`]).
 ///
 /// Memory: a few kilobytes for each frequency table; nothing that grows with the tensor.
 ///
@@ -160,17 +161,8 @@ impl<'a> AnsView<'a> {
         self.tensor.check_block(index)?;
         let offset = self.tensor.table().padded_block_range(index).start;
         let byte_len = self.spec().block_byte_len(index);
-        self.read_block(self.tensor.block(index), byte_len, offset)
+        self.view_of(&self.head, self.tensor.block(index), byte_len, offset)
             .map_err(|e| e.in_part_at(offset).at(offset).in_tensor(name))
-    }
-
-    fn read_block<'v>(
-        &'v self,
-        block: &'v [u8],
-        byte_len: usize,
-        offset: u64,
-    ) -> Result<AnsBlock<'v>> {
-        self.view_of(&self.head, block, byte_len, offset)
     }
 
     /// `offset` is where the block begins in the payload.
@@ -316,7 +308,7 @@ pub struct AliasBucket {
 pub use crate::table::AliasEntry;
 
 /// A block of an ANS tensor (FORMAT.md section 7.5). One that exists is valid, except for what only
-/// decoding can check: words and end states.
+/// decoding can check: words, end states, streams of DEFLATE and masks of zeros.
 ///
 /// Offsets are in bytes from the start of the payload
 /// ([`EncodedRef::payload`]).
@@ -415,7 +407,7 @@ pub struct AnsException {
 }
 
 impl<'a> CodedBlock<'a> {
-    /// Groups of 256 units, 1 to 256. The units after the last group are the
+    /// Groups of 256 units, 1 to 512. The units after the last group are the
     /// [`tail`](Self::tail).
     #[must_use]
     pub fn n_groups(&self) -> usize {

@@ -1,7 +1,5 @@
 //! The encoding and its backends; the API for tensors in memory is in `slice.rs`.
 
-use std::sync::Mutex;
-
 use bigsmall_format::internal::set_len;
 use bigsmall_format::{
     Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
@@ -13,6 +11,7 @@ use super::values::Word;
 use super::{decode, encode, plan};
 use crate::backend::{self, kernels};
 use crate::kernels::Kernels;
+use crate::scratch::{Pool, with_scratch};
 
 /// The encoding of tensors as differences from a base (FORMAT.md section 10): checkpoints beside
 /// the one they were trained from, weights after a step of training. Takes every dtype: floats by
@@ -90,21 +89,8 @@ pub(super) struct Decoder {
     block_bytes: usize,
 }
 
-/// Memory of earlier calls, for the next ones: as many as threads have worked at once.
-static ENCODING: Mutex<Vec<encode::Scratch>> = Mutex::new(Vec::new());
-pub(super) static DECODING: Mutex<Vec<decode::Scratch>> = Mutex::new(Vec::new());
-
-/// Calls `work` with memory of an earlier call.
-pub(super) fn with_scratch<S: Default, T>(
-    pool: &Mutex<Vec<S>>,
-    work: impl FnOnce(&mut S) -> T,
-) -> T {
-    let lock = "no thread panics while it holds this lock";
-    let mut scratch = pool.lock().expect(lock).pop().unwrap_or_default();
-    let result = work(&mut scratch);
-    pool.lock().expect(lock).push(scratch);
-    result
-}
+static ENCODING: Pool<encode::Scratch> = Pool::new(Vec::new());
+pub(super) static DECODING: Pool<decode::Scratch> = Pool::new(Vec::new());
 
 impl TensorEncoding for Delta {
     fn id(&self) -> EncodingId {
