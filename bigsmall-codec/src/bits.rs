@@ -90,14 +90,23 @@ impl<'a> BitReader<'a> {
     /// Checks that only the zero padding to a multiple of `align` bytes is left; more bytes break
     /// the rule `longer`.
     pub(crate) fn finish(&self, align: usize, longer: Rule) -> Result<()> {
-        let used = self.at.div_ceil(8);
-        if self.bytes.len() != used.next_multiple_of(align) {
-            return Err(Error::new(longer).found("bytes after the last bits"));
-        }
-        let rest_of_byte = self.at.is_multiple_of(8) || self.bytes[used - 1] >> (self.at % 8) == 0;
-        if !rest_of_byte || self.bytes[used..].iter().any(|&b| b != 0) {
-            return Err(Error::new(Rule::PaddingNotZero).found("after the last bits"));
-        }
-        Ok(())
+        check_end(self.bytes, self.at, align, longer)
     }
+}
+
+/// Checks that `used` bits fill `bytes` but for zeros up to a multiple of `align` bytes; another
+/// length breaks the rule `length`.
+pub(crate) fn check_end(bytes: &[u8], used: usize, align: usize, length: Rule) -> Result<()> {
+    let expected = used.div_ceil(8).next_multiple_of(align);
+    if bytes.len() != expected {
+        return Err(Error::new(length)
+            .expected(format!("{expected} bytes of bits"))
+            .found(bytes.len()));
+    }
+    let rest = &bytes[used / 8..];
+    let of_last_byte = rest.first().is_some_and(|last| last >> (used % 8) != 0);
+    if of_last_byte || rest.iter().skip(1).any(|&b| b != 0) {
+        return Err(Error::new(Rule::PaddingNotZero).found("a bit after the last one"));
+    }
+    Ok(())
 }

@@ -5,6 +5,8 @@ mod decode;
 mod encode;
 pub(crate) mod sections;
 
-pub(crate) use decode::decode;
-pub(crate) use encode::{Encoder, Scratch, pad4, write_states};
-pub(crate) use sections::{Block, HEADER, MAX_GROUPS, Sections, Zeros, carried_len, read_states};
+pub(crate) use decode::{decode, finish_states};
+pub(crate) use encode::{Encoder, Scratch, pad4, states_with, write_raw, write_states};
+pub(crate) use sections::{
+    Block, CARRIED, Cut, HEADER, MAX_GROUPS, Sections, Zeros, carried_len, read_raw,
+};

@@ -1,9 +1,9 @@
 //! How the bits of a dtype are divided (FORMAT.md section 7.1).
 //!
-//! An element is a *head*, its upper one or two bytes, and *low bytes*. The head is, from the top:
-//! the sign (floats), the *field* (exponent and the `m` top mantissa bits) and the remaining
-//! mantissa bits. The field is entropy coded; sign and remaining mantissa bits, together
-//! `residual_bits`, are stored in planes; so are the low bytes.
+//! The upper one or two bytes of a unit are its *high bits*, those below are its *low bits*. The
+//! high bits are, from the top: the sign (floats), the *field* (exponent and the `m` top mantissa
+//! bits) and the remaining mantissa bits. The field is entropy coded; sign and remaining mantissa
+//! bits, together `residual_bits`, are stored in planes; so are the low bits.
 
 use bigsmall_format::Dtype;
 
@@ -12,15 +12,15 @@ use bigsmall_format::Dtype;
 pub(crate) struct Layout {
     /// Bytes of one unit.
     pub(crate) unit_bytes: usize,
-    /// Bytes of the head: 1 or 2.
-    pub(crate) head_bytes: usize,
+    /// Bytes of the high bits: 1 or 2.
+    pub(crate) high_bytes: usize,
     /// Bits of the field.
     pub(crate) field_bits: u32,
     /// Bits of the residual, sign included: 0 for plain bytes, else 1 to 8.
     pub(crate) residual_bits: u32,
 }
 
-/// Exponent bits and head bytes of the float dtypes; `None` for what is coded byte by byte.
+/// Exponent bits and bytes of high bits of the float dtypes; `None` for what is coded byte by byte.
 fn float(dtype: Dtype) -> Option<(u32, usize)> {
     match dtype {
         Dtype::BF16 | Dtype::F32 => Some((8, 2)),
@@ -33,21 +33,22 @@ fn float(dtype: Dtype) -> Option<(u32, usize)> {
 }
 
 impl Layout {
-    /// The layout of `dtype` with `m` mantissa bits in the field; `None` if the head has fewer.
+    /// The layout of `dtype` with `m` mantissa bits in the field; `None` if the high bits have
+    /// fewer.
     pub(crate) fn new(dtype: Dtype, m: u32) -> Option<Layout> {
         let unit_bytes = dtype.unit_bytes();
         match float(dtype) {
             None => (m == 0).then_some(Layout {
                 unit_bytes: 1,
-                head_bytes: 1,
+                high_bytes: 1,
                 field_bits: 8,
                 residual_bits: 0,
             }),
-            Some((exponent_bits, head_bytes)) => {
-                let residual_bits = (8 * head_bytes as u32).checked_sub(exponent_bits + m)?;
+            Some((exponent_bits, high_bytes)) => {
+                let residual_bits = (8 * high_bytes as u32).checked_sub(exponent_bits + m)?;
                 (1..=8).contains(&residual_bits).then_some(Layout {
                     unit_bytes,
-                    head_bytes,
+                    high_bytes,
                     field_bits: exponent_bits + m,
                     residual_bits,
                 })
@@ -60,47 +61,47 @@ impl Layout {
         float(dtype).is_some()
     }
 
-    /// Bits of an element below its head.
+    /// How many low bits a unit has.
     pub(crate) fn low_bits(&self) -> u32 {
-        8 * (self.unit_bytes - self.head_bytes) as u32
+        8 * (self.unit_bytes - self.high_bytes) as u32
     }
 
-    /// Where the field begins within the head.
+    /// Where the field begins within the high bits.
     pub(crate) fn field_shift(&self) -> u32 {
         self.residual_bits.saturating_sub(1)
     }
 
-    /// The field of a head.
-    pub(crate) fn field(&self, head: u16) -> u16 {
-        (head >> self.field_shift()) & ((1 << self.field_bits) - 1)
+    /// The field of high bits.
+    pub(crate) fn field(&self, high: u16) -> u16 {
+        (high >> self.field_shift()) & ((1 << self.field_bits) - 1)
     }
 
-    /// The residual of a head as a byte: the sign in bit 7, the remaining mantissa bits at the
+    /// The residual of high bits as a byte: the sign in bit 7, the remaining mantissa bits at the
     /// bottom, zeros between.
-    pub(crate) fn residual(&self, head: u16) -> u8 {
+    pub(crate) fn residual(&self, high: u16) -> u8 {
         if self.residual_bits == 0 {
             return 0;
         }
-        let low = head as u8 & ((1u16 << self.field_shift()) - 1) as u8;
-        let sign = (head >> (8 * self.head_bytes - 8)) as u8 & 0x80;
+        let low = high as u8 & ((1u16 << self.field_shift()) - 1) as u8;
+        let sign = (high >> (8 * self.high_bytes - 8)) as u8 & 0x80;
         sign | low
     }
 
     /// Puts field and residual together again.
-    pub(crate) fn head(&self, field: u16, residual: u8) -> u16 {
-        let sign = u16::from(residual & 0x80) << (8 * self.head_bytes - 8);
+    pub(crate) fn high(&self, field: u16, residual: u8) -> u16 {
+        let sign = u16::from(residual & 0x80) << (8 * self.high_bytes - 8);
         field << self.field_shift() | u16::from(residual & 0x7f) | sign
     }
 
-    /// Extracts the heads of `units`.
+    /// Extracts the high bits of `units`.
     #[inline(always)]
-    pub(crate) fn split_heads(&self, units: &[u8], heads: &mut [u16]) {
-        match (self.unit_bytes, self.head_bytes) {
-            (1, _) => heads.iter_mut().zip(units).for_each(|(h, &b)| *h = u16::from(b)),
-            (2, 1) => each(units, heads, |u: [u8; 2]| u16::from(u[1])),
-            (2, _) => each(units, heads, u16::from_le_bytes),
-            (4, _) => each(units, heads, |u: [u8; 4]| u16::from_le_bytes([u[2], u[3]])),
-            (_, _) => each(units, heads, |u: [u8; 8]| u16::from_le_bytes([u[6], u[7]])),
+    pub(crate) fn split_highs(&self, units: &[u8], highs: &mut [u16]) {
+        match (self.unit_bytes, self.high_bytes) {
+            (1, _) => highs.iter_mut().zip(units).for_each(|(h, &b)| *h = u16::from(b)),
+            (2, 1) => each(units, highs, |u: [u8; 2]| u16::from(u[1])),
+            (2, _) => each(units, highs, u16::from_le_bytes),
+            (4, _) => each(units, highs, |u: [u8; 4]| u16::from_le_bytes([u[2], u[3]])),
+            (_, _) => each(units, highs, |u: [u8; 8]| u16::from_le_bytes([u[6], u[7]])),
         }
     }
 
@@ -131,9 +132,9 @@ mod tests {
         for &dtype in Dtype::ALL {
             for m in 0..4 {
                 let Some(layout) = Layout::new(dtype, m) else { continue };
-                for head in 0..=u16::MAX >> (16 - 8 * layout.head_bytes) {
-                    let (field, residual) = (layout.field(head), layout.residual(head));
-                    assert_eq!(layout.head(field, residual), head, "{dtype} m = {m}");
+                for high in 0..=u16::MAX >> (16 - 8 * layout.high_bytes) {
+                    let (field, residual) = (layout.field(high), layout.residual(high));
+                    assert_eq!(layout.high(field, residual), high, "{dtype} m = {m}");
                     let most =
                         if layout.residual_bits == 0 { 0 } else { 1 << layout.field_shift() };
                     assert!(u32::from(residual & 0x7f) < most.max(1));

@@ -47,7 +47,7 @@ struct Effort {
     symbol_bits: u32,
 }
 
-fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
+fn effort(level: Level, is_float: bool, high_bytes: usize) -> Effort {
     match (level, is_float) {
         (_, false) => Effort {
             sample: (1 << 16, 1 << 17),
@@ -67,9 +67,9 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
         },
         (Level::Default, _) => Effort {
             sample: (1 << 16, 1 << 17),
-            // With heads of one byte, a second mantissa bit costs no speed: their slots are
+            // With high bits of one byte, a second mantissa bit costs no speed: their slots are
             // gathered anyway.
-            mantissa: if head_bytes == 1 { &[2] } else { &[1] },
+            mantissa: if high_bytes == 1 { &[2] } else { &[1] },
             segments: &[256, 1024],
             rounds: 3,
             tables: MAX_TABLES,
@@ -86,18 +86,18 @@ fn effort(level: Level, is_float: bool, head_bytes: usize) -> Effort {
     }
 }
 
-/// The sampled heads, and for each group of 256 how many low bits it needs.
+/// The sampled high bits, and for each group of 256 how many low bits it needs.
 struct Sample {
-    heads: Vec<u16>,
+    highs: Vec<u16>,
     group_widths: Vec<u8>,
 }
 
 impl Sample {
     /// Adds whole groups of units.
     fn add(&mut self, layout: &Layout, units: &[u8]) {
-        let at = self.heads.len();
-        self.heads.resize(at + units.len() / layout.unit_bytes, 0);
-        layout.split_heads(units, &mut self.heads[at..]);
+        let at = self.highs.len();
+        self.highs.resize(at + units.len() / layout.unit_bytes, 0);
+        layout.split_highs(units, &mut self.highs[at..]);
         if layout.low_bits() > 0 {
             let groups = units.chunks_exact(GROUP * layout.unit_bytes);
             self.group_widths.extend(groups.map(|group| low_width(layout, group)));
@@ -140,8 +140,8 @@ fn sample(
     layout: &Layout,
     bounds: (u64, u64),
 ) -> Result<Sample> {
-    let mut sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
-    reserve(&mut sample.heads, bounds.1.min(spec.n_units()) as usize)?;
+    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
+    reserve(&mut sample.highs, bounds.1.min(spec.n_units()) as usize)?;
     each_run(spec, source, layout.unit_bytes, bounds, |units| {
         sample.add(layout, units);
         Ok(())
@@ -166,7 +166,7 @@ fn sample_others(
         used += zeros::split(unit_bytes, units, &mut masks[at..], &mut others[used..]);
         Ok(())
     })?;
-    let mut sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
+    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
     sample.add(layout, &others[..used - used % (GROUP * unit_bytes)]);
     Ok((sample, masks))
 }
@@ -177,22 +177,22 @@ type Plan = (u64, Head);
 /// Decides the head for `spec`.
 pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
     let dtype = spec.dtype();
-    let head_bytes = Layout::new(dtype, 0).map_or(1, |l| l.head_bytes);
-    let effort = effort(level, Layout::is_float(dtype), head_bytes);
+    let high_bytes = Layout::new(dtype, 0).map_or(1, |l| l.high_bytes);
+    let effort = effort(level, Layout::is_float(dtype), high_bytes);
     let Some(layout) = effort.mantissa.iter().find_map(|&m| Layout::new(dtype, m)) else {
         unreachable!("every dtype has a layout for the first m")
     };
     let all = sample(spec, source, &layout, effort.sample)?;
     let plan = plan_of(dtype, &all, &effort)?;
-    let n_zeros = all.heads.iter().filter(|&&head| head == 0).count();
-    if n_zeros * SOME_ZEROS < all.heads.len() || n_zeros == 0 {
+    let n_zeros = all.highs.iter().filter(|&&high| high == 0).count();
+    if n_zeros * SOME_ZEROS < all.highs.len() || n_zeros == 0 {
         return Ok(plan.1);
     }
     let (others, masks) = sample_others(spec, source, &layout, effort.sample)?;
     let (mut cost, mut head) = plan_of(dtype, &others, &effort)?;
     let of_masks = self::effort(level, false, 1);
-    let n_blocks = (all.heads.len() as u64).div_ceil(BLOCK_UNITS as u64);
-    let mut mask_sample = Sample { heads: Vec::new(), group_widths: Vec::new() };
+    let n_blocks = (all.highs.len() as u64).div_ceil(BLOCK_UNITS as u64);
+    let mut mask_sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
     let Some(byte_layout) = Layout::new(Dtype::U8, 0) else { unreachable!("bytes have a layout") };
     mask_sample.add(&byte_layout, &masks);
     let (mask_cost, mask_head) = plan_of(Dtype::U8, &mask_sample, &of_masks)?;
@@ -200,7 +200,7 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     cost += mask_cost.min((8 * masks.len() as u64) << COST_FRACTION);
     cost += (8 * (HEAD_COST + n_blocks * BLOCK_COST)) << COST_FRACTION;
     // Small blocks may be stored raw, whatever the plan: then the head of masks would be in vain.
-    let raw = (all.heads.len() * layout.unit_bytes) as u64;
+    let raw = (all.highs.len() * layout.unit_bytes) as u64;
     let most = (8 * raw.saturating_sub(n_blocks * BLOCK_COST)) << COST_FRACTION;
     let plain = plan.0.min(most);
     if cost >= plain - plain / MASK_GAIN {
@@ -218,9 +218,9 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
         let Some(layout) = Layout::new(dtype, m) else { continue };
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        reserve(&mut fields, sample.heads.len())?;
+        reserve(&mut fields, sample.highs.len())?;
         fields.clear();
-        fields.extend(sample.heads.iter().map(|&h| layout.field(h)));
+        fields.extend(sample.highs.iter().map(|&h| layout.field(h)));
         let (base, first) = window(&fields, 1 << layout.field_bits, symbol_bits);
         let symbol = |&field: &u16| symbol_of(field, (base, first), 1 << symbol_bits);
         reserve(&mut symbols, fields.len())?;

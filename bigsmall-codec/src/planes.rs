@@ -74,6 +74,23 @@ pub(crate) fn unpack_row(packed: &[u8], bits: u32, row: usize) -> [u8; COLUMNS] 
     values
 }
 
+/// Appends the low `width` bits of each value of a group: a plane for each byte, then the bits above
+/// them, packed.
+#[inline(always)]
+pub(crate) fn pack_lows(value: impl Fn(usize) -> u64, width: u32, out: &mut Vec<u8>) {
+    for byte in 0..width / 8 {
+        out.extend((0..GROUP).map(|i| (value(i) >> (8 * byte)) as u8));
+    }
+    let bits = width % 8;
+    if bits > 0 {
+        let top = |i| (value(i) >> (width - bits)) as u8 & ((1 << bits) - 1);
+        let values = std::array::from_fn(|i| spread(top(i), bits));
+        let at = out.len();
+        out.resize(at + packed_len(bits), 0);
+        pack(&values, bits, &mut out[at..]);
+    }
+}
+
 /// Moves the top bit of a `bits`-bit value to bit 7.
 pub(crate) fn spread(value: u8, bits: u32) -> u8 {
     (value & ((1u16 << (bits - 1)) - 1) as u8) | (value >> (bits - 1)) << 7

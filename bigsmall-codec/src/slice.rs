@@ -140,12 +140,7 @@ pub(crate) fn swap_bytes<T: Element>(bytes: &mut [u8]) {
 /// has another length, and every error of a damaged frame.
 pub fn decode<T: Element>(frame: &[u8], values: &mut [T]) -> Result<()> {
     let tensor = EncodedView::parse(frame)?;
-    if tensor.spec().dtype() != T::DTYPE {
-        return Err(Error::new(Rule::SpecMismatch)
-            .in_tensor(tensor.spec().name())
-            .expected(T::DTYPE)
-            .found(tensor.spec().dtype()));
-    }
+    check_dtype::<T>(tensor.spec())?;
     let bytes = bytemuck::cast_slice_mut(values);
     decode_all(&tensor, bytes)?;
     swap_bytes::<T>(bytes);
@@ -187,12 +182,28 @@ pub fn decode_bytes(frame: &[u8], bytes: &mut [u8]) -> Result<()> {
 }
 
 fn decode_all(tensor: &EncodedView<'_>, bytes: &mut [u8]) -> Result<()> {
-    let n = tensor.spec().byte_len();
-    if bytes.len() as u64 != n {
-        return Err(Error::new(Rule::BufferLength)
-            .in_tensor(tensor.spec().name())
-            .expected(format!("{n} bytes"))
-            .found(bytes.len()));
+    check_len(tensor.spec(), bytes.len())?;
+    tensor.decode_bytes(&Ans::default(), 0..bytes.len() as u64, bytes)
+}
+
+/// Checks that a frame holds values of type `T`.
+pub(crate) fn check_dtype<T: Element>(spec: &TensorSpec) -> Result<()> {
+    if spec.dtype() != T::DTYPE {
+        return Err(Error::new(Rule::SpecMismatch)
+            .in_tensor(spec.name())
+            .expected(T::DTYPE)
+            .found(spec.dtype()));
     }
-    tensor.decode_bytes(&Ans::default(), 0..n, bytes)
+    Ok(())
+}
+
+/// Checks that a buffer has the length of the tensor.
+pub(crate) fn check_len(spec: &TensorSpec, found: usize) -> Result<()> {
+    if spec.byte_len() != found as u64 {
+        return Err(Error::new(Rule::BufferLength)
+            .in_tensor(spec.name())
+            .expected(format!("{} bytes", spec.byte_len()))
+            .found(found));
+    }
+    Ok(())
 }

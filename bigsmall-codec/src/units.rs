@@ -155,7 +155,7 @@ fn replace_few(
         let coded = table.map[usize::from(*symbol)];
         if coded != *symbol {
             let mut h = [0];
-            head.layout.split_heads(&units[position * unit_bytes..][..unit_bytes], &mut h);
+            head.layout.split_highs(&units[position * unit_bytes..][..unit_bytes], &mut h);
             exceptions.push((position as u32, head.layout.field(h[0])));
             *symbol = coded;
         }
@@ -173,14 +173,14 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let groups = units.chunks_exact(GROUP * layout.unit_bytes);
     for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
         let symbol = |h: u16| symbol_of(h >> shift & field_mask, window, n_symbols);
-        if (layout.unit_bytes, layout.head_bytes) == (2, 2) {
+        if (layout.unit_bytes, layout.high_bytes) == (2, 2) {
             let units = units.as_chunks::<2>().0;
             symbols.iter_mut().zip(units).for_each(|(s, u)| *s = symbol(u16::from_le_bytes(*u)));
             continue;
         }
-        let mut heads = [0u16; GROUP];
-        layout.split_heads(units, &mut heads);
-        symbols.iter_mut().zip(&heads).for_each(|(s, &h)| *s = symbol(h));
+        let mut highs = [0u16; GROUP];
+        layout.split_highs(units, &mut highs);
+        symbols.iter_mut().zip(&highs).for_each(|(s, &h)| *s = symbol(h));
     }
 }
 
@@ -203,13 +203,13 @@ pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
         return;
     }
     let low_mask = ((1u16 << layout.field_shift()) - 1) as u8;
-    let sign_shift = 8 * layout.head_bytes as u32 - 8;
+    let sign_shift = 8 * layout.high_bytes as u32 - 8;
     let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
     for (units, packed) in units.chunks_exact(GROUP * layout.unit_bytes).zip(packed) {
-        let mut heads = [0u16; GROUP];
-        layout.split_heads(units, &mut heads);
+        let mut highs = [0u16; GROUP];
+        layout.split_highs(units, &mut highs);
         let mut values = [0u8; GROUP];
-        for (value, &h) in values.iter_mut().zip(&heads) {
+        for (value, &h) in values.iter_mut().zip(&highs) {
             *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
         }
         planes::pack(&values, layout.residual_bits, packed);
@@ -237,42 +237,42 @@ pub(crate) fn join(
         let width = u32::from(width);
         let packed = &lows[used..][..low_len(width)];
         used += packed.len();
-        match (unit_bytes, layout.head_bytes) {
+        match (unit_bytes, layout.high_bytes) {
             (1, _) => {
                 let rows = units.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks().0);
                 for (row, (units, symbols)) in rows.enumerate() {
-                    *units = join_short_heads(head, symbols, residual, row);
+                    *units = join_short_highs(head, symbols, residual, row);
                 }
             }
             (2, 1) if width == 8 => {
                 let rows = symbols.as_chunks().0.iter().zip(packed.as_chunks::<COLUMNS>().0);
                 let units = units.as_chunks_mut::<2>().0.as_chunks_mut::<COLUMNS>().0;
                 for (row, (units, (symbols, lows))) in units.iter_mut().zip(rows).enumerate() {
-                    let heads = join_short_heads(head, symbols, residual, row);
-                    for ((unit, &low), head) in units.iter_mut().zip(lows).zip(heads) {
-                        *unit = [low, head];
+                    let highs = join_short_highs(head, symbols, residual, row);
+                    for ((unit, &low), high) in units.iter_mut().zip(lows).zip(highs) {
+                        *unit = [low, high];
                     }
                 }
             }
             (2, 2) => {
                 let units = units.as_chunks_mut::<2>().0;
-                let heads = join_heads(head, symbols, residual);
-                units.iter_mut().zip(&heads).for_each(|(unit, &h)| *unit = h.to_le_bytes());
+                let highs = join_highs(head, symbols, residual);
+                units.iter_mut().zip(&highs).for_each(|(unit, &h)| *unit = h.to_le_bytes());
             }
             (4, _) if width == 16 => {
-                let heads = join_heads(head, symbols, residual);
+                let highs = join_highs(head, symbols, residual);
                 let units = units.as_chunks_mut::<4>().0;
                 let (low, high) = packed.split_at(GROUP);
-                for (((unit, &h), &low), &high) in units.iter_mut().zip(&heads).zip(low).zip(high) {
+                for (((unit, &h), &low), &high) in units.iter_mut().zip(&highs).zip(low).zip(high) {
                     let value = u32::from(low) | u32::from(high) << 8 | u32::from(h) << 16;
                     *unit = value.to_le_bytes();
                 }
             }
             _ => {
-                let heads = join_heads(head, symbols, residual);
+                let highs = join_highs(head, symbols, residual);
                 let mut lows = [0u64; GROUP];
                 unpack_lows(packed, layout.low_bits(), width, &mut lows);
-                for ((unit, &h), low) in units.chunks_exact_mut(unit_bytes).zip(&heads).zip(lows) {
+                for ((unit, &h), low) in units.chunks_exact_mut(unit_bytes).zip(&highs).zip(lows) {
                     let value = low | u64::from(h) << layout.low_bits();
                     unit.copy_from_slice(&value.to_le_bytes()[..unit_bytes]);
                 }
@@ -282,9 +282,9 @@ pub(crate) fn join(
     used
 }
 
-/// The heads of a row, of one byte each.
+/// The high bits of a row, one byte each.
 #[inline(always)]
-fn join_short_heads(
+fn join_short_highs(
     head: &Head,
     symbols: &[u8; COLUMNS],
     residual: &[u8],
@@ -293,31 +293,31 @@ fn join_short_heads(
     let layout = &head.layout;
     let shift = layout.field_shift();
     let (base, first) = ((head.base << shift) as u8, (head.first << shift) as u8);
-    let mut heads = unpack_row(layout, residual, row);
-    for (h, &symbol) in heads.iter_mut().zip(symbols) {
+    let mut highs = unpack_row(layout, residual, row);
+    for (h, &symbol) in highs.iter_mut().zip(symbols) {
         *h |= if symbol == 0 { first } else { base.wrapping_add(symbol << shift) };
     }
-    heads
+    highs
 }
 
-/// The heads of a group.
+/// The high bits of a group.
 #[inline(always)]
-fn join_heads(head: &Head, symbols: &[u8; GROUP], residual: &[u8]) -> [u16; GROUP] {
+fn join_highs(head: &Head, symbols: &[u8; GROUP], residual: &[u8]) -> [u16; GROUP] {
     let layout = &head.layout;
     let shift = layout.field_shift();
     let (base, first) = (head.base, head.first);
-    // Sign extension copies bit 7 to bit 15, for heads of two bytes.
-    let keep = if layout.head_bytes == 1 { 0xff } else { 0x807f };
-    let mut heads = [0u16; GROUP];
-    let rows = heads.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks::<COLUMNS>().0);
-    for (row, (heads, symbols)) in rows.enumerate() {
+    // Sign extension copies bit 7 to bit 15, for high bits of two bytes.
+    let keep = if layout.high_bytes == 1 { 0xff } else { 0x807f };
+    let mut highs = [0u16; GROUP];
+    let rows = highs.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks::<COLUMNS>().0);
+    for (row, (highs, symbols)) in rows.enumerate() {
         let residual = unpack_row(layout, residual, row);
-        for ((h, &symbol), value) in heads.iter_mut().zip(symbols).zip(residual) {
+        for ((h, &symbol), value) in highs.iter_mut().zip(symbols).zip(residual) {
             let field = if symbol == 0 { first } else { base + u16::from(symbol) };
             *h = field << shift | i16::from(value as i8) as u16 & keep;
         }
     }
-    heads
+    highs
 }
 
 /// One row of a group's residuals.
@@ -366,19 +366,8 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
             _ => {
                 let mut lows = [0u64; GROUP];
                 layout.split_lows(group, &mut lows);
-                let shift = low_bits - width;
-                for byte in 0..width / 8 {
-                    // A shift by 64 cannot happen: there are at most 48 low bits.
-                    out.extend(lows.iter().map(|&v| (v >> (shift + 8 * byte)) as u8));
-                }
-                let bits = width % 8;
-                if bits > 0 {
-                    let top = |i: usize| (lows[i] >> (low_bits - bits)) as u8 & ((1 << bits) - 1);
-                    let values = std::array::from_fn(|i| planes::spread(top(i), bits));
-                    let at = out.len();
-                    out.resize(at + packed_len(bits), 0);
-                    planes::pack(&values, bits, &mut out[at..]);
-                }
+                // A shift by 64 cannot happen: there are at most 48 low bits.
+                planes::pack_lows(|i| lows[i] >> (low_bits - width), width, out);
             }
         }
     }

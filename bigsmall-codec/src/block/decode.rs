@@ -274,9 +274,9 @@ fn decode_groups<const N: usize>(
     between();
     for i in 0..N {
         let s = sections[i];
-        let last =
-            (groups.end == s.n_groups).then(|| finish_states(head, &jobs[i], s)).transpose()?;
         let each = packed_len(head.layout.residual_bits);
+        let end = || finish_states(&jobs[i], s.n_words, carried_len(s.n_groups * each));
+        let last = (groups.end == s.n_groups).then(end).transpose()?;
         // The last groups end in what the states carried.
         let mut whole;
         let mut residual = &s.residual[groups.start * each..];
@@ -301,18 +301,22 @@ fn decode_groups<const N: usize>(
 }
 
 /// Checks that the words were used up and that every lane ended as an encoder begins; returns the
-/// carried bytes.
-fn finish_states(head: &Head, job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
-    if job.position() != s.n_words {
+/// `n_carried` bytes that the states carry, and zeros.
+pub(crate) fn finish_states(
+    job: &Job<'_>,
+    n_words: usize,
+    n_carried: usize,
+) -> Result<[u8; CARRIED]> {
+    if job.position() != n_words {
         return Err(Error::new(Rule::AnsWords)
-            .expected(format!("{} words", s.n_words))
+            .expected(format!("{n_words} words"))
             .found(job.position()));
     }
-    let carried_lanes = carried_len(s.n_groups * packed_len(head.layout.residual_bits)) / 2;
     let mut carried = [0; CARRIED];
     for (lane, (&state, bytes)) in job.states.iter().zip(carried.as_chunks_mut::<2>().0).enumerate()
     {
-        if state >> 16 != 1 || (lane >= carried_lanes && state != STATE_MIN) {
+        let carries = [0, 0xff, 0xffff][n_carried.saturating_sub(2 * lane).min(2)];
+        if state & !carries != STATE_MIN {
             return Err(Error::new(Rule::AnsEndState)
                 .expected("65536 and what the lane carries")
                 .found(format!("{state} in lane {lane}")));
@@ -327,12 +331,12 @@ fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<(
     for exception in s.exceptions(head) {
         let (position, field) = exception?;
         let unit = &mut units[position * layout.unit_bytes..][..layout.unit_bytes];
-        let (_, head_bytes) = unit.split_at_mut(layout.unit_bytes - layout.head_bytes);
+        let (_, high) = unit.split_at_mut(layout.unit_bytes - layout.high_bytes);
         let mut bytes = [0; 2];
-        bytes[..head_bytes.len()].copy_from_slice(head_bytes);
+        bytes[..high.len()].copy_from_slice(high);
         let residual = layout.residual(u16::from_le_bytes(bytes));
-        let bytes = layout.head(field, residual).to_le_bytes();
-        head_bytes.copy_from_slice(&bytes[..head_bytes.len()]);
+        let bytes = layout.high(field, residual).to_le_bytes();
+        high.copy_from_slice(&bytes[..high.len()]);
     }
     Ok(())
 }

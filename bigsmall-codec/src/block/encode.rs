@@ -93,47 +93,67 @@ impl Encoder {
         let Some(masks) = &self.masks else {
             return self.encode_plain(units, block_bytes, scratch, out, lens);
         };
-        let unit_bytes = self.head.layout.unit_bytes;
-        let mut part_lens = Vec::new();
-        for units in units.chunks(block_bytes) {
-            let n_units = units.len() / unit_bytes;
-            let n_zeros = zeros::count(unit_bytes, units);
+        // Blocks that have no mask wait, so that two of them are encoded at once.
+        let mut waiting = 0;
+        for (index, block) in units.chunks(block_bytes).enumerate() {
+            let n_zeros = zeros::count(self.head.layout.unit_bytes, block);
+            let n_units = block.len() / self.head.layout.unit_bytes;
             if n_units < GROUP || !(FEWEST_ZEROS..n_units).contains(&n_zeros) {
-                self.encode_plain(units, block_bytes, scratch, out, lens)?;
                 continue;
             }
-            let (mut mask, mut others) =
-                (std::mem::take(&mut scratch.mask), std::mem::take(&mut scratch.others));
-            set_len(&mut mask, n_units.div_ceil(8))?;
-            set_len(&mut others, units.len())?;
-            let n_others = n_units - n_zeros;
-            zeros::split(unit_bytes, units, &mut mask, &mut others);
-            others.truncate(n_others * unit_bytes);
-            let begin = out.len();
-            reserve(out, HEADER)?;
-            out.resize(begin + HEADER, 0);
-            part_lens.clear();
-            masks.encode_plain(&mask, mask.len(), scratch, out, &mut part_lens)?;
-            self.encode_plain(&others, others.len(), scratch, out, &mut part_lens)?;
-            (scratch.mask, scratch.others) = (mask, others);
-            let &[mask_len, others_len] = &part_lens[..] else { unreachable!("two blocks") };
-            let len = HEADER + (mask_len as usize).next_multiple_of(8) + others_len as usize;
-            if len >= HEADER + units.len() {
-                out.truncate(begin);
-                self.encode_plain(units, block_bytes, scratch, out, lens)?;
-                continue;
+            let begin = index * block_bytes;
+            self.encode_plain(&units[waiting..begin], block_bytes, scratch, out, lens)?;
+            waiting = begin;
+            if self.encode_with_mask(masks, block, n_zeros, scratch, out, lens)? {
+                waiting += block.len();
             }
-            let (header, _) = out[begin..].split_at_mut(HEADER);
-            header[0] = KIND_ZEROS;
-            // At most 8 bytes and those of a mask: 16,392.
-            header[2..4].copy_from_slice(&(mask_len as u16).to_le_bytes());
-            header[4..].copy_from_slice(&(n_others as u32).to_le_bytes());
-            out.truncate(begin + len);
-            self.try_deflate(units, begin, &mut scratch.deflater, out)?;
-            lens.push((out.len() - begin) as u32);
-            out.resize(out.len().next_multiple_of(8), 0);
         }
-        Ok(())
+        self.encode_plain(&units[waiting..], block_bytes, scratch, out, lens)
+    }
+
+    /// [`encode`](Self::encode) for one block, as one of kind *zeros*; false, and nothing is
+    /// appended, where that is not smaller than a raw one.
+    fn encode_with_mask(
+        &self,
+        masks: &Encoder,
+        units: &[u8],
+        n_zeros: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<bool> {
+        let unit_bytes = self.head.layout.unit_bytes;
+        let n_units = units.len() / unit_bytes;
+        let (mut mask, mut others) =
+            (std::mem::take(&mut scratch.mask), std::mem::take(&mut scratch.others));
+        set_len(&mut mask, n_units.div_ceil(8))?;
+        set_len(&mut others, units.len())?;
+        let n_others = n_units - n_zeros;
+        zeros::split(unit_bytes, units, &mut mask, &mut others);
+        others.truncate(n_others * unit_bytes);
+        let begin = out.len();
+        reserve(out, HEADER)?;
+        out.resize(begin + HEADER, 0);
+        let mut part_lens = Vec::new();
+        masks.encode_plain(&mask, mask.len(), scratch, out, &mut part_lens)?;
+        self.encode_plain(&others, others.len(), scratch, out, &mut part_lens)?;
+        (scratch.mask, scratch.others) = (mask, others);
+        let &[mask_len, others_len] = &part_lens[..] else { unreachable!("two blocks") };
+        let len = HEADER + (mask_len as usize).next_multiple_of(8) + others_len as usize;
+        if len >= HEADER + units.len() {
+            out.truncate(begin);
+            return Ok(false);
+        }
+        let (header, _) = out[begin..].split_at_mut(HEADER);
+        header[0] = KIND_ZEROS;
+        // At most 8 bytes and those of a mask: 16,392.
+        header[2..4].copy_from_slice(&(mask_len as u16).to_le_bytes());
+        header[4..].copy_from_slice(&(n_others as u32).to_le_bytes());
+        out.truncate(begin + len);
+        self.try_deflate(units, begin, &mut scratch.deflater, out)?;
+        lens.push((out.len() - begin) as u32);
+        out.resize(out.len().next_multiple_of(8), 0);
+        Ok(true)
     }
 
     /// [`encode`](Self::encode) without masks.
@@ -174,8 +194,7 @@ impl Encoder {
                     out.extend_from_slice(&units[..CONSTANT_LEN - HEADER]);
                 } else if kind == KIND_RAW || out.len() - begin >= HEADER + units.len() {
                     out.truncate(begin);
-                    out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
-                    out.extend_from_slice(units);
+                    write_raw(units, out);
                 }
                 if kind != KIND_CONSTANT {
                     self.try_deflate(units, begin, &mut scratch.deflater, out)?;
@@ -238,10 +257,7 @@ impl Encoder {
         let last_units = last_groups * GROUP * layout.unit_bytes;
         kernels.split_residual(head, &units[units.len() - last_units..], last);
         let carried = &last[last.len() - carried_len(last.len())..];
-        *states = [STATE_MIN; LANES];
-        for (state, pair) in states.iter_mut().zip(carried.as_chunks::<2>().0) {
-            *state |= u32::from(u16::from_le_bytes(*pair));
-        }
+        *states = states_with(carried);
         set_len(words, n + ROOM)?;
         Ok(true)
     }
@@ -309,6 +325,21 @@ impl Parts {
             ahead,
         }
     }
+}
+
+/// Appends a raw block, whose kind is 0 in every encoding, without padding.
+pub(crate) fn write_raw(units: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(units);
+}
+
+/// The states with which lanes begin that carry these bytes, at most 16 bits a lane.
+pub(crate) fn states_with(carried: &[u8]) -> [u32; LANES] {
+    let mut states = [STATE_MIN; LANES];
+    for (state, pair) in states.iter_mut().zip(carried.chunks(2)) {
+        *state |= u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 8;
+    }
+    states
 }
 
 /// Writes the first states of the decoder. They lie in 2^16..2^32, small ones as likely as large

@@ -4,7 +4,7 @@
 
 use bigsmall_format::{Error, Result, Rule};
 
-use crate::bits::BitReader;
+use crate::bits::{BitReader, check_end};
 use crate::exceptions;
 use crate::head::Head;
 use crate::kernels::{LANES, STATE_MIN};
@@ -23,7 +23,7 @@ pub(super) const CONSTANT_LEN: usize = 64;
 /// The least bytes of a block of kind *deflate*, for the same reason.
 pub(super) const DEFLATE_LEAST: usize = 56;
 /// Bytes that the end states carry, at most: 16 bits a lane.
-pub(super) const CARRIED: usize = 2 * LANES;
+pub(crate) const CARRIED: usize = 2 * LANES;
 
 /// Bytes of the mask of a full block.
 pub(crate) const MAX_MASK: usize = bigsmall_format::BLOCK_UNITS / 8;
@@ -58,7 +58,10 @@ impl<'a> Block<'a> {
     pub(crate) fn read(head: &Head, block: &'a [u8], byte_len: usize) -> Result<Block<'a>> {
         let unit_bytes = head.layout.unit_bytes;
         match block.first() {
-            Some(&KIND_RAW) => read_raw(block, byte_len).map(Block::Raw),
+            Some(&KIND_RAW) => {
+                let rules = [Rule::AnsBlockLength, Rule::AnsBlockHeader];
+                read_raw(block, byte_len, rules).map(Block::Raw)
+            }
             Some(&KIND_CONSTANT) => read_constant(block, unit_bytes, byte_len).map(Block::Constant),
             Some(&KIND_ANS) => Sections::read(head, block, byte_len / unit_bytes).map(Block::Ans),
             Some(&KIND_ZEROS) => Zeros::read(head, block, byte_len / unit_bytes).map(Block::Zeros),
@@ -130,11 +133,7 @@ impl<'a> Zeros<'a> {
 
 /// Checks a decoded mask of `n_units` bits, of which `n_others` are set.
 pub(crate) fn check_mask(mask: &[u8], n_units: usize, n_others: usize) -> Result<()> {
-    if let (Some(&last), used @ 1..) = (mask.last(), n_units % 8)
-        && last >> used != 0
-    {
-        return Err(Error::new(Rule::PaddingNotZero).expected("zeros after the last unit's bit"));
-    }
+    check_end(mask, n_units, 1, Rule::ZeroMask)?;
     let (words, rest) = mask.as_chunks::<8>();
     let ones = words.iter().map(|w| u64::from_le_bytes(*w).count_ones()).sum::<u32>()
         + rest.iter().map(|b| b.count_ones()).sum::<u32>();
@@ -169,14 +168,10 @@ pub(crate) struct Sections<'a> {
 
 impl<'a> Sections<'a> {
     fn read(head: &Head, block: &'a [u8], n_units: usize) -> Result<Sections<'a>> {
-        let length = |expected: usize| {
-            Error::new(Rule::AnsBlockLength)
-                .expected(format!("{expected} bytes"))
-                .found(block.len())
-        };
         let layout = &head.layout;
         let n_groups = n_units / GROUP;
-        let (fixed, mut rest) = block.split_at_checked(HEADER).ok_or_else(|| length(HEADER))?;
+        let mut cut = Cut::new(block, Rule::AnsBlockLength);
+        let fixed = cut.take(HEADER)?;
         let n_exceptions = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
         let n_words = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
         let rice = u32::from(fixed[1]);
@@ -186,27 +181,12 @@ impl<'a> Sections<'a> {
                 .expected(format!("at most {} words in {n_groups} groups", n_groups * GROUP))
                 .found(n_words));
         }
-        let mut take = |n: usize| {
-            let (taken, after) =
-                rest.split_at_checked(n).ok_or_else(|| length(block.len() - rest.len() + n))?;
-            rest = after;
-            Ok::<_, Error>((taken, after))
-        };
-        let (lengths, state_bits) = take(LANES / 2)?;
-        let n_bits: usize =
-            lengths.iter().map(|&b| 32 + usize::from(b >> 4) + usize::from(b & 15)).sum();
-        let (_, from_words) = take(n_bits.div_ceil(8).next_multiple_of(4))?;
-        let states = read_states(
-            lengths,
-            &state_bits[..state_bits.len() - from_words.len()],
-            Rule::AnsBlockLength,
-        )?;
-        let (words, _) = take((2 * n_words).next_multiple_of(4))?;
+        let states = cut.take_states()?;
+        let from_words = cut.take_words(n_words)?;
         let n_segments = n_groups.div_ceil(head.segment_groups());
         let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
-        let (ids, _) = take(id_bits.div_ceil(8).next_multiple_of(4))?;
+        let mut bits = cut.take_bits(id_bits)?;
         let (mut group_tables, mut group_widths) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
-        let mut bits = BitReader::new(ids);
         let wrong = |what: &str| Error::new(Rule::AnsTableId).found(what);
         let mut read_ids = |n: u32, most: usize, what: &str, each: &mut dyn FnMut(usize, usize)| {
             for segment in 0..n_segments {
@@ -231,25 +211,14 @@ impl<'a> Sections<'a> {
                 group_widths[group] = head.low_widths[id];
             })?;
         }
-        let all_zero = |bytes: &[u8]| bytes.iter().all(|&b| b == 0);
-        let ids_padding = ids.get(id_bits.div_ceil(8)..).is_some_and(all_zero);
-        let last_bits = match id_bits % 8 {
-            0 => true,
-            used => ids[id_bits / 8] >> used == 0,
-        };
-        if !all_zero(&words[2 * n_words..]) || !ids_padding || !last_bits {
-            return Err(Error::new(Rule::PaddingNotZero));
-        }
         let low_total = group_widths[..n_groups].iter().map(|&w| low_len(u32::from(w))).sum();
-        let (lows, _) = take(low_total)?;
+        let lows = cut.take(low_total)?;
         let residual_len = n_groups * packed_len(layout.residual_bits);
-        let (residual, _) = take(residual_len - carried_len(residual_len))?;
+        let residual = cut.take(residual_len - carried_len(residual_len))?;
         // The exceptions fill what is left before the tail.
         let tail_len = (n_units - n_groups * GROUP) * layout.unit_bytes;
-        let exceptions_len = rest.len().checked_sub(tail_len);
-        let exceptions_len =
-            exceptions_len.ok_or_else(|| length(block.len() - rest.len() + tail_len))?;
-        let (exceptions, tail) = rest.split_at(exceptions_len);
+        let exceptions = cut.take(cut.rest.len().saturating_sub(tail_len))?;
+        let tail = cut.take(tail_len)?;
         Ok(Sections {
             len: block.len(),
             n_groups,
@@ -289,14 +258,15 @@ impl<'a> Sections<'a> {
     }
 }
 
-/// The body of a raw block: as long as the original bytes.
-fn read_raw(block: &[u8], byte_len: usize) -> Result<&[u8]> {
+/// The body of a raw block: as long as the original bytes. Another length breaks the first rule, a
+/// header that is not zero the second.
+pub(crate) fn read_raw(block: &[u8], byte_len: usize, [length, zeros]: [Rule; 2]) -> Result<&[u8]> {
     match block.split_at_checked(HEADER) {
         Some((header, body)) if body.len() == byte_len => {
-            check_header_zero(header)?;
+            check_header_zero(header, zeros)?;
             Ok(body)
         }
-        _ => Err(Error::new(Rule::AnsBlockLength).expected(HEADER + byte_len).found(block.len())),
+        _ => Err(Error::new(length).expected(HEADER + byte_len).found(block.len())),
     }
 }
 
@@ -307,7 +277,7 @@ fn read_constant(block: &[u8], unit_bytes: usize, byte_len: usize) -> Result<&[u
         return Err(wrong("64 bytes for a block of 64 bytes or more"));
     }
     let (header, values) = block.split_at(HEADER);
-    check_header_zero(header)?;
+    check_header_zero(header, Rule::AnsBlockHeader)?;
     if !is_constant(values, unit_bytes) {
         return Err(wrong("one unit repeated"));
     }
@@ -318,7 +288,7 @@ fn read_constant(block: &[u8], unit_bytes: usize, byte_len: usize) -> Result<&[u
 fn read_deflate(block: &[u8], byte_len: usize) -> Result<&[u8]> {
     match block.split_at_checked(HEADER) {
         Some((header, stream)) if (DEFLATE_LEAST..HEADER + byte_len).contains(&block.len()) => {
-            check_header_zero(header)?;
+            check_header_zero(header, Rule::AnsBlockHeader)?;
             Ok(stream)
         }
         _ => Err(Error::new(Rule::AnsBlockLength)
@@ -342,24 +312,66 @@ pub(super) fn check_deflate_end(stream: &[u8], used: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_header_zero(header: &[u8]) -> Result<()> {
+fn check_header_zero(header: &[u8], rule: Rule) -> Result<()> {
     if header[1..].iter().any(|&b| b != 0) {
-        return Err(Error::new(Rule::AnsBlockHeader).at(1).expected("zeros"));
+        return Err(Error::new(rule).at(1).expected("zeros"));
     }
     Ok(())
 }
 
-/// The states of lanes; bits that are missing or left over break the rule `length`.
-pub(crate) fn read_states(lengths: &[u8], bytes: &[u8], length: Rule) -> Result<[u32; LANES]> {
-    let mut bits = BitReader::new(bytes);
-    let mut states = [STATE_MIN; LANES];
-    let lens = lengths.iter().flat_map(|&b| [b & 15, b >> 4]);
-    for (state, len) in states.iter_mut().zip(lens) {
-        let short = || Error::new(length);
-        let low = bits.pull(16).ok_or_else(short)?;
-        let high = bits.pull(u32::from(len)).ok_or_else(short)?;
-        *state = (1 << len | high) << 16 | low;
+/// Cuts a block into its sections, one after the other.
+pub(crate) struct Cut<'a> {
+    block: &'a [u8],
+    /// What is left.
+    pub(crate) rest: &'a [u8],
+    /// The rule that a block breaks that is too short.
+    length: Rule,
+}
+
+impl<'a> Cut<'a> {
+    pub(crate) fn new(block: &'a [u8], length: Rule) -> Cut<'a> {
+        Cut { block, rest: block, length }
     }
-    bits.finish(4, length)?;
-    Ok(states)
+
+    /// The next `n` bytes.
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or_else(|| {
+            Error::new(self.length)
+                .expected(format!("{} bytes or more", self.block.len() - self.rest.len() + n))
+                .found(self.block.len())
+        })?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// The states of lanes.
+    pub(crate) fn take_states(&mut self) -> Result<[u32; LANES]> {
+        let lens = self.take(LANES / 2)?.iter().flat_map(|&b| [b & 15, b >> 4]);
+        let n_bits = lens.clone().map(|len| 16 + usize::from(len)).sum::<usize>();
+        let mut bits = BitReader::new(self.take(n_bits.div_ceil(8).next_multiple_of(4))?);
+        let mut states = [STATE_MIN; LANES];
+        for (state, len) in states.iter_mut().zip(lens) {
+            let short = || Error::new(self.length);
+            let low = bits.pull(16).ok_or_else(short)?;
+            let high = bits.pull(u32::from(len)).ok_or_else(short)?;
+            *state = (1 << len | high) << 16 | low;
+        }
+        bits.finish(4, self.length)?;
+        Ok(states)
+    }
+
+    /// Everything from the `n` words on; what is left begins after them.
+    pub(crate) fn take_words(&mut self, n: usize) -> Result<&'a [u8]> {
+        let from_words = self.rest;
+        let words = self.take((2 * n).next_multiple_of(4))?;
+        check_end(words, 16 * n, 4, self.length)?;
+        Ok(from_words)
+    }
+
+    /// `n_bits` bits, filled up to a multiple of 4 bytes.
+    pub(crate) fn take_bits(&mut self, n_bits: usize) -> Result<BitReader<'a>> {
+        let bytes = self.take(n_bits.div_ceil(8).next_multiple_of(4))?;
+        check_end(bytes, n_bits, 4, self.length)?;
+        Ok(BitReader::new(bytes))
+    }
 }

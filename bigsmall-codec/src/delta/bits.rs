@@ -1,7 +1,10 @@
 //! Bit strings that are read many bits at a time.
 
-/// Takes bits out of bytes. Beyond the end there are zeros; [`used`](Bits::used) says how many
-/// bits were taken.
+use bigsmall_format::{Result, Rule};
+
+use crate::bits::check_end;
+
+/// Takes bits out of bytes. Beyond the end there are zeros; [`finish`](Bits::finish) refuses them.
 #[derive(Clone)]
 pub(crate) struct Bits<'a> {
     bytes: &'a [u8],
@@ -14,9 +17,10 @@ impl<'a> Bits<'a> {
         Bits { bytes, at: 0 }
     }
 
-    /// Bits taken so far.
-    pub(crate) fn used(&self) -> usize {
-        self.at
+    /// Checks that the bits taken fill the bytes, the last one filled up with zeros; another
+    /// length breaks the rule `length`.
+    pub(crate) fn finish(&self, length: Rule) -> Result<()> {
+        check_end(self.bytes, self.at, 1, length)
     }
 
     /// At least 57 bits from the next one on.
@@ -188,14 +192,23 @@ mod tests {
             assert_eq!(bits.pull_golomb(q % 7), Some(value));
             assert_eq!(bits.pull(64), value);
         }
-        assert_eq!(bits.used().div_ceil(8), bytes.len());
+        bits.finish(Rule::DeltaBlock).unwrap();
+        let rules = |bits: &Bits<'_>| bits.finish(Rule::DeltaBlock).unwrap_err().rule();
+        bits.pull(8);
+        assert_eq!(rules(&bits), Rule::DeltaBlock);
+        let mut bits = Bits::new(&[0x0f, 0x10]);
+        assert_eq!(rules(&bits), Rule::DeltaBlock);
+        bits.pull(12);
+        assert_eq!(rules(&bits), Rule::PaddingNotZero);
+        bits.pull(1);
+        bits.finish(Rule::DeltaBlock).unwrap();
     }
 
     #[test]
     fn no_more_ones_than_asked_for() {
         let mut bits = Bits::new(&[0xff; 30]);
-        assert_eq!((bits.pull_ones(100), bits.used()), (100, 100));
-        assert_eq!((bits.pull_ones(1000), bits.used()), (140, 241));
+        assert_eq!((bits.pull_ones(100), bits.at), (100, 100));
+        assert_eq!((bits.pull_ones(1000), bits.at), (140, 241));
         assert_eq!(Bits::new(&[0xff; 30]).pull_golomb(0), None);
     }
 }

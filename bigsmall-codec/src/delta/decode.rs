@@ -6,12 +6,13 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::Bits;
 use super::classes::Classes;
-use super::coded::{CARRIED, Sections};
+use super::coded::Sections;
 use super::head::Head;
-use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
 use super::sparse::{self, Change};
 use super::values::{Word, at_least};
-use crate::kernels::{Job, Kernels, LANES, MERGE_ROOM, STATE_MIN};
+use crate::block::{finish_states, read_raw};
+use crate::kernels::{Job, Kernels, MERGE_ROOM};
 use crate::planes::{self, GROUP, packed_len};
 use crate::units::low_len;
 
@@ -39,17 +40,7 @@ impl<'a> Block<'a> {
     pub(crate) fn read(head: &Head, block: &'a [u8], byte_len: usize) -> Result<Block<'a>> {
         match block.first() {
             None => Ok(Block::Same),
-            Some(&KIND_RAW) => match block.split_at_checked(RAW_HEADER) {
-                Some((header, body)) if body.len() == byte_len => {
-                    if header[1..].iter().any(|&b| b != 0) {
-                        return Err(Error::new(Rule::DeltaBlock).at(1).expected("zeros"));
-                    }
-                    Ok(Block::Raw(body))
-                }
-                _ => Err(Error::new(Rule::DeltaBlock)
-                    .expected(format!("{} bytes", RAW_HEADER + byte_len))
-                    .found(block.len())),
-            },
+            Some(&KIND_RAW) => read_raw(block, byte_len, [Rule::DeltaBlock; 2]).map(Block::Raw),
             Some(&KIND_CODED) => {
                 let sections = Sections::read(head, block, byte_len / head.unit_bytes)?;
                 Ok(Block::Coded(Box::new(sections)))
@@ -174,7 +165,7 @@ fn finish_block<W: Word>(
 ) -> Result<()> {
     let n = s.n_groups * GROUP;
     let Scratch { values, classes, extra, .. } = scratch;
-    let carried = finish_states(&job, s)?;
+    let carried = finish_states(&job, s.n_words, s.n_carried)?;
     extra.clear();
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
@@ -190,28 +181,6 @@ fn finish_block<W: Word>(
     }
     tail.copy_from_slice(s.tail);
     Ok(())
-}
-
-/// Checks that the words were used up and that every lane ended as an encoder begins; returns the
-/// carried bytes.
-fn finish_states(job: &Job<'_>, s: &Sections<'_>) -> Result<[u8; CARRIED]> {
-    if job.position() != s.n_words {
-        return Err(Error::new(Rule::AnsWords)
-            .expected(format!("{} words", s.n_words))
-            .found(job.position()));
-    }
-    let mut carried = [0; CARRIED];
-    let lanes: [u32; LANES] = job.states;
-    for (&state, bytes) in lanes.iter().zip(carried.as_chunks_mut::<2>().0) {
-        *bytes = (state as u16).to_le_bytes();
-    }
-    let wrong = lanes.iter().find(|&&state| state & !0xffff != STATE_MIN);
-    if wrong.is_some() || carried[s.n_carried..].iter().any(|&b| b != 0) {
-        return Err(Error::new(Rule::AnsEndState)
-            .expected(format!("65536 and {} carried bytes", s.n_carried))
-            .found(wrong.copied().unwrap_or(0)));
-    }
-    Ok(carried)
 }
 
 /// Values from symbols, low planes and extra bits, group by group.
@@ -243,18 +212,7 @@ fn join<W: Word>(
             }
         }
     }
-    let used = bits.used();
-    if used.div_ceil(8) != extra.len() {
-        return Err(Error::new(Rule::DeltaBlock)
-            .expected(format!("{} bytes of extra bits", used.div_ceil(8)))
-            .found(extra.len()));
-    }
-    if let (Some(last), rest @ 1..) = (extra.last(), used % 8)
-        && last >> rest != 0
-    {
-        return Err(Error::new(Rule::PaddingNotZero).found("after the extra bits"));
-    }
-    Ok(())
+    bits.finish(Rule::DeltaBlock)
 }
 
 /// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near

@@ -5,14 +5,13 @@ use bigsmall_format::internal::{Ahead, reserve, set_len};
 
 use super::bits::BitSink;
 use super::classes::Classes;
-use super::coded::CARRIED;
 use super::head::{Head, Table};
-use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS, RAW_HEADER};
+use super::kinds::{KIND_CODED, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
 use super::sparse::{self, Change};
 use super::values::Word;
-use crate::block::{pad4, write_states};
-use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
-use crate::planes::{self, GROUP, packed_len};
+use crate::block::{CARRIED, HEADER, pad4, states_with, write_raw, write_states};
+use crate::kernels::{EncodeJob, Kernels, ROOM};
+use crate::planes::{self, GROUP};
 
 /// If more than one unit in so many differs from the base's, a sparse block is not tried.
 const SPARSE_ABOVE: usize = 12;
@@ -83,8 +82,8 @@ impl Encoder {
         }
         let n_units = units.len() / size_of::<W>();
         let n_changed = W::count_changed(units, base);
-        // At worst a raw block.
-        reserve(out, 2 * units.len() + 4096)?;
+        // At worst a raw block, and its padding.
+        reserve(out, HEADER + units.len() + 8)?;
         let mut sparse = None;
         if n_changed <= n_units / SPARSE_ABOVE + 4 {
             let by_class = self.find_changes::<W>(units, base, scratch)?;
@@ -97,16 +96,15 @@ impl Encoder {
         let coded = out.len() - begin;
         match sparse {
             Some((by_class, len))
-                if 1 + len < RAW_HEADER + units.len() && (coded == 0 || len < coded) =>
+                if 1 + len < HEADER + units.len() && (coded == 0 || len < coded) =>
             {
                 out.truncate(begin);
                 out.push(if by_class { KIND_SPARSE_BY_CLASS } else { KIND_SPARSE });
                 out.extend_from_slice(&scratch.sparse[usize::from(by_class)].bytes);
             }
-            _ if coded == 0 || coded >= RAW_HEADER + units.len() => {
+            _ if coded == 0 || coded >= HEADER + units.len() => {
                 out.truncate(begin);
-                out.extend_from_slice(&[KIND_RAW, 0, 0, 0, 0, 0, 0, 0]);
-                out.extend_from_slice(units);
+                write_raw(units, out);
             }
             _ => {}
         }
@@ -167,18 +165,15 @@ impl Encoder {
             }
         }
         let [natural, classed] = sparse;
-        if by_class.n > 1 {
-            let mut ordered = changes.clone();
-            ordered.sort_by_key(|change| change.class);
-            sparse::write(by_class.n, &ordered, classed);
-            classed.finish();
-        }
-        for change in &mut *changes {
-            (change.rank, change.class) = (change.position, 0);
-        }
-        sparse::write(1, changes, natural);
+        sparse::write(changes, natural);
         natural.finish();
-        Ok(by_class.n > 1 && classed.bytes.len() < natural.bytes.len())
+        if by_class.n == 1 {
+            return Ok(false);
+        }
+        changes.sort_unstable_by_key(|change| (change.class, change.position));
+        sparse::write_by_class(by_class.n, changes, classed);
+        classed.finish();
+        Ok(classed.bytes.len() < natural.bytes.len())
     }
 
     fn write_coded<W: Word>(
@@ -222,18 +217,14 @@ impl Encoder {
                 values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut::<GROUP>().0)
             {
                 table.split(head, values, symbols, extra);
-                if table.shift > 0 {
-                    pack_lows(values, table.shift, W::from_u64(table.lo), lows);
-                }
+                let lo = W::from_u64(table.lo);
+                planes::pack_lows(|i| values[i].above(lo) as u64, table.shift, lows);
             }
         }
         extra.finish();
         let n_carried = extra.bytes.len().min(CARRIED);
         let (kept, carried) = extra.bytes.split_at(extra.bytes.len() - n_carried);
-        let mut states = [STATE_MIN; LANES];
-        for (state, pair) in states.iter_mut().zip(carried.chunks(2)) {
-            *state |= u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 8;
-        }
+        let mut states = states_with(carried);
         set_len(words, n + ROOM)?;
         let mut begin = 0;
         let mut jobs = [EncodeJob {
@@ -292,8 +283,7 @@ impl Encoder {
             counted = Some((table, counts));
             counts.iter().zip(&table.cost).map(|(&n, &cost)| u64::from(n) * u64::from(cost)).sum()
         };
-        let costs: Vec<(u64, u8)> = ids.clone().map(cost).zip(ids).collect();
-        costs.into_iter().min().map_or(0, |(_, id)| id)
+        ids.clone().map(cost).zip(ids).min().map_or(0, |(_, id): (u64, u8)| id)
     }
 }
 
@@ -395,24 +385,5 @@ impl Coder {
                 }
             }
         }
-    }
-}
-
-/// Appends the low planes of a group.
-fn pack_lows<W: Word>(values: &[W; GROUP], shift: u32, lo: W, out: &mut Vec<u8>) {
-    let low = |v: &W| v.above(lo) as u64;
-    for byte in 0..shift / 8 {
-        out.extend(values.iter().map(|v| (low(v) >> (8 * byte)) as u8));
-    }
-    let bits = shift % 8;
-    if bits > 0 {
-        let mut top = [0; GROUP];
-        let mask = ((1u16 << bits) - 1) as u8;
-        for (top, v) in top.iter_mut().zip(values) {
-            *top = planes::spread((low(v) >> (shift - bits)) as u8 & mask, bits);
-        }
-        let at = out.len();
-        out.resize(at + packed_len(bits), 0);
-        planes::pack(&top, bits, &mut out[at..]);
     }
 }

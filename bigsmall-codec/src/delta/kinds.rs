@@ -4,5 +4,3 @@ pub(super) const KIND_RAW: u8 = 0;
 pub(super) const KIND_CODED: u8 = 1;
 pub(super) const KIND_SPARSE: u8 = 2;
 pub(super) const KIND_SPARSE_BY_CLASS: u8 = 3;
-/// Bytes of a raw block before the units.
-pub(super) const RAW_HEADER: usize = 8;

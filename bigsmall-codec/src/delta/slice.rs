@@ -3,11 +3,12 @@
 use bigsmall_format::internal::{for_each_in_parallel, reserve, set_len};
 use bigsmall_format::{
     BaseTensor, BlockDecoder, Dtype, EncodedRef, EncodedTensor, EncodedView, EncodingId, Error,
-    Result, Rule, TensorSpec, encode_tensor, encode_tensor_with_base,
+    Result, TensorSpec, encode_tensor, encode_tensor_with_base,
 };
 
-use super::encoding::{DECODING, Delta, with_scratch};
-use crate::slice::swap_bytes;
+use super::encoding::{DECODING, Delta};
+use crate::scratch::with_scratch;
+use crate::slice::{check_dtype, check_len, swap_bytes};
 use crate::{Ans, Element};
 
 /// If a delta takes less than this part of the tensor, no encoding without a base is tried.
@@ -127,26 +128,11 @@ fn decode(
     EncodedRef::from(tensor).decode_bytes_with_base(&Delta::default(), base, all, bytes)
 }
 
-fn check_dtype<T: Element>(spec: &TensorSpec) -> Result<()> {
-    if spec.dtype() != T::DTYPE {
-        return Err(Error::new(Rule::SpecMismatch).expected(T::DTYPE).found(spec.dtype()));
-    }
-    Ok(())
-}
-
-fn check_len(spec: &TensorSpec, found: usize) -> Result<()> {
-    if spec.byte_len() != found as u64 {
-        return Err(Error::new(Rule::BufferLength)
-            .expected(format!("{} bytes", spec.byte_len()))
-            .found(found));
-    }
-    Ok(())
-}
-
 /// Applies a frame of [`encode_delta`] to its base in place, on all cores: weights that are in use
 /// become the new ones. Everything is checked and decoded aside before the first weight changes;
 /// after an error all weights are as they were, unless it is [`Rule::Memory`]: where memory ends in
-/// the second pass, blocks that were applied before stay applied. Sparse blocks touch only the weights that change.
+/// the second pass, blocks that were applied before stay applied. Sparse blocks touch only the
+/// weights that change.
 ///
 /// Memory: one decoded block for each thread.
 ///

@@ -2,7 +2,7 @@
 //! section 10.5).
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::internal::reserve;
+use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits, golomb_len, rice_len};
@@ -37,21 +37,27 @@ struct Parameters {
     large: u32,
 }
 
+/// Appends the changes of a block, which are in the order of positions.
+pub(crate) fn write(changes: &[Change], out: &mut BitSink) {
+    write_class(changes, |change| change.position, out);
+}
+
 /// Appends the changes of a block, which are in the order of classes and positions.
-pub(crate) fn write(n_classes: u32, mut changes: &[Change], out: &mut BitSink) {
+pub(crate) fn write_by_class(n_classes: u32, mut changes: &[Change], out: &mut BitSink) {
     for class in 0..n_classes {
         let n = changes.partition_point(|change| u32::from(change.class) <= class);
         let (of_class, rest) = changes.split_at(n);
         changes = rest;
-        out.push_golomb(n as u64, 0);
-        if n > 0 {
-            write_class(of_class, out);
-        }
+        write_class(of_class, |change| change.rank, out);
     }
 }
 
-fn write_class(changes: &[Change], out: &mut BitSink) {
-    let Parameters { gap: q, run: t, large: g } = parameters(changes);
+fn write_class(changes: &[Change], rank: impl Fn(&Change) -> u32, out: &mut BitSink) {
+    out.push_golomb(changes.len() as u64, 0);
+    if changes.is_empty() {
+        return;
+    }
+    let Parameters { gap: q, run: t, large: g } = parameters(changes, &rank);
     out.push(u64::from(q), GAP_BITS);
     out.push(u64::from(t), SMALL_BITS);
     out.push(u64::from(g), SMALL_BITS);
@@ -64,8 +70,8 @@ fn write_class(changes: &[Change], out: &mut BitSink) {
             out.push_rice(ones as u64, t);
             run_end = Some(i + ones);
         }
-        out.push_rice(u64::from(change.rank - next), q);
-        next = change.rank + 1;
+        out.push_rice(u64::from(rank(change) - next), q);
+        next = rank(change) + 1;
         out.push(u64::from(change.is_less), 1);
         if run_end == Some(i) {
             out.push_golomb(change.distance - 2, g);
@@ -75,12 +81,12 @@ fn write_class(changes: &[Change], out: &mut BitSink) {
 }
 
 /// The parameters with which the changes of one class take the fewest bits.
-fn parameters(changes: &[Change]) -> Parameters {
+fn parameters(changes: &[Change], rank: impl Fn(&Change) -> u32) -> Parameters {
     let (mut gaps, mut runs, mut larges) = ([0u64; 18], [0u64; 16], [0u64; 16]);
     let (mut next, mut ones) = (0, 0);
     for change in changes {
-        let gap = u64::from(change.rank - next);
-        next = change.rank + 1;
+        let gap = u64::from(rank(change) - next);
+        next = rank(change) + 1;
         gaps.iter_mut().zip(0..).for_each(|(sum, q)| *sum += rice_len(gap, q));
         match change.distance {
             1 => ones += 1,
@@ -177,22 +183,6 @@ impl<'a> Reader<'a> {
         }
         Ok(Some((rank as u32, is_less, distance)))
     }
-
-    /// Checks that the bits fill their bytes and what is left over is zero.
-    fn finish(&self, bytes: &[u8]) -> Result<()> {
-        let used = self.bits.used();
-        let zero = match (bytes.last(), used % 8) {
-            (Some(last), rest @ 1..) => last >> rest == 0,
-            _ => true,
-        };
-        if used.div_ceil(8) != bytes.len() {
-            return Err(wrong(format!("{} bytes", bytes.len())).found(format!("{used} bits")));
-        }
-        if !zero {
-            return Err(Error::new(Rule::PaddingNotZero).found("after the last change"));
-        }
-        Ok(())
-    }
 }
 
 fn wrong(expected: String) -> Error {
@@ -210,19 +200,16 @@ pub(crate) fn read<W: Word>(
     changes.clear();
     let n_units = (base.len() / size_of::<W>()) as u32;
     let mut reader = Reader::new(bytes);
-    // No class has more changes than bits.
-    reserve(changes, (n_units as usize).min(8 * bytes.len()))?;
     if classes.n == 1 {
         let n = reader.n_of_class()?;
         reader.begin_class(n, n_units)?;
+        reserve(changes, n as usize)?;
         while let Some((rank, is_less, distance)) = reader.next()? {
             changes.push(Change { position: rank, rank, class: 0, is_less, distance });
         }
-        return reader.finish(bytes);
+        return reader.bits.finish(Rule::DeltaChanges);
     }
-    scratch.clear();
-    reserve(scratch, n_units as usize)?;
-    scratch.resize(n_units as usize, 0);
+    set_len(scratch, n_units as usize)?;
     W::classes(classes, field, base, scratch);
     // How many units of the class there are in each group.
     let mut counts = [0; MAX_GROUPS];
@@ -235,6 +222,7 @@ pub(crate) fn read<W: Word>(
         counts.iter_mut().zip(groups).for_each(|(n, group)| *n = count(group, class));
         let n_groups = scratch.len().div_ceil(GROUP);
         reader.begin_class(n, counts[..n_groups].iter().map(|&n| u32::from(n)).sum())?;
+        reserve(changes, n as usize)?;
         // The group of the next change, the rank of its first unit; in it, the next unit to look at
         // and its rank.
         let (mut group, mut first, mut at, mut rank) = (0, 0, 0, 0);
@@ -258,7 +246,7 @@ pub(crate) fn read<W: Word>(
             changes.push(Change { position, rank: wanted, class, is_less, distance });
         }
     }
-    reader.finish(bytes)
+    reader.bits.finish(Rule::DeltaChanges)
 }
 
 /// How many of at most 256 bytes are `class`.

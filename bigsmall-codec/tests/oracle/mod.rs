@@ -196,8 +196,8 @@ impl Head {
     }
 
     fn low_bits_of(dtype: Dtype) -> u32 {
-        let (unit, head_bits, _) = fields(dtype);
-        8 * unit as u32 - head_bits
+        let (unit, high_bits, _) = fields(dtype);
+        8 * unit as u32 - high_bits
     }
 
     pub fn low_bits(&self) -> u32 {
@@ -207,7 +207,7 @@ impl Head {
     pub fn residual_bits(&self) -> u32 {
         match fields(self.dtype) {
             (_, _, 0) => 0,
-            (_, head_bits, e) => head_bits - e - self.m,
+            (_, high_bits, e) => high_bits - e - self.m,
         }
     }
 
@@ -242,9 +242,9 @@ impl Head {
     fn read_part(dtype: Dtype, bytes: &[u8], flags: u8) -> Result<Head, Rule> {
         let ensure = |ok: bool| if ok { Ok(()) } else { Err(Rule::AnsHead) };
         ensure(bytes.len() >= 14)?;
-        let (_, head_bits, e) = fields(dtype);
+        let (_, high_bits, e) = fields(dtype);
         let (m, w) = (u32::from(bytes[0]), u32::from(bytes[1]));
-        ensure(if e == 0 { m == 0 } else { (1..=8).any(|r| r + m + e == head_bits) })?;
+        ensure(if e == 0 { m == 0 } else { (1..=8).any(|r| r + m + e == high_bits) })?;
         let field_bits = if e == 0 { 8 } else { e + m };
         ensure((5..=8).contains(&w) && w <= field_bits)?;
         let log_segment = u32::from(bytes[2]);

@@ -548,7 +548,7 @@ impl Kernels for Avx2 {
         ahead: Ahead<'_>,
     ) -> usize {
         let layout = &head.layout;
-        if (layout.unit_bytes, layout.head_bytes, layout.residual_bits) != (2, 2, FUSED_BITS) {
+        if (layout.unit_bytes, layout.high_bytes, layout.residual_bits) != (2, 2, FUSED_BITS) {
             return 0;
         }
         let residual = |i: usize| residuals[i].as_chunks().0;

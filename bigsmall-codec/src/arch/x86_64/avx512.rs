@@ -720,7 +720,7 @@ impl Kernels for Avx512 {
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
         let layout = &head.layout;
         let fits =
-            (layout.unit_bytes, layout.head_bytes, layout.residual_bits) == (2, 2, FUSED_BITS);
+            (layout.unit_bytes, layout.high_bytes, layout.residual_bits) == (2, 2, FUSED_BITS);
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
             if fits {
@@ -796,7 +796,7 @@ impl Kernels for Avx512 {
         ahead: Ahead<'_>,
     ) -> usize {
         let layout = &head.layout;
-        let fits = (layout.unit_bytes, layout.head_bytes) == (2, 2)
+        let fits = (layout.unit_bytes, layout.high_bytes) == (2, 2)
             && layout.residual_bits == FUSED_BITS
             && head.symbol_bits == 5;
         let tables: Option<Vec<&Buckets32>> =
