@@ -5,6 +5,7 @@
 mod base;
 #[cfg(feature = "candle")]
 pub mod candle;
+mod checkpoint;
 mod compress;
 mod element;
 mod encodings;
@@ -15,6 +16,7 @@ mod faults;
 mod folder;
 mod jobs;
 mod json;
+mod metadata;
 mod model;
 mod model_index;
 mod names;
@@ -68,8 +70,10 @@ pub use bigsmall_format::{
 /// What the command and the tests of this repository need. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
+    pub use crate::checkpoint::{Checkpoint, Plain, PlainFile};
     pub use crate::jobs::restore_files;
     pub use crate::json::json_line;
+    pub use crate::metadata::metadata;
     #[cfg(feature = "cloud")]
     pub use crate::source::cloud::{AmazonS3Builder, RetryConfig, s3_names};
     pub use crate::stage::atomic::remove_temporaries;

@@ -225,6 +225,60 @@ fn messages_say_what_a_file_is_and_escape_strange_names() {
 }
 
 #[test]
+fn inspect_shows_metadata_and_takes_plain_safetensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    let text = |input: &str| {
+        let output = bigsmall(d, &["inspect", input]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for input in ["m.safetensors", "m.bs"] {
+        let shown = text(input);
+        for line in
+            ["metadata \"format\": \"pt\"", "BF16: 2 tensors, 800.0 kB", "U8: 1 tensor, 3 B"]
+        {
+            assert!(shown.lines().any(|l| l == line), "{line}: {shown}");
+        }
+        let found = json(d, &["inspect", input, "--json"]);
+        assert_eq!(found["files"][0]["metadata"], serde_json::json!({ "format": "pt" }));
+    }
+    let plain = json(d, &["inspect", "m.safetensors", "--json"]);
+    let len = std::fs::metadata(d.join("m.safetensors")).unwrap().len();
+    assert_eq!((&plain["original_bytes"], &plain["compressed_bytes"]), (&len.into(), &len.into()));
+    assert_eq!(plain["tensors"][1]["encoding"], "plain");
+    assert!(plain["files"][0]["sha256"].is_null());
+    assert!(text("m.safetensors").ends_with(" kB in 1 safetensors file, not compressed\n"));
+
+    // A folder of them, without an index file: all are the model.
+    std::fs::create_dir_all(d.join("dir/sub")).unwrap();
+    for name in ["dir/a.safetensors", "dir/sub/b.safetensors"] {
+        let metadata = r#"{"__metadata__":{"x":"\u001b[31m\u202e</script>"},"NAME":{"dtype":"U8","#;
+        let entry = r#""shape":[2],"data_offsets":[0,2]}}"#;
+        let json = format!("{metadata}{entry}").replace("NAME", &name[name.len() - 13..]);
+        write_raw(&d.join(name), json.as_bytes(), &[1, 2]);
+    }
+    let folder = text("dir");
+    assert!(folder.contains("in 2 safetensors files, not compressed"), "{folder}");
+    // Printed once, and no byte of it raw.
+    let line = r#"metadata "x": "\u{1b}[31m\u{202e}</script>""#;
+    assert_eq!(folder.lines().filter(|l| *l == line).count(), 1, "{folder}");
+    let folder = json(d, &["inspect", "dir", "--json"]);
+    assert_eq!(folder["files"][1]["name"], "sub/b.safetensors");
+    assert_eq!(folder["tensors"][1]["shard"], "sub/b.safetensors");
+
+    // A name that is not there: those that may be meant.
+    for input in ["m.safetensors", "m.bs"] {
+        let output = bigsmall(d, &["inspect", input, "--tensor", "layers.1.v"]);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(shown.contains(r#"nearest: "layers.1.w", "layers.0.w""#), "{shown}");
+    }
+}
+
+#[test]
 fn completions_for_every_shell() {
     let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

@@ -1,20 +1,19 @@
 //! Reads tensors from a shard or a folder of shards.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+#[cfg(doc)]
+use bigsmall_format::Rule;
 use bigsmall_format::internal::{read_at, zeroed};
-use bigsmall_format::{
-    EncodedTensor, Raw, ReadAt, Rule, Shard, TensorSpec, decode_range, encode_tensor,
-};
-use serde_json::value::RawValue;
+use bigsmall_format::{EncodedTensor, Raw, ReadAt, Shard, TensorSpec, decode_range, encode_tensor};
 
 use crate::base::model::BaseModel;
 use crate::base::tensor::{Scratch, Window};
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::metadata::metadata;
 use crate::model::feed::{PIECE, check_len, read_into, read_layer};
 use crate::model::layers::group;
 use crate::model::shards::Shards;
@@ -175,17 +174,11 @@ impl Model {
     /// # Errors
     /// [`Rule::HeaderSyntax`], which no open shard has.
     pub fn metadata(&self) -> Result<HashMap<String, String>> {
-        let syntax = |e: serde_json::Error| Error::new(Rule::HeaderSyntax).caused_by(e);
         let mut all = HashMap::new();
         for (_, shard) in self.shards.iter() {
-            let entries: HashMap<Cow<'_, str>, &RawValue> =
-                serde_json::from_slice(shard.header_json()).map_err(syntax)?;
-            let Some(found) = entries.get("__metadata__") else { continue };
-            let found: HashMap<String, String> =
-                serde_json::from_str(found.get()).map_err(syntax)?;
-            found.into_iter().for_each(|(key, value)| {
+            for (key, value) in metadata(shard.header_json())? {
                 all.entry(key).or_insert(value);
-            });
+            }
         }
         Ok(all)
     }

@@ -103,6 +103,12 @@ impl Folder {
         }
     }
 
+    /// Whether the folder itself has shards.
+    pub(crate) fn has_shards(&self) -> Result<bool> {
+        let names = self.names_in_root()?;
+        Ok(names.iter().any(|name| role(name, SHARD) != Role::Other))
+    }
+
     /// The weights of all models in the folder and below, to be a base: the safetensors files, or
     /// the shards if there are none. Where there is an index file, only those that it names.
     pub(crate) fn base_files(&self) -> Result<Vec<PathBuf>> {

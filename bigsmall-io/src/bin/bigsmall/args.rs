@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Check everything: checksums, decoding, the SHA-256 of the original.
     Verify(Verify),
-    /// Show the tensors of a shard or a folder of shards.
+    /// Show what is in a model, compressed or not: tensors, metadata, sizes.
     Inspect(Inspect),
     /// Make one model from the shards that several machines wrote into a folder.
     Index(Index),
@@ -221,7 +221,8 @@ pub(crate) struct Verify {
 
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
-    /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
+    /// A shard, a safetensors file, a folder of either, or a URL: https://, hf://owner/name, s3://,
+    /// gs://, az://.
     pub(crate) input: PathBuf,
     /// Show only this tensor.
     #[arg(long, value_name = "NAME")]

@@ -1,157 +1,166 @@
 //! `bigsmall inspect`: what a model has in it, row by row. Nothing of the output is kept in memory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, Write};
 
 use bigsmall_format::internal::Shown;
-use bigsmall_io::internal::json_line;
-use bigsmall_io::{Base, Error, Model, Progress, ReadAt, Result, Shard, TensorSpec, hex};
+use bigsmall_io::internal::{Checkpoint, json_line};
+use bigsmall_io::{Base, Dtype, Error, Progress, Result, TensorSpec, hex};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
+use crate::rows::{FileRow, Row, files, for_each_row};
 use crate::size::bytes;
 
 /// Prints the table, or the JSON, of a model.
 pub(crate) fn inspect(args: &Inspect, progress: &Progress) -> Result<()> {
-    let model = Model::open_with(&args.input, progress)?;
+    let model = Checkpoint::open(&args.input, progress)?;
     if let Some(name) = &args.tensor {
-        model.spec(name)?;
+        model.find(name)?;
     }
-    let (mut original, mut compressed) = (0, 0);
-    for (_, shard) in model.shards() {
-        original += shard.original_len();
-        compressed += shard.source().byte_len()?;
-    }
-    let summary = Summary { original, compressed };
+    let view = View { model: &model, args, files: files(&model)? };
     let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
     let printed = match args.json {
-        true => print_json(&model, args, &summary, &mut out),
-        false => print_table(&model, args, &summary, &mut out),
+        true => view.print_json(&mut out),
+        false => view.print_table(&mut out),
     };
-    match printed.and_then(|()| out.flush()) {
+    match printed.and_then(|()| Ok(out.flush()?)) {
         // The reader of the output has closed it.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(Error::from),
+        Err(e) if is_closed(&e) => Ok(()),
+        other => other,
     }
 }
 
-/// The sums over all shards.
-struct Summary {
-    original: u64,
-    compressed: u64,
+fn is_closed(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
+    source.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-impl Summary {
-    fn ratio(&self) -> f64 {
-        match self.original {
-            0 => 1.0,
-            original => self.compressed as f64 / original as f64,
+/// A model, and what is to be shown of it.
+struct View<'a> {
+    model: &'a Checkpoint,
+    args: &'a Inspect,
+    files: Vec<FileRow<'a>>,
+}
+
+impl View<'_> {
+    fn wants(&self, spec: &TensorSpec) -> bool {
+        self.args.tensor.as_ref().is_none_or(|name| name == spec.name())
+    }
+
+    /// Bytes of all files: original, stored, and stored / original.
+    fn sums(&self) -> (u64, u64, f64) {
+        let original: u64 = self.files.iter().map(|file| file.original).sum();
+        let stored: u64 = self.files.iter().map(|file| file.stored).sum();
+        (original, stored, if original == 0 { 1.0 } else { stored as f64 / original as f64 })
+    }
+
+    fn print_table(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(
+            out,
+            "{:>12} {:>12}  {:<5} {:<8} name, shape",
+            "original", "stored", "as", "dtype"
+        )?;
+        let mut common = InCommon::default();
+        let mut dtypes: BTreeMap<Dtype, (u64, u64)> = BTreeMap::new();
+        for_each_row(
+            self.model,
+            |spec| self.wants(spec),
+            |row| {
+                common.add(&row);
+                let (n, sum) = dtypes.entry(row.spec.dtype()).or_default();
+                (*n, *sum) = (*n + 1, *sum + row.spec.byte_len());
+                write!(out, "{:>12} {:>12}  ", row.spec.byte_len(), row.stored)?;
+                match (row.owner, &row.base) {
+                    (Some(owner), _) => write!(out, "as {}", Shown::name(owner))?,
+                    (None, Some(base)) if base.is_equal() => write!(out, "{:<5}", "base")?,
+                    (None, _) => write!(out, "{:<5}", row.encoding)?,
+                }
+                let (dtype, name) = (row.spec.dtype().name(), Shown::name(row.spec.name()));
+                Ok(writeln!(out, " {dtype:<8} {name} {:?}", row.spec.shape())?)
+            },
+        )?;
+        if self.args.tensor.is_none() {
+            self.print_metadata(out)?;
+            for (dtype, (n, sum)) in &dtypes {
+                let s = if *n == 1 { "" } else { "s" };
+                writeln!(out, "{dtype}: {n} tensor{s}, {}", bytes(*sum))?;
+            }
         }
-    }
-}
-
-/// How a tensor is stored.
-struct Row<'a> {
-    spec: &'a TensorSpec,
-    shard: &'a str,
-    encoding: &'static str,
-    compressed: u64,
-    /// The tensor whose payload it shares.
-    owner: Option<&'a str>,
-    /// The tensor that it is stored as differences from.
-    base: Option<OfBase<'a>>,
-    md5: Option<[u8; 16]>,
-}
-
-/// What a tensor has in common with its base.
-struct OfBase<'a> {
-    /// The base's place in the shard.
-    base: usize,
-    tensor: &'a str,
-    blocks: u64,
-    same_blocks: u64,
-}
-
-impl OfBase<'_> {
-    fn is_equal(&self) -> bool {
-        self.blocks == self.same_blocks
-    }
-}
-
-/// Calls `print` for each tensor that is to be shown.
-fn for_each_row<'a>(
-    model: &'a Model,
-    args: &Inspect,
-    mut print: impl FnMut(Row<'a>) -> io::Result<()>,
-) -> io::Result<()> {
-    for (name, shard) in model.shards() {
-        let wanted = |spec: &TensorSpec| args.tensor.as_ref().is_none_or(|t| t == spec.name());
-        for (index, spec) in shard.tensors().iter().enumerate().filter(|(_, spec)| wanted(spec)) {
-            print(row(name, shard, index, spec)?)?;
+        for base in self.files.iter().flat_map(|file| file.bases) {
+            let (sha256, hint) = (hex(&base.sha256), Shown::name(&base.hint));
+            writeln!(out, "base sha256 {sha256} {hint}, {} behind it", base.depth)?;
         }
+        common.print(out)?;
+        let (original, stored, ratio) = self.sums();
+        Ok(match self.model {
+            Checkpoint::Shards(_) => {
+                writeln!(out, "{} <-> {}: {:.2} %", bytes(original), bytes(stored), 100.0 * ratio)?;
+            }
+            Checkpoint::Plain(_) => {
+                let n = self.files.len();
+                let s = if n == 1 { "" } else { "s" };
+                writeln!(out, "{} in {n} safetensors file{s}, not compressed", bytes(original))?;
+            }
+        })
     }
-    Ok(())
-}
 
-fn row<'a>(
-    name: &'a str,
-    shard: &'a Shard<impl ReadAt>,
-    index: usize,
-    spec: &'a TensorSpec,
-) -> Result<Row<'a>> {
-    let entry = shard.entry(index)?;
-    let owner = entry.shares().and_then(|owner| shard.tensors().get(owner));
-    let payload = shard.payload_range(index)?;
-    let base = match shard.base_of(index)?.filter(|_| owner.is_none()) {
-        None => None,
-        Some(base) => {
-            let table = shard.table(index)?;
-            let blocks = table.n_blocks();
-            let same_blocks = (0..blocks).filter(|&block| table.block_len(block) == 0).count();
-            Some(OfBase {
-                base: base.base,
-                tensor: base.name,
-                blocks,
-                same_blocks: same_blocks as u64,
-            })
+    /// The `__metadata__` of all files. What several files say is printed once.
+    fn print_metadata(&self, out: &mut impl Write) -> Result<()> {
+        let entries: BTreeSet<_> = self.files.iter().flat_map(|file| &file.metadata).collect();
+        for (key, value) in entries {
+            writeln!(out, "metadata {:?}: {:?}", Shown::name(key), Shown::message(value))?;
         }
-    };
-    Ok(Row {
-        base,
-        spec,
-        shard: name,
-        encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
-        compressed: if owner.is_some() { 0 } else { payload.end - payload.start },
-        owner: owner.map(TensorSpec::name),
-        md5: entry.md5(),
-    })
-}
-
-fn print_table(
-    model: &Model,
-    args: &Inspect,
-    summary: &Summary,
-    out: &mut impl Write,
-) -> io::Result<()> {
-    writeln!(out, "{:>12} {:>12}  {:<5} {:<8} name, shape", "original", "stored", "as", "dtype")?;
-    let mut common = InCommon::default();
-    for_each_row(model, args, |row| {
-        common.add(&row);
-        write!(out, "{:>12} {:>12}  ", row.spec.byte_len(), row.compressed)?;
-        match (row.owner, &row.base) {
-            (Some(owner), _) => write!(out, "as {}", Shown::name(owner))?,
-            (None, Some(base)) if base.is_equal() => write!(out, "{:<5}", "base")?,
-            (None, _) => write!(out, "{:<5}", row.encoding)?,
-        }
-        let (dtype, name) = (row.spec.dtype().name(), Shown::name(row.spec.name()));
-        writeln!(out, " {dtype:<8} {name} {:?}", row.spec.shape())
-    })?;
-    for base in model.shards().flat_map(|(_, shard)| shard.bases()) {
-        let (sha256, hint) = (hex(&base.sha256), Shown::name(&base.hint));
-        writeln!(out, "base sha256 {sha256} {hint}, {} behind it", base.depth)?;
+        Ok(())
     }
-    common.print(out)?;
-    let (original, compressed) = (bytes(summary.original), bytes(summary.compressed));
-    writeln!(out, "{original} <-> {compressed}: {:.2} %", 100.0 * summary.ratio())
+
+    fn print_json(&self, out: &mut impl Write) -> Result<()> {
+        let (original, stored, ratio) = self.sums();
+        write!(out, "{{\"original_bytes\":{original},\"compressed_bytes\":{stored},")?;
+        write!(out, "\"ratio\":{},\"files\":[", json!(ratio))?;
+        for (i, file) in self.files.iter().enumerate() {
+            let base = |base: &Base| {
+                let (sha256, hint) = (hex(&base.sha256), &base.hint);
+                json!({ "sha256": sha256, "hint": hint, "bases_behind": base.depth })
+            };
+            let value = json!({
+                "name": file.name,
+                "sha256": file.sha256.map(|sha256| hex(&sha256)),
+                "bases": file.bases.iter().map(base).collect::<Vec<Value>>(),
+                "metadata": file.metadata,
+            });
+            element(out, i, &value)?;
+        }
+        write!(out, "],\"tensors\":[")?;
+        let mut i = 0;
+        for_each_row(
+            self.model,
+            |spec| self.wants(spec),
+            |row| {
+                let value = json!({
+                    "name": row.spec.name(),
+                    "dtype": row.spec.dtype().name(),
+                    "shape": row.spec.shape(),
+                    "encoding": row.encoding,
+                    "original_bytes": row.spec.byte_len(),
+                    "compressed_bytes": row.stored,
+                    "shares": row.owner,
+                    "base": row.base.map(|base| json!({
+                        "base": base.base,
+                        "tensor": base.tensor,
+                        "blocks": base.blocks,
+                        "same_blocks": base.same_blocks,
+                    })),
+                    "shard": row.file,
+                    "md5": row.md5.map(|m| hex(&m)),
+                });
+                element(out, i, &value)?;
+                i += 1;
+                Ok(())
+            },
+        )?;
+        Ok(writeln!(out, "]}}")?)
+    }
 }
 
 /// What the tensors of a model have in common with their bases.
@@ -178,7 +187,7 @@ impl InCommon {
         }
     }
 
-    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+    fn print(&self, out: &mut impl Write) -> Result<()> {
         let InCommon { tensors, equal, alone, blocks, .. } = *self;
         if alone == tensors {
             return Ok(());
@@ -189,59 +198,15 @@ impl InCommon {
             out,
             "of {tensors} tensors {equal} are equal to the base and {alone} stand alone; of \
              {blocks} blocks with a base {changed} ({share:.1} %) differ from it"
-        )
-    }
-}
-
-fn print_json(
-    model: &Model,
-    args: &Inspect,
-    summary: &Summary,
-    out: &mut impl Write,
-) -> io::Result<()> {
-    let Summary { original, compressed } = summary;
-    write!(out, "{{\"original_bytes\":{original},\"compressed_bytes\":{compressed},")?;
-    write!(out, "\"ratio\":{},\"files\":[", json!(summary.ratio()))?;
-    for (i, (name, shard)) in model.shards().enumerate() {
-        let base = |base: &Base| {
-            let (sha256, hint) = (hex(&base.sha256), &base.hint);
-            json!({ "sha256": sha256, "hint": hint, "bases_behind": base.depth })
-        };
-        let bases: Vec<Value> = shard.bases().iter().map(base).collect();
-        let value = json!({ "name": name, "sha256": hex(&shard.sha256()), "bases": bases });
-        element(out, i, &value)?;
-    }
-    write!(out, "],\"tensors\":[")?;
-    let mut i = 0;
-    for_each_row(model, args, |row| {
-        let value = json!({
-            "name": row.spec.name(),
-            "dtype": row.spec.dtype().name(),
-            "shape": row.spec.shape(),
-            "encoding": row.encoding,
-            "original_bytes": row.spec.byte_len(),
-            "compressed_bytes": row.compressed,
-            "shares": row.owner,
-            "base": row.base.map(|base| json!({
-                "base": base.base,
-                "tensor": base.tensor,
-                "blocks": base.blocks,
-                "same_blocks": base.same_blocks,
-            })),
-            "shard": row.shard,
-            "md5": row.md5.map(|m| hex(&m)),
-        });
-        element(out, i, &value)?;
-        i += 1;
+        )?;
         Ok(())
-    })?;
-    writeln!(out, "]}}")
+    }
 }
 
 /// Prints the `i`-th element of an array.
-fn element(out: &mut impl Write, i: usize, value: &Value) -> io::Result<()> {
+fn element(out: &mut impl Write, i: usize, value: &Value) -> Result<()> {
     if i > 0 {
         out.write_all(b",")?;
     }
-    out.write_all(json_line(value).trim_end().as_bytes())
+    Ok(out.write_all(json_line(value).trim_end().as_bytes())?)
 }

@@ -5,6 +5,7 @@ mod args;
 mod bar;
 mod inspect;
 mod measure;
+mod rows;
 mod signals;
 mod size;
 
