@@ -1,17 +1,25 @@
 //! What a path or URL leads to: shards, or the safetensors files that shards are made from.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
-use bigsmall_format::internal::{Shown, read_at, zeroed};
+use bigsmall_format::internal::{Shown, len_of, read_at, zeroed};
 use bigsmall_format::{Rule, TensorSpec};
 
 use crate::base::model::BaseModel;
 use crate::base::tensor::Content;
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::metadata::metadata;
+use crate::source::file::REMOTE_THREADS;
 use crate::source::folder::Input;
 use crate::source::open::open;
 use crate::source::url::shown;
+use crate::stage::thread::side_by_side;
 use crate::{Model, Progress};
+
+/// Bytes of one of the parallel reads.
+const READ: usize = 4 << 20;
 
 /// A model that is compressed, or not.
 #[derive(Debug)]
@@ -80,22 +88,178 @@ impl Checkpoint {
     /// # Errors
     /// [`ErrorKind::TensorMissing`] with the names that are nearest to it.
     pub fn find(&self, name: &str) -> Result<&TensorSpec> {
-        let missing = || {
-            let near = nearest(name, self.tensors().map(TensorSpec::name));
-            let near: Vec<String> =
-                near.iter().map(|near| format!("{:?}", Shown::name(near))).collect();
-            let error = Error::new(ErrorKind::TensorMissing).in_tensor(name);
-            if near.is_empty() {
-                error
-            } else {
-                error.found(format!("nearest: {}", near.join(", ")))
+        let found = self.tensors().find(|spec| spec.name() == name);
+        found.ok_or_else(|| self.missing(&[name]))
+    }
+
+    /// The error for names that no tensor has.
+    fn missing(&self, names: &[&str]) -> Error {
+        let quoted = |names: Vec<&str>| {
+            let names = names.iter().map(|name| format!("{:?}", Shown::name(name)));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (first, others) = names.split_first().unwrap_or((&"", &[]));
+        let near = nearest(first, self.tensors().map(TensorSpec::name));
+        let mut facts = Vec::new();
+        if !near.is_empty() {
+            facts.push(format!("nearest: {}", quoted(near)));
+        }
+        if !others.is_empty() {
+            facts.push(format!("also missing: {}", quoted(others.to_vec())));
+        }
+        let error = Error::new(ErrorKind::TensorMissing).in_tensor(first);
+        if facts.is_empty() { error } else { error.found(facts.join("; ")) }
+    }
+
+    /// The tensors of these names, and those of the modules `prefixes`, in any order.
+    pub(crate) fn pick(&self, names: &[String], prefixes: &[String]) -> Result<Vec<Picked<'_>>> {
+        if names.is_empty() && prefixes.is_empty() {
+            return Err(Error::new(ErrorKind::Argument).expected("the name of a tensor"));
+        }
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let prefixes: Vec<&str> =
+            prefixes.iter().map(|prefix| prefix.strip_suffix('.').unwrap_or(prefix)).collect();
+        let mut used = vec![false; prefixes.len()];
+        let mut picked: HashMap<&str, Picked<'_>> = HashMap::new();
+        for found in self.places() {
+            let name = found.spec.name();
+            let mut wanted = names.contains(name);
+            for (prefix, used) in prefixes.iter().zip(&mut used) {
+                let rest = name.strip_prefix(prefix);
+                if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
+                    (wanted, *used) = (true, true);
+                }
+            }
+            if wanted && picked.insert(name, found).is_some() {
+                return Err(Error::new(ErrorKind::Argument)
+                    .in_tensor(name)
+                    .expected("a name that one file has")
+                    .found("two files with it; give one of them"));
+            }
+        }
+        let mut missing: Vec<&str> =
+            names.into_iter().filter(|name| !picked.contains_key(name)).collect();
+        missing.sort_unstable();
+        missing.extend(prefixes.iter().zip(used).filter(|(_, used)| !used).map(|(name, _)| name));
+        if !missing.is_empty() {
+            return Err(self.missing(&missing));
+        }
+        Ok(picked.into_values().collect())
+    }
+
+    fn places(&self) -> Box<dyn Iterator<Item = Picked<'_>> + '_> {
+        match self {
+            Checkpoint::Shards(model) => {
+                Box::new(model.tensors().map(|spec| Picked { spec, file: 0, index: 0 }))
+            }
+            Checkpoint::Plain(plain) => {
+                let files = plain.files.files().iter().enumerate();
+                Box::new(files.flat_map(|(file, of)| {
+                    let tensors = of.tensors().iter().enumerate();
+                    tensors.map(move |(index, spec)| Picked { spec, file, index })
+                }))
+            }
+        }
+    }
+
+    /// Reads ranges of original bytes of tensors, one behind the other, into `dst`. A range that is
+    /// not the whole tensor comes alone.
+    pub(crate) fn read(&self, ranges: &[(&Picked<'_>, Range<u64>)], dst: &mut [u8]) -> Result<()> {
+        let plain = match self {
+            Checkpoint::Plain(plain) => plain,
+            Checkpoint::Shards(model) => {
+                if let [(tensor, range)] = ranges {
+                    return model.bytes_into(tensor.spec.name(), range.clone(), dst);
+                }
+                let mut rest = dst;
+                let tensors =
+                    ranges.iter().map(|(t, range)| (t.spec.name(), cut(&mut rest, range)));
+                return model.tensors_into(tensors.collect::<Vec<_>>());
             }
         };
-        self.tensors().find(|spec| spec.name() == name).ok_or_else(missing)
+        let (mut pieces, mut rest) = (Vec::new(), dst);
+        for (tensor, range) in ranges {
+            let file = &plain.files.files()[tensor.file];
+            let Content::Safetensors { source, header, data_at } = &file.content else { continue };
+            let from = data_at + header.data_range(tensor.index).start + range.start;
+            for (i, piece) in cut(&mut rest, range).chunks_mut(READ).enumerate() {
+                pieces.push((tensor.spec, file, source, from + (i * READ) as u64, piece));
+            }
+        }
+        side_by_side(REMOTE_THREADS, pieces.into_iter(), |(spec, file, source, at, piece)| {
+            read_at(source, at, piece).in_tensor(spec.name()).in_file(&file.shown)
+        })
+    }
+
+    /// An error if one of the safetensors files is not as it was when it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        match self {
+            Checkpoint::Shards(_) => Ok(()),
+            Checkpoint::Plain(plain) => {
+                plain.files.files().iter().try_for_each(|file| file.check_unchanged())
+            }
+        }
+    }
+
+    /// Gives shards the base of their tensors.
+    pub(crate) fn with_base(self, base: BaseModel) -> Result<Self> {
+        Ok(match self {
+            Checkpoint::Shards(model) => Checkpoint::Shards(model.with_base(base)?),
+            plain => plain,
+        })
+    }
+
+    /// The names of the files in the folder; one empty name for a single file.
+    pub(crate) fn file_names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match self {
+            Checkpoint::Shards(model) => Box::new(model.shards().map(|(name, _)| name)),
+            Checkpoint::Plain(plain) => {
+                Box::new(plain.files.files().iter().map(|file| plain.name_of(&file.shown)))
+            }
+        }
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn byte_len(&self) -> Result<u64> {
+        match self {
+            Checkpoint::Shards(model) => {
+                model.shards().map(|(_, shard)| Ok(len_of(shard.source())?)).sum()
+            }
+            Checkpoint::Plain(plain) => plain.files().map(|file| Ok(file?.byte_len)).sum(),
+        }
+    }
+
+    /// The `__metadata__` of all files. If several files have a key, the first one counts.
+    pub(crate) fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let plain = match self {
+            Checkpoint::Shards(model) => return Ok(model.metadata()?.into_iter().collect()),
+            Checkpoint::Plain(plain) => plain,
+        };
+        let mut all = BTreeMap::new();
+        for file in plain.files() {
+            for (key, value) in metadata(&file?.header_json)? {
+                all.entry(key).or_insert(value);
+            }
+        }
+        Ok(all)
     }
 }
 
+/// A tensor of a [`Checkpoint`].
+pub(crate) struct Picked<'a> {
+    pub(crate) spec: &'a TensorSpec,
+    /// The place of its safetensors file, and its place in it.
+    file: usize,
+    index: usize,
+}
+
 impl Plain {
+    /// The name in the folder of the file that errors show as `shown`.
+    fn name_of<'a>(&self, shown: &'a str) -> &'a str {
+        let name = shown.strip_prefix(self.shown.trim_end_matches('/'));
+        name.unwrap_or_default().trim_start_matches('/')
+    }
+
     /// The files, in the order of their names.
     ///
     /// # Errors
@@ -106,12 +270,11 @@ impl Plain {
             let Content::Safetensors { source, header, data_at } = &file.content else {
                 return None;
             };
-            let name = file.shown.strip_prefix(self.shown.trim_end_matches('/'));
             let read = || -> Result<_> {
                 let mut header_json = zeroed(data_at - 8)?;
                 read_at(source, 8, &mut header_json)?;
                 Ok(PlainFile {
-                    name: name.unwrap_or_default().trim_start_matches('/'),
+                    name: self.name_of(&file.shown),
                     byte_len: data_at + header.data_len(),
                     tensors: header.tensors(),
                     header_json,
@@ -120,6 +283,13 @@ impl Plain {
             Some(read().in_file(&file.shown))
         })
     }
+}
+
+/// The first bytes of `rest`, as many as `range` has.
+fn cut<'a>(rest: &mut &'a mut [u8], range: &Range<u64>) -> &'a mut [u8] {
+    let (piece, after) = std::mem::take(rest).split_at_mut((range.end - range.start) as usize);
+    *rest = after;
+    piece
 }
 
 /// How many names an error suggests.

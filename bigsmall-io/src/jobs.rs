@@ -1,11 +1,13 @@
 //! Jobs over a file or a folder.
 
+use std::io::Write;
 use std::path::Path;
 
 use bigsmall_format::{ReadAt, Shard};
 
 use crate::base::find::find;
 use crate::base::model::BaseModel;
+use crate::base::tensor::Bases;
 use crate::compress::file::{compress_file, compress_to};
 use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
@@ -14,10 +16,12 @@ use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::bounds::Expansion;
 use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
+use crate::source::file::Source;
 use crate::source::folder::{Folder, Input};
 use crate::source::memory::Files;
 use crate::source::open::open;
 use crate::source::url::shown;
+use crate::stage::output::Sink;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
@@ -151,16 +155,71 @@ pub fn restore(
         }
         Input::File(source) => source,
     };
-    let shard = Shard::open(source).in_file(shown(input))?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
-    let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
-    let mut expansion = Expansion::default();
-    expansion.add(&shard, options.max_expansion).in_file(shown(input))?;
+    let (shard, bases, expansion) = opened(source, input, options, progress)?;
     expansion.check_room(output, options, progress)?;
-    progress.expect(shard.original_len());
     let waits = Waits::of(input);
     let report = restore_file(&shard, &bases, waits, input, output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
+}
+
+/// Opens a shard that is to be decoded, and finds its bases.
+fn opened(
+    source: Source,
+    input: &Path,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<(Shard<Source>, Bases, Expansion)> {
+    let shard = Shard::open(source).in_file(shown(input))?;
+    let mut expansion = Expansion::default();
+    expansion.add(&shard, options.max_expansion).in_file(shown(input))?;
+    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
+    progress.expect(shard.original_len());
+    Ok((shard, bases, expansion))
+}
+
+/// Restores the shard `input` into any writer, such as standard output or a socket. `input` may be
+/// a URL as in [`Model::open`](crate::Model::open), but not a folder.
+///
+/// Each block is checked before it is written, and the SHA-256 of all of them only at the end: what
+/// was written is the original file if this returns `Ok`, and not before.
+///
+/// # Errors
+/// Those of [`restore`] and of `sink`; [`ErrorKind::Argument`] for a folder. After an error `sink`
+/// may have received a part of the file, or all of it.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("bigsmall-doc-to-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("m.bs");
+/// use bigsmall_io::{Progress, RestoreOptions, TensorView, restore_to, save};
+/// save(&path, [("w", TensorView::from_slice(&[3], &[1u8, 2, 3]))], None)?;
+/// let mut file = Vec::new();
+/// restore_to(&path, &mut file, &RestoreOptions::default(), &Progress::default())?;
+/// assert!(file.ends_with(&[1, 2, 3]));
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn restore_to(
+    input: impl AsRef<Path>,
+    sink: impl Write + Send,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    let input = input.as_ref();
+    let Input::File(source) = open(input, &progress.stop())? else {
+        return Err(Error::new(ErrorKind::Argument)
+            .in_file(shown(input))
+            .expected("one shard: a folder restores to several files"));
+    };
+    let (shard, bases, _) = opened(source, input, options, progress)?;
+    let sink = Sink::new(sink);
+    let waits = Waits::of(input);
+    let report = restore_shard(&shard, &bases, waits, Some(&sink), options, progress);
+    let mut report = report.map_err(|e| e.in_input(shown(input)))?;
+    sink.flush()?;
+    report.name = crate::report::file_name(input);
+    Ok(Report::of(vec![report]))
 }
 
 /// Restores the folder of the files `files`, names and contents, to the folder `output`: as
@@ -196,11 +255,7 @@ pub fn verify(
         Input::Folder(from) => return verify_folder(&from, options, progress),
         Input::File(source) => source,
     };
-    let shard = Shard::open(source).in_file(shown(input))?;
-    Expansion::default().add(&shard, options.max_expansion).in_file(shown(input))?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
-    let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
-    progress.expect(shard.original_len());
+    let (shard, bases, _) = opened(source, input, options, progress)?;
     let report = restore_shard(&shard, &bases, Waits::of(input), None, options, progress);
     let mut report = report.in_file(shown(input))?;
     report.name = crate::report::file_name(input);

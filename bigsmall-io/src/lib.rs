@@ -11,6 +11,7 @@ mod element;
 mod encodings;
 mod error;
 mod estimate;
+mod extract;
 #[cfg(test)]
 mod faults;
 mod folder;
@@ -36,8 +37,9 @@ pub use element::Element;
 pub use encodings::{Encoding, encoding};
 pub use error::{Error, ErrorKind, Result};
 pub use estimate::{Estimate, estimate};
+pub use extract::{ExtractOptions, Extracted, extract};
 pub use folder::index::{IndexOptions, index};
-pub use jobs::{compress, compress_from, restore, verify};
+pub use jobs::{compress, compress_from, restore, restore_to, verify};
 pub use model::layer::Layer;
 pub use model::layers::layer_of;
 pub use model::open::Model;

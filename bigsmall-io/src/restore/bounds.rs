@@ -33,7 +33,19 @@ impl Expansion {
     /// [`ErrorKind::Expansion`] if it restores to more than `most` times its bytes, by default
     /// [`MAX_EXPANSION`].
     pub(crate) fn add(&mut self, shard: &Shard<impl ReadAt>, most: Option<u64>) -> Result<()> {
-        let (stored, restored) = (len_of(shard.source())?, shard.original_len());
+        self.add_bytes(len_of(shard.source())?, shard.original_len(), most)
+    }
+
+    /// Adds `restored` bytes that are made from `stored` bytes.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add).
+    pub(crate) fn add_bytes(
+        &mut self,
+        stored: u64,
+        restored: u64,
+        most: Option<u64>,
+    ) -> Result<()> {
         let most = most.unwrap_or(MAX_EXPANSION);
         if restored / stored.max(1) >= most {
             return Err(Error::new(ErrorKind::Expansion)

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
 
 use bigsmall_format::{Header, ReadAt, Rule, TensorSpec};
 
@@ -18,8 +17,7 @@ use crate::compress::walk::{Against, Origin, compress_walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::stage::atomic::AtomicFile;
-use crate::stage::lock::lock;
-use crate::stage::output::Output;
+use crate::stage::output::{Output, Sink};
 use crate::{FileReport, Progress, SaveOptions, TensorView};
 
 /// Saves tensors as the shard `path`. It restores, byte for byte, to the file that
@@ -122,23 +120,10 @@ pub fn save_to<'a, N: AsRef<str>, T: Into<TensorView<'a>>>(
     progress: &Progress,
 ) -> Result<FileReport> {
     let source = InMemory::new(tensors, metadata)?;
-    let target = Sink(Mutex::new(sink));
+    let target = Sink::new(sink);
     let report = source.save(&target, options, progress)?;
-    lock(&target.0).flush()?;
+    target.flush()?;
     Ok(report)
-}
-
-/// Any sink as an output; nothing can be read back.
-struct Sink<W>(Mutex<W>);
-
-impl<W: Write + Send> Output for Sink<W> {
-    fn append(&self, bytes: &[u8]) -> std::io::Result<()> {
-        lock(&self.0).write_all(bytes)
-    }
-
-    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
-        Ok(false)
-    }
 }
 
 /// Metadata in the order in which it is written.

@@ -1,8 +1,10 @@
 //! The destination of a job's bytes.
 
 use std::io::{self, Write};
+use std::sync::Mutex;
 
 use crate::error::Result;
+use crate::stage::lock::lock;
 
 /// The destination of a job's bytes: a file, nothing, or in tests a storage that fails.
 pub(crate) trait Output: Sync {
@@ -20,6 +22,29 @@ pub(crate) struct Discard;
 impl Output for Discard {
     fn append(&self, _: &[u8]) -> io::Result<()> {
         Ok(())
+    }
+
+    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Any sink as an output; nothing can be read back.
+pub(crate) struct Sink<W>(Mutex<W>);
+
+impl<W: Write> Sink<W> {
+    pub(crate) fn new(sink: W) -> Self {
+        Sink(Mutex::new(sink))
+    }
+
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        lock(&self.0).flush()
+    }
+}
+
+impl<W: Write + Send> Output for Sink<W> {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        lock(&self.0).write_all(bytes)
     }
 
     fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bigsmall_codec::Backend;
 use bigsmall_io::{Encoding, FolderOptions};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show what is in a model, compressed or not: tensors, metadata, sizes.
     Inspect(Inspect),
+    /// Write some tensors of a model, compressed or not, to a safetensors file.
+    Extract(Extract),
     /// Make one model from the shards that several machines wrote into a folder.
     Index(Index),
     /// Estimate, from samples, the compressed size of a file or folder and the time to compress it.
@@ -53,6 +56,23 @@ pub(crate) enum Command {
     },
 }
 
+/// A path or URL to read. `-`, which other programs take for standard input, is refused.
+fn input() -> impl TypedValueParser<Value = PathBuf> {
+    not_standard("files are read at any place, so standard input does not do")
+}
+
+/// A path to write, not `-`.
+fn output() -> impl TypedValueParser<Value = PathBuf> {
+    not_standard("what is written is read back, so standard output does not do")
+}
+
+fn not_standard(why: &'static str) -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(move |path| match path.as_os_str() == "-" {
+        true => Err(format!("{why}; a file of that name is ./-")),
+        false => Ok(path),
+    })
+}
+
 impl Command {
     /// The requested number of threads; 0 means one for each core.
     pub(crate) fn threads(&self) -> usize {
@@ -64,6 +84,7 @@ impl Command {
             Command::Transcode(a) => a.coding.threads,
             Command::Rebase(a) => a.to.coding.threads,
             Command::Bench(a) => a.coding.threads,
+            Command::Extract(a) => a.threads,
             Command::Inspect(_) | Command::Index(_) | Command::Completions { .. } => 1,
         }
     }
@@ -143,9 +164,16 @@ impl FolderArgs {
 #[derive(Args, Debug)]
 pub(crate) struct Compress {
     /// A safetensors file, or a model folder.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     /// The shard or folder to write.
-    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    #[arg(
+        short,
+        long,
+        value_name = "OUT",
+        required_unless_present = "dry_run",
+        value_parser = output()
+    )]
     pub(crate) output: Option<PathBuf>,
     /// Store differences from this base: a safetensors file, a shard, a folder or a URL. Give also
     /// the base of a base, and so on.
@@ -172,8 +200,10 @@ pub(crate) struct Compress {
 #[derive(Args, Debug)]
 pub(crate) struct Restore {
     /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
-    /// The safetensors file or folder to write.
+    /// The safetensors file or folder to write; `-` writes the file to standard output. Its SHA-256
+    /// is compared at the end: use what was written only if the command succeeds.
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
@@ -200,6 +230,7 @@ pub(crate) struct Restore {
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
     /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     #[command(flatten)]
     pub(crate) bases: Bases,
@@ -223,10 +254,44 @@ pub(crate) struct Verify {
 pub(crate) struct Inspect {
     /// A shard, a safetensors file, a folder of either, or a URL: https://, hf://owner/name, s3://,
     /// gs://, az://.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     /// Show only this tensor.
     #[arg(long, value_name = "NAME")]
     pub(crate) tensor: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "wanted", required = true, multiple = true, args = ["tensor", "prefix"])]
+pub(crate) struct Extract {
+    /// A shard, a safetensors file, a folder of either, or a URL: https://, hf://owner/name, s3://,
+    /// gs://, az://.
+    #[arg(value_parser = input())]
+    pub(crate) input: PathBuf,
+    /// The safetensors file to write.
+    #[arg(short, long, value_name = "OUT", value_parser = output())]
+    pub(crate) output: PathBuf,
+    /// The name of a tensor. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tensor: Vec<String>,
+    /// A module, all of whose tensors are written, such as `model.layers.0`. May be given several
+    /// times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prefix: Vec<String>,
+    #[command(flatten)]
+    pub(crate) bases: Bases,
+    /// Threads that decode; 0 means one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Refuse to write this many times the bytes of the input, or more.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub(crate) max_expansion: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -252,6 +317,7 @@ pub(crate) struct Index {
 #[derive(Args, Debug)]
 pub(crate) struct Estimate {
     /// A safetensors file, or a model folder.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     #[command(flatten)]
     pub(crate) coding: Coding,
@@ -281,9 +347,10 @@ pub(crate) struct Bases {
 #[derive(Args, Debug)]
 pub(crate) struct Transcode {
     /// A shard.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     /// The shard to write.
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", value_parser = output())]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) bases: Bases,
@@ -312,6 +379,7 @@ fn backend_names() -> clap::builder::PossibleValuesParser {
 #[derive(Args, Debug)]
 pub(crate) struct Bench {
     /// A safetensors file or a shard.
+    #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     #[command(flatten)]
     pub(crate) coding: Coding,

@@ -93,7 +93,7 @@ impl View<'_> {
         }
         common.print(out)?;
         let (original, stored, ratio) = self.sums();
-        Ok(match self.model {
+        match self.model {
             Checkpoint::Shards(_) => {
                 writeln!(out, "{} <-> {}: {:.2} %", bytes(original), bytes(stored), 100.0 * ratio)?;
             }
@@ -102,7 +102,8 @@ impl View<'_> {
                 let s = if n == 1 { "" } else { "s" };
                 writeln!(out, "{} in {n} safetensors file{s}, not compressed", bytes(original))?;
             }
-        })
+        }
+        Ok(())
     }
 
     /// The `__metadata__` of all files. What several files say is printed once.

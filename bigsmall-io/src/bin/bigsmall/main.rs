@@ -9,15 +9,16 @@ mod rows;
 mod signals;
 mod size;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_format::internal::{Chain, Shown};
 use bigsmall_io::internal::json_line;
 use bigsmall_io::{
-    Class, CompressOptions, Error, ErrorKind, IndexOptions, Progress, Report, RestoreOptions,
-    Result, hex,
+    Class, CompressOptions, Error, ErrorKind, ExtractOptions, IndexOptions, Progress, Report,
+    RestoreOptions, Result, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -30,9 +31,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let warn = |text: &str| drop(writeln!(std::io::stderr(), "bigsmall: warning: {text}"));
     let progress = Progress::default().on_warning(warn);
+    let to_stdout = matches!(&cli.command, Command::Restore(a) if a.output.as_os_str() == "-");
     let result = signals::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
+        if to_stdout {
+            return Ok(std::io::stderr().write_all(text.as_bytes())?);
+        }
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // The reader of the output has closed it.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -98,9 +103,13 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .ignore_free_space(a.ignore_free_space)
                 .folder(a.folder.options());
             options.bases = a.bases.base;
-            let report = bigsmall_io::restore(&a.input, &a.output, &options, progress)?;
+            let report = match a.output.as_os_str() == "-" {
+                true => restore_to_stdout(&a.input, &options, progress)?,
+                false => bigsmall_io::restore(&a.input, &a.output, &options, progress)?,
+            };
             Ok(show("restored", &report, begin, a.json))
         }
+        Command::Extract(a) => extract(a, progress),
         Command::Verify(a) => {
             let mut options = RestoreOptions::new()
                 .md5(a.md5)
@@ -160,6 +169,47 @@ fn left_out(report: &Report) -> String {
     let more = if n > 3 { format!(" and {} more", n - 3) } else { String::new() };
     let names = first.collect::<Vec<String>>().join(", ");
     format!("left out {names}{more} (--hidden takes hidden files, but no .git)\n")
+}
+
+/// Restores a shard to standard output, unless that is a terminal.
+fn restore_to_stdout(
+    input: &Path,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<Report> {
+    if std::io::stdout().is_terminal() {
+        return Err(Error::new(ErrorKind::Argument)
+            .in_file(STDOUT)
+            .expected("a file or another program")
+            .found("a terminal"));
+    }
+    bigsmall_io::restore_to(input, Stdout(std::io::stdout()), options, progress)
+}
+
+const STDOUT: &str = "standard output";
+
+/// Standard output, which its errors name.
+struct Stdout(std::io::Stdout);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).map_err(|e| Error::from(e).in_file(STDOUT).into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush().map_err(|e| Error::from(e).in_file(STDOUT).into())
+    }
+}
+
+fn extract(a: args::Extract, progress: &Progress) -> Result<String> {
+    let mut options = ExtractOptions::new().replace(a.force).max_expansion(a.max_expansion);
+    (options.tensors, options.prefixes, options.bases) = (a.tensor, a.prefix, a.bases.base);
+    let done = bigsmall_io::extract(&a.input, &a.output, &options, progress)?;
+    if a.json {
+        return Ok(json_line(&json!({ "tensors": done.n_tensors, "bytes": done.byte_len })));
+    }
+    let s = if done.n_tensors == 1 { "" } else { "s" };
+    Ok(format!("extracted {} tensor{s}, {}\n", done.n_tensors, bytes(done.byte_len)))
 }
 
 fn transcoding(a: &args::Transcode) -> CompressOptions {
