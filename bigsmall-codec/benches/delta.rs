@@ -1,10 +1,11 @@
 //! Size and speed of tensors as differences from a base:
 //! `cargo bench -p bigsmall-codec --bench delta -- BASE.safetensors NEW.safetensors ...`
 //!
-//! Each NEW is stored against the file before it. It prints the size of the shard, of its payloads
-//! alone, and of the shard without a base, as shares of the data; then rates in bytes of original
-//! data on one thread, in memory, all tensors one after the other: of encoding, decoding and
-//! applying, and those of the ANS encoding beside them. Each rate is the median of seven.
+//! Each NEW is stored against the file before it; other arguments are left to the other benches. It
+//! prints the size of the shard, of its payloads alone, and of the shard without a base, as shares
+//! of the data; then rates in bytes of original data on one thread, in memory, all tensors one after
+//! the other: of encoding, decoding and applying, and those of the ANS encoding beside them. Each
+//! rate is the median of seven.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
@@ -49,7 +50,7 @@ fn seconds(mut work: impl FnMut()) -> f64 {
 fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| {
         let paths: Vec<String> =
-            std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+            std::env::args().filter(|arg| arg.ends_with(".safetensors")).collect();
         let files: Vec<File> = paths.iter().map(|path| File::read(path)).collect();
         for (pair, names) in files.windows(2).zip(paths.windows(2)) {
             println!("{} -> {}", names[0], names[1]);
@@ -85,8 +86,11 @@ fn measure(base: &File, new: &File) {
             range.end - range.start
         })
         .sum();
-    let changed = new.data.chunks(2).zip(base.data.chunks(2)).filter(|(a, b)| a != b).count();
-    println!("  {:<24} {}", "16-bit words that differ", percent(2 * changed));
+    let changed = tensors().map(|(spec, bytes, base)| {
+        let unit = spec.dtype().unit_bytes();
+        unit * bytes.chunks(unit).zip(base.chunks(unit)).filter(|(new, base)| new != base).count()
+    });
+    println!("  {:<24} {}", "units that differ", percent(changed.sum()));
     println!("  {:<24} {}", "shard", percent(shard.source().len()));
     println!("  {:<24} {}", "payloads", percent(payloads as usize));
     println!("  {:<24} {}", "shard without a base", percent(alone.finish().unwrap().len()));

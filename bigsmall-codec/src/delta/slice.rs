@@ -250,16 +250,17 @@ pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
     let (spec, width) = (tensor.spec(), size_of::<T>());
     let named = |e: Error| e.in_tensor(spec.name());
     let mut found = Changes { indices: Vec::new(), values: Vec::new() };
-    let mut push = |index: usize, bytes: &[u8]| {
-        reserve(&mut found.indices, 1)?;
-        reserve(&mut found.values, 1)?;
+    let make_room = |found: &mut Changes<T>, n: usize| {
+        reserve(&mut found.indices, n)?;
+        reserve(&mut found.values, n)
+    };
+    let push = |found: &mut Changes<T>, index: usize, bytes: &[u8]| {
         let mut value = T::zeroed();
         let place = bytemuck::bytes_of_mut(&mut value);
         place.copy_from_slice(bytes);
         swap_bytes::<T>(place);
         found.indices.push(index as u64);
         found.values.push(value);
-        Ok::<_, Error>(())
     };
     tensor.check_head()?;
     let delta = match tensor.encoding() {
@@ -291,6 +292,7 @@ pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
                 let unit = spec.dtype().unit_bytes();
                 let element = |&(position, _): &(u32, u64)| position as usize * unit / width;
                 of_block.sort_unstable_by_key(|&(position, _)| position);
+                make_room(&mut found, of_block.len())?;
                 for units in of_block.chunk_by(|a, b| element(a) == element(b)) {
                     let place = element(&units[0]);
                     let old = &base[place * width..][..width];
@@ -302,7 +304,7 @@ pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
                         new[at..at + unit].copy_from_slice(&value.to_le_bytes()[..unit]);
                     }
                     if new != old {
-                        push(first + place, new)?;
+                        push(&mut found, first + place, new);
                     }
                 }
                 continue;
@@ -311,9 +313,12 @@ pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
         set_len(&mut aside, base.len())?;
         aside.copy_from_slice(base);
         decoder.decode_blocks(&[block], &mut aside).map_err(named)?;
-        let pairs = aside.chunks_exact(width).zip(base.chunks_exact(width));
-        for (i, (new, _)) in pairs.enumerate().filter(|(_, (new, base))| new != base) {
-            push(first + i, new)?;
+        make_room(&mut found, base.len() / width)?;
+        for (i, (new, base)) in aside.chunks_exact(width).zip(base.chunks_exact(width)).enumerate()
+        {
+            if new != base {
+                push(&mut found, first + i, new);
+            }
         }
     }
     Ok(found)
