@@ -102,39 +102,22 @@ impl Blocks<'_> {
     }
 }
 
-/// The same on this thread alone. It is for work that already runs in a pool and for sources that
-/// decode what is read from them: a thread of a pool that waits begins other work meanwhile, which
-/// must not happen while others wait for it.
+/// [`decode_range`] or, with a base, [`decode_range_with_base`] on this thread alone. It is for work
+/// that already runs in a pool and for sources that decode what is read from them: a thread of a
+/// pool that waits begins other work meanwhile, which must not happen while others wait for it.
 ///
 /// # Errors
-/// Those of [`decode_range`].
+/// Those of [`decode_range_with_base`].
 pub fn decode_here(
     decoder: &dyn BlockDecoder,
     spec: &TensorSpec,
     table: &BlockTable,
     payload: &dyn ReadAt,
+    base: Option<&dyn ReadAt>,
     range: Range<u64>,
     dst: &mut [u8],
 ) -> Result<()> {
-    let source = Blocks { decoder, spec, table, payload, base: None };
-    source.check_range(&range, dst)?;
-    source.decode(range.start, dst, &mut Default::default())
-}
-
-/// [`decode_range_with_base`] on this thread alone.
-///
-/// # Errors
-/// Those of [`decode_range_with_base`].
-pub fn decode_here_with_base(
-    decoder: &dyn BlockDecoder,
-    spec: &TensorSpec,
-    table: &BlockTable,
-    payload: &dyn ReadAt,
-    base: &dyn ReadAt,
-    range: Range<u64>,
-    dst: &mut [u8],
-) -> Result<()> {
-    let source = Blocks { decoder, spec, table, payload, base: Some(base) };
+    let source = Blocks { decoder, spec, table, payload, base };
     source.check_range(&range, dst)?;
     source.decode(range.start, dst, &mut Default::default())
 }

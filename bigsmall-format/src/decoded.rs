@@ -70,7 +70,7 @@ impl ReadAt for Decoded<'_> {
             }
         };
         // On this thread: one of a pool that waits here would begin other work meanwhile.
-        Ok(decode_here(&*self.decoder, spec, table, &self.tensor.payload(), range, buf)?)
+        Ok(decode_here(&*self.decoder, spec, table, &self.tensor.payload(), None, range, buf)?)
     }
 }
 

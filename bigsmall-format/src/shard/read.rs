@@ -14,8 +14,8 @@ use crate::read_at::{len_of, read_at};
 use crate::wire::{Cursor, room_for};
 use crate::{
     BlockDecoder, BlockTable, EncodedTensor, EncodingId, Error, Header, Limits, ReadAt, Result,
-    Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_here_with_base, decode_range,
-    decode_range_with_base, xxh3,
+    Rule, Section, TensorEncoding, TensorSpec, decode_here, decode_range, decode_range_with_base,
+    xxh3,
 };
 
 /// The flags of a record that this version knows.
@@ -462,28 +462,13 @@ impl<R: ReadAt> Shard<R> {
             .map_err(|e| e.in_tensor(resolved.spec.name()))
     }
 
-    /// The same on this thread alone, for blocks that are already in memory. `payload` stands for
-    /// the whole payload of tensor `index`, and must give the needed blocks.
-    ///
-    /// # Errors
-    /// Those of [`decode_range`].
-    pub fn decode_from(
-        &self,
-        index: usize,
-        decoder: &dyn BlockDecoder,
-        payload: &dyn ReadAt,
-        range: Range<u64>,
-        dst: &mut [u8],
-    ) -> Result<()> {
-        let Resolved { spec, offset, table, .. } = self.resolve(index)?;
-        decode_here(decoder, spec, table, payload, range, dst).map_err(|e| e.in_part_at(offset))
-    }
-
-    /// [`decode_from`](Self::decode_from) for a tensor with a base.
+    /// [`decode_with_base`](Self::decode_with_base) on this thread alone, for blocks that are
+    /// already in memory. `payload` stands for the whole payload of tensor `index`, and must give
+    /// the needed blocks.
     ///
     /// # Errors
     /// Those of [`decode_range_with_base`].
-    pub fn decode_from_with_base(
+    pub fn decode_from(
         &self,
         index: usize,
         decoder: &dyn BlockDecoder,
@@ -493,7 +478,7 @@ impl<R: ReadAt> Shard<R> {
         dst: &mut [u8],
     ) -> Result<()> {
         let Resolved { spec, offset, table, .. } = self.resolve(index)?;
-        decode_here_with_base(decoder, spec, table, payload, base, range, dst)
+        decode_here(decoder, spec, table, payload, Some(base), range, dst)
             .map_err(|e| e.in_part_at(offset))
     }
 }

@@ -379,7 +379,7 @@ impl Opened {
     ) -> Result<()> {
         let decode = |base: &dyn ReadAt, dst: &mut [u8]| {
             let (decoder, range) = (&*self.decoder, range.clone());
-            shard.decode_from_with_base(index, decoder, payload, base, range, dst)
+            shard.decode_from(index, decoder, payload, base, range, dst)
         };
         let done = if self.base.waits() {
             // One request for the blocks of the base, too.

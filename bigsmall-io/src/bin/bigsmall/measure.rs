@@ -360,7 +360,7 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
     let (spec, table) = (encoded.spec(), encoded.table());
     if !no_checksum {
         let range = at as u64..(at + dst.len()) as u64;
-        return Ok(decode_here(&**decoder, spec, table, &encoded.payload(), range, dst)?);
+        return Ok(decode_here(&**decoder, spec, table, &encoded.payload(), None, range, dst)?);
     }
     let block = spec.block_bytes();
     let blocks: Vec<&[u8]> = (at / block..(at + dst.len()).div_ceil(block))
