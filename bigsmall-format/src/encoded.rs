@@ -27,7 +27,8 @@ impl EncodedTensor {
     /// is the head padded to 8 bytes, then the padded blocks.
     ///
     /// # Errors
-    /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together.
+    /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together;
+    /// [`Rule::BaseRecord`] for an encoding that needs a base.
     pub fn new(
         spec: TensorSpec,
         encoding: EncodingId,
@@ -36,14 +37,15 @@ impl EncodedTensor {
         payload: Vec<u8>,
     ) -> Result<Self> {
         let table = BlockTable::of_payload(&spec, head_len, &lens, &payload, None)?;
-        Ok(EncodedTensor { spec, encoding, table, payload })
+        EncodedTensor { spec, encoding, table, payload }.with_or_without_base()
     }
 
     /// The same for an encoding that [needs a base](EncodingId::needs_base): `base` has the XXH3 of
     /// the base's bytes of each block.
     ///
     /// # Errors
-    /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together.
+    /// [`Rule::BlockLength`] or [`Rule::PayloadLength`] when the parts do not fit together;
+    /// [`Rule::BaseRecord`] for an encoding that needs no base.
     pub fn new_with_base(
         spec: TensorSpec,
         encoding: EncodingId,
@@ -53,7 +55,23 @@ impl EncodedTensor {
         base: Vec<u64>,
     ) -> Result<Self> {
         let table = BlockTable::of_payload(&spec, head_len, &lens, &payload, Some(base.into()))?;
-        Ok(EncodedTensor { spec, encoding, table, payload })
+        EncodedTensor { spec, encoding, table, payload }.with_or_without_base()
+    }
+
+    /// Insists that the table is of a tensor with a base if the encoding needs one.
+    fn with_or_without_base(self) -> Result<Self> {
+        let text = |needs_base| if needs_base { "a base" } else { "no base" };
+        match self.table.needs_base() == self.encoding.needs_base() {
+            true => Ok(self),
+            false => Err(Error::new(Rule::BaseRecord)
+                .in_tensor(self.spec.name())
+                .expected(format!(
+                    "{} for encoding {}",
+                    text(self.encoding.needs_base()),
+                    self.encoding
+                ))
+                .found(text(self.table.needs_base()))),
+        }
     }
 
     /// Puts a tensor together from a payload and the table that describes it, checking every
@@ -61,14 +79,14 @@ impl EncodedTensor {
     ///
     /// # Errors
     /// [`Rule::HeadChecksum`], [`Rule::BlockChecksum`], [`Rule::PayloadLength`],
-    /// [`Rule::PaddingNotZero`].
+    /// [`Rule::PaddingNotZero`]; [`Rule::BaseRecord`] if only one of encoding and table has a base.
     pub fn from_parts(
         spec: TensorSpec,
         encoding: EncodingId,
         table: BlockTable,
         payload: Vec<u8>,
     ) -> Result<Self> {
-        let tensor = EncodedTensor { spec, encoding, table, payload };
+        let tensor = EncodedTensor { spec, encoding, table, payload }.with_or_without_base()?;
         tensor.view().check()?;
         Ok(tensor)
     }
@@ -291,7 +309,7 @@ impl<'a> EncodedView<'a> {
     /// What the blocks share, as it stands: [`check_head`](Self::check_head) checks it.
     #[must_use]
     pub fn head(&self) -> &'a [u8] {
-        &self.payload[..self.table.head_len()]
+        self.table.head(self.payload)
     }
 
     /// The encoded block `index` without padding, as it stands: [`check_block`](Self::check_block)
@@ -301,8 +319,7 @@ impl<'a> EncodedView<'a> {
     /// When there is no such block.
     #[must_use]
     pub fn block(&self, index: u64) -> &'a [u8] {
-        let start = self.table.padded_block_range(index).start as usize;
-        &self.payload[start..start + self.table.block_len(index)]
+        self.table.block_of(index, self.payload)
     }
 
     /// Compares the head with its checksum.
@@ -429,7 +446,7 @@ impl<'a> EncodedRef<'a> {
     /// What the blocks share.
     #[must_use]
     pub fn head(&self) -> &'a [u8] {
-        &self.payload[..self.table.head_len()]
+        self.table.head(self.payload)
     }
 
     /// The encoded block `index` without padding.
@@ -438,8 +455,7 @@ impl<'a> EncodedRef<'a> {
     /// When there is no such block.
     #[must_use]
     pub fn block(&self, index: u64) -> &'a [u8] {
-        let start = self.table.padded_block_range(index).start as usize;
-        &self.payload[start..start + self.table.block_len(index)]
+        self.table.block_of(index, self.payload)
     }
 
     /// Bytes of the payload.

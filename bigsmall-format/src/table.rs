@@ -11,6 +11,7 @@ use crate::{EncodingId, Error, Result, Rule, TensorSpec, xxh3};
 pub struct BlockTable {
     head_len: u32,
     head_hash: u64,
+    /// None if all are empty and have a base: so a tensor that is its base costs the checksums.
     blocks: Box<[Block]>,
     /// The checksum of the base's bytes of each block, for an encoding that needs a base.
     base: Option<Box<[u64]>>,
@@ -29,6 +30,21 @@ impl Block {
     fn end(&self) -> u64 {
         self.begin + align8(u64::from(self.len))
     }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0 && self.hash == xxh3(&[])
+    }
+}
+
+/// Insists on one entry a block.
+fn check_count(spec: &TensorSpec, what: &str, found: usize) -> Result<()> {
+    if found as u64 == spec.n_blocks() {
+        return Ok(());
+    }
+    Err(Error::new(Rule::BlockLength)
+        .in_tensor(spec.name())
+        .expected(format!("{what} of {} blocks", spec.n_blocks()))
+        .found(found))
 }
 
 impl BlockTable {
@@ -43,11 +59,10 @@ impl BlockTable {
         base: Option<Box<[u64]>>,
     ) -> Result<Self> {
         let wrong = |rule| Error::new(rule).in_tensor(spec.name());
-        let of_base = base.as_ref().map_or(lens.len(), |base| base.len());
-        if lens.len() as u64 != spec.n_blocks() || [hashes.len(), of_base] != [lens.len(); 2] {
-            return Err(wrong(Rule::BlockLength)
-                .expected(format!("{} blocks", spec.n_blocks()))
-                .found(lens.len()));
+        check_count(spec, "lengths", lens.len())?;
+        check_count(spec, "checksums", hashes.len())?;
+        if let Some(base) = &base {
+            check_count(spec, "checksums of the base", base.len())?;
         }
         let mut blocks = room_for(lens.len())?;
         let mut begin = align8(u64::from(head_len));
@@ -67,6 +82,9 @@ impl BlockTable {
             begin = block.end();
             blocks.push(block);
         }
+        if base.is_some() && blocks.iter().all(Block::is_empty) {
+            blocks = Vec::new();
+        }
         Ok(BlockTable { head_len, head_hash, blocks: blocks.into(), base })
     }
 
@@ -78,17 +96,24 @@ impl BlockTable {
         payload: &[u8],
         base: Option<Box<[u64]>>,
     ) -> Result<Self> {
-        let hashes = lens.iter().map(|_| 0);
-        let mut table = BlockTable::new(spec, head_len, 0, lens.iter().copied(), hashes, base)?;
+        let part = |begin: u64, len: u64| {
+            let range = usize::try_from(begin).ok()?..usize::try_from(begin + len).ok()?;
+            payload.get(range)
+        };
+        let mut end = align8(u64::from(head_len));
+        let hashes = lens.iter().map(|&len| {
+            let (begin, len) = (end, align8(len.into()));
+            end += len;
+            xxh3(part(begin, len).unwrap_or(&[]))
+        });
+        let head_hash = xxh3(part(0, head_len.into()).unwrap_or(&[]));
+        let lens = lens.iter().copied();
+        let table = BlockTable::new(spec, head_len, head_hash, lens, hashes, base)?;
         if table.payload_len() != payload.len() as u64 {
             return Err(Error::new(Rule::PayloadLength)
                 .in_tensor(spec.name())
                 .expected(table.payload_len())
                 .found(payload.len()));
-        }
-        table.head_hash = xxh3(&payload[..head_len as usize]);
-        for block in &mut table.blocks {
-            block.hash = xxh3(&payload[block.begin as usize..block.end() as usize]);
         }
         Ok(table)
     }
@@ -96,28 +121,48 @@ impl BlockTable {
     /// The table of a tensor that is its base: without a payload, every block empty.
     #[cfg(feature = "shard")]
     pub(crate) fn inherited(spec: &TensorSpec, base: Box<[u64]>) -> Result<Self> {
-        let (lens, hashes) = (base.iter().map(|_| 0), base.iter().map(|_| xxh3(&[])));
-        BlockTable::new(spec, 0, xxh3(&[]), lens, hashes, Some(base.clone()))
+        check_count(spec, "checksums of the base", base.len())?;
+        Ok(BlockTable { head_len: 0, head_hash: xxh3(&[]), blocks: [].into(), base: Some(base) })
+    }
+
+    /// Whether the tensor is its base: there are no bytes but a head.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_base(&self) -> bool {
+        self.base.is_some() && self.blocks.is_empty()
+    }
+
+    fn block(&self, index: usize) -> Block {
+        match &self.base {
+            Some(base) if self.blocks.is_empty() && index < base.len() => {
+                Block { begin: align8(self.head_len.into()), hash: xxh3(&[]), len: 0 }
+            }
+            _ => self.blocks[index],
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        (0..self.n_blocks() as usize).map(|index| self.block(index))
     }
 
     /// Where block `index` begins in the payload; for the number of blocks, where the payload ends.
     fn begin(&self, index: usize) -> u64 {
         match index.checked_sub(1) {
             None => align8(u64::from(self.head_len)),
-            Some(before) => self.blocks[before].end(),
+            Some(before) => self.block(before).end(),
         }
     }
 
     /// Bytes of the payload: head and blocks with their padding.
     #[must_use]
     pub fn payload_len(&self) -> u64 {
-        self.begin(self.blocks.len())
+        self.begin(self.n_blocks() as usize)
     }
 
     /// Number of blocks.
     #[must_use]
     pub fn n_blocks(&self) -> u64 {
-        self.blocks.len() as u64
+        self.base.as_ref().map_or(self.blocks.len(), |base| base.len()) as u64
     }
 
     /// Bytes of the head, without padding.
@@ -132,7 +177,7 @@ impl BlockTable {
     /// When there is no such block.
     #[must_use]
     pub fn block_len(&self, index: u64) -> usize {
-        self.blocks[index as usize].len as usize
+        self.block(index as usize).len as usize
     }
 
     /// Where block `index` lies in the payload, padding included.
@@ -141,7 +186,7 @@ impl BlockTable {
     /// When there is no such block.
     #[must_use]
     pub fn padded_block_range(&self, index: u64) -> Range<u64> {
-        let block = &self.blocks[index as usize];
+        let block = self.block(index as usize);
         block.begin..block.end()
     }
 
@@ -175,7 +220,7 @@ impl BlockTable {
     /// # Errors
     /// [`Rule::BlockChecksum`], [`Rule::PaddingNotZero`].
     pub fn check_block(&self, index: u64, padded: &[u8]) -> Result<()> {
-        let block = &self.blocks[index as usize];
+        let block = self.block(index as usize);
         let found = xxh3(padded);
         if found != block.hash {
             return Err(Error::new(Rule::BlockChecksum)
@@ -188,6 +233,17 @@ impl BlockTable {
             return Err(Error::new(Rule::PaddingNotZero).at(block.begin));
         }
         Ok(())
+    }
+
+    /// The head of `payload`.
+    pub(crate) fn head<'p>(&self, payload: &'p [u8]) -> &'p [u8] {
+        &payload[..self.head_len()]
+    }
+
+    /// Block `index` of `payload`, without padding.
+    pub(crate) fn block_of<'p>(&self, index: u64, payload: &'p [u8]) -> &'p [u8] {
+        let Block { begin, len, .. } = self.block(index as usize);
+        &payload[begin as usize..][..len as usize]
     }
 
     /// Whether decoding needs a base.
@@ -221,9 +277,9 @@ impl BlockTable {
 
     /// Writes lengths (padded to 8 bytes), checksums, and those of the base.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.blocks.iter().flat_map(|b| b.len.to_le_bytes()));
+        out.extend(self.blocks().flat_map(|b| b.len.to_le_bytes()));
         pad8(out);
-        out.extend(self.blocks.iter().flat_map(|b| b.hash.to_le_bytes()));
+        out.extend(self.blocks().flat_map(|b| b.hash.to_le_bytes()));
         self.write_base(out);
     }
 

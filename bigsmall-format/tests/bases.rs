@@ -322,3 +322,63 @@ fn a_writer_checks_what_it_is_told() {
     with_base.blocks_with_base(&[1, 0, 0, 0, 0, 0, 0, 0], &[1], &[]).unwrap();
     assert_eq!(rule(with_base.end(None)), Rule::WriterMisuse);
 }
+
+#[test]
+fn an_encoding_has_a_base_if_and_only_if_it_needs_one() {
+    let spec = spec("w", Dtype::U8, &[5]);
+    let payload = || vec![9, 8, 7, 6, 5, 0, 0, 0];
+    let alone = |encoding| EncodedTensor::new(spec.clone(), encoding, 0, vec![5], payload());
+    let based = |encoding, lens, base: Vec<u64>| {
+        EncodedTensor::new_with_base(spec.clone(), encoding, 0, lens, payload(), base)
+    };
+    let hash = || vec![xxh3(&[0; 5])];
+    let raw = alone(EncodingId::Raw).unwrap();
+    let delta = based(EncodingId::Delta, vec![5], hash()).unwrap();
+    let parts = |encoding, table: &BlockTable| {
+        EncodedTensor::from_parts(spec.clone(), encoding, table.clone(), payload())
+    };
+    assert_eq!(parts(EncodingId::Raw, raw.table()).unwrap(), raw);
+    assert_eq!(parts(EncodingId::Delta, delta.table()).unwrap(), delta);
+    for wrong in [
+        alone(EncodingId::Delta),
+        based(EncodingId::Raw, vec![5], hash()),
+        parts(EncodingId::Delta, raw.table()),
+        parts(EncodingId::Ans, delta.table()),
+    ] {
+        assert_eq!(wrong.unwrap_err().rule(), Rule::BaseRecord);
+    }
+    // An error names what there is too much of.
+    for (lens, base, text) in [
+        (vec![5, 0], hash(), "expected lengths of 1 blocks, found 2"),
+        (vec![5], vec![1, 2], "expected checksums of the base of 1 blocks, found 2"),
+    ] {
+        let error = based(EncodingId::Delta, lens, base).unwrap_err();
+        assert_eq!(error.rule(), Rule::BlockLength);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
+/// What a table does not keep is as if it were there.
+#[test]
+fn a_tensor_that_is_its_base_is_like_any_other() {
+    let n = 2 * BLOCK_UNITS + 9;
+    let (base, spec) = ((0..n).map(byte).collect::<Vec<u8>>(), spec("w", Dtype::U8, &[n as u64]));
+    let tensor = encode_tensor_with_base(&XOR, &spec, &base, &base).unwrap();
+    assert_eq!(EncodedTensor::from_bytes(&tensor.to_bytes()).unwrap(), tensor);
+    let mut writer = ShardWriter::synthesised(Vec::new(), std::slice::from_ref(&spec)).unwrap();
+    let of = BaseRef::new(writer.add_base(Base::new([7; 32])), "w");
+    writer.write_with_base(&spec, &base, &Raw, &XOR, of, &base).unwrap();
+    let shard = writer.finish().unwrap();
+    let shard = Shard::open(&shard[..]).unwrap();
+    assert!(shard.entry(0).unwrap().is_inherited());
+    assert_eq!(shard.encoded(0).unwrap(), tensor);
+    let table = tensor.table();
+    assert_eq!((table.n_blocks(), table.payload_len(), table.blocks_range(1..3)), (3, 0, 0..0));
+    assert_eq!(
+        (table.block_len(2), tensor.block(1), table.padded_block_range(2)),
+        (0, &[][..], 0..0)
+    );
+    table.check_block(2, &[]).unwrap();
+    assert_eq!(table.check_block(2, &[0; 8]).unwrap_err().rule(), Rule::BlockChecksum);
+    assert!(std::panic::catch_unwind(|| table.block_len(3)).is_err());
+}

@@ -116,7 +116,8 @@ fn sparse(mut forge: Forge, zeros: u64) -> Sparse {
     let mut tail = index.clone();
     tail.extend((16 + zeros).to_le_bytes());
     tail.extend((index.len() as u64).to_le_bytes());
-    tail.extend([0; 8]);
+    tail.extend(forge.required.to_le_bytes());
+    tail.extend([0; 4]);
     tail.extend([1, 0, 0, 0, 0, 0, 0, 0]);
     tail.extend(xxh3(&tail).to_le_bytes());
     tail.extend(forge::MAGIC);
@@ -209,6 +210,31 @@ fn blocks() {
     let record = Record { length: zeros, lens: vec![56; n], hashes: vec![0; n], ..no_head() };
     forge.records = vec![record];
     open("a million blocks", &sparse(forge, zeros), None);
+    // The same against a base, and as the base itself.
+    for (what, length, flags) in
+        [("empty", 0, 4), ("against a base", zeros, 4), ("the base", 0, 12)]
+    {
+        let mut forge = Forge::new(&json);
+        forge.header_len = Some(json.len() as u64);
+        forge::pad(&mut forge.header);
+        forge.header.extend(1u64.to_le_bytes());
+        forge.header.extend([0; 40]);
+        let mut record = Record { encoding: 3, flags, length, ..no_head() };
+        if flags == 12 {
+            (record.place, record.head_hash) = (0, 0);
+        }
+        forge.index_tail = record.bytes();
+        forge.index_tail.extend([0; 8]);
+        if flags == 4 {
+            let (len, hash) = if length == 0 { (0u32, xxh3(&[])) } else { (56, 0) };
+            forge.index_tail.extend(len.to_le_bytes().repeat(n));
+            forge::pad(&mut forge.index_tail);
+            forge.index_tail.extend(hash.to_le_bytes().repeat(n));
+        }
+        forge.index_tail.extend(0u64.to_le_bytes().repeat(n));
+        (forge.count, forge.required) = (Some(1), 1);
+        open(&format!("a million blocks, {what}"), &sparse(forge, length), None);
+    }
     // More blocks than there are entries: 2^60 bytes have 2^43.
     let n = (1u64 << 60) - 1;
     let json = format!(r#"{{"w":{{"dtype":"U8","shape":[{n}],"data_offsets":[0,{n}]}}}}"#);
