@@ -102,9 +102,9 @@ impl Blocks<'_> {
     }
 }
 
-/// [`decode_range`] or, with a base, [`decode_range_with_base`] on this thread alone. It is for work
-/// that already runs in a pool and for sources that decode what is read from them: a thread of a
-/// pool that waits begins other work meanwhile, which must not happen while others wait for it.
+/// [`decode_range`] or, with a base, [`decode_range_with_base`] on this thread alone. It is for
+/// work that already runs in a pool and for sources that decode what is read from them: a thread of
+/// a pool that waits begins other work meanwhile, which must not happen while others wait for it.
 ///
 /// # Errors
 /// Those of [`decode_range_with_base`].

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use crate::read_at::{len_of, read_or_borrow};
-use crate::wire::{pad8, reserve, room_for};
+use crate::wire::{align8, pad8, reserve, room_for};
 use crate::{
-    EncodedTensor, Error, ReadAt, Result, Rule, TensorEncoding, TensorSpec, for_each_in_parallel,
-    pool_size, xxh3,
+    EncodedTensor, Error, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
+    for_each_in_parallel, pool_size, xxh3,
 };
 
 /// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes,
@@ -43,6 +43,24 @@ pub fn encode_tensor(
     source: &dyn ReadAt,
 ) -> Result<EncodedTensor> {
     encode(encoding, spec, source, None)
+}
+
+/// [`encode_tensor`], or raw if that is not smaller or `encoding` does not take the dtype.
+///
+/// # Errors
+/// Those of [`encode_tensor`].
+pub fn encode_or_raw(
+    encoding: &dyn TensorEncoding,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+) -> Result<EncodedTensor> {
+    if encoding.supports(spec.dtype()) && spec.byte_len() > 0 {
+        let encoded = encode_tensor(encoding, spec, source)?;
+        if encoded.byte_len() < align8(spec.byte_len()) {
+            return Ok(encoded);
+        }
+    }
+    encode_tensor(&Raw, spec, source)
 }
 
 /// [`encode_tensor`] against `base`, the base as the tensor sees it (see

@@ -62,7 +62,7 @@ pub use table::BlockTable;
 pub(crate) use internal::Ahead;
 
 #[cfg(feature = "shard")]
-pub(crate) use internal::Section;
+pub(crate) use internal::{Section, encode_or_raw};
 pub(crate) use internal::{decode_here, for_each_in_parallel, pool_size, xxh3};
 
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
@@ -71,6 +71,7 @@ pub mod internal {
     pub use crate::arch::{Ahead, prefetch_output, zeroed};
     pub use crate::checksum::xxh3;
     pub use crate::decode::decode_here;
+    pub use crate::encode::encode_or_raw;
     pub use crate::error::Chain;
     pub use crate::line::Line;
     pub use crate::parallel::{for_each_in_parallel, pool_size, run_in_pool};

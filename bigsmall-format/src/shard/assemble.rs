@@ -353,8 +353,8 @@ impl<W: Write> Assembler<W> {
         self.done += 1;
     }
 
-    /// Writes the next tensor whole, which has a base. `hashes` has the XXH3 of the base's bytes of
-    /// each block. `md5` is the MD5 of its original bytes, if it is to be kept.
+    /// Writes the next tensor whole, which has a base; one that is its base is
+    /// [inherited](Self::inherit). `md5` is the MD5 of its original bytes, if it is to be kept.
     ///
     /// # Errors
     /// Those of the sink; [`Rule::WriterMisuse`] when `tensor` has not the blocks that are due.
@@ -364,6 +364,9 @@ impl<W: Write> Assembler<W> {
         base: BaseRef<'_>,
         md5: Option<[u8; 16]>,
     ) -> Result<()> {
+        if tensor.table().is_base() {
+            return self.inherit(base, tensor.table().base_hashes(), md5);
+        }
         self.begin_with_base(tensor.encoding(), tensor.head(), base)?;
         self.all_blocks(tensor)?;
         self.end(md5)

@@ -10,8 +10,8 @@ use super::assemble::Assembler;
 use super::bases::{Base, BaseRef};
 use crate::wire::set_len;
 use crate::{
-    EncodedTensor, Error, Header, Raw, ReadAt, Result, Rule, TensorEncoding, TensorSpec,
-    decode_range, encode_tensor, encode_tensor_with_base,
+    EncodedTensor, Error, Header, ReadAt, Result, Rule, TensorEncoding, TensorSpec, decode_range,
+    encode_or_raw, encode_tensor_with_base,
 };
 
 /// Bytes that are decoded and hashed at once: a few blocks for each thread.
@@ -117,7 +117,7 @@ impl<W: Write> ShardWriter<W> {
         encoding: &dyn TensorEncoding,
     ) -> Result<()> {
         self.check_due(spec, bytes)?;
-        self.assembler.tensor(&smaller(encoding, spec, bytes)?, None)?;
+        self.assembler.tensor(&encode_or_raw(encoding, spec, &bytes)?, None)?;
         self.finish_tensor(bytes);
         Ok(())
     }
@@ -149,15 +149,14 @@ impl<W: Write> ShardWriter<W> {
         self.check_due(spec, bytes)?;
         let encoded = encode_tensor_with_base(delta, spec, &bytes, base_bytes)?;
         let table = encoded.table();
-        if table.payload_len() == table.blocks_range(0..0).start {
-            self.assembler.inherit(base, table.base_hashes(), None)?;
-        } else {
-            let of_record = (8 * table.n_blocks() as usize + 16 + base.name.len()) as u64;
-            let alone = smaller(encoding, spec, bytes)?;
-            match encoded.byte_len() + of_record < alone.byte_len() {
-                true => self.assembler.tensor_with_base(&encoded, base, None)?,
-                false => self.assembler.tensor(&alone, None)?,
-            }
+        let alone = match table.is_base() {
+            true => None,
+            false => Some(encode_or_raw(encoding, spec, &bytes)?),
+        };
+        let of_record = 8 * table.n_blocks() + 16 + base.name.len() as u64;
+        match alone.filter(|alone| alone.byte_len() <= encoded.byte_len() + of_record) {
+            Some(alone) => self.assembler.tensor(&alone, None)?,
+            None => self.assembler.tensor_with_base(&encoded, base, None)?,
         }
         self.finish_tensor(bytes);
         Ok(())
@@ -268,21 +267,6 @@ impl<W: Write> ShardWriter<W> {
         }
         Ok(())
     }
-}
-
-/// The tensor in `encoding`, or raw if it does not shrink or `encoding` does not take its dtype.
-fn smaller(
-    encoding: &dyn TensorEncoding,
-    spec: &TensorSpec,
-    bytes: &[u8],
-) -> Result<EncodedTensor> {
-    if encoding.supports(spec.dtype()) && !bytes.is_empty() {
-        let encoded = encode_tensor(encoding, spec, &bytes)?;
-        if encoded.byte_len() < bytes.len().next_multiple_of(8) as u64 {
-            return Ok(encoded);
-        }
-    }
-    encode_tensor(&Raw, spec, &bytes)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 #[cfg(doc)]
 use bigsmall_format::Rule;
-use bigsmall_format::internal::{read_at, zeroed};
-use bigsmall_format::{EncodedTensor, Raw, ReadAt, Shard, TensorSpec, decode_range, encode_tensor};
+use bigsmall_format::internal::{encode_or_raw, read_at, set_len, zeroed};
+use bigsmall_format::{EncodedTensor, ReadAt, Shard, TensorSpec, decode_range};
 
 use crate::base::model::BaseModel;
 use crate::base::tensor::{Scratch, Window};
@@ -20,7 +20,6 @@ use crate::model::shards::Shards;
 use crate::model::tensor::{Stored, StoredBase, Tensor};
 use crate::progress::Stop;
 use crate::source::file::Source;
-use crate::stage::pool::set_len;
 use crate::stage::thread::side_by_side;
 use crate::{Encoding, Progress};
 
@@ -426,11 +425,7 @@ impl Model {
         let ((shard, index), spec) = self.shards.find(name)?;
         if self.shards.shard(shard).table(index)?.needs_base() {
             let bytes = self.tensor(name)?.into_bytes();
-            let encoded = encode_tensor(Encoding::default().implementation(), spec, &bytes)?;
-            if encoded.byte_len() < spec.byte_len() {
-                return Ok(encoded);
-            }
-            return Ok(encode_tensor(&Raw, spec, &bytes)?);
+            return Ok(encode_or_raw(Encoding::default().implementation(), spec, &bytes)?);
         }
         self.shards.shard(shard).encoded(index).map_err(|e| self.shards.named(shard, e))
     }

@@ -2,11 +2,8 @@
 //! as its base.
 
 use bigsmall_codec::Delta;
-use bigsmall_format::internal::{Assembler, set_len, xxh3};
-use bigsmall_format::{
-    Base, BaseRef, BaseTensor, EncodedTensor, Limits, Shard, TensorSpec, encode_tensor,
-    encode_tensor_with_base,
-};
+use bigsmall_format::internal::{Assembler, encode_or_raw, set_len};
+use bigsmall_format::{Base, BaseRef, BaseTensor, Limits, Shard, encode_tensor_with_base};
 use md5::{Digest as _, Md5};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -34,41 +31,23 @@ pub(crate) fn encode(weights: &Weights, before: Option<Before<'_>>) -> Result<Ve
         let base = before.and_then(|before| before.weights.find(spec.name()));
         let base = base.filter(|(base, _)| BaseTensor::<&[u8]>::suits(spec, base));
         let place = BaseRef::new(0, spec.name());
-        let alone = || smaller(spec, values);
+        let alone = || encode_or_raw(Encoding::default().implementation(), spec, &values);
         let Some((base_spec, base_values)) = base else {
             shard.tensor(&alone()?, md5)?;
             continue;
         };
         let base = BaseTensor::new(spec, base_spec, base_values)?;
         let delta = encode_tensor_with_base(&Delta::default(), spec, &values, &base)?;
-        let table = delta.table();
-        if table.payload_len() == table.blocks_range(0..0).start {
-            // The base as the tensor sees it has the tensor's values.
-            let hashes: Vec<u64> = values.chunks(spec.block_bytes()).map(xxh3).collect();
-            shard.inherit(place, &hashes, md5)?;
-            continue;
-        }
         // Encoding the tensor alone as well would take most of the time, and a delta of less than
         // half of the values is smaller than any other form.
-        let alone = match delta.byte_len() > values.len() as u64 / 2 {
-            true => Some(alone()?),
-            false => None,
-        };
+        let small = delta.table().is_base() || delta.byte_len() <= values.len() as u64 / 2;
+        let alone = if small { None } else { Some(alone()?) };
         match alone.filter(|alone| alone.byte_len() <= delta.byte_len()) {
             Some(alone) => shard.tensor(&alone, md5)?,
             None => shard.tensor_with_base(&delta, place, md5)?,
         }
     }
     Ok(shard.finish(weights.sha256())?)
-}
-
-/// The tensor in the ANS encoding, or raw if that is not smaller.
-fn smaller(spec: &TensorSpec, values: &[u8]) -> Result<EncodedTensor> {
-    let encoded = encode_tensor(Encoding::default().implementation(), spec, &values)?;
-    if encoded.byte_len() < values.len().next_multiple_of(8) as u64 {
-        return Ok(encoded);
-    }
-    Ok(encode_tensor(Encoding::Raw.implementation(), spec, &values)?)
 }
 
 /// Rebuilds the weights of the file `bytes`, beside those that it is stored as differences from.

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use bigsmall_format::internal::{decode_here, for_each_in_parallel, pool_size, read_at, zeroed};
+use bigsmall_format::internal::{
+    decode_here, encode_or_raw, for_each_in_parallel, pool_size, read_at, zeroed,
+};
 use bigsmall_format::{
     Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, Rule,
-    TensorEncoding, TensorSpec, encode_tensor,
+    TensorEncoding, TensorSpec,
 };
 use bigsmall_io::{
     CompressOptions, Encoding, Error, ErrorKind, Model, Progress, Report, Result, compress,
@@ -203,12 +205,7 @@ fn measure_tensors(
     let mut encoded = Vec::new();
     for (spec, bytes) in tensors {
         stop(progress)?;
-        encoded.push(encode_tensor(coder_of(spec), spec, bytes)?);
-    }
-    for (tensor, (spec, bytes)) in encoded.iter_mut().zip(tensors) {
-        if tensor.byte_len() >= bytes.len().next_multiple_of(8) as u64 {
-            *tensor = encode_tensor(&Raw, spec, bytes)?;
-        }
+        encoded.push(encode_or_raw(coder, spec, bytes)?);
     }
 
     // Distinct buffers for every repetition, with all pages mapped.
