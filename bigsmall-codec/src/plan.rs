@@ -161,7 +161,10 @@ fn sample_others(
     let mut used = 0;
     each_run(spec, source, unit_bytes, bounds, |units| {
         let at = masks.len();
-        set_len(&mut masks, at + units.len() / unit_bytes / 8)?;
+        let n_masks = units.len() / unit_bytes / 8;
+        reserve(&mut masks, n_masks)?;
+        set_len(&mut masks, at + n_masks)?;
+        reserve(&mut others, units.len())?;
         set_len(&mut others, used + units.len())?;
         used += zeros::split(unit_bytes, units, &mut masks[at..], &mut others[used..]);
         Ok(())

@@ -97,16 +97,23 @@ pub(crate) fn room_for<T>(n: usize) -> Result<Vec<T>> {
     Ok(out)
 }
 
-/// Gives `values` the length `n`; the contents are unspecified. An error if there is no memory.
+/// Gives `values` the length `n`; the contents of what is new are unspecified. Takes no more memory
+/// than that: who appends piece after piece calls [`reserve`] before. An error if there is none.
 pub fn set_len<T: Clone + Default>(values: &mut Vec<T>, n: usize) -> Result<()> {
-    reserve(values, n.saturating_sub(values.len()))?;
+    let more = n.saturating_sub(values.len());
+    values.try_reserve_exact(more).map_err(|_| no_room::<T>(more))?;
     values.resize(n, T::default());
     Ok(())
 }
 
-/// Reserves memory for `more` values; an error if there is none.
+/// Reserves memory for `more` values, or for more than that if they are not the first; an error if
+/// there is none.
 pub fn reserve<T>(values: &mut Vec<T>, more: usize) -> Result<()> {
-    values.try_reserve(more).map_err(|_| Error::memory(more.saturating_mul(size_of::<T>())))
+    values.try_reserve(more).map_err(|_| no_room::<T>(more))
+}
+
+fn no_room<T>(more: usize) -> Error {
+    Error::memory(more.saturating_mul(size_of::<T>()))
 }
 
 /// Pads `out` with zeros to a multiple of 8.
@@ -126,5 +133,10 @@ mod tests {
         reserve(&mut bytes, 100).unwrap();
         assert!(bytes.capacity() > 100);
         assert_eq!(reserve(&mut bytes, isize::MAX as usize).unwrap_err().rule(), Rule::Memory);
+        // A buffer that grows a little does not double.
+        let n = bytes.capacity() + 1;
+        set_len(&mut bytes, n).unwrap();
+        assert!(bytes.capacity() < n + 16);
+        assert_eq!(set_len(&mut bytes, isize::MAX as usize + 1).unwrap_err().rule(), Rule::Memory);
     }
 }

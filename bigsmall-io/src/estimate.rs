@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bigsmall_format::internal::{Section, len_of, pool_size, read_at};
+use bigsmall_format::internal::{Section, len_of, pool_size, read_at, set_len};
 use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
 
 use crate::error::{Context as _, Result};
@@ -11,7 +11,6 @@ use crate::names::SAFETENSORS;
 use crate::source::folder::Folder;
 use crate::source::local::Links;
 use crate::stage::digest::FileDigest;
-use crate::stage::pool::set_len;
 use crate::{CompressOptions, Progress, os};
 
 /// The result of [`estimate`].

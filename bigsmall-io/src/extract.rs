@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::internal::set_len;
 use bigsmall_format::{Header, TensorSpec};
 
 use crate::base::model::BaseModel;
@@ -11,7 +12,6 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::bounds::Expansion;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
-use crate::stage::pool::set_len;
 use crate::{Progress, RestoreOptions, os};
 
 /// Which tensors to extract, and how.

@@ -1,6 +1,6 @@
 //! The encoder: chooses the window and writes blocks. Also the decoder for the trait.
 
-use bigsmall_format::internal::{Ahead, len_of, read_at, set_len};
+use bigsmall_format::internal::{Ahead, len_of, read_at, reserve, set_len};
 use bigsmall_format::{
     BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result,
     Rule, TensorEncoding, TensorSpec,
@@ -211,6 +211,7 @@ fn encode_fields(head: Head, fields: Fields, block: &[u8], out: &mut Vec<u8>) ->
     let begin = out.len();
     // Every weight may be an escape.
     let most = sections.starts + n;
+    reserve(out, most)?;
     set_len(out, begin + most)?;
     let (bitmaps, rest) = out[begin..].split_at_mut(sections.bitmaps);
     let (plane, rest) = rest.split_at_mut(sections.plane - sections.bitmaps);

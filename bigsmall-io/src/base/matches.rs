@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use bigsmall_format::internal::{read_at, xxh3};
+use bigsmall_format::internal::{read_at, set_len, xxh3};
 use bigsmall_format::{BaseTensor, Dtype, Header, Limits, ReadAt, Rule, TensorSpec};
 
 use crate::Progress;
@@ -12,7 +12,6 @@ use crate::base::find::find_behind;
 use crate::base::model::BaseModel;
 use crate::base::tensor::{BaseFile, TensorBase};
 use crate::error::{Context as _, Error, Result};
-use crate::stage::pool::set_len;
 
 /// The tensors of a base that the tensors of one file are compared with.
 #[derive(Default)]

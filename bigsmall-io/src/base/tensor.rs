@@ -6,14 +6,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::{len_of, read_at, set_len};
 use bigsmall_format::{Base, BaseTensor, BlockDecoder, Header, ReadAt, Rule, Shard, TensorSpec};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::source::file::Source;
 use crate::stage::digest::FileDigest;
 use crate::stage::lock::lock;
-use crate::stage::pool::set_len;
 use crate::{encoding, hex};
 
 /// A file of a base: safetensors, or a shard that restores to it.

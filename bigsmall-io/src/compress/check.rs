@@ -1,12 +1,12 @@
 //! Reads back the written bytes and compares them with the original.
 
+use bigsmall_format::internal::set_len;
 use bigsmall_format::{EncodingId, TensorSpec};
 
 use crate::compress::job::{Job, Written};
 use crate::compress::plan::read_back;
 use crate::error::Result;
 use crate::stage::output::Output;
-use crate::stage::pool::set_len;
 
 /// Buffers that a thread reuses.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bigsmall_format::internal::{Section, read_at, xxh3};
+use bigsmall_format::internal::{Section, read_at, set_len, xxh3};
 use bigsmall_format::{Header, Raw, ReadAt, TensorEncoding, TensorSpec};
 
 use crate::base::matches::Matches;
@@ -15,7 +15,7 @@ use crate::encodings::delta;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::stage::chunk::Part;
 use crate::stage::digest::sha256;
-use crate::stage::pool::{Pool, set_len};
+use crate::stage::pool::Pool;
 
 /// Encodes chunks of a file.
 pub(crate) struct Coder<'a> {

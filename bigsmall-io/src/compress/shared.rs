@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use bigsmall_format::internal::{read_at, xxh3};
+use bigsmall_format::internal::{read_at, set_len, xxh3};
 use bigsmall_format::{BaseTensor, Header, ReadAt};
 
 use crate::base::matches::{Matches, sample};
 use crate::error::{Context as _, Result};
 use crate::stage::chunk::CHUNK;
-use crate::stage::pool::set_len;
 
 /// Which tensors have the bytes of an earlier one.
 ///

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::ReadAt;
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::{len_of, read_at, set_len};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
@@ -12,7 +12,6 @@ use crate::progress::Cancellable;
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
-use crate::stage::pool::set_len;
 use crate::{FileReport, Progress, os};
 
 /// Bytes to copy at a time.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
-use bigsmall_format::internal::{for_each_in_parallel, read_at, zeroed};
+use bigsmall_format::internal::{for_each_in_parallel, read_at, reserve, set_len, zeroed};
 use bigsmall_format::{Rule, TensorSpec};
 
 use crate::Progress;
@@ -16,7 +16,6 @@ use crate::source::file::REMOTE_THREADS;
 use crate::stage::chunk::CHUNK;
 use crate::stage::control::{Control, ended_early};
 use crate::stage::lock::lock;
-use crate::stage::pool::{reserve, set_len};
 use crate::stage::promise::{Answer, Promise, promise};
 use crate::stage::thread::{side_by_side, spawn};
 
@@ -243,14 +242,15 @@ impl Feed {
             };
             drop(state);
             self.changed.notify_all();
-            let filled = reserve(&mut buffer, capacity(len))
+            let more = capacity(len).saturating_sub(buffer.len());
+            let filled = reserve(&mut buffer, more)
                 .and_then(|()| set_len(&mut buffer, len))
                 .and_then(|()| {
                     let source = model.shard(piece.shard).source();
-                    Ok(read_at(source, piece.range.start, &mut buffer)?)
+                    read_at(source, piece.range.start, &mut buffer)
                 });
             let failed = filled.is_err();
-            answer.keep(Mutex::new(filled.map(|()| buffer)));
+            answer.keep(Mutex::new(filled.map(|()| buffer).map_err(Error::from)));
             if failed {
                 return;
             }

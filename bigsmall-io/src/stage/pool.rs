@@ -3,7 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use crate::error::{Error, ErrorKind, Result};
+use bigsmall_format::internal::set_len;
+
+use crate::error::Result;
 use crate::stage::lock::lock;
 
 /// A bounded number of buffers.
@@ -69,18 +71,4 @@ impl Drop for Buffer<'_> {
         lock(&self.pool.state).buffers.push(std::mem::take(&mut self.bytes));
         self.pool.returned.notify_one();
     }
-}
-
-/// Gives `buffer` the length `len`; the contents are unspecified. An error if there is no memory.
-pub(crate) fn set_len(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    reserve(buffer, len)?;
-    buffer.resize(len, 0);
-    Ok(())
-}
-
-/// Makes room for `len` bytes in all; an error if there is no memory.
-pub(crate) fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    buffer
-        .try_reserve_exact(len.saturating_sub(buffer.len()))
-        .map_err(|_| Error::new(ErrorKind::Memory).expected(format!("{len} bytes for a buffer")))
 }
