@@ -729,7 +729,7 @@ proptest! {
 #[test]
 fn the_golden_delta_restores() {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens");
-    let (delta, base) = (goldens.join("deltas.delta"), goldens.join("deltas-base.safetensors"));
+    let (delta, base) = (goldens.join("deltas.delta"), goldens.join("deltas-base.bs"));
     let dir = Dir::new();
     let mut options = RestoreOptions::new();
     options.bases = vec![base.clone()];

@@ -1,11 +1,13 @@
-//! The golden deltas (FORMAT.md section 10): a base, and a shard of tensors stored as differences
-//! from it.
+//! The golden deltas (FORMAT.md section 10): a base, itself a shard, and a shard of tensors stored
+//! as differences from it.
 
 use bigsmall_codec::{Ans, Delta, Dtype, Result};
-use bigsmall_format::{Base, BaseRef, BaseTensor, Header, ShardWriter, TensorSpec};
+use bigsmall_format::{BLOCK_UNITS, Base, BaseRef, BaseTensor, Header, ShardWriter, TensorSpec};
+use half::bf16;
 use sha2::{Digest as _, Sha256};
 
 use crate::Random;
+use crate::goldens::Golden;
 
 /// A safetensors file.
 fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
@@ -13,6 +15,43 @@ fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
     let json = Header::synthesise(&specs)?;
     let data = tensors.iter().flat_map(|(_, bytes)| bytes.iter().copied());
     Ok((json.len() as u64).to_le_bytes().into_iter().chain(json).chain(data).collect())
+}
+
+/// Units of the tensor of several blocks: three whole ones, and one of 300 units.
+const BLOCKS: u64 = 3 * BLOCK_UNITS as u64 + 300;
+
+/// BF16 weights that repeat themselves, so that their shard is small.
+fn repeated(random: &mut Random) -> Vec<u8> {
+    let row = random.weights(2048);
+    row.iter().copied().cycle().take(2 * BLOCKS as usize).collect()
+}
+
+/// What training makes of those: a block of weights that moved by about the same distance each, so
+/// that the base's exponent says how many steps that is; one of small changes to small weights
+/// alone; one without changes; one of other weights.
+fn moved(base: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut new = Vec::with_capacity(base.len());
+    for (block, units) in base.chunks(2 * BLOCK_UNITS).enumerate() {
+        for unit in units.chunks_exact(2) {
+            let bits = u16::from_le_bytes([unit[0], unit[1]]);
+            let small = bits & 0x7f80 < 0x3b80;
+            let bits = match block {
+                0 => {
+                    let moved = bf16::from_bits(bits).to_f32() + random.normal() as f32 / 4096.0;
+                    bf16::from_f32(moved).to_bits()
+                }
+                1 if small && random.below(16) == 0 => bits + 1 + random.below(2) as u16,
+                3 => random.bits() as u16,
+                _ => bits,
+            };
+            new.extend(bits.to_le_bytes());
+        }
+    }
+    new
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// `base` with some of its units changed: one in `one_in`, by up to `most` steps.
@@ -36,11 +75,11 @@ pub(crate) fn changed(
     new
 }
 
-/// Name and contents of the base and of the shard, which has the SHA-256 of what it restores to.
+/// The base and the shard, each with the safetensors file that it restores to.
 ///
 /// # Errors
 /// Those of the encoders, on a bug.
-pub(crate) fn golden_deltas() -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn golden_deltas() -> Result<[Golden; 2]> {
     let mut random = Random::new(88);
     let r = &mut random;
     let floats = |r: &mut Random, dtype: Dtype, n: usize| -> Vec<u8> {
@@ -88,6 +127,16 @@ pub(crate) fn golden_deltas() -> Result<Vec<(String, Vec<u8>)>> {
     }
     let noise = r.bytes(700);
     both("noise", Dtype::BF16, &[350], noise, r.bytes(700))?;
+    // Where the base is 0 it says nothing of the new weight.
+    let mut old = r.weights(3000);
+    let mut bytes = changed(&old, 2, 4, 1, r);
+    for unit in (0..3000).filter(|i| i % 3 > 0) {
+        old[2 * unit..][..2].fill(0);
+        bytes[2 * unit..][..2].copy_from_slice(&r.weights(1));
+    }
+    both("from zeros", Dtype::BF16, &[3000], old, bytes)?;
+    let weights = repeated(r);
+    both("blocks", Dtype::BF16, &[BLOCKS], weights.clone(), moved(&weights, r))?;
     // Another name, another number of rows, another dtype, and a tensor without a base.
     let rows = r.weights(1200);
     base.push((spec("old name", Dtype::BF16, &[60, 20])?, rows.clone()));
@@ -102,13 +151,38 @@ pub(crate) fn golden_deltas() -> Result<Vec<(String, Vec<u8>)>> {
     let mut narrow = vec![0; 1800];
     bigsmall_format::ReadAt::read_exact_at(&seen, 0, &mut narrow)?;
     new.push((tensor, changed(&narrow, 2, 20, 1, r), "narrower".into()));
+    // From every dtype that is converted, with the values at which conversions differ.
+    for (from, to) in [
+        (Dtype::BF16, Dtype::F32),
+        (Dtype::F64, Dtype::BF16),
+        (Dtype::F16, Dtype::F64),
+        (Dtype::F8_E5M2, Dtype::F16),
+        (Dtype::F32, Dtype::F8_E5M2),
+    ] {
+        let name = format!("{from} as {to}");
+        let width = from.unit_bytes();
+        // One to a value: all signs and exponents, and mantissas that round up, down and to even.
+        let old: Vec<u8> = (0..1024u64)
+            .flat_map(|i| {
+                let (sign_and_exponent, low) =
+                    (i << 54, [0, 1, 1 << 44, 3 << 52][(i % 4) as usize]);
+                let bits = (sign_and_exponent | r.bits() >> 12 & !0xff | low) >> (64 - 8 * width);
+                bits.to_le_bytes().into_iter().take(width)
+            })
+            .collect();
+        let (tensor, of_base) = (spec(&name, to, &[1024])?, spec(&name, from, &[1024])?);
+        let seen = BaseTensor::new(&tensor, &of_base, &old)?;
+        let mut bytes = vec![0; 1024 * to.unit_bytes()];
+        bigsmall_format::ReadAt::read_exact_at(&seen, 0, &mut bytes)?;
+        base.push((of_base, old.clone()));
+        new.push((tensor, changed(&bytes, to.unit_bytes(), 20, 1, r), name));
+    }
     new.push((spec("new", Dtype::BF16, &[600])?, r.weights(600), String::new()));
 
     let base_file = file(&base)?;
-    let specs: Vec<_> = new.iter().map(|(spec, ..)| spec.clone()).collect();
-    let mut writer = ShardWriter::synthesised(Vec::new(), &specs)?;
-    let sha256 = Sha256::digest(&base_file).into();
-    let place = writer.add_base(Base::new(sha256).hint("deltas-base.safetensors"));
+    let new_specs: Vec<_> = new.iter().map(|(spec, ..)| spec.clone()).collect();
+    let mut writer = ShardWriter::synthesised(Vec::new(), &new_specs)?;
+    let place = writer.add_base(Base::new(sha256(&base_file)).hint("deltas-base.safetensors"));
     for (spec, bytes, name) in &new {
         let Some((of_base, old)) = base.iter().find(|(spec, _)| spec.name() == name) else {
             writer.write(spec, bytes, &Ans::default())?;
@@ -119,8 +193,21 @@ pub(crate) fn golden_deltas() -> Result<Vec<(String, Vec<u8>)>> {
         let (ans, delta) = (Ans::default(), Delta::default());
         writer.write_with_base(spec, bytes, &ans, &delta, of_base, &seen)?;
     }
-    Ok(vec![
-        ("deltas-base.safetensors".to_owned(), base_file),
-        ("deltas.delta".to_owned(), writer.finish()?),
+    let delta = writer.finish()?;
+    let base_specs: Vec<_> = base.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = ShardWriter::synthesised(Vec::new(), &base_specs)?;
+    for (spec, bytes) in &base {
+        writer.write(spec, bytes, &Ans::default())?;
+    }
+    let new: Vec<_> = new.into_iter().map(|(spec, bytes, _)| (spec, bytes)).collect();
+    let golden = |name: &str, ending: &str, bytes, original| Golden {
+        name: format!("{name}{ending}"),
+        bytes,
+        original_name: format!("{name}.safetensors"),
+        original,
+    };
+    Ok([
+        golden("deltas-base", ".bs", writer.finish()?, base_file),
+        golden("deltas", ".delta", delta, file(&new)?),
     ])
 }

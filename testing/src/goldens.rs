@@ -551,13 +551,13 @@ fn repeated() -> Result<Golden> {
 }
 
 /// The SHA-256 of every original, in the format of `sha256sum`.
-fn sums(goldens: &[Golden]) -> String {
+fn sums<'a>(goldens: impl Iterator<Item = &'a Golden>) -> String {
     let line = |g: &Golden| {
         let digest: String =
             Sha256::digest(&g.original).iter().map(|b| format!("{b:02x}")).collect();
         format!("{digest}  {}\n", g.original_name)
     };
-    goldens.iter().map(line).collect()
+    goldens.map(line).collect()
 }
 
 /// The folder of the golden files in this repository.
@@ -572,8 +572,10 @@ pub fn folder() -> PathBuf {
 /// If a page or a delta cannot be encoded, on a bug.
 #[must_use]
 pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> {
-    let mut files = vec![("SHA256SUMS".to_owned(), sums(goldens).into_bytes())];
-    for golden in goldens {
+    let deltas = golden_deltas().expect("deltas are encoded");
+    let all = || goldens.iter().chain(&deltas);
+    let mut files = vec![("SHA256SUMS".to_owned(), sums(all()).into_bytes())];
+    for golden in all() {
         files.push((golden.name.clone(), golden.bytes.clone()));
         if golden.keeps_original() {
             files.push((golden.original_name.clone(), golden.original.clone()));
@@ -582,6 +584,5 @@ pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> 
     files.extend(golden_pages().expect("pages are encoded"));
     files.push(("refused/RULES".to_owned(), refused::list(refused).into_bytes()));
     files.extend(refused.iter().map(|r| (format!("refused/{}", r.name), r.bytes.clone())));
-    files.extend(golden_deltas().expect("deltas are encoded"));
     files
 }
