@@ -15,6 +15,6 @@ mod values;
 
 pub use encoding::Delta;
 pub use slice::{
-    Changes, apply_delta, apply_delta_bytes, changes, decode_delta, decode_delta_bytes,
-    encode_delta, encode_delta_bytes,
+    Changes, apply_delta, apply_delta_bytes, apply_deltas_bytes, changes, decode_delta,
+    decode_delta_bytes, encode_delta, encode_delta_bytes,
 };

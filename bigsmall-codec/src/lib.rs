@@ -66,8 +66,8 @@ pub use bigsmall_format::{
     encode_tensor, encode_tensor_with_base, peek,
 };
 pub use delta::{
-    Changes, Delta, apply_delta, apply_delta_bytes, changes, decode_delta, decode_delta_bytes,
-    encode_delta, encode_delta_bytes,
+    Changes, Delta, apply_delta, apply_delta_bytes, apply_deltas_bytes, changes, decode_delta,
+    decode_delta_bytes, encode_delta, encode_delta_bytes,
 };
 /// The crate of `bf16` and `f16`.
 #[cfg(feature = "half")]

@@ -226,6 +226,37 @@ fn another_base_is_an_error() {
     assert_eq!(tensor.encoding(), EncodingId::Delta);
 }
 
+/// Several tensors change together, or none does; the error names the one that is wrong.
+#[test]
+fn several_tensors_change_or_none() {
+    let mut random = Random::new(5);
+    let pairs = [400_000, 700, 0].map(|n| pair(Dtype::BF16, n, 2, &mut random));
+    let frames = pairs.each_ref().map(|[base, new]| {
+        encode_delta_bytes(Dtype::BF16, &[new.len() as u64 / 2], new, base).unwrap()
+    });
+    let apply = |frames: &[Vec<u8>; 3], live: &mut [Vec<u8>; 3]| {
+        let tensors = ["a", "b", "c"].iter().zip(frames).zip(live);
+        let mut tensors: Vec<_> = tensors.map(|((n, f), l)| (*n, &f[..], &mut l[..])).collect();
+        apply_deltas_bytes(&mut tensors)
+    };
+    let old = pairs.each_ref().map(|[base, _]| base.clone());
+    let mut live = old.clone();
+    live[1][5] ^= 1;
+    let before = live.clone();
+    let error = apply(&frames, &mut live).unwrap_err();
+    assert_eq!((error.rule(), error.tensor()), (Rule::BaseMismatch, Some("b")));
+    assert!(live == before);
+    let mut damaged = frames.clone();
+    let last = damaged[1].len() - 1;
+    damaged[1][last] ^= 1;
+    live = old;
+    let before = live.clone();
+    assert_eq!(apply(&damaged, &mut live).unwrap_err().tensor(), Some("b"));
+    assert!(live == before);
+    apply(&frames, &mut live).unwrap();
+    assert!(live == pairs.map(|[_, new]| new));
+}
+
 /// A tensor of a few groups and a tail against its base, coded and sparse.
 fn small(one_in: u64) -> (TensorSpec, [Vec<u8>; 2], EncodedTensor) {
     let mut random = Random::new(one_in);

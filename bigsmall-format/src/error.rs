@@ -228,10 +228,12 @@ impl Error {
         self
     }
 
-    /// Names the tensor, unless one is named already.
+    /// Names the tensor, unless one is named already; the empty name of a frame is none.
     #[must_use]
     pub fn in_tensor(mut self, name: &str) -> Self {
-        self.0.tensor.get_or_insert_with(|| name.into());
+        if self.0.tensor.as_deref().is_none_or(str::is_empty) {
+            self.0.tensor = Some(name.into());
+        }
         self
     }
 

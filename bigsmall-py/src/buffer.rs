@@ -14,6 +14,11 @@ impl Input {
         contiguous(object).map(Input)
     }
 
+    /// The same for a tensor, which errors name.
+    pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::new(object).map_err(|e| in_tensor(name, e, object.py()))
+    }
+
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         let len = self.0.len_bytes();
@@ -40,6 +45,11 @@ impl Output {
             return Err(PyBufferError::new_err("the buffer is read-only"));
         }
         Ok(Output(buffer))
+    }
+
+    /// The same for a tensor, which errors name.
+    pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::new(object).map_err(|e| in_tensor(name, e, object.py()))
     }
 
     /// Its length in bytes.
@@ -112,6 +122,14 @@ pub(crate) fn map_pages(memory: &mut [u8]) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = memory;
+}
+
+/// A `BufferError` with the name of the tensor.
+fn in_tensor(name: &str, error: PyErr, py: Python<'_>) -> PyErr {
+    match error.is_instance_of::<PyBufferError>(py) {
+        true => PyBufferError::new_err(format!("tensor {name:?}: {}", error.value(py))),
+        false => error,
+    }
 }
 
 fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

@@ -1,13 +1,12 @@
 //! Deltas: tensors as differences from other tensors.
 
 use bigsmall_codec::{Element, Result, half};
-use bigsmall_codec::{apply_delta_bytes, decode_delta_bytes, encode_delta_bytes};
-use bigsmall_io::{Dtype, EncodedView, Error, ErrorKind, Rule};
+use bigsmall_codec::{apply_deltas_bytes, decode_delta_bytes, encode_delta_bytes};
+use bigsmall_io::{Dtype, EncodedView, Rule};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, Output, check_apart, slices};
-use crate::error::raise;
 use crate::pages::in_python;
 use crate::pool::pool;
 
@@ -51,9 +50,9 @@ pub(crate) fn apply_deltas(
     deltas: Vec<(String, Bound<'_, PyAny>, Bound<'_, PyAny>)>,
 ) -> PyResult<()> {
     let pool = pool(py)?;
-    let inputs = deltas.iter().map(|(_, frame, _)| Input::new(frame));
+    let inputs = deltas.iter().map(|(name, frame, _)| Input::of(name, frame));
     let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;
-    let outputs = deltas.iter().map(|(.., live)| Output::new(live));
+    let outputs = deltas.iter().map(|(name, _, live)| Output::of(name, live));
     let mut outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
     check_apart(&outputs, &inputs)?;
     let slices = slices(&mut outputs)?;
@@ -63,39 +62,25 @@ pub(crate) fn apply_deltas(
         .zip(slices)
         .map(|((name, frame), live)| (name, frame.bytes(), live))
         .collect();
-    let done = py.detach(|| {
-        pool.install(|| {
-            // Each is decoded aside first; only then does the first tensor change.
-            let mut aside = Vec::new();
-            for (name, frame, live) in &all {
-                let named = |e| Error::from(e).in_tensor(name);
-                aside.clear();
-                aside.try_reserve_exact(live.len()).map_err(|_| {
-                    let error = Error::new(ErrorKind::Memory).in_tensor(name);
-                    error.expected(format!("room for {} bytes", live.len()))
-                })?;
-                aside.resize(live.len(), 0);
-                decode_delta_bytes(frame, live, &mut aside).map_err(named)?;
-            }
-            drop(aside);
-            for (name, frame, live) in &mut all {
-                apply_delta_bytes(frame, live).map_err(|e| Error::from(e).in_tensor(name))?;
-            }
-            Ok(())
-        })
-    });
+    let done = py.detach(|| pool.install(|| apply_deltas_bytes(&mut all)));
     drop(all);
-    done.map_err(|e: Error| raise(py, &e))
+    in_python(py, done)
 }
 
-/// Dtype and shape of the tensor in a frame.
+/// Dtype and shape of the tensor in a frame. Errors name the tensor, where it has a name.
 #[pyfunction]
+#[pyo3(signature = (frame, name=None))]
 pub(crate) fn delta_spec(
     py: Python<'_>,
     frame: &Bound<'_, PyAny>,
+    name: Option<&str>,
 ) -> PyResult<(&'static str, Vec<u64>)> {
     let frame = Input::new(frame)?;
-    let view = in_python(py, EncodedView::parse(frame.bytes()))?;
+    let view = EncodedView::parse(frame.bytes()).map_err(|e| match name {
+        Some(name) => e.in_tensor(name),
+        None => e,
+    });
+    let view = in_python(py, view)?;
     Ok((view.spec().dtype().name(), view.spec().shape().to_vec()))
 }
 

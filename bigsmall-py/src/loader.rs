@@ -47,7 +47,7 @@ impl Loader {
         tensors: Vec<(String, Bound<'_, PyAny>)>,
     ) -> PyResult<bool> {
         let pool = pool(py)?;
-        let outputs = tensors.iter().map(|(_, out)| Output::new(out));
+        let outputs = tensors.iter().map(|(name, out)| Output::of(name, out));
         let mut outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
         // Before the loader moves on, as a layer must not be lost; and before the slices exist, as
         // the handler of a signal may be code of Python.

@@ -56,7 +56,7 @@ fn with_views(
     tensors: Vec<Given<'_>>,
     work: impl FnOnce(Vec<(&str, TensorView<'_>)>, &Progress) -> Result<FileReport> + Send,
 ) -> PyResult<FileReport> {
-    let inputs = tensors.iter().map(|(.., buffer)| Input::new(buffer));
+    let inputs = tensors.iter().map(|(name, .., buffer)| Input::of(name, buffer));
     let inputs = inputs.collect::<PyResult<Vec<Input>>>()?;
     let mut views = Vec::new();
     for ((name, dtype, shape, _), input) in tensors.iter().zip(&inputs) {

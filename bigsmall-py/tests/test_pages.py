@@ -185,3 +185,26 @@ def test_a_wrong_base_changes_nothing() -> None:
         apply_delta({"a": frames["a"], "b": frames["a"]}, {"a": live["a"], "b": live["a"]})
     apply_delta(frames, live)
     assert all(same(live[name], new[name]) for name in live)
+
+
+def test_what_is_wrong_with_a_delta_names_the_tensor() -> None:
+    old = np.random.default_rng(1).standard_normal((400, 500), np.float32)
+    frame = encode_delta(old * np.float32(1.001), old)
+    fixed = old.copy()
+    fixed.flags.writeable = False
+    for bad, live in (
+        (frame[:20], old),
+        (frame[:-1], old),
+        (frame, old * 3),
+        (memoryview(frame)[::2], old),
+        (frame, fixed),
+        (frame, old.T[::2].T),
+        (frame, old.T),
+        (frame, old.tolist()),
+        (frame, old.astype(np.float16)),
+    ):
+        with pytest.raises((BigsmallError, BufferError, ValueError), match="layer.w") as wrong:
+            apply_delta({"layer.w": bad}, {"layer.w": live})
+        if isinstance(wrong.value, BigsmallError):
+            assert wrong.value.tensor == "layer.w"
+        assert str(wrong.value).count("layer.w") == 1

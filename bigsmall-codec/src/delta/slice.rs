@@ -171,28 +171,50 @@ pub fn apply_delta_bytes(frame: &[u8], live: &mut [u8]) -> Result<()> {
     apply(&EncodedView::parse(frame)?, live)
 }
 
+/// The same for several tensors, each with its name for errors: all of them become the new ones, or
+/// none does. Each frame is checked once.
+///
+/// # Errors
+/// Those of [`apply_delta`].
+pub fn apply_deltas_bytes(tensors: &mut [(&str, &[u8], &mut [u8])]) -> Result<()> {
+    let mut checked = Vec::new();
+    for (name, frame, live) in tensors.iter() {
+        let one = || {
+            let tensor = EncodedView::parse(frame)?;
+            let decoder = check(&tensor, live)?;
+            Ok((tensor, decoder))
+        };
+        reserve(&mut checked, 1)?;
+        checked.push(one().map_err(|e: Error| e.in_tensor(name))?);
+    }
+    for ((tensor, decoder), (name, _, live)) in checked.iter().zip(tensors) {
+        replace(tensor, &**decoder, live).map_err(|e| e.in_tensor(name))?;
+    }
+    Ok(())
+}
+
 fn apply(tensor: &EncodedView<'_>, live: &mut [u8]) -> Result<()> {
+    let decoder = check(tensor, live)?;
+    replace(tensor, &*decoder, live)
+}
+
+/// Checks and decodes everything aside. Returns what decodes it.
+fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Box<dyn BlockDecoder>> {
     check_len(tensor.spec(), live.len())?;
     tensor.check_head()?;
     let named = |e: Error| e.in_tensor(tensor.spec().name());
-    let block_bytes = tensor.spec().block_bytes();
+    let blocks: Vec<_> = (0..).zip(live.chunks(tensor.spec().block_bytes())).collect();
     if tensor.encoding() != EncodingId::Delta {
         let decoder = tensor.open(&Ans::default())?;
-        let blocks = (0..).zip(live.chunks(block_bytes));
-        for_each_in_parallel(
-            blocks.collect::<Vec<_>>().into_iter(),
-            Vec::new,
-            |aside: &mut Vec<u8>, (index, live)| {
-                tensor.check_block(index)?;
-                set_len(aside, live.len())?;
-                decoder.decode_blocks(&[tensor.block(index)], &mut aside[..live.len()])
-            },
-        )
-        .map_err(named)?;
-        return tensor.decode_bytes(&Ans::default(), 0..live.len() as u64, live);
+        let check = |aside: &mut Vec<u8>, (index, live): (u64, &[u8])| {
+            tensor.check_block(index)?;
+            set_len(aside, live.len())?;
+            decoder.decode_blocks(&[tensor.block(index)], &mut aside[..live.len()])
+        };
+        for_each_in_parallel(blocks.into_iter(), Vec::new, check).map_err(named)?;
+        return Ok(decoder);
     }
     let decoder = Delta::default().decoder(tensor.spec(), tensor.head())?;
-    let blocks: Vec<_> = (0..).zip(live.chunks(block_bytes)).collect();
     for_each_in_parallel(blocks.into_iter(), Default::default, |aside, (index, live)| {
         tensor.check_block(index)?;
         tensor.table().check_base(index, live)?;
@@ -201,17 +223,17 @@ fn apply(tensor: &EncodedView<'_>, live: &mut [u8]) -> Result<()> {
         })
     })
     .map_err(named)?;
-    let blocks: Vec<_> = (0..).zip(live.chunks_mut(block_bytes)).collect();
-    for_each_in_parallel(
-        blocks.into_iter(),
-        || (),
-        |(), (index, live)| {
-            with_scratch(&DECODING, |scratch| {
-                decoder.decode_block(tensor.block(index), live, scratch)
-            })
-        },
-    )
-    .map_err(named)
+    Ok(Box::new(decoder))
+}
+
+/// Decodes in place what [`check`] has checked.
+fn replace(tensor: &EncodedView<'_>, decoder: &dyn BlockDecoder, live: &mut [u8]) -> Result<()> {
+    let blocks = (0..).zip(live.chunks_mut(tensor.spec().block_bytes())).collect::<Vec<_>>();
+    let replace = |(): &mut (), (index, live): (u64, &mut [u8])| {
+        decoder.decode_blocks(&[tensor.block(index)], live)
+    };
+    for_each_in_parallel(blocks.into_iter(), || (), replace)
+        .map_err(|e| e.in_tensor(tensor.spec().name()))
 }
 
 /// The values that a frame changes, as sparse patches are given: the places in the tensor, counted

@@ -57,8 +57,8 @@ def decode_delta(frame: Any, base: Any) -> Any:
 def apply_delta(frames: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Makes tensors that are in use the new ones, in place: all of them or none.
 
-    Every frame is decoded aside before the first tensor changes. After an error all tensors are as
-    they were. Memory: one decoded tensor.
+    Every frame is checked and decoded aside, block by block, before the first tensor changes. After
+    an error all tensors are as they were. Memory: one decoded block for each thread.
 
     Args:
         frames: What `encode_delta` returned, by name.
@@ -69,14 +69,17 @@ def apply_delta(frames: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         ValueError: A tensor has another dtype or shape than its frame; two tensors overlap.
         BufferError: A tensor is not as described above.
         BigsmallError: A tensor is not the base of its frame (rule `"BaseMismatch"`), or a frame is
-            damaged.
+            damaged; `.tensor` says which.
     """
     deltas = []
     for name, frame in frames.items():
         live = tensors[name]
-        dtype, shape = _spec(frame)
-        _check(name, live, dtype, shape)
-        deltas.append((name, memory(frame), memory(live)))
+        try:
+            dtype, shape = _spec(frame, name)
+            _check(name, live, dtype, shape)
+            deltas.append((name, memory(frame), memory(live)))
+        except BufferError as error:
+            raise BufferError(f"tensor {name!r}: {error}") from None
     _bigsmall.apply_deltas(deltas)
 
 
@@ -97,21 +100,21 @@ def changes(frame: Any, base: Any) -> tuple[Any, Any]:
     return found
 
 
-def _of(tensor: Any) -> Framework:
+def _of(tensor: Any, name: str = "new") -> Framework:
     made = framework_of(tensor)
     if made is None:
-        raise ValueError(f"expected a tensor of PyTorch or an array of NumPy, found {type(tensor)}")
+        raise ValueError(f"{name}: expected a tensor of PyTorch or NumPy, found {type(tensor)}")
     return made
 
 
-def _spec(frame: Any) -> tuple[str, tuple[int, ...]]:
-    dtype, shape = _bigsmall.delta_spec(memory(frame))
+def _spec(frame: Any, name: str | None = None) -> tuple[str, tuple[int, ...]]:
+    dtype, shape = _bigsmall.delta_spec(memory(frame), name)
     return dtype, tuple(shape)
 
 
 def _check(name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> Framework:
     """The tensor's framework. An error unless it has that dtype and shape."""
-    made = _of(tensor)
+    made = _of(tensor, name)
     expected = dtype, made.own_shape(dtype, shape)
     found = made.name_of(tensor.dtype), tuple(tensor.shape)
     if found != expected:
