@@ -179,6 +179,35 @@ pub(crate) fn verify<'py>(
     to_dict(py, &report)
 }
 
+/// Rewrites a shard: as differences from `onto`, or without a base.
+#[pyfunction]
+#[pyo3(signature = (
+    input, output, onto, encoding, level, base, md5, replace, max_expansion, progress
+))]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+pub(crate) fn transcode<'py>(
+    py: Python<'py>,
+    input: PathBuf,
+    output: PathBuf,
+    onto: Option<PathBuf>,
+    encoding: &str,
+    level: &str,
+    base: Vec<PathBuf>,
+    md5: bool,
+    replace: bool,
+    max_expansion: Option<u64>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = CompressOptions::new().encoding(self::encoding(encoding, level)?);
+    let options = options.md5(md5).replace(replace).max_expansion(max_expansion);
+    let options = base.into_iter().fold(options, CompressOptions::base);
+    let report = run(py, progress.as_ref(), |progress| match &onto {
+        Some(onto) => bigsmall_io::rebase(&input, onto, &output, &options, progress),
+        None => bigsmall_io::transcode(&input, &output, &options, progress),
+    })?;
+    to_dict(py, &report)
+}
+
 /// A report as `bigsmall_rs.Report` describes it.
 fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
     let files = PyList::empty(py);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bigsmall_io::{Error, ReadAt as _, Result, Rule, TensorSpec, hex};
+use bigsmall_io::{BaseModel, Error, ReadAt as _, Result, Rule, Stored, TensorSpec, hex};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyDict, PyTuple};
 use rayon::prelude::*;
@@ -38,15 +38,15 @@ pub(crate) fn layer_of(name: &str) -> &str {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let model = py.detach(|| bigsmall_io::Model::open(path));
+    fn open(py: Python<'_>, path: PathBuf, base: Vec<PathBuf>) -> PyResult<Self> {
+        let model = py.detach(|| with_bases(bigsmall_io::Model::open(path)?, &base));
         Ok(Model(Arc::new(model.map_err(|e| raise(py, &e))?)))
     }
 
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Self> {
+    fn from_bytes(py: Python<'_>, data: &Bound<'_, PyAny>, base: Vec<PathBuf>) -> PyResult<Self> {
         let data = Input::new(data)?.bytes().to_vec();
-        let model = py.detach(|| bigsmall_io::Model::from_source(data));
+        let model = py.detach(|| with_bases(bigsmall_io::Model::from_source(data)?, &base));
         Ok(Model(Arc::new(model.map_err(|e| raise(py, &e))?)))
     }
 
@@ -66,24 +66,49 @@ impl Model {
         Ok(all)
     }
 
-    fn shards(&self, py: Python<'_>) -> PyResult<Vec<(&str, u64, u64, String)>> {
+    /// What `inspect` says of each shard.
+    fn shards<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let mut all = Vec::new();
         for (name, shard) in self.0.shards() {
             let stored = shard.source().byte_len().map_err(|e| raise(py, &Error::from(e)))?;
-            all.push((name, shard.original_len(), stored, hex(&shard.sha256())));
+            let bases = shard.bases().iter().map(|found| {
+                let base = PyDict::new(py);
+                base.set_item("sha256", hex(&found.sha256))?;
+                base.set_item("hint", &found.hint)?;
+                base.set_item("bases_behind", found.depth)?;
+                PyResult::Ok(base)
+            });
+            let file = PyDict::new(py);
+            file.set_item("name", name)?;
+            file.set_item("original_bytes", shard.original_len())?;
+            file.set_item("compressed_bytes", stored)?;
+            file.set_item("sha256", hex(&shard.sha256()))?;
+            file.set_item("bases", bases.collect::<PyResult<Vec<_>>>()?)?;
+            all.push(file);
         }
         Ok(all)
     }
 
-    #[expect(clippy::type_complexity, reason = "a tuple in Python")]
-    fn stored(
-        &self,
-        py: Python<'_>,
-        name: &str,
-    ) -> PyResult<(String, &'static str, u64, Option<String>, Option<String>)> {
-        let found = self.0.stored(name).map_err(|e| raise(py, &e))?;
-        let md5 = found.md5.map(|sum| hex(&sum));
-        Ok((found.shard, found.encoding, found.compressed_bytes, found.shares, md5))
+    /// What `inspect` says of a tensor beside its name, dtype, shape and bytes.
+    fn stored<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let Stored { shard, encoding, compressed_bytes, shares, base, md5, .. } =
+            self.0.stored(name).map_err(|e| raise(py, &e))?;
+        let base = base.filter(|_| shares.is_none()).map(|found| {
+            let base = PyDict::new(py);
+            base.set_item("base", found.base)?;
+            base.set_item("tensor", found.tensor)?;
+            base.set_item("blocks", found.n_blocks)?;
+            base.set_item("same_blocks", found.n_same_blocks)?;
+            PyResult::Ok(base)
+        });
+        let all = PyDict::new(py);
+        all.set_item("encoding", encoding)?;
+        all.set_item("compressed_bytes", compressed_bytes)?;
+        all.set_item("shares", shares)?;
+        all.set_item("base", base.transpose()?)?;
+        all.set_item("shard", shard)?;
+        all.set_item("md5", md5.map(|sum| hex(&sum)))?;
+        Ok(all)
     }
 
     fn read_into(&self, py: Python<'_>, name: &str, out: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -109,7 +134,7 @@ impl Model {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let pool = pool(py)?;
-        let outputs = tensors.iter().map(|(_, out)| Output::new(out));
+        let outputs = tensors.iter().map(|(name, out)| Output::of(name, out));
         let outputs = outputs.collect::<PyResult<Vec<Output>>>()?;
         check_apart(&outputs, &[])?;
         let total: u64 = outputs.iter().map(|out| out.len() as u64).sum();
@@ -156,6 +181,16 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// The model with its base, and the bases behind that: files, folders or shards.
+fn with_bases(model: bigsmall_io::Model, paths: &[PathBuf]) -> Result<bigsmall_io::Model> {
+    let Some((first, others)) = paths.split_first() else { return Ok(model) };
+    let mut all = BaseModel::open(first)?;
+    for path in others {
+        all = all.with_base(BaseModel::open(path)?);
+    }
+    model.with_base(all)
 }
 
 impl Model {

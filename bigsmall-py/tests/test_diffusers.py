@@ -66,6 +66,18 @@ def test_unet(unet: Path, dtype: torch.dtype | None) -> None:
     equal(loader.load_model(cls, torch_dtype=dtype), theirs)
 
 
+def test_a_base(unet: Path, tmp_path: Path) -> None:
+    cls = diffusers.UNet2DConditionModel
+    model = cls.from_pretrained(unet, torch_dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.conv_in.bias += 1
+    model.save_pretrained(tmp_path / "new")
+    bigsmall_rs.compress(tmp_path / "new", tmp_path / "new.bs", base=unet)
+    equal(from_pretrained(tmp_path / "new.bs", torch_dtype=torch.bfloat16, base=unet), model.eval())
+    loader = StreamingLoader(tmp_path / "new.bs", base=unet)
+    equal(loader.load_model(cls, torch_dtype=torch.bfloat16), model)
+
+
 def test_no_class_is_that_of_the_config(unet: Path) -> None:
     theirs = diffusers.UNet2DConditionModel.from_pretrained(unet)
     equal(from_pretrained(unet.with_suffix(".bs")), theirs)

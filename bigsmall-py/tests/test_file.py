@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import bigsmall_rs
+import bigsmall_rs.numpy
 from bigsmall_rs import BigsmallError
 
 
@@ -205,6 +206,70 @@ def test_a_base(tmp_path: Path) -> None:
     assert not back.exists()
 
 
+@pytest.fixture
+def chain(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A safetensors file, a shard that has it as its base, and a shard that has this as its."""
+    values = np.random.default_rng(1).standard_normal((400, 500), np.float32)
+    files = [tmp_path / name for name in ("0", "1", "2")]
+    for i, file in enumerate(files):
+        save_file({"a": values * np.float32(1 + i / 10_000), "b": values + 1}, file)
+    first, second = files[1].with_suffix(".bs"), files[2].with_suffix(".bs")
+    bigsmall_rs.compress(files[1], first, base=files[0])
+    bigsmall_rs.compress(files[2], second, base=[first, files[0]])
+    return files[0], first, second
+
+
+def test_reading_with_a_base(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    start, first, second = chain
+    values = {name: tensor.tobytes() for name, tensor in load_file(tmp_path / "2").items()}
+    bases = [start, first]
+    data = second.read_bytes()
+    for found in (
+        bigsmall_rs.numpy.load_file(second, base=bases),
+        bigsmall_rs.numpy.load(data, base=bases),
+        bigsmall_rs.safe_open(second, "np", base=bases).get_tensors(),
+        pickle.loads(pickle.dumps(bigsmall_rs.open(second, base=bases))).get_tensors(),
+    ):
+        assert {name: tensor.tobytes() for name, tensor in found.items()} == values
+    with bigsmall_rs.open(second, base=bases) as file:
+        assert file.get_slice("a")[3:5].tobytes() == values["a"][6000:10_000]
+    with bigsmall_rs.open(second) as file:
+        assert file.keys() == ["a", "b"]
+        with pytest.raises(BigsmallError) as wrong:
+            file.get_tensor("a")
+        assert (wrong.value.rule, wrong.value.tensor) == ("BaseMissing", "a")
+    assert bigsmall_rs.open(second, base=tmp_path / "1").get_tensor("a").tobytes() == values["a"]
+    for base, rule in ((start, "BaseMismatch"), (first, "BaseMissing")):
+        with pytest.raises(BigsmallError) as wrong:
+            bigsmall_rs.open(second, base=base).get_tensors()
+        assert wrong.value.rule == rule
+    report = bigsmall_rs.inspect(second)
+    (base,) = report["files"][0]["bases"]
+    assert (base["hint"], base["bases_behind"]) == ("1.bs", 1)
+    assert base["sha256"] == bigsmall_rs.inspect(first)["files"][0]["sha256"]
+    a, b = (tensor["base"] for tensor in report["tensors"])
+    assert a["tensor"] == "a" and a["same_blocks"] == 0 < a["blocks"] == b["same_blocks"]
+    assert [tensor["base"] for tensor in bigsmall_rs.inspect(first)["tensors"]][1] is not None
+
+
+def test_shards_are_rewritten(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    start, first, second = chain
+    alone, short, back = tmp_path / "alone.bs", tmp_path / "short.bs", tmp_path / "back"
+    report = bigsmall_rs.transcode(second, alone, base=[first, start], encoding="raw", md5=True)
+    assert report["ratio"] >= 1 and set(report["files"][0]["md5"]) == {"a", "b"}
+    bigsmall_rs.rebase(second, short, onto=start, base=[first, start])
+    assert bigsmall_rs.inspect(short)["files"][0]["bases"][0]["bases_behind"] == 0
+    for shard, base in ((alone, ()), (short, start)):
+        bigsmall_rs.restore(shard, back, base=base, replace=True)
+        assert back.read_bytes() == (tmp_path / "2").read_bytes()
+    with pytest.raises(BigsmallError) as wrong:
+        bigsmall_rs.transcode(second, tmp_path / "none")
+    assert wrong.value.rule == "BaseMissing"
+    with pytest.raises(BigsmallError) as wrong:
+        bigsmall_rs.rebase(alone, short, onto=start)
+    assert wrong.value.rule == "OutputExists"
+
+
 def test_limits_and_warnings_of_restore(tmp_path: Path) -> None:
     zeros, shard, back = (tmp_path / name for name in ("zeros", "shard", "back"))
     # A file with a hole, of which a gigabyte and more is restored.
@@ -325,6 +390,21 @@ def test_the_command(original: Path, tmp_path: Path) -> None:
     assert "layers.0.w" in run("inspect", out).stdout
     assert run("restore", out, "-o", back).returncode == 0
     assert back.read_bytes() == original.read_bytes()
+    of_base, other = tmp_path / "of_base.bs", tmp_path / "other.bs"
+    assert run("compress", original, "-o", of_base, "--base", out).returncode == 0
+    assert run("verify", of_base).returncode == 1
+    assert run("verify", of_base, "--base", out).returncode == 0
+    assert "base sha256" in run("inspect", of_base).stdout
+    assert run("transcode", of_base, "-o", other, "--base", out).returncode == 0
+    assert run("rebase", other, "-o", of_base, "--onto", original, "--force").returncode == 0
+    assert run("restore", of_base, "-o", back, "--base", original, "--force").returncode == 0
+    assert back.read_bytes() == original.read_bytes()
+    hidden = tmp_path / "model"
+    hidden.mkdir()
+    shutil.copy(original, hidden)
+    (hidden / ".hidden").touch()
+    assert "left out '.hidden'" in run("compress", hidden, "-o", tmp_path / "a").stdout
+    assert "left out" not in run("compress", hidden, "-o", tmp_path / "b", "--hidden").stdout
 
 
 def test_import_is_quick_and_brings_no_framework() -> None:

@@ -226,6 +226,38 @@ def test_lazy_state_dict(tmp_path: Path) -> None:
     assert torch.equal(other.head.weight, net.head.weight)
 
 
+def test_everything_reads_with_a_base(tmp_path: Path) -> None:
+    old, net, x = Net(), Net(), torch.arange(10)
+    net.load_state_dict({name: tensor + tensor / 128 for name, tensor in old.state_dict().items()})
+    bt.save_model(old, tmp_path / "old.bs")
+    safetensors.save_model(net, tmp_path / "new")
+    path, base = tmp_path / "new.bs", tmp_path / "old.bs"
+    (report,) = bigsmall_rs.compress(tmp_path / "new", path, base=base)["files"]
+    assert report["delta_tensors"] > 0
+    state = net.state_dict()
+    streamed: dict[str, torch.Tensor] = {}
+    for _, tensors in bt.StreamingLoader(path, base=base):
+        streamed |= tensors
+    for found in (
+        bt.load_file(path, base=base),
+        bt.load(path.read_bytes(), base=base),
+        bt.lazy_state_dict(path, base=base),
+        streamed,
+    ):
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    other = Net()
+    bt.load_model(other, path, base=base)
+    assert torch.equal(other(x), net(x))
+    assert torch.equal(bt.StreamingLoader(path, base=base).load_model(Net)(x), net(x))
+    accelerate = pytest.importorskip("accelerate")
+    with accelerate.init_empty_weights(include_buffers=False):
+        bare = Net()
+    assert torch.equal(bt.offload(bare, path, base=base)(x), net(x))
+    with pytest.raises(bigsmall_rs.BigsmallError) as wrong:
+        bt.load_file(path)
+    assert wrong.value.rule == "BaseMissing"
+
+
 def test_two_tensors_for_one_parameter(tmp_path: Path) -> None:
     bt.save_model(Net(), tmp_path / "m.bs")
     with pytest.raises(RuntimeError, match='Unexpected.*"head.weight"'):

@@ -107,6 +107,48 @@ def test_streaming_loader_takes_the_class(llama: Path) -> None:
     equal(model, transformers.LlamaForCausalLM.from_pretrained(llama))
 
 
+@pytest.fixture
+def tuned(llama: Path, tmp_path: Path) -> Path:
+    """A folder with the Llama after some training; `.bs` beside it has the old one as its base."""
+    model = transformers.LlamaForCausalLM.from_pretrained(llama)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "mlp" in name:
+                tensor *= 1 + 1 / 64
+    folder = tmp_path / "tuned"
+    model.save_pretrained(folder, max_shard_size="150KB")
+    files = bigsmall_rs.compress(folder, folder.with_suffix(".bs"), base=llama)["files"]
+    assert sum(file["delta_tensors"] + file["inherited_tensors"] for file in files) > 0
+    return folder
+
+
+def test_a_base(llama: Path, tuned: Path) -> None:
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tuned)
+    for base in (llama, llama.with_suffix(".bs")):
+        equal(from_pretrained(tuned.with_suffix(".bs"), base=base), theirs)
+    loader = bt.StreamingLoader(tuned.with_suffix(".bs"), base=llama)
+    equal(loader.load_model(transformers.LlamaForCausalLM), theirs)
+    with pytest.raises(bigsmall_rs.BigsmallError) as wrong:
+        from_pretrained(tuned.with_suffix(".bs"))
+    assert wrong.value.rule == "BaseMissing"
+
+
+def test_adapters_of_peft(llama: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    make = lambda: transformers.LlamaForCausalLM.from_pretrained(llama)  # noqa: E731
+    theirs = peft.get_peft_model(make(), peft.LoraConfig(r=4, init_lora_weights=False))
+    theirs.save_pretrained(tmp_path / "adapter")
+    small = tmp_path / "adapter.bs"
+    bigsmall_rs.compress(tmp_path / "adapter", small)
+    ours = peft.get_peft_model(make(), peft.PeftConfig.from_pretrained(small))
+    assert not torch.equal(output(ours), output(theirs.eval()))
+    peft.set_peft_model_state_dict(ours, bt.load_file(small))
+    assert torch.equal(output(ours.eval()), output(theirs))
+    bigsmall_rs.restore(small, tmp_path / "back")
+    again = peft.PeftModel.from_pretrained(make(), tmp_path / "back")
+    assert torch.equal(output(again), output(theirs))
+
+
 def test_offload(llama: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     theirs = transformers.LlamaForCausalLM.from_pretrained(llama)
@@ -140,7 +182,9 @@ def test_minilm() -> None:
     assert torch.equal(found.pooler_output, expected.pooler_output)
 
 
-def test_vllm_takes_the_load_format(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_takes_the_load_format(
+    llama: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stand-ins for the two modules of vLLM that are used."""
     registered: dict[str, Any] = {}
 
@@ -172,4 +216,9 @@ def test_vllm_takes_the_load_format(llama: Path, monkeypatch: pytest.MonkeyPatch
     made.load_weights(model, config)
     state = transformers.LlamaForCausalLM.from_pretrained(llama).state_dict()
     assert found.keys() <= state.keys() and len(found) >= len(state) - 1
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+    config.model = str(tuned.with_suffix(".bs"))
+    options = types.SimpleNamespace(model_loader_extra_config={"base": str(llama)})
+    registered["bigsmall"](options).load_weights(model, config)
+    state = transformers.LlamaForCausalLM.from_pretrained(tuned).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())

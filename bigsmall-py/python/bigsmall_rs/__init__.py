@@ -19,7 +19,7 @@ from __future__ import annotations
 from ._bigsmall import __version__, layer_of
 from ._errors import BigsmallError
 from ._file import File, Slice, open, safe_open
-from ._jobs import FileReport, Report, compress, inspect, restore, verify
+from ._jobs import FileReport, Report, compress, inspect, rebase, restore, transcode, verify
 
 __all__ = [
     "BigsmallError",
@@ -32,7 +32,9 @@ __all__ = [
     "inspect",
     "layer_of",
     "open",
+    "rebase",
     "restore",
     "safe_open",
+    "transcode",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command: `python -m bigsmall_rs compress|restore|verify|inspect`."""
+"""The command: `python -m bigsmall_rs compress|restore|verify|inspect|transcode|rebase`."""
 
 from __future__ import annotations
 
@@ -26,26 +26,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=bigsmall_rs.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     compress = commands.add_parser("compress", help="compress a safetensors file or a model folder")
-    compress.add_argument("--encoding", choices=["ans", "raw", "tbe3", "tbe4"], default="ans")
-    compress.add_argument("--level", choices=["fast", "default", "small"], default="default")
     restore = commands.add_parser("restore", help="restore the identical file or folder")
     verify = commands.add_parser("verify", help="check every byte")
     inspect = commands.add_parser("inspect", help="show what is in a shard or folder of shards")
-    for command in (compress, restore, verify, inspect):
+    transcode = commands.add_parser("transcode", help="rewrite a shard in another encoding")
+    rebase = commands.add_parser("rebase", help="rewrite a shard as differences from another base")
+    for command in (compress, restore, verify, inspect, transcode, rebase):
         command.add_argument("input")
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (compress, restore):
+    for command in (compress, transcode, rebase):
+        command.add_argument("--encoding", choices=["ans", "raw", "tbe3", "tbe4"], default="ans")
+        command.add_argument("--level", choices=["fast", "default", "small"], default="default")
+    rebase.add_argument("--onto", required=True, help="the new base")
+    for command in (compress, restore, transcode, rebase):
         command.add_argument("-o", "--output", required=True)
         command.add_argument(
             "--force", action="store_true", dest="replace", help="replace an existing output"
         )
-    for command in (compress, verify):
+    for command in (compress, verify, transcode, rebase):
         command.add_argument("--md5", action="store_true", help="MD5 of every tensor")
-    for command in (restore, verify):
+    for command in (restore, verify, transcode, rebase):
         command.add_argument("--max-expansion", type=int, help="refuse a shard that grows so much")
     restore.add_argument("--ignore-free-space", action="store_true", help="begin without enough")
-    for command in (compress, restore, verify):
+    for command in (compress, restore, verify, transcode, rebase):
         command.add_argument("--base", action="append", default=[], help="a base; more than once")
+    for command in (compress, restore, verify):
         command.add_argument("--hidden", action="store_true", help="hidden files, too")
         command.add_argument("--max-files", type=int, help="the most files of a folder")
         command.add_argument("--max-depth", type=int, help="the most folders in one another")
@@ -66,8 +71,12 @@ def _show(command: str, report: Any, seconds: float) -> None:
         print(f"{'original':>12} {'stored':>12}  {'as':<5} {'dtype':<8} name, shape")
         for t in report["tensors"]:
             encoding = t["encoding"] if t["shares"] is None else f"as {t['shares']!a}"
+            if t["base"] is not None and t["base"]["blocks"] == t["base"]["same_blocks"]:
+                encoding = "base"
             sizes = f"{t['original_bytes']:>12} {t['compressed_bytes']:>12}"
             print(f"{sizes}  {encoding:<5} {t['dtype']:<8} {t['name']!a} {list(t['shape'])}")
+        for base in (base for f in report["files"] for base in f["bases"]):
+            print(f"base sha256 {base['sha256']} {base['hint']!a}")
     else:
         for f in report["files"]:
             print(f"{f['name']!a}  sha256 {f['sha256']}")

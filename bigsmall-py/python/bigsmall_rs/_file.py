@@ -9,7 +9,7 @@ from typing import Any, Self
 from . import _bigsmall
 from ._errors import BigsmallError
 from ._frameworks import Framework, framework, memory
-from ._jobs import Progress
+from ._jobs import Base, Progress, paths
 
 __all__ = ["File", "Slice", "open", "safe_open"]
 
@@ -23,9 +23,12 @@ class File:
     Opening reads the index; tensors are decoded when they are asked for, each block checked.
     """
 
-    def __init__(self, path: Path, framework: str = "numpy", device: Any = "cpu") -> None:
+    def __init__(
+        self, path: Path, framework: str = "numpy", device: Any = "cpu", base: Base = ()
+    ) -> None:
         """The same as `bigsmall_rs.open`."""
-        self._set(_bigsmall.Model.open(path), os.fspath(path), framework, device)
+        self._base = paths(base)
+        self._set(_bigsmall.Model.open(path, self._base), os.fspath(path), framework, device)
 
     def _set(self, model: _bigsmall.Model, path: str | None, name: str, device: Any) -> None:
         self._open: _bigsmall.Model | None = model
@@ -38,10 +41,12 @@ class File:
         }
 
     @classmethod
-    def from_bytes(cls, data: Any, framework: str = "numpy", device: Any = "cpu") -> Self:
+    def from_bytes(
+        cls, data: Any, framework: str = "numpy", device: Any = "cpu", base: Base = ()
+    ) -> Self:
         """The model whose only shard is `data`, any object with a buffer; its bytes are copied."""
         file = cls.__new__(cls)
-        file._set(_bigsmall.Model.from_bytes(data), None, framework, device)
+        file._set(_bigsmall.Model.from_bytes(data, paths(base)), None, framework, device)
         return file
 
     def __enter__(self) -> Self:
@@ -53,7 +58,7 @@ class File:
     def __reduce__(self) -> Any:
         if self._path is None:
             raise TypeError("a file in memory cannot be pickled")
-        return type(self), (self._path, self._name, self._device)
+        return type(self), (self._path, self._name, self._device, self._base)
 
     def __repr__(self) -> str:
         state = "closed" if self._open is None else f"{len(self._infos)} tensors"
@@ -286,26 +291,37 @@ def _rows(index: Any, n: int, name: str) -> tuple[int, int, Any]:
     return at % n, at % n + 1, 0
 
 
-def open(path: Path, framework: str = "numpy", device: Any = "cpu") -> File:
+def open(
+    path: Path, framework: str = "numpy", device: Any = "cpu", *, base: Base = ()
+) -> File:
     """Opens a shard, or a folder of shards as one model.
 
     Args:
         path: A `.bs` file, or a folder with a `model.bs.index.json` or a single `.bs` file.
         framework: `"numpy"` or `"pt"`: whose tensors `get_tensor` and slices make.
         device: Where they are, such as `"cuda:0"`.
+        base: The bases of shards that are stored as differences, and the bases of those: files,
+            folders or shards in any order. Only the blocks that are needed are read.
 
     Raises:
-        BigsmallError: Not a shard or not a folder of shards, or its index is damaged.
+        BigsmallError: Not a shard or not a folder of shards, or its index is damaged; another base
+            (rule `"BaseMismatch"`). Without a base that is needed, reading a tensor that needs it
+            raises one with the rule `"BaseMissing"`.
         FileNotFoundError: There is nothing at `path` (this is a `BigsmallError`, too).
     """
-    return File(path, framework, device)
+    return File(path, framework, device, base)
 
 
 def safe_open(
-    filename: Path, framework: str, device: Any = "cpu", *, backend: str | None = None
+    filename: Path,
+    framework: str,
+    device: Any = "cpu",
+    *,
+    backend: str | None = None,
+    base: Base = (),
 ) -> File:
     """The same with the signature of `safetensors.safe_open`; also for a folder of shards.
 
     `backend` is for calls written for safetensors and means nothing: there is one way to read.
     """
-    return File(filename, framework, device)
+    return File(filename, framework, device, base)

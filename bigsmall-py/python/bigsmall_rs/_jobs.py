@@ -8,9 +8,12 @@ from typing import Any, Literal, TypedDict, cast
 
 from . import _bigsmall
 
-__all__ = ["Report", "FileReport", "compress", "restore", "verify", "inspect"]
+__all__ = [
+    "Report", "FileReport", "compress", "inspect", "rebase", "restore", "transcode", "verify"
+]
 
 Path = str | os.PathLike[str]
+Base = Path | Sequence[Path]
 Progress = Callable[[int, int], object]
 Encoding = Literal["ans", "raw", "tbe3", "tbe4"]
 Level = Literal["fast", "default", "small"]
@@ -90,7 +93,8 @@ class _Shown:
             self._bar.close()
 
 
-def _paths(base: Path | Sequence[Path]) -> Sequence[Path]:
+def paths(base: Base) -> Sequence[Path]:
+    """One or several paths as several."""
     return [base] if isinstance(base, (str, os.PathLike)) else base
 
 
@@ -100,7 +104,7 @@ def compress(
     *,
     encoding: Encoding = "ans",
     level: Level = "default",
-    base: Path | Sequence[Path] = (),
+    base: Base = (),
     md5: bool = False,
     replace: bool = False,
     dry_run: bool = False,
@@ -139,7 +143,7 @@ def compress(
     folder = hidden, max_files, max_depth
     with _Shown("compress", progress) as callback:
         report = _bigsmall.compress(
-            input, output, encoding, level, _paths(base), md5, replace, dry_run, folder, callback
+            input, output, encoding, level, paths(base), md5, replace, dry_run, folder, callback
         )
     return cast(Report, report)
 
@@ -148,7 +152,7 @@ def restore(
     input: Path,
     output: Path,
     *,
-    base: Path | Sequence[Path] = (),
+    base: Base = (),
     replace: bool = False,
     max_expansion: int | None = None,
     ignore_free_space: bool = False,
@@ -186,7 +190,7 @@ def restore(
         report = _bigsmall.restore(
             input,
             output,
-            _paths(base),
+            paths(base),
             replace,
             max_expansion,
             ignore_free_space,
@@ -199,7 +203,7 @@ def restore(
 def verify(
     path: Path,
     *,
-    base: Path | Sequence[Path] = (),
+    base: Base = (),
     md5: bool = False,
     max_expansion: int | None = None,
     hidden: bool = False,
@@ -225,7 +229,84 @@ def verify(
     """
     folder = hidden, max_files, max_depth
     with _Shown("verify", progress) as callback:
-        report = _bigsmall.verify(path, _paths(base), md5, max_expansion, folder, callback)
+        report = _bigsmall.verify(path, paths(base), md5, max_expansion, folder, callback)
+    return cast(Report, report)
+
+
+def transcode(
+    input: Path,
+    output: Path,
+    *,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+    base: Base = (),
+    md5: bool = False,
+    replace: bool = False,
+    max_expansion: int | None = None,
+    progress: Progress | bool | None = None,
+) -> Report:
+    """Rewrites a shard in another encoding, without the original and without a base.
+
+    The new shard restores to the identical file: the SHA-256 is compared. Memory: at most 256 MiB
+    and six times the index.
+
+    Args:
+        input: A shard.
+        output: The shard to write.
+        encoding: As in `compress`.
+        level: As in `compress`.
+        base: The bases of the input, as in `restore`.
+        md5: As in `compress`; MD5 sums of the input are kept anyway.
+        replace: As in `compress`.
+        max_expansion: As in `restore`.
+        progress: As in `compress`.
+
+    Raises:
+        BigsmallError: As in `restore` and `compress`.
+        KeyboardInterrupt: Ctrl-C. Nothing is left behind.
+    """
+    with _Shown("transcode", progress) as callback:
+        report = _bigsmall.transcode(
+            input, output, None, encoding, level, paths(base), md5, replace, max_expansion, callback
+        )
+    return cast(Report, report)
+
+
+def rebase(
+    input: Path,
+    output: Path,
+    *,
+    onto: Path,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+    base: Base = (),
+    md5: bool = False,
+    replace: bool = False,
+    max_expansion: int | None = None,
+    progress: Progress | bool | None = None,
+) -> Report:
+    """Rewrites a shard as differences from `onto`. A chain of shards becomes one with one base.
+
+    Args:
+        input: A shard, with or without bases.
+        output: The shard to write.
+        onto: Its base: a file, a folder or a shard.
+        encoding: As in `compress`, for what stands without the base.
+        level: As in `compress`.
+        base: The bases of the input, as in `restore`, and those of `onto`.
+        md5: As in `transcode`.
+        replace: As in `compress`.
+        max_expansion: As in `restore`.
+        progress: As in `compress`.
+
+    Raises:
+        BigsmallError: As in `restore` and `compress`.
+        KeyboardInterrupt: Ctrl-C. Nothing is left behind.
+    """
+    with _Shown("rebase", progress) as callback:
+        report = _bigsmall.transcode(
+            input, output, onto, encoding, level, paths(base), md5, replace, max_expansion, callback
+        )
     return cast(Report, report)
 
 
@@ -233,37 +314,24 @@ def inspect(path: Path) -> dict[str, Any]:
     """What is in a shard or a folder of shards. Reads only the index.
 
     Returns:
-        `original_bytes`, `compressed_bytes`, `ratio`; `files`: name, `original_bytes`,
-        `compressed_bytes` and `sha256` of each shard; `tensors`: for each `name`, `dtype`,
-        `shape`, `encoding`, `original_bytes`, `compressed_bytes`, `shares` (the tensor whose
-        payload it shares, or `None`), `shard`, `md5`.
+        `original_bytes`, `compressed_bytes`, `ratio`; `files`: of each shard `name`,
+        `original_bytes`, `compressed_bytes`, `sha256` and `bases` (`sha256`, `hint`: where it was,
+        `bases_behind`); `tensors`: of each `name`, `dtype`, `shape`, `encoding`, `original_bytes`,
+        `compressed_bytes`, `shares` (the tensor whose payload it shares, or `None`), `base`
+        (`None`, or `base`: its place in `bases`, `tensor`, `blocks`, `same_blocks`: how many of
+        them are those of the base), `shard`, `md5`.
 
     Raises:
         BigsmallError: `path` is not a shard or not a folder of shards, or its index is damaged.
     """
-    model = _bigsmall.Model.open(path)
-    files = [
-        {"name": name, "original_bytes": n, "compressed_bytes": stored, "sha256": sha256}
-        for name, n, stored, sha256 in model.shards()
+    model = _bigsmall.Model.open(path, ())
+    files = model.shards()
+    tensors = [
+        {"name": name, "dtype": dtype, "shape": shape, "original_bytes": n, **model.stored(name)}
+        for name, dtype, shape, n in model.tensors()
     ]
-    tensors = []
-    for name, dtype, shape, n in model.tensors():
-        shard, encoding, stored, shares, md5 = model.stored(name)
-        tensors.append(
-            {
-                "name": name,
-                "dtype": dtype,
-                "shape": shape,
-                "encoding": encoding,
-                "original_bytes": n,
-                "compressed_bytes": stored,
-                "shares": shares,
-                "shard": shard,
-                "md5": md5,
-            }
-        )
-    original = sum(file[1] for file in model.shards())
-    compressed = sum(file[2] for file in model.shards())
+    original = sum(file["original_bytes"] for file in files)
+    compressed = sum(file["compressed_bytes"] for file in files)
     return {
         "original_bytes": original,
         "compressed_bytes": compressed,

@@ -16,6 +16,7 @@ from typing import Any
 
 from ._errors import BigsmallError
 from ._file import File
+from ._jobs import Base
 
 __all__ = ["from_pretrained"]
 
@@ -27,6 +28,7 @@ def from_pretrained(
     torch_dtype: Any = None,
     device: Any = "cpu",
     budget: int | None = None,
+    base: Base = (),
     **kwargs: Any,
 ) -> Any:
     """What `model_class.from_pretrained` makes of the original folder: the same weights, bit by
@@ -40,6 +42,7 @@ def from_pretrained(
             `None`: that of the class, which is float32.
         device: Where the model is made.
         budget: As in `bigsmall_rs.torch.StreamingLoader`.
+        base: As in `bigsmall_rs.open`.
         **kwargs: Values of the configuration that replace those of `config.json`.
 
     Returns:
@@ -61,7 +64,7 @@ def from_pretrained(
         message = f"{folder}: expected a folder with config.json, found a file"
         raise BigsmallError(message, rule="Argument", file=str(folder))
     # Before the configuration: the error for a folder that is not there is ours.
-    with File(folder, "pt") as file:
+    with File(folder, "pt", base=base) as file:
         config = json.loads((folder / "config.json").read_text())
         cls = model_class or getattr(diffusers, config.get("_class_name", ""), None)
         if cls is None:

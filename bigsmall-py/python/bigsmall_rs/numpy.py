@@ -11,7 +11,7 @@ from typing import Any
 
 from . import _bigsmall, _np
 from ._file import File
-from ._jobs import Encoding, Level, Progress
+from ._jobs import Base, Encoding, Level, Progress
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -19,24 +19,28 @@ Path = str | os.PathLike[str]
 
 
 def load_file(
-    filename: Path, *, backend: str | None = None, progress: Progress | None = None
+    filename: Path,
+    *,
+    base: Base = (),
+    backend: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All tensors of a shard or a folder of shards, in one parallel read.
 
-    Memory: the tensors, and 32 MiB. `backend` is for calls written for safetensors and
-    means nothing: there is one way to read.
+    Memory: the tensors, and 32 MiB. `base` is as in `bigsmall_rs.open`. `backend` is for calls
+    written for safetensors and means nothing: there is one way to read.
 
     Raises:
         BigsmallError: The file is damaged, or a dtype is unknown to NumPy and ml_dtypes.
         FileNotFoundError: There is nothing at `filename`.
     """
-    with File(filename, "numpy") as file:
+    with File(filename, "numpy", base=base) as file:
         return file.get_tensors(progress=progress)
 
 
-def load(data: Any) -> dict[str, Any]:
+def load(data: Any, *, base: Base = ()) -> dict[str, Any]:
     """All tensors of the shard in the bytes `data`."""
-    with File.from_bytes(data, "numpy") as file:
+    with File.from_bytes(data, "numpy", base=base) as file:
         return file.get_tensors()
 
 

@@ -18,7 +18,7 @@ import torch
 from . import _bigsmall, _pt
 from ._errors import BigsmallError
 from ._file import File, Slice
-from ._jobs import Encoding, Level, Progress
+from ._jobs import Base, Encoding, Level, Progress
 
 __all__ = [
     "LazyStateDict",
@@ -44,25 +44,27 @@ def load_file(
     filename: Path,
     device: Device = "cpu",
     *,
+    base: Base = (),
     backend: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a shard or a folder of shards, decoded straight into their memory.
 
     Memory: the tensors and 32 MiB; with another device than the CPU one layer of main memory.
-    `backend` is for calls written for safetensors and means nothing: there is one way to read.
+    `base` is as in `bigsmall_rs.open`. `backend` is for calls
+    written for safetensors and means nothing: there is one way to read.
 
     Raises:
         BigsmallError: The file is damaged, or this PyTorch lacks a dtype.
         FileNotFoundError: There is nothing at `filename`.
     """
-    with File(filename, "pt", device) as file:
+    with File(filename, "pt", device, base) as file:
         return file.get_tensors(progress=progress)
 
 
-def load(data: Any) -> dict[str, torch.Tensor]:
+def load(data: Any, *, base: Base = ()) -> dict[str, torch.Tensor]:
     """All tensors of the shard in the bytes `data`."""
-    with File.from_bytes(data, "pt") as file:
+    with File.from_bytes(data, "pt", base=base) as file:
         return file.get_tensors()
 
 
@@ -192,6 +194,7 @@ def load_model(
     strict: bool = True,
     device: Device = "cpu",
     *,
+    base: Base = (),
     backend: str | None = None,
 ) -> tuple[set[str], list[str]]:
     """Loads a shard or a folder of shards into a module, as `safetensors.torch.load_model` does.
@@ -204,6 +207,7 @@ def load_model(
         filename: The shard or folder.
         strict: Missing and unexpected names are an error.
         device: Where parameters that are replaced go.
+        base: As in `bigsmall_rs.open`.
         backend: Means nothing here, as in `load_file`.
 
     Returns:
@@ -213,7 +217,7 @@ def load_model(
         RuntimeError: `strict`, and names are missing or unexpected; a shape differs.
         BigsmallError: The file is damaged.
     """
-    with File(filename, "pt", device) as file:
+    with File(filename, "pt", device, base) as file:
         return _fill(model, file, strict, device, None)
 
 
@@ -357,14 +361,23 @@ class StreamingLoader:
         device: Where the tensors go.
         budget: The most bytes of main memory beside the tensors that are returned or filled, at
             least 64 MiB; `None`: the largest compressed layer and 64 MiB.
+        base: As in `bigsmall_rs.open`.
 
     Raises:
         BigsmallError: Not a shard, damage, a budget that is too small.
     """
 
-    def __init__(self, path: Path, device: Device = "cpu", budget: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: Device = "cpu",
+        budget: int | None = None,
+        *,
+        base: Base = (),
+    ) -> None:
         self._path = os.fspath(path)
-        self._file = File(path, "pt", device)
+        self._file = File(path, "pt", device, base)
+        self._base = base
         self._device = device
         self._budget = budget
         if budget is not None and budget < 64 << 20:
@@ -416,7 +429,12 @@ class StreamingLoader:
             from .diffusers import from_pretrained as of_diffusers
 
             made = of_diffusers(
-                self._path, model, device=self._device, budget=self._budget, **kwargs
+                self._path,
+                model,
+                device=self._device,
+                budget=self._budget,
+                base=self._base,
+                **kwargs,
             )
             return made
         if hasattr(model, "from_pretrained"):
@@ -424,7 +442,7 @@ class StreamingLoader:
 
             if str(self._device) != "cpu":
                 kwargs.setdefault("device_map", self._device)
-            made = from_pretrained(self._path, model_class=model, **kwargs)
+            made = from_pretrained(self._path, model_class=model, base=self._base, **kwargs)
             return made
         with _pt.place(self._device):
             made = model(**kwargs)
@@ -445,10 +463,15 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
     """
 
     def __init__(
-        self, path: Path, device: Device = "cpu", aliases: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        device: Device = "cpu",
+        aliases: Mapping[str, str] | None = None,
+        *,
+        base: Base = (),
     ) -> None:
         """`aliases` says which further names there are, and whose tensors they mean."""
-        self._file = File(path, "pt", device)
+        self._file = File(path, "pt", device, base)
         self._aliases = dict(aliases or {})
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -472,16 +495,19 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         return {name: self._file.get_slice(self._aliases.get(name, name)) for name in self}
 
 
-def lazy_state_dict(path: Path, device: Device = "cpu") -> LazyStateDict:
-    """A state dict whose tensors are decoded whenever they are asked for.
+def lazy_state_dict(path: Path, device: Device = "cpu", *, base: Base = ()) -> LazyStateDict:
+    """A state dict whose tensors are decoded whenever they are asked for; `base` is as in
+    `bigsmall_rs.open`.
 
     Raises:
         BigsmallError: Not a shard or not a folder of shards.
     """
-    return LazyStateDict(path, device)
+    return LazyStateDict(path, device, base=base)
 
 
-def offload(model: torch.nn.Module, path: Path, device: Device = "cpu") -> torch.nn.Module:
+def offload(
+    model: torch.nn.Module, path: Path, device: Device = "cpu", *, base: Base = ()
+) -> torch.nn.Module:
     """Has a module decode its weights in every forward pass, submodule by submodule.
 
     The weights stay compressed in the file; memory holds those of one submodule. Each forward pass
@@ -492,6 +518,7 @@ def offload(model: torch.nn.Module, path: Path, device: Device = "cpu") -> torch
             `include_buffers=False`).
         path: The shard, or the folder of shards.
         device: Where the forward pass runs.
+        base: As in `bigsmall_rs.open`.
 
     Returns:
         The same module.
@@ -515,7 +542,7 @@ def offload(model: torch.nn.Module, path: Path, device: Device = "cpu") -> torch
     missing = names - have - set(aliases)
     if missing:
         raise RuntimeError(f"{os.fspath(path)} lacks {', '.join(sorted(missing))}")
-    state = LazyStateDict(path, "cpu", aliases)
+    state = LazyStateDict(path, "cpu", aliases, base=base)
     # With meta parameters accelerate needs nothing of the module but its shape.
     cpu_offload(model, execution_device=torch.device(device), state_dict=state)
     return model

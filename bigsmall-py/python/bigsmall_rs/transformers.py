@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import BigsmallError
+from ._jobs import Base
 from .torch import LazyStateDict
 
 __all__ = ["from_pretrained"]
@@ -19,6 +20,8 @@ _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 def from_pretrained(
     path_or_hub_id: str | os.PathLike[str],
     model_class: Any = None,
+    *,
+    base: Base = (),
     **kwargs: Any,
 ) -> Any:
     """What `model_class.from_pretrained` makes of the original folder: the same weights, bit by
@@ -30,6 +33,7 @@ def from_pretrained(
             fetches.
         model_class: A class of transformers, concrete or Auto. `None`: the class that `config.json`
             names under `architectures`.
+        base: As in `bigsmall_rs.open`.
         **kwargs: Those of transformers' `from_pretrained`: `dtype`, `device_map`,
             `attn_implementation`, `config`, `output_loading_info`, ...; `revision`, `token`,
             `cache_dir`, `local_files_only` for the Hub.
@@ -55,7 +59,7 @@ def from_pretrained(
     if not trust:
         kwargs.pop("trust_remote_code", None)
     generation = folder / "generation_config.json"
-    state = LazyStateDict(folder)
+    state = LazyStateDict(folder, base=base)
     config.name_or_path = str(path_or_hub_id)
     kwargs.setdefault("dtype", kwargs.pop("torch_dtype", "auto"))
     if kwargs["dtype"] == "auto":

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+from ._jobs import Base
+
 __all__ = ["register"]
 
 
@@ -16,7 +18,8 @@ def register() -> None:
     """Registers the load format `bigsmall` with vLLM.
 
     `config.json` of the model must say its `dtype`, or `--dtype` must be given: vLLM looks for it
-    in safetensors files otherwise.
+    in safetensors files otherwise. Bases are given as
+    `--model-loader-extra-config '{"base": "old/"}'`.
     """
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -29,7 +32,9 @@ def register() -> None:
             _folder(model_config, self.load_config)
 
         def load_weights(self, model: Any, model_config: Any) -> None:
-            model.load_weights(_weights(_folder(model_config, self.load_config)))
+            extra = getattr(self.load_config, "model_loader_extra_config", None) or {}
+            folder = _folder(model_config, self.load_config)
+            model.load_weights(_weights(folder, extra.get("base", ())))
 
 
 def _folder(model_config: Any, load_config: Any) -> str:
@@ -43,9 +48,9 @@ def _folder(model_config: Any, load_config: Any) -> str:
     return str(fetch(name, hub))
 
 
-def _weights(folder: str) -> Generator[tuple[str, Any], None, None]:
+def _weights(folder: str, base: Base) -> Generator[tuple[str, Any], None, None]:
     """Names and tensors in main memory, layer by layer."""
     from .torch import StreamingLoader
 
-    for _, tensors in StreamingLoader(folder):
+    for _, tensors in StreamingLoader(folder, base=base):
         yield from tensors.items()
