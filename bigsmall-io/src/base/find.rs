@@ -1,8 +1,9 @@
 //! Finds the bases of a shard among the files that were given.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use bigsmall_format::{Base, BaseTensor, ReadAt, Rule, Shard};
+use bigsmall_format::{Base, BaseTensor, ReadAt, Rule, Shard, TensorSpec};
 
 use crate::base::tensor::{BaseFile, Bases, Content, described, missing};
 use crate::error::{Context as _, Error, Result};
@@ -17,9 +18,19 @@ pub(crate) fn find<R: ReadAt>(
     given: &[Arc<BaseFile>],
     progress: &Progress,
 ) -> Result<Bases> {
-    let mut found = Vec::with_capacity(shard.bases().len());
+    let mut found = Vec::new();
+    let mut needed: HashMap<usize, Vec<Needed<'_>>> = HashMap::new();
+    // A shard without a base has nothing to look for.
+    let with_base = if shard.bases().is_empty() { &[] } else { shard.tensors() };
+    for (index, spec) in with_base.iter().enumerate() {
+        if let Some(base) = shard.base_of(index)? {
+            needed.entry(base.base).or_default().push((spec, base.name));
+        }
+    }
     for (place, base) in shard.bases().iter().enumerate() {
-        let file = find_one(shard, place, base, given, progress)?;
+        progress.check()?;
+        let needed = needed.get(&place).map_or(&[][..], Vec::as_slice);
+        let file = find_one(shard, needed, base, given, progress)?;
         // Depths fall from shard to base, so no chain is a circle.
         if file.depth() >= shard.base_depth() {
             let less = format!("a base with fewer than {} behind it", shard.base_depth());
@@ -50,7 +61,7 @@ pub(crate) fn find_behind(
 
 fn find_one<'a, R: ReadAt>(
     shard: &Shard<R>,
-    place: usize,
+    needed: &[Needed<'_>],
     base: &Base,
     given: &'a [Arc<BaseFile>],
     progress: &Progress,
@@ -58,12 +69,8 @@ fn find_one<'a, R: ReadAt>(
     if let Some(file) = given.iter().find(|file| file.known_sha256() == Some(base.sha256)) {
         return Ok(file);
     }
-    let mut fits = Vec::new();
-    for file in given.iter().filter(|file| file.known_sha256().is_none()) {
-        if has_tensors(shard, place, file)? {
-            fits.push(file);
-        }
-    }
+    let plain = given.iter().filter(|file| file.known_sha256().is_none());
+    let fits: Vec<_> = plain.filter(|file| has_tensors(file, needed)).collect();
     if let [only] = fits[..] {
         return Ok(only);
     }
@@ -86,14 +93,46 @@ fn find_one<'a, R: ReadAt>(
     Err(Error::new(Rule::BaseMismatch).expected(described(base)).found(found))
 }
 
-/// Whether `file` has the tensors that `shard` needs of its base `place`.
-fn has_tensors<R: ReadAt>(shard: &Shard<R>, place: usize, file: &BaseFile) -> Result<bool> {
-    for (index, spec) in shard.tensors().iter().enumerate() {
-        let Some(base) = shard.base_of(index)?.filter(|base| base.base == place) else { continue };
-        let found = file.header().index_of(base.name);
-        if !found.is_some_and(|at| BaseTensor::<&[u8]>::suits(spec, &file.tensors()[at])) {
-            return Ok(false);
+/// A tensor of a shard, and the name of that of its base.
+type Needed<'a> = (&'a TensorSpec, &'a str);
+
+/// Whether `file` has the tensors `needed`.
+fn has_tensors(file: &BaseFile, needed: &[Needed<'_>]) -> bool {
+    needed.iter().all(|(spec, name)| {
+        let found = file.header().index_of(name);
+        found.is_some_and(|at| BaseTensor::<&[u8]>::suits(spec, &file.tensors()[at]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use bigsmall_format::internal::Assembler;
+    use bigsmall_format::{BaseRef, Dtype, Header};
+
+    use super::*;
+    use crate::base::model::BaseModel;
+
+    #[test]
+    // V-12
+    fn many_tensors_with_many_bases_are_looked_up_once_each() {
+        const N: usize = 60_000;
+        let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::U8, &[1]).unwrap();
+        let specs: Vec<TensorSpec> = (0..N).map(spec).collect();
+        let json = Header::synthesise(&specs).unwrap();
+        let plain = [&(json.len() as u64).to_le_bytes()[..], &json, &[7; N]].concat();
+        let mut writer = Assembler::synthesised(Vec::new(), &specs).unwrap();
+        for spec in &specs {
+            let base = writer.add_base(Base::new([1; 32]));
+            let hash = bigsmall_format::internal::xxh3(&[7]);
+            writer.inherit(BaseRef::new(base, spec.name()), &[hash], None).unwrap();
         }
+        let shard = Shard::open(writer.finish([2; 32]).unwrap()).unwrap();
+        let given = BaseModel::from_source(plain).unwrap();
+        let begin = Instant::now();
+        let found = find(&shard, given.files(), &Progress::default()).unwrap();
+        assert!(found.tensor(&shard, N - 1).is_ok());
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     }
-    Ok(true)
 }
