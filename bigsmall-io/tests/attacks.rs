@@ -199,6 +199,25 @@ fn lists_without_an_end_are_refused() {
         assert!(stderr(&output).contains(expected), "{}", stderr(&output));
         assert!(server.n_requests() <= 101, "{}", server.n_requests());
     }
+    // As many long names as the limit allows, and more than a list may have.
+    let list = |names: usize, per_page: usize| {
+        move |_: &Request, n: usize| {
+            let key = |i| format!("m/{}{i:07}.bs", "x".repeat(990));
+            let last = names.min((n + 1) * per_page);
+            let keys: Vec<String> = (n * per_page..last).map(key).collect();
+            page(&keys, (last < names).then_some(n.to_string()).as_deref())
+        }
+    };
+    for (names, most, said) in
+        [(3, "3", ""), (3, "2", "at most 2, found 3 or more"), (70_000, "100000", "bytes together")]
+    {
+        let server = s3(list(names, 1000), shard());
+        let args = ["verify", "s3://models/m", "--max-files", most];
+        let output = bigsmall(dir.path(), &args, server.url("").trim_end_matches('/'));
+        let expected = if said.is_empty() { 0 } else { 5 };
+        assert_eq!(output.status.code(), Some(expected), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
     // The list of a Hub is one text.
     let server = hub(&["a", "b", "a", "m.bs"], shard());
     let endpoint = server.url("");

@@ -251,6 +251,14 @@ struct Bounded {
 #[derive(Debug)]
 struct Connector(Arc<AtomicU64>);
 
+/// Connects a store, and counts its pages.
+fn connector() -> (Connector, Arc<AtomicU64>) {
+    // The first provider counts: one that the program has installed already stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let pages = Arc::default();
+    (Connector(Arc::clone(&pages)), pages)
+}
+
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
@@ -336,10 +344,7 @@ pub(crate) fn store_of(url: &str) -> Result<Place> {
         retry_timeout: std::time::Duration::from_secs(60),
         ..Default::default()
     };
-    let pages = Arc::new(AtomicU64::new(0));
-    let connector = Connector(Arc::clone(&pages));
-    // The first provider counts: one that the program has installed already stays.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (connector, pages) = connector();
     let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
         ObjectStoreScheme::AmazonS3 => AmazonS3Builder::from_env()
             .with_url(url)
@@ -378,16 +383,15 @@ struct Objects {
 /// # Errors
 /// Those of reading a folder.
 pub fn s3_names(builder: AmazonS3Builder, prefix: &str, most: u64) -> Result<Vec<PathBuf>> {
-    let pages = Arc::new(AtomicU64::new(0));
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let store = builder.with_http_connector(Connector(Arc::clone(&pages))).build();
-    let store = Arc::new(store.map_err(failed)?);
+    let (connector, pages) = connector();
+    let store = Arc::new(builder.with_http_connector(connector).build().map_err(failed)?);
     let (prefix, stop) = (Path::from(prefix), Stop::default());
     let folder = Folder::remote(Objects { store, prefix, pages, stop });
     Ok(folder.list(FolderOptions::new().max_files(most))?.files.into_iter().collect())
 }
 
-/// The bytes of a name, on the average, that a list of so many files may have.
+/// The bytes of a name, on the average, that a list of many files may have. Fewer files may have
+/// longer names: as many as one page holds.
 const NAME: u64 = 256;
 
 impl RemoteFolder for Objects {
@@ -396,6 +400,7 @@ impl RemoteFolder for Objects {
         let pages = Arc::clone(&self.pages);
         wait(&self.stop, async move {
             let (mut names, mut n_bytes) = (BTreeSet::new(), 0);
+            let most_bytes = most.saturating_mul(NAME).max(PAGE);
             pages.store(0, Ordering::Relaxed);
             let mut objects = store.list(Some(&prefix));
             while let Some(object) = objects.next().await {
@@ -405,8 +410,13 @@ impl RemoteFolder for Objects {
                 let name = name.map(|n| n.trim_start_matches('/')).filter(|n| !n.is_empty());
                 let Some(name) = name else { continue };
                 n_bytes += name.len() as u64;
-                if names.len() as u64 >= most || n_bytes > most.saturating_mul(NAME) {
+                if names.len() as u64 >= most {
                     return Err(too_many(most));
+                }
+                if n_bytes > most_bytes {
+                    return Err(Error::new(ErrorKind::TooManyFiles)
+                        .expected(format!("names of at most {most_bytes} bytes together"))
+                        .found(format!("{n_bytes} or more")));
                 }
                 // A store that sends a page again and again does not end by itself.
                 if !names.insert(name.to_owned()) {
