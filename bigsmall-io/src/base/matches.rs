@@ -1,6 +1,6 @@
 //! Which tensor of a base each tensor is compared with.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,6 +92,11 @@ impl Matches {
     /// The file and the tensor that tensor `index` is compared with.
     pub(crate) fn of(&self, index: usize) -> Option<Match> {
         self.of.get(index).copied().flatten()
+    }
+
+    /// The files that are needed, by their places in [`files`](Self::files).
+    pub(crate) fn needed(&self) -> BTreeMap<usize, &Arc<BaseFile>> {
+        self.of.iter().flatten().map(|of| (of.file, &self.files[of.file])).collect()
     }
 
     /// The spec of a base's tensor.

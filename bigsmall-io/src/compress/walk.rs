@@ -173,8 +173,10 @@ pub(crate) fn compress_walk(
         let (answer, base_sha256) = promise();
         spawn(scope, control, "base", move || {
             control.before_message("base");
-            let sha256 = |file: &Arc<BaseFile>| file.sha256(|| control.stopped());
-            match matches.files.iter().map(sha256).collect::<Result<Vec<_>>>() {
+            let sha256 = |(place, file): (_, &Arc<BaseFile>)| {
+                Ok((place, file.sha256(|| control.stopped())?))
+            };
+            match matches.needed().into_iter().map(sha256).collect::<Result<BTreeMap<_, _>>>() {
                 Ok(found) => answer.keep(found),
                 Err(error) => control.fail(header.data_len(), error),
             }
@@ -250,7 +252,7 @@ pub(crate) fn compress_walk(
     }
     matches.files.iter().try_for_each(|file| file.check_unchanged())?;
     for (file, place) in bases {
-        let sha256 = base_sha256.get(file).ok_or_else(ended_early)?;
+        let sha256 = base_sha256.get(&file).ok_or_else(ended_early)?;
         writer.set_base_sha256(place, *sha256)?;
     }
     report.bases = writer.bases().to_vec();
