@@ -202,14 +202,14 @@ impl Model {
         Ok(Stored {
             shard: self.shards.name_of(name)?.to_owned(),
             encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
-            base: self.base_of(shard, index)?,
+            base: if shares.is_some() { None } else { Self::base_of(shard, index)? },
             compressed_bytes: if shares.is_some() { 0 } else { payload.end - payload.start },
             shares: shares.map(|s| s.name().to_owned()),
             md5: entry.md5(),
         })
     }
 
-    fn base_of(&self, shard: &Shard<Source>, index: usize) -> Result<Option<StoredBase>> {
+    fn base_of(shard: &Shard<Source>, index: usize) -> Result<Option<StoredBase>> {
         let Some(base) = shard.base_of(index)? else { return Ok(None) };
         let table = shard.table(index)?;
         let same = (0..table.n_blocks()).filter(|&block| table.block_len(block) == 0);

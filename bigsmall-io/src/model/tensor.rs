@@ -85,7 +85,8 @@ pub struct Stored {
     pub compressed_bytes: u64,
     /// The tensor whose payload this one shares.
     pub shares: Option<String>,
-    /// The tensor that this one is stored as differences from, if any.
+    /// The tensor that this one is stored as differences from, if any; `None` if it shares another
+    /// one's payload.
     pub base: Option<StoredBase>,
     /// MD5 of the original bytes, if it was stored when compressing.
     pub md5: Option<[u8; 16]>,

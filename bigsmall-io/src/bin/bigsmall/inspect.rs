@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::{Checkpoint, json_line};
-use bigsmall_io::{Base, Dtype, Error, Progress, Result, TensorSpec, hex};
+use bigsmall_io::{Base, Dtype, Error, Progress, Result, StoredBase, TensorSpec, hex};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -71,9 +71,9 @@ impl View<'_> {
                 let (n, sum) = dtypes.entry(row.spec.dtype()).or_default();
                 (*n, *sum) = (*n + 1, *sum + row.spec.byte_len());
                 write!(out, "{:>12} {:>12}  ", row.spec.byte_len(), row.stored)?;
-                match (row.owner, &row.base) {
+                match (&row.owner, &row.base) {
                     (Some(owner), _) => write!(out, "as {}", Shown::name(owner))?,
-                    (None, Some(base)) if base.is_equal() => write!(out, "{:<5}", "base")?,
+                    (None, Some(base)) if is_equal(base) => write!(out, "{:<5}", "base")?,
                     (None, _) => write!(out, "{:<5}", row.encoding)?,
                 }
                 let (dtype, name) = (row.spec.dtype().name(), Shown::name(row.spec.name()));
@@ -149,8 +149,8 @@ impl View<'_> {
                     "base": row.base.map(|base| json!({
                         "base": base.base,
                         "tensor": base.tensor,
-                        "blocks": base.blocks,
-                        "same_blocks": base.same_blocks,
+                        "blocks": base.n_blocks,
+                        "same_blocks": base.n_same_blocks,
                     })),
                     "shard": row.file,
                     "md5": row.md5.map(|m| hex(&m)),
@@ -162,6 +162,11 @@ impl View<'_> {
         )?;
         Ok(writeln!(out, "]}}")?)
     }
+}
+
+/// Whether a tensor is equal to that of its base.
+fn is_equal(base: &StoredBase) -> bool {
+    base.n_blocks == base.n_same_blocks
 }
 
 /// What the tensors of a model have in common with their bases.
@@ -181,9 +186,9 @@ impl InCommon {
         match &row.base {
             None => self.alone += 1,
             Some(base) => {
-                self.equal += u64::from(base.is_equal());
-                self.blocks += base.blocks;
-                self.same_blocks += base.same_blocks;
+                self.equal += u64::from(is_equal(base));
+                self.blocks += base.n_blocks;
+                self.same_blocks += base.n_same_blocks;
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bigsmall_io::internal::{Checkpoint, metadata};
-use bigsmall_io::{Base, ReadAt, Result, Shard, TensorSpec};
+use bigsmall_io::{Base, ReadAt as _, Result, StoredBase, TensorSpec};
 
 /// A file of the model.
 pub(crate) struct FileRow<'a> {
@@ -54,30 +54,15 @@ pub(crate) fn files(model: &Checkpoint) -> Result<Vec<FileRow<'_>>> {
 pub(crate) struct Row<'a> {
     pub(crate) spec: &'a TensorSpec,
     /// The name of its file.
-    pub(crate) file: &'a str,
+    pub(crate) file: String,
     /// `plain` in a safetensors file.
     pub(crate) encoding: &'static str,
     pub(crate) stored: u64,
     /// The tensor whose payload it shares.
-    pub(crate) owner: Option<&'a str>,
+    pub(crate) owner: Option<String>,
     /// The tensor that it is stored as differences from.
-    pub(crate) base: Option<OfBase<'a>>,
+    pub(crate) base: Option<StoredBase>,
     pub(crate) md5: Option<[u8; 16]>,
-}
-
-/// What a tensor has in common with its base.
-pub(crate) struct OfBase<'a> {
-    /// The base's place in the shard.
-    pub(crate) base: usize,
-    pub(crate) tensor: &'a str,
-    pub(crate) blocks: u64,
-    pub(crate) same_blocks: u64,
-}
-
-impl OfBase<'_> {
-    pub(crate) fn is_equal(&self) -> bool {
-        self.blocks == self.same_blocks
-    }
 }
 
 /// Calls `each` for every tensor that is `wanted`.
@@ -88,11 +73,17 @@ pub(crate) fn for_each_row<'a>(
 ) -> Result<()> {
     match model {
         Checkpoint::Shards(model) => {
-            for (name, shard) in model.shards() {
-                let tensors = shard.tensors().iter().enumerate();
-                for (index, spec) in tensors.filter(|(_, spec)| wanted(spec)) {
-                    each(row(name, shard, index, spec)?)?;
-                }
+            for spec in model.tensors().filter(|spec| wanted(spec)) {
+                let stored = model.stored(spec.name())?;
+                each(Row {
+                    spec,
+                    file: stored.shard,
+                    encoding: stored.encoding,
+                    stored: stored.compressed_bytes,
+                    owner: stored.shares,
+                    base: stored.base,
+                    md5: stored.md5,
+                })?;
             }
         }
         Checkpoint::Plain(plain) => {
@@ -101,7 +92,7 @@ pub(crate) fn for_each_row<'a>(
                 for spec in file.tensors.iter().filter(|spec| wanted(spec)) {
                     each(Row {
                         spec,
-                        file: file.name,
+                        file: file.name.to_owned(),
                         encoding: "plain",
                         stored: spec.byte_len(),
                         owner: None,
@@ -113,38 +104,4 @@ pub(crate) fn for_each_row<'a>(
         }
     }
     Ok(())
-}
-
-fn row<'a>(
-    file: &'a str,
-    shard: &'a Shard<impl ReadAt>,
-    index: usize,
-    spec: &'a TensorSpec,
-) -> Result<Row<'a>> {
-    let entry = shard.entry(index)?;
-    let owner = entry.shares().and_then(|owner| shard.tensors().get(owner));
-    let payload = shard.payload_range(index)?;
-    let base = match shard.base_of(index)?.filter(|_| owner.is_none()) {
-        None => None,
-        Some(base) => {
-            let table = shard.table(index)?;
-            let blocks = table.n_blocks();
-            let same_blocks = (0..blocks).filter(|&block| table.block_len(block) == 0).count();
-            Some(OfBase {
-                base: base.base,
-                tensor: base.name,
-                blocks,
-                same_blocks: same_blocks as u64,
-            })
-        }
-    };
-    Ok(Row {
-        base,
-        spec,
-        file,
-        encoding: shard.encoding(index).map_or("unknown", |e| e.name()),
-        stored: if owner.is_some() { 0 } else { payload.end - payload.start },
-        owner: owner.map(TensorSpec::name),
-        md5: entry.md5(),
-    })
 }
