@@ -13,6 +13,7 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::metadata::metadata;
 use crate::source::file::REMOTE_THREADS;
 use crate::source::folder::Input;
+use crate::source::listing::FolderOptions;
 use crate::source::open::open;
 use crate::source::url::shown;
 use crate::stage::thread::side_by_side;
@@ -69,7 +70,7 @@ impl Checkpoint {
         if has_shards {
             return Ok(Checkpoint::Shards(Model::open_with(path, progress)?));
         }
-        let files = BaseModel::open_all(&[path.to_owned()], &stop)?;
+        let files = BaseModel::open_all(&[path.to_owned()], FolderOptions::new(), &stop)?;
         Ok(Checkpoint::Plain(Plain { files, shown: shown(path) }))
     }
 

@@ -12,7 +12,7 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::bounds::Expansion;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
-use crate::{Progress, RestoreOptions, os};
+use crate::{FolderOptions, Progress, RestoreOptions, os};
 
 /// Which tensors to extract, and how.
 ///
@@ -132,7 +132,11 @@ pub fn extract(
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     if !options.bases.is_empty() {
-        model = model.with_base(BaseModel::open_all(&options.bases, &progress.stop())?)?;
+        model = model.with_base(BaseModel::open_all(
+            &options.bases,
+            FolderOptions::new(),
+            &progress.stop(),
+        )?)?;
     }
     let mut picked = model.pick(&options.tensors, &options.prefixes)?;
     // As safetensors: wide elements first, so that all are aligned, then by name.

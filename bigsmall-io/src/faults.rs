@@ -11,7 +11,6 @@ use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
 use crate::compress::walk::{self, Against};
 use crate::error::{ErrorKind, Result};
-use crate::restore::options::Waits;
 use crate::stage::output::Output;
 use crate::{CompressOptions, Encoding, FileReport, Level, Model, Progress, RestoreOptions};
 
@@ -27,13 +26,12 @@ fn compress_source(
 
 fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
-    waits: Waits,
     output: Option<&dyn Output>,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
     let none = Bases::default();
-    crate::restore::walk::restore_shard(shard, &none, waits, output, options, progress)
+    crate::restore::walk::restore_shard(shard, &none, false, output, options, progress)
 }
 
 /// A safetensors file in memory: tensors of several kinds, one beyond a chunk, two that are
@@ -184,7 +182,7 @@ fn restore_and_verify_fail_cleanly_at_every_read() {
                     let disk = Disk::new(usize::MAX);
                     let output = write.then_some(&disk as &dyn Output);
                     in_pool(threads, || {
-                        restore_shard(&shard, Waits::No, output, &options, &Progress::default())
+                        restore_shard(&shard, output, &options, &Progress::default())
                     })?;
                     assert!(!write || disk.bytes.into_inner().unwrap() == plain);
                     Ok(())
@@ -240,7 +238,6 @@ fn a_full_disk_is_an_error_at_every_byte() {
             let disk = Disk::new(room);
             let done = restore_shard(
                 &opened,
-                Waits::No,
                 Some(&disk),
                 &RestoreOptions::default(),
                 &Progress::default(),
@@ -382,7 +379,7 @@ fn a_source_that_changes_at_any_read_is_an_error_or_one_consistent_file() {
                         Ok(_) => {
                             let shard = Shard::open(disk.bytes.into_inner().unwrap()).unwrap();
                             let options = RestoreOptions::default();
-                            restore_shard(&shard, Waits::No, None, &options, &progress).unwrap();
+                            restore_shard(&shard, None, &options, &progress).unwrap();
                             consistent += 1;
                         }
                     }
@@ -425,7 +422,7 @@ fn a_cancelled_job_ends_soon_and_leaves_no_shard() {
     assert!(Shard::open(disk.bytes.into_inner().unwrap()).is_err());
     let shard = compressed(&plain, Encoding::default());
     let shard = Shard::open(&shard[..]).unwrap();
-    let done = restore_shard(&shard, Waits::No, None, &RestoreOptions::default(), &progress);
+    let done = restore_shard(&shard, None, &RestoreOptions::default(), &progress);
     assert_eq!(done.unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
@@ -441,13 +438,8 @@ fn a_shard_that_restores_to_something_else_is_noticed() {
     };
     let restored = |shard: &Shard<Vec<u8>>| {
         let disk = Disk::new(usize::MAX);
-        let done = restore_shard(
-            shard,
-            Waits::No,
-            Some(&disk),
-            &RestoreOptions::default(),
-            &Progress::default(),
-        );
+        let done =
+            restore_shard(shard, Some(&disk), &RestoreOptions::default(), &Progress::default());
         (done, disk.bytes.into_inner().unwrap())
     };
     // Every checksum is right and the SHA-256 is not.
@@ -476,16 +468,14 @@ fn a_wrong_md5_is_noticed_and_names_its_tensor() {
     };
     let (options, progress) = (RestoreOptions::default(), Progress::default());
     let disk = Disk::new(usize::MAX);
-    let _ = restore_shard(&shard([None; 3], [0; 32]), Waits::No, Some(&disk), &options, &progress);
+    let _ = restore_shard(&shard([None; 3], [0; 32]), Some(&disk), &options, &progress);
     let mut digest = crate::stage::digest::FileDigest::new();
     digest.update(&disk.bytes.into_inner().unwrap());
     let sha256 = digest.finish();
 
     let disk = Disk::new(usize::MAX);
     for output in [None, Some(&disk as &dyn Output)] {
-        let run = |md5s, sha256| {
-            restore_shard(&shard(md5s, sha256), Waits::No, output, &options, &progress)
-        };
+        let run = |md5s, sha256| restore_shard(&shard(md5s, sha256), output, &options, &progress);
         let report = run([Some(right), None, Some(right)], sha256).unwrap();
         assert_eq!(report.md5s, [], "nobody asked for them");
         for (wrong, spec) in specs.iter().enumerate() {
@@ -531,7 +521,7 @@ fn the_head_of_a_payload_that_many_tensors_share_is_opened_once_by_each_thread()
     let shard = compressed(&file, Encoding::default());
     let shard = Shard::open(Counted(&shard, AtomicUsize::new(0))).unwrap();
     let options = RestoreOptions::default();
-    let verify = || restore_shard(&shard, Waits::No, None, &options, &Progress::default());
+    let verify = || restore_shard(&shard, None, &options, &Progress::default());
     let report = in_pool(2, verify).unwrap();
     assert_eq!(report.n_shared, SHARERS as u64);
     let reads = shard.source().1.load(Ordering::SeqCst);
@@ -548,13 +538,7 @@ fn every_damaged_byte_of_a_shard_is_noticed() {
             let mut bad = shard.clone();
             bad[at] ^= 1 << (at % 8);
             let found = Shard::open(bad).map_err(crate::Error::from).and_then(|shard| {
-                restore_shard(
-                    &shard,
-                    Waits::No,
-                    None,
-                    &RestoreOptions::default(),
-                    &Progress::default(),
-                )
+                restore_shard(&shard, None, &RestoreOptions::default(), &Progress::default())
             });
             assert!(found.is_err(), "byte {at} of {}", shard.len());
         }
@@ -624,9 +608,7 @@ fn a_stage_that_ends_or_panics_is_an_error_and_nobody_waits_for_it() {
                     let options = RestoreOptions::new().md5(true);
                     let disk = Disk::new(usize::MAX);
                     let shard = Shard::open(shard).unwrap();
-                    in_pool(2, || {
-                        restore_shard(&shard, Waits::No, Some(&disk), &options, &progress)
-                    })
+                    in_pool(2, || restore_shard(&shard, Some(&disk), &options, &progress))
                 });
                 assert_eq!(done.expect_err(&what).kind(), ErrorKind::Io, "{what}");
             }

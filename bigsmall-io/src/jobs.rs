@@ -14,13 +14,12 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::bounds::Expansion;
-use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input};
 use crate::source::memory::Files;
 use crate::source::open::open;
-use crate::source::url::shown;
+use crate::source::url::{shown, url};
 use crate::stage::output::Sink;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
@@ -57,12 +56,12 @@ pub fn compress(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
-    check_bases(output, options)?;
+    options.check_output(output)?;
     if input.is_dir() {
         return compress_folder(input, output, options, progress);
     }
     progress.expect(std::fs::metadata(input).in_file(input)?.len());
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let report = compress_file(input, Against::new(&base), output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(input))?]))
 }
@@ -96,19 +95,11 @@ pub fn compress_from(
 ) -> Result<Report> {
     let unchanged = || Ok(());
     progress.expect(source.byte_len()?);
-    check_bases(output.as_ref(), options)?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    options.check_output(output.as_ref())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let base = Against::new(&base);
     let report = compress_to(source, None, base, output.as_ref(), options, progress, unchanged)?;
     Ok(Report::of(vec![report]))
-}
-
-/// Refuses an output that would replace its own base.
-fn check_bases(output: &Path, options: &CompressOptions) -> Result<()> {
-    match options.bases.iter().any(|base| os::same_file(base, output)) {
-        true => Err(Error::new(ErrorKind::SameFile).in_file(output).found("it is the base")),
-        false => Ok(()),
-    }
 }
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model
@@ -157,8 +148,8 @@ pub fn restore(
     };
     let (shard, bases, expansion) = opened(source, input, options, progress)?;
     expansion.check_room(output, options, progress)?;
-    let waits = Waits::of(input);
-    let report = restore_file(&shard, &bases, waits, input, output, options, progress);
+    let remote = url(input).is_some();
+    let report = restore_file(&shard, &bases, remote, input, output, options, progress);
     Ok(Report::of(vec![report.map_err(|e| e.in_input(shown(input)))?]))
 }
 
@@ -172,7 +163,7 @@ fn opened(
     let shard = Shard::open(source).in_file(shown(input))?;
     let mut expansion = Expansion::default();
     expansion.add(&shard, options.max_expansion).in_file(shown(input))?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let bases = find(&shard, base.files(), progress).in_file(shown(input))?;
     progress.expect(shard.original_len());
     Ok((shard, bases, expansion))
@@ -214,8 +205,8 @@ pub fn restore_to(
     };
     let (shard, bases, _) = opened(source, input, options, progress)?;
     let sink = Sink::new(sink);
-    let waits = Waits::of(input);
-    let report = restore_shard(&shard, &bases, waits, Some(&sink), options, progress);
+    let remote = url(input).is_some();
+    let report = restore_shard(&shard, &bases, remote, Some(&sink), options, progress);
     let mut report = report.map_err(|e| e.in_input(shown(input)))?;
     sink.flush()?;
     report.name = crate::report::file_name(input);
@@ -256,7 +247,7 @@ pub fn verify(
         Input::File(source) => source,
     };
     let (shard, bases, _) = opened(source, input, options, progress)?;
-    let report = restore_shard(&shard, &bases, Waits::of(input), None, options, progress);
+    let report = restore_shard(&shard, &bases, url(input).is_some(), None, options, progress);
     let mut report = report.in_file(shown(input))?;
     report.name = crate::report::file_name(input);
     Ok(Report::of(vec![report]))

@@ -27,7 +27,7 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileReport {
-    /// The input's name, within its folder if any.
+    /// The input's name, within its folder if any, with `/` between components.
     pub name: String,
     /// Bytes of the safetensors file.
     pub original_bytes: u64,
@@ -60,7 +60,7 @@ impl Report {
     }
 
     pub(crate) fn without(mut self, left_out: &BTreeSet<PathBuf>) -> Self {
-        self.left_out = left_out.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        self.left_out = left_out.iter().map(|name| with_slashes(name)).collect();
         self
     }
 
@@ -73,6 +73,12 @@ impl Report {
 
 pub(crate) fn ratio(original: u64, compressed: u64) -> f64 {
     if original == 0 { 1.0 } else { compressed as f64 / original as f64 }
+}
+
+/// The name of a file within its folder, the same on every system.
+pub(crate) fn with_slashes(name: &Path) -> String {
+    let parts = name.components().map(|part| part.as_os_str().to_string_lossy());
+    parts.collect::<Vec<_>>().join("/")
 }
 
 /// The last component of a path or URL, for a report.
@@ -88,4 +94,17 @@ pub(crate) fn file_name(path: &Path) -> String {
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_reports_are_the_same_on_every_system() {
+        let name: PathBuf = ["a b", "c", "d.bs"].iter().collect();
+        assert_eq!(with_slashes(&name), "a b/c/d.bs");
+        let left_out = BTreeSet::from([name.join("./.x")]);
+        assert_eq!(Report::default().without(&left_out).left_out, ["a b/c/d.bs/.x"]);
+    }
 }

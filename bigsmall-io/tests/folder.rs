@@ -586,6 +586,36 @@ fn shards_alone_become_a_model() {
 }
 
 #[test]
+fn the_card_of_an_earlier_run_gives_way_to_the_files_of_the_original() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    let progress = Progress::default();
+    for readme in [None, Some("of the model")] {
+        if let Some(text) = readme {
+            std::fs::write(path("model/README.md"), text).unwrap();
+        }
+        let out = path(&format!("out{}", usize::from(readme.is_some())));
+        let expected = out.with_extension("expected");
+        compress(&path("model"), &expected).unwrap();
+        std::fs::create_dir_all(out.join("1_Pooling")).unwrap();
+        for (name, bytes) in tree(&expected) {
+            if name.extension().is_some_and(|e| e == "bs") {
+                std::fs::write(out.join(name), bytes).unwrap();
+            }
+        }
+        index(&out, &IndexOptions::new(), &progress).unwrap();
+        assert!(out.join("README.md").is_file());
+        std::fs::remove_file(out.join("model.bs.index.json")).unwrap();
+        let original = IndexOptions::new().original(path("model"));
+        for _ in 0..2 {
+            index(&out, &original, &progress).unwrap();
+            assert!(tree(&out) == tree(&expected));
+        }
+    }
+}
+
+#[test]
 // I-13, N-02, N-03, X-01
 fn index_has_the_limits_and_the_cancellation_of_every_job() {
     let dir = tempfile::tempdir().unwrap();
@@ -647,6 +677,9 @@ fn index_has_the_limits_and_the_cancellation_of_every_job() {
     )
     .unwrap();
     assert!(report.left_out.is_empty() && path("out/.hidden").is_file());
+    // Nothing is copied without the original, so nothing is left out.
+    let options = IndexOptions::new().replace(true);
+    assert_eq!(index(path("out"), &options, &Progress::default()).unwrap().left_out, [""; 0]);
 }
 
 #[test]

@@ -562,21 +562,33 @@ fn models_of_the_hub_come_whole_and_from_the_cache_where_it_has_them() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let [plain, small] = model_folder(d);
-    let stored = small.clone();
+    let mut listed = small.clone();
+    listed.insert(".gitattributes".into(), b"*.bs filter=lfs".to_vec());
+    let stored = listed.clone();
     let storage = Server::new(move |request, _| {
         assert_eq!(request.header("authorization"), None);
         serve(request, &stored[request.path.trim_start_matches('/')], "e")
     });
-    let mut listed = small.clone();
-    listed.insert(".gitattributes".into(), b"*.bs filter=lfs".to_vec());
     let server = hub(listed, storage.url(""), COMMIT);
     let endpoint = server.url("");
+    let opened = |file: &str| {
+        let requests = storage.requests().into_iter();
+        requests.filter(|r| r.is_suffix() && r.path.ends_with(file)).count()
+    };
     let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
     let shown = done(&bigsmall(d, &["inspect", "hf://o/n"], &env));
     assert!(shown.contains("model.layers.3.q.weight"), "{shown}");
     done(&bigsmall(d, &["verify", "hf://o/n@v1"], &env));
-    done(&bigsmall(d, &["restore", "hf://o/n", "-o", "back"], &env));
-    assert!(files(&d.join("back")) == plain);
+    let shown = done(&bigsmall(d, &["restore", "hf://o/n", "-o", "back"], &env));
+    assert!(
+        files(&d.join("back")) == plain && shown.contains("left out .gitattributes"),
+        "{shown}"
+    );
+    let before = opened("/model-2.bs");
+    done(&bigsmall(d, &["restore", "hf://o/n", "-o", "all", "--hidden"], &env));
+    // Once to check all shards, and once to restore it.
+    assert_eq!(opened("/model-2.bs") - before, 2);
+    assert!(d.join("all/.gitattributes").is_file());
     done(&bigsmall(d, &["restore", "hf://o/n/model-2.bs", "-o", "two"], &env));
     assert!(std::fs::read(d.join("two")).unwrap() == plain["model-2.safetensors"]);
     // Without the token, and what does not exist.

@@ -14,8 +14,10 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::names::SHARD;
 use crate::os;
 use crate::progress::Stop;
+use crate::report::with_slashes;
 use crate::source::file::Source;
 use crate::source::folder::Input;
+use crate::source::listing::FolderOptions;
 use crate::source::open::open;
 use crate::source::url::{shown, url};
 
@@ -23,7 +25,8 @@ use crate::source::url::{shown, url};
 /// of these shards.
 ///
 /// Opening reads headers and indices. Of the tensors, only the blocks that are needed are read, and
-/// each is compared with its checksum before it is used.
+/// each is compared with its checksum before it is used. To compress against a safetensors file,
+/// all of it is read, for its SHA-256.
 ///
 /// ```no_run
 /// use bigsmall_io::{BaseModel, Model};
@@ -59,10 +62,10 @@ impl BaseModel {
     /// [`Model::open`](crate::Model::open);
     /// [`ErrorKind::ModelTensor`] for a tensor that is in two files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path.as_ref(), &Stop::default())
+        Self::open_with(path.as_ref(), FolderOptions::new(), &Stop::default())
     }
 
-    fn open_with(path: &Path, stop: &Stop) -> Result<Self> {
+    fn open_with(path: &Path, options: FolderOptions, stop: &Stop) -> Result<Self> {
         let remote = url(path).is_some();
         let (shown, hint) = (shown(path), hint(path));
         if !remote && !path.is_dir() {
@@ -77,8 +80,8 @@ impl BaseModel {
             Input::Folder(folder) => folder,
         };
         let mut files = Vec::new();
-        for name in folder.base_files().in_file(&shown)? {
-            let within = name.to_string_lossy().replace('\\', "/");
+        for name in folder.base_files(options).in_file(&shown)? {
+            let within = with_slashes(&name);
             let about = About {
                 shown: format!("{}/{within}", shown.trim_end_matches('/')),
                 hint: format!("{}/{within}", hint.trim_end_matches('/')),
@@ -116,10 +119,11 @@ impl BaseModel {
     }
 
     /// Opens the first path, and the others as the bases behind it. Empty without paths.
-    pub(crate) fn open_all(paths: &[PathBuf], stop: &Stop) -> Result<Self> {
+    /// `options` say which files of their folders are taken.
+    pub(crate) fn open_all(paths: &[PathBuf], options: FolderOptions, stop: &Stop) -> Result<Self> {
         let mut all = BaseModel::default();
         for path in paths {
-            let model = BaseModel::open_with(path, stop)?;
+            let model = BaseModel::open_with(path, options, stop)?;
             all = if all.files.is_empty() { model } else { all.with_base(model) };
         }
         Ok(all)
@@ -262,5 +266,24 @@ mod tests {
         let error = compress().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
         assert!(error.file().unwrap().ends_with("base"));
+    }
+
+    #[test]
+    fn only_files_that_are_needed_are_hashed() {
+        let file = |name: &str| {
+            let json = format!(r#"{{"{name}":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}}}"#);
+            [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &[1, 2, 3, 4]].concat()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            let path = dir.path().join(name).with_extension("safetensors");
+            std::fs::write(path, file(name)).unwrap();
+        }
+        let (base, options) = (BaseModel::open(dir.path()).unwrap(), CompressOptions::default());
+        let (new, progress) = (file("b"), Progress::default());
+        let report = compress_source(&new, Against::new(&base), &Discard, &options, &progress);
+        assert_eq!(report.unwrap().n_inherited, 1);
+        let known = base.files().iter().map(|file| file.known_sha256().is_some());
+        assert_eq!(known.collect::<Vec<_>>(), [false, true]);
     }
 }

@@ -154,8 +154,7 @@ impl Bases {
 
 /// The error for a base that was not given.
 pub(crate) fn missing(base: &Base) -> Error {
-    let what = format!("{}; give it with --base (in a program: with_base, base)", described(base));
-    Error::new(Rule::BaseMissing).expected(what).found("no base")
+    Error::new(Rule::BaseMissing).expected(described(base)).found("no base")
 }
 
 /// A base as a shard names it, for errors.

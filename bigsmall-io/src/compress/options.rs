@@ -1,9 +1,10 @@
 //! How to compress.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::Encoding;
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::listing::FolderOptions;
+use crate::{Encoding, os};
 
 /// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of
 /// threads.
@@ -73,6 +74,14 @@ impl CompressOptions {
     pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
         self.bases.push(path.into());
         self
+    }
+
+    /// Refuses an output that would replace one of the bases.
+    pub(crate) fn check_output(&self, output: &Path) -> Result<()> {
+        match self.bases.iter().any(|base| os::same_file(base, output)) {
+            true => Err(Error::new(ErrorKind::SameFile).in_file(output).found("it is a base")),
+            false => Ok(()),
+        }
     }
 
     /// Sets [`dry_run`](Self#structfield.dry_run).

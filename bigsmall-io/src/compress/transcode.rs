@@ -55,7 +55,8 @@ pub fn rebase(
     }
     // What lies behind it may be among the bases of the input.
     let paths: Vec<PathBuf> = [onto.to_owned()].into_iter().chain(options.bases.clone()).collect();
-    again(input, &BaseModel::open_all(&paths, &progress.stop())?, output, options, progress)
+    let onto = BaseModel::open_all(&paths, options.folder, &progress.stop())?;
+    again(input, &onto, output, options, progress)
 }
 
 fn again(
@@ -69,10 +70,11 @@ fn again(
     if os::same_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
+    options.check_output(output)?;
     let shard = Shard::open(Source::local(os::open_regular(input)?)?).in_file(input)?;
     Expansion::default().add(&shard, options.max_expansion).in_file(input)?;
     progress.expect(shard.original_len());
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let bases = find(&shard, base.files(), progress).in_file(input)?;
     let had_md5 =
         (0..shard.tensors().len()).any(|i| shard.entry(i).is_ok_and(|e| e.md5().is_some()));

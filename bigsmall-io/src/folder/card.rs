@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use bigsmall_format::internal::{Shown, len_of, read_at};
 use bigsmall_format::{Base, ReadAt};
 
-use crate::error::Result;
+use crate::error::{Context as _, Result};
+use crate::source::folder::Folder;
 use crate::{FileReport, hex};
 
 /// The card's name, and its name if the model has a card of its own.
@@ -31,6 +32,17 @@ pub(crate) fn name(files: &BTreeSet<PathBuf>) -> Option<&'static str> {
         files.iter().any(|f| f.to_str().is_some_and(|f| f.eq_ignore_ascii_case(name)))
     };
     NAMES.into_iter().find(|name| !taken(name))
+}
+
+/// The cards among the files of a folder.
+pub(crate) fn all(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>> {
+    let mut cards = BTreeSet::new();
+    for name in files.iter().filter(|name| may_be(name)) {
+        if is_card(&folder.open_file(name)?).in_file(name)? {
+            cards.insert(name.clone());
+        }
+    }
+    Ok(cards)
 }
 
 /// Whether the file `name` of a folder may be a card.

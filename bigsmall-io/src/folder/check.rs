@@ -10,36 +10,55 @@ use crate::folder::card;
 use crate::model_index::ModelIndex;
 use crate::source::folder::Folder;
 
-/// Compares an index file with the tensors of its files, as `tensors` returns them. Every tensor in
-/// the map must be in its file, and every tensor of these files must be in the map.
+/// What an index file says of one of its files.
+pub(crate) struct Said<'a> {
+    shard: &'a str,
+    tensors: BTreeSet<&'a str>,
+}
+
+/// What the index file `name` says of each of its files, by their names in the folder.
+pub(crate) fn said<'a>(name: &Path, index: &'a ModelIndex) -> BTreeMap<PathBuf, Said<'a>> {
+    let base = name.parent().unwrap_or(Path::new(""));
+    let mut by_shard: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (tensor, shard) in &index.weight_map {
+        by_shard.entry(shard).or_default().insert(tensor);
+    }
+    let by_shard = by_shard.into_iter();
+    by_shard.map(|(shard, tensors)| (base.join(shard), Said { shard, tensors })).collect()
+}
+
+impl Said<'_> {
+    /// Compares it with the tensors of the file, `path` in the folder: all of them must be in the
+    /// index file, and no other for that file.
+    pub(crate) fn check(mut self, path: &Path, tensors: &[TensorSpec]) -> Result<()> {
+        let shard = self.shard;
+        for spec in tensors {
+            if !self.tensors.remove(spec.name()) {
+                return Err(Error::new(ErrorKind::ModelTensor)
+                    .in_file(path)
+                    .in_tensor(spec.name())
+                    .found(format!("in {shard:?}, but the index file says otherwise")));
+            }
+        }
+        match self.tensors.first() {
+            None => Ok(()),
+            Some(missing) => Err(Error::new(ErrorKind::ModelTensor)
+                .in_file(path)
+                .in_tensor(missing)
+                .expected(format!("in {shard:?}, as the index file says"))),
+        }
+    }
+}
+
+/// Compares an index file with the tensors of its files, as `tensors` returns them.
 pub(crate) fn check_index(
     name: &Path,
     index: &ModelIndex,
     tensors: impl Fn(&Path) -> Result<Vec<TensorSpec>>,
 ) -> Result<()> {
-    let base = name.parent().unwrap_or(Path::new(""));
-    let mut wanted: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (tensor, shard) in &index.weight_map {
-        wanted.entry(shard).or_default().insert(tensor);
-    }
-    for (shard, mut wanted) in wanted {
-        let path = base.join(shard);
-        for spec in tensors(&path).in_file(&path)? {
-            if !wanted.remove(spec.name()) {
-                return Err(Error::new(ErrorKind::ModelTensor)
-                    .in_file(&path)
-                    .in_tensor(spec.name())
-                    .found(format!("in {shard:?}, but the index file says otherwise")));
-            }
-        }
-        if let Some(missing) = wanted.first() {
-            return Err(Error::new(ErrorKind::ModelTensor)
-                .in_file(&path)
-                .in_tensor(missing)
-                .expected(format!("in {shard:?}, as the index file says")));
-        }
-    }
-    Ok(())
+    said(name, index)
+        .into_iter()
+        .try_for_each(|(path, said)| said.check(&path, &tensors(&path).in_file(&path)?))
 }
 
 /// The shards of models without an index file: `model-00001-of-00002.bs` and its siblings. A tensor
@@ -80,13 +99,11 @@ fn numbered(name: &str) -> Option<String> {
 
 /// Refuses a folder with a card among the files to keep: restoring would leave that card out.
 pub(crate) fn refuse_cards(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
-    for name in files.iter().filter(|f| card::may_be(f)) {
-        if card::is_card(&folder.open_file(name)?).in_file(name)? {
-            return Err(Error::new(ErrorKind::Argument)
-                .in_file(name)
-                .expected("a folder that is not compressed yet")
-                .found("a model card written by bigsmall"));
-        }
+    match card::all(folder, files)?.first() {
+        None => Ok(()),
+        Some(name) => Err(Error::new(ErrorKind::Argument)
+            .in_file(name)
+            .expected("a folder that is not compressed yet")
+            .found("a model card written by bigsmall")),
     }
-    Ok(())
 }

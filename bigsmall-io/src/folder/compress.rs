@@ -27,7 +27,9 @@ pub(crate) fn compress_folder(
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    check_apart(input, output)?;
+    if !options.dry_run {
+        check_apart(input, output)?;
+    }
     let folder = Folder::open(input, Links::Own, progress.stop())?;
     let listing = folder.list(options.folder)?;
     let files = &listing.files;
@@ -65,7 +67,7 @@ pub(crate) fn compress_folder(
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(&folder, &to, progress);
     let inner = options.clone().replace(false);
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let mut reports = Vec::new();
     for name in files {
         match role(name, SAFETENSORS) {

@@ -13,6 +13,7 @@ use crate::folder::out::{copy, same_bytes};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::progress::Cancellable;
+use crate::report::with_slashes;
 use crate::source::folder::Folder;
 use crate::source::listing::{FolderOptions, Listing};
 use crate::source::local::Links;
@@ -82,7 +83,9 @@ impl IndexOptions {
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
     let folder = Folder::open(dir, Links::Within, progress.stop())?;
-    let Listing { files, mut left_out, .. } = folder.list(options.folder)?;
+    let files = folder.list(options.folder)?.files;
+    // Found before anything is written in their place.
+    let cards = card::all(&folder, &files)?;
     let mut reports = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut total = 0;
@@ -91,7 +94,7 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
         progress.check()?;
         let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
         reports.push(FileReport {
-            name: renamed(name, SHARD, SAFETENSORS).to_string_lossy().into_owned(),
+            name: with_slashes(&renamed(name, SHARD, SAFETENSORS)),
             original_bytes: shard.original_len(),
             compressed_bytes: len_of(shard.source()).in_file(name)?,
             sha256: shard.sha256(),
@@ -113,14 +116,14 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
         }
     }
     reports.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut others: BTreeSet<PathBuf> = files.clone();
-    let out = Out { folder: &folder, dir, files: &files, replace: options.replace, progress };
+    let (mut kept, mut left_out) = (&files - &cards, BTreeSet::new());
+    let replace = options.replace;
+    let out = Out { folder: &folder, dir, files: &files, cards: &cards, replace, progress };
     match &options.original {
         Some(original) => {
             let from = Folder::open(original, Links::Own, progress.stop())?;
-            let listing = from.list(options.folder)?;
-            carry_over(&from, &listing.files, &out)?;
-            (others, left_out) = (listing.files, listing.left_out);
+            Listing { files: kept, left_out, .. } = from.list(options.folder)?;
+            carry_over(&from, &kept, &out)?;
         }
         None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
             let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
@@ -137,12 +140,7 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
         }
         None => {}
     }
-    for name in files.iter().filter(|f| card::may_be(f)) {
-        if card::is_card(&folder.open_file(name)?).in_file(name)? {
-            others.remove(name);
-        }
-    }
-    if let Some(name) = card::name(&others) {
+    if let Some(name) = card::name(&kept) {
         out.put(Path::new(name), &card::text(&reports).as_bytes())?;
     }
     os::sync_dir(dir).in_file(dir)?;
@@ -155,6 +153,8 @@ struct Out<'a> {
     dir: &'a Path,
     /// The files that it has already.
     files: &'a BTreeSet<PathBuf>,
+    /// Those of them that are cards of an earlier run: ours to replace.
+    cards: &'a BTreeSet<PathBuf>,
     replace: bool,
     progress: &'a Progress,
 }
@@ -204,20 +204,17 @@ impl Out<'_> {
     /// Writes the bytes of `source` to the file `name`, unless it has them already.
     fn put(&self, name: &Path, source: &dyn ReadAt) -> Result<()> {
         let source = Cancellable { source, progress: self.progress };
-        let mut replace = self.replace;
         if self.files.contains(name) {
             let found = self.folder.open_file(name)?;
             if same_bytes(&found, &source).in_file(name)? {
                 return Ok(());
             }
-            // A card of an earlier run is ours to replace.
-            replace |= card::may_be(name) && card::is_card(&found).in_file(name)?;
         }
         let path = self.dir.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).in_file(parent)?;
         }
-        let target = AtomicFile::create(&path, replace)?;
+        let target = AtomicFile::create(&path, self.replace || self.cards.contains(name))?;
         copy(&source, &target).in_file(&path)?;
         target.commit()
     }

@@ -9,6 +9,7 @@ use bigsmall_format::internal::{len_of, read_at, set_len};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::progress::Cancellable;
+use crate::report::with_slashes;
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
 use crate::stage::output::Output as _;
@@ -183,7 +184,7 @@ impl<'a> Out<'a> {
 }
 
 pub(crate) fn named(mut report: FileReport, name: &Path) -> FileReport {
-    report.name = name.to_string_lossy().into_owned();
+    report.name = with_slashes(name);
     report
 }
 

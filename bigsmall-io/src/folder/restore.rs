@@ -1,6 +1,6 @@
 //! Restores or verifies the shards of a folder.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::Shard;
@@ -10,12 +10,11 @@ use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
 use crate::error::{Context as _, Result};
 use crate::folder::card;
-use crate::folder::check::{Numbered, check_index};
+use crate::folder::check::{Numbered, Said, said};
 use crate::folder::out::{Out, check_apart, check_replaced, named};
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::restore::bounds::Expansion;
-use crate::restore::options::Waits;
 use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::file::Source;
 use crate::source::folder::Folder;
@@ -26,42 +25,50 @@ use crate::{Progress, Report, RestoreOptions};
 /// The name of an index file and its text.
 type IndexFile = (PathBuf, String);
 
-/// The files of a folder of shards, and its index files. Checks the shards and the index files.
-fn open_shards(
+/// The files of a folder of shards, and its index files. Opens every shard once, so that what is
+/// wrong, a base too, is an error before anything is written or decoded.
+fn check_shards(
     folder: &Folder,
+    base: &BaseModel,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<(Listing, Vec<IndexFile>, Expansion)> {
     let listing = folder.list(options.folder)?;
     let files = &listing.files;
-    let mut expansion = Expansion::default();
-    let indexed: BTreeSet<Option<&Path>> =
-        files.iter().filter(|f| role(f, SHARD) == Role::Index).map(|f| f.parent()).collect();
+    let shards = weights(files, SHARD)?;
+    let mut indices = Vec::new();
+    for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
+        indices.push((name, ModelIndex::read(&folder.open_file(name)?).in_file(name)?));
+    }
+    let mut all_said: BTreeMap<PathBuf, Vec<Said<'_>>> = BTreeMap::new();
+    for (name, (_, index)) in &indices {
+        for (path, said) in said(name, index) {
+            all_said.entry(path).or_default().push(said);
+        }
+    }
+    let indexed: BTreeSet<Option<&Path>> = indices.iter().map(|(name, _)| name.parent()).collect();
     let mut numbered = Numbered::default();
-    for name in weights(files, SHARD)? {
+    let mut expansion = Expansion::default();
+    for name in shards {
         progress.check()?;
-        let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
+        let (shard, _) = open_shard(folder, name, base, progress).in_file(name)?;
         expansion.add(&shard, options.max_expansion).in_file(name)?;
-        // An index file says more: it is compared with the shards below.
+        // An index file says more.
         if !indexed.contains(&name.parent()) {
             numbered.add(name, shard.tensors())?;
         }
+        for said in all_said.remove(name).unwrap_or_default() {
+            said.check(name, shard.tensors())?;
+        }
         progress.expect(shard.original_len());
     }
-    let mut indices = Vec::new();
-    for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
-        let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
-        check_index(name, &index, |path| {
-            Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
-        })?;
-        indices.push((name.clone(), text));
+    // What only an index file names.
+    for (name, all) in all_said {
+        let shard = Shard::open(folder.open_file(&name)?).in_file(&name)?;
+        all.into_iter().try_for_each(|said| said.check(&name, shard.tensors()))?;
     }
+    let indices = indices.into_iter().map(|(name, (text, _))| (name.clone(), text)).collect();
     Ok((listing, indices, expansion))
-}
-
-/// Whether reading from the folder waits for another machine.
-fn waits(folder: &Folder) -> Waits {
-    if folder.is_remote() { Waits::ForAnotherMachine } else { Waits::No }
 }
 
 /// Opens a shard of a folder, and finds its bases.
@@ -85,31 +92,21 @@ pub(crate) fn restore_folder(
     progress: &Progress,
 ) -> Result<Report> {
     check_apart(input, output)?;
-    let (listing, indices, expansion) = open_shards(folder, options, progress)?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let (listing, indices, expansion) = check_shards(folder, &base, options, progress)?;
     let files = &listing.files;
-    let mut cards = BTreeSet::new();
-    for name in files.iter().filter(|name| card::may_be(name)) {
-        if card::is_card(&folder.open_file(name)?).in_file(name)? {
-            cards.insert(name);
-        }
-    }
-    let restored = files.iter().filter(|name| !cards.contains(name));
+    let cards = card::all(folder, files)?;
+    let restored = files.iter().filter(|name| !cards.contains(*name));
     let names = restored.map(|name| renamed(name, SHARD, SAFETENSORS)).collect();
     let check_replaced = || match options.replace {
         true => check_replaced(output, &names),
         false => Ok(()),
     };
     check_replaced()?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
-    // A wrong base is an error before anything is written.
-    for name in weights(files, SHARD)? {
-        open_shard(folder, name, &base, progress).in_file(name)?;
-    }
     expansion.check_room(output, options, progress)?;
     let target = AtomicDir::create(output, options.replace)?;
     let mut out = Out::new(folder, target.path(), progress);
     let inner = options.clone().replace(false);
-    let waits = waits(folder);
     let mut reports = Vec::new();
     for name in files {
         match role(name, SHARD) {
@@ -117,7 +114,15 @@ pub(crate) fn restore_folder(
                 let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
                 let report =
                     open_shard(folder, name, &base, progress).and_then(|(shard, bases)| {
-                        restore_file(&shard, &bases, waits, name, &place, &inner, progress)
+                        restore_file(
+                            &shard,
+                            &bases,
+                            folder.is_remote(),
+                            name,
+                            &place,
+                            &inner,
+                            progress,
+                        )
                     });
                 let report = report.in_file(name)?;
                 reports.push(named(report, name));
@@ -149,14 +154,13 @@ pub(crate) fn verify_folder(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let (listing, _, _) = open_shards(folder, options, progress)?;
-    let base = BaseModel::open_all(&options.bases, &progress.stop())?;
-    let waits = waits(folder);
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let (listing, _, _) = check_shards(folder, &base, options, progress)?;
     let mut reports = Vec::new();
     for name in weights(&listing.files, SHARD)? {
         let report = open_shard(folder, name, &base, progress)
             .and_then(|(shard, bases)| {
-                restore_shard(&shard, &bases, waits, None, options, progress)
+                restore_shard(&shard, &bases, folder.is_remote(), None, options, progress)
             })
             .in_file(name)?;
         reports.push(named(report, name));

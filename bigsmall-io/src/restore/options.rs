@@ -1,9 +1,8 @@
 //! How to restore.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::source::listing::FolderOptions;
-use crate::source::url::url;
 
 /// How to restore or verify.
 ///
@@ -79,26 +78,5 @@ impl RestoreOptions {
     pub fn folder(mut self, folder: FolderOptions) -> Self {
         self.folder = folder;
         self
-    }
-}
-
-/// Whether reading a chunk waits long without using the processor.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waits {
-    No,
-    /// Separate threads read and decode the chunks. Many requests run at once, and the caller's
-    /// pool does not wait.
-    ForAnotherMachine,
-}
-
-impl Waits {
-    /// Whether reading from `input` waits for another machine.
-    pub(crate) fn of(input: &Path) -> Self {
-        Waits::No.or(url(input).is_some())
-    }
-
-    /// The same, or waiting for another machine if `remote`.
-    pub(crate) fn or(self, remote: bool) -> Self {
-        if remote { Waits::ForAnotherMachine } else { self }
     }
 }

@@ -11,7 +11,6 @@ use crossbeam_channel::{Receiver, unbounded};
 use crate::base::tensor::Bases;
 use crate::error::{Error, Result};
 use crate::restore::decode::{Job, Kept, Shared, decode};
-use crate::restore::options::Waits;
 use crate::source::file::{REMOTE_THREADS, Source};
 use crate::stage::atomic::AtomicFile;
 use crate::stage::chunk::chunks;
@@ -27,14 +26,14 @@ use crate::{FileReport, Progress, RestoreOptions, hex};
 pub(crate) fn restore_file(
     shard: &Shard<Source>,
     bases: &Bases,
-    waits: Waits,
+    remote: bool,
     input: &Path,
     output: &Path,
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<FileReport> {
     let target = AtomicFile::create_with_mode(output, options.replace, shard.source().mode())?;
-    let mut report = restore_shard(shard, bases, waits, Some(&target), options, progress)?;
+    let mut report = restore_shard(shard, bases, remote, Some(&target), options, progress)?;
     target.commit()?;
     report.name = crate::report::file_name(input);
     Ok(report)
@@ -45,10 +44,13 @@ type Work<'p> = (Arc<Job<'p>>, Buffer<'p>, Answer<Buffer<'p>>);
 
 /// Decodes the whole of `shard`, in order, into `output` if any, and compares the
 /// SHA-256 and the stored MD5s.
+///
+/// If reading is `remote`, it waits long without using the processor: separate threads read and
+/// decode the chunks. Then many requests run at once, and the caller's pool does not wait.
 pub(crate) fn restore_shard<R: ReadAt>(
     shard: &Shard<R>,
     bases: &Bases,
-    waits: Waits,
+    remote: bool,
     output: Option<&dyn Output>,
     options: &RestoreOptions,
     progress: &Progress,
@@ -62,10 +64,10 @@ pub(crate) fn restore_shard<R: ReadAt>(
     let stored_md5 = |index| shard.entry(index).ok().and_then(ShardEntry::md5);
     let any_md5 = options.md5 || (0..tensors.len()).any(|i| stored_md5(i).is_some());
     let control = Control::new(progress);
-    let waits = waits.or(bases.wait());
-    let (threads, chunks_in_flight) = match waits {
-        Waits::No => sizes(),
-        Waits::ForAnotherMachine => {
+    let remote = remote || bases.wait();
+    let (threads, chunks_in_flight) = match remote {
+        false => sizes(),
+        true => {
             let threads = sizes().0.max(REMOTE_THREADS);
             (threads, in_flight(threads))
         }
@@ -118,7 +120,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
                 }
             }
         };
-        if waits == Waits::ForAnotherMachine {
+        if remote {
             for _ in 0..threads {
                 let work = work.clone();
                 spawn(scope, control, "decode", move || decode_all(&work))?;
@@ -180,7 +182,7 @@ pub(crate) fn restore_shard<R: ReadAt>(
             }
             answer.keep(());
         })?;
-        if waits == Waits::No {
+        if !remote {
             in_pool(control, threads, || decode_all(&work));
         }
         // If decoding ended early, this closes the channel for the other stages.

@@ -12,7 +12,6 @@ use bigsmall_format::{Class, Dtype, ReadAt, Rule, Shard, ShardWriter, TensorSpec
 use crate::base::tensor::Bases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
-use crate::restore::options::Waits;
 use crate::restore::walk::restore_shard;
 use crate::save::{named, sorted};
 use crate::stage::atomic::AtomicFile;
@@ -147,7 +146,7 @@ impl Writer {
         let checked = Shard::open(Written(&file)).map_err(Error::from).and_then(|shard| {
             progress.expect(shard.original_len());
             let (none, options) = (Bases::default(), RestoreOptions::default());
-            restore_shard(&shard, &none, Waits::No, None, &options, progress)
+            restore_shard(&shard, &none, false, None, &options, progress)
         });
         let mut report = checked.map_err(|e| match e.class() {
             Class::Corrupt => Error::new(ErrorKind::ReadBack).caused_by(e),

@@ -8,6 +8,7 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
 use crate::names::{INDEX, Role, SAFETENSORS, SHARD, role, weights};
 use crate::progress::Stop;
+use crate::report::with_slashes;
 use crate::source::file::Source;
 use crate::source::listing::{FolderOptions, Listing, check_name, is_hidden};
 use crate::source::local::{Links, Local};
@@ -58,10 +59,7 @@ impl Folder {
     pub(crate) fn open_file(&self, name: &Path) -> Result<Source> {
         match &self.0 {
             Kind::Local(folder) => Source::local(folder.open_file(name)?).in_file(name),
-            Kind::Remote(files) => {
-                let text = name.components().map(|c| c.as_os_str().to_string_lossy());
-                files.open(&text.collect::<Vec<_>>().join("/"))
-            }
+            Kind::Remote(files) => files.open(&with_slashes(name)),
         }
     }
 
@@ -111,8 +109,8 @@ impl Folder {
 
     /// The weights of all models in the folder and below, to be a base: the safetensors files, or
     /// the shards if there are none. Where there is an index file, only those that it names.
-    pub(crate) fn base_files(&self) -> Result<Vec<PathBuf>> {
-        let files = self.list(FolderOptions::new())?.files;
+    pub(crate) fn base_files(&self, options: FolderOptions) -> Result<Vec<PathBuf>> {
+        let files = self.list(options)?.files;
         let any = files.iter().any(|name| role(name, SAFETENSORS) == Role::Weights);
         let ending = if any { SAFETENSORS } else { SHARD };
         let mut named: BTreeMap<&Path, BTreeSet<PathBuf>> = BTreeMap::new();

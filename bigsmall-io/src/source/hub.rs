@@ -7,14 +7,14 @@ use std::sync::Arc;
 use bigsmall_format::Shard;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::names::{INDEX, SAFETENSORS, SHARD};
+use crate::names::{Role, SAFETENSORS, SHARD, role};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
 use crate::source::http::client::Client;
 use crate::source::http::file::HttpFile;
 use crate::source::http::options::HttpOptions;
-use crate::source::listing::{check_name, too_many};
+use crate::source::listing::{FolderOptions, Listing, check_name, too_many};
 use crate::source::local::Links;
 use crate::source::url::encoded;
 
@@ -177,10 +177,11 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
 /// The files that belong to the weights: shards and their index files, or the safetensors files if
 /// there are no shards.
 fn weights(names: &[String]) -> Vec<String> {
+    let mut listing = Listing::new(FolderOptions::new());
+    let names: Vec<_> = names.iter().filter(|name| listing.wants(Path::new(name))).collect();
     let of = |ending: &str| -> Vec<String> {
-        let index = format!("{ending}{INDEX}");
-        let wanted = names.iter().filter(|n| n.ends_with(ending) || n.ends_with(&index));
-        wanted.cloned().collect()
+        let wanted = names.iter().filter(|name| role(Path::new(name), ending) != Role::Other);
+        wanted.map(|name| String::clone(name)).collect()
     };
     let shards = of(SHARD);
     if shards.is_empty() { of(SAFETENSORS) } else { shards }
@@ -191,7 +192,10 @@ fn weights(names: &[String]) -> Vec<String> {
 fn has_model(snapshot: &Path) -> bool {
     let base = || -> Result<()> {
         let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
-        folder.base_files()?.iter().try_for_each(|name| folder.open_file(name).map(drop))
+        folder
+            .base_files(FolderOptions::new())?
+            .iter()
+            .try_for_each(|name| folder.open_file(name).map(drop))
     };
     let whole = || -> Result<()> {
         let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
@@ -227,8 +231,7 @@ impl RemoteFolder for Repository {
         if self.names.len() as u64 > most {
             return Err(too_many(most));
         }
-        // Git's settings are not part of the model.
-        Ok(self.names.iter().filter(|n| *n != ".gitattributes").cloned().collect())
+        Ok(self.names.clone())
     }
 
     fn open(&self, name: &str) -> Result<Source> {
@@ -274,6 +277,14 @@ mod tests {
         ] {
             assert!(Place::parse(url).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn weights_are_those_of_a_folder() {
+        let names = ["model.safetensors", "._model.bs", ".cache/x.bs", "a/model.bs.txt"];
+        assert_eq!(weights(&names.map(String::from)), ["model.safetensors"]);
+        let names = ["x.safetensors", "m.bs", "m.bs.index.json", "a/._m.bs"];
+        assert_eq!(weights(&names.map(String::from)), ["m.bs", "m.bs.index.json"]);
     }
 
     #[test]
