@@ -351,6 +351,38 @@ fn every_cause_is_printed_once() {
 }
 
 #[test]
+fn an_error_names_the_option_that_the_command_has_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    std::fs::create_dir_all(d.join("in/sub/sub")).unwrap();
+    model(&d.join("in"));
+    write(&d.join("base"), &[tensor("b", Dtype::U8, &[9000], vec![1; 9000])]);
+    write(&d.join("m"), &[tensor("b", Dtype::U8, &[9000], vec![1; 9000])]);
+    assert_eq!(code(d, &["compress", "m", "-o", "m.bs", "--base", "base"]), 0);
+    let cases: [(i32, &[&str], &str); 11] = [
+        (5, &["compress", "in", "--dry-run", "--max-files", "0"], " (--max-files N allows more)\n"),
+        (5, &["compress", "in", "--dry-run", "--max-depth", "1"], " (--max-depth N allows more)\n"),
+        (5, &["estimate", "in", "--max-files", "0"], " (--max-files N allows more)\n"),
+        (5, &["estimate", "in", "--max-depth", "1"], " (--max-depth N allows more)\n"),
+        (5, &["compress", "m", "--dry-run", "--base", "in", "--max-files", "0"], "--max-files N"),
+        (2, &["verify", "m.bs"], " (--base BASE gives it)\n"),
+        (2, &["decompress", "m.bs", "-o", "x"], " (--base BASE gives it)\n"),
+        (2, &["compress", "m", "-o", "m.bs"], " (--force replaces it)\n"),
+        (5, &["verify", "m.bs", "--base", "base", "--max-expansion", "1"], "(--max-expansion N"),
+        // It has no such option.
+        (2, &["bench", "m.bs"], "which must be given"),
+        (0, &["estimate", "in", "--hidden"], ""),
+    ];
+    for (exit, args, said) in cases {
+        let output = bigsmall(d, args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {text}");
+        assert!(text.contains(said), "{args:?}: {text}");
+        assert_eq!(text.contains("(--"), said.contains("--"), "{args:?}: {text}");
+    }
+}
+
+#[test]
 fn a_shard_that_is_larger_than_its_original_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -175,8 +175,8 @@ pub(crate) struct Compress {
         value_parser = output()
     )]
     pub(crate) output: Option<PathBuf>,
-    /// Store differences from this base: a safetensors file, a shard, a folder or a URL. Give also
-    /// the base of a base, and so on.
+    /// Store differences from this base: a safetensors file, a shard, a folder or a URL. After it,
+    /// in any order, give the base of the base, and so on.
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Vec<PathBuf>,
     #[command(flatten)]
@@ -321,6 +321,8 @@ pub(crate) struct Estimate {
     pub(crate) input: PathBuf,
     #[command(flatten)]
     pub(crate) coding: Coding,
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -18,7 +18,7 @@ use bigsmall_format::internal::{Chain, Shown};
 use bigsmall_io::internal::json_line;
 use bigsmall_io::{
     Class, CompressOptions, Error, ErrorKind, ExtractOptions, IndexOptions, Progress, Report,
-    RestoreOptions, Result, hex,
+    RestoreOptions, Result, Rule, hex,
 };
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
@@ -47,7 +47,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bigsmall: {}{}", Chain(&error), hint(&error));
+            let hint = hint(&error).unwrap_or_default();
+            let _ = writeln!(std::io::stderr(), "bigsmall: {}{hint}", Chain(&error));
             ExitCode::from(match error.class() {
                 Class::Usage => 2,
                 Class::Corrupt => 3,
@@ -67,16 +68,24 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::new(ErrorKind::Memory).expected("threads to work on").caused_by(e))
 }
 
-/// What the user of the command can do about an error.
-fn hint(error: &Error) -> &'static str {
-    match error.kind() {
-        ErrorKind::OutputExists => " (--force replaces it)",
-        ErrorKind::Expansion => " (--max-expansion N allows more)",
-        ErrorKind::Space => " (--ignore-free-space begins all the same)",
-        ErrorKind::OutputHoldsMore => " (remove them, or choose another output)",
-        ErrorKind::TooManyFiles => " (--max-files N allows more)",
-        _ => "",
-    }
+/// What the user can do about an error, if the command has the option for it.
+fn hint(error: &Error) -> Option<String> {
+    let (option, what) = match error.kind() {
+        ErrorKind::OutputExists => ("force", " replaces it"),
+        ErrorKind::Expansion => ("max-expansion", " N allows more"),
+        ErrorKind::Space => ("ignore-free-space", " begins all the same"),
+        ErrorKind::TooManyFiles => ("max-files", " N allows more"),
+        ErrorKind::FolderTooDeep => ("max-depth", " N allows more"),
+        ErrorKind::Format(Rule::BaseMissing) => ("base", " BASE gives it"),
+        ErrorKind::OutputHoldsMore => {
+            return Some(" (remove them, or choose another output)".to_owned());
+        }
+        _ => return None,
+    };
+    let cli = Cli::command();
+    let command = cli.find_subcommand(std::env::args_os().nth(1)?)?;
+    let has = command.get_arguments().any(|argument| argument.get_long() == Some(option));
+    has.then(|| format!(" (--{option}{what})"))
 }
 
 /// Runs the command; returns the text to print.
@@ -278,7 +287,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
 }
 
 fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
-    let options = CompressOptions::new().encoding(a.coding.encoding());
+    let options = CompressOptions::new().encoding(a.coding.encoding()).folder(a.folder.options());
     let found = bigsmall_io::estimate(&a.input, &options, progress)?;
     if a.json {
         let value = json!({
