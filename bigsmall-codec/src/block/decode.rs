@@ -340,3 +340,24 @@ fn patch_exceptions(head: &Head, s: &Sections<'_>, units: &mut [u8]) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::block::states_with;
+
+    #[test]
+    fn lanes_carry_what_is_carried_and_nothing_else() {
+        let bytes: [u8; CARRIED] = std::array::from_fn(|i| i as u8 + 1);
+        for n in 0..=CARRIED {
+            let job = Job::new(states_with(&bytes[..n]), &[], &[]);
+            let carried = finish_states(&job, 0, n).unwrap();
+            assert!(carried[..n] == bytes[..n] && carried[n..].iter().all(|&b| b == 0));
+            if let Some(fewer) = n.checked_sub(1) {
+                let rule = finish_states(&job, 0, fewer).unwrap_err().rule();
+                assert_eq!(rule, Rule::AnsEndState, "{n} bytes");
+            }
+        }
+    }
+}
