@@ -30,7 +30,6 @@ impl Loader {
         Ok(Loader { model: Arc::clone(&model.0), stream })
     }
 
-    #[expect(clippy::type_complexity, reason = "a tuple in Python")]
     fn peek<'py>(&'py self, py: Python<'py>) -> PyResult<Option<(String, Vec<Described<'py>>)>> {
         let stream = self.lock()?;
         let Some(layer) = stream.peek_layer() else { return Ok(None) };
