@@ -74,8 +74,8 @@ pub(crate) fn unpack_row(packed: &[u8], bits: u32, row: usize) -> [u8; COLUMNS] 
     values
 }
 
-/// Appends the low `width` bits of each value of a group: a plane for each byte, then the bits above
-/// them, packed.
+/// Appends the low `width` bits of each value of a group: a plane for each byte, then the bits
+/// above them, packed.
 #[inline(always)]
 pub(crate) fn pack_lows(value: impl Fn(usize) -> u64, width: u32, out: &mut Vec<u8>) {
     for byte in 0..width / 8 {

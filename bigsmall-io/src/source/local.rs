@@ -325,8 +325,8 @@ mod tests {
         }
         assert_eq!(text(&within, "circle").unwrap_err(), ErrorKind::Io);
         assert_eq!(text(&own, "sub").unwrap_err(), ErrorKind::NotARegularFile);
-        // Somebody else's link is not followed out of the folder, nor further when one's own has led
-        // out. Only the superuser can make one.
+        // Somebody else's link is not followed out of the folder, nor further when one's own has
+        // led out. Only the superuser can make one.
         let deeper = root.join("../shared/deeper");
         std::fs::create_dir_all(&deeper).unwrap();
         symlink("../../b", deeper.join("x")).unwrap();
