@@ -4,8 +4,8 @@
 //! Each NEW is stored against the file before it; other arguments are left to the other benches. It
 //! prints the size of the shard, of its payloads alone, and of the shard without a base, as shares
 //! of the data; then rates in bytes of original data on one thread, in memory, one tensor after the
-//! other: of encoding, decoding and applying, and those of the ANS encoding beside them. Each rate is
-//! the median of seven.
+//! other: of encoding, decoding and applying, and those of the ANS encoding beside them. Each rate
+//! is the median of seven.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
