@@ -17,7 +17,7 @@ use crate::source::listing::FolderOptions;
 use crate::source::open::open;
 use crate::source::url::shown;
 use crate::stage::thread::side_by_side;
-use crate::{Model, Progress};
+use crate::{Model, Progress, os};
 
 /// Bytes of one of the parallel reads.
 const READ: usize = 4 << 20;
@@ -148,7 +148,8 @@ impl Checkpoint {
         Ok(picked.into_values().collect())
     }
 
-    fn places(&self) -> Box<dyn Iterator<Item = Picked<'_>> + '_> {
+    /// The tensors with their places, in the order of [`tensors`](Self::tensors).
+    pub fn places(&self) -> Box<dyn Iterator<Item = Picked<'_>> + '_> {
         match self {
             Checkpoint::Shards(model) => {
                 Box::new(model.tensors().map(|spec| Picked { spec, file: 0, index: 0 }))
@@ -161,6 +162,30 @@ impl Checkpoint {
                 }))
             }
         }
+    }
+
+    /// Reads the original bytes `range` of a tensor into `dst`.
+    ///
+    /// # Errors
+    /// Those of [`Model::bytes_into`].
+    pub fn bytes_into(&self, tensor: &Picked<'_>, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
+        self.read(&[(tensor, range)], dst)
+    }
+
+    /// Whether reading waits for another machine.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Checkpoint::Shards(model) => model.inner().patient,
+            Checkpoint::Plain(plain) => plain.files.files().iter().any(|file| file.waits()),
+        }
+    }
+
+    /// Whether `path` is one of the files, which were opened as `input`.
+    #[must_use]
+    pub fn has_file(&self, input: &Path, path: &Path) -> bool {
+        let in_folder = self.file_names().map(|name| input.join(name));
+        in_folder.chain([input.to_owned()]).any(|file| os::same_file(&file, path))
     }
 
     /// Reads ranges of original bytes of tensors, one behind the other, into `dst`. A range that is
@@ -211,7 +236,7 @@ impl Checkpoint {
     }
 
     /// The names of the files in the folder; one empty name for a single file.
-    pub(crate) fn file_names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+    fn file_names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match self {
             Checkpoint::Shards(model) => Box::new(model.shards().map(|(name, _)| name)),
             Checkpoint::Plain(plain) => {
@@ -247,8 +272,10 @@ impl Checkpoint {
 }
 
 /// A tensor of a [`Checkpoint`].
-pub(crate) struct Picked<'a> {
-    pub(crate) spec: &'a TensorSpec,
+#[derive(Debug)]
+pub struct Picked<'a> {
+    /// Name, dtype and shape.
+    pub spec: &'a TensorSpec,
     /// The place of its safetensors file, and its place in it.
     file: usize,
     index: usize,

@@ -126,9 +126,8 @@ pub fn extract(
 ) -> Result<Extracted> {
     let (input, output) = (input.as_ref(), output.as_ref());
     let mut model = Checkpoint::open(input, progress)?;
-    let in_folder: Vec<PathBuf> = model.file_names().map(|name| input.join(name)).collect();
-    let mut read = in_folder.iter().chain(&options.bases).map(PathBuf::as_path).chain([input]);
-    if read.any(|path| os::same_file(path, output)) {
+    let is_base = options.bases.iter().any(|base| os::same_file(base, output));
+    if is_base || model.has_file(input, output) {
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     if !options.bases.is_empty() {

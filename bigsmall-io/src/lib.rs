@@ -72,11 +72,13 @@ pub use bigsmall_format::{
 /// What the command and the tests of this repository need. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::checkpoint::{Checkpoint, Plain, PlainFile};
+    pub use crate::checkpoint::{Checkpoint, Picked, Plain, PlainFile};
     pub use crate::jobs::restore_files;
     pub use crate::json::json_line;
     pub use crate::metadata::metadata;
+    pub use crate::model::layers::group;
+    pub use crate::report::file_name;
     #[cfg(feature = "cloud")]
     pub use crate::source::cloud::{AmazonS3Builder, RetryConfig, s3_names};
-    pub use crate::stage::atomic::remove_temporaries;
+    pub use crate::stage::atomic::{remove_temporaries, write_file};
 }

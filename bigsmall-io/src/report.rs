@@ -82,7 +82,8 @@ pub(crate) fn with_slashes(name: &Path) -> String {
 }
 
 /// The last component of a path or URL, for a report.
-pub(crate) fn file_name(path: &Path) -> String {
+#[must_use]
+pub fn file_name(path: &Path) -> String {
     Path::new(&shown(path)).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 

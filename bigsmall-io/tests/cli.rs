@@ -278,6 +278,47 @@ fn inspect_shows_metadata_and_takes_plain_safetensors() {
     }
 }
 
+/// `tools/test_page.py` opens pages in a browser. Here is what needs none.
+#[test]
+// U-01, U-02, U-05
+fn a_page_has_nothing_of_a_hostile_file_but_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let evil = "</script><script>owned=1</script>\u{202e}\u{2028}\u{1b}[31m<!--&";
+    let weights = Random::new(3).weights(100_000);
+    write(
+        &d.join("m.safetensors"),
+        &[
+            tensor(evil, Dtype::BF16, &[100_000], weights),
+            tensor(&format!("layers.0.{evil}"), Dtype::U8, &[1], vec![1]),
+        ],
+    );
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    for input in ["m.bs", "m.safetensors"] {
+        assert_eq!(code(d, &["inspect", input, "--html", "x.html", "--force"]), 0);
+        let page = std::fs::read_to_string(d.join("x.html")).unwrap();
+        // The data and the program; nothing else begins or ends a script.
+        assert_eq!(page.matches("<script").count(), 2);
+        assert_eq!(page.matches("</script").count(), 2);
+        assert!(
+            page.chars().all(|c| c == '\n' || !c.is_control() && !"\u{202e}\u{2028}".contains(c))
+        );
+        assert!(page.contains("default-src 'none'") && !page.contains("https:"));
+        let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+        let data: Value = serde_json::from_str(data).unwrap();
+        let name = data["layers"][0][0].as_str().unwrap();
+        assert!(name.starts_with("</script>") && name.contains(r"\u{202e}"), "{name}");
+        assert_eq!(data["all"][1], 2);
+        let (stored, floor) = (data["all"][3].as_f64().unwrap(), data["all"][5].as_f64().unwrap());
+        let off = if input == "m.bs" { stored / floor } else { 1.0 };
+        assert!((0.97..1.03).contains(&off), "{stored} stored, floor {floor}");
+    }
+    // Neither the model nor an existing page is replaced.
+    assert_eq!(code(d, &["inspect", "m.bs", "--html", "x.html"]), 2);
+    assert_eq!(code(d, &["inspect", "m.bs", "--html", "m.bs", "--force"]), 2);
+    assert_eq!(names(d), ["m.bs", "m.safetensors", "x.html"]);
+}
+
 #[test]
 fn completions_for_every_shell() {
     let dir = tempfile::tempdir().unwrap();

@@ -89,7 +89,8 @@ fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
 /// Groups tensors by layer and sorts the layers in the order in which a model runs: first what
 /// comes before every stack, then the stacks (encoder before decoder) with their layers by number,
 /// then the rest. Returns the layers' names and the indices of their tensors.
-pub(crate) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Vec<usize>)> {
+#[must_use]
+pub fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Vec<usize>)> {
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut stacks: HashMap<&str, usize> = HashMap::new();
     let mut groups: Vec<(Key, &str, Vec<usize>)> = Vec::new();

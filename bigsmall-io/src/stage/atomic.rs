@@ -84,6 +84,14 @@ pub fn remove_temporaries() {
     }
 }
 
+/// Writes a whole file, which is renamed into place.
+#[doc(hidden)]
+pub fn write_file(target: &Path, bytes: &[u8], replace: bool) -> Result<()> {
+    let file = AtomicFile::create(target, replace)?;
+    file.append(bytes).in_file(target)?;
+    file.commit()
+}
+
 impl AtomicFile {
     /// Begins the file `target`. An existing file stays until [`commit`](Self::commit), and is an
     /// error without `replace`.

@@ -85,6 +85,7 @@ impl Command {
             Command::Rebase(a) => a.to.coding.threads,
             Command::Bench(a) => a.coding.threads,
             Command::Extract(a) => a.threads,
+            Command::Inspect(a) if a.html.is_some() => 0,
             Command::Inspect(_) | Command::Index(_) | Command::Completions { .. } => 1,
         }
     }
@@ -257,8 +258,15 @@ pub(crate) struct Inspect {
     #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     /// Show only this tensor.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "html")]
     pub(crate) tensor: Option<String>,
+    /// Write a page that shows where the bytes go, layer by layer, and what could still be gained.
+    /// It needs no network. Some blocks of each tensor are decoded to measure their entropy.
+    #[arg(long, value_name = "OUT", value_parser = output(), conflicts_with = "json")]
+    pub(crate) html: Option<PathBuf>,
+    /// Replace an existing page.
+    #[arg(long, requires = "html")]
+    pub(crate) force: bool,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,11 +5,12 @@ use std::io::{self, BufWriter, Write};
 
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::{Checkpoint, json_line};
-use bigsmall_io::{Base, Dtype, Error, Progress, Result, StoredBase, TensorSpec, hex};
+use bigsmall_io::{Base, Dtype, Error, ErrorKind, Progress, Result, TensorSpec, hex};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
-use crate::rows::{FileRow, Row, files, for_each_row};
+use crate::page::write_page;
+use crate::rows::{FileRow, Row, files, for_each_row, is_equal};
 use crate::size::bytes;
 
 /// Prints the table, or the JSON, of a model.
@@ -17,6 +18,12 @@ pub(crate) fn inspect(args: &Inspect, progress: &Progress) -> Result<()> {
     let model = Checkpoint::open(&args.input, progress)?;
     if let Some(name) = &args.tensor {
         model.find(name)?;
+    }
+    if let Some(output) = &args.html {
+        if model.has_file(&args.input, output) {
+            return Err(Error::new(ErrorKind::SameFile).in_file(output));
+        }
+        return write_page(&model, &args.input, output, args.force, progress);
     }
     let view = View { model: &model, args, files: files(&model)? };
     let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
@@ -162,11 +169,6 @@ impl View<'_> {
         )?;
         Ok(writeln!(out, "]}}")?)
     }
-}
-
-/// Whether a tensor is equal to that of its base.
-fn is_equal(base: &StoredBase) -> bool {
-    base.n_blocks == base.n_same_blocks
 }
 
 /// What the tensors of a model have in common with their bases.

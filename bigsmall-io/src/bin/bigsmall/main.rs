@@ -5,7 +5,9 @@ mod args;
 mod bar;
 mod inspect;
 mod measure;
+mod page;
 mod rows;
+mod sample;
 mod signals;
 mod size;
 

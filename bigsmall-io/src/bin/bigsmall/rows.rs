@@ -105,3 +105,8 @@ pub(crate) fn for_each_row<'a>(
     }
     Ok(())
 }
+
+/// Whether a tensor is equal to that of its base.
+pub(crate) fn is_equal(base: &StoredBase) -> bool {
+    base.n_blocks == base.n_same_blocks
+}
