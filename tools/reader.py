@@ -297,7 +297,8 @@ def read_header(header):  # returns the tensors in the order of their data
     except (ValueError, RecursionError) as error:
         raise Refused("HeaderSyntax", error) from None
     require(depth(entries) <= 100, "HeaderSyntax", "nested too deeply")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     require(type(metadata) is dict and {*map(type, metadata.values())} <= {str}, "HeaderSyntax",
             metadata)
     for name, entry in entries.items():

@@ -129,6 +129,15 @@ impl Header {
     /// [`Rule::HeaderLength`], [`Rule::HeaderTooLarge`], those of [`parse`](Self::parse) and of
     /// `source`.
     pub fn read(source: &dyn ReadAt, limits: &Limits) -> Result<(Vec<u8>, Self)> {
+        Self::read_any(source, limits).map_err(|error| match error.rule() {
+            Rule::HeaderLength | Rule::HeaderTooLarge | Rule::HeaderStart => {
+                crate::foreign::explain(source, error)
+            }
+            _ => error,
+        })
+    }
+
+    fn read_any(source: &dyn ReadAt, limits: &Limits) -> Result<(Vec<u8>, Self)> {
         let byte_len = len_of(source)?;
         let mut prefix = [0; 8];
         if byte_len < 8 {
@@ -141,10 +150,6 @@ impl Header {
         }
         let data_len = byte_len.checked_sub(8).and_then(|n| n.checked_sub(len));
         let Some(data_len) = data_len.filter(|_| len > 0) else {
-            if prefix == crate::shard::MAGIC {
-                let found = "this is a bigsmall shard, which is compressed already";
-                return Err(Error::new(Rule::HeaderLength).at(0).found(found));
-            }
             return Err(Error::new(Rule::HeaderLength)
                 .at(0)
                 .expected(format!("1 to {} bytes", byte_len.saturating_sub(8)))
@@ -499,7 +504,7 @@ impl<'de> Visitor<'de> for Integers {
     }
 }
 
-/// `__metadata__`: an object of strings, each key once.
+/// `__metadata__`: an object of strings, each key once, or `null`.
 struct Metadata<'a>(&'a Context<'a>);
 
 impl<'de> DeserializeSeed<'de> for Metadata<'_> {
@@ -518,6 +523,11 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 
     no_strings!();
+
+    /// `null` says the same as no metadata.
+    fn visit_unit<E: serde_core::de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut keys = Keys::default();

@@ -26,6 +26,7 @@ mod encode;
 mod encoded;
 mod encoding;
 mod error;
+mod foreign;
 #[cfg(feature = "shard")]
 mod header;
 mod limits;

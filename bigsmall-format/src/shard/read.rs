@@ -556,10 +556,14 @@ fn explain(source: &dyn ReadAt, byte_len: u64, error: Error) -> Error {
     if start.ends_with(b"{") {
         return Error::new(Rule::SafetensorsFile);
     }
-    if start.starts_with(&MAGIC) && error.rule() == Rule::ShardMagic {
-        return error.found("it begins as a shard but does not end as one; is it cut short?");
+    match error.rule() {
+        Rule::ShardMagic if start.starts_with(&MAGIC) => {
+            error.found("it begins as a shard but does not end as one; is it cut short?")
+        }
+        _ if start.starts_with(&MAGIC) => error,
+        Rule::ShardMagic | Rule::ShardTooShort => crate::foreign::explain(source, error),
+        _ => error,
     }
-    error
 }
 
 struct Parsed {
