@@ -10,6 +10,7 @@ use crate::error::{Context as _, Result};
 use crate::names::SAFETENSORS;
 use crate::source::folder::Folder;
 use crate::source::local::Links;
+use crate::source::open::snapshot;
 use crate::stage::digest::FileDigest;
 use crate::{CompressOptions, Progress, os};
 
@@ -49,6 +50,8 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let input = input.as_ref();
     let files = if input.is_dir() {
+        let snapshot = snapshot(input)?;
+        let input = snapshot.as_deref().unwrap_or(input);
         let folder = Folder::open(input, Links::Own, progress.stop())?;
         let names = folder.weights(SAFETENSORS, options.folder)?;
         let open = |name: PathBuf| Ok((folder.local_file(&name)?, name));

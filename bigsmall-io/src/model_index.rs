@@ -1,14 +1,15 @@
 //! The index file of a model in several shards: `model.safetensors.index.json` and its twin
 //! `model.bs.index.json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::{len_of, read_at};
-use bigsmall_format::{Limits, ReadAt};
+use bigsmall_format::{Limits, ReadAt, TensorSpec};
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::source::listing::check_name;
 
 /// Shards of one model at the most.
@@ -65,8 +66,37 @@ impl ModelIndex {
         self.weight_map.iter().map(|(_, shard)| shard.as_str()).collect()
     }
 
+    /// What the index file `name` says of each of its shards, by their names in the folder.
+    pub(crate) fn said<'a>(&'a self, name: &'a Path) -> BTreeMap<PathBuf, Said<'a>> {
+        let beside = name.parent().unwrap_or(Path::new(""));
+        let mut by_shard: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (tensor, shard) in &self.weight_map {
+            by_shard.entry(shard).or_default().insert(tensor);
+        }
+        let said = |(shard, tensors)| (beside.join(shard), Said { index: name, shard, tensors });
+        by_shard.into_iter().map(said).collect()
+    }
+
+    /// Compares the index file `name` with the tensors of its shards, as `tensors` returns them by
+    /// path; `None` for one that is not there.
+    pub(crate) fn check(
+        &self,
+        name: &Path,
+        tensors: impl Fn(&Path) -> Result<Option<Vec<TensorSpec>>>,
+    ) -> Result<()> {
+        self.said(name).into_iter().try_for_each(|(path, said)| {
+            match tensors(&path).in_file(&path)? {
+                Some(tensors) => said.check(&tensors),
+                None => {
+                    let tensor = said.tensors.first().copied().unwrap_or_default();
+                    Err(said.wrong(tensor, &format!("names {:?}, which is missing", said.shard)))
+                }
+            }
+        })
+    }
+
     /// The same with the shards' ending `from` replaced by `to`.
-    fn renamed(&self, from: &str, to: &str) -> Self {
+    pub(crate) fn renamed(&self, from: &str, to: &str) -> Self {
         let rename = |name: &str| match name.strip_suffix(from) {
             Some(stem) => format!("{stem}{to}"),
             None => name.to_owned(),
@@ -88,6 +118,35 @@ impl ModelIndex {
         let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
         let map: serde_json::Map<String, serde_json::Value> = map.collect();
         serde_json::json!({ "weight_map": map }).to_string()
+    }
+}
+
+/// What an index file says of one of its shards.
+pub(crate) struct Said<'a> {
+    index: &'a Path,
+    shard: &'a str,
+    tensors: BTreeSet<&'a str>,
+}
+
+impl Said<'_> {
+    /// Compares it with the tensors of the shard: all of them must be in the index file, and no
+    /// other for that shard.
+    pub(crate) fn check(mut self, tensors: &[TensorSpec]) -> Result<()> {
+        let shard = self.shard;
+        if let Some(spec) = tensors.iter().find(|spec| !self.tensors.remove(spec.name())) {
+            return Err(self.wrong(spec.name(), &format!("does not say that it is in {shard:?}")));
+        }
+        match self.tensors.first() {
+            None => Ok(()),
+            Some(missing) => {
+                Err(self.wrong(missing, &format!("says that it is in {shard:?}, but it is not")))
+            }
+        }
+    }
+
+    fn wrong(&self, tensor: &str, what: &str) -> Error {
+        let error = Error::new(ErrorKind::ModelTensor).in_file(self.index).in_tensor(tensor);
+        error.found(format!("the index file {what}"))
     }
 }
 

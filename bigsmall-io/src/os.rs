@@ -305,12 +305,51 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        File::open(path)?.sync_all()
+        match File::open(path)?.sync_all() {
+            // Some file systems, such as buckets that are mounted, cannot do this.
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+            {
+                Ok(())
+            }
+            synced => synced,
+        }
     }
     #[cfg(not(unix))]
     {
         let _ = path;
         Ok(())
+    }
+}
+
+/// Renames the file `new` to `target`, which must not exist.
+///
+/// Where the file system has neither hard links nor such a rename, it is looked for just before:
+/// what another process makes in between is lost.
+pub(crate) fn rename_new(new: tempfile::TempPath, target: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    let new = match new.persist_noclobber(target) {
+        Ok(()) => return Ok(()),
+        Err(e) if matches!(e.error.kind(), InvalidInput | PermissionDenied | Unsupported) => e.path,
+        Err(e) => return Err(e.error),
+    };
+    match std::fs::symlink_metadata(target) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => new.persist(target).map_err(|e| e.error),
+        _ => Err(io::ErrorKind::AlreadyExists.into()),
+    }
+}
+
+/// Whether the file or directory is this user's.
+pub(crate) fn is_ours(metadata: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.uid() == rustix::process::geteuid().as_raw()
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        true
     }
 }
 

@@ -18,8 +18,12 @@ pub struct Report {
     pub compressed_bytes: u64,
     /// One for each safetensors file, in the order of their names.
     pub files: Vec<FileReport>,
+    /// Files of a folder that were copied as they are.
+    pub copied_files: u64,
+    /// Their bytes.
+    pub copied_bytes: u64,
     /// Files and folders of the input that are not in the output, with `/` between components: what
-    /// is hidden, unless the options ask for it, and every `.git`.
+    /// is hidden, unless the options ask for it, every `.git`, and what downloads leave.
     pub left_out: Vec<String>,
 }
 
@@ -55,8 +59,14 @@ impl Report {
             original_bytes: files.iter().map(|f| f.original_bytes).sum(),
             compressed_bytes: files.iter().map(|f| f.compressed_bytes).sum(),
             files,
-            left_out: Vec::new(),
+            ..Default::default()
         }
+    }
+
+    /// With the numbers of files that were copied, and of their bytes.
+    pub(crate) fn with_copies(mut self, (files, bytes): (u64, u64)) -> Self {
+        (self.copied_files, self.copied_bytes) = (files, bytes);
+        self
     }
 
     pub(crate) fn without(mut self, left_out: &BTreeSet<PathBuf>) -> Self {

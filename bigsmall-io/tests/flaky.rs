@@ -151,6 +151,49 @@ fn the_nth_write_of_a_folder_fails() {
     }
 }
 
+// I-20
+#[test]
+fn a_mounted_bucket_is_a_place_for_files_and_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    prepare(d);
+    let read = |name: &str| std::fs::read(d.join(name)).unwrap();
+    let bucket = [("FLAKY_BUCKET", 1)];
+    let jobs: [&[&str]; 8] = [
+        &["compress", "m", "-o", "new.bs"],
+        &["compress", "m", "-o", "new.bs", "--force"],
+        &["restore", "new.bs", "-o", "back"],
+        &["compress", "folder", "-o", "small"],
+        &["compress", "folder", "-o", "small", "--force"],
+        &["restore", "small", "-o", "large"],
+        &["index", "small", "--original", "folder"],
+        &["transcode", "m.bs", "-o", "raw.bs", "--encoding", "raw"],
+    ];
+    for args in jobs {
+        let output = run(d, &bucket, args);
+        if output.status.code() == Some(77) {
+            return eprintln!("SKIPPED: this system takes no filter of system calls");
+        }
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(read("new.bs") == read("m.bs") && read("back") == read("m"));
+    assert!(read("large/m.safetensors") == read("m") && read("large/config.json") == b"{}");
+    // An existing file is refused there too.
+    for args in [&["compress", "m", "-o", "back"][..], &["restore", "m.bs", "-o", "new.bs"]] {
+        assert_eq!(run(d, &bucket, args).status.code(), Some(2), "{args:?}");
+    }
+    assert!(read("new.bs") == read("m.bs") && read("back") == read("m"));
+    // Where nothing can be renamed nothing is begun.
+    let before = names(d);
+    for args in [&["compress", "m", "-o", "x.bs"][..], &["compress", "folder", "-o", "x"]] {
+        let settings = [("FLAKY_NO_RENAME", 1), ("FLAKY_WRITE_FAILS", 0)];
+        let output = run(d, &settings, args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains("not supported"), "{stderr}");
+        assert_eq!(names(d), before);
+    }
+}
+
 // I-18
 #[test]
 fn results_for_a_full_device() {

@@ -1,24 +1,31 @@
 //! Compresses the weights of a folder, translates its index files, copies everything else.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
-use bigsmall_format::internal::len_of;
-use bigsmall_format::{Header, Limits};
+use bigsmall_format::internal::{Shown, len_of};
+use bigsmall_format::{Header, Limits, Shard};
 
+use crate::base::find::find;
 use crate::base::model::BaseModel;
 use crate::compress::file::compress_opened;
 use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
-use crate::folder::check::{check_index, refuse_cards};
-use crate::folder::out::{Out, check_apart, check_replaced, named};
+use crate::folder::check::refuse_cards;
+use crate::folder::out::{Out, Same, check_apart, check_replaced, job, named, say_taken};
+use crate::folder::twins::Twins;
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::restore::walk::restore_shard;
+use crate::source::file::Source;
 use crate::source::folder::Folder;
 use crate::source::local::Links;
+use crate::source::open::snapshot;
 use crate::stage::atomic::AtomicDir;
-use crate::{CompressOptions, FileReport, Progress, Report};
+use crate::{CompressOptions, FileReport, Progress, Report, RestoreOptions, os};
 
 /// Compresses every safetensors file of a folder; see [`compress`](crate::compress).
 pub(crate) fn compress_folder(
@@ -27,66 +34,96 @@ pub(crate) fn compress_folder(
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
+    let snapshot = snapshot(input)?;
+    if let Some(snapshot) = &snapshot {
+        let shown = snapshot.to_string_lossy();
+        progress.warn(&format!("of this cache of the Hub, {} is taken", Shown::message(&shown)));
+    }
+    let input = snapshot.as_deref().unwrap_or(input);
     if !options.dry_run {
         check_apart(input, output)?;
     }
     let folder = Folder::open(input, Links::Own, progress.stop())?;
-    let listing = folder.list(options.folder)?;
+    let listing = folder.list(options.folder)?.without_downloads();
     let files = &listing.files;
+    if let Some(cache) = listing.hub_cache() {
+        return Err(Error::new(ErrorKind::Argument).in_file(input.join(cache)).found(
+            "a cache of the Hub, which has every file twice: compress one of its snapshots",
+        ));
+    }
     if let Some(shard) = files.iter().find(|f| role(f, SHARD) != Role::Other) {
         return Err(Error::new(ErrorKind::Argument)
             .expected("a folder without shards")
             .found(shard.display()));
     }
     refuse_cards(&folder, files)?;
+    let mut twins = Twins::default();
     for name in weights(files, SAFETENSORS)? {
-        progress.expect(len_of(&folder.open_file(name)?).in_file(name)?);
+        progress.check()?;
+        let source = folder.open_file(name)?;
+        let (json, header) = Header::read(&source, &Limits::default()).in_file(name)?;
+        progress.expect(len_of(&source).in_file(name)?);
+        if options.bases.is_empty() {
+            twins.add(&folder, name, &header, 8 + json.len() as u64).in_file(name)?;
+        }
     }
+    twins.say(progress);
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
-        let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
-        check_index(name, &index, |path| {
-            let (_, header) = Header::read(&folder.open_file(path)?, &Limits::default())?;
-            Ok(header.tensors().to_vec())
-        })?;
-        indices.push((name, translate(&text, SAFETENSORS, SHARD).in_file(name)?));
+        if let Some(translated) = translated(&folder, files, name, progress)? {
+            indices.push((name, translated));
+        }
     }
+    let is_translated = |name: &PathBuf| indices.iter().any(|(index, _)| *index == name);
     let mut names: BTreeSet<PathBuf> =
         files.iter().map(|name| renamed(name, SAFETENSORS, SHARD)).collect();
-    // An index file that cannot be translated back is copied too.
-    names.extend(indices.iter().map(|(name, _)| PathBuf::clone(name)));
+    // An index file that cannot be translated, or not back, is copied.
+    names.extend(files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index).cloned());
     let check_replaced = || match options.replace && !options.dry_run {
         true => check_replaced(output, &names),
         false => Ok(()),
     };
     check_replaced()?;
+    let how = (options.encoding, options.md5, &options.bases);
     let target = match options.dry_run {
         true => None,
-        false => Some(AtomicDir::create(output, options.replace)?),
+        false => Some(AtomicDir::create(output, options.replace, &job("compress", &how))?),
     };
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(&folder, &to, progress);
     let inner = options.clone().replace(false);
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
-    let mut reports = Vec::new();
+    let (mut reports, mut taken) = (Vec::new(), 0);
     for name in files {
-        match role(name, SAFETENSORS) {
-            Role::Weights => {
-                let place = match options.dry_run {
-                    true => to.clone(),
-                    false => out.place(&renamed(name, SAFETENSORS, SHARD))?,
-                };
-                let parent = name.parent().unwrap_or(Path::new(""));
-                let base = Against { base: &base, folder: parent };
-                let source = folder.local_file(name)?;
-                let report =
-                    compress_opened(&source, name, base, &place, &inner, progress).in_file(name)?;
-                reports.push(named(report, name));
+        if role(name, SAFETENSORS) != Role::Weights {
+            if !is_translated(name) {
+                match options.dry_run {
+                    true => out.copied(len_of(&folder.open_file(name)?).in_file(name)?),
+                    false => out.copy(name)?,
+                }
             }
-            Role::Other if !options.dry_run => out.copy(name)?,
-            Role::Index | Role::Other => {}
+            continue;
         }
+        let to_shard = renamed(name, SAFETENSORS, SHARD);
+        let place = match options.dry_run {
+            true => to.clone(),
+            false => out.place(&to_shard)?,
+        };
+        let parent = name.parent().unwrap_or(Path::new(""));
+        let against = Against { base: &base, folder: parent };
+        let source = folder.local_file(name)?;
+        if let Some(left) = target.as_ref().and_then(|target| target.left(&to_shard))
+            && let Some(report) = take_over(&left, &source, &base, options, progress)?
+        {
+            std::fs::rename(&left, &place).in_file(&place)?;
+            reports.push(named(report, name));
+            taken += 1;
+            continue;
+        }
+        let report = compress_opened(&source, name, against, &place, &inner, progress);
+        reports.push(named(report.in_file(name)?, name));
     }
+    say_taken(taken, progress);
     reports.sort_by(|a: &FileReport, b| a.name.cmp(&b.name));
     if let Some(target) = target {
         if let Some(name) = card::name(files) {
@@ -105,5 +142,60 @@ pub(crate) fn compress_folder(
         check_replaced()?;
         target.commit()?;
     }
-    Ok(Report::of(reports).without(&listing.left_out))
+    Ok(Report::of(reports).with_copies(out.copies).without(&listing.left_out))
+}
+
+/// The text of an index file of shards, and whether it can be translated back exactly. `None` if
+/// the index file is not one of this model: then it is carried over as it is.
+pub(crate) fn translated(
+    folder: &Folder,
+    files: &BTreeSet<PathBuf>,
+    name: &Path,
+    progress: &Progress,
+) -> Result<Option<(String, bool)>> {
+    let translated = || -> Result<_> {
+        let (text, index) = ModelIndex::read(&folder.open_file(name)?)?;
+        index.check(name, |path| {
+            if !files.contains(path) || role(path, SAFETENSORS) != Role::Weights {
+                return Ok(None);
+            }
+            let (_, header) = Header::read(&folder.open_file(path)?, &Limits::default())?;
+            Ok(Some(header.tensors().to_vec()))
+        })?;
+        translate(&text, SAFETENSORS, SHARD)
+    };
+    match translated().in_file(name) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_of_index(error.kind()) => {
+            progress.warn(&format!("{error}; the index file is carried over as it is"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an index file, and nothing else, is at fault.
+fn is_of_index(kind: ErrorKind) -> bool {
+    use ErrorKind::{ModelIndex, ModelIndexTooLarge, ModelPath, ModelTensor, TooManyShards};
+    matches!(kind, ModelIndex | ModelIndexTooLarge | ModelPath | ModelTensor | TooManyShards)
+}
+
+/// Verifies a shard that a killed job left: it must restore to the file `source`. `None` if not.
+fn take_over(
+    left: &Path,
+    source: &File,
+    base: &BaseModel,
+    options: &CompressOptions,
+    progress: &Progress,
+) -> Result<Option<FileReport>> {
+    let verified = || -> Result<FileReport> {
+        let shard = Shard::open(Source::local(os::open_regular(left)?)?)?;
+        let bases = find(&shard, base.files(), progress)?;
+        let same = Same { original: source, at: AtomicU64::new(0) };
+        let how = RestoreOptions::new().md5(options.md5);
+        restore_shard(&shard, &bases, false, Some(&same), &how, progress)
+    };
+    let found = verified();
+    progress.check()?;
+    Ok(found.ok().filter(|report| len_of(source).is_ok_and(|len| len == report.original_bytes)))
 }

@@ -8,10 +8,11 @@ use bigsmall_format::{Header, Limits, ReadAt, Shard};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
-use crate::folder::check::{check_index, refuse_cards};
+use crate::folder::check::refuse_cards;
+use crate::folder::compress::translated;
 use crate::folder::out::{copy, same_bytes};
 use crate::model_index::{ModelIndex, translate};
-use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::names::{Role, SAFETENSORS, SHARD, model_of, numbered, renamed, role, weights};
 use crate::progress::Cancellable;
 use crate::report::with_slashes;
 use crate::source::folder::Folder;
@@ -90,6 +91,7 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut total = 0;
     let shards = weights(&files, SHARD)?;
+    let members = members(&shards);
     for name in &shards {
         progress.check()?;
         let shard = Shard::open(folder.open_file(name)?).in_file(name)?;
@@ -102,8 +104,8 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
             bases: shard.bases().to_vec(),
             ..Default::default()
         });
-        // An index file lists the shards beside it. Shards in subfolders are other models.
-        if name.components().count() > 1 {
+        // The index file of the original says where tensors are.
+        if options.original.is_some() || !members.contains(name) {
             continue;
         }
         for spec in shard.tensors() {
@@ -122,15 +124,21 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
     match &options.original {
         Some(original) => {
             let from = Folder::open(original, Links::Own, progress.stop())?;
-            Listing { files: kept, left_out, .. } = from.list(options.folder)?;
+            Listing { files: kept, left_out, .. } = from.list(options.folder)?.without_downloads();
             carry_over(&from, &kept, &out)?;
         }
-        None if shards.iter().filter(|s| s.components().count() == 1).count() > 1 => {
+        None if members.len() > 1 => {
             let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
             let text = match found {
                 // Copied by hand: translated as compressing the whole folder does.
                 Some(name) => {
-                    let (text, _) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
+                    let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
+                    index.renamed(SAFETENSORS, SHARD).check(name, |shard| {
+                        let Some(found) = members.iter().find(|m| **m == shard) else {
+                            return Ok(None);
+                        };
+                        Ok(Some(Shard::open(folder.open_file(found)?)?.tensors().to_vec()))
+                    })?;
                     translate(&text, SAFETENSORS, SHARD).in_file(name)?.0
                 }
                 None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
@@ -145,6 +153,23 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
     }
     os::sync_dir(dir).in_file(dir)?;
     Ok(Report::of(reports).without(&left_out))
+}
+
+/// The shards of one model directly in a folder: those with a number, without variants; or all but
+/// adapters, if no two have a number.
+fn members<'a>(shards: &[&'a PathBuf]) -> Vec<&'a PathBuf> {
+    // An index file lists the shards beside it. Shards in subfolders are other models.
+    let beside = shards.iter().filter(|name| name.components().count() == 1).copied();
+    let (mut series, alone): (Vec<_>, Vec<_>) =
+        beside.partition(|name| numbered(&name.to_string_lossy()).is_some());
+    if series.len() < 2 {
+        let is_adapter = |name: &&PathBuf| name.to_string_lossy().starts_with("adapter_");
+        return series.into_iter().chain(alone).filter(|name| !is_adapter(name)).collect();
+    }
+    let model = |name: &PathBuf| model_of(&name.to_string_lossy());
+    let first = series.iter().map(|name| model(name)).min();
+    series.retain(|name| Some(model(name)) == first);
+    series
 }
 
 /// The folder of shards, which files are written into.
@@ -181,19 +206,15 @@ fn carry_over(from: &Folder, files: &BTreeSet<PathBuf>, out: &Out<'_>) -> Result
                     return Err(error.found(format!("made from another {:?}", name.display())));
                 }
             }
-            Role::Index => {
-                let (text, _) = ModelIndex::read(&from.open_file(name)?).in_file(name)?;
-                let (translated, exact) = translate(&text, SAFETENSORS, SHARD).in_file(name)?;
-                let index = ModelIndex::parse(&translated).in_file(name)?;
-                let to = renamed(name, SAFETENSORS, SHARD);
-                check_index(&to, &index, |path| {
-                    Ok(Shard::open(folder.open_file(path)?)?.tensors().to_vec())
-                })?;
-                out.put(&to, &translated.as_bytes())?;
-                if !exact {
-                    out.put(name, &text.as_bytes())?;
+            Role::Index => match translated(from, files, name, out.progress)? {
+                Some((text, exact)) => {
+                    out.put(&renamed(name, SAFETENSORS, SHARD), &text.as_bytes())?;
+                    if !exact {
+                        out.put(name, &from.open_file(name)?)?;
+                    }
                 }
-            }
+                None => out.put(name, &from.open_file(name)?)?,
+            },
             Role::Other => out.put(name, &from.open_file(name)?)?,
         }
     }

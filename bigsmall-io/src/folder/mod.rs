@@ -6,3 +6,4 @@ pub(crate) mod compress;
 pub(crate) mod index;
 mod out;
 pub(crate) mod restore;
+mod twins;

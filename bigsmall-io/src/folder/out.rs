@@ -1,7 +1,9 @@
 //! The output folder: files are written into it, or copied unchanged.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_format::ReadAt;
 use bigsmall_format::internal::{len_of, read_at, set_len};
@@ -12,8 +14,46 @@ use crate::progress::Cancellable;
 use crate::report::with_slashes;
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
-use crate::stage::output::Output as _;
+use crate::stage::output::Output;
 use crate::{FileReport, Progress, os};
+
+/// A job that makes a folder, for [`AtomicDir::create`](crate::stage::atomic::AtomicDir::create).
+pub(crate) fn job(what: &str, how: &dyn std::fmt::Debug) -> String {
+    format!("{what} {} {how:?}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Says how many files of a job that was killed were taken over.
+pub(crate) fn say_taken(taken: u64, progress: &Progress) {
+    if taken > 0 {
+        progress.warn(&format!(
+            "an earlier job like this one was killed; {taken} of its finished files were verified \
+             and taken over"
+        ));
+    }
+}
+
+/// Whether `output` has the bytes of `original`. Nothing is written: what would be is compared.
+pub(crate) struct Same<'a> {
+    pub(crate) original: &'a dyn ReadAt,
+    pub(crate) at: AtomicU64,
+}
+
+impl Output for Same<'_> {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        let at = self.at.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut original = Vec::new();
+        set_len(&mut original, bytes.len())?;
+        self.original.read_exact_at(at, &mut original)?;
+        match original == bytes {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::SourceChanged).at(at).into()),
+        }
+    }
+
+    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+}
 
 /// Bytes to copy at a time.
 const COPY: u64 = 8 << 20;
@@ -52,7 +92,7 @@ pub(crate) fn same_bytes(a: &dyn ReadAt, b: &dyn ReadAt) -> Result<bool> {
 
 /// Reads `source` in pieces and calls `work` for each, with its offset, as long as that returns
 /// `true`. Returns what `work` returned last.
-fn for_each_piece(
+pub(crate) fn for_each_piece(
     source: &dyn ReadAt,
     mut work: impl FnMut(u64, &[u8]) -> Result<bool>,
 ) -> Result<bool> {
@@ -123,11 +163,14 @@ pub(crate) struct Out<'a> {
     progress: &'a Progress,
     folders: BTreeSet<PathBuf>,
     names: BTreeSet<PathBuf>,
+    /// How many files were copied, and how many bytes.
+    pub(crate) copies: (u64, u64),
 }
 
 impl<'a> Out<'a> {
     pub(crate) fn new(from: &'a Folder, to: &'a Path, progress: &'a Progress) -> Self {
-        Out { from, to, progress, folders: BTreeSet::from([to.to_owned()]), names: BTreeSet::new() }
+        let folders = BTreeSet::from([to.to_owned()]);
+        Out { from, to, progress, folders, names: BTreeSet::new(), copies: (0, 0) }
     }
 
     /// The output path of the file `name`. Creates its folder, and refuses a name that another file
@@ -167,7 +210,13 @@ impl<'a> Out<'a> {
         let target = AtomicFile::create_with_mode(&place, false, source.mode())?;
         let source = Cancellable { source: &source, progress: self.progress };
         copy(&source, &target).in_file(name)?;
+        self.copied(target.written());
         target.commit()
+    }
+
+    /// Counts a file that is copied.
+    pub(crate) fn copied(&mut self, bytes: u64) {
+        self.copies = (self.copies.0 + 1, self.copies.1 + bytes);
     }
 
     pub(crate) fn text(&mut self, name: &Path, text: &str) -> Result<()> {

@@ -4,23 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::Shard;
+use bigsmall_format::internal::len_of;
 
 use crate::base::find::find;
 use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
 use crate::error::{Context as _, Result};
 use crate::folder::card;
-use crate::folder::check::{Numbered, Said, said};
-use crate::folder::out::{Out, check_apart, check_replaced, named};
-use crate::model_index::{ModelIndex, translate};
+use crate::folder::check::Numbered;
+use crate::folder::out::{Out, check_apart, check_replaced, for_each_piece, job, named, say_taken};
+use crate::model_index::{ModelIndex, Said, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::progress::Cancellable;
 use crate::restore::bounds::Expansion;
-use crate::restore::walk::{restore_file, restore_shard};
+use crate::restore::walk::{counted, restore_file, restore_shard};
 use crate::source::file::Source;
 use crate::source::folder::Folder;
 use crate::source::listing::Listing;
 use crate::stage::atomic::AtomicDir;
-use crate::{Progress, Report, RestoreOptions};
+use crate::stage::digest::FileDigest;
+use crate::{Progress, Report, RestoreOptions, os};
 
 /// The name of an index file and its text.
 type IndexFile = (PathBuf, String);
@@ -42,7 +45,7 @@ fn check_shards(
     }
     let mut all_said: BTreeMap<PathBuf, Vec<Said<'_>>> = BTreeMap::new();
     for (name, (_, index)) in &indices {
-        for (path, said) in said(name, index) {
+        for (path, said) in index.said(name) {
             all_said.entry(path).or_default().push(said);
         }
     }
@@ -55,17 +58,17 @@ fn check_shards(
         expansion.add(&shard, options.max_expansion).in_file(name)?;
         // An index file says more.
         if !indexed.contains(&name.parent()) {
-            numbered.add(name, shard.tensors())?;
+            numbered.add(name, shard.tensors(), progress);
         }
         for said in all_said.remove(name).unwrap_or_default() {
-            said.check(name, shard.tensors())?;
+            said.check(shard.tensors())?;
         }
         progress.expect(shard.original_len());
     }
     // What only an index file names.
     for (name, all) in all_said {
         let shard = Shard::open(folder.open_file(&name)?).in_file(&name)?;
-        all.into_iter().try_for_each(|said| said.check(&name, shard.tensors()))?;
+        all.into_iter().try_for_each(|said| said.check(shard.tensors()))?;
     }
     let indices = indices.into_iter().map(|(name, (text, _))| (name.clone(), text)).collect();
     Ok((listing, indices, expansion))
@@ -104,16 +107,25 @@ pub(crate) fn restore_folder(
     };
     check_replaced()?;
     expansion.check_room(output, options, progress)?;
-    let target = AtomicDir::create(output, options.replace)?;
+    let target = AtomicDir::create(output, options.replace, &job("restore", &()))?;
     let mut out = Out::new(folder, target.path(), progress);
     let inner = options.clone().replace(false);
-    let mut reports = Vec::new();
+    let (mut reports, mut taken) = (Vec::new(), 0);
     for name in files {
         match role(name, SHARD) {
             Role::Weights => {
-                let place = out.place(&renamed(name, SHARD, SAFETENSORS))?;
+                let original = renamed(name, SHARD, SAFETENSORS);
+                let place = out.place(&original)?;
+                let left = target.left(&original).filter(|_| !options.md5);
                 let report =
                     open_shard(folder, name, &base, progress).and_then(|(shard, bases)| {
+                        if let Some(left) = left
+                            && is_restored(&left, &shard, progress)?
+                        {
+                            std::fs::rename(&left, &place).in_file(&place)?;
+                            taken += 1;
+                            return counted(&shard);
+                        }
                         restore_file(
                             &shard,
                             &bases,
@@ -132,6 +144,7 @@ pub(crate) fn restore_folder(
             Role::Index => {}
         }
     }
+    say_taken(taken, progress);
     for (name, text) in &indices {
         let original = renamed(name, SHARD, SAFETENSORS);
         // An index file that cannot be translated back exactly was copied unchanged.
@@ -144,8 +157,29 @@ pub(crate) fn restore_folder(
     }
     out.sync()?;
     check_replaced()?;
+    let copies = out.copies;
     target.commit()?;
-    Ok(Report::of(reports).without(&listing.left_out))
+    Ok(Report::of(reports).with_copies(copies).without(&listing.left_out))
+}
+
+/// Whether `left`, which a killed job left, is the file that `shard` restores to.
+fn is_restored(left: &Path, shard: &Shard<Source>, progress: &Progress) -> Result<bool> {
+    let digest = || -> Result<_> {
+        let file = os::open_regular(left)?;
+        if len_of(&file)? != shard.original_len() {
+            return Ok(None);
+        }
+        let mut digest = FileDigest::new();
+        for_each_piece(&Cancellable { source: &file, progress }, |_, piece| {
+            digest.update(piece);
+            progress.advance(piece.len() as u64);
+            Ok(true)
+        })?;
+        Ok(Some(digest.finish()))
+    };
+    let found = digest();
+    progress.check()?;
+    Ok(found.is_ok_and(|found| found == Some(shard.sha256())))
 }
 
 /// Verifies every shard of a folder; see [`verify`](crate::verify).

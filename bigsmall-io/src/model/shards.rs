@@ -14,7 +14,7 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
 use crate::progress::Stop;
 use crate::source::file::{REMOTE_THREADS, Source};
-use crate::source::folder::Input;
+use crate::source::folder::{Input, ModelFiles};
 use crate::source::open::open;
 use crate::source::url::{shown, url};
 use crate::stage::thread::side_by_side;
@@ -50,7 +50,7 @@ impl Shards {
             }
             Input::Folder(folder) => folder,
         };
-        let (names, index) = folder.model().in_file(path)?;
+        let ModelFiles { shards: names, index } = folder.model().in_file(path)?;
         let mut opened: Vec<Option<Shard<Source>>> = names.iter().map(|_| None).collect();
         side_by_side(shards.readers(), names.iter().zip(&mut opened), |(name, to)| {
             let shard =
@@ -62,8 +62,8 @@ impl Shards {
             shards.add(name, name, shard);
         }
         let shards = shards.sorted()?;
-        if let Some(index) = index {
-            shards.check(&index)?;
+        if let Some((name, index)) = index {
+            shards.check(&index).in_file(name)?;
         }
         Ok(shards)
     }

@@ -212,6 +212,13 @@ pub(crate) fn restore_shard<R: ReadAt>(
     if !options.md5 {
         md5s.clear();
     }
+    let md5s = tensors.iter().map(|t| t.name().to_owned()).zip(md5s).collect();
+    Ok(FileReport { md5s, ..counted(shard)? })
+}
+
+/// What is known of a shard and its original without decoding it.
+pub(crate) fn counted<R: ReadAt>(shard: &Shard<R>) -> Result<FileReport> {
+    let tensors = shard.tensors();
     let (mut n_shared, mut n_deltas, mut n_inherited) = (0, 0, 0);
     for index in 0..tensors.len() {
         let entry = shard.entry(index)?;
@@ -225,12 +232,12 @@ pub(crate) fn restore_shard<R: ReadAt>(
         name: String::new(),
         original_bytes: shard.original_len(),
         compressed_bytes: len_of(shard.source())?,
-        sha256,
+        sha256: shard.sha256(),
         n_tensors: tensors.len() as u64,
         n_shared,
         n_deltas,
         n_inherited,
         bases: shard.bases().to_vec(),
-        md5s: tensors.iter().map(|t| t.name().to_owned()).zip(md5s).collect(),
+        md5s: Vec::new(),
     })
 }

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::Shard;
+
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
-use crate::names::{INDEX, Role, SAFETENSORS, SHARD, role, weights};
+use crate::names::{INDEX, Role, SAFETENSORS, SHARD, model_of, numbered, role, weights};
 use crate::progress::Stop;
 use crate::report::with_slashes;
 use crate::source::file::Source;
@@ -21,6 +23,13 @@ pub(crate) trait RemoteFolder: Send + Sync {
 
     /// Opens one of them.
     fn open(&self, name: &str) -> Result<Source>;
+}
+
+/// The files of a model in a folder.
+pub(crate) struct ModelFiles {
+    pub(crate) shards: Vec<String>,
+    /// The index file, by its name.
+    pub(crate) index: Option<(PathBuf, ModelIndex)>,
 }
 
 /// A folder. No name in it leads out of it.
@@ -79,25 +88,88 @@ impl Folder {
         Ok(names)
     }
 
-    /// The shards of the folder's model: those in its index file, or its only shard.
-    pub(crate) fn model(&self) -> Result<(Vec<String>, Option<ModelIndex>)> {
+    /// The shards of the folder's model: those in its index file, or its only shard. Beside a model
+    /// may lie its variants.
+    pub(crate) fn model(&self) -> Result<ModelFiles> {
         let names = self.names_in_root()?;
-        let ending = |end: &str| -> Vec<&PathBuf> {
-            names.iter().filter(|n| n.to_string_lossy().ends_with(end)).collect()
-        };
-        let (shards, indices) = (ending(SHARD), ending(&format!("{SHARD}{INDEX}")));
-        match (&indices[..], &shards[..]) {
-            ([name], _) => {
-                let read = ModelIndex::read(&self.open_file(name)?);
-                let (_, index) = read.in_file(name)?;
-                Ok((index.shards().into_iter().map(str::to_owned).collect(), Some(index)))
+        let of = |wanted| names.iter().filter(move |name| role(name, SHARD) == wanted);
+        let is_plain =
+            |name: &&PathBuf| name.to_string_lossy().ends_with(&format!("{SHARD}{INDEX}"));
+        let plain: Vec<_> = of(Role::Index).filter(is_plain).collect();
+        let shards: Vec<_> = of(Role::Weights).collect();
+        let name = match (&plain[..], &shards[..]) {
+            ([name], _) | (_, [name]) => name,
+            _ => {
+                // By model; an index file in place of the shards that it names.
+                let all = of(Role::Weights).chain(of(Role::Index));
+                let all = all.filter_map(|name| Some((model_of(name.to_str()?)?, name)));
+                let models: BTreeMap<String, &PathBuf> = all.collect();
+                let is_variant = |of: &str, other: &str| {
+                    other.strip_prefix(of).is_some_and(|v| v.is_empty() || v.starts_with('.'))
+                };
+                let first = models.iter().find(|(model, name)| {
+                    numbered(&name.to_string_lossy()).is_none()
+                        && models.keys().all(|other| is_variant(model, other))
+                });
+                *first.ok_or_else(|| self.no_model(&names, &models))?.1
             }
-            (_, [shard]) => Ok((vec![shard.to_string_lossy().into_owned()], None)),
-            ([], []) => Err(Error::new(ErrorKind::ModelIndex)
-                .found("no .bs file and no model.bs.index.json in this folder")),
-            (found, shards) => Err(Error::new(ErrorKind::ModelIndex)
-                .expected("one index file, or one shard")
-                .found(format!("{} index files, {} shards", found.len(), shards.len()))),
+        };
+        if role(name, SHARD) == Role::Weights {
+            return Ok(ModelFiles { shards: vec![name.to_string_lossy().into()], index: None });
+        }
+        let (_, index) = ModelIndex::read(&self.open_file(name)?).in_file(name)?;
+        let shards = index.shards().into_iter().map(str::to_owned).collect();
+        Ok(ModelFiles { shards, index: Some((name.clone(), index)) })
+    }
+
+    /// Why the folder is not one model.
+    fn no_model(&self, names: &[PathBuf], models: &BTreeMap<String, &PathBuf>) -> Error {
+        let wrong = |found: String| Error::new(ErrorKind::ModelIndex).found(found);
+        if models.is_empty() {
+            let is_weights = |name: &&PathBuf| {
+                role(name, SAFETENSORS) == Role::Weights || role(name, SHARD) == Role::Weights
+            };
+            if let Some(plain) = names.iter().find(is_weights) {
+                return wrong(format!(
+                    "{:?} is a safetensors file; `bigsmall compress` makes a shard of it",
+                    plain.display().to_string()
+                ));
+            }
+            let below = self.list(FolderOptions::new()).map(|listing| listing.files);
+            let below = below.unwrap_or_default().into_iter().find(|name| is_weights(&name));
+            return match below.as_deref().and_then(Path::parent) {
+                Some(folder) => wrong(format!(
+                    "no model in this folder itself, but below it, as in {:?}: open one of those",
+                    folder.display().to_string()
+                )),
+                None => wrong("no .bs file and no model.bs.index.json in this folder".into()),
+            };
+        }
+        // An index file that disagrees with the shards was kept as it was.
+        let is_shard = |shard: &Path| {
+            role(shard, SHARD) == Role::Weights && names.iter().any(|name| name == shard)
+        };
+        for name in names.iter().filter(|name| role(name, SAFETENSORS) == Role::Index) {
+            let checked = self.open_file(name).and_then(|file| {
+                let index = ModelIndex::read(&file)?.1.renamed(SAFETENSORS, SHARD);
+                index.check(name, |shard| match is_shard(shard) {
+                    true => Ok(Some(Shard::open(self.open_file(shard)?)?.tensors().to_vec())),
+                    false => Ok(None),
+                })
+            });
+            if let Err(error) = checked {
+                return error.in_file(name);
+            }
+        }
+        let mut several: Vec<String> =
+            models.values().take(4).map(|n| format!("{:?}", n.display().to_string())).collect();
+        if models.len() > 4 {
+            several.truncate(3);
+            several.push(format!("{} more", models.len() - 3));
+        }
+        match &several[..] {
+            [_] => wrong("shards without an index file; `bigsmall index` makes it".into()),
+            _ => wrong(format!("several models: {}; open one by its path", several.join(", "))),
         }
     }
 

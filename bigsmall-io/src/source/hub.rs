@@ -199,8 +199,7 @@ fn has_model(snapshot: &Path) -> bool {
     };
     let whole = || -> Result<()> {
         let folder = Folder::open(snapshot, Links::Within, Stop::default())?;
-        let (shards, _) = folder.model()?;
-        shards.iter().try_for_each(|name| {
+        folder.model()?.shards.iter().try_for_each(|name| {
             Shard::open(folder.open_file(Path::new(name))?)?;
             Ok(())
         })

@@ -93,6 +93,36 @@ impl Listing {
         true
     }
 
+    /// Without what programs leave that download files: the folder `.cache/huggingface`, a file
+    /// `X.incomplete`, and an `X.lock` beside `X`.
+    pub(crate) fn without_downloads(mut self) -> Self {
+        let bookkeeping = |name: &Path| {
+            let within = |path: &&Path| path.ends_with(".cache/huggingface");
+            name.ancestors().find(within).map(Path::to_owned)
+        };
+        let left = |name: &Path| match name.extension()?.to_str()? {
+            "incomplete" => Some(name.to_owned()),
+            "lock" => self.files.contains(&name.with_extension("")).then(|| name.to_owned()),
+            _ => None,
+        };
+        let files = self.files.iter().filter_map(|name| bookkeeping(name).or_else(|| left(name)));
+        let folders = self.folders.iter().filter_map(|name| bookkeeping(name));
+        let out: BTreeSet<PathBuf> = files.chain(folders).collect();
+        let stays = |name: &PathBuf| !name.ancestors().any(|name| out.contains(name));
+        self.files.retain(stays);
+        self.folders.retain(stays);
+        self.left_out.extend(out);
+        self
+    }
+
+    /// A folder of the Hub's cache in this folder.
+    pub(crate) fn hub_cache(&self) -> Option<&Path> {
+        let of_model = |name: &&PathBuf| {
+            name.ends_with("snapshots") && self.folders.contains(&name.with_file_name("blobs"))
+        };
+        self.folders.iter().find(of_model)?.parent()
+    }
+
     /// Adds a file.
     pub(crate) fn add(&mut self, name: PathBuf) -> Result<()> {
         if self.files.len() as u64 >= self.options.max_files {
@@ -208,6 +238,32 @@ mod tests {
             assert!(listing.wants(Path::new(name)) && listing.left_out.is_empty(), "{name}");
         }
         assert!(Listing::new(FolderOptions::new()).wants(Path::new("a/b.c")));
+    }
+
+    #[test]
+    // N-08
+    fn what_downloads_leave_is_left_out() {
+        let mut listing = Listing::new(FolderOptions::new().hidden(true));
+        let stays = ["a/poetry.lock", "model", ".cache/other", "incomplete", "huggingface/x"];
+        let leaves = ["b.x.lock", "d.incomplete", "e/f.deadbeef.incomplete"];
+        for name in stays.iter().chain(&leaves).chain(&["b.x", ".cache/huggingface/download/m"]) {
+            listing.add(name.into()).unwrap();
+        }
+        for name in [".cache", ".cache/huggingface", ".cache/huggingface/download", "e"] {
+            listing.folders.insert(name.into());
+        }
+        let listing = listing.without_downloads();
+        let expected: BTreeSet<PathBuf> = stays.iter().chain(&["b.x"]).map(PathBuf::from).collect();
+        assert_eq!(listing.files, expected);
+        assert_eq!(listing.folders, [".cache", "e"].map(PathBuf::from).into());
+        let out = leaves.iter().chain(&[".cache/huggingface"]).map(PathBuf::from).collect();
+        assert_eq!(listing.left_out, out);
+        let mut listing = Listing::new(FolderOptions::new());
+        let folders = ["hub", "hub/models--o--m", "hub/models--o--m/blobs", "x/snapshots"];
+        listing.folders = folders.map(PathBuf::from).into();
+        assert_eq!(listing.hub_cache(), None);
+        listing.folders.insert("hub/models--o--m/snapshots".into());
+        assert_eq!(listing.hub_cache(), Some(Path::new("hub/models--o--m")));
     }
 
     #[test]

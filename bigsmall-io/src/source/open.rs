@@ -1,13 +1,16 @@
 //! From a path or URL to files. No other code looks at schemes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::model_index::ModelIndex;
+use crate::names::{Role, SHARD, role};
 use crate::os;
 use crate::progress::Stop;
 use crate::source::file::Source;
-use crate::source::folder::{Folder, Input};
-use crate::source::local::Links;
+use crate::source::folder::{Folder, Input, RemoteFolder};
+use crate::source::listing::check_name;
+use crate::source::local::{Links, Local};
 use crate::source::url::{shown, url};
 
 /// Opens a file, a folder or a URL, to read shards from it. `stop` ends every wait.
@@ -16,9 +19,71 @@ pub(crate) fn open(path: &Path, stop: &Stop) -> Result<Input> {
     if let Some(url) = url(path) {
         return open_url(url, stop).map_err(named);
     }
-    match path.is_dir() {
-        true => Ok(Input::Folder(Folder::open(path, Links::Within, stop.clone())?)),
-        false => Ok(Input::File(Source::local(os::open_regular(path)?).map_err(Error::from)?)),
+    if path.is_dir() {
+        let snapshot = snapshot(path)?;
+        let path = snapshot.as_deref().unwrap_or(path);
+        return Ok(Input::Folder(Folder::open(path, Links::Within, stop.clone())?));
+    }
+    let file = os::open_regular(path)?;
+    match (role(path, SHARD), path.parent(), path.file_name().and_then(|name| name.to_str())) {
+        (Role::Index, Some(folder), Some(index)) => {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let folder = Local::open(folder, Links::Within, stop.clone())?;
+            Ok(Input::Folder(Folder::remote(Indexed { folder, index: index.to_owned() })))
+        }
+        _ => Ok(Input::File(Source::local(file)?)),
+    }
+}
+
+/// An index file on this machine, and the shards that it names.
+struct Indexed {
+    folder: Local,
+    index: String,
+}
+
+impl RemoteFolder for Indexed {
+    fn names(&self, _most: u64) -> Result<Vec<String>> {
+        let (_, index) = ModelIndex::read(&self.open(&self.index)?)?;
+        let shards = index.shards().into_iter().map(str::to_owned);
+        Ok(std::iter::once(self.index.clone()).chain(shards).collect())
+    }
+
+    fn open(&self, name: &str) -> Result<Source> {
+        Ok(Source::local(self.folder.open_file(Path::new(name))?)?)
+    }
+}
+
+/// Of the folder of a model in the Hub's cache, `models--owner--name`, the snapshot of the branch
+/// `main`, or the only one. `None` for any other folder.
+///
+/// # Errors
+/// [`ErrorKind::Argument`] if there are several others, or none.
+pub(crate) fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
+    let (snapshots, refs) = (path.join("snapshots"), path.join("refs"));
+    let is_model = || {
+        let name = path.canonicalize().ok();
+        let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
+        name.to_string_lossy().starts_with("models--") || refs.is_dir()
+    };
+    if !snapshots.is_dir() || !path.join("blobs").is_dir() || !is_model() {
+        return Ok(None);
+    }
+    if let Ok(main) = std::fs::read_to_string(refs.join("main"))
+        && check_name(main.trim()).is_ok()
+        && snapshots.join(main.trim()).is_dir()
+    {
+        return Ok(Some(snapshots.join(main.trim())));
+    }
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&snapshots).in_file(&snapshots)? {
+        all.push(entry.in_file(&snapshots)?.path());
+    }
+    match &all[..] {
+        [only] if only.is_dir() => Ok(Some(only.clone())),
+        _ => Err(Error::new(ErrorKind::Argument)
+            .in_file(path)
+            .expected("one of the snapshots in this cache of the Hub")
+            .found(format!("{} snapshots, none of which is `main`", all.len()))),
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use bigsmall_format::internal::read_at;
-use tempfile::{NamedTempFile, TempDir, TempPath};
+use bigsmall_format::internal::{read_at, xxh3};
+use tempfile::TempPath;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::os;
@@ -22,6 +22,9 @@ use crate::stage::thread::start;
 
 /// After this many bytes the system is asked to write them to the disk, while the work continues.
 const WRITE_BEHIND: u64 = 16 << 20;
+
+/// Random letters of a temporary name.
+const RANDOM: usize = 6;
 
 /// A file that is renamed into place when it is complete.
 pub(crate) struct AtomicFile {
@@ -47,6 +50,26 @@ fn check_target(target: &Path, replace: bool) -> Result<()> {
 
 fn parent(target: &Path) -> &Path {
     target.parent().unwrap_or(Path::new(""))
+}
+
+/// The folder of `target`, to make files in.
+fn folder_of(target: &Path) -> &Path {
+    let dir = parent(target);
+    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
+}
+
+/// Renames the new file or folder at `path` to another temporary name, and returns that. Where
+/// nothing can be renamed, this is an error before the work and not after it.
+fn probe(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The random letters, turned around.
+    let rest = name.strip_suffix(SUFFIX).unwrap_or(&name);
+    let at = rest.len().saturating_sub(RANDOM);
+    let (start, random) = rest.split_at_checked(at).unwrap_or((rest, ""));
+    let random: String = random.chars().rev().collect();
+    let other = path.with_file_name(format!("{start}{random}{SUFFIX}"));
+    std::fs::rename(path, &other)?;
+    Ok(other)
 }
 
 /// The temporary files and folders of this process.
@@ -107,16 +130,20 @@ impl AtomicFile {
         mode: Option<u32>,
     ) -> Result<Self> {
         check_target(target, replace)?;
-        let dir = parent(target);
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let dir = folder_of(target);
         leftovers::sweep(target);
         let prefix = leftovers::prefix(target);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(SUFFIX);
+        let own = leftovers::is_own(dir);
         let (file, temp) = loop {
             let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
-            let temp = temp.in_file(target)?;
-            let (file, temp) = temp.into_parts();
+            let (file, mut temp) = temp.in_file(target)?.into_parts();
+            if !own {
+                let renamed = probe(&temp).and_then(TempPath::try_from_path).in_file(target)?;
+                // There is nothing under the name that is removed.
+                drop(std::mem::replace(&mut temp, renamed));
+            }
             if leftovers::claim(&file, &temp) {
                 break (file, temp);
             }
@@ -133,7 +160,7 @@ impl AtomicFile {
             temp,
             listed,
             target: target.to_owned(),
-            replace,
+            replace: replace || own,
             written: AtomicU64::new(0),
             write_behind,
         })
@@ -151,18 +178,17 @@ impl AtomicFile {
             write_behind.finish().map_err(named)?;
         }
         self.file.sync_all().map_err(named)?;
-        let temp = NamedTempFile::from_parts(self.file, self.temp);
         if self.replace {
-            temp.persist(&self.target).map_err(|e| named(e.error))?;
+            self.temp.persist(&self.target).map_err(|e| named(e.error))?;
         } else {
-            temp.persist_noclobber(&self.target).map_err(|e| match e.error.kind() {
+            os::rename_new(self.temp, &self.target).map_err(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => {
                     Error::new(ErrorKind::OutputExists).in_file(&self.target)
                 }
-                _ => named(e.error),
+                _ => named(e),
             })?;
         }
-        drop(self.listed);
+        drop((self.listed, self.file));
         os::sync_dir(parent(&self.target)).map_err(named)
     }
 }
@@ -223,12 +249,33 @@ impl WriteBehind {
     }
 }
 
-/// A directory that is renamed into place when it is complete.
-pub(crate) struct AtomicDir {
-    temp: TempDir,
+/// A temporary directory. Removed with all that is in it when dropped.
+struct OwnDir {
+    path: PathBuf,
     /// Says that this process lives.
     _lock: Option<File>,
-    listed: Temporary,
+    _listed: Temporary,
+}
+
+impl OwnDir {
+    fn new(path: PathBuf, lock: Option<File>) -> Self {
+        let listed = Temporary::new(&path);
+        OwnDir { path, _lock: lock, _listed: listed }
+    }
+}
+
+impl Drop for OwnDir {
+    fn drop(&mut self) {
+        // After it was renamed there is nothing under that name.
+        leftovers::remove(&self.path);
+    }
+}
+
+/// A directory that is renamed into place when it is complete.
+pub(crate) struct AtomicDir {
+    temp: OwnDir,
+    /// Those of the same job that were left behind when it was killed.
+    left: Vec<OwnDir>,
     target: PathBuf,
     replace: bool,
 }
@@ -236,7 +283,10 @@ pub(crate) struct AtomicDir {
 impl AtomicDir {
     /// Begins the directory `target`. An existing directory stays until [`commit`](Self::commit),
     /// and is an error without `replace`.
-    pub(crate) fn create(target: &Path, replace: bool) -> Result<Self> {
+    ///
+    /// `job` says what makes the directory, and how. What the same job had finished when it was
+    /// killed, [`left`](Self::left) finds.
+    pub(crate) fn create(target: &Path, replace: bool, job: &str) -> Result<Self> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !replace => {
                 return Err(Error::new(ErrorKind::OutputExists).in_file(target));
@@ -248,34 +298,46 @@ impl AtomicDir {
             }
             _ => {}
         }
-        let dir = parent(target);
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        leftovers::sweep(target);
-        let prefix = leftovers::prefix(target);
+        let job = xxh3(job.as_bytes()) as u32;
+        let left = leftovers::sweep_others(target, job).into_iter();
+        let left = left.map(|(path, lock)| OwnDir::new(path, Some(lock))).collect();
+        let prefix = format!("{}{job:08x}-", leftovers::prefix(target));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(SUFFIX);
-        let (temp, lock) = loop {
-            let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(dir).in_file(target)?;
+        builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM);
+        let temp = loop {
+            let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(folder_of(target));
+            let temp = temp.in_file(target)?;
+            let path = probe(temp.path()).in_file(target)?;
+            drop(temp.keep());
             // Where a directory cannot be opened, nobody else locks it either.
-            match File::open(temp.path()) {
-                Ok(lock) if !leftovers::claim(&lock, temp.path()) => {}
-                lock => break (temp, lock.ok()),
+            match File::open(&path) {
+                Ok(lock) if !leftovers::claim(&lock, &path) => {}
+                lock => break OwnDir::new(path, lock.ok()),
             }
         };
-        let listed = Temporary::new(temp.path());
-        Ok(AtomicDir { temp, _lock: lock, listed, target: target.to_owned(), replace })
+        Ok(AtomicDir { temp, left, target: target.to_owned(), replace })
     }
 
     /// The path of the directory until it is renamed into place.
     pub(crate) fn path(&self) -> &Path {
-        self.temp.path()
+        &self.temp.path
+    }
+
+    /// The file `name` as the same job left it when it was killed. Such a file was complete, but it
+    /// may have been made from other input.
+    pub(crate) fn left(&self, name: &Path) -> Option<PathBuf> {
+        let mut paths = self.left.iter().map(|left| left.path.join(name));
+        paths.find(|path| {
+            std::fs::symlink_metadata(path)
+                .is_ok_and(|found| found.is_file() && os::is_ours(&found))
+        })
     }
 
     /// Gives the directory its name and makes the name durable. The files in it are durable
     /// already.
     pub(crate) fn commit(self) -> Result<()> {
         let named = |e: io::Error| Error::from(e).in_file(&self.target);
-        os::rename_dir(self.temp.path(), &self.target, self.replace).map_err(|e| {
+        os::rename_dir(&self.temp.path, &self.target, self.replace).map_err(|e| {
             match e.kind() {
                 io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
                     Error::new(ErrorKind::OutputExists).in_file(&self.target)
@@ -283,9 +345,7 @@ impl AtomicDir {
                 _ => named(e),
             }
         })?;
-        // The temporary name is gone: there is nothing to remove.
-        let _ = self.temp.keep();
-        drop(self.listed);
+        drop((self.temp, self.left));
         os::sync_dir(parent(&self.target)).map_err(named)
     }
 }

@@ -3,8 +3,9 @@
 //! A job locks its temporary file or folder. The system drops the lock when the process ends, in
 //! whatever way. So what can be locked belongs to nobody.
 
-use std::fs::File;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::path::{Path, PathBuf};
 
 use crate::os;
 
@@ -29,41 +30,80 @@ pub(crate) fn claim(file: &File, path: &Path) -> bool {
     file.lock().is_err() || os::is_at(file, path)
 }
 
+/// Whether the folder `dir` is a temporary one, or lies in one. There is nothing of others in it.
+pub(crate) fn is_own(dir: &Path) -> bool {
+    let is_temporary = |name: &str| name.contains(MARK) && name.ends_with(SUFFIX);
+    dir.components().any(|c| is_temporary(&c.as_os_str().to_string_lossy()))
+}
+
 /// Removes the temporary files and folders of earlier jobs with this target that were killed.
 pub(crate) fn sweep(target: &Path) {
-    let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Within a new folder there is nothing of others.
-    let is_temporary = |name: &str| name.contains(MARK) && name.ends_with(SUFFIX);
-    if dir.components().any(|c| is_temporary(&c.as_os_str().to_string_lossy())) {
-        return;
-    }
-    let prefix = prefix(target);
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let random = name.to_str().and_then(|n| n.strip_prefix(&*prefix)?.strip_suffix(SUFFIX));
-        let is_random = |r: &str| r.len() == 6 && r.bytes().all(|b| b.is_ascii_alphanumeric());
-        if random.is_some_and(is_random) {
-            remove_if_left(&entry.path());
+    for path in left(target) {
+        if let Some((held, _)) = hold(&path) {
+            remove(&path);
+            drop(held);
         }
     }
 }
 
-/// Removes a temporary file or folder that nobody holds. What cannot be removed stays.
-fn remove_if_left(path: &Path) {
-    let Ok(found) = std::fs::symlink_metadata(path) else { return };
+/// The same, but keeps the user's own folders of the job `job`, and holds them.
+pub(crate) fn sweep_others(target: &Path, job: u32) -> Vec<(PathBuf, File)> {
+    let start = format!("{}{job:08x}-", prefix(target));
+    let mut kept = Vec::new();
+    for path in left(target) {
+        let Some((held, metadata)) = hold(&path) else { continue };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&start) && metadata.is_dir() && os::is_ours(&metadata) {
+            kept.push((path, held));
+        } else {
+            remove(&path);
+            drop(held);
+        }
+    }
+    kept
+}
+
+/// The temporary files and folders for this target, whether somebody holds them or not.
+fn left(target: &Path) -> Vec<PathBuf> {
+    let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = prefix(target);
+    let is_left = |name: &OsStr| {
+        let name = name.to_str().and_then(|n| n.strip_prefix(&*prefix)?.strip_suffix(SUFFIX));
+        let (job, random) = name.map(|n| n.rsplit_once('-').unwrap_or(("", n))).unwrap_or_default();
+        random.len() == 6
+            && random.bytes().all(|b| b.is_ascii_alphanumeric())
+            && matches!(job.len(), 0 | 8)
+            && job.bytes().all(|b| b.is_ascii_hexdigit())
+            && name.is_some_and(|n| matches!(n.len(), 6 | 15))
+    };
+    if is_own(dir) {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let entries = entries.flatten().filter(|entry| is_left(&entry.file_name()));
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// Opens and locks a temporary file or folder. `None` if somebody else holds it, or it cannot be
+/// opened.
+fn hold(path: &Path) -> Option<(File, Metadata)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
     // Nothing else is opened: a pipe would block.
     let opened = match (found.is_file(), found.is_dir()) {
         (true, _) => os::open_regular(path).ok(),
         (_, true) => File::open(path).ok(),
         _ => None,
     };
-    let Some(held) = opened.filter(|file| file.try_lock().is_ok()) else { return };
-    let _ = match found.is_dir() {
+    let held = opened.filter(|file| file.try_lock().is_ok())?;
+    Some((held, found))
+}
+
+/// Removes a temporary file or folder. What cannot be removed stays.
+pub(crate) fn remove(path: &Path) {
+    let _ = match path.is_dir() {
         true => std::fs::remove_dir_all(path),
         false => std::fs::remove_file(path),
     };
-    drop(held);
 }
 
 #[cfg(test)]
@@ -81,6 +121,9 @@ mod tests {
         let others = [
             ".model.bs.bigsmall-aaaaaaa.tmp",
             ".model.bs.bigsmall-aaa-aa.tmp",
+            ".model.bs.bigsmall-aaaaaaa-aaaaaa.tmp",
+            ".model.bs.bigsmall-aaaaaaag-aaaaaa.tmp",
+            ".model.bs.bigsmall--aaaaaa.tmp",
             ".model.bs.backup.tmp",
             ".other.bs.bigsmall-aaaaaa.tmp",
             ".model.bs.x.bs.bigsmall-aaaaaa.tmp",

@@ -179,7 +179,24 @@ fn left_out(report: &Report) -> String {
     let first = report.left_out.iter().take(3).map(|name| Shown::name(name).to_string());
     let more = if n > 3 { format!(" and {} more", n - 3) } else { String::new() };
     let names = first.collect::<Vec<String>>().join(", ");
-    format!("left out {names}{more} (--hidden takes hidden files, but no .git)\n")
+    let hint = "--hidden takes hidden files, but no .git and no rests of downloads";
+    format!("left out {names}{more} ({hint})\n")
+}
+
+/// What was copied as it is, so that the ratio is not taken for that of the folder.
+fn copied(report: &Report) -> String {
+    let Report { original_bytes, compressed_bytes, copied_files, copied_bytes, .. } = *report;
+    if copied_files == 0 {
+        return String::new();
+    }
+    let (original, compressed) = (original_bytes + copied_bytes, compressed_bytes + copied_bytes);
+    format!(
+        "copied {copied_files} other files, {}, as they are; with them {} <-> {}: {:.2} %\n",
+        bytes(copied_bytes),
+        bytes(original),
+        bytes(compressed),
+        100.0 * compressed as f64 / original.max(1) as f64,
+    )
 }
 
 /// Restores a shard to standard output, unless that is a terminal.
@@ -259,6 +276,8 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
             "ratio": report.ratio(),
             "seconds": seconds,
             "files": files.collect::<Vec<Value>>(),
+            "copied_files": report.copied_files,
+            "copied_bytes": report.copied_bytes,
             "left_out": report.left_out,
         });
         return json_line(&value);
@@ -278,6 +297,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
     }
     out += &overhead(what, report);
     out += &left_out(report);
+    out += &copied(report);
     out += &format!(
         "{what} {} <-> {}: {:.2} % in {seconds:.2} s ({:.2} GB/s)\n",
         bytes(report.original_bytes),

@@ -1,9 +1,11 @@
 //! An index file on an HTTP server, and the shards that it names.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::model_index::ModelIndex;
+use crate::names::{INDEX, Role, SHARD, role};
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
@@ -17,7 +19,7 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     let client = Client::new(HttpOptions::default(), stop.clone());
     let (path, query) =
         url.split_once('?').map_or((url, None), |(path, query)| (path, Some(query)));
-    if !path.ends_with(".index.json") {
+    if role(Path::new(path), SHARD) != Role::Index && !path.ends_with(INDEX) {
         return Ok(Input::File(Source::new(HttpFile::open_with(&client, url)?)));
     }
     let (base, index) = path.rsplit_once('/').unwrap_or(("", path));
