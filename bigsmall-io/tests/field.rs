@@ -186,6 +186,8 @@ fn the_parts_and_variants_of_a_pipeline_open_as_models() {
     // The whole pipeline is no model; the error says where they are.
     let error = open(&small);
     assert!(error.to_string().contains("\"only\""), "{error}");
+    let error = bigsmall_io::internal::Checkpoint::open(&small, &Progress::default()).unwrap_err();
+    assert!(error.to_string().contains("\"only\""), "{error}");
 }
 
 #[test]
@@ -369,7 +371,7 @@ fn tied_tensors_in_two_shards_are_said() {
     write(&d.join("two").join(SHARDS[1]), &[t("zeros", &[0; 1_200_000]), t("head", &tied)]);
     let said = round_trip(d, "two");
     assert!(said.contains("\"head\"") && said.contains("\"embed\""), "{said}");
-    assert!(said.contains(SHARDS[1]) && said.starts_with("1 tensors"), "{said}");
+    assert!(said.contains(SHARDS[1]) && said.starts_with("1 tensor ("), "{said}");
     // In different folders are different models; the file of one model stores equal ones once.
     write(&d.join("apart/a/m.safetensors"), &[t("w", &tied), t("v", &tied)]);
     write(&d.join("apart/b/m.safetensors"), &[t("w", &tied), t("v", &other)]);

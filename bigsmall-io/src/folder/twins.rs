@@ -71,8 +71,9 @@ impl Twins {
     pub(crate) fn say(&self, progress: &Progress) {
         let Twins { n, bytes, .. } = self;
         if let Some(pair) = &self.pair {
+            let s = if *n == 1 { "" } else { "s" };
             progress.warn(&format!(
-                "{n} tensors ({bytes} bytes) seem equal to one of another file, and are stored \
+                "{n} tensor{s} ({bytes} bytes) seem equal to one of another file, and are stored \
                  twice; the first: {pair}"
             ));
         }

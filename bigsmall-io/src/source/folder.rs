@@ -173,10 +173,15 @@ impl Folder {
         }
     }
 
-    /// Whether the folder itself has shards.
+    /// Whether the folder itself has shards, or those below it have, and no safetensors files.
     pub(crate) fn has_shards(&self) -> Result<bool> {
         let names = self.names_in_root()?;
-        Ok(names.iter().any(|name| role(name, SHARD) != Role::Other))
+        if names.iter().any(|name| role(name, SHARD) != Role::Other) {
+            return Ok(true);
+        }
+        let files = self.list(FolderOptions::new())?.files;
+        let any = |ending| files.iter().any(|name| role(name, ending) == Role::Weights);
+        Ok(any(SHARD) && !any(SAFETENSORS))
     }
 
     /// The weights of all models in the folder and below, to be a base: the safetensors files, or

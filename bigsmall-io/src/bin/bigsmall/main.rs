@@ -190,8 +190,9 @@ fn copied(report: &Report) -> String {
         return String::new();
     }
     let (original, compressed) = (original_bytes + copied_bytes, compressed_bytes + copied_bytes);
+    let s = if copied_files == 1 { "" } else { "s" };
     format!(
-        "copied {copied_files} other files, {}, as they are; with them {} <-> {}: {:.2} %\n",
+        "copied unchanged: {copied_files} other file{s}, {}; with them {} <-> {}: {:.2} %\n",
         bytes(copied_bytes),
         bytes(original),
         bytes(compressed),
