@@ -1,13 +1,14 @@
 //! The CPU implementation.
 
-use bigsmall_format::{Decoded, EncodedTensor, EncodingId, TensorSpec, encode_tensor};
-use bigsmall_tbe::{Matrix, Plain, Tbe, Width};
+use bigsmall_format::EncodedTensor;
+use bigsmall_tbe::{Form, Resident};
 
 use crate::backend::{MatmulBackend, check_len, encoding_of, matrix_shape};
 use crate::error::Result;
 
-/// Matrix products on the CPU, directly from the triple-bitmap encoding: for machines without a
-/// GPU, and as a reference.
+/// Matrix products on the CPU, directly from compressed weights: for machines without a GPU, and
+/// as a reference. Weights are kept in the form in which this machine multiplies them fastest (see
+/// [`Form::best`]).
 ///
 /// ```
 /// use bigsmall_gpu::{Cpu, MatmulBackend, TensorSpec, Dtype};
@@ -26,44 +27,43 @@ use crate::error::Result;
 pub struct Cpu;
 
 /// A matrix in the memory of the CPU.
-pub struct CpuWeights {
-    /// The tensor as a matrix: two dimensions.
-    spec: TensorSpec,
-    held: Held,
-}
-
-enum Held {
-    /// Validated when it was made.
-    Tbe(Matrix),
-    Plain(Vec<u8>),
-}
+pub struct CpuWeights(Resident);
 
 impl CpuWeights {
     /// The tensor's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.spec.name()
+        self.0.spec().name()
     }
 
     /// Rows: values of y for each column of x.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.spec.shape()[0] as usize
+        self.0.rows()
     }
 
     /// Columns: values of x.
     #[must_use]
     pub fn cols(&self) -> usize {
-        self.spec.shape()[1] as usize
+        self.0.cols()
+    }
+
+    /// The form in memory.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.0.form()
     }
 
     /// Bytes that the weights take.
     #[must_use]
     pub fn byte_len(&self) -> u64 {
-        match &self.held {
-            Held::Tbe(tensor) => tensor.view().tensor().byte_len(),
-            Held::Plain(bytes) => bytes.len() as u64,
-        }
+        self.0.byte_len()
+    }
+
+    /// The weights, for products of several matrices at once.
+    #[must_use]
+    pub fn resident(&self) -> &Resident {
+        &self.0
     }
 }
 
@@ -80,6 +80,7 @@ impl std::fmt::Debug for CpuWeights {
         f.debug_struct("CpuWeights")
             .field("name", &self.name())
             .field("shape", &(self.rows(), self.cols()))
+            .field("form", &self.form())
             .field("byte_len", &self.byte_len())
             .finish_non_exhaustive()
     }
@@ -100,49 +101,19 @@ impl std::fmt::Debug for Cpu {
 impl MatmulBackend for Cpu {
     type Weights = CpuWeights;
 
-    /// A TBE tensor is used unchanged, an ANS tensor is transcoded to TBE, raw values stay plain.
     fn upload(&self, tensor: &EncodedTensor) -> Result<CpuWeights> {
-        let (m, k) = matrix_shape(tensor.spec())?;
-        let dtype = tensor.spec().dtype();
-        let spec = TensorSpec::new(tensor.spec().name(), dtype, &[m as u64, k as u64])?;
-        let tbe = match tensor.encoding() {
-            EncodingId::Tbe => Some(tensor.clone()),
-            EncodingId::Raw => None,
-            _ => {
-                let source = Decoded::new(tensor, &*encoding_of(tensor)?)?;
-                Some(encode_tensor(&Tbe::new(Width::Three), source.spec(), &source)?)
-                    .filter(|tbe| tbe.byte_len() < spec.byte_len())
-            }
-        };
-        let held = match tbe {
-            Some(tbe) => Held::Tbe(Matrix::new(tbe)?),
-            None => {
-                let mut bytes = vec![0; spec.byte_len() as usize];
-                tensor.decode_bytes(&*encoding_of(tensor)?, 0..spec.byte_len(), &mut bytes)?;
-                Held::Plain(bytes)
-            }
-        };
-        Ok(CpuWeights { spec, held })
+        matrix_shape(tensor.spec())?;
+        Ok(CpuWeights(Resident::new(tensor, &*encoding_of(tensor)?)?))
     }
 
     fn matmul(&self, weights: &CpuWeights, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
         check_len("x", batch.checked_mul(weights.cols()), x.len())?;
         check_len("y", batch.checked_mul(weights.rows()), y.len())?;
-        match &weights.held {
-            Held::Tbe(tensor) => tensor.matmul(x, batch, y)?,
-            Held::Plain(bytes) => Plain::new(&weights.spec, bytes)?.matmul(x, batch, y)?,
-        }
-        Ok(())
+        Ok(weights.0.matmul(x, batch, y)?)
     }
 
     fn decompress(&self, weights: &CpuWeights, dst: &mut [u8]) -> Result<()> {
-        check_len("bytes", usize::try_from(weights.spec.byte_len()).ok(), dst.len())?;
-        match &weights.held {
-            Held::Tbe(tensor) => {
-                tensor.view().decode(0..weights.spec.n_elements(), dst)?;
-            }
-            Held::Plain(bytes) => dst.copy_from_slice(bytes),
-        }
-        Ok(())
+        check_len("bytes", usize::try_from(weights.0.spec().byte_len()).ok(), dst.len())?;
+        Ok(weights.0.decode_rows(0..weights.rows(), dst)?)
     }
 }

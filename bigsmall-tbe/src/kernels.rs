@@ -40,6 +40,11 @@ pub(crate) const fn lane_of(k: usize) -> usize {
     (k >> 3 & 1) << 5 | (k & 1) << 4 | (k >> 4 & 3) << 2 | k >> 1 & 3
 }
 
+/// The weight of a tile whose chain is `lane`: the inverse of [`lane_of`].
+pub(crate) const fn weight_of(lane: usize) -> usize {
+    (lane >> 2 & 3) << 4 | (lane >> 5 & 1) << 3 | (lane & 3) << 1 | lane >> 4 & 1
+}
+
 /// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift`
 /// weights after the first bitmap's.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -50,9 +55,45 @@ pub(crate) fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
     assert!(tiles.plane.len() >= n * TILE);
 }
 
-/// Panics unless `x` has `columns` columns of `n` tiles, `stride` floats apart.
-pub(crate) fn check_dot(n: usize, x: &[f32], stride: usize, columns: usize) {
-    assert!(columns == 0 || x.len() >= (columns - 1) * stride + n * TILE);
+/// Bytes of a tile as nibbles: the codes of the weights 0 to 31 in the low halves of 32 bytes and
+/// those of the weights 32 to 63 in the high halves; then the low bytes of the weights.
+pub(crate) const NIBBLE_TILE: usize = TILE / 2 + TILE;
+
+/// Consecutive tiles of bf16 weights as nibbles, without escapes.
+#[derive(Clone, Copy)]
+pub(crate) struct Nibbles<'a> {
+    /// The high bytes of the codes.
+    pub(crate) high: &'a [u8; 16],
+    pub(crate) tiles: &'a [[u8; NIBBLE_TILE]],
+}
+
+/// Chains of a group: the floats of a tile that lie together in [`Panels`].
+pub(crate) const GROUP_LANES: usize = 16;
+/// The number of groups.
+pub(crate) const GROUPS: usize = TILE / GROUP_LANES;
+
+/// `n` rows of weights, or `n` columns of x, of a chunk, in f32, for products with several columns:
+/// in the order of the lanes, group after group. In a group, one row or column follows the other,
+/// each with its floats of all tiles. So the floats that are multiplied together lie close
+/// together.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub(crate) floats: &'a [f32],
+    pub(crate) n: usize,
+    /// Tiles of the chunk.
+    pub(crate) tiles: usize,
+}
+
+impl Panels<'_> {
+    /// The length of `n` rows or columns of so many tiles.
+    pub(crate) const fn len_of(n: usize, tiles: usize) -> usize {
+        n * tiles * TILE
+    }
+
+    /// Where the floats of a group of the row or column `i` begin.
+    pub(crate) const fn offset(n: usize, tiles: usize, group: usize, i: usize) -> usize {
+        (group * n + i) * tiles * GROUP_LANES
+    }
 }
 
 /// Cache lines to prefetch in every second tile: about as many as two tiles of bf16 with three
@@ -80,9 +121,26 @@ pub(crate) struct Kernels {
     /// escapes begin with them. Returns the number of their escapes. `None` if decoding to a buffer
     /// first is as fast.
     pub(crate) dot_tbe: Option<DotTbe>,
-    /// The same with plain bf16 weights, whole tiles of 128 bytes, for several columns of x,
-    /// `stride` floats apart.
-    pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], stride: usize, &mut [Chains]),
-    /// The same with f32 weights, in the order of the lanes like `x`.
-    pub(crate) dot_f32: fn(weights: &[f32], x: &[f32], &mut Chains),
+    /// The same with plain bf16 weights, whole tiles of 128 bytes.
+    pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], &mut Chains),
+    /// The same with weights as nibbles.
+    pub(crate) dot_nibbles: fn(&Nibbles<'_>, x: &[f32], &mut Chains),
+    /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each tile.
+    pub(crate) unpack: fn(&Nibbles<'_>, out: &mut [u8]),
+    /// Writes plain bf16 weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
+    pub(crate) widen: fn(weights: &[u8], n: usize, row: usize, out: &mut [f32]),
+    /// The products of all rows `w` with all columns `x`: the chains of row r and column c go to
+    /// `chains[r * x.n + c]`.
+    pub(crate) multiply: fn(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_a_permutation() {
+        (0..TILE).for_each(|k| assert_eq!(weight_of(lane_of(k)), k));
+        (0..TILE).for_each(|lane| assert_eq!(lane_of(weight_of(lane)), lane));
+    }
 }

@@ -1,18 +1,24 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod aligned;
 mod arch;
 mod backend;
 mod encode;
 mod kernels;
 mod layout;
 mod matmul;
+mod nibbles;
+mod plain;
+mod resident;
 mod view;
 
 pub use backend::backends;
 pub use encode::Tbe;
 pub use layout::Width;
-pub use matmul::{Plain, matmul_many};
+pub use matmul::{Factor, matmul_many};
+pub use plain::Plain;
+pub use resident::{Form, Resident};
 pub use view::{Block, Matrix, View};
 
 pub use bigsmall_format::{

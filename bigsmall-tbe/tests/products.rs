@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use bigsmall_tbe::{
-    Backend, Dtype, EncodedTensor, Matrix, Plain, Rule, Tbe, TensorSpec, View, Width,
-    encode_tensor, matmul_many,
+    Backend, Dtype, EncodedTensor, Form, Matrix, Plain, Raw, Resident, Rule, Tbe, TensorSpec, View,
+    Width, encode_tensor, matmul_many,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -128,6 +128,11 @@ fn check(case: &Case) {
     let (m, k) = (case.m(), case.k());
     let view = View::new(&case.encoded).unwrap();
     let weights = case.weights();
+    let forms = Form::ALL.iter().filter(|f| spec.dtype() == Dtype::BF16 || **f != Form::Nibbles);
+    let residents: Vec<Resident> = forms
+        .map(|f| Resident::with_form(&case.encoded, &Tbe::default(), *f).unwrap())
+        .inspect(|resident| check_original(resident, bytes))
+        .collect();
     for backend in bigsmall_tbe::backends() {
         let mut expected = vec![0.0; m * batch];
         for b in 0..*batch {
@@ -145,14 +150,38 @@ fn check(case: &Case) {
             y.fill(f32::NAN);
             pool.install(|| view.matmul(x, *batch, &mut y)).unwrap();
             assert_eq!(bits(&y), bits(&expected), "encoded {backend} {spec:?} {batch}");
+            for resident in &residents {
+                let resident = resident.clone().with_backend(backend).unwrap();
+                y.fill(f32::NAN);
+                pool.install(|| resident.matmul(x, *batch, &mut y)).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{backend} {resident:?} {batch}");
+            }
         }
-        check_rows(&view, &plain, x, *batch, &expected);
+        check_rows(&view, &plain, &residents, x, *batch, &expected);
         check_bound(&expected, &weights, x, m, k);
     }
 }
 
+/// The original bytes come back, whole and by rows.
+fn check_original(resident: &Resident, bytes: &[u8]) {
+    let m = resident.rows();
+    let row = bytes.len() / m.max(1);
+    for rows in [0..m, 0..m / 2, m / 3..m] {
+        let mut original = vec![1; rows.len() * row];
+        resident.decode_rows(rows.clone(), &mut original).unwrap();
+        assert!(original == bytes[rows.start * row..rows.end * row], "{resident:?} {rows:?}");
+    }
+}
+
 /// Ranges of rows have the bits of the whole product, and so have several matrices at once.
-fn check_rows(view: &View<'_>, plain: &Plain<'_>, x: &[f32], batch: usize, expected: &[f32]) {
+fn check_rows(
+    view: &View<'_>,
+    plain: &Plain<'_>,
+    residents: &[Resident],
+    x: &[f32],
+    batch: usize,
+    expected: &[f32],
+) {
     let m = expected.len() / batch;
     for rows in [0..0, 0..m, 0..m / 3, m / 3..m - m / 5, m.saturating_sub(1)..m] {
         let of_rows = (0..batch).flat_map(|b| &expected[b * m..][..m][rows.clone()]);
@@ -163,6 +192,15 @@ fn check_rows(view: &View<'_>, plain: &Plain<'_>, x: &[f32], batch: usize, expec
         y.fill(f32::NAN);
         plain.matmul_rows(rows.clone(), x, batch, &mut y).unwrap();
         assert_eq!(bits(&y), of_rows, "plain {plain:?} {rows:?}");
+        for resident in residents {
+            // Their kernels are the best ones, and only the portable ones differ in bits.
+            if format!("{plain:?}").contains("Portable") {
+                continue;
+            }
+            y.fill(f32::NAN);
+            resident.matmul_rows(rows.clone(), x, batch, &mut y).unwrap();
+            assert_eq!(bits(&y), of_rows, "{resident:?} {rows:?}");
+        }
     }
     let (mut first, mut second) = (vec![f32::NAN; m * batch], vec![f32::NAN; m * batch]);
     matmul_many(&[*view, *view], x, batch, &mut [&mut first, &mut second]).unwrap();
@@ -182,6 +220,85 @@ fn check_bound(y: &[f32], w: &[f32], x: &[f32], m: usize, k: usize) {
         let bound = ulps * (-24f64).exp2() * products.map(f64::abs).sum::<f64>();
         assert!((f64::from(y) - exact).abs() <= bound, "{y} is not {exact} within {bound}");
     }
+}
+
+/// Random shapes, batches and shares of escapes.
+#[test]
+fn random_matrices() {
+    let mut random = Random::new(7);
+    for _ in 0..60 {
+        let m = 1 + random.below(30);
+        let most = [300, 300, 300, 9000][random.below(4) as usize];
+        let k = 1 + random.below(most);
+        let batch = 1 + random.below(20) as usize * random.below(2) as usize;
+        let permille = [0, 1, 30, 300][random.below(4) as usize];
+        let width = Width::ALL[random.below(2) as usize];
+        check(&Case::new(Dtype::BF16, m, k, width, permille, batch));
+    }
+}
+
+/// Any bits at all, with infinities, NaNs, zeros and subnormals: the bytes come back, and weights
+/// that fill up a tile do not meet them.
+#[test]
+fn any_bits() {
+    let mut random = Random::new(9);
+    for (m, k) in [(3, 70), (2, 64), (1, 1), (5, 4100)] {
+        let spec = TensorSpec::new("w", Dtype::BF16, &[m, k]).unwrap();
+        let mut bytes: Vec<u8> = (0..2 * m * k).map(|_| random.below(256) as u8).collect();
+        // A row of infinities and NaNs, and one of zeros.
+        bytes[..2 * k as usize].iter_mut().skip(1).step_by(2).for_each(|high| *high |= 0x7f);
+        bytes[..2 * k as usize].iter_mut().step_by(2).for_each(|low| *low |= 0x80);
+        let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
+        let x = vec![1.0; k as usize];
+        let mut expected = vec![0.0; m as usize];
+        Plain::new(&spec, &bytes).unwrap().matmul(&x, 1, &mut expected).unwrap();
+        for form in Form::ALL {
+            let resident = Resident::with_form(&raw, &Raw, *form).unwrap();
+            check_original(&resident, &bytes);
+            let mut y = vec![0.0; m as usize];
+            resident.matmul(&x, 1, &mut y).unwrap();
+            let same = y.iter().zip(&expected).all(|(y, e)| y == e || y.is_nan() && e.is_nan());
+            assert!(same, "{resident:?}: {y:?}, {expected:?}");
+        }
+    }
+}
+
+/// What the form costs, and what does not suit nibbles gets another form.
+#[test]
+fn forms_by_size() {
+    let mut random = Random::new(11);
+    let spec = TensorSpec::new("w", Dtype::BF16, &[64, 4096]).unwrap();
+    let weights = oracle::weights(&mut random, Dtype::BF16, 3, 115, 1, 64 * 4096);
+    let normal = encode_tensor(&Raw, &spec, &oracle::bytes(Dtype::BF16, &weights)).unwrap();
+    for (form, bits) in [
+        (Form::Plain, 16.0),
+        (Form::Nibbles, 12.1),
+        (Form::Bitmaps(Width::Three), 11.2),
+        (Form::Bitmaps(Width::Four), 12.1),
+    ] {
+        let resident = Resident::with_form(&normal, &Raw, form).unwrap();
+        assert_eq!(resident.form(), form);
+        let found = resident.byte_len() as f64 * 8.0 / spec.n_elements() as f64;
+        assert!((bits - 0.2..=bits).contains(&found), "{form}: {found} bits");
+    }
+    let best = Form::best(Dtype::BF16, bigsmall_tbe::backends().next().unwrap());
+    assert_eq!(Resident::new(&normal, &Raw).unwrap().form(), best);
+
+    let bytes: Vec<u8> = (0..spec.byte_len()).map(|_| random.below(256) as u8).collect();
+    let noise = encode_tensor(&Raw, &spec, &bytes).unwrap();
+    assert_eq!(Resident::new(&noise, &Raw).unwrap().form(), Form::Plain);
+
+    let spec = TensorSpec::new("w", Dtype::F16, &[64, 64]).unwrap();
+    let f16 = encode_tensor(&Raw, &spec, &vec![0; 8192]).unwrap();
+    let error = Resident::with_form(&f16, &Raw, Form::Nibbles).unwrap_err();
+    assert_eq!(error.rule(), Rule::EncodingRefuses);
+    let spec = TensorSpec::new("w", Dtype::F32, &[64, 64]).unwrap();
+    let f32 = encode_tensor(&Raw, &spec, &vec![0; 16384]).unwrap();
+    for form in Form::ALL {
+        let error = Resident::with_form(&f32, &Raw, *form).unwrap_err();
+        assert_eq!(error.rule(), Rule::EncodingRefuses);
+    }
+    assert_eq!(Resident::new(&f32, &Raw).unwrap_err().rule(), Rule::EncodingRefuses);
 }
 
 const SHAPES: [(u64, u64); 16] = [
@@ -392,7 +509,7 @@ fn mistakes_are_errors() {
     assert_eq!(error.rule(), Rule::BufferLength);
     let error = matmul_many(&views, &case.x, 2, &mut [&mut y]).unwrap_err();
     assert_eq!(error.rule(), Rule::BufferLength);
-    matmul_many(&[], &case.x, 2, &mut []).unwrap();
+    matmul_many::<View<'_>>(&[], &case.x, 2, &mut []).unwrap();
 
     let ints = TensorSpec::new("i", Dtype::I16, &[1, 10]).unwrap();
     let error = Plain::new(&ints, &[0; 20]).unwrap_err();

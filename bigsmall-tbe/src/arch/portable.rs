@@ -1,14 +1,27 @@
 //! Kernels without intrinsics, written so that the compiler can vectorise them. Other backends
 //! compile some of them for their own instructions, if intrinsics would not make them faster.
+#![allow(unsafe_code)]
 
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
-use crate::kernels::{Chains, Kernels, Tiles, check_dot};
+use crate::arch::blocks::{self, Four};
+use crate::kernels::{
+    Chains, GROUP_LANES, GROUPS, Kernels, NIBBLE_TILE, Nibbles, Panels, Tiles, weight_of,
+};
 use crate::layout::{GROUP, Head, Start, TILE, Width, escape_mask};
 
-pub(crate) static KERNELS: Kernels =
-    Kernels { backend: Backend::Portable, count_escapes, decode, dot_tbe: None, dot_bf16, dot_f32 };
+pub(crate) static KERNELS: Kernels = Kernels {
+    backend: Backend::Portable,
+    count_escapes,
+    decode,
+    dot_tbe: None,
+    dot_bf16,
+    dot_nibbles,
+    unpack,
+    widen,
+    multiply,
+};
 
 /// Byte `i` of entry `b` is bit `i` of `b`.
 static SPREAD: [[u8; 8]; 256] = {
@@ -162,15 +175,52 @@ fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
 }
 
-fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
-    check_dot(weights.len() / (2 * TILE), x, stride, chains.len());
-    for (column, chains) in chains.iter_mut().enumerate() {
-        dot_bf16_any(weights, &x[column * stride..], chains, mul_then_add);
+fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
+    dot_bf16_any(weights, x, chains, mul_then_add);
+}
+
+fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
+    let mut weights = [0; 2 * TILE];
+    for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
+        unpack_tile(nibbles.high, tile, &mut weights);
+        dot_bf16(&weights, x, chains);
     }
 }
 
-fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    dot_f32_any(weights, x, chains, mul_then_add);
+fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut().0) {
+        unpack_tile(nibbles.high, tile, out);
+    }
+}
+
+#[inline(always)]
+fn unpack_tile(high: &[u8; 16], tile: &[u8; NIBBLE_TILE], out: &mut [u8; 2 * TILE]) {
+    let (codes, low) = tile.split_at(TILE / 2);
+    let (first, second) = out.as_chunks_mut::<2>().0.split_at_mut(TILE / 2);
+    for (i, &codes) in codes.iter().enumerate() {
+        first[i] = [low[i], high[usize::from(codes & 15)]];
+        second[i] = [low[TILE / 2 + i], high[usize::from(codes >> 4)]];
+    }
+}
+
+fn widen(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+    let tiles = weights.as_chunks::<{ 2 * TILE }>().0;
+    for group in 0..GROUPS {
+        let at = Panels::offset(n, tiles.len(), group, row);
+        let out = out[at..][..tiles.len() * GROUP_LANES].as_chunks_mut::<GROUP_LANES>().0;
+        for (tile, out) in tiles.iter().zip(out) {
+            let weights = tile.as_chunks::<2>().0;
+            for (i, out) in out.iter_mut().enumerate() {
+                let weight = u16::from_le_bytes(weights[weight_of(group * GROUP_LANES + i)]);
+                *out = f32::from_bits(u32::from(weight) << 16);
+            }
+        }
+    }
+}
+
+fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
+    // SAFETY: it needs no instructions of its own.
+    unsafe { blocks::multiply::<Four, 3, 4>(w, x, chains) };
 }
 
 #[inline(always)]
@@ -199,20 +249,4 @@ pub(crate) fn dot_bf16_any(
         }
         *chains = sums;
     }
-}
-
-#[inline(always)]
-pub(crate) fn dot_f32_any(
-    weights: &[f32],
-    x: &[f32],
-    chains: &mut Chains,
-    mul_add: impl Fn(f32, f32, f32) -> f32,
-) {
-    let mut sums = *chains;
-    for (weights, x) in weights.as_chunks::<TILE>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        for lane in 0..TILE {
-            sums[lane] = mul_add(weights[lane], x[lane], sums[lane]);
-        }
-    }
-    *chains = sums;
 }

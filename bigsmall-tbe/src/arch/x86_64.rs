@@ -15,11 +15,6 @@ macro_rules! plain_loops {
         fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
             portable::decode_any(tiles, out);
         }
-
-        #[target_feature(enable = $features)]
-        fn dot_f32_any(weights: &[f32], x: &[f32], chains: &mut Chains) {
-            portable::dot_f32_any(weights, x, chains, f32::mul_add);
-        }
     };
 }
 

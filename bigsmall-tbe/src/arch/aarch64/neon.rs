@@ -7,9 +7,12 @@ use std::arch::aarch64::*;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
+use self::products::{add_products, load_chains, store_chains};
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, Tiles, check_dot, check_run};
+use crate::kernels::{Chains, Kernels, Tiles, check_run};
 use crate::layout::{Head, Start, TILE, Width};
+
+mod products;
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
@@ -32,8 +35,11 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         count_escapes,
         decode,
         dot_tbe: Some(dot_tbe),
-        dot_bf16,
-        dot_f32,
+        dot_bf16: products::dot_bf16,
+        dot_nibbles: products::dot_nibbles,
+        unpack: products::unpack,
+        widen: products::widen,
+        multiply: products::multiply,
     };
     Backend::Neon.is_available().then_some(&KERNELS)
 }
@@ -72,19 +78,6 @@ fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usi
             Width::Four => dot_tbe_impl::<4>(tiles, shift, x, chains),
         }
     }
-}
-
-fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
-    check_dot(weights.len() / OUT, x, stride, chains.len());
-    for (column, chains) in chains.iter_mut().enumerate() {
-        let x = &x[column * stride..];
-        // SAFETY: `kernels` returned this function, so the machine has NEON.
-        unsafe { dot_bf16_impl(weights, x, chains) };
-    }
-}
-
-fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    portable::dot_f32_any(weights, x, chains, f32::mul_add);
 }
 
 /// Writes the exponents of `n` tiles, at most [`RUN`], to `out`. Returns the number of their
@@ -185,54 +178,6 @@ unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usi
     used_in_all
 }
 
-/// Adds the products of 16 weights, given as unpacked pairs, to the chains of that quarter of a
-/// tile.
-///
-/// # Safety
-/// `x` must be valid for reads of 52 floats.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn add_products(
-    sums: &mut [float32x4_t; 4],
-    first: uint32x4_t,
-    second: uint32x4_t,
-    x: *const f32,
-) {
-    let top = vdupq_n_u32(0xffff_0000);
-    let weights = [
-        vshlq_n_u32::<16>(first),
-        vandq_u32(first, top),
-        vshlq_n_u32::<16>(second),
-        vandq_u32(second, top),
-    ];
-    for (i, (sum, weights)) in sums.iter_mut().zip(weights).enumerate() {
-        // SAFETY: 16 i + 4 is at most 52.
-        let x = unsafe { vld1q_f32(x.add(16 * i)) };
-        *sum = vfmaq_f32(*sum, vreinterpretq_f32_u32(weights), x);
-    }
-}
-
-/// The chains of the four quarters of a tile.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_chains(chains: &Chains) -> [[float32x4_t; 4]; 4] {
-    std::array::from_fn(|quarter| {
-        // SAFETY: 12 + 48 + 4 is 64.
-        std::array::from_fn(|i| unsafe { vld1q_f32(chains.as_ptr().add(4 * quarter + 16 * i)) })
-    })
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn store_chains(sums: [[float32x4_t; 4]; 4], chains: &mut Chains) {
-    for (quarter, sums) in sums.into_iter().enumerate() {
-        for (i, sum) in sums.into_iter().enumerate() {
-            // SAFETY: 12 + 48 + 4 is 64.
-            unsafe { vst1q_f32(chains.as_mut_ptr().add(4 * quarter + 16 * i), sum) };
-        }
-    }
-}
-
 /// # Safety
 /// [`check_run`] must have passed for this shift and `x.len() / 64` tiles.
 #[target_feature(enable = "neon")]
@@ -267,21 +212,4 @@ unsafe fn dot_tbe_impl<const W: usize>(
     }
     store_chains(sums, chains);
     all_used
-}
-
-#[target_feature(enable = "neon")]
-fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
-    let mut sums = load_chains(chains);
-    for (weights, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        for (quarter, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: quarter is at most 3: 96 + 32 of 128 bytes, 12 + 52 of 64 floats.
-            unsafe {
-                let weights = weights.as_ptr().add(32 * quarter);
-                let first = vreinterpretq_u32_u8(vld1q_u8(weights));
-                let second = vreinterpretq_u32_u8(vld1q_u8(weights.add(16)));
-                add_products(sums, first, second, x.as_ptr().add(4 * quarter));
-            }
-        }
-    }
-    store_chains(sums, chains);
 }

@@ -9,10 +9,13 @@ use std::mem::MaybeUninit;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
+use self::products::{add_products, load_chains, store_chains};
 use super::stream;
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, LINES, Tiles, check_dot, check_run};
+use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
 use crate::layout::{Head, Start, TILE, Width};
+
+mod products;
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
@@ -32,8 +35,11 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
         count_escapes,
         decode: decode::<GFNI>,
         dot_tbe: Some(dot_tbe::<GFNI>),
-        dot_bf16,
-        dot_f32,
+        dot_bf16: products::dot_bf16,
+        dot_nibbles: products::dot_nibbles,
+        unpack: products::unpack,
+        widen: products::widen,
+        multiply: products::multiply,
     }
 }
 
@@ -96,21 +102,6 @@ fn dot_tbe<const GFNI: bool>(
             (Width::Four, _, false) => dot_avx2::<4, false>(tiles, shift, x, chains),
         }
     }
-}
-
-fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
-    check_dot(weights.len() / OUT, x, stride, chains.len());
-    for (column, chains) in chains.iter_mut().enumerate() {
-        let x = &x[column * stride..];
-        // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
-        // were checked above.
-        unsafe { dot_bf16_impl(weights, x, chains) };
-    }
-}
-
-fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    // SAFETY: `kernels` returned this function, so the machine has the features.
-    unsafe { dot_f32_any(weights, x, chains) }
 }
 
 plain_loops!("avx2,fma,bmi1,bmi2,popcnt");
@@ -421,50 +412,6 @@ unsafe fn decode_avx2<const W: usize>(
     unsafe { decode_tiles::<W, false>(tiles, out, ahead) }
 }
 
-/// Adds the products of 32 weights, given as unpacked pairs, to the chains of that half of a tile.
-///
-/// # Safety
-/// `x` must be valid for reads of 56 floats.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn add_products(sums: &mut [__m256; 4], even: __m256i, odd: __m256i, x: *const f32) {
-    let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-    let weights = [
-        _mm256_slli_epi32::<16>(even),
-        _mm256_and_si256(even, top),
-        _mm256_slli_epi32::<16>(odd),
-        _mm256_and_si256(odd, top),
-    ];
-    for (i, (sum, weights)) in sums.iter_mut().zip(weights).enumerate() {
-        // SAFETY: 16 i + 8 is at most 56.
-        let x = unsafe { _mm256_loadu_ps(x.add(16 * i)) };
-        *sum = _mm256_fmadd_ps(_mm256_castsi256_ps(weights), x, *sum);
-    }
-}
-
-/// The chains of both halves of a tile.
-///
-/// # Safety
-/// `chains` must be valid for reads of 64 floats.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn load_chains(chains: *const f32) -> [[__m256; 4]; 2] {
-    // SAFETY: as the caller promises: 8 + 48 + 8 is 64.
-    let load = |i| unsafe { _mm256_loadu_ps(chains.add(i)) };
-    [[load(0), load(16), load(32), load(48)], [load(8), load(24), load(40), load(56)]]
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
-    for (half, sums) in sums.into_iter().enumerate() {
-        for (i, sum) in sums.into_iter().enumerate() {
-            // SAFETY: 8 + 48 + 8 is 64.
-            unsafe { _mm256_storeu_ps(chains.as_mut_ptr().add(8 * half + 16 * i), sum) };
-        }
-    }
-}
-
 /// Adds the products of the tiles' weights and `x` to `chains`. Returns the number of the tiles'
 /// escapes.
 ///
@@ -522,28 +469,6 @@ unsafe fn dot_avx2<const W: usize, const ALIGNED: bool>(
 ) -> usize {
     // SAFETY: as the caller promises.
     unsafe { dot::<W, ALIGNED, false>(tiles, shift, x, chains) }
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
-    // SAFETY: 64 floats.
-    let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (weights, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        stream::fetch_bf16(weights);
-        for (half, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: half is 0 or 1: 64 + 64 of 128 bytes, 8 + 56 of 64 floats.
-            unsafe {
-                let weights = weights.as_ptr().add(64 * half);
-                let a = _mm256_loadu_si256(weights.cast());
-                let b = _mm256_loadu_si256(weights.add(32).cast());
-                // The order in which unpacking a TBE tile leaves the weights.
-                let even = _mm256_permute2x128_si256::<0x20>(a, b);
-                let odd = _mm256_permute2x128_si256::<0x31>(a, b);
-                add_products(sums, even, odd, x.as_ptr().add(8 * half));
-            }
-        }
-    }
-    store_chains(sums, chains);
 }
 
 #[cfg(test)]

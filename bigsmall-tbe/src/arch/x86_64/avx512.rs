@@ -7,10 +7,13 @@ use std::arch::x86_64::*;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
+use self::products::{add_products, load_chains, store_chains};
 use super::stream;
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, LINES, Tiles, check_dot, check_run};
+use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
 use crate::layout::{Head, Start, TILE, Width};
+
+mod products;
 
 /// Bytes of a decoded bf16 tile.
 const OUT: usize = 2 * TILE;
@@ -21,8 +24,11 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         count_escapes,
         decode,
         dot_tbe: Some(dot_tbe),
-        dot_bf16,
-        dot_f32,
+        dot_bf16: products::dot_bf16,
+        dot_nibbles: products::dot_nibbles,
+        unpack: products::unpack,
+        widen: products::widen,
+        multiply: products::multiply,
     };
     Backend::Avx512.is_available().then_some(&KERNELS)
 }
@@ -69,38 +75,6 @@ fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usi
             (Width::Four, _) => dot_tbe_impl::<4, false>(tiles, shift, x, chains),
         }
     }
-}
-
-fn dot_bf16(weights: &[u8], x: &[f32], stride: usize, chains: &mut [Chains]) {
-    check_dot(weights.len() / OUT, x, stride, chains.len());
-    let mut x = x;
-    let mut rest = chains;
-    while !rest.is_empty() {
-        let n = if rest.len() >= 4 {
-            4
-        } else if rest.len() >= 2 {
-            2
-        } else {
-            1
-        };
-        let (group, after) = rest.split_at_mut(n);
-        // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
-        // were checked above.
-        unsafe {
-            match n {
-                4 => dot_bf16_impl::<4>(weights, x, stride, group),
-                2 => dot_bf16_impl::<2>(weights, x, stride, group),
-                _ => dot_bf16_impl::<1>(weights, x, stride, group),
-            }
-        }
-        x = x.get(n * stride..).unwrap_or(&[]);
-        rest = after;
-    }
-}
-
-fn dot_f32(weights: &[f32], x: &[f32], chains: &mut Chains) {
-    // SAFETY: `kernels` returned this function, so the machine has the features.
-    unsafe { dot_f32_any(weights, x, chains) }
 }
 
 /// The low and the high bytes of 64 bf16 weights, from their exponents and sign-mantissa bytes.
@@ -302,36 +276,6 @@ impl Output {
     }
 }
 
-/// Adds the products of 64 weights, given as unpacked pairs, to 64 chains.
-///
-/// # Safety
-/// `x` must be valid for reads of 64 floats.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn add_products(sums: &mut [__m512; 4], even: __m512i, odd: __m512i, x: *const f32) {
-    let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    let weights = [
-        _mm512_slli_epi32::<16>(even),
-        _mm512_and_si512(even, top),
-        _mm512_slli_epi32::<16>(odd),
-        _mm512_and_si512(odd, top),
-    ];
-    for (i, (sum, weights)) in sums.iter_mut().zip(weights).enumerate() {
-        // SAFETY: 16 i + 16 is at most 64.
-        let x = unsafe { _mm512_loadu_ps(x.add(16 * i)) };
-        *sum = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), x, *sum);
-    }
-}
-
-/// # Safety
-/// `chains` must be valid for reads of 64 floats.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load_chains(chains: *const f32) -> [__m512; 4] {
-    // SAFETY: as the caller promises.
-    unsafe { [0, 16, 32, 48].map(|i| _mm512_loadu_ps(chains.add(i))) }
-}
-
 /// Adds the products of the tiles' weights and `x` to `chains`. Returns the number of the tiles'
 /// escapes.
 ///
@@ -374,44 +318,6 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
             );
         }
     }
-    for (sum, chains) in sums.into_iter().zip(chains.as_chunks_mut::<16>().0) {
-        // SAFETY: 16 floats.
-        unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
-    }
+    store_chains(sums, chains);
     used
-}
-
-/// # Safety
-/// [`check_dot`] must have passed for these tiles and N columns; `chains` has N entries.
-#[target_feature(enable = "avx512f,avx512bw,fma")]
-unsafe fn dot_bf16_impl<const N: usize>(
-    weights: &[u8],
-    x: &[f32],
-    stride: usize,
-    chains: &mut [Chains],
-) {
-    // SAFETY: `chains` has N entries of 64 floats.
-    let mut sums: [[__m512; 4]; N] =
-        std::array::from_fn(|c| unsafe { load_chains(chains[c].as_ptr()) });
-    for (t, weights) in weights.as_chunks::<OUT>().0.iter().enumerate() {
-        stream::fetch_bf16(weights);
-        // SAFETY: `weights` has 128 bytes.
-        let (a, b) = unsafe {
-            let weights = weights.as_ptr();
-            (_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(TILE).cast()))
-        };
-        // The order in which unpacking a TBE tile leaves the weights.
-        let even = _mm512_shuffle_i64x2::<0x88>(a, b);
-        let odd = _mm512_shuffle_i64x2::<0xDD>(a, b);
-        for (c, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `check_dot` passed: column c has 64 floats for tile t.
-            unsafe { add_products(sums, even, odd, x.as_ptr().add(c * stride + t * TILE)) };
-        }
-    }
-    for (sums, chains) in sums.into_iter().zip(chains) {
-        for (sum, chains) in sums.into_iter().zip(chains.as_chunks_mut::<16>().0) {
-            // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
-        }
-    }
 }

@@ -1,0 +1,140 @@
+//! Divides a product among threads.
+
+use std::cell::RefCell;
+
+use bigsmall_format::internal::for_each_in_parallel;
+use bigsmall_format::{Error, Result, Rule};
+
+use super::kept::{Floats, Kept};
+use super::rows::Rows;
+use super::sums::Trees;
+use super::{columns, expect, order, vector};
+use crate::layout::TILE;
+
+/// The number of weights in the rows that a thread processes at a time, with one column.
+const PIECE: usize = 1 << 18;
+
+/// Memory of a product that all threads share.
+#[derive(Default)]
+struct Shared {
+    /// A single column in the order of the lanes.
+    lanes: Floats,
+    /// All columns as panels.
+    panels: Floats,
+    /// The products, row by row.
+    values: Vec<f32>,
+}
+
+/// Memory of one thread of a product.
+#[derive(Default)]
+struct Scratch {
+    trees: Trees,
+    bytes: Vec<u8>,
+    columns: columns::Scratch,
+}
+
+thread_local! {
+    static SHARED: RefCell<Shared> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The products of `matrices` with the columns x: one y for each.
+pub(crate) fn multiply(
+    matrices: &[Rows<'_>],
+    x: &[f32],
+    batch: usize,
+    y: &mut [&mut [f32]],
+) -> Result<()> {
+    if matrices.len() != y.len() {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("{} y, one for each matrix", matrices.len()))
+            .found(y.len()));
+    }
+    for (w, y) in matrices.iter().zip(&*y) {
+        expect(w.spec, "x", x.len(), w.k.checked_mul(batch))?;
+        expect(w.spec, "y", y.len(), w.rows.len().checked_mul(batch))?;
+    }
+    // All matrices have the same k, since they share x.
+    let k = matrices.first().map_or(0, |w| w.k);
+    if batch == 0 || k == 0 || matrices.iter().all(|w| w.rows.is_empty()) {
+        y.iter_mut().for_each(|y| y.fill(0.0));
+        return Ok(());
+    }
+    let n_rows: usize = matrices.iter().map(|w| w.rows.len()).sum();
+    let mut shared = Kept::take(&SHARED);
+    let Shared { lanes, panels, values } = &mut shared.value;
+    let padded = k.next_multiple_of(TILE);
+    let fused = |w: &Rows<'_>| batch == 1 && w.is_fused();
+    let mut product = Product { matrices, batch, lanes: &[], panels: &[] };
+    if matrices.iter().any(fused) {
+        let lanes = lanes.of_len(padded);
+        order::lanes(x, lanes);
+        product.lanes = lanes;
+    }
+    if !matrices.iter().all(fused) {
+        let panels = panels.of_len(batch * padded);
+        order::panels(x, k, panels);
+        product.panels = panels;
+    }
+    if let ([y], 1) = (&mut *y, batch) {
+        return product.run(n_rows, k, y);
+    }
+    // Row by row, with all columns of each row. So a run of rows is one slice, also across
+    // matrices.
+    values.clear();
+    values.resize(n_rows * batch, 0.0);
+    product.run(n_rows, k, values)?;
+    let mut rows = values.chunks_exact(batch);
+    for (w, y) in matrices.iter().zip(y) {
+        for (i, values) in rows.by_ref().take(w.rows.len()).enumerate() {
+            for (column, value) in values.iter().enumerate() {
+                y[column * w.rows.len() + i] = *value;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Products of some matrices with the same columns.
+struct Product<'a> {
+    matrices: &'a [Rows<'a>],
+    batch: usize,
+    lanes: &'a [f32],
+    panels: &'a [f32],
+}
+
+impl Product<'_> {
+    /// Writes all products, `batch` of each row, row by row.
+    fn run(&self, n_rows: usize, k: usize, out: &mut [f32]) -> Result<()> {
+        // Whole blocks, so that none is divided without need.
+        let at_a_time = (PIECE / k / self.batch).next_multiple_of(columns::ROWS);
+        let at_a_time = at_a_time.clamp(columns::ROWS, n_rows.max(columns::ROWS));
+        for_each_in_parallel(
+            out.chunks_mut(at_a_time * self.batch).enumerate(),
+            || Kept::take(&SCRATCH),
+            |scratch, (piece, out)| {
+                self.run_piece(piece * at_a_time, out, &mut scratch.value);
+                Ok(())
+            },
+        )
+    }
+
+    /// The rows from `first` on, counted through all matrices.
+    fn run_piece(&self, first: usize, out: &mut [f32], scratch: &mut Scratch) {
+        let (mut skip, mut rest) = (first, out);
+        for w in self.matrices {
+            let skipped = skip.min(w.rows.len());
+            skip -= skipped;
+            let n = (w.rows.len() - skipped).min(rest.len() / self.batch);
+            let (out, after) = rest.split_at_mut(n * self.batch);
+            rest = after;
+            let first = w.rows.start + skipped;
+            let Scratch { trees, bytes, columns } = scratch;
+            if self.batch == 1 && w.is_fused() {
+                vector::multiply(w, first, self.lanes, out, trees, bytes);
+            } else {
+                columns::multiply(w, first, self.panels, self.batch, out, columns);
+            }
+        }
+    }
+}
