@@ -113,10 +113,19 @@ fn bench_has_its_keys() {
             assert!(found[key].as_u64().unwrap() > 0, "{key}");
         }
         assert!(found["backend"].is_string());
-        let found = json(d, &["bench", input, "--json", "--encoding", "tbe3"]);
-        for key in ["matvec_gbps", "plain_matvec_gbps", "matvec_vs_plain"] {
-            assert!(found[key].as_f64().unwrap() > 0.0, "{key}");
+        let found = json(d, &["bench", input, "--json", "--encoding", "tbe3", "--batch", "3"]);
+        let of_dtypes = found["dtypes"].as_array().unwrap();
+        assert!(of_dtypes.iter().any(|of| of["dtype"] == "BF16"));
+        assert_eq!(found["batch"], 3);
+        let bf16 = of_dtypes.iter().find(|of| of["dtype"] == "BF16").unwrap();
+        for found in [&found, bf16] {
+            let products = ["matvec_gbps", "plain_matvec_gbps", "matvec_vs_plain"];
+            for key in products.iter().chain(&["matmul_gflops", "plain_matmul_gflops"]) {
+                assert!(found[key].as_f64().unwrap() > 0.0, "{key}");
+            }
+            assert!(found["resident"].is_string());
         }
+        assert_eq!(bf16["gemm_gflops"].is_f64(), cfg!(feature = "gemm"));
     }
 }
 

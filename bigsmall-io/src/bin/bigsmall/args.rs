@@ -398,6 +398,9 @@ pub(crate) struct Bench {
     /// The kernels to decode with.
     #[arg(long, default_value = "auto", value_parser = backend_names())]
     pub(crate) backend: String,
+    /// Measure products with so many columns at once as well.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) batch: usize,
     /// Measure the decoder without the checksums of its blocks.
     #[arg(long)]
     pub(crate) no_checksum: bool,

@@ -1,11 +1,14 @@
 //! The command `bigsmall`.
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "gemm"), forbid(unsafe_code))]
 
+#[cfg(feature = "gemm")]
+mod arch;
 mod args;
 mod bar;
 mod inspect;
 mod measure;
 mod page;
+mod products;
 mod rows;
 mod sample;
 mod signals;
@@ -26,7 +29,7 @@ use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Value, json};
 
 use args::{Cli, Command};
-use measure::MeasureOptions;
+use measure::{MeasureOptions, Rates};
 use size::bytes;
 
 fn main() -> ExitCode {
@@ -335,43 +338,83 @@ fn bench(a: &args::Bench, progress: &Progress) -> Result<String> {
         encoding: a.coding.encoding(),
         backend: a.backend.clone(),
         no_checksum: a.no_checksum,
+        batch: a.batch,
     };
     let m = measure::measure(&a.input, &options, progress)?;
     if a.json {
-        let value = json!({
-            "original_bytes": m.original_bytes,
-            "compressed_bytes": m.compressed_bytes,
-            "ratio": m.ratio(),
-            "encode_gbps": m.encode_gbps,
-            "decode_gbps": m.decode_gbps,
-            "memcpy_gbps": m.memcpy_gbps,
-            "decode_vs_memcpy": m.decode_vs_memcpy(),
-            "matvec_gbps": m.matvec.map(|m| m.gbps),
-            "plain_matvec_gbps": m.matvec.map(|m| m.plain_gbps),
-            "matvec_vs_plain": m.matvec.map(|m| m.vs_plain()),
-            "backend": m.backend,
-            "threads": m.threads,
-        });
+        let mut value = rates_json(&m.all);
+        let of_dtype = |(dtype, rates): &(bigsmall_format::Dtype, Rates)| {
+            let mut value = rates_json(rates);
+            value["dtype"] = json!(dtype.to_string());
+            value
+        };
+        value["dtypes"] = m.dtypes.iter().map(of_dtype).collect();
+        value["backend"] = json!(m.backend);
+        value["threads"] = json!(m.threads);
         return Ok(json_line(&value));
     }
-    let matvec = m.matvec.map_or_else(String::new, |m| {
-        format!("matvec  {:.2} GB/s, {:.2} of plain bf16\n", m.gbps, m.vs_plain())
-            + &format!("plain   {:.2} GB/s\n", m.plain_gbps)
-    });
-    Ok(format!(
-        "size    {} -> {}: {:.2} %\n\
-         encode  {:.2} GB/s\n\
-         decode  {:.2} GB/s, {:.2} of memcpy ({}, {} threads)\n\
-         memcpy  {:.2} GB/s\n\
-         {matvec}",
-        bytes(m.original_bytes),
-        bytes(m.compressed_bytes),
-        100.0 * m.ratio(),
-        m.encode_gbps,
-        m.decode_gbps,
-        m.decode_vs_memcpy(),
-        m.backend,
-        m.threads,
-        m.memcpy_gbps,
-    ))
+    let mut out = format!("{}, {} threads\n", m.backend, m.threads);
+    if m.dtypes.len() > 1 {
+        out += &rates_text(&m.all);
+    }
+    for (dtype, rates) in &m.dtypes {
+        out += &format!("{dtype}\n{}", rates_text(rates));
+    }
+    Ok(out)
+}
+
+fn rates_json(rates: &Rates) -> serde_json::Value {
+    let products = rates.products;
+    let batch = products.and_then(|p| p.batch);
+    json!({
+        "original_bytes": rates.original_bytes,
+        "compressed_bytes": rates.compressed_bytes,
+        "ratio": rates.ratio(),
+        "encode_gbps": rates.encode_gbps,
+        "decode_gbps": rates.decode_gbps,
+        "memcpy_gbps": rates.memcpy_gbps,
+        "decode_vs_memcpy": rates.decode_vs_memcpy(),
+        "resident": products.map(|p| p.form.name()),
+        "matvec_gbps": products.map(|p| p.gbps),
+        "plain_matvec_gbps": products.map(|p| p.plain_gbps),
+        "matvec_vs_plain": products.map(|p| p.vs_plain()),
+        "batch": batch.map(|b| b.columns),
+        "matmul_gflops": batch.map(|b| b.gflops),
+        "plain_matmul_gflops": batch.map(|b| b.plain_gflops),
+        "gemm_gflops": batch.and_then(|b| b.gemm_gflops),
+    })
+}
+
+fn rates_text(rates: &Rates) -> String {
+    let mut out = format!(
+        "  size    {} -> {}: {:.2} %\n  \
+           encode  {:.2} GB/s\n  \
+           decode  {:.2} GB/s, {:.2} of memcpy\n  \
+           memcpy  {:.2} GB/s\n",
+        bytes(rates.original_bytes),
+        bytes(rates.compressed_bytes),
+        100.0 * rates.ratio(),
+        rates.encode_gbps,
+        rates.decode_gbps,
+        rates.decode_vs_memcpy(),
+        rates.memcpy_gbps,
+    );
+    if let Some(p) = rates.products {
+        out += &format!(
+            "  matvec  {:.2} GB/s as {}, {:.2} of plain weights\n  plain   {:.2} GB/s\n",
+            p.gbps,
+            p.form,
+            p.vs_plain(),
+            p.plain_gbps,
+        );
+        if let Some(b) = p.batch {
+            out += &format!(
+                "  matmul  {:.1} GFLOP/s with {} columns, plain {:.1}",
+                b.gflops, b.columns, b.plain_gflops
+            );
+            out += &b.gemm_gflops.map_or_else(String::new, |gemm| format!(", gemm {gemm:.1}"));
+            out += "\n";
+        }
+    }
+    out
 }

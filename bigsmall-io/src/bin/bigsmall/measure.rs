@@ -9,14 +9,15 @@ use bigsmall_format::internal::{
     decode_here, encode_or_raw, for_each_in_parallel, pool_size, read_at, zeroed,
 };
 use bigsmall_format::{
-    Backend, BlockDecoder, Dtype, EncodedTensor, EncodingId, Header, Limits, Raw, Rule,
-    TensorEncoding, TensorSpec,
+    Backend, BlockDecoder, Dtype, EncodedTensor, Header, Limits, Raw, Rule, TensorEncoding,
+    TensorSpec,
 };
 use bigsmall_io::{
     CompressOptions, Encoding, Error, ErrorKind, Model, Progress, Report, Result, compress,
     transcode,
 };
-use bigsmall_tbe::{Plain, View};
+
+use crate::products::{Products, products};
 
 /// How to measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,14 +28,29 @@ pub(crate) struct MeasureOptions {
     pub(crate) backend: String,
     /// Decode without verifying the checksums of the blocks, to measure only the decoder.
     pub(crate) no_checksum: bool,
+    /// The columns of products of several at once; 0 for none.
+    pub(crate) batch: usize,
 }
 
-/// The result. Rates are in 10^9 bytes of original data per second.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The result.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Measurement {
-    /// Bytes of the safetensors file.
+    /// Of the whole file.
+    pub(crate) all: Rates,
+    /// Of the tensors of each dtype, in the order of the file.
+    pub(crate) dtypes: Vec<(Dtype, Rates)>,
+    /// The kernels that decoded.
+    pub(crate) backend: &'static str,
+    /// Threads of the pool it ran in.
+    pub(crate) threads: usize,
+}
+
+/// Rates are in 10^9 bytes of original data per second.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rates {
+    /// Bytes of the safetensors file, or of the tensors that were measured.
     pub(crate) original_bytes: u64,
-    /// Bytes of its shard.
+    /// Bytes of its shard, or of the encoded tensors.
     pub(crate) compressed_bytes: u64,
     /// Rate of encoding, all passes, from memory to memory.
     pub(crate) encode_gbps: f64,
@@ -43,35 +59,16 @@ pub(crate) struct Measurement {
     /// Rate of copying as many bytes with as many threads, in turn with decoding. All pages of the
     /// buffers are mapped before.
     pub(crate) memcpy_gbps: f64,
-    /// Rates of matrix-vector products, if the encoding is triple bitmaps and the file has BF16
-    /// matrices.
-    pub(crate) matvec: Option<Matvec>,
-    /// The kernels that decoded.
-    pub(crate) backend: &'static str,
-    /// Threads of the pool it ran in.
-    pub(crate) threads: usize,
-}
-
-/// Products of every BF16 matrix with one vector in each pass. Rates are in 10^9 bytes of original
-/// data per second.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Matvec {
-    /// Rate of products with compressed matrices.
-    pub(crate) gbps: f64,
-    /// Rate of the same products with plain matrices and the same kernels, in turn with the
-    /// others.
-    pub(crate) plain_gbps: f64,
-}
-
-impl Matvec {
-    /// The rate with compressed matrices / the rate with plain ones.
-    pub(crate) fn vs_plain(&self) -> f64 {
-        self.gbps / self.plain_gbps
-    }
+    /// Products with the matrices, if there are some in a dtype that is multiplied.
+    pub(crate) products: Option<Products>,
 }
 
 /// The least original bytes of one pass: more than any cache.
 const PASS: u64 = 512 << 20;
+/// The same for the tensors of one dtype of several.
+const PASS_OF_DTYPE: u64 = 128 << 20;
+/// The most copies of each tensor: a few bytes are not worth millions.
+const MOST_COPIES: u64 = 1024;
 /// The most original bytes to use of the file.
 const TAKEN: u64 = 1 << 30;
 /// Bytes that a thread decodes or copies in one call.
@@ -79,14 +76,15 @@ const PIECE: usize = 16 << 20;
 /// Bytes that are encoded in one call, as in `compress`.
 const CHUNK: usize = 1 << 20;
 /// Passes; the median counts.
-const PASSES: usize = 9;
+pub(crate) const PASSES: usize = 9;
 
-/// Measures size and speed on the tensors of `input`, a safetensors file or a shard. The tensors
-/// are repeated in distinct buffers, up to at least 512 MiB. Of a larger file the first GiB counts
-/// for the rates, and the whole file for the size. Rates are medians of nine passes. Decoding and
-/// copying take turns, and so do both kinds of products.
+/// Measures size and speed on the tensors of `input`, a safetensors file or a shard, all together
+/// and those of each dtype. The tensors are repeated in distinct buffers, up to at least 512 MiB,
+/// or 128 MiB for one dtype of several, but at most 1024 times. Of a larger file the first GiB
+/// counts for the rates, and the whole file for the size. Rates are medians of nine passes.
+/// Decoding and copying take turns, and so do the kinds of products.
 ///
-/// Memory: three times the bytes that one pass decodes.
+/// Memory: five times the bytes that one pass decodes.
 ///
 /// # Errors
 /// [`Rule::BackendMissing`]; [`ErrorKind::Argument`] for a file without values; those of reading
@@ -99,7 +97,30 @@ pub(crate) fn measure(
     let (coder, backend) = coder(options)?;
     let size = size(input, options.encoding, progress)?;
     let tensors = tensors(input, progress)?;
-    measure_tensors(&size, &tensors, &*coder, backend, options, progress)
+    let rates = |tensors: &[&(TensorSpec, Vec<u8>)], pass| {
+        measure_tensors(tensors, pass, &*coder, backend, options, progress)
+    };
+    let all: Vec<_> = tensors.iter().collect();
+    let of_all = Rates {
+        original_bytes: size.original_bytes,
+        compressed_bytes: size.compressed_bytes,
+        ..rates(&all, PASS)?
+    };
+    let mut names: Vec<Dtype> = Vec::new();
+    for (spec, _) in &tensors {
+        if !names.contains(&spec.dtype()) {
+            names.push(spec.dtype());
+        }
+    }
+    let mut dtypes = Vec::new();
+    for &dtype in &names {
+        let of_dtype: Vec<_> = all.iter().copied().filter(|(s, _)| s.dtype() == dtype).collect();
+        // What was measured already is not measured again.
+        let rates =
+            if names.len() == 1 { of_all.clone() } else { rates(&of_dtype, PASS_OF_DTYPE)? };
+        dtypes.push((dtype, rates));
+    }
+    Ok(Measurement { all: of_all, dtypes, backend, threads: pool_size() })
 }
 
 /// Bytes before and after compressing all of the file.
@@ -172,21 +193,21 @@ fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static 
     })
 }
 
-/// A tensor and one of its output buffers.
-struct Copy<'a> {
+/// A tensor, encoded once more for each repetition.
+pub(crate) struct Copy<'a> {
     original: &'a [u8],
-    encoded: EncodedTensor,
+    pub(crate) encoded: EncodedTensor,
     decoder: Box<dyn BlockDecoder>,
 }
 
 fn measure_tensors(
-    size: &Report,
-    tensors: &[(TensorSpec, Vec<u8>)],
+    tensors: &[&(TensorSpec, Vec<u8>)],
+    pass: u64,
     coder: &dyn TensorEncoding,
     backend: &'static str,
     options: &MeasureOptions,
     progress: &Progress,
-) -> Result<Measurement> {
+) -> Result<Rates> {
     let taken: u64 = tensors.iter().map(|(spec, _)| spec.byte_len()).sum();
     let coder_of = |spec: &TensorSpec| match coder.supports(spec.dtype()) {
         true => coder,
@@ -209,7 +230,7 @@ fn measure_tensors(
     }
 
     // Distinct buffers for every repetition, with all pages mapped.
-    let times = PASS.div_ceil(taken);
+    let times = pass.div_ceil(taken).min(MOST_COPIES);
     let mut copies = Vec::new();
     let mut places = Vec::new();
     let mut originals = Vec::new();
@@ -249,70 +270,27 @@ fn measure_tensors(
         decode.push((middle - begin).as_secs_f64());
         memcpy.push(middle.elapsed().as_secs_f64());
     }
-    Ok(Measurement {
-        original_bytes: size.original_bytes,
-        compressed_bytes: size.compressed_bytes,
+    drop(places);
+    // Raw values have no kernels, so their name is not a backend.
+    let backend = Backend::from_name(backend).unwrap_or_else(|_| Backend::best());
+    let encoded = encoded.iter().map(EncodedTensor::byte_len).sum();
+    Ok(Rates {
+        original_bytes: taken,
+        compressed_bytes: encoded,
         encode_gbps: rate(taken, &mut encode),
         decode_gbps: rate(taken * times, &mut decode),
         memcpy_gbps: rate(taken * times, &mut memcpy),
-        matvec: matvec(&copies, backend, progress)?,
-        backend,
-        threads: pool_size(),
+        products: products(&copies, coder, backend, options.batch, progress)?,
     })
 }
 
 /// The median rate of passes over `bytes` bytes.
-fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
+pub(crate) fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
     seconds.sort_by(f64::total_cmp);
     bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)
 }
 
-/// Products of all matrices of BF16 in triple bitmaps, and of the plain ones.
-fn matvec(copies: &[Copy<'_>], backend: &str, progress: &Progress) -> Result<Option<Matvec>> {
-    // Raw values have no kernels, so their name is not a backend.
-    let Ok(backend) = Backend::from_name(backend) else { return Ok(None) };
-    let mut matrices = Vec::new();
-    let (mut bytes, mut most_rows, mut most_columns) = (0, 0, 0);
-    for copy in copies {
-        let spec = copy.encoded.spec();
-        if let (EncodingId::Tbe, Dtype::BF16, &[rows, columns]) =
-            (copy.encoded.encoding(), spec.dtype(), spec.shape())
-        {
-            let encoded = View::new(&copy.encoded)?.with_backend(backend)?;
-            let plain = Plain::new(spec, copy.original)?.with_backend(backend)?;
-            matrices.push((encoded, plain, rows as usize, columns as usize));
-            bytes += spec.byte_len();
-            most_rows = most_rows.max(rows as usize);
-            most_columns = most_columns.max(columns as usize);
-        }
-    }
-    if matrices.is_empty() {
-        return Ok(None);
-    }
-    // Any values: they do not change the kernels' speed.
-    let x: Vec<f32> = (0..most_columns).map(|i| (i % 17) as f32 - 8.0).collect();
-    let mut y = vec![0.0; most_rows];
-    let (mut encoded, mut plain) = (Vec::new(), Vec::new());
-    for pass in 0..=PASSES {
-        stop(progress)?;
-        let begin = Instant::now();
-        for (matrix, _, rows, columns) in &matrices {
-            matrix.matmul(&x[..*columns], 1, &mut y[..*rows])?;
-        }
-        let middle = Instant::now();
-        for (_, matrix, rows, columns) in &matrices {
-            matrix.matmul(&x[..*columns], 1, &mut y[..*rows])?;
-        }
-        // The first pass warms up.
-        if pass > 0 {
-            encoded.push((middle - begin).as_secs_f64());
-            plain.push(middle.elapsed().as_secs_f64());
-        }
-    }
-    Ok(Some(Matvec { gbps: rate(bytes, &mut encoded), plain_gbps: rate(bytes, &mut plain) }))
-}
-
-fn stop(progress: &Progress) -> Result<()> {
+pub(crate) fn stop(progress: &Progress) -> Result<()> {
     if progress.is_cancelled() { Err(Error::new(ErrorKind::Cancelled)) } else { Ok(()) }
 }
 
@@ -366,7 +344,7 @@ fn decode_piece(copy: &Copy<'_>, at: usize, dst: &mut [u8], no_checksum: bool) -
     Ok(decoder.decode_blocks(&blocks, dst)?)
 }
 
-impl Measurement {
+impl Rates {
     /// Compressed size / original size.
     pub(crate) fn ratio(&self) -> f64 {
         self.compressed_bytes as f64 / self.original_bytes.max(1) as f64
