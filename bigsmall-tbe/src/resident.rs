@@ -184,7 +184,7 @@ impl Resident {
                     let begin = (row * cols * 2) as u64;
                     let range = begin..begin + out.len() as u64;
                     let payload: &dyn bigsmall_format::ReadAt = &tensor.payload();
-                    decode_here(&*decoder, spec, tensor.table(), payload, range, out)
+                    decode_here(&*decoder, spec, tensor.table(), payload, None, range, out)
                 })?;
                 match packed {
                     Some(packed) => Held::Nibbles(packed),
