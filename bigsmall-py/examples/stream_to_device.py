@@ -32,7 +32,7 @@ def peak() -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(sys.argv[1] if len(sys.argv) > 1 else temporary + "/model.bs")
-        if not path.exists():
+        if len(sys.argv) == 1:
             import multiprocessing
 
             # In another process, so that its memory does not count.

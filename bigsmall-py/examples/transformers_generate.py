@@ -28,7 +28,7 @@ def small_llama(folder: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary + "/model")
-        if not folder.exists():
+        if len(sys.argv) == 1:
             small_llama(folder)
         compressed = Path(temporary) / "model.bs"
         report = bigsmall_rs.compress(folder, compressed)
