@@ -6,22 +6,27 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 
 /// A buffer to read from: bytes that nobody may write to while a call runs.
-pub(crate) struct Input(PyUntypedBuffer);
+pub(crate) struct Input {
+    buffer: PyUntypedBuffer,
+    /// Of which tensor; empty if that is not known.
+    name: String,
+}
 
 impl Input {
     /// The buffer of `object`, which must be C-contiguous.
     pub(crate) fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        contiguous(object).map(Input)
+        Ok(Input { buffer: contiguous(object)?, name: String::new() })
     }
 
     /// The same for a tensor, which errors name.
     pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Self::new(object).map_err(|e| in_tensor(name, e, object.py()))
+        let new = Self::new(object).map_err(|e| in_tensor(name, e, object.py()))?;
+        Ok(Input { name: name.to_owned(), ..new })
     }
 
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        let len = self.0.len_bytes();
+        let len = self.buffer.len_bytes();
         if len == 0 {
             return &[];
         }
@@ -30,12 +35,16 @@ impl Input {
         // the slice. No other part of this module writes to them: `outputs` takes another buffer.
         // That no other thread of Python writes to them is a condition in the documentation of
         // each function, as it is for NumPy's own operations that release the GIL.
-        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts(self.buffer.buf_ptr().cast(), len) }
     }
 }
 
 /// A buffer to write to.
-pub(crate) struct Output(PyUntypedBuffer);
+pub(crate) struct Output {
+    buffer: PyUntypedBuffer,
+    /// As in `Input`.
+    name: String,
+}
 
 impl Output {
     /// The buffer of `object`, which must be C-contiguous and writable.
@@ -44,41 +53,46 @@ impl Output {
         if buffer.readonly() {
             return Err(PyBufferError::new_err("the buffer is read-only"));
         }
-        Ok(Output(buffer))
+        Ok(Output { buffer, name: String::new() })
     }
 
     /// The same for a tensor, which errors name.
     pub(crate) fn of(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Self::new(object).map_err(|e| in_tensor(name, e, object.py()))
+        let new = Self::new(object).map_err(|e| in_tensor(name, e, object.py()))?;
+        Ok(Output { name: name.to_owned(), ..new })
     }
 
     /// Its length in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.0.len_bytes()
+        self.buffer.len_bytes()
     }
 }
 
-/// An error where two of the buffers have bytes in common.
+/// An error where two of the buffers have bytes in common, unless both are only read.
 pub(crate) fn check_apart(outputs: &[Output], inputs: &[Input]) -> PyResult<()> {
-    let outputs = outputs.iter().map(|output| (&output.0, true));
-    let inputs = inputs.iter().map(|input| (&input.0, false));
-    let mut ranges: Vec<(usize, usize, bool)> = outputs
+    let outputs = outputs.iter().map(|o| (&o.buffer, o.name.as_str(), true));
+    let inputs = inputs.iter().map(|i| (&i.buffer, i.name.as_str(), false));
+    let mut ranges: Vec<(usize, usize, bool, &str)> = outputs
         .chain(inputs)
-        .filter(|(buffer, _)| buffer.len_bytes() > 0)
-        .map(|(buffer, written)| {
+        .filter(|(buffer, ..)| buffer.len_bytes() > 0)
+        .map(|(buffer, name, written)| {
             let begin = buffer.buf_ptr() as usize;
-            (begin, begin + buffer.len_bytes(), written)
+            (begin, begin + buffer.len_bytes(), written, name)
         })
         .collect();
     ranges.sort_unstable();
-    // How far the buffers before reach, and those of them that are written to.
-    let (mut all, mut written_to) = (0, 0);
-    for (begin, end, written) in ranges {
-        if begin < written_to || (written && begin < all) {
-            return Err(PyValueError::new_err("buffers overlap"));
+    // How far the buffers before reach, and those of them that are written to; whose that is.
+    let (mut all, mut written_to) = ((0, ""), (0, ""));
+    for (begin, end, written, name) in ranges {
+        let (before, other) = if written { all } else { written_to };
+        if begin < before {
+            return Err(PyValueError::new_err(match (other, name) {
+                ("", _) | (_, "") => "buffers overlap".to_owned(),
+                _ => format!("buffers overlap: those of the tensors {other:?} and {name:?}"),
+            }));
         }
-        all = all.max(end);
-        written_to = if written { written_to.max(end) } else { written_to };
+        all = all.max((end, name));
+        written_to = if written { written_to.max((end, name)) } else { written_to };
     }
     Ok(())
 }
@@ -96,7 +110,7 @@ pub(crate) fn slices(outputs: &mut [Output]) -> PyResult<Vec<&mut [u8]>> {
             // callers with inputs have compared those, too. That no other thread of Python uses
             // the bytes meanwhile is a condition in the documentation of each function, as it is
             // for `readinto` of Python's files.
-            len => unsafe { std::slice::from_raw_parts_mut(output.0.buf_ptr().cast(), len) },
+            len => unsafe { std::slice::from_raw_parts_mut(output.buffer.buf_ptr().cast(), len) },
         })
         .collect())
 }
