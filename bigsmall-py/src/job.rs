@@ -6,7 +6,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use bigsmall_io::{
-    CompressOptions, Encoding, FolderOptions, Level, Progress, Report, RestoreOptions, Result, hex,
+    CompressOptions, Encoding, FolderOptions, IndexOptions, Level, Progress, Report,
+    RestoreOptions, Result, hex,
 };
 use pyo3::exceptions::{PyRuntimeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
@@ -206,6 +207,40 @@ pub(crate) fn transcode<'py>(
         None => bigsmall_io::transcode(&input, &output, &options, progress),
     })?;
     to_dict(py, &report)
+}
+
+/// Makes one model from the shards in a folder.
+#[pyfunction]
+#[pyo3(signature = (dir, original, replace, folder))]
+pub(crate) fn index<'py>(
+    py: Python<'py>,
+    dir: PathBuf,
+    original: Option<PathBuf>,
+    replace: bool,
+    folder: Folder,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = IndexOptions::new().replace(replace).folder(self::folder(folder));
+    let options = original.into_iter().fold(options, IndexOptions::original);
+    let report = run(py, None, |progress| bigsmall_io::index(&dir, &options, progress))?;
+    to_dict(py, &report)
+}
+
+/// Original bytes, estimated bytes, the ratio of both, and estimated seconds.
+#[pyfunction]
+#[pyo3(signature = (input, encoding, level, folder, progress))]
+pub(crate) fn estimate(
+    py: Python<'_>,
+    input: PathBuf,
+    encoding: &str,
+    level: &str,
+    folder: Folder,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(u64, u64, f64, f64)> {
+    let options = CompressOptions::new().encoding(self::encoding(encoding, level)?);
+    let options = options.folder(self::folder(folder));
+    let found =
+        run(py, progress.as_ref(), |progress| bigsmall_io::estimate(&input, &options, progress))?;
+    Ok((found.original_bytes, found.compressed_bytes, found.ratio(), found.seconds))
 }
 
 /// A report as `bigsmall_rs.Report` describes it.

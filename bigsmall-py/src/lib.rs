@@ -22,7 +22,7 @@ mod _bigsmall {
     #[pymodule_export]
     use crate::delta::{apply_deltas, changes, decode_delta, delta_spec, encode_delta};
     #[pymodule_export]
-    use crate::job::{compress, restore, transcode, verify};
+    use crate::job::{compress, estimate, index, restore, transcode, verify};
     #[pymodule_export]
     use crate::loader::Loader;
     #[pymodule_export]

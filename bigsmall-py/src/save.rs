@@ -15,7 +15,8 @@ use crate::job::{encoding, run};
 type Given<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>);
 
 #[pyfunction]
-#[pyo3(signature = (path, tensors, metadata, encoding, level, replace))]
+#[pyo3(signature = (path, tensors, metadata, encoding, level, replace, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 pub(crate) fn save(
     py: Python<'_>,
     path: PathBuf,
@@ -24,10 +25,11 @@ pub(crate) fn save(
     encoding: &str,
     level: &str,
     replace: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<(u64, u64)> {
     let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
     let options = options.replace(replace);
-    let report = with_views(py, tensors, |views, progress| {
+    let report = with_views(py, tensors, progress.as_ref(), |views, progress| {
         bigsmall_io::save_with(&path, views, metadata, &options, progress)
     })?;
     Ok((report.original_bytes, report.compressed_bytes))
@@ -44,7 +46,7 @@ pub(crate) fn save_bytes<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let options = SaveOptions::default().encoding(self::encoding(encoding, level)?);
     let mut shard = Vec::new();
-    with_views(py, tensors, |views, progress| {
+    with_views(py, tensors, None, |views, progress| {
         bigsmall_io::save_to(&mut shard, views, metadata, &options, progress)
     })?;
     Ok(PyBytes::new(py, &shard))
@@ -54,6 +56,7 @@ pub(crate) fn save_bytes<'py>(
 fn with_views(
     py: Python<'_>,
     tensors: Vec<Given<'_>>,
+    callback: Option<&Py<PyAny>>,
     work: impl FnOnce(Vec<(&str, TensorView<'_>)>, &Progress) -> Result<FileReport> + Send,
 ) -> PyResult<FileReport> {
     let inputs = tensors.iter().map(|(name, .., buffer)| Input::of(name, buffer));
@@ -64,5 +67,5 @@ fn with_views(
             Dtype::from_name(dtype).map_err(|e| raise(py, &Error::from(e).in_tensor(name)))?;
         views.push((name.as_str(), TensorView::new(dtype, shape, input.bytes())));
     }
-    run(py, None, |progress| work(views, progress))
+    run(py, callback, |progress| work(views, progress))
 }

@@ -23,7 +23,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bigsmall_rs
-import bigsmall_rs.numpy
+import bigsmall_rs.numpy as shards
 from bigsmall_rs import BigsmallError
 
 
@@ -111,7 +111,7 @@ def test_buffers_of_the_caller(shard: Path, tensors: dict[str, np.ndarray]) -> N
             file.read_into("mask", bytearray(4))
         assert (error.value.rule, error.value.tensor) == ("BufferLength", "mask")
         both = memoryview(bytearray(1_400_000))
-        with pytest.raises(ValueError, match="overlap"):
+        with pytest.raises(ValueError, match='"mask" and "scalar"'):
             file.read_many_into([("mask", both[:3]), ("scalar", both[2:10])])
 
 
@@ -163,6 +163,39 @@ def test_jobs(original: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         wrong: Any = "other"
         bigsmall_rs.compress(original, out, replace=True, encoding=wrong)
+
+
+def test_an_estimate(original: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    found = bigsmall_rs.estimate(original, progress=lambda *n: calls.append(n))
+    made = bigsmall_rs.compress(original, original.with_suffix(".none"), dry_run=True)
+    assert found["original_bytes"] == made["original_bytes"] == calls[-1][0] == calls[-1][1]
+    assert abs(found["ratio"] - made["ratio"]) < 0.02 and found["seconds"] > 0
+    assert bigsmall_rs.estimate(original, encoding="raw")["ratio"] >= 1
+
+
+def test_shards_of_several_machines_become_a_model(tmp_path: Path) -> None:
+    model, whole, made = (tmp_path / name for name in ("model", "whole", "made"))
+    model.mkdir()
+    made.mkdir()
+    parts = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, part in enumerate(parts):
+        shards.save_file({f"layers.{i}.w": np.ones((9, 9), np.float32)}, model / "a.bs")
+        bigsmall_rs.restore(model / "a.bs", model / part)
+        (model / "a.bs").unlink()
+        bigsmall_rs.compress(model / part, (made / part).with_suffix(".bs"))
+    places = {f"layers.{i}.w": part for i, part in enumerate(parts)}
+    index = {"metadata": {"total_size": 648}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model / "config.json").write_text("{}")
+    bigsmall_rs.compress(model, whole)
+    report = bigsmall_rs.index(made, original=model)
+    assert len(report["files"]) == 2
+    assert sorted(p.name for p in made.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert all((made / p.name).read_bytes() == p.read_bytes() for p in whole.iterdir())
+    (made / parts[0]).with_suffix(".bs").unlink()
+    with pytest.raises(FileNotFoundError, match="00001"):
+        bigsmall_rs.index(made, original=model)
 
 
 def test_hidden_files_are_named_or_taken(original: Path, tmp_path: Path) -> None:
@@ -225,8 +258,8 @@ def test_reading_with_a_base(chain: tuple[Path, Path, Path], tmp_path: Path) -> 
     bases = [start, first]
     data = second.read_bytes()
     for found in (
-        bigsmall_rs.numpy.load_file(second, base=bases),
-        bigsmall_rs.numpy.load(data, base=bases),
+        shards.load_file(second, base=bases),
+        shards.load(data, base=bases),
         bigsmall_rs.safe_open(second, "np", base=bases).get_tensors(),
         pickle.loads(pickle.dumps(bigsmall_rs.open(second, base=bases))).get_tensors(),
     ):
@@ -303,7 +336,20 @@ def test_what_a_callback_raises_stops_the_job(large: Path, tmp_path: Path) -> No
 
     with pytest.raises(ZeroDivisionError):
         bigsmall_rs.compress(large, tmp_path / "large.bs", progress=stop)
+    with pytest.raises(ZeroDivisionError):
+        shards.save_file(load_file(large), tmp_path / "large.bs", progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_true_means_a_bar(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = shards.load_file(shard, progress=True)
+    shards.save_file(tensors, tmp_path / "saved.bs", progress=True)
+    with bigsmall_rs.open(shard) as file:
+        file.read_many_into({"mask": bytearray(3)}, True)
+    bars = capsys.readouterr().err
+    assert bars.count("load: 100%") == 2 and bars.count("save: 100%") == 1
 
 
 def test_ctrl_c_stops_a_job(large: Path, tmp_path: Path) -> None:
@@ -399,12 +445,17 @@ def test_the_command(original: Path, tmp_path: Path) -> None:
     assert run("rebase", other, "-o", of_base, "--onto", original, "--force").returncode == 0
     assert run("restore", of_base, "-o", back, "--base", original, "--force").returncode == 0
     assert back.read_bytes() == original.read_bytes()
+    assert "about" in run("estimate", original).stdout
+    assert json.loads(run("estimate", original, "--json").stdout)["ratio"] < 1
     hidden = tmp_path / "model"
     hidden.mkdir()
     shutil.copy(original, hidden)
     (hidden / ".hidden").touch()
     assert "left out '.hidden'" in run("compress", hidden, "-o", tmp_path / "a").stdout
     assert "left out" not in run("compress", hidden, "-o", tmp_path / "b", "--hidden").stdout
+    (tmp_path / "b" / ".hidden").unlink()
+    assert run("index", tmp_path / "b", "--original", hidden, "--hidden").returncode == 0
+    assert (tmp_path / "b" / ".hidden").exists()
 
 
 def test_import_is_quick_and_brings_no_framework() -> None:

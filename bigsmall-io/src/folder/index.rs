@@ -78,9 +78,9 @@ impl IndexOptions {
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
-/// [`ErrorKind::ModelIndex`] for a shard that is missing or was made from another file,
-/// [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`], [`ErrorKind::Cancelled`],
-/// [`ErrorKind::Io`].
+/// [`ErrorKind::ModelIndex`] for a shard that was made from another file,
+/// [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`], [`ErrorKind::Cancelled`];
+/// [`ErrorKind::Io`], also for a shard that the original has and `dir` has not.
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
     let folder = Folder::open(dir, Links::Within, progress.stop())?;

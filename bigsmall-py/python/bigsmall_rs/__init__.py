@@ -19,16 +19,31 @@ from __future__ import annotations
 from ._bigsmall import __version__, layer_of
 from ._errors import BigsmallError
 from ._file import File, Slice, open, safe_open
-from ._jobs import FileReport, Report, compress, inspect, rebase, restore, transcode, verify
+from ._jobs import (
+    Estimate,
+    FileReport,
+    Report,
+    compress,
+    estimate,
+    index,
+    inspect,
+    rebase,
+    restore,
+    transcode,
+    verify,
+)
 
 __all__ = [
     "BigsmallError",
+    "Estimate",
     "File",
     "FileReport",
     "Report",
     "Slice",
     "__version__",
     "compress",
+    "estimate",
+    "index",
     "inspect",
     "layer_of",
     "open",

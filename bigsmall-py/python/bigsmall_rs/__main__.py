@@ -1,4 +1,4 @@
-"""The command: `python -m bigsmall_rs compress|restore|verify|inspect|transcode|rebase`."""
+"""The command: `python -m bigsmall_rs COMMAND`; `--help` names the commands."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show what is in a shard or folder of shards")
     transcode = commands.add_parser("transcode", help="rewrite a shard in another encoding")
     rebase = commands.add_parser("rebase", help="rewrite a shard as differences from another base")
-    for command in (compress, restore, verify, inspect, transcode, rebase):
+    estimate = commands.add_parser("estimate", help="what compress would make, from samples")
+    index = commands.add_parser("index", help="make one model from shards of several machines")
+    for command in (compress, restore, verify, inspect, transcode, rebase, estimate, index):
         command.add_argument("input")
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (compress, transcode, rebase):
+    for command in (compress, transcode, rebase, estimate):
         command.add_argument("--encoding", choices=["ans", "raw", "tbe3", "tbe4"], default="ans")
         command.add_argument("--level", choices=["fast", "default", "small"], default="default")
     rebase.add_argument("--onto", required=True, help="the new base")
     for command in (compress, restore, transcode, rebase):
         command.add_argument("-o", "--output", required=True)
+    index.add_argument("--original", help="the folder that the shards were made from")
+    for command in (compress, restore, transcode, rebase, index):
         command.add_argument(
-            "--force", action="store_true", dest="replace", help="replace an existing output"
+            "--force", action="store_true", dest="replace", help="replace what exists"
         )
     for command in (compress, verify, transcode, rebase):
         command.add_argument("--md5", action="store_true", help="MD5 of every tensor")
@@ -50,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--ignore-free-space", action="store_true", help="begin without enough")
     for command in (compress, restore, verify, transcode, rebase):
         command.add_argument("--base", action="append", default=[], help="a base; more than once")
-    for command in (compress, restore, verify):
+    for command in (compress, restore, verify, estimate, index):
         command.add_argument("--hidden", action="store_true", help="hidden files, too")
         command.add_argument("--max-files", type=int, help="the most files of a folder")
         command.add_argument("--max-depth", type=int, help="the most folders in one another")
@@ -62,8 +66,9 @@ def _run(a: argparse.Namespace, bar: bool) -> Any:
     del options["json"]
     function = getattr(bigsmall_rs, options.pop("command"))
     paths = [options.pop(name) for name in ("input", "output") if name in options]
-    # `inspect`, which is quick, has no options.
-    return function(*paths, **options, progress=bar) if options else function(*paths)
+    if a.command not in ("inspect", "index"):  # which are quick
+        options["progress"] = bar
+    return function(*paths, **options)
 
 
 def _show(command: str, report: Any, seconds: float) -> None:
@@ -77,7 +82,7 @@ def _show(command: str, report: Any, seconds: float) -> None:
             print(f"{sizes}  {encoding:<5} {t['dtype']:<8} {t['name']!a} {list(t['shape'])}")
         for base in (base for f in report["files"] for base in f["bases"]):
             print(f"base sha256 {base['sha256']} {base['hint']!a}")
-    else:
+    elif command != "estimate":
         for f in report["files"]:
             print(f"{f['name']!a}  sha256 {f['sha256']}")
             for name, md5 in f["md5"].items():
@@ -88,7 +93,11 @@ def _show(command: str, report: Any, seconds: float) -> None:
             names += f" and {more} more" if more > 0 else ""
             print(f"left out {names} (--hidden takes hidden files, but no .git)")
     original, compressed = _size(report["original_bytes"]), _size(report["compressed_bytes"])
-    print(f"{original} <-> {compressed}: {100 * report['ratio']:.2f} % in {seconds:.2f} s")
+    ratio = 100 * report["ratio"]
+    if command == "estimate":
+        print(f"{original} -> about {compressed}: {ratio:.1f} % in about {report['seconds']:.1f} s")
+    else:
+        print(f"{original} <-> {compressed}: {ratio:.2f} % in {seconds:.2f} s")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,8 @@ __all__ = [
     "decode_delta",
     "delta_spec",
     "encode_delta",
+    "estimate",
+    "index",
     "layer_of",
     "restore",
     "save",
@@ -117,6 +119,12 @@ def transcode(
     max_expansion: int | None,
     progress: _Progress | None,
 ) -> dict[str, Any]: ...
+def index(
+    dir: _Path, original: _Path | None, replace: bool, folder: _Folder
+) -> dict[str, Any]: ...
+def estimate(
+    input: _Path, encoding: str, level: str, folder: _Folder, progress: _Progress | None
+) -> tuple[int, int, float, float]: ...
 def save(
     path: _Path,
     tensors: Sequence[_Given],
@@ -124,6 +132,7 @@ def save(
     encoding: str,
     level: str,
     replace: bool,
+    progress: _Progress | None = None,
 ) -> tuple[int, int]: ...
 def save_bytes(
     tensors: Sequence[_Given], metadata: dict[str, str] | None, encoding: str, level: str

@@ -9,7 +9,7 @@ from typing import Any, Self
 from . import _bigsmall
 from ._errors import BigsmallError
 from ._frameworks import Framework, framework, memory
-from ._jobs import Base, Progress, paths
+from ._jobs import Base, Progress, Shown, paths
 
 __all__ = ["File", "Slice", "open", "safe_open"]
 
@@ -130,13 +130,25 @@ class File:
         return self._framework.to_device(tensor, self._device)
 
     def get_tensors(
-        self, names: Iterable[str] | None = None, progress: Progress | None = None
+        self, names: Iterable[str] | None = None, progress: Progress | bool | None = None
     ) -> dict[str, Any]:
         """Many tensors, or all of them, in one parallel read.
 
+        Args:
+            names: Names of tensors; `None` for all.
+            progress: Called with the bytes done and the bytes to do; `True` shows a bar of tqdm
+                where tqdm is installed.
+
         Raises:
             BigsmallError: There is no tensor of that name, or one is damaged.
+            KeyboardInterrupt: Ctrl-C, within about 256 MiB of decoded bytes.
         """
+        with Shown("load", progress) as callback:
+            return self._get_tensors(names, callback)
+
+    def _get_tensors(
+        self, names: Iterable[str] | None, progress: Progress | None
+    ) -> dict[str, Any]:
         wanted = list(self._infos if names is None else names)
         made, model = self._framework, self._model
         if str(self._device) != "cpu":
@@ -188,23 +200,24 @@ class File:
     def read_many_into(
         self,
         tensors: Mapping[str, Any] | Iterable[tuple[str, Any]],
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> None:
         """Decodes many tensors in one parallel read: `{name: out}`, where each `out` is as in
         `read_into` and no two overlap.
 
         Args:
             tensors: Names and buffers.
-            progress: Called with the bytes done and the bytes to do.
+            progress: As in `get_tensors`.
 
         Raises:
             BigsmallError: As in `read_into`; names and lengths are checked before anything is read.
-            ValueError: Two buffers overlap.
+            ValueError: Two buffers overlap; the message names both tensors.
             KeyboardInterrupt: Ctrl-C, within about 256 MiB of decoded bytes.
         """
         # Kept during the call.
         pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-        self._model.read_many_into([(name, memory(out)) for name, out in pairs], progress)
+        with Shown("load", progress) as callback:
+            self._model.read_many_into([(name, memory(out)) for name, out in pairs], callback)
 
 
 class Slice:

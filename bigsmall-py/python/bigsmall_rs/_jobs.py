@@ -9,7 +9,17 @@ from typing import Any, Literal, TypedDict, cast
 from . import _bigsmall
 
 __all__ = [
-    "Report", "FileReport", "compress", "inspect", "rebase", "restore", "transcode", "verify"
+    "Estimate",
+    "FileReport",
+    "Report",
+    "compress",
+    "estimate",
+    "index",
+    "inspect",
+    "rebase",
+    "restore",
+    "transcode",
+    "verify",
 ]
 
 Path = str | os.PathLike[str]
@@ -50,6 +60,17 @@ class Report(TypedDict):
     """Files and folders of the input that are not in the output: hidden ones, and every `.git`."""
 
 
+class Estimate(TypedDict):
+    """What `compress` would make of an input. Sizes are in bytes."""
+
+    original_bytes: int
+    compressed_bytes: int
+    ratio: float
+    """Compressed over original; smaller is better."""
+    seconds: float
+    """How long `compress` would take on this machine."""
+
+
 class _Bar:
     """A bar of tqdm as a progress callback."""
 
@@ -70,7 +91,7 @@ class _Bar:
             self._bar.close()
 
 
-class _Shown:
+class Shown:
     """The callback behind `progress=`, as a context: `True` means a bar of tqdm."""
 
     def __init__(self, what: str, progress: Progress | bool | None) -> None:
@@ -141,7 +162,7 @@ def compress(
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
     folder = hidden, max_files, max_depth
-    with _Shown("compress", progress) as callback:
+    with Shown("compress", progress) as callback:
         report = _bigsmall.compress(
             input, output, encoding, level, paths(base), md5, replace, dry_run, folder, callback
         )
@@ -186,7 +207,7 @@ def restore(
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
     folder = hidden, max_files, max_depth
-    with _Shown("restore", progress) as callback:
+    with Shown("restore", progress) as callback:
         report = _bigsmall.restore(
             input,
             output,
@@ -228,7 +249,7 @@ def verify(
         KeyboardInterrupt: Ctrl-C.
     """
     folder = hidden, max_files, max_depth
-    with _Shown("verify", progress) as callback:
+    with Shown("verify", progress) as callback:
         report = _bigsmall.verify(path, paths(base), md5, max_expansion, folder, callback)
     return cast(Report, report)
 
@@ -265,7 +286,7 @@ def transcode(
         BigsmallError: As in `restore` and `compress`.
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
-    with _Shown("transcode", progress) as callback:
+    with Shown("transcode", progress) as callback:
         report = _bigsmall.transcode(
             input, output, None, encoding, level, paths(base), md5, replace, max_expansion, callback
         )
@@ -303,11 +324,76 @@ def rebase(
         BigsmallError: As in `restore` and `compress`.
         KeyboardInterrupt: Ctrl-C. Nothing is left behind.
     """
-    with _Shown("rebase", progress) as callback:
+    with Shown("rebase", progress) as callback:
         report = _bigsmall.transcode(
             input, output, onto, encoding, level, paths(base), md5, replace, max_expansion, callback
         )
     return cast(Report, report)
+
+
+def index(
+    folder: Path,
+    *,
+    original: Path | None = None,
+    replace: bool = False,
+    hidden: bool = False,
+    max_files: int | None = None,
+    max_depth: int | None = None,
+) -> Report:
+    """Makes one model from the shards that several machines wrote into `folder`: writes the index
+    file and the model card there. The shards are opened, not decoded.
+
+    Args:
+        folder: The folder of shards.
+        original: The folder that the shards were made from. All its other files are copied; the
+            result is then that of `compress` of it, byte by byte.
+        replace: Replace existing files that have other contents.
+        hidden: As in `compress`.
+        max_files: As in `compress`.
+        max_depth: As in `compress`.
+
+    Raises:
+        BigsmallError: A tensor is in two shards (rule `"ModelTensor"`); a shard was made from
+            another file (`"ModelIndex"`); a file with other contents exists (`"OutputExists"`).
+        FileNotFoundError: The shard of a file of `original` is missing.
+        KeyboardInterrupt: Ctrl-C. The next call makes what is missing.
+    """
+    report = _bigsmall.index(folder, original, replace, (hidden, max_files, max_depth))
+    return cast(Report, report)
+
+
+def estimate(
+    input: Path,
+    *,
+    encoding: Encoding = "ans",
+    level: Level = "default",
+    hidden: bool = False,
+    max_files: int | None = None,
+    max_depth: int | None = None,
+    progress: Progress | bool | None = None,
+) -> Estimate:
+    """What `compress` would make of a safetensors file or a folder, and how long it would take. A
+    few blocks of every tensor are encoded; identical tensors are not looked for.
+
+    Args:
+        input: A safetensors file, or a folder, of which only the safetensors files count.
+        encoding: As in `compress`.
+        level: As in `compress`.
+        hidden: As in `compress`.
+        max_files: As in `compress`.
+        max_depth: As in `compress`.
+        progress: As in `compress`.
+
+    Raises:
+        BigsmallError: The input is not a valid safetensors file, or reading failed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    folder = hidden, max_files, max_depth
+    with Shown("estimate", progress) as callback:
+        found = _bigsmall.estimate(input, encoding, level, folder, callback)
+    return Estimate(
+        original_bytes=found[0], compressed_bytes=found[1], ratio=found[2], seconds=found[3]
+    )
 
 
 def inspect(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import _bigsmall, _np
 from ._file import File
-from ._jobs import Base, Encoding, Level, Progress
+from ._jobs import Base, Encoding, Level, Progress, Shown
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -23,12 +23,13 @@ def load_file(
     *,
     base: Base = (),
     backend: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> dict[str, Any]:
     """All tensors of a shard or a folder of shards, in one parallel read.
 
-    Memory: the tensors, and 32 MiB. `base` is as in `bigsmall_rs.open`. `backend` is for calls
-    written for safetensors and means nothing: there is one way to read.
+    Memory: the tensors, and 32 MiB. `base` is as in `bigsmall_rs.open`, `progress` as in
+    `File.get_tensors`. `backend` is for calls written for safetensors and means nothing: there is
+    one way to read.
 
     Raises:
         BigsmallError: The file is damaged, or a dtype is unknown to NumPy and ml_dtypes.
@@ -51,17 +52,20 @@ def save_file(
     *,
     encoding: Encoding = "ans",
     level: Level = "default",
+    progress: Progress | bool | None = None,
 ) -> None:
     """Saves arrays as a shard, which restores to what `safetensors.numpy.save_file` writes.
 
-    An existing file is replaced once the new one is complete and checked. Ctrl-C is noticed after
-    that.
+    An existing file is replaced once the new one is complete and checked. `progress` is as in
+    `bigsmall_rs.compress`.
 
     Raises:
         BigsmallError: safetensors has no such dtype; writing failed.
+        KeyboardInterrupt: Ctrl-C. An existing file is as it was.
     """
     tensors = [_np.given(name, array) for name, array in tensor_dict.items()]
-    _bigsmall.save(filename, tensors, metadata, encoding, level, True)
+    with Shown("save", progress) as callback:
+        _bigsmall.save(filename, tensors, metadata, encoding, level, True, callback)
 
 
 def save(

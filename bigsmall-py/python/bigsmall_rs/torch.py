@@ -18,7 +18,7 @@ import torch
 from . import _bigsmall, _pt
 from ._errors import BigsmallError
 from ._file import File, Slice
-from ._jobs import Base, Encoding, Level, Progress
+from ._jobs import Base, Encoding, Level, Progress, Shown
 
 __all__ = [
     "LazyStateDict",
@@ -46,12 +46,12 @@ def load_file(
     *,
     base: Base = (),
     backend: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a shard or a folder of shards, decoded straight into their memory.
 
     Memory: the tensors and 32 MiB; with another device than the CPU one layer of main memory.
-    `base` is as in `bigsmall_rs.open`. `backend` is for calls
+    `base` is as in `bigsmall_rs.open`, `progress` as in `File.get_tensors`. `backend` is for calls
     written for safetensors and means nothing: there is one way to read.
 
     Raises:
@@ -75,19 +75,22 @@ def save_file(
     *,
     encoding: Encoding = "ans",
     level: Level = "default",
+    progress: Progress | bool | None = None,
 ) -> None:
     """Saves tensors as a shard, which restores to what `safetensors.torch.save_file` writes.
 
     An existing file is replaced once the new one is complete and checked. Tensors on a device are
-    copied to main memory.
+    copied to main memory. `progress` is as in `bigsmall_rs.compress`.
 
     Raises:
         ValueError: A tensor is sparse or not contiguous.
         RuntimeError: Tensors share memory; `save_model` deals with those of a module.
         BigsmallError: safetensors has no such dtype; writing failed.
+        KeyboardInterrupt: Ctrl-C. An existing file is as it was.
     """
     given, kept = _given(tensors)
-    _bigsmall.save(filename, given, metadata, encoding, level, True)
+    with Shown("save", progress) as callback:
+        _bigsmall.save(filename, given, metadata, encoding, level, True, callback)
     del kept
 
 
