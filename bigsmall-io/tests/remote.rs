@@ -417,8 +417,11 @@ fn a_server_that_says_nothing_is_given_up() {
 /// The command, with nothing of the machine's own settings.
 fn bigsmall(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
-    for name in ["HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HOME", "HF_HUB_OFFLINE"] {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        let shown = name.to_string_lossy();
+        if shown.starts_with("HF_") || shown.starts_with("HUGGING") || shown == "XDG_CACHE_HOME" {
+            command.env_remove(name);
+        }
     }
     command.env("NO_PROXY", "*").env("HOME", dir).current_dir(dir).args(args);
     command.envs(env.iter().copied()).output().unwrap()
@@ -646,4 +649,85 @@ fn names_of_the_hub_never_lead_out() {
         assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(!d.join("stolen").exists() && !d.join("in/out").exists());
     }
+}
+
+#[test]
+fn what_the_hub_refuses_is_said_in_its_own_words_and_what_to_do() {
+    const GATED: &str = "Access to model o/n is restricted.\u{1b}[31m Please log in.";
+    const ESCAPED: &str = "restricted.\\u{1b}[31m Please log in.";
+    let dir = tempfile::tempdir().unwrap();
+    let in_body = |status: u16, words: &str| Reply {
+        body: serde_json::json!({ "error": words }).to_string().into(),
+        ..Reply::status(status)
+    };
+    let code = |reply: Reply, code: &str| reply.with("X-Error-Code", code);
+    let message = |status: u16, words: &str| Reply::status(status).with("X-Error-Message", words);
+    let token = [("HF_TOKEN", "hf_secret")];
+    let log_in = "set HF_TOKEN or log in with `hf auth login`";
+    let long = "x".repeat(20_000);
+    for (reply, env, expected) in [
+        (code(in_body(401, GATED), "GatedRepo"), &[][..], vec![ESCAPED, log_in, "licence at"]),
+        (
+            code(message(403, "not in the authorized list"), "GatedRepo"),
+            &token,
+            vec!["not in the authorized list", "accept the licence at http", "/o/n, with"],
+        ),
+        (message(403, "Forbidden: hf_secret"), &token, vec!["Forbidden: ...", "a token that may"]),
+        (code(in_body(401, "No such"), "RepoNotFound"), &[], vec!["No such", "check the name; if"]),
+        (code(in_body(404, "No such"), "RepoNotFound"), &token, vec!["whether the token may read"]),
+        (in_body(401, "Invalid credentials"), &token, vec!["the token is not valid", log_in]),
+        (Reply::status(401), &[], vec!["HTTP 401", log_in]),
+        (message(404, "Invalid rev id: main"), &[], vec!["Invalid rev id: main", "what there is"]),
+        (in_body(403, &long), &[], vec!["HTTP 403", "a token that may read"]),
+        (in_body(403, &"y".repeat(9000)), &[], vec!["yy... (9000 bytes) ...yy", "a token that"]),
+        (Reply::status(429).with("Retry-After", 1), &[], vec!["HTTP 429", "wait 1 seconds"]),
+    ] {
+        let server = Server::new(move |_, _| reply.clone());
+        let endpoint = server.url("");
+        let env = [&[("HF_ENDPOINT", &*endpoint)], env].concat();
+        let output = bigsmall(dir.path(), &["verify", "hf://o/n"], &env);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(expected.iter().all(|text| stderr.contains(text)), "{expected:?} in {stderr}");
+        assert!(!stderr.contains("hf_secret") && !stderr.contains('\u{1b}'), "{stderr}");
+        assert!(stderr.len() < 3000, "{}", stderr.len());
+    }
+}
+
+#[test]
+fn the_token_is_found_where_the_hub_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let server = Server::new(|_, _| Reply::status(404));
+    let endpoint = server.url("");
+    let file = |name: &str| {
+        let path = d.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("of {name}\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let sent = |env: &[(&str, &str)]| {
+        let env = [&[("HF_ENDPOINT", &*endpoint)], env].concat();
+        bigsmall(d, &["verify", "hf://o/n"], &env);
+        let request = server.requests().pop().unwrap();
+        request.header("authorization").map(|t| t.strip_prefix("Bearer ").unwrap().to_owned())
+    };
+    assert_eq!(sent(&[]), None);
+    file(".cache/huggingface/token");
+    assert_eq!(sent(&[]).as_deref(), Some("of .cache/huggingface/token"));
+    file("xdg/huggingface/token");
+    let xdg = d.join("xdg");
+    let xdg = ("XDG_CACHE_HOME", xdg.to_str().unwrap());
+    assert_eq!(sent(&[xdg]).as_deref(), Some("of xdg/huggingface/token"));
+    file("home/token");
+    let home = d.join("home");
+    let home = ("HF_HOME", home.to_str().unwrap());
+    assert_eq!(sent(&[xdg, home]).as_deref(), Some("of home/token"));
+    let path = file("elsewhere");
+    let path = ("HF_TOKEN_PATH", &*path);
+    assert_eq!(sent(&[xdg, home, path]).as_deref(), Some("of elsewhere"));
+    let old = ("HUGGING_FACE_HUB_TOKEN", "old");
+    assert_eq!(sent(&[home, path, old]).as_deref(), Some("old"));
+    assert_eq!(sent(&[home, path, old, ("HF_TOKEN", " new\n")]).as_deref(), Some("new"));
+    assert_eq!(sent(&[home, path, ("HF_TOKEN", "")]).as_deref(), Some("of elsewhere"));
 }

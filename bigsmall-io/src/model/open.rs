@@ -69,7 +69,8 @@ impl Model {
     /// `path` may also be a URL:
     /// - `https://host/model.bs` or `https://host/model.bs.index.json` (feature `http`);
     /// - `hf://owner/name`, `hf://owner/name@revision/file.bs` (feature `hub`; environment:
-    ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_HUB_OFFLINE`);
+    ///   `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_CACHE` and
+    ///   `HF_HUB_OFFLINE`; without a token in the environment, that of `hf auth login`);
     /// - `s3://bucket/folder/model.bs`, also `gs://` and `az://` (feature `cloud`; the environment
     ///   of [`object_store`](https://docs.rs/object_store)).
     ///

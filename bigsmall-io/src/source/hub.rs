@@ -1,6 +1,7 @@
 //! Models on the Hugging Face Hub: its URLs, and the local cache of its programs.
 
 use std::env;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use bigsmall_format::Shard;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::names::{Role, SAFETENSORS, SHARD, role};
+use crate::os;
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, RemoteFolder};
@@ -62,6 +64,9 @@ impl<'a> Place<'a> {
     }
 }
 
+/// The most bytes of the file of a token.
+const TOKEN: u64 = 64 << 10;
+
 /// Settings from the environment, under the names that Hugging Face's programs use.
 struct Settings {
     endpoint: String,
@@ -74,14 +79,24 @@ impl Settings {
     fn of_environment() -> Self {
         let var = |name| env::var(name).ok().filter(|v| !v.is_empty());
         let path = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let home = || {
-            let home = path("HOME").or_else(|| path("USERPROFILE"));
-            path("HF_HOME").or_else(|| Some(home?.join(".cache").join("huggingface")))
+        let cache = || {
+            let home = || path("HOME").or_else(|| path("USERPROFILE"));
+            path("XDG_CACHE_HOME").or_else(|| Some(home()?.join(".cache")))
         };
+        let home = || path("HF_HOME").or_else(|| Some(cache()?.join("huggingface")));
+        let in_file = || {
+            let file = path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
+            let mut text = String::new();
+            os::open_regular(&file).ok()?.take(TOKEN).read_to_string(&mut text).ok()?;
+            Some(text)
+        };
+        // As the Hub's programs do, which leave out line ends and spaces.
+        let clean = |token: String| Some(token.trim().to_owned()).filter(|t| !t.is_empty());
+        let token = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|n| clean(var(n)?));
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Settings {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: var("HF_TOKEN"),
+            token: token.or_else(|| clean(in_file()?)),
             cache: path("HF_HUB_CACHE").or_else(|| Some(home()?.join("hub"))),
             offline: var("HF_HUB_OFFLINE").is_some_and(|v| !matches!(&*v, "0" | "false" | "no")),
         }
@@ -142,8 +157,9 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
             );
         }
     }
-    let client = Client::new(HttpOptions::new().token(settings.token), stop.clone());
     let repository = format!("{}/{owner}/{name}", settings.endpoint);
+    let options = HttpOptions::new().token(settings.token);
+    let client = Client::of_hub(options, stop.clone(), repository.clone());
     let in_url = encoded(&revision).replace('/', "%2F");
     let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);
     let (commit, names) = match client.text(&listing).and_then(|text| listed(&text)) {

@@ -45,17 +45,9 @@ pub(crate) fn cut(error: std::io::Error) -> Failure {
     Failure::Passing(Error::from(error), None)
 }
 
-/// The error for an unexpected status.
-pub(crate) fn refusal(answer: &Response<Body>, expected: &str) -> Failure {
-    let status = answer.status();
-    let error = remote(expected, format!("HTTP {status}"));
-    match status.as_u16() {
-        408 | 429 | 500 | 502 | 503 | 504 => {
-            let seconds = text(answer.headers(), header::RETRY_AFTER).and_then(|s| s.parse().ok());
-            Failure::Passing(error, seconds.map(Duration::from_secs))
-        }
-        _ => Failure::Final(error),
-    }
+/// How long the server asks to wait.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    text(headers, header::RETRY_AFTER)?.parse().ok().map(Duration::from_secs)
 }
 
 pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {

@@ -6,16 +6,20 @@ use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "hub")]
+use ureq::ResponseExt as _;
 use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use crate::error::Result;
 use crate::progress::Stop;
 use crate::source::file::REMOTE_THREADS;
-use crate::source::http::answer::{Failure, broken, remote, text};
 #[cfg(feature = "hub")]
-use crate::source::http::answer::{cut, refusal};
+use crate::source::http::answer::cut;
+use crate::source::http::answer::{Failure, broken, remote, retry_after, text};
 use crate::source::http::options::HttpOptions;
+#[cfg(feature = "hub")]
+use crate::source::http::refused::Refused;
 use crate::source::url::{joined, same_origin};
 
 /// The most redirects of one request.
@@ -29,6 +33,9 @@ const TEXT: u64 = 64 << 20;
 pub(crate) struct Client {
     agent: Agent,
     options: HttpOptions,
+    /// The page of the repository, where the server is a Hub.
+    #[cfg(feature = "hub")]
+    page: Option<String>,
     stop: Stop,
 }
 
@@ -46,6 +53,16 @@ pub(crate) enum Want {
 impl Client {
     /// `stop` ends every wait for a server.
     pub(crate) fn new(options: HttpOptions, stop: Stop) -> Arc<Self> {
+        Arc::new(Self::with(options, stop))
+    }
+
+    /// The same for the repository of a Hub whose page is `page`: a refusal has the Hub's own words.
+    #[cfg(feature = "hub")]
+    pub(crate) fn of_hub(options: HttpOptions, stop: Stop, page: String) -> Arc<Self> {
+        Arc::new(Client { page: Some(page), ..Self::with(options, stop) })
+    }
+
+    fn with(options: HttpOptions, stop: Stop) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -56,7 +73,13 @@ impl Client {
             .max_idle_connections(2 * REMOTE_THREADS)
             .user_agent(concat!("bigsmall/", env!("CARGO_PKG_VERSION")))
             .build();
-        Arc::new(Client { agent: config.into(), options, stop })
+        Client {
+            agent: config.into(),
+            options,
+            #[cfg(feature = "hub")]
+            page: None,
+            stop,
+        }
     }
 
     /// Repeats `work` until it succeeds, fails permanently or runs out of attempts.
@@ -88,8 +111,8 @@ impl Client {
         }
     }
 
-    /// Sends one request and follows redirects. The caller checks the status; [`refusal`] makes an
-    /// error of an unexpected one.
+    /// Sends one request and follows redirects. The caller checks the status;
+    /// [`refusal`](Self::refusal) makes an error of an unexpected one.
     pub(crate) fn send(
         &self,
         url: &str,
@@ -131,6 +154,25 @@ impl Client {
         Err(remote(format!("at most {REDIRECTS} redirects"), "more").into())
     }
 
+    /// The error for an unexpected status.
+    pub(crate) fn refusal(&self, answer: Response<Body>, expected: &str) -> Failure {
+        let status = answer.status();
+        let wait = retry_after(answer.headers());
+        let error = remote(expected, format!("HTTP {status}"));
+        #[cfg(feature = "hub")]
+        let error = match &self.page {
+            // Where the Hub redirects to, others answer.
+            Some(page) if same_origin(page, &answer.get_uri().to_string()) => {
+                error.found(Refused::by(answer, page, self.options.token.as_deref()))
+            }
+            _ => error,
+        };
+        match status.as_u16() {
+            408 | 429 | 500 | 502 | 503 | 504 => Failure::Passing(error, wait),
+            _ => Failure::Final(error),
+        }
+    }
+
     /// Fetches a text.
     #[cfg(feature = "hub")]
     pub(crate) fn text(self: &Arc<Self>, url: &str) -> Result<String> {
@@ -138,7 +180,7 @@ impl Client {
         let bytes = self.tried(move |client| {
             let answer = client.send(&url, Want::All)?;
             if answer.status() != 200 {
-                return Err(refusal(&answer, "a text"));
+                return Err(client.refusal(answer, "a text"));
             }
             let mut bytes = Vec::new();
             let mut body = answer.into_body().into_reader().take(TEXT + 1);

@@ -12,8 +12,7 @@ use ureq::http::header;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Stop;
 use crate::source::http::answer::{
-    ContentRange, Failure, body_into, check_plain, content_range, cut, refusal, remote, text,
-    validator,
+    ContentRange, Failure, body_into, check_plain, content_range, cut, remote, text, validator,
 };
 use crate::source::http::client::{Client, Want};
 use crate::source::http::options::HttpOptions;
@@ -114,7 +113,7 @@ impl HttpFile {
                 _ => Self::asked(client, url)?,
             },
             400 | 405 | 501 => Self::asked(client, url)?,
-            _ => return Err(refusal(&answer, "a file")),
+            _ => return Err(client.refusal(answer, "a file")),
         };
         let mut opened = file(byte_len, known, Vec::new());
         let kept = byte_len.min(tail_len);
@@ -131,7 +130,7 @@ impl HttpFile {
     fn asked(client: &Client, url: &str) -> std::result::Result<(u64, u64), Failure> {
         let answer = client.send(url, Want::Head)?;
         if answer.status() != 200 {
-            return Err(refusal(&answer, "a file"));
+            return Err(client.refusal(answer, "a file"));
         }
         check_plain(answer.headers())?;
         let len =
@@ -193,7 +192,7 @@ impl Wanted {
                 return Err(remote(format!("bytes {offset}-{last}"), found).into());
             }
             416 => return Err(changed().found("a range past its end").into()),
-            _ => return Err(refusal(&answer, "a range")),
+            _ => return Err(client.refusal(answer, "a range")),
         }
         let mut bytes = zeroed(self.len as u64)?;
         body_into(answer, &mut bytes)?;

@@ -5,3 +5,5 @@ pub(crate) mod client;
 pub(crate) mod file;
 pub(crate) mod folder;
 pub(crate) mod options;
+#[cfg(feature = "hub")]
+pub(crate) mod refused;
