@@ -2,16 +2,16 @@
 
 mod bits;
 mod classes;
-mod coded;
-mod decode;
+pub(crate) mod coded;
+pub(crate) mod decode;
 mod encode;
 mod encoding;
 pub(crate) mod head;
 mod kinds;
 mod plan;
 mod slice;
-mod sparse;
-mod values;
+pub(crate) mod sparse;
+pub(crate) mod values;
 
 pub use encoding::Delta;
 pub use slice::{

@@ -3,7 +3,11 @@
 use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
+use crate::delta::coded::Sections;
+use crate::delta::decode as delta;
 use crate::delta::head::Head as DeltaHead;
+use crate::delta::sparse::{self, GroupCounts};
+use crate::delta::values::at_least;
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
@@ -36,11 +40,30 @@ impl<'a> Job<'a> {
         Job { states, words, position: 0, group_tables, group: 0 }
     }
 
+    /// Calls `work`, a kernel that reads past the words it needs, with a copy of the last words and
+    /// zeros behind them, and takes over how far it came: for the last groups of a block. `None` if
+    /// there are more words than that.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn with_last_words<T>(&mut self, work: impl FnOnce(&mut Job<'_>) -> T) -> Option<T> {
+        let rest = self.words.get(2 * self.position..).unwrap_or(&[]);
+        let mut words = [0; LAST_WORDS * 4];
+        words.get_mut(..rest.len()).filter(|_| rest.len() <= LAST_WORDS * 2)?.copy_from_slice(rest);
+        let Job { states, group_tables, group, .. } = *self;
+        let mut job = Job { states, words: &words, position: 0, group_tables, group };
+        let result = work(&mut job);
+        (self.states, self.group) = (job.states, job.group);
+        self.position += job.position;
+        Some(result)
+    }
+
     /// Words used so far.
     pub(crate) fn position(&self) -> usize {
         self.position
     }
 }
+
+/// Words that [`Job::with_last_words`] copies at most: a group, and a vector.
+const LAST_WORDS: usize = GROUP + LANES;
 
 /// One block to encode, last symbol to first.
 pub(crate) struct EncodeJob<'a> {
@@ -132,12 +155,34 @@ pub(crate) trait Kernels: Sync {
         zeros::expand(unit_bytes, mask, units, begin);
     }
 
-    /// Puts the values of a delta block, which are in the order of classes, in place of the base's
-    /// units, where the backend has a kernel for such units: returns whether it has. `values` holds
-    /// one for each unit, and [`MERGE_ROOM`] more.
-    fn merge(&self, head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
-        let _ = (head, values, units);
-        false
+    /// [`delta::join`].
+    fn values(
+        &self,
+        head: &DeltaHead,
+        sections: &Sections<'_>,
+        symbols: &[u8],
+        extra: &[u8],
+        values: &mut [u64],
+    ) -> Result<()> {
+        delta::join(head, sections, symbols, extra, values, at_least)
+    }
+
+    /// [`delta::merge`]: puts the values of a delta block, which are in the order of classes, in
+    /// place of the base's units, which are whole groups. `values` holds one for each unit, and
+    /// [`MERGE_ROOM`] more, `classes` as many as there are units.
+    fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+        delta::merge(head, values, units, classes);
+    }
+
+    /// [`sparse::count_classes`].
+    fn count_classes(
+        &self,
+        head: &DeltaHead,
+        base: &[u8],
+        classes: &mut [u8],
+        counts: &mut [GroupCounts],
+    ) {
+        sparse::count_classes(head, base, classes, counts, sparse::count);
     }
 
     /// Encodes every job.

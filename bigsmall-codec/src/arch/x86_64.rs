@@ -41,5 +41,79 @@ macro_rules! plain_loops {
     };
 }
 
+/// The plain loops of deltas, compiled for the instructions `$features`.
+macro_rules! plain_delta_loops {
+    ($features:literal, $count:ident) => {
+        #[target_feature(enable = $features)]
+        fn values(
+            head: &DeltaHead,
+            sections: &Sections<'_>,
+            symbols: &[u8],
+            extra: &[u8],
+            values: &mut [u64],
+        ) -> Result<()> {
+            delta::decode::join(head, sections, symbols, extra, values, |symbols, power| {
+                crate::arch::x86_64::delta::at_least(symbols, power)
+            })
+        }
+
+        #[target_feature(enable = $features)]
+        fn plain_merge(head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+            delta::decode::merge(head, values, units, classes);
+        }
+
+        #[target_feature(enable = $features)]
+        fn count_classes(
+            head: &DeltaHead,
+            base: &[u8],
+            classes: &mut [u8],
+            counts: &mut [GroupCounts],
+        ) {
+            delta::sparse::count_classes(head, base, classes, counts, |group| {
+                crate::arch::x86_64::delta::$count(group)
+            });
+        }
+    };
+}
+
+/// Those methods of `Kernels`, from the functions of [`plain_delta_loops`] and a function that
+/// merges, or returns false.
+macro_rules! delta_methods {
+    ($merge:path) => {
+        fn values(
+            &self,
+            head: &DeltaHead,
+            sections: &Sections<'_>,
+            symbols: &[u8],
+            extra: &[u8],
+            out: &mut [u64],
+        ) -> Result<()> {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { values(head, sections, symbols, extra, out) }
+        }
+
+        fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe {
+                if !$merge(head, bytemuck::cast_slice(values), units) {
+                    plain_merge(head, values, units, classes);
+                }
+            }
+        }
+
+        fn count_classes(
+            &self,
+            head: &DeltaHead,
+            base: &[u8],
+            classes: &mut [u8],
+            counts: &mut [GroupCounts],
+        ) {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { count_classes(head, base, classes, counts) }
+        }
+    };
+}
+
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+mod delta;

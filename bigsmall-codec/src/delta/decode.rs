@@ -5,12 +5,11 @@ use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::Bits;
-use super::classes::Classes;
 use super::coded::Sections;
 use super::head::Head;
 use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
-use super::sparse::{self, Change};
-use super::values::{Word, at_least};
+use super::sparse::{self, Change, GroupCounts};
+use super::values::{Word, for_unit};
 use crate::block::{finish_states, read_raw};
 use crate::kernels::{Job, Kernels, MERGE_ROOM};
 use crate::planes::{self, GROUP, packed_len};
@@ -22,8 +21,9 @@ pub(crate) struct Scratch {
     symbols: Vec<u8>,
     values: Vec<u64>,
     classes: Vec<u8>,
+    counts: Vec<GroupCounts>,
     extra: Vec<u8>,
-    pub(crate) changes: Vec<Change>,
+    changes: Vec<Change>,
 }
 
 /// What a block is.
@@ -63,14 +63,14 @@ pub(crate) fn decode<W: Word>(
     scratch: &mut Scratch,
 ) -> Result<()> {
     // Coded blocks wait for each other: two at once keep both halves of the machine busy.
-    let mut coded: [Option<(Box<Sections<'_>>, &mut [u8])>; 2] = [None, None];
+    let mut coded: [Option<Coded<'_>>; 2] = [None, None];
     for ((block, units), coded) in blocks.iter().zip(units).zip(&mut coded) {
         match Block::read(head, block, units.len())? {
             Block::Same => {}
             Block::Raw(body) => units.copy_from_slice(body),
-            Block::Coded(sections) => *coded = Some((sections, units)),
+            Block::Coded(sections) => *coded = Some((sections, Some(units))),
             Block::Sparse(bytes, by_class) => {
-                read_changes::<W>(head, bytes, by_class, units, scratch)?;
+                read_changes::<W>(head, kernels, bytes, by_class, units, scratch)?;
                 for change in &scratch.changes {
                     let unit = &mut units[change.position as usize * size_of::<W>()..];
                     let unit = &mut unit[..size_of::<W>()];
@@ -79,16 +79,74 @@ pub(crate) fn decode<W: Word>(
             }
         }
     }
-    let mut symbols = std::mem::take(&mut scratch.symbols);
-    let done = decode_coded::<W>(head, kernels, coded, &mut symbols, scratch);
-    scratch.symbols = symbols;
-    done
+    decode_coded::<W>(head, kernels, coded, scratch)
+}
+
+/// The changes of a block that was checked, places and new values, so that it need not be decoded
+/// again; `None` where they are too many.
+pub(crate) type Kept = Option<Vec<(u32, u64)>>;
+
+/// Changes are kept if no more than one unit in so many differs.
+const KEPT_BELOW: usize = 64;
+
+/// Checks that one or two blocks decode.
+pub(crate) fn check<W: Word>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    blocks: &[&[u8]],
+    bases: [&[u8]; 2],
+    kept: &mut [Kept],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let mut coded: [Option<Coded<'_>>; 2] = [None, None];
+    for (((block, base), coded), kept) in blocks.iter().zip(bases).zip(&mut coded).zip(kept) {
+        *kept = None;
+        match Block::read(head, block, base.len())? {
+            Block::Same => *kept = Some(Vec::new()),
+            Block::Raw(_) => {}
+            Block::Coded(sections) => *coded = Some((sections, None)),
+            Block::Sparse(bytes, by_class) => {
+                read_changes::<W>(head, kernels, bytes, by_class, base, scratch)?;
+                if scratch.changes.len() * KEPT_BELOW <= base.len() / size_of::<W>() {
+                    let mut changes = Vec::new();
+                    push_changes::<W>(head, base, &scratch.changes, &mut changes)?;
+                    *kept = Some(changes);
+                }
+            }
+        }
+    }
+    decode_coded::<W>(head, kernels, coded, scratch)
+}
+
+/// Makes changes that were kept.
+pub(crate) fn patch<W: Word>(changes: &[(u32, u64)], units: &mut [u8]) {
+    for &(position, value) in changes {
+        let unit = &mut units[position as usize * size_of::<W>()..][..size_of::<W>()];
+        W::from_u64(value).write(unit);
+    }
+}
+
+/// Appends the places of changes and the new values.
+fn push_changes<W: Word>(
+    head: &Head,
+    base: &[u8],
+    changes: &[Change],
+    out: &mut Vec<(u32, u64)>,
+) -> Result<()> {
+    reserve(out, changes.len())?;
+    out.extend(changes.iter().map(|change| {
+        let unit = &base[change.position as usize * size_of::<W>()..][..size_of::<W>()];
+        let new = sparse::apply(change, head.field.is_float(), W::read(unit));
+        (change.position, new.to_u64())
+    }));
+    Ok(())
 }
 
 /// The units that a block changes and their new values, if it is empty or sparse; false for a block
 /// of another kind.
 pub(crate) fn changes<W: Word>(
     head: &Head,
+    kernels: &dyn Kernels,
     block: &[u8],
     base: &[u8],
     scratch: &mut Scratch,
@@ -97,14 +155,8 @@ pub(crate) fn changes<W: Word>(
     match Block::read(head, block, base.len())? {
         Block::Same => {}
         Block::Sparse(bytes, by_class) => {
-            read_changes::<W>(head, bytes, by_class, base, scratch)?;
-            reserve(out, scratch.changes.len())?;
-            for change in &scratch.changes {
-                let unit = &base[change.position as usize * size_of::<W>()..];
-                let unit = W::read(&unit[..size_of::<W>()]);
-                let new = sparse::apply(change, head.field.is_float(), unit);
-                out.push((change.position, new.to_u64()));
-            }
+            read_changes::<W>(head, kernels, bytes, by_class, base, scratch)?;
+            push_changes::<W>(head, base, &scratch.changes, out)?;
         }
         Block::Raw(_) | Block::Coded(_) => return Ok(false),
     }
@@ -112,46 +164,64 @@ pub(crate) fn changes<W: Word>(
 }
 
 /// Reads the changes of a sparse block into the scratch, in the order of classes.
-pub(crate) fn read_changes<W: Word>(
+fn read_changes<W: Word>(
     head: &Head,
+    kernels: &dyn Kernels,
     bytes: &[u8],
     by_class: bool,
     base: &[u8],
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let classes = if by_class { head.sparse } else { Classes { n: 1, top: 0 } };
-    let Scratch { classes: of_units, changes, .. } = scratch;
-    sparse::read::<W>((classes, head.field), bytes, base, of_units, changes)
+    let Scratch { classes, counts, changes, .. } = scratch;
+    if by_class && head.sparse.n > 1 {
+        let n_units = base.len() / size_of::<W>();
+        set_len(classes, n_units)?;
+        set_len(counts, n_units.div_ceil(GROUP))?;
+        let (classes, counts) = (&mut classes[..n_units], &mut counts[..n_units.div_ceil(GROUP)]);
+        kernels.count_classes(head, base, classes, counts);
+        sparse::read_by_class(head.sparse.n, bytes, (classes, counts), changes)
+    } else {
+        sparse::read(bytes, base.len() / size_of::<W>(), changes)
+    }
 }
+
+/// A coded block, and its base's units, which the new ones replace; without them it is checked
+/// alone.
+type Coded<'a> = (Box<Sections<'a>>, Option<&'a mut [u8]>);
 
 fn decode_coded<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    blocks: [Option<(Box<Sections<'_>>, &mut [u8])>; 2],
-    symbols: &mut Vec<u8>,
+    blocks: [Option<Coded<'_>>; 2],
     scratch: &mut Scratch,
 ) -> Result<()> {
-    match blocks {
+    let mut symbols = std::mem::take(&mut scratch.symbols);
+    let mut finish = |s: &Sections<'_>, units, job: Job<'_>, symbols: &[u8]| {
+        finish_block::<W>(head, kernels, (s, job), symbols, units, scratch)
+    };
+    let done = match blocks {
         [Some((a, units_a)), Some((b, units_b))] if a.n_groups == b.n_groups => {
             let n = a.n_groups * GROUP;
-            set_len(symbols, 2 * n)?;
-            let (first, second) = symbols.split_at_mut(n);
-            let mut jobs =
-                [&a, &b].map(|s| Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups]));
-            kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut *first, &mut second[..n]]);
-            let [job_a, job_b] = jobs;
-            finish_block::<W>(head, kernels, (&a, job_a), first, units_a, scratch)?;
-            finish_block::<W>(head, kernels, (&b, job_b), &second[..n], units_b, scratch)
+            set_len(&mut symbols, 2 * n).and_then(|()| {
+                let (first, second) = symbols[..2 * n].split_at_mut(n);
+                let mut jobs = [a.job(), b.job()];
+                kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut *first, &mut *second]);
+                let [job_a, job_b] = jobs;
+                finish(&a, units_a, job_a, first)?;
+                finish(&b, units_b, job_b, second)
+            })
         }
         blocks => blocks.into_iter().flatten().try_for_each(|(s, units)| {
             let n = s.n_groups * GROUP;
-            set_len(symbols, n)?;
-            let mut jobs = [Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])];
+            set_len(&mut symbols, n)?;
+            let mut jobs = [s.job()];
             kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
             let [job] = jobs;
-            finish_block::<W>(head, kernels, (&s, job), &symbols[..n], units, scratch)
+            finish(&s, units, job, &symbols[..n])
         }),
-    }
+    };
+    scratch.symbols = symbols;
+    done
 }
 
 /// Units from decoded symbols.
@@ -160,7 +230,7 @@ fn finish_block<W: Word>(
     kernels: &dyn Kernels,
     (s, job): (&Sections<'_>, Job<'_>),
     symbols: &[u8],
-    units: &mut [u8],
+    units: Option<&mut [u8]>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let n = s.n_groups * GROUP;
@@ -170,27 +240,49 @@ fn finish_block<W: Word>(
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
     set_len(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
-    let values: &mut [W] = &mut bytemuck::cast_slice_mut(values)[..n + MERGE_ROOM];
-    join(head, s, symbols, extra, &mut values[..n])?;
+    kernels.values(head, s, symbols, extra, values)?;
+    let Some(units) = units else { return Ok(()) };
     let (grouped, tail) = units.split_at_mut(n * size_of::<W>());
-    if !kernels.merge(head, bytemuck::cast_slice(values), grouped) {
-        set_len(classes, n)?;
-        let classes = &mut classes[..n];
-        W::classes(head.classes, head.field, grouped, classes);
-        W::merge(head, classes, &mut Classes::starts(classes), values, grouped);
-    }
+    set_len(classes, n)?;
+    kernels.merge(head, values, grouped, &mut classes[..n]);
     tail.copy_from_slice(s.tail);
     Ok(())
 }
 
-/// Values from symbols, low planes and extra bits, group by group.
-fn join<W: Word>(
+/// [`Word::merge`] for the units of `head`; `values` has room for 8 bytes each.
+#[inline(always)]
+pub(crate) fn merge(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+    #[inline(always)]
+    fn of<W: Word>(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+        W::merge(head, classes, bytemuck::cast_slice(values), units);
+    }
+    for_unit!(head.unit_bytes, of(head, values, units, classes));
+}
+
+/// Values from symbols, low planes and extra bits, group by group, as many as there are symbols.
+/// `at_least` says which of 32 bytes are at least a power of two.
+#[inline(always)]
+pub(crate) fn join(
     head: &Head,
     s: &Sections<'_>,
     symbols: &[u8],
     extra: &[u8],
-    values: &mut [W],
+    values: &mut [u64],
+    at_least: impl Fn(&[u8; 32], u32) -> u32,
 ) -> Result<()> {
+    for_unit!(head.unit_bytes, join_units(head, s, symbols, extra, values, &at_least))
+}
+
+#[inline(always)]
+fn join_units<W: Word>(
+    head: &Head,
+    s: &Sections<'_>,
+    symbols: &[u8],
+    extra: &[u8],
+    values: &mut [u64],
+    at_least: &impl Fn(&[u8; 32], u32) -> u32,
+) -> Result<()> {
+    let values: &mut [W] = bytemuck::cast_slice_mut(values);
     let mut lows = s.lows;
     let mut bits = Bits::new(extra);
     let groups = symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
@@ -217,7 +309,7 @@ fn join<W: Word>(
 
 /// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near
 /// values.
-#[inline(never)]
+#[inline(always)]
 fn add_extra<W: Word>(
     head: &Head,
     shift: u32,
@@ -245,6 +337,7 @@ fn add_extra<W: Word>(
 }
 
 /// Adds the low bits of one group.
+#[inline(always)]
 fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
     let (planes, rest) = packed.split_at((shift / 8) as usize * GROUP);
     for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
@@ -258,6 +351,94 @@ fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
         planes::unpack(&rest[..packed_len(bits)], bits, &mut top);
         for (value, &b) in values.iter_mut().zip(&top) {
             *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bigsmall_format::Dtype;
+
+    use super::*;
+    use crate::backend::{backends, kernels};
+    use crate::delta::classes::{Classes, Field};
+    use crate::delta::sparse::count;
+
+    /// What FORMAT.md says, unit by unit.
+    fn merge_one_by_one<W: Word>(head: &Head, values: &[u64], units: &mut [u8]) {
+        let values: &[W] = bytemuck::cast_slice(values);
+        let bytes = size_of::<W>();
+        let mut classes = vec![0; units.len() / bytes];
+        W::classes(head.classes, head.field, units, &mut classes);
+        let mut values = values.iter();
+        for class in 0..8 {
+            let places = (0..classes.len()).filter(|&i| classes[i] == class);
+            for (i, &value) in places.zip(&mut values) {
+                let unit = &mut units[i * bytes..][..bytes];
+                let base = W::read(unit);
+                let new = match head.is_turned(class) {
+                    true => W::turned_back(base, value, head.field.is_float()),
+                    false => W::add(base, value, head.field.is_float()),
+                };
+                new.write(unit);
+            }
+        }
+    }
+
+    #[test]
+    fn backends_merge_and_count_alike() {
+        let mut state = 7u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            state ^ state >> 29
+        };
+        let floats =
+            [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
+        let others = [(Dtype::I8, 1), (Dtype::F4, 1)];
+        let all = floats.iter().flat_map(|&dtype| (1..=8).map(move |k| (dtype, k)));
+        for (dtype, k) in all.chain(others) {
+            for (n_groups, modes) in [(1, 0), (3, 0xff), (6, 0x5a), (1, random() as u8)] {
+                let modes = modes & ((1u16 << k) - 1) as u8;
+                let mask = Field::of(dtype).mask;
+                let top = (random() as u32 % 12 + 3) & mask;
+                let classes = Classes { n: k, top };
+                let sparse = Classes { n: if mask == 0 { 1 } else { 2 * k }, top };
+                let head = Head::new(dtype, 5, GROUP, (classes, modes), sparse, Vec::new());
+                let n = n_groups * GROUP;
+                let base: Vec<u8> = (0..n)
+                    .flat_map(|_| {
+                        let exponent = random() % 20 & u64::from(mask);
+                        let sign = random() << 63 >> (64 - 8 * head.unit_bytes);
+                        let unit = exponent << head.field.shift | random() >> 61 | sign;
+                        unit.to_le_bytes().into_iter().take(head.unit_bytes)
+                    })
+                    .collect();
+                let room = (n + MERGE_ROOM) * head.unit_bytes / 8;
+                let values: Vec<u64> = (0..room).map(|_| random()).collect();
+                let mut expected = base.clone();
+                for_unit!(head.unit_bytes, merge_one_by_one(&head, &values, &mut expected));
+                // A part of a group at the end.
+                let units = &base[..base.len() - 8 * head.unit_bytes];
+                let mut found: Option<(Vec<u8>, Vec<GroupCounts>)> = None;
+                for backend in backends() {
+                    let kernels = kernels(backend).expect("one of this machine");
+                    let (mut out, mut classes) = (base.clone(), vec![9; n]);
+                    kernels.merge(&head, &values, &mut out, &mut classes);
+                    assert!(out == expected, "{dtype} {k} {modes:#x} {backend}");
+                    let mut counts = vec![[0; 16]; n_groups];
+                    classes.truncate(n - 8);
+                    kernels.count_classes(&head, units, &mut classes, &mut counts);
+                    let plain = found.get_or_insert_with(|| (classes.clone(), counts.clone()));
+                    assert!(*plain == (classes, counts), "{dtype} {k} {backend}");
+                }
+                let (classes, counts) = found.expect("one backend");
+                for (class, n) in counts[0].iter().enumerate() {
+                    let group = &classes[..GROUP.min(classes.len())];
+                    let of_class = group.iter().filter(|&&c| usize::from(c) == class).count();
+                    assert_eq!(usize::from(*n), of_class);
+                }
+                assert_eq!(count(&[15; GROUP])[15], 256);
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The encoding and its backends; the API for tensors in memory is in `slice.rs`.
 
-use bigsmall_format::internal::set_len;
 use bigsmall_format::{
     Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
     TensorEncoding, TensorSpec,
 };
 
+use super::decode::Kept;
 use super::head::Head;
-use super::values::Word;
+use super::values::{Word, for_unit};
 use super::{decode, encode, plan};
 use crate::backend::{self, kernels};
 use crate::kernels::Kernels;
@@ -63,18 +63,6 @@ impl Delta {
     pub fn backend(&self) -> Backend {
         self.backend
     }
-}
-
-/// Calls a function for the unit of that many bytes.
-macro_rules! for_unit {
-    ($bytes:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {
-        match $bytes {
-            1 => $($function)::+::<u8>($($argument),*),
-            2 => $($function)::+::<u16>($($argument),*),
-            4 => $($function)::+::<u32>($($argument),*),
-            _ => $($function)::+::<u64>($($argument),*),
-        }
-    };
 }
 
 struct Encoder {
@@ -189,33 +177,22 @@ impl Decoder {
         for_unit!(head.unit_bytes, decode::decode(head, *kernels, blocks, units, scratch))
     }
 
-    /// Decodes one block in place of the base's units.
-    pub(super) fn decode_block(
+    /// Checks that one or two blocks decode, without touching the units of the base. `kept` are the
+    /// changes of blocks that have few.
+    pub(super) fn check_some(
         &self,
-        block: &[u8],
-        units: &mut [u8],
+        blocks: &[&[u8]],
+        bases: [&[u8]; 2],
+        kept: &mut [Kept],
         scratch: &mut decode::Scratch,
     ) -> Result<()> {
-        self.decode_some(&[block], [units, &mut []], scratch)
+        let Decoder { head, kernels, .. } = self;
+        for_unit!(head.unit_bytes, decode::check(head, *kernels, blocks, bases, kept, scratch))
     }
-}
 
-impl Decoder {
-    /// Checks that a block decodes, without touching the units of the base.
-    pub(super) fn check_block(
-        &self,
-        block: &[u8],
-        base: &[u8],
-        aside: &mut Vec<u8>,
-        scratch: &mut decode::Scratch,
-    ) -> Result<()> {
-        if self.changes(block, base, scratch, &mut Vec::new())? {
-            return Ok(());
-        }
-        set_len(aside, base.len())?;
-        let aside = &mut aside[..base.len()];
-        aside.copy_from_slice(base);
-        self.decode_block(block, aside, scratch)
+    /// Makes changes that were kept.
+    pub(super) fn patch(&self, changes: &[(u32, u64)], units: &mut [u8]) {
+        for_unit!(self.head.unit_bytes, decode::patch(changes, units));
     }
 
     /// The units that a block changes and their new values, if it is empty or sparse; false for a
@@ -227,8 +204,8 @@ impl Decoder {
         scratch: &mut decode::Scratch,
         out: &mut Vec<(u32, u64)>,
     ) -> Result<bool> {
-        let head = &self.head;
-        for_unit!(head.unit_bytes, decode::changes(head, block, base, scratch, out))
+        let Decoder { head, kernels, .. } = self;
+        for_unit!(head.unit_bytes, decode::changes(head, *kernels, block, base, scratch, out))
     }
 }
 

@@ -6,7 +6,8 @@ use bigsmall_format::{
     Result, TensorSpec, encode_tensor, encode_tensor_with_base,
 };
 
-use super::encoding::{DECODING, Delta};
+use super::decode::Kept;
+use super::encoding::{DECODING, Decoder, Delta};
 use crate::scratch::with_scratch;
 use crate::slice::{check_dtype, check_len, swap_bytes};
 use crate::{Ans, Element};
@@ -129,12 +130,16 @@ fn decode(
 }
 
 /// Applies a frame of [`encode_delta`] to its base in place, on all cores: weights that are in use
-/// become the new ones. Everything is checked and decoded aside before the first weight changes;
-/// after an error all weights are as they were, unless it is [`Rule::Memory`]: where memory ends in
-/// the second pass, blocks that were applied before stay applied. Sparse blocks touch only the
-/// weights that change.
+/// become the new ones. Everything is checked before the first weight changes; after an error all
+/// weights are as they were, unless it is [`Rule::Memory`]: where memory ends in the second pass,
+/// blocks that were applied before stay applied.
 ///
-/// Memory: one decoded block for each thread.
+/// The weights are read once, to compare them with the checksums of the base, and of sparse blocks
+/// no others than those that change are written. Blocks in which many weights change are decoded
+/// twice.
+///
+/// Memory: two decoded blocks for each thread, and 16 bytes for each weight that changes in blocks
+/// in which at most one in 64 does.
 ///
 /// ```
 /// use bigsmall_codec::{Rule, apply_delta, encode_delta};
@@ -181,58 +186,108 @@ pub fn apply_deltas_bytes(tensors: &mut [(&str, &[u8], &mut [u8])]) -> Result<()
     for (name, frame, live) in tensors.iter() {
         let one = || {
             let tensor = EncodedView::parse(frame)?;
-            let decoder = check(&tensor, live)?;
-            Ok((tensor, decoder))
+            let checked = check(&tensor, live)?;
+            Ok((tensor, checked))
         };
         reserve(&mut checked, 1)?;
         checked.push(one().map_err(|e: Error| e.in_tensor(name))?);
     }
-    for ((tensor, decoder), (name, _, live)) in checked.iter().zip(tensors) {
-        replace(tensor, &**decoder, live).map_err(|e| e.in_tensor(name))?;
+    for ((tensor, checked), (name, _, live)) in checked.iter().zip(tensors) {
+        replace(tensor, checked, live).map_err(|e| e.in_tensor(name))?;
     }
     Ok(())
 }
 
 fn apply(tensor: &EncodedView<'_>, live: &mut [u8]) -> Result<()> {
-    let decoder = check(tensor, live)?;
-    replace(tensor, &*decoder, live)
+    let checked = check(tensor, live)?;
+    replace(tensor, &checked, live)
 }
 
-/// Checks and decodes everything aside. Returns what decodes it.
-fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Box<dyn BlockDecoder>> {
+/// What replaces the weights of a tensor that was checked.
+enum Checked {
+    Alone(Box<dyn BlockDecoder>),
+    /// With what was kept of each block.
+    Delta(Decoder, Vec<Kept>),
+}
+
+/// Blocks that are decoded at a time.
+const PAIR: usize = 2;
+
+/// Checks and decodes everything aside.
+fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Checked> {
     check_len(tensor.spec(), live.len())?;
     tensor.check_head()?;
     let named = |e: Error| e.in_tensor(tensor.spec().name());
-    let blocks: Vec<_> = (0..).zip(live.chunks(tensor.spec().block_bytes())).collect();
+    let block_bytes = tensor.spec().block_bytes();
+    let first = (0..).step_by(PAIR);
+    let pairs = first.zip(live.chunks(PAIR * block_bytes)).collect::<Vec<_>>();
     if tensor.encoding() != EncodingId::Delta {
         let decoder = tensor.open(&Ans::default())?;
-        let check = |aside: &mut Vec<u8>, (index, live): (u64, &[u8])| {
-            tensor.check_block(index)?;
+        let check = |aside: &mut Vec<u8>, (first, live): (u64, &[u8])| {
+            let (blocks, n) = blocks(tensor, first);
+            (first..first + n as u64).try_for_each(|index| tensor.check_block(index))?;
             set_len(aside, live.len())?;
-            decoder.decode_blocks(&[tensor.block(index)], &mut aside[..live.len()])
+            decoder.decode_blocks(&blocks[..n], &mut aside[..live.len()])
         };
-        for_each_in_parallel(blocks.into_iter(), Vec::new, check).map_err(named)?;
-        return Ok(decoder);
+        for_each_in_parallel(pairs.into_iter(), Vec::new, check).map_err(named)?;
+        return Ok(Checked::Alone(decoder));
     }
     let decoder = Delta::default().decoder(tensor.spec(), tensor.head())?;
-    for_each_in_parallel(blocks.into_iter(), Default::default, |aside, (index, live)| {
-        tensor.check_block(index)?;
-        tensor.table().check_base(index, live)?;
-        with_scratch(&DECODING, |scratch| {
-            decoder.check_block(tensor.block(index), live, aside, scratch)
-        })
-    })
+    let mut kept = Vec::new();
+    set_len(&mut kept, tensor.table().n_blocks() as usize)?;
+    let pairs = pairs.into_iter().zip(kept.chunks_mut(PAIR)).collect::<Vec<_>>();
+    for_each_in_parallel(
+        pairs.into_iter(),
+        || (),
+        |(), ((first, live), kept)| {
+            let (blocks, n) = blocks(tensor, first);
+            let mut bases = [&live[..0]; PAIR];
+            for ((index, live), base) in (first..).zip(live.chunks(block_bytes)).zip(&mut bases) {
+                tensor.check_block(index)?;
+                tensor.table().check_base(index, live)?;
+                *base = live;
+            }
+            with_scratch(&DECODING, |scratch| {
+                decoder.check_some(&blocks[..n], bases, kept, scratch)
+            })
+        },
+    )
     .map_err(named)?;
-    Ok(Box::new(decoder))
+    Ok(Checked::Delta(decoder, kept))
+}
+
+/// The blocks of a pair, and how many they are.
+fn blocks<'a>(tensor: &'a EncodedView<'_>, first: u64) -> ([&'a [u8]; PAIR], usize) {
+    let n = (tensor.table().n_blocks() - first).min(PAIR as u64) as usize;
+    let of = |i: usize| if i < n { tensor.block(first + i as u64) } else { &[] };
+    (std::array::from_fn(of), n)
 }
 
 /// Decodes in place what [`check`] has checked.
-fn replace(tensor: &EncodedView<'_>, decoder: &dyn BlockDecoder, live: &mut [u8]) -> Result<()> {
-    let blocks = (0..).zip(live.chunks_mut(tensor.spec().block_bytes())).collect::<Vec<_>>();
-    let replace = |(): &mut (), (index, live): (u64, &mut [u8])| {
-        decoder.decode_blocks(&[tensor.block(index)], live)
+fn replace(tensor: &EncodedView<'_>, checked: &Checked, live: &mut [u8]) -> Result<()> {
+    let block_bytes = tensor.spec().block_bytes();
+    let first = (0..).step_by(PAIR);
+    let pairs = first.zip(live.chunks_mut(PAIR * block_bytes)).collect::<Vec<_>>();
+    let replace = |(): &mut (), (first, live): (u64, &mut [u8])| {
+        let (blocks, n) = blocks(tensor, first);
+        let blocks = &blocks[..n];
+        let (decoder, kept) = match checked {
+            Checked::Alone(decoder) => return decoder.decode_blocks(blocks, live),
+            Checked::Delta(decoder, kept) => (decoder, &kept[first as usize..][..n]),
+        };
+        if kept.iter().all(Option::is_none) {
+            return decoder.decode_blocks(blocks, live);
+        }
+        let pieces = blocks.iter().zip(live.chunks_mut(block_bytes));
+        kept.iter().zip(pieces).try_for_each(|(kept, (block, live))| match kept {
+            Some(changes) => {
+                decoder.patch(changes, live);
+                Ok(())
+            }
+            None => decoder.decode_blocks(&[*block], live),
+        })
     };
-    for_each_in_parallel(blocks.into_iter(), || (), replace)
+    for_each_in_parallel(pairs.into_iter(), || (), replace)
         .map_err(|e| e.in_tensor(tensor.spec().name()))
 }
 

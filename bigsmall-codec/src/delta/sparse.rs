@@ -2,13 +2,12 @@
 //! section 10.5).
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::internal::{reserve, set_len};
+use bigsmall_format::internal::reserve;
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits, golomb_len, rice_len};
-use super::classes::{Classes, Field};
-use super::values::Word;
-use crate::block::MAX_GROUPS;
+use super::head::{Head, MAX_SPARSE_CLASSES};
+use super::values::{Word, at_least, for_unit};
 use crate::planes::GROUP;
 
 /// Bits of the Rice parameter of gaps.
@@ -189,78 +188,111 @@ fn wrong(expected: String) -> Error {
     Error::new(Rule::DeltaChanges).expected(expected)
 }
 
-/// Reads the changes of a block, whose base's units are `base`, in the order of classes.
-pub(crate) fn read<W: Word>(
-    (classes, field): (Classes, Field),
+/// Reads the changes of a block of `n_units` units, all of one class.
+pub(crate) fn read(bytes: &[u8], n_units: usize, changes: &mut Vec<Change>) -> Result<()> {
+    changes.clear();
+    let mut reader = Reader::new(bytes);
+    let n = reader.n_of_class()?;
+    reader.begin_class(n, n_units as u32)?;
+    reserve(changes, n as usize)?;
+    while let Some((rank, is_less, distance)) = reader.next()? {
+        changes.push(Change { position: rank, rank, class: 0, is_less, distance });
+    }
+    reader.bits.finish(Rule::DeltaChanges)
+}
+
+/// How many units of each class a group has.
+pub(crate) type GroupCounts = [u16; MAX_SPARSE_CLASSES as usize];
+
+/// Reads the changes of a block in the order of classes, given the class of each unit and their
+/// numbers in each group.
+pub(crate) fn read_by_class(
+    n_classes: u32,
     bytes: &[u8],
-    base: &[u8],
-    scratch: &mut Vec<u8>,
+    (classes, counts): (&[u8], &[GroupCounts]),
     changes: &mut Vec<Change>,
 ) -> Result<()> {
     changes.clear();
-    let n_units = (base.len() / size_of::<W>()) as u32;
     let mut reader = Reader::new(bytes);
-    if classes.n == 1 {
-        let n = reader.n_of_class()?;
-        reader.begin_class(n, n_units)?;
-        reserve(changes, n as usize)?;
-        while let Some((rank, is_less, distance)) = reader.next()? {
-            changes.push(Change { position: rank, rank, class: 0, is_less, distance });
-        }
-        return reader.bits.finish(Rule::DeltaChanges);
+    let mut totals = [0; MAX_SPARSE_CLASSES as usize];
+    for counts in counts {
+        totals.iter_mut().zip(counts).for_each(|(sum, &n)| *sum += u32::from(n));
     }
-    set_len(scratch, n_units as usize)?;
-    W::classes(classes, field, base, scratch);
-    // How many units of the class there are in each group.
-    let mut counts = [0; MAX_GROUPS];
-    for class in 0..classes.n as u8 {
+    for (class, total) in (0..n_classes as u8).zip(totals) {
         let n = reader.n_of_class()?;
-        if n == 0 {
-            continue;
-        }
-        let groups = scratch.chunks(GROUP);
-        counts.iter_mut().zip(groups).for_each(|(n, group)| *n = count(group, class));
-        let n_groups = scratch.len().div_ceil(GROUP);
-        reader.begin_class(n, counts[..n_groups].iter().map(|&n| u32::from(n)).sum())?;
+        reader.begin_class(n, total)?;
         reserve(changes, n as usize)?;
-        // The group of the next change, the rank of its first unit; in it, the next unit to look at
-        // and its rank.
-        let (mut group, mut first, mut at, mut rank) = (0, 0, 0, 0);
-        while let Some((wanted, is_less, distance)) = reader.next()? {
-            while wanted >= first + u32::from(counts[group]) {
-                first += u32::from(counts[group]);
-                group += 1;
-                (at, rank) = (group * GROUP, first);
-            }
+        // The group of the next change, and the rank of its first unit.
+        let (mut group, mut first) = (0, 0);
+        while let Some((rank, is_less, distance)) = reader.next()? {
             loop {
-                let is_of_class = scratch[at] == class;
-                at += 1;
-                if is_of_class {
-                    rank += 1;
-                    if rank > wanted {
-                        break;
-                    }
+                let n = u32::from(counts[group][usize::from(class)]);
+                if rank < first + n {
+                    break;
                 }
+                first += n;
+                group += 1;
             }
-            let position = at as u32 - 1;
-            changes.push(Change { position, rank: wanted, class, is_less, distance });
+            let in_group = nth(&classes[group * GROUP..], class, rank - first);
+            let position = (group * GROUP + in_group) as u32;
+            changes.push(Change { position, rank, class, is_less, distance });
         }
     }
     reader.bits.finish(Rule::DeltaChanges)
 }
 
-/// How many of at most 256 bytes are `class`.
+/// The place of the byte that `n` others before it equal, all of them `class`. It exists.
+fn nth(classes: &[u8], class: u8, mut n: u32) -> usize {
+    for (i, piece) in classes.chunks(32).enumerate() {
+        let mut differ = [1; 32];
+        differ.iter_mut().zip(piece).for_each(|(differ, &c)| *differ = c ^ class);
+        let mut equal = !at_least(&differ, 1);
+        let n_equal = equal.count_ones();
+        if n < n_equal {
+            (0..n).for_each(|_| equal &= equal - 1);
+            return 32 * i + equal.trailing_zeros() as usize;
+        }
+        n -= n_equal;
+    }
+    unreachable!("the counts of a group are those of its units")
+}
+
+/// The classes of units by their bases, those of sparse blocks, and their numbers in each group, by
+/// `count`.
 #[inline(always)]
-fn count(group: &[u8], class: u8) -> u16 {
-    let (words, rest) = group.as_chunks::<32>();
-    let mut sums = [0u8; 32];
-    for word in words {
-        for (sum, &c) in sums.iter_mut().zip(word) {
-            *sum += u8::from(c == class);
+pub(crate) fn count_classes(
+    head: &Head,
+    base: &[u8],
+    classes: &mut [u8],
+    counts: &mut [GroupCounts],
+    count: impl Fn(&[u8; GROUP]) -> GroupCounts,
+) {
+    #[inline(always)]
+    fn of<W: Word>(head: &Head, base: &[u8], classes: &mut [u8]) {
+        W::classes(head.sparse, head.field, base, classes);
+    }
+    for_unit!(head.unit_bytes, of(head, base, classes));
+    let (groups, rest) = classes.as_chunks::<GROUP>();
+    for (group, counts) in groups.iter().zip(&mut *counts) {
+        *counts = count(group);
+    }
+    if let Some(counts) = counts.get_mut(groups.len()) {
+        let mut group = [u8::MAX; GROUP];
+        group[..rest.len()].copy_from_slice(rest);
+        *counts = count(&group);
+    }
+}
+
+/// The numbers of units of each class in a group.
+pub(crate) fn count(group: &[u8; GROUP]) -> GroupCounts {
+    // Four at a time, so that equal neighbours do not wait for each other.
+    let mut counts = [[0u8; MAX_SPARSE_CLASSES as usize + 1]; 4];
+    for four in group.as_chunks::<4>().0 {
+        for (counts, &class) in counts.iter_mut().zip(four) {
+            counts[usize::from(class).min(MAX_SPARSE_CLASSES as usize)] += 1;
         }
     }
-    let rest = rest.iter().filter(|&&c| c == class).count() as u16;
-    sums.iter().map(|&n| u16::from(n)).sum::<u16>() + rest
+    std::array::from_fn(|class| counts.iter().map(|counts| u16::from(counts[class])).sum())
 }
 
 /// Applies a change to the unit of the base.

@@ -4,6 +4,23 @@ use super::classes::{Classes, Field, PARTS, Starts};
 use super::head::Head;
 use crate::planes::GROUP;
 
+/// Units of a part that are moved before they are computed: a part of whole groups has a multiple of
+/// it.
+const PIECE: usize = GROUP / PARTS;
+
+/// Calls a function for the unit of that many bytes.
+macro_rules! for_unit {
+    ($bytes:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {
+        match $bytes {
+            1 => $($function)::+::<u8>($($argument),*),
+            2 => $($function)::+::<u16>($($argument),*),
+            4 => $($function)::+::<u32>($($argument),*),
+            _ => $($function)::+::<u64>($($argument),*),
+        }
+    };
+}
+pub(crate) use for_unit;
+
 /// A unit as a number.
 pub(crate) trait Word:
     Copy + Default + Ord + Send + Sync + std::fmt::Debug + bytemuck::Pod + 'static
@@ -34,8 +51,11 @@ pub(crate) trait Word:
         base: &[u8],
         values: &mut [Self],
     );
-    /// The inverse of [`partition`](Self::partition): units in place of the base's.
-    fn merge(head: &Head, classes: &[u8], at: &mut Starts, values: &[Self], units: &mut [u8]);
+    /// The inverse of [`partition`](Self::partition): units in place of the base's. `classes` has
+    /// room for as many.
+    fn merge(head: &Head, classes: &mut [u8], values: &[Self], units: &mut [u8]);
+    /// Units in place of the base's, from their values in the order of units.
+    fn restore(head: &Head, classes: &[u8], values: &[Self], units: &mut [u8]);
     /// Mode 0: the difference of `unit` from `base`, in the order of floats.
     fn difference(base: Self, unit: Self, is_float: bool) -> Self;
     /// The inverse of [`difference`](Self::difference).
@@ -88,12 +108,14 @@ macro_rules! words {
                 (self >> field.shift) as u16 & field.mask as u16
             }
 
+            #[inline(always)]
             fn classes(classes: Classes, field: Field, base: &[u8], out: &mut [u8]) {
                 for (class, unit) in out.iter_mut().zip(base.as_chunks().0) {
                     *class = classes.of($type::from_le_bytes(*unit).exponent(field));
                 }
             }
 
+            #[inline(always)]
             fn count_changed(units: &[u8], base: &[u8]) -> usize {
                 let (units, _) = units.as_chunks::<{ size_of::<$type>() }>();
                 let (base, _) = base.as_chunks::<{ size_of::<$type>() }>();
@@ -108,6 +130,7 @@ macro_rules! words {
                 pieces.map(count).sum()
             }
 
+            #[inline(always)]
             fn partition(
                 head: &Head,
                 classes: &[u8],
@@ -138,30 +161,57 @@ macro_rules! words {
                 }
             }
 
-            fn merge(
-                head: &Head,
-                classes: &[u8],
-                at: &mut Starts,
-                values: &[Self],
-                units: &mut [u8],
-            ) {
-                let is_float = head.field.is_float();
-                let units = units.as_chunks_mut().0;
-                let len = classes.len() / PARTS;
-                for i in 0..len {
-                    for part in 0..PARTS {
-                        let i = part * len + i;
-                        let class = classes[i];
-                        let at = &mut at[part][usize::from(class & 7)];
-                        let value = values.get(*at).copied().unwrap_or_default();
-                        *at += 1;
-                        let base = $type::from_le_bytes(units[i]);
-                        let new = match head.is_turned(class) {
-                            false => Self::add(base, value, is_float),
-                            true => Self::turned_back(base, value, is_float),
-                        };
-                        units[i] = new.to_le_bytes();
+            #[inline(always)]
+            fn merge(head: &Head, classes: &mut [u8], values: &[Self], units: &mut [u8]) {
+                let n = units.len() / size_of::<$type>();
+                if head.classes.n == 1 {
+                    classes.fill(0);
+                    return Self::restore(head, classes, values, units);
+                }
+                Self::classes(head.classes, head.field, units, classes);
+                let classes = &classes[..n];
+                let mut at = Classes::starts(classes);
+                let len = n / PARTS;
+                // A few values at a time, so that the loops over units have no chain.
+                for begin in (0..len).step_by(PIECE) {
+                    let mut sorted = [[Self::default(); PIECE]; PARTS];
+                    for i in 0..PIECE {
+                        for part in 0..PARTS {
+                            let class = classes[part * len + begin + i];
+                            let at = &mut at[part][usize::from(class & 7)];
+                            sorted[part][i] = values.get(*at).copied().unwrap_or_default();
+                            *at += 1;
+                        }
                     }
+                    for (part, values) in sorted.iter().enumerate() {
+                        let place = part * len + begin..part * len + begin + PIECE;
+                        let bytes = place.start * size_of::<$type>()..place.end * size_of::<$type>();
+                        Self::restore(head, &classes[place], values, &mut units[bytes]);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn restore(head: &Head, classes: &[u8], values: &[Self], units: &mut [u8]) {
+                let units = units.as_chunks_mut().0.iter_mut().zip(values);
+                let of = |unit: &[u8; _]| $type::from_le_bytes(*unit);
+                if head.modes != 0 {
+                    let is_float = head.field.is_float();
+                    for ((unit, &value), &class) in units.zip(classes) {
+                        let new = match head.is_turned(class) {
+                            false => Self::add(of(unit), value, is_float),
+                            true => Self::turned_back(of(unit), value, is_float),
+                        };
+                        *unit = new.to_le_bytes();
+                    }
+                } else if head.field.is_float() {
+                    units.for_each(|(unit, &value)| {
+                        *unit = Self::add(of(unit), value, true).to_le_bytes();
+                    });
+                } else {
+                    units.for_each(|(unit, &value)| {
+                        *unit = Self::add(of(unit), value, false).to_le_bytes();
+                    });
                 }
             }
 
@@ -222,6 +272,7 @@ macro_rules! words {
                 at_least(symbols, near)
             }
 
+            #[inline(always)]
             fn near(symbols: &[u8; GROUP], shift: u32, lo: Self, values: &mut [Self; GROUP]) {
                 for (value, &symbol) in values.iter_mut().zip(symbols) {
                     *value = lo.wrapping_add($type::from(symbol) << shift);
@@ -247,28 +298,28 @@ mod order {
 
 mod of_u8 {
     use super::order::o8 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
     const TOP: u8 = 1 << 7;
     words! { u8 i8; }
 }
 
 mod of_u16 {
     use super::order::o16 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
     const TOP: u16 = 1 << 15;
     words! { u16 i16; }
 }
 
 mod of_u32 {
     use super::order::o32 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
     const TOP: u32 = 1 << 31;
     words! { u32 i32; }
 }
 
 mod of_u64 {
     use super::order::o64 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
     const TOP: u64 = 1 << 63;
     words! { u64 i64; }
 }

@@ -6,6 +6,11 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
+use crate::arch::x86_64::delta::merge256;
+use crate::delta;
+use crate::delta::coded::Sections;
+use crate::delta::head::Head as DeltaHead;
+use crate::delta::sparse::GroupCounts;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
@@ -39,7 +44,7 @@ type Rows = [[u8; 2 * LANES]; ROWS];
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
 /// For every set of lanes the permutation that hands them consecutive words.
-static EXPAND: [[u32; 8]; 256] = {
+pub(super) static EXPAND: [[u32; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut mask = 0;
     while mask < 256 {
@@ -81,7 +86,7 @@ const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>() 
 }
 
 static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
-static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
+pub(super) static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
 static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
 static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
 
@@ -487,6 +492,7 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
 }
 
 plain_loops!("avx2,popcnt");
+plain_delta_loops!("avx2,bmi1,bmi2,popcnt", count256);
 
 impl Kernels for Avx2 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
@@ -530,12 +536,12 @@ impl Kernels for Avx2 {
             let groups = symbols.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;
             // SAFETY: `self` is the proof that the machine has the instructions.
             let done = unsafe { decode_symbols(head, job, groups) };
-            // The last groups of a small or damaged block: where a vector would read past its end.
-            Portable.decode_symbols(
-                head,
-                std::slice::from_mut(job),
-                &mut [groups[done..].as_flattened_mut().as_flattened_mut()],
-            );
+            // The last groups of a block: where a vector would read past its end.
+            let groups = &mut groups[done..];
+            // SAFETY: as above.
+            let last = job.with_last_words(|job| unsafe { decode_symbols(head, job, groups) });
+            let rest = groups[last.unwrap_or(0)..].as_flattened_mut().as_flattened_mut();
+            Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
         }
     }
 
@@ -586,6 +592,8 @@ impl Kernels for Avx2 {
         };
         zeros::expand_rest(unit_bytes, mask, units, begin, done);
     }
+
+    delta_methods!(merge256);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         for job in jobs {

@@ -7,7 +7,11 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
+use crate::arch::x86_64::delta::merge512;
+use crate::delta;
+use crate::delta::coded::Sections;
 use crate::delta::head::Head as DeltaHead;
+use crate::delta::sparse::GroupCounts;
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
@@ -600,116 +604,11 @@ expand_units!(expand16, 2, u32, _mm512_maskz_expand_epi16);
 expand_units!(expand32, 4, u16, _mm512_maskz_expand_epi32);
 expand_units!(expand64, 8, u8, _mm512_maskz_expand_epi64);
 
-/// The kernel `merge` for units of one width.
-macro_rules! merge_units {
-    ($name:ident, $type:ident, $lanes:literal, $set:ident, $srl:ident, $add:ident, $subs:ident,
-     $min:ident, $eq:ident, $expand:ident, $sra:expr, $blend:ident, $turn:expr) => {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-        fn $name(head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
-            const TOP: $type = 1 << ($type::BITS - 1);
-            const BYTES: usize = size_of::<$type>();
-            let n = units.len() / BYTES;
-            let fits = n.is_multiple_of($lanes) && values.len() >= (n + $lanes) * BYTES;
-            if !fits || !head.field.is_float() {
-                return false;
-            }
-            let last = head.classes.n - 1;
-            let (field, top) = ($set(head.field.mask as _), $set(head.classes.top as _));
-            let (last_class, sign) = ($set(last as _), $set(TOP as _));
-            let shift = _mm_cvtsi32_si128(head.field.shift as i32);
-            let class = |base| {
-                let exponent = _mm512_and_si512($srl(base, shift), field);
-                $min($subs($add(exponent, last_class), top), last_class)
-            };
-            let mut at = [0usize; 8];
-            for unit in (0..n).step_by($lanes) {
-                // SAFETY: a vector from `unit` on lies within the units.
-                let base = unsafe { _mm512_loadu_si512(units.as_ptr().add(unit * BYTES).cast()) };
-                let class = class(base);
-                for c in 0..last {
-                    at[c as usize + 1] += $eq(class, $set(c as _)).count_ones() as usize;
-                }
-            }
-            (1..8).for_each(|c| at[c] += at[c - 1]);
-            let from = values.as_ptr();
-            for unit in (0..n).step_by($lanes) {
-                // SAFETY: as above.
-                let place = unsafe { units.as_mut_ptr().add(unit * BYTES) };
-                // SAFETY: as above.
-                let base = unsafe { _mm512_loadu_si512(place.cast()) };
-                let class = class(base);
-                let (mut value, mut turned) = (_mm512_setzero_si512(), 0);
-                for c in 0..=last {
-                    let mask = $eq(class, $set(c as _));
-                    let at = &mut at[c as usize];
-                    // SAFETY: a class has at most as many values as units, so that a vector from
-                    // its next value on ends within the room behind the values.
-                    let next = unsafe { _mm512_loadu_si512(from.add(*at * BYTES).cast()) };
-                    value = $expand(value, mask, next);
-                    *at += mask.count_ones() as usize;
-                    if head.is_turned(c as u8) {
-                        turned |= mask;
-                    }
-                }
-                let ordered = $add(value, _mm512_or_si512(base, sign));
-                // All bits change where the number is negative, else the highest alone.
-                let rest = _mm512_andnot_si512(sign, $sra(ordered));
-                let plain =
-                    _mm512_xor_si512(ordered, _mm512_xor_si512(rest, _mm512_set1_epi32(-1)));
-                let both = $blend(turned, plain, $turn(value));
-                let new = _mm512_xor_si512(both, _mm512_and_si512(base, sign));
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(place.cast(), new) };
-            }
-            true
-        }
-    };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn subs_epu32(a: __m512i, b: __m512i) -> __m512i {
-    _mm512_sub_epi32(_mm512_max_epu32(a, b), b)
-}
-
-#[inline]
-#[target_feature(enable = "avx512bw")]
-fn turn_back16(value: __m512i) -> __m512i {
-    _mm512_or_si512(_mm512_srli_epi16::<1>(value), _mm512_slli_epi16::<15>(value))
-}
-
-merge_units!(
-    merge16,
-    u16,
-    32,
-    _mm512_set1_epi16,
-    _mm512_srl_epi16,
-    _mm512_add_epi16,
-    _mm512_subs_epu16,
-    _mm512_min_epu16,
-    _mm512_cmpeq_epi16_mask,
-    _mm512_mask_expand_epi16,
-    _mm512_srai_epi16::<15>,
-    _mm512_mask_blend_epi16,
-    turn_back16
-);
-merge_units!(
-    merge32,
-    u32,
-    16,
-    _mm512_set1_epi32,
-    _mm512_srl_epi32,
-    _mm512_add_epi32,
-    subs_epu32,
-    _mm512_min_epu32,
-    _mm512_cmpeq_epi32_mask,
-    _mm512_mask_expand_epi32,
-    _mm512_srai_epi32::<31>,
-    _mm512_mask_blend_epi32,
-    _mm512_ror_epi32::<1>
-);
-
 plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
+plain_delta_loops!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt",
+    count512
+);
 
 impl Kernels for Avx512 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
@@ -780,9 +679,17 @@ impl Kernels for Avx512 {
                 _ => 0,
             }
         };
-        // The last groups of a small or damaged block: where a vector would read past its end.
+        // The last groups of a block: where a vector would read past its end.
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
-            let rest = &mut symbols[done * GROUP..];
+            let mut groups = &mut symbols.as_chunks_mut().0.as_chunks_mut().0[done..];
+            let one = |job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]| {
+                // SAFETY: `self` is the proof that the machine has the instructions.
+                unsafe { decode_symbols(head, std::array::from_mut(job), &mut [groups]) }
+            };
+            let done = one(job, groups);
+            groups = &mut groups[done..];
+            let done = job.with_last_words(|job| one(job, groups)).unwrap_or(0);
+            let rest = groups[done..].as_flattened_mut().as_flattened_mut();
             Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
         }
     }
@@ -843,16 +750,7 @@ impl Kernels for Avx512 {
         zeros::expand_rest(unit_bytes, mask, units, begin, done);
     }
 
-    fn merge(&self, head: &DeltaHead, values: &[u8], units: &mut [u8]) -> bool {
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            match head.unit_bytes {
-                2 => merge16(head, values, units),
-                4 => merge32(head, values, units),
-                _ => false,
-            }
-        }
-    }
+    delta_methods!(merge512);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         let n_groups = |job: &EncodeJob<'_>| job.symbols.len() / GROUP;
