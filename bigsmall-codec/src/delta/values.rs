@@ -4,8 +4,8 @@ use super::classes::{Classes, Field, PARTS, Starts};
 use super::head::Head;
 use crate::planes::GROUP;
 
-/// Units of a part that are moved before they are computed: a part of whole groups has a multiple of
-/// it.
+/// Units of a part that are moved before they are computed: a part of whole groups has a multiple
+/// of it.
 const PIECE: usize = GROUP / PARTS;
 
 /// Calls a function for the unit of that many bytes.
@@ -185,7 +185,8 @@ macro_rules! words {
                     }
                     for (part, values) in sorted.iter().enumerate() {
                         let place = part * len + begin..part * len + begin + PIECE;
-                        let bytes = place.start * size_of::<$type>()..place.end * size_of::<$type>();
+                        let width = size_of::<$type>();
+                        let bytes = place.start * width..place.end * width;
                         Self::restore(head, &classes[place], values, &mut units[bytes]);
                     }
                 }

@@ -26,7 +26,8 @@ pub(crate) enum Command {
     /// In a folder, weights are compressed, and all other files are copied. Kept are names,
     /// contents, permission bits of files, and empty folders. Links are followed: the output has
     /// what they lead to. Hidden files are left out (see --hidden), what downloads leave, and
-    /// times, owners and other attributes. An index file that disagrees with the weights is copied too.
+    /// times, owners and other attributes. An index file that disagrees with the weights is copied
+    /// too.
     ///
     /// After a job that was killed, the same command goes on with the shards that were finished.
     Compress(Compress),
