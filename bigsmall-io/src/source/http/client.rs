@@ -56,7 +56,7 @@ impl Client {
         Arc::new(Self::with(options, stop))
     }
 
-    /// The same for the repository of a Hub whose page is `page`: refusals have the Hub's own words.
+    /// The same for the repository of a Hub whose page is `page`: refusals have the Hub's words.
     #[cfg(feature = "hub")]
     pub(crate) fn of_hub(options: HttpOptions, stop: Stop, page: String) -> Arc<Self> {
         Arc::new(Client { page: Some(page), ..Self::with(options, stop) })
