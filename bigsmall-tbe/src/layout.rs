@@ -4,6 +4,8 @@ use bigsmall_format::{Dtype, Error, Result, Rule};
 
 /// Weights of one tile: one for each bit of a bitmap.
 pub(crate) const TILE: usize = 64;
+/// Bytes of a decoded tile of a dtype of 16 bits.
+pub(crate) const TILE_BYTES: usize = 2 * TILE;
 /// Weights between two stored escape starts.
 pub(crate) const GROUP: usize = 512;
 /// An escape start in its stored form, little-endian.

@@ -8,9 +8,8 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{Error, Result, Rule, TensorSpec};
+use bigsmall_format::Result;
 
-use crate::layout::TILE;
 use crate::view::{Matrix, View};
 
 mod columns;
@@ -22,12 +21,8 @@ mod run;
 mod sums;
 mod vector;
 
-pub(crate) use rows::{Rows, Weights, shape};
+pub(crate) use rows::{Rows, Weights, expect, shape};
 pub(crate) use run::multiply;
-
-/// The number of weights of a row after which the 64 chains are summed: each chain has 64
-/// additions.
-const CHUNK: usize = 64 * TILE;
 
 impl View<'_> {
     /// y = W x: y\[b, m\] = sum over k of W\[m, k\] x\[b, k\], everything row-major, x and y in
@@ -170,20 +165,4 @@ impl std::fmt::Debug for Factor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Factor").field(self.0.spec).finish()
     }
-}
-
-pub(crate) fn expect(
-    spec: &TensorSpec,
-    what: &str,
-    found: usize,
-    expected: Option<usize>,
-) -> Result<()> {
-    if expected == Some(found) {
-        return Ok(());
-    }
-    let expected = expected.map_or("fewer than overflow".into(), |n| n.to_string());
-    Err(Error::new(Rule::BufferLength)
-        .in_tensor(spec.name())
-        .expected(format!("{what} of length {expected}"))
-        .found(found))
 }

@@ -7,7 +7,7 @@ use bigsmall_format::{Backend, Error, Result, Rule, TensorSpec};
 use crate::backend;
 use crate::kernels::Kernels;
 use crate::layout::Fields;
-use crate::matmul::{Factor, Rows, expect, multiply};
+use crate::matmul::{Factor, Rows, Weights, expect, multiply};
 
 /// A matrix that is not encoded, in BF16, F16, F8_E4M3 or F8_E5M2: for weights that do not shrink,
 /// and as a reference.
@@ -42,12 +42,16 @@ impl<'a> Plain<'a> {
         Ok(Plain { kernels: backend::kernels(backend)?, ..self })
     }
 
+    fn rows(self) -> Rows<'a> {
+        Rows::new(Weights::Plain(self.bytes), self.spec, self.kernels)
+    }
+
     /// y = W x, bit for bit as [`View::matmul`](crate::View::matmul).
     ///
     /// # Errors
     /// Those of [`View::matmul`](crate::View::matmul).
     pub fn matmul(&self, x: &[f32], batch: usize, y: &mut [f32]) -> Result<()> {
-        multiply(&[Rows::of_plain(*self)], x, batch, &mut [y])
+        multiply(&[self.rows()], x, batch, &mut [y])
     }
 
     /// The same for some rows of W, as [`View::matmul_rows`](crate::View::matmul_rows).
@@ -61,13 +65,13 @@ impl<'a> Plain<'a> {
         batch: usize,
         y: &mut [f32],
     ) -> Result<()> {
-        multiply(&[Rows::of_plain(*self).only(rows)?], x, batch, &mut [y])
+        multiply(&[self.rows().only(rows)?], x, batch, &mut [y])
     }
 }
 
 impl<'a> From<Plain<'a>> for Factor<'a> {
     fn from(plain: Plain<'a>) -> Self {
-        Factor(Rows::of_plain(plain))
+        Factor(plain.rows())
     }
 }
 

@@ -3,11 +3,11 @@
 
 use bigsmall_format::Dtype;
 
+use super::floats;
 use super::kept::Floats;
 use super::order::COLUMNS;
 use super::rows::Rows;
-use super::sums::{self, Trees};
-use super::{CHUNK, floats};
+use super::sums::{self, CHUNK, Trees};
 use crate::kernels::{Chains, Panels};
 use crate::layout::TILE;
 

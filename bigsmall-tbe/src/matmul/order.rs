@@ -1,6 +1,6 @@
 //! The columns x in the order in which kernels read them.
 
-use super::CHUNK;
+use super::sums::CHUNK;
 use crate::kernels::{GROUP_LANES, GROUPS, Panels, lane_of, weight_of};
 use crate::layout::TILE;
 

@@ -6,7 +6,6 @@ use bigsmall_format::{Dtype, Error, Result, Rule, TensorSpec};
 
 use crate::kernels::Kernels;
 use crate::nibbles::NibbleMatrix;
-use crate::plain::Plain;
 use crate::view::View;
 
 /// Rows of one matrix that are to be multiplied.
@@ -54,10 +53,6 @@ impl<'a> Rows<'a> {
         Rows::new(Weights::Encoded(view), view.spec(), view.kernels())
     }
 
-    pub(crate) fn of_plain(plain: Plain<'a>) -> Self {
-        Rows::new(Weights::Plain(plain.bytes), plain.spec, plain.kernels)
-    }
-
     /// Only `rows` of them.
     pub(crate) fn only(self, rows: Range<usize>) -> Result<Self> {
         let m = self.rows.end;
@@ -100,4 +95,20 @@ impl<'a> Rows<'a> {
         }
         dst
     }
+}
+
+pub(crate) fn expect(
+    spec: &TensorSpec,
+    what: &str,
+    found: usize,
+    expected: Option<usize>,
+) -> Result<()> {
+    if expected == Some(found) {
+        return Ok(());
+    }
+    let expected = expected.map_or("fewer than overflow".into(), |n| n.to_string());
+    Err(Error::new(Rule::BufferLength)
+        .in_tensor(spec.name())
+        .expected(format!("{what} of length {expected}"))
+        .found(found))
 }

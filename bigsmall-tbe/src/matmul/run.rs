@@ -6,9 +6,9 @@ use bigsmall_format::internal::for_each_in_parallel;
 use bigsmall_format::{Error, Result, Rule};
 
 use super::kept::{Floats, Kept};
-use super::rows::Rows;
+use super::rows::{Rows, expect};
 use super::sums::Trees;
-use super::{columns, expect, order, vector};
+use super::{columns, order, vector};
 use crate::layout::TILE;
 
 /// The number of weights in the rows that a thread processes at a time, with one column.

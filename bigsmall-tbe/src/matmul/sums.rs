@@ -3,6 +3,10 @@
 use crate::kernels::Chains;
 use crate::layout::TILE;
 
+/// The number of weights of a row after which the 64 chains are summed: each chain has 64
+/// additions.
+pub(super) const CHUNK: usize = 64 * TILE;
+
 /// Sums the chains as a tree: each step adds the second half to the first.
 pub(super) fn of_chains(chains: &Chains) -> f32 {
     let mut sums = *chains;

@@ -2,9 +2,8 @@
 
 use bigsmall_format::BLOCK_UNITS;
 
-use super::CHUNK;
 use super::rows::{Rows, Weights};
-use super::sums::{self, Trees};
+use super::sums::{self, CHUNK, Trees};
 use crate::kernels::{Chains, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;

@@ -8,6 +8,7 @@ mod bar;
 mod inspect;
 mod measure;
 mod page;
+mod passes;
 mod products;
 mod rows;
 mod sample;

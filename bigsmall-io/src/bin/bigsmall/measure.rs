@@ -9,14 +9,14 @@ use bigsmall_format::internal::{
     decode_here, encode_or_raw, for_each_in_parallel, pool_size, read_at, zeroed,
 };
 use bigsmall_format::{
-    Backend, BlockDecoder, Dtype, EncodedTensor, Header, Limits, Raw, Rule, TensorEncoding,
-    TensorSpec,
+    Backend, Dtype, EncodedTensor, Header, Limits, Raw, Rule, TensorEncoding, TensorSpec,
 };
 use bigsmall_io::{
     CompressOptions, Encoding, Error, ErrorKind, Model, Progress, Report, Result, compress,
     transcode,
 };
 
+use crate::passes::{Copy, PASSES, rate, stop};
 use crate::products::{Products, products};
 
 /// How to measure.
@@ -75,8 +75,6 @@ const TAKEN: u64 = 1 << 30;
 const PIECE: usize = 16 << 20;
 /// Bytes that are encoded in one call, as in `compress`.
 const CHUNK: usize = 1 << 20;
-/// Passes; the median counts.
-pub(crate) const PASSES: usize = 9;
 
 /// Measures size and speed on the tensors of `input`, a safetensors file or a shard, all together
 /// and those of each dtype. The tensors are repeated in distinct buffers, up to at least 512 MiB,
@@ -193,13 +191,6 @@ fn coder(options: &MeasureOptions) -> Result<(Box<dyn TensorEncoding>, &'static 
     })
 }
 
-/// A tensor, encoded once more for each repetition.
-pub(crate) struct Copy<'a> {
-    original: &'a [u8],
-    pub(crate) encoded: EncodedTensor,
-    decoder: Box<dyn BlockDecoder>,
-}
-
 fn measure_tensors(
     tensors: &[&(TensorSpec, Vec<u8>)],
     pass: u64,
@@ -282,16 +273,6 @@ fn measure_tensors(
         memcpy_gbps: rate(taken * times, &mut memcpy),
         products: products(&copies, coder, backend, options.batch, progress)?,
     })
-}
-
-/// The median rate of passes over `bytes` bytes.
-pub(crate) fn rate(bytes: u64, seconds: &mut [f64]) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    bytes as f64 / 1e9 / seconds[seconds.len() / 2].max(1e-9)
-}
-
-pub(crate) fn stop(progress: &Progress) -> Result<()> {
-    if progress.is_cancelled() { Err(Error::new(ErrorKind::Cancelled)) } else { Ok(()) }
 }
 
 /// Calls `work` for every piece of [`PIECE`] bytes of every place.

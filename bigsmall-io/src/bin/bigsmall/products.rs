@@ -9,7 +9,7 @@ use bigsmall_format::{Backend, Dtype, Raw, TensorEncoding};
 use bigsmall_io::{Progress, Result};
 use bigsmall_tbe::{Form, Resident};
 
-use crate::measure::{Copy, PASSES, rate, stop};
+use crate::passes::{Copy, PASSES, rate, stop};
 
 /// Products of every matrix in each pass.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,12 +10,10 @@ use bigsmall_format::internal::Ahead;
 use self::products::{add_products, load_chains, store_chains};
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, Tiles, check_run};
-use crate::layout::{Head, Start, TILE, Width};
+use crate::layout::{Head, Start, TILE, TILE_BYTES, Width};
 
 mod products;
 
-/// Bytes of a decoded bf16 tile.
-const OUT: usize = 2 * TILE;
 /// The number of tiles whose exponents are buffered at a time.
 const RUN: usize = 32;
 
@@ -52,9 +50,9 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     if tiles.head.fields.mantissa_bits != 7 {
         return portable::decode_any(tiles, out);
     }
-    let n = out.len() / OUT;
+    let n = out.len() / TILE_BYTES;
     check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * OUT);
+    let (whole, rest) = out.split_at_mut(n * TILE_BYTES);
     // SAFETY: `kernels` returned this function, so the machine has NEON. The lengths were checked
     // above.
     let used = unsafe {
@@ -158,8 +156,8 @@ unsafe fn decode_tiles<const W: usize>(tiles: &Tiles<'_>, out: &mut [u8]) -> usi
     let mut buffer = Exponents::new();
     let mut left = *tiles;
     let mut used_in_all = 0;
-    for out in out.chunks_mut(RUN * OUT) {
-        let n = out.len() / OUT;
+    for out in out.chunks_mut(RUN * TILE_BYTES) {
+        let n = out.len() / TILE_BYTES;
         // SAFETY: the caller promises as many tiles.
         let used = unsafe { exponents::<W>(&left, 0, n, &mut buffer) };
         let planes = left.plane.as_chunks::<16>().0.iter().zip(buffer.0.as_chunks::<16>().0);

@@ -13,12 +13,9 @@ use self::products::{add_products, load_chains, store_chains};
 use super::stream;
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
-use crate::layout::{Head, Start, TILE, Width};
+use crate::layout::{Head, Start, TILE, TILE_BYTES, Width};
 
 mod products;
-
-/// Bytes of a decoded bf16 tile.
-const OUT: usize = 2 * TILE;
 
 pub(crate) fn kernels() -> Option<&'static Kernels> {
     let gfni = is_x86_feature_detected!("gfni");
@@ -53,9 +50,9 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
         // SAFETY: `kernels` returned this function, so the machine has the features.
         return unsafe { decode_any(tiles, out) };
     }
-    let n = out.len() / OUT;
+    let n = out.len() / TILE_BYTES;
     check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * OUT);
+    let (whole, rest) = out.split_at_mut(n * TILE_BYTES);
     let mut left = *tiles;
     let mut decode = |piece: &mut [u8]| {
         // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
@@ -68,7 +65,7 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
                 (Width::Four, false) => decode_avx2::<4>(&left, piece, ahead),
             }
         };
-        left = left.after(piece.len() / OUT, used);
+        left = left.after(piece.len() / TILE_BYTES, used);
     };
     if whole.len() >= stream::LEAST {
         stream::fill(whole, &mut decode);
@@ -366,7 +363,7 @@ unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
-    let n = out.len() / OUT;
+    let n = out.len() / TILE_BYTES;
     let (planes, out) = (tiles.plane.as_ptr(), out.as_mut_ptr());
     let each = |at: usize, exponents: &[__m256i; 2]| {
         if at.is_multiple_of(2 * TILE) {
@@ -499,12 +496,12 @@ mod tests {
         let head = Head::new(bigsmall_format::Dtype::BF16, width, 117).unwrap();
         let tiles = Tiles { head, bitmaps: &bitmaps, plane: &plane, escapes: &escapes };
         let [with, without] = [&WITH_GFNI, &WITHOUT_GFNI].map(|kernels| {
-            let (mut chains, mut out) = ([0.5; TILE], vec![0; n * OUT]);
+            let (mut chains, mut out) = ([0.5; TILE], vec![0; n * TILE_BYTES]);
             kernels.dot_tbe.unwrap()(&tiles, shift, &x, &mut chains);
             (kernels.decode)(&tiles, &mut out, &mut Ahead::new(&[]));
             (chains.map(f32::to_bits), out)
         });
-        let mut portable = vec![0; n * OUT];
+        let mut portable = vec![0; n * TILE_BYTES];
         portable::decode_any(&tiles, &mut portable);
         let masks = bitmaps.chunks_exact(width.bits()).take(n).map(crate::layout::escape_mask);
         let escaped: usize = masks.map(|mask| mask.count_ones() as usize).sum();

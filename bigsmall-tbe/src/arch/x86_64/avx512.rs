@@ -11,12 +11,9 @@ use self::products::{add_products, load_chains, store_chains};
 use super::stream;
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
-use crate::layout::{Head, Start, TILE, Width};
+use crate::layout::{Head, Start, TILE, TILE_BYTES, Width};
 
 mod products;
-
-/// Bytes of a decoded bf16 tile.
-const OUT: usize = 2 * TILE;
 
 pub(crate) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
@@ -45,9 +42,9 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
         // SAFETY: `kernels` returned this function, so the machine has the features.
         return unsafe { decode_any(tiles, out) };
     }
-    let n = out.len() / OUT;
+    let n = out.len() / TILE_BYTES;
     check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * OUT);
+    let (whole, rest) = out.split_at_mut(n * TILE_BYTES);
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     let used = unsafe {
@@ -178,7 +175,7 @@ unsafe fn decode_tiles<const W: usize>(
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
     let mut output = Output::new(out);
-    for t in 0..out.len() / OUT {
+    for t in 0..out.len() / TILE_BYTES {
         if t.is_multiple_of(2) {
             ahead.fetch(LINES);
         }

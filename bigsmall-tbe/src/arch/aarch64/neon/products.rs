@@ -3,10 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use super::OUT;
 use crate::arch::blocks::{self, Lanes};
 use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
-use crate::layout::TILE;
+use crate::layout::{TILE, TILE_BYTES};
 
 pub(super) fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has NEON.
@@ -91,7 +90,7 @@ pub(super) fn store_chains(sums: [[float32x4_t; 4]; 4], chains: &mut Chains) {
 /// A quarter of a tile of plain weights.
 #[inline]
 #[target_feature(enable = "neon")]
-fn quarter(tile: &[u8; OUT], quarter: usize) -> (uint32x4_t, uint32x4_t) {
+fn quarter(tile: &[u8; TILE_BYTES], quarter: usize) -> (uint32x4_t, uint32x4_t) {
     // SAFETY: quarter is at most 3: 96 + 32 of 128 bytes.
     let (first, second) = unsafe {
         let weights = tile.as_ptr().add(32 * quarter);
@@ -126,7 +125,7 @@ fn table(nibbles: &Nibbles<'_>) -> uint8x16_t {
 #[target_feature(enable = "neon")]
 fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
     let mut sums = load_chains(chains);
-    for (tile, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
+    for (tile, x) in weights.as_chunks::<TILE_BYTES>().0.iter().zip(x.as_chunks::<TILE>().0) {
         for (i, sums) in sums.iter_mut().enumerate() {
             let (first, second) = quarter(tile, i);
             // SAFETY: i is at most 3: 12 + 52 of 64 floats.
@@ -152,7 +151,7 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
 #[target_feature(enable = "neon")]
 fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     let high = table(nibbles);
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<OUT>().0) {
+    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
         for (i, (first, second)) in quarters(high, tile).into_iter().enumerate() {
             // SAFETY: i is at most 3: 96 + 32 of 128 bytes.
             unsafe {
@@ -166,7 +165,7 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
 
 #[target_feature(enable = "neon")]
 fn widen_impl(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<OUT>().0;
+    let tiles = weights.as_chunks::<TILE_BYTES>().0;
     assert!(row < n && out.len() >= Panels::len_of(n, tiles.len()));
     for (t, tile) in tiles.iter().enumerate() {
         for i in 0..4 {

@@ -3,11 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::OUT;
 use crate::arch::blocks::{self, Lanes};
 use crate::arch::x86_64::stream;
 use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
-use crate::layout::TILE;
+use crate::layout::{TILE, TILE_BYTES};
 
 pub(super) fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has the features.
@@ -94,7 +93,7 @@ pub(super) fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
 /// One half of a tile of plain weights, in the order in which unpacking 32 bytes leaves them.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn half(tile: &[u8; OUT], half: usize) -> (__m256i, __m256i) {
+fn half(tile: &[u8; TILE_BYTES], half: usize) -> (__m256i, __m256i) {
     // SAFETY: half is 0 or 1: 64 + 64 of 128 bytes.
     let (a, b) = unsafe {
         let weights = tile.as_ptr().add(64 * half);
@@ -129,7 +128,7 @@ fn table(nibbles: &Nibbles<'_>) -> __m256i {
 fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (tile, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
+    for (tile, x) in weights.as_chunks::<TILE_BYTES>().0.iter().zip(x.as_chunks::<TILE>().0) {
         stream::fetch_bf16(tile);
         for (i, sums) in sums.iter_mut().enumerate() {
             let (even, odd) = half(tile, i);
@@ -158,7 +157,7 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
 #[target_feature(enable = "avx2")]
 fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     let high = table(nibbles);
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<OUT>().0) {
+    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
         let [a, b] = halves(high, tile).map(|(even, odd)| {
             [
                 _mm256_permute2x128_si256::<0x20>(even, odd),
@@ -172,7 +171,7 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
 
 #[target_feature(enable = "avx2")]
 fn widen_impl(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<OUT>().0;
+    let tiles = weights.as_chunks::<TILE_BYTES>().0;
     assert!(row < n && out.len() >= Panels::len_of(n, tiles.len()));
     for (t, tile) in tiles.iter().enumerate() {
         for i in 0..2 {

@@ -3,11 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::OUT;
 use crate::arch::blocks::{self, Lanes};
 use crate::arch::x86_64::stream;
 use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
-use crate::layout::TILE;
+use crate::layout::{TILE, TILE_BYTES};
 
 pub(super) fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has the features.
@@ -88,7 +87,7 @@ pub(super) fn store_chains(sums: [__m512; 4], chains: &mut Chains) {
 /// A tile of plain weights, in the order in which unpacking a tile of bytes leaves them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn plain(tile: &[u8; OUT]) -> (__m512i, __m512i) {
+fn plain(tile: &[u8; TILE_BYTES]) -> (__m512i, __m512i) {
     // SAFETY: 128 bytes.
     let (a, b) = unsafe {
         let tile = tile.as_ptr();
@@ -124,7 +123,7 @@ fn table(nibbles: &Nibbles<'_>) -> __m512i {
 fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (tile, x) in weights.as_chunks::<OUT>().0.iter().zip(x.as_chunks::<TILE>().0) {
+    for (tile, x) in weights.as_chunks::<TILE_BYTES>().0.iter().zip(x.as_chunks::<TILE>().0) {
         stream::fetch_bf16(tile);
         let (even, odd) = plain(tile);
         // SAFETY: 64 floats.
@@ -154,7 +153,7 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     // Unpacking works within lanes of 128 bits. This permutation of 64-bit parts before it leaves
     // the weights in order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<OUT>().0) {
+    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
         let (low, high) = bytes_of(high, tile);
         let low = _mm512_permutexvar_epi64(order, low);
         let high = _mm512_permutexvar_epi64(order, high);
@@ -166,7 +165,7 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
 
 #[target_feature(enable = "avx512f")]
 fn widen_impl(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<OUT>().0;
+    let tiles = weights.as_chunks::<TILE_BYTES>().0;
     assert!(row < n && out.len() >= Panels::len_of(n, tiles.len()));
     for (t, tile) in tiles.iter().enumerate() {
         let (even, odd) = plain(tile);
