@@ -26,6 +26,7 @@ mod encode;
 mod encoded;
 mod encoding;
 mod error;
+#[cfg(feature = "shard")]
 mod foreign;
 #[cfg(feature = "shard")]
 mod header;
