@@ -1,6 +1,7 @@
 """safetensors' own Python tests, run against our functions through `upstream/safetensors`.
 
-`BIGSMALL_SAFETENSORS_TESTS` names the folder `bindings/python` of its source distribution.
+`BIGSMALL_SAFETENSORS_TESTS` names the folder `bindings/python` of its source distribution. The
+tests in `EXCEPTED` fail, and no others.
 """
 
 from __future__ import annotations
@@ -58,13 +59,12 @@ def test_safetensors_own_tests() -> None:
     folder = os.environ.get("BIGSMALL_SAFETENSORS_TESTS")
     if not folder:
         pytest.skip("BIGSMALL_SAFETENSORS_TESTS names no folder")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "tests"]
     command += [f"--ignore=tests/test_{name}_comparison.py" for name in FRAMEWORKS]
-    for tests in EXCEPTED.values():
-        command += [f"--deselect=tests/{test}" for test in tests]
     shim = str(Path(__file__).with_name("upstream"))
     env = os.environ | {"PYTHONPATH": shim}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+    assert sorted(failed) == sorted(test for tests in EXCEPTED.values() for test in tests), done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed[1]) >= 42, done.stdout
+    assert passed is not None and int(passed[1]) >= 43, done.stdout
