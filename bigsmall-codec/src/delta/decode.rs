@@ -407,7 +407,7 @@ mod tests {
                 let n = n_groups * GROUP;
                 let base: Vec<u8> = (0..n)
                     .flat_map(|_| {
-                        let exponent = random() % 20 & u64::from(mask);
+                        let exponent = (random() % 20) & u64::from(mask);
                         let sign = random() << 63 >> (64 - 8 * head.unit_bytes);
                         let unit = exponent << head.field.shift | random() >> 61 | sign;
                         unit.to_le_bytes().into_iter().take(head.unit_bytes)

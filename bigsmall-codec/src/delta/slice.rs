@@ -204,6 +204,7 @@ fn apply(tensor: &EncodedView<'_>, live: &mut [u8]) -> Result<()> {
 }
 
 /// What replaces the weights of a tensor that was checked.
+#[allow(clippy::large_enum_variant)] // one for each tensor of a call; boxing would allocate
 enum Checked {
     Alone(Box<dyn BlockDecoder>),
     /// With what was kept of each block.
