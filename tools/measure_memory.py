@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the table of docs/reliability.md that says how much memory each command takes.
 
-    cargo build -p bigsmall-io --features cli,http
+    cargo build -p bigsmall-io --features cli,hub
     python3 tools/measure_memory.py
 
 The inputs are extreme files, made on the spot in a temporary folder (`--dir` says where): most of
@@ -11,6 +11,7 @@ shows its exit code.
 """
 
 import argparse
+import hashlib
 import http.server
 import json
 import os
@@ -154,27 +155,75 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         try:
-            with open(self.translate_path(self.path), "rb") as f:
-                data = f.read()
+            f = open(self.translate_path(self.path), "rb")
         except OSError:
             return self.send_error(404)
-        wanted = self.headers.get("Range", "")
-        status, first, last = 200, 0, len(data) - 1
-        if wanted.startswith("bytes="):
-            status = 206
-            begin, end = wanted[6:].split("-")
-            first = int(begin) if begin else max(0, len(data) - int(end))
-            last = min(int(end), last) if begin and end else last
+        with f:
+            byte_len = f.seek(0, os.SEEK_END)
+            wanted = self.headers.get("Range", "")
+            status, first, last = 200, 0, byte_len - 1
+            if wanted.startswith("bytes="):
+                status = 206
+                begin, end = wanted[6:].split("-")
+                first = int(begin) if begin else max(0, byte_len - int(end))
+                last = min(int(end), last) if begin and end else last
+            f.seek(first)
+            data = f.read(last + 1 - first)
         self.send_response(status)
         self.send_header("Content-Length", str(last + 1 - first))
         self.send_header("ETag", "\"x\"")
         if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{byte_len}")
         self.end_headers()
-        self.wfile.write(data[first:last + 1])
+        self.wfile.write(data)
 
     def log_message(self, *_):
         pass
+
+
+class Hub(Ranges):
+    """A Hub with one repository, o/n: the files of the current folder."""
+
+    def do_GET(self):
+        if not self.path.startswith("/api/"):
+            self.path = self.path.split("/resolve/main/")[-1]
+            return super().do_GET()
+        files = [{"rfilename": name, "lfs": {"sha256": digest(name)}} for name in os.listdir()]
+        body = json.dumps({"sha": "main", "siblings": files}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def digest(name):
+    with open(name, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def measure_hub(command, folder):
+    """The cells of a model of the Hub in one file."""
+    repository, out = os.path.join(folder, "repository"), os.path.join(folder, "out")
+    os.mkdir(repository)
+    # What does not shrink.
+    forked(lambda: write_file(os.path.join(repository, "model.safetensors"),
+                              lambda: ((f"t{n}", [1 << 24]) for n in range(64)),
+                              lambda _: os.urandom(1 << 24)))
+    os.chdir(repository)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    pid = os.fork()
+    if pid == 0:
+        server.serve_forever()
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    os.environ["HF_HUB_CACHE"] = os.path.join(folder, "cache")
+    runs = {
+        "compress": ["compress", "hf://o/n", "-o", out],
+        "estimate": ["estimate", "hf://o/n"],
+    }
+    cells = [peak([command, *runs[name]]) if name in runs else "" for name in COMMANDS]
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return cells
 
 
 def measure_remote(command, folder):
@@ -227,13 +276,16 @@ def main():
     print("| input |", " | ".join(f"`{name}`" for name in COMMANDS), "|")
     print("|---" * (len(COMMANDS) + 1) + "|", flush=True)
     remote = f"{N_REMOTE:,} remote shards"
-    for name in [*INPUTS, remote]:
+    hub = "1 GB on the Hub"
+    for name in [*INPUTS, remote, hub]:
         if args.only and args.only not in name:
             continue
         folder = tempfile.mkdtemp(prefix="bigsmall-memory-", dir=args.dir)
         try:
             if name == remote:
                 cells = measure_remote(command, folder)
+            elif name == hub:
+                cells = measure_hub(command, folder)
             else:
                 cells = measure_file(command, name, INPUTS[name], folder)
         finally:

@@ -55,6 +55,7 @@ kinds! {
     ModelIndex: Corrupt, "the model's index file is wrong";
     ModelPath: Corrupt, "a shard's path leads out of the model's folder";
     ModelTensor: Corrupt, "the model's index file and the shards disagree about a tensor";
+    Differs: Corrupt, "not the files of the repository";
     ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
     TooManyShards: Limit, "more shards than the limit";
     TooManyFiles: Limit, "more files in the folder than the limit";

@@ -8,11 +8,11 @@ use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
 
 use crate::error::{Context as _, Result};
 use crate::names::SAFETENSORS;
-use crate::source::folder::Folder;
-use crate::source::local::Links;
-use crate::source::open::snapshot;
+use crate::source::folder::Input;
+use crate::source::open::open_original;
+use crate::source::url::shown;
 use crate::stage::digest::FileDigest;
-use crate::{CompressOptions, Progress, os};
+use crate::{CompressOptions, Progress};
 
 /// The result of [`estimate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,8 +37,12 @@ impl Estimate {
 /// How many blocks of a tensor are encoded.
 const SAMPLES: u64 = 12;
 
+/// How many blocks of a tensor on another machine are fetched.
+const REMOTE_BLOCKS: u64 = 4;
+
 /// Estimates the compressed size of the safetensors file or folder `input` by encoding a few blocks
-/// of every tensor. Does not look for identical tensors.
+/// of every tensor. Does not look for identical tensors. `input` may be a URL as in
+/// [`Model::open`](crate::Model::open), of which only those blocks are fetched.
 ///
 /// # Errors
 /// Header rules of [`Rule`](crate::Rule); [`ErrorKind::Io`](crate::ErrorKind::Io) and
@@ -49,15 +53,13 @@ pub fn estimate(
     progress: &Progress,
 ) -> Result<Estimate> {
     let input = input.as_ref();
-    let files = if input.is_dir() {
-        let snapshot = snapshot(input)?;
-        let input = snapshot.as_deref().unwrap_or(input);
-        let folder = Folder::open(input, Links::Own, progress.stop())?;
-        let names = folder.weights(SAFETENSORS, options.folder)?;
-        let open = |name: PathBuf| Ok((folder.local_file(&name)?, name));
-        names.into_iter().map(open).collect::<Result<Vec<_>>>()?
-    } else {
-        vec![(os::open_regular(input)?, input.to_owned())]
+    let files = match open_original(input, progress)? {
+        Input::Folder(folder) => {
+            let names = folder.weights(SAFETENSORS, options.folder)?;
+            let open = |name: PathBuf| Ok((folder.open_file(&name).in_file(&name)?, name));
+            names.into_iter().map(open).collect::<Result<Vec<_>>>()?
+        }
+        Input::File(source) => vec![(source, PathBuf::from(shown(input)))],
     };
     let mut opened = Vec::new();
     for (file, path) in files {
@@ -79,7 +81,11 @@ pub fn estimate(
             let range = header.data_range(index);
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
             total.compressed_bytes += 32 + 12 * spec.n_blocks();
-            total.compressed_bytes += work.tensor(spec, &source, options).in_tensor(spec.name())?;
+            let guess = match file.is_local() {
+                true => work.tensor(spec, &source, options),
+                false => work.remote_tensor(spec, &source, options),
+            };
+            total.compressed_bytes += guess.in_tensor(spec.name())?;
             progress.advance(spec.byte_len());
         }
     }
@@ -97,6 +103,24 @@ struct Work {
 }
 
 impl Work {
+    /// The same for a tensor on another machine: from a few blocks in its middle, by one request.
+    fn remote_tensor(
+        &mut self,
+        spec: &TensorSpec,
+        source: &dyn ReadAt,
+        options: &CompressOptions,
+    ) -> Result<u64> {
+        let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
+        let len = spec.byte_len().min(REMOTE_BLOCKS * block);
+        let mut piece = Vec::new();
+        set_len(&mut piece, len as usize)?;
+        read_at(source, (spec.byte_len() - len) / 2 / block * block, &mut piece)?;
+        let n = len * 8 / u64::from(spec.dtype().bits());
+        let part = TensorSpec::new(spec.name(), spec.dtype(), &[n])?;
+        let guess = self.tensor(&part, &piece, options)?;
+        Ok((guess as f64 * spec.byte_len() as f64 / len.max(1) as f64) as u64)
+    }
+
     /// The estimated encoded size of a tensor.
     fn tensor(
         &mut self,

@@ -8,9 +8,10 @@ use bigsmall_format::{ReadAt, Shard};
 use crate::base::find::find;
 use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
-use crate::compress::file::{compress_file, compress_to};
+use crate::compress::file::{compress_opened, compress_to};
 use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::folder::against::{Compared, compare};
 use crate::folder::compress::compress_folder;
 use crate::folder::restore::{restore_folder, verify_folder};
 use crate::restore::bounds::Expansion;
@@ -18,13 +19,15 @@ use crate::restore::walk::{restore_file, restore_shard};
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input};
 use crate::source::memory::Files;
-use crate::source::open::open;
+use crate::source::open::{names_of_hub, open, open_original};
 use crate::source::url::{shown, url};
 use crate::stage::output::Sink;
 use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
-/// the folder `output` (weights compressed, everything else copied).
+/// the folder `output` (weights compressed, everything else copied). `input` may be a URL as in
+/// [`Model::open`](crate::Model::open): one shard after the other is read, in pieces, and no more of
+/// it is kept. What comes from the Hub is compared with the SHA-256 of the Hub's list.
 ///
 /// The written bytes are read back, decoded and compared with the original before the output is
 /// renamed into place. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and
@@ -57,13 +60,19 @@ pub fn compress(
         return Err(Error::new(ErrorKind::SameFile).in_file(output));
     }
     options.check_output(output)?;
-    if input.is_dir() {
-        return compress_folder(input, output, options, progress);
-    }
-    progress.expect(std::fs::metadata(input).in_file(input)?.len());
+    let source = match open_original(input, progress)? {
+        Input::Folder(folder) => {
+            return compress_folder(input, &folder, output, options, progress);
+        }
+        Input::File(source) => source,
+    };
+    progress.expect(source.byte_len().in_file(shown(input))?);
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
-    let report = compress_file(input, Against::new(&base), output, options, progress);
-    Ok(Report::of(vec![report.map_err(|e| e.in_input(input))?]))
+    let (base, name) = (Against::new(&base), shown(input));
+    let report = compress_opened(&source, Path::new(&name), base, output, options, progress);
+    let mut report = report.map_err(|e| e.in_input(name))?;
+    report.name = crate::report::file_name(input);
+    Ok(Report::of(vec![report]))
 }
 
 /// Compresses the safetensors file in `source` to the shard `output`. The source may be bytes in
@@ -93,12 +102,12 @@ pub fn compress_from(
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let unchanged = || Ok(());
+    let unchecked = |_: &_| Ok(());
     progress.expect(source.byte_len()?);
     options.check_output(output.as_ref())?;
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let base = Against::new(&base);
-    let report = compress_to(source, None, base, output.as_ref(), options, progress, unchanged)?;
+    let report = compress_to(source, None, base, output.as_ref(), options, progress, unchecked)?;
     Ok(Report::of(vec![report]))
 }
 
@@ -251,4 +260,32 @@ pub fn verify(
     let mut report = report.in_file(shown(input))?;
     report.name = crate::report::file_name(input);
     Ok(Report::of(vec![report]))
+}
+
+/// [`verify`] of a folder of shards. Before it, compares the SHA-256 of what they restore to, and of
+/// the other files, with the list of the repository `hub`, hf://owner/name, of which nothing else is
+/// read.
+///
+/// # Errors
+/// Those of [`verify`]; [`ErrorKind::Differs`] with the names of files that are others, or lacking;
+/// [`ErrorKind::Remote`].
+pub fn verify_against(
+    input: impl AsRef<Path>,
+    hub: impl AsRef<Path>,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<(Report, Compared)> {
+    let (input, hub) = (input.as_ref(), hub.as_ref());
+    let theirs = names_of_hub(hub, &progress.stop())?;
+    let Input::Folder(folder) = open(input, &progress.stop())? else {
+        return Err(Error::new(ErrorKind::Argument)
+            .in_file(shown(input))
+            .expected("a folder of shards, to compare it with a repository"));
+    };
+    let compared = compare(&folder, &theirs, options.folder, progress);
+    let compared = compared.map_err(|e| match e.kind() {
+        ErrorKind::Differs => e.in_file(shown(hub)),
+        _ => e,
+    })?;
+    Ok((verify_folder(&folder, options, progress)?, compared))
 }

@@ -73,7 +73,8 @@ pub use bigsmall_format::{
 #[doc(hidden)]
 pub mod internal {
     pub use crate::checkpoint::{Checkpoint, Picked, Plain, PlainFile};
-    pub use crate::jobs::restore_files;
+    pub use crate::folder::against::Compared;
+    pub use crate::jobs::{restore_files, verify_against};
     pub use crate::json::json_line;
     pub use crate::metadata::metadata;
     pub use crate::model::layers::group;

@@ -262,7 +262,9 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// A value that changes when someone writes to the file.
-pub(crate) fn stamp(metadata: &Metadata) -> impl PartialEq + use<> {
+pub(crate) type Stamp = (u64, Option<std::time::SystemTime>);
+
+pub(crate) fn stamp(metadata: &Metadata) -> Stamp {
     (metadata.len(), metadata.modified().ok())
 }
 

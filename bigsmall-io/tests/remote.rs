@@ -18,6 +18,7 @@ use bigsmall_io::{
 use common::{Random, Tensor, tensor, write};
 use safetensors::Dtype;
 use server::{Reply, Request, Server, serve};
+use sha2::Digest as _;
 
 fn quick() -> HttpOptions {
     HttpOptions::new()
@@ -416,6 +417,10 @@ fn a_server_that_says_nothing_is_given_up() {
 
 /// The command, with nothing of the machine's own settings.
 fn bigsmall(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    command(dir, args, env).output().unwrap()
+}
+
+fn command(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bigsmall"));
     for (name, _) in std::env::vars_os() {
         let shown = name.to_string_lossy();
@@ -424,7 +429,8 @@ fn bigsmall(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
         }
     }
     command.env("NO_PROXY", "*").env("HOME", dir).current_dir(dir).args(args);
-    command.envs(env.iter().copied()).output().unwrap()
+    command.envs(env.iter().copied());
+    command
 }
 
 fn done(output: &Output) -> String {
@@ -535,16 +541,30 @@ fn index_files_that_lead_out_are_refused() {
     }
 }
 
+/// Whether the Hub keeps a file with Git LFS.
+fn is_lfs(name: &str) -> bool {
+    [".bs", ".safetensors", ".bin"].iter().any(|ending| name.ends_with(ending))
+}
+
+/// A file in a listing of the Hub.
+fn listed(name: &str, file: &[u8]) -> serde_json::Value {
+    let sha256: [u8; 32] = sha2::Sha256::digest(file).into();
+    let lfs = serde_json::json!({ "sha256": bigsmall_io::hex(&sha256), "size": file.len() });
+    match is_lfs(name) {
+        true => serde_json::json!({ "rfilename": name, "lfs": lfs }),
+        false => serde_json::json!({ "rfilename": name }),
+    }
+}
+
 /// The Hub: its API, its `resolve` URLs, and large files elsewhere.
 fn hub(files: BTreeMap<String, Vec<u8>>, storage: String, commit: &'static str) -> Server {
     Server::new(move |request, _| {
         if request.header("authorization") != Some("Bearer hf_secret") {
             return Reply::status(401);
         }
-        let path = &*request.path;
+        let path = request.path.split('?').next().unwrap();
         if ["main", "v1", commit].iter().any(|r| path == format!("/api/models/o/n/revision/{r}")) {
-            let names = files.keys().map(|n| serde_json::json!({ "rfilename": n }));
-            let all: Vec<_> = names.collect();
+            let all: Vec<_> = files.iter().map(|(name, file)| listed(name, file)).collect();
             let body = serde_json::json!({ "sha": commit, "siblings": all }).to_string();
             return Reply { body: body.into(), ..Reply::status(200) };
         }
@@ -552,7 +572,7 @@ fn hub(files: BTreeMap<String, Vec<u8>>, storage: String, commit: &'static str) 
             return Reply::status(404);
         };
         match files.get(&decoded(name)) {
-            Some(_) if name.ends_with(".bs") => Reply::redirect(format!("{storage}{name}")),
+            Some(_) if is_lfs(name) => Reply::redirect(format!("{storage}{name}")),
             Some(file) => serve(request, file, name),
             None => Reply::status(404),
         }
@@ -730,4 +750,159 @@ fn the_token_is_found_where_the_hub_keeps_it() {
     assert_eq!(sent(&[home, path, old]).as_deref(), Some("old"));
     assert_eq!(sent(&[home, path, old, ("HF_TOKEN", " new\n")]).as_deref(), Some("new"));
     assert_eq!(sent(&[home, path, ("HF_TOKEN", "")]).as_deref(), Some("of elsewhere"));
+}
+
+/// Whether much is asked for: not a file's header or end, or a sample.
+fn is_data(request: &Request) -> bool {
+    let range = request.range(u64::MAX);
+    !request.is_suffix() && range.is_some_and(|(first, end)| end - first > 100_000)
+}
+
+#[test]
+// R-08
+fn models_of_the_hub_are_compressed_shard_by_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let [mut plain, small] = model_folder(d);
+    let weights: u64 = plain.values().map(|file| file.len() as u64).sum();
+    let n_files = plain.len() as u64;
+    plain.insert("extra.bin".into(), vec![7; 1000]);
+    let small = BTreeMap::from_iter(small.into_iter().chain([("extra.bin".into(), vec![7; 1000])]));
+    // What the storage does to a request.
+    let (hang, spoil) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new("none")));
+    let (hangs, spoilt) = (Arc::clone(&hang), Arc::clone(&spoil));
+    let stored = plain.clone();
+    let storage = Server::new(move |request, _| {
+        assert_eq!(request.header("authorization"), None);
+        let name = request.path.trim_start_matches('/');
+        let mut file = stored[name].clone();
+        if name == *spoilt.lock().unwrap() {
+            *file.last_mut().unwrap() ^= 1;
+        }
+        if hangs.load(Ordering::SeqCst) > 0 && name == "model-2.safetensors" && is_data(request) {
+            hangs.store(2, Ordering::SeqCst);
+            return Reply { silence: Some(Duration::from_secs(60)), ..Reply::default() };
+        }
+        serve(request, &file, "e")
+    });
+    let server = hub(plain.clone(), storage.url(""), "abc");
+    let endpoint = server.url("");
+    let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+    done(&bigsmall(d, &["compress", "hf://o/n", "-o", "out"], &env));
+    assert!(files(&d.join("out")) == small);
+    // Each byte about once; the ends of files when they are opened.
+    let sent = storage.sent();
+    assert!(sent <= weights * 5 / 4 + 3 * 2 * (256 << 10), "{sent} for {weights}");
+    done(&bigsmall(d, &["compress", "hf://o/n/model-1.safetensors", "-o", "one.bs"], &env));
+    assert!(std::fs::read(d.join("one.bs")).unwrap() == small["model-1.bs"]);
+
+    // Killed while the second shard is read: the next one takes the first over, and reads no more
+    // of it.
+    hang.store(1, Ordering::SeqCst);
+    let mut child = command(d, &["compress", "hf://o/n", "-o", "again"], &env).spawn().unwrap();
+    while hang.load(Ordering::SeqCst) < 2 {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    hang.store(0, Ordering::SeqCst);
+    let before = storage.n_requests();
+    let output = bigsmall(d, &["compress", "hf://o/n", "-o", "again"], &env);
+    done(&output);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("1 of its finished files were verified and taken over"), "{stderr}");
+    assert!(files(&d.join("again")) == small);
+    let of_first = |r: &Request| r.path.ends_with("model-1.safetensors") && is_data(r);
+    assert!(!storage.requests()[before..].iter().any(of_first));
+
+    // Other bytes than the Hub lists.
+    for name in ["model-2.safetensors", "extra.bin"] {
+        *spoil.lock().unwrap() = name;
+        let names = common::names(d);
+        let output = bigsmall(d, &["compress", "hf://o/n", "-o", "wrong"], &env);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(name) && stderr.contains("SHA-256"), "{stderr}");
+        assert_eq!(common::names(d), names);
+    }
+    *spoil.lock().unwrap() = "none";
+
+    // From samples.
+    let ratio = |input: &str| -> f64 {
+        let shown = done(&bigsmall(d, &["estimate", input, "--json"], &env));
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["ratio"].as_f64().unwrap()
+    };
+    let (local, remote) = (ratio("plain"), ratio("hf://o/n"));
+    assert!((local / remote - 1.0).abs() < 0.05, "{local} {remote}");
+
+    // A web server, by the index file: what that names.
+    let served = plain.clone();
+    let web = Server::new(move |request, _| serve(request, &served[&request.path[1..]], "e"));
+    let index = web.url("model.safetensors.index.json");
+    done(&bigsmall(d, &["compress", &index, "-o", "web"], &[]));
+    let found = files(&d.join("web"));
+    for name in ["model-1.bs", "model-2.bs", "model.bs.index.json"] {
+        assert!(found[name] == small[name], "{name}");
+    }
+    assert!(found.len() == 4 && n_files == 6, "{:?}", found.keys());
+}
+
+#[test]
+fn a_folder_is_compared_with_what_the_hub_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let [mut plain, _] = model_folder(d);
+    plain.insert("extra.bin".into(), vec![7; 1000]);
+    plain.insert(".gitattributes".into(), b"*.bin filter=lfs".to_vec());
+    std::fs::write(d.join("small/extra.bin"), [7; 1000]).unwrap();
+    let against = |served: &BTreeMap<String, Vec<u8>>| {
+        let server = hub(served.clone(), "http://127.0.0.1:1/".into(), "abc");
+        let endpoint = server.url("");
+        let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+        let output = bigsmall(d, &["verify", "small", "--against", "hf://o/n"], &env);
+        // The list, and nothing of a file.
+        assert_eq!(server.n_requests(), 1);
+        output
+    };
+    let differs = |served: &BTreeMap<String, Vec<u8>>, expected: &[&str]| {
+        let output = against(served);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        assert!(expected.iter().all(|text| stderr.contains(text)), "{expected:?} in {stderr}");
+        assert!(stderr.contains("hf://o/n: not the files of the repository"), "{stderr}");
+    };
+    let shown = done(&against(&plain));
+    let same = "3 files with the SHA-256 that hf://o/n lists; it lists none for 4 more";
+    assert!(shown.contains(same), "{shown}");
+    for name in ["model-2.safetensors", "extra.bin"] {
+        let mut other = plain.clone();
+        other.get_mut(name).unwrap()[100] ^= 1;
+        differs(&other, &[&format!("{name:?} has the SHA-256"), ", and there "]);
+    }
+    let mut other = plain.clone();
+    other.insert("model-3.safetensors".into(), vec![1]);
+    other.insert("vocab.txt".into(), vec![1]);
+    other.remove("model-1.safetensors");
+    differs(
+        &other,
+        &[
+            r#""model-1.safetensors" is not there"#,
+            r#""model-3.safetensors" is lacking here"#,
+            r#""vocab.txt" is lacking here"#,
+        ],
+    );
+    // The shard says what it restores to, and does not: it is decoded too.
+    let shard = d.join("small/model-2.bs");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[1_000_000] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    assert_eq!(against(&plain).status.code(), Some(3));
+    for arguments in [["small/model-1.bs", "hf://o/n"], ["small", "https://o/n"]] {
+        let server = hub(plain.clone(), String::new(), "abc");
+        let endpoint = server.url("");
+        let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+        let output = bigsmall(d, &["verify", arguments[0], "--against", arguments[1]], &env);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
 }

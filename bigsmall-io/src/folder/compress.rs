@@ -1,11 +1,10 @@
 //! Compresses the weights of a folder, translates its index files, copies everything else.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use bigsmall_format::internal::{Shown, len_of};
+use bigsmall_format::internal::len_of;
 use bigsmall_format::{Header, Limits, Shard};
 
 use crate::base::find::find;
@@ -22,28 +21,21 @@ use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::restore::walk::restore_shard;
 use crate::source::file::Source;
 use crate::source::folder::Folder;
-use crate::source::local::Links;
-use crate::source::open::snapshot;
 use crate::stage::atomic::AtomicDir;
+use crate::stage::output::Output;
 use crate::{CompressOptions, FileReport, Progress, Report, RestoreOptions, os};
 
 /// Compresses every safetensors file of a folder; see [`compress`](crate::compress).
 pub(crate) fn compress_folder(
     input: &Path,
+    folder: &Folder,
     output: &Path,
     options: &CompressOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let snapshot = snapshot(input)?;
-    if let Some(snapshot) = &snapshot {
-        let shown = snapshot.to_string_lossy();
-        progress.warn(&format!("of this cache of the Hub, {} is taken", Shown::message(&shown)));
-    }
-    let input = snapshot.as_deref().unwrap_or(input);
     if !options.dry_run {
         check_apart(input, output)?;
     }
-    let folder = Folder::open(input, Links::Own, progress.stop())?;
     let listing = folder.list(options.folder)?.without_downloads();
     let files = &listing.files;
     if let Some(cache) = listing.hub_cache() {
@@ -56,21 +48,22 @@ pub(crate) fn compress_folder(
             .expected("a folder without shards")
             .found(shard.display()));
     }
-    refuse_cards(&folder, files)?;
+    refuse_cards(folder, files)?;
     let mut twins = Twins::default();
     for name in weights(files, SAFETENSORS)? {
         progress.check()?;
         let source = folder.open_file(name)?;
         let (json, header) = Header::read(&source, &Limits::default()).in_file(name)?;
         progress.expect(len_of(&source).in_file(name)?);
-        if options.bases.is_empty() {
-            twins.add(&folder, name, &header, 8 + json.len() as u64).in_file(name)?;
+        // It is only for a hint, and every sample of another machine is a request.
+        if options.bases.is_empty() && source.is_local() {
+            twins.add(folder, name, &header, 8 + json.len() as u64).in_file(name)?;
         }
     }
     twins.say(progress);
     let mut indices = Vec::new();
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
-        if let Some(translated) = translated(&folder, files, name, progress)? {
+        if let Some(translated) = translated(folder, files, name, progress)? {
             indices.push((name, translated));
         }
     }
@@ -90,7 +83,7 @@ pub(crate) fn compress_folder(
         false => Some(AtomicDir::create(output, options.replace, &job("compress", &how))?),
     };
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
-    let mut out = Out::new(&folder, &to, progress);
+    let mut out = Out::new(folder, &to, progress);
     let inner = options.clone().replace(false);
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let (mut reports, mut taken) = (Vec::new(), 0);
@@ -111,7 +104,7 @@ pub(crate) fn compress_folder(
         };
         let parent = name.parent().unwrap_or(Path::new(""));
         let against = Against { base: &base, folder: parent };
-        let source = folder.local_file(name)?;
+        let source = folder.open_file(name)?;
         if let Some(left) = target.as_ref().and_then(|target| target.left(&to_shard))
             && let Some(report) = take_over(&left, &source, &base, options, progress)?
         {
@@ -180,10 +173,11 @@ fn is_of_index(kind: ErrorKind) -> bool {
     matches!(kind, ModelIndex | ModelIndexTooLarge | ModelPath | ModelTensor | TooManyShards)
 }
 
-/// Verifies a shard that a killed job left: it must restore to the file `source`. `None` if not.
+/// Verifies a shard that a killed job left: it must restore to the file `source`. `None` if not. If
+/// the SHA-256 of the source is known, no more of it is read.
 fn take_over(
     left: &Path,
-    source: &File,
+    source: &Source,
     base: &BaseModel,
     options: &CompressOptions,
     progress: &Progress,
@@ -193,7 +187,14 @@ fn take_over(
         let bases = find(&shard, base.files(), progress)?;
         let same = Same { original: source, at: AtomicU64::new(0) };
         let how = RestoreOptions::new().md5(options.md5);
-        restore_shard(&shard, &bases, false, Some(&same), &how, progress)
+        let same: Option<&dyn Output> = match source.sha256() {
+            Some(sha256) if sha256 != shard.sha256() => {
+                return Err(Error::new(ErrorKind::SourceChanged));
+            }
+            Some(_) => None,
+            None => Some(&same),
+        };
+        restore_shard(&shard, &bases, false, same, &how, progress)
     };
     let found = verified();
     progress.check()?;

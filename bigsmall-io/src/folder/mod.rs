@@ -1,5 +1,6 @@
 //! Whole model folders.
 
+pub(crate) mod against;
 mod card;
 mod check;
 pub(crate) mod compress;

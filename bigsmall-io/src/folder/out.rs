@@ -14,6 +14,7 @@ use crate::progress::Cancellable;
 use crate::report::with_slashes;
 use crate::source::folder::Folder;
 use crate::stage::atomic::AtomicFile;
+use crate::stage::digest::FileDigest;
 use crate::stage::output::Output;
 use crate::{FileReport, Progress, os};
 
@@ -208,8 +209,17 @@ impl<'a> Out<'a> {
         let place = self.place(name)?;
         let source = self.from.open_file(name)?;
         let target = AtomicFile::create_with_mode(&place, false, source.mode())?;
-        let source = Cancellable { source: &source, progress: self.progress };
-        copy(&source, &target).in_file(name)?;
+        let read = Cancellable { source: &source, progress: self.progress };
+        let mut digest = source.sha256().map(|_| FileDigest::new());
+        for_each_piece(&read, |_, piece| {
+            digest.iter_mut().for_each(|digest| digest.update(piece));
+            target.append(piece)?;
+            Ok(true)
+        })
+        .in_file(name)?;
+        if let Some(digest) = digest {
+            source.check_read(digest.finish()).in_file(name)?;
+        }
         self.copied(target.written());
         target.commit()
     }

@@ -15,6 +15,9 @@ use crate::source::file::Source;
 use crate::source::listing::{FolderOptions, Listing, check_name, is_hidden};
 use crate::source::local::{Links, Local};
 
+/// The files of a repository of the Hub, and the SHA-256 of those that Git LFS keeps.
+pub(crate) type Names = BTreeMap<String, Option<[u8; 32]>>;
+
 /// The files of a folder on another machine.
 pub(crate) trait RemoteFolder: Send + Sync {
     /// The relative paths of all files, with `/` between components: untrusted. An error if there

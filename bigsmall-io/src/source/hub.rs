@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bigsmall_format::Shard;
+use bigsmall_format::internal::Shown;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::names::{Role, SAFETENSORS, SHARD, role};
 use crate::os;
 use crate::progress::Stop;
 use crate::source::file::Source;
-use crate::source::folder::{Folder, Input, RemoteFolder};
+use crate::source::folder::{Folder, Input, Names, RemoteFolder};
 use crate::source::http::client::Client;
 use crate::source::http::file::HttpFile;
 use crate::source::http::options::HttpOptions;
@@ -135,8 +136,37 @@ fn local(snapshot: &Path, path: Option<&str>, stop: &Stop) -> Result<Input> {
     }
 }
 
+/// Asks for the commit and the files of a repository.
+fn ask(
+    place: &Place<'_>,
+    endpoint: &str,
+    token: Option<String>,
+    stop: &Stop,
+) -> (Arc<Client>, Result<(String, Names)>) {
+    let Place { owner, name, .. } = place;
+    let revision = encoded(&place.revision.replace("%2F", "/")).replace('/', "%2F");
+    let page = format!("{endpoint}/{owner}/{name}");
+    let client = Client::of_hub(HttpOptions::new().token(token), stop.clone(), page);
+    let url = format!("{endpoint}/api/models/{owner}/{name}/revision/{revision}?blobs=true");
+    let answer = client.text(&url).and_then(|text| listed(&text));
+    (client, answer)
+}
+
+/// What the Hub lists of the repository `url`.
+pub(crate) fn names(url: &str, stop: &Stop) -> Result<Names> {
+    let place = Place::parse(url)?;
+    if let Some(path) = place.path {
+        return Err(Error::new(ErrorKind::Argument)
+            .expected("a repository of the Hub, hf://owner/name")
+            .found(format!("its file {:?}", Shown::name(path))));
+    }
+    let settings = Settings::of_environment();
+    Ok(ask(&place, &settings.endpoint, settings.token, stop).1?.1)
+}
+
 /// Opens a repository or one of its files, from the cache if it has them, otherwise from the Hub.
-pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
+/// From the cache only with every file, if `every_file`, or else with the weights.
+pub(crate) fn open(url: &str, every_file: bool, stop: &Stop) -> Result<Input> {
     let place = Place::parse(url)?;
     let settings = Settings::of_environment();
     let Place { owner, name, path, .. } = place;
@@ -147,7 +177,7 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
         Some(path) => snapshot.join(path).is_file(),
         None => has_model(snapshot),
     };
-    if settings.offline || place.is_commit() {
+    if settings.offline || place.is_commit() && !every_file {
         if let Some(snapshot) = known().filter(has) {
             return local(&snapshot, path, stop);
         }
@@ -157,12 +187,8 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
             );
         }
     }
-    let repository = format!("{}/{owner}/{name}", settings.endpoint);
-    let options = HttpOptions::new().token(settings.token);
-    let client = Client::of_hub(options, stop.clone(), repository.clone());
-    let in_url = encoded(&revision).replace('/', "%2F");
-    let listing = format!("{}/api/models/{owner}/{name}/revision/{in_url}", settings.endpoint);
-    let (commit, names) = match client.text(&listing).and_then(|text| listed(&text)) {
+    let (client, answer) = ask(&place, &settings.endpoint, settings.token, stop);
+    let (commit, names) = match answer {
         Ok(found) => found,
         // No network: what the cache has is better than nothing. A refusal is an answer and stays
         // one.
@@ -177,27 +203,34 @@ pub(crate) fn open(url: &str, stop: &Stop) -> Result<Input> {
     if let Some(snapshot) = cache.snapshot(&commit) {
         let wanted = match path {
             Some(path) => vec![path.to_owned()],
+            None if every_file => visible(&names),
             None => weights(&names),
         };
         if is_whole(&snapshot, &wanted) {
             return local(&snapshot, path, stop);
         }
     }
-    let files = Repository { client, base: format!("{repository}/resolve/{commit}/"), names };
+    let base = format!("{}/{owner}/{name}/resolve/{commit}/", settings.endpoint);
+    let files = Repository { client, base, names };
     match path {
         Some(path) => Ok(Input::File(files.open(path)?)),
         None => Ok(Input::Folder(Folder::remote(files))),
     }
 }
 
+/// The names of files that are not hidden.
+fn visible(names: &Names) -> Vec<String> {
+    let mut listing = Listing::new(FolderOptions::new());
+    names.keys().filter(|name| listing.wants(Path::new(name))).cloned().collect()
+}
+
 /// The files that belong to the weights: shards and their index files, or the safetensors files if
 /// there are no shards.
-fn weights(names: &[String]) -> Vec<String> {
-    let mut listing = Listing::new(FolderOptions::new());
-    let names: Vec<_> = names.iter().filter(|name| listing.wants(Path::new(name))).collect();
+fn weights(names: &Names) -> Vec<String> {
+    let names = visible(names);
     let of = |ending: &str| -> Vec<String> {
         let wanted = names.iter().filter(|name| role(Path::new(name), ending) != Role::Other);
-        wanted.map(|name| String::clone(name)).collect()
+        wanted.cloned().collect()
     };
     let shards = of(SHARD);
     if shards.is_empty() { of(SAFETENSORS) } else { shards }
@@ -224,21 +257,38 @@ fn has_model(snapshot: &Path) -> bool {
 }
 
 /// The commit and the files of a repository, from the answer of the Hub's API.
-fn listed(text: &str) -> Result<(String, Vec<String>)> {
+fn listed(text: &str) -> Result<(String, Names)> {
     let wrong = || Error::new(ErrorKind::Remote).expected("a listing of the repository's files");
     let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().caused_by(e))?;
     let commit = value.get("sha").and_then(|v| v.as_str()).ok_or_else(wrong)?;
     check_name(commit)?;
     let files = value.get("siblings").and_then(|v| v.as_array()).ok_or_else(wrong)?;
-    let names = files.iter().map(|file| file.get("rfilename")?.as_str().map(str::to_owned));
-    Ok((commit.to_owned(), names.collect::<Option<_>>().ok_or_else(wrong)?))
+    let mut names = Names::new();
+    for file in files {
+        let name = file.get("rfilename").and_then(|v| v.as_str()).ok_or_else(wrong)?;
+        let lfs = file.get("lfs").and_then(|lfs| lfs.get("sha256").or_else(|| lfs.get("oid")));
+        let digest = |v: &serde_json::Value| digest(v.as_str()?);
+        let sha256 = lfs.map(|v| digest(v).ok_or_else(wrong)).transpose()?;
+        if names.insert(name.to_owned(), sha256).is_some() {
+            return Err(wrong().found(format!("{:?} twice", Shown::name(name))));
+        }
+    }
+    Ok((commit.to_owned(), names))
+}
+
+/// The digest that is written in 64 hexadecimal digits.
+fn digest(text: &str) -> Option<[u8; 32]> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |b: u8| char::from(b).to_digit(16);
+    let bytes = pairs.iter().map(|&[a, b]| Some((16 * digit(a)? + digit(b)?) as u8));
+    bytes.collect::<Option<Vec<u8>>>()?.try_into().ok().filter(|_| rest.is_empty())
 }
 
 /// The files of one commit.
 struct Repository {
     client: Arc<Client>,
     base: String,
-    names: Vec<String>,
+    names: Names,
 }
 
 impl RemoteFolder for Repository {
@@ -246,12 +296,13 @@ impl RemoteFolder for Repository {
         if self.names.len() as u64 > most {
             return Err(too_many(most));
         }
-        Ok(self.names.clone())
+        Ok(self.names.keys().cloned().collect())
     }
 
     fn open(&self, name: &str) -> Result<Source> {
         let url = format!("{}{}", self.base, encoded(name));
-        Ok(Source::new(HttpFile::open_with(&self.client, &url)?))
+        let file = Source::new(HttpFile::open_with(&self.client, &url)?);
+        Ok(file.with_sha256(self.names.get(name).copied().flatten()))
     }
 }
 
@@ -297,9 +348,12 @@ mod tests {
     #[test]
     fn weights_are_those_of_a_folder() {
         let names = ["model.safetensors", "._model.bs", ".cache/x.bs", "a/model.bs.txt"];
-        assert_eq!(weights(&names.map(String::from)), ["model.safetensors"]);
+        assert_eq!(weights(&names.map(|n| (n.to_owned(), None)).into()), ["model.safetensors"]);
         let names = ["x.safetensors", "m.bs", "m.bs.index.json", "a/._m.bs"];
-        assert_eq!(weights(&names.map(String::from)), ["m.bs", "m.bs.index.json"]);
+        assert_eq!(
+            weights(&names.map(|n| (n.to_owned(), None)).into()),
+            ["m.bs", "m.bs.index.json"]
+        );
     }
 
     #[test]

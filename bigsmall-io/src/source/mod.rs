@@ -1,5 +1,6 @@
 //! Where files come from: the local disk or another machine.
 
+pub(crate) mod ahead;
 #[cfg(feature = "cloud")]
 pub(crate) mod cloud;
 pub(crate) mod file;

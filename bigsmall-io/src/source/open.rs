@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bigsmall_format::internal::Shown;
+
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::model_index::ModelIndex;
 use crate::names::{Role, SHARD, role};
 use crate::os;
-use crate::progress::Stop;
+use crate::progress::{Progress, Stop};
 use crate::source::file::Source;
-use crate::source::folder::{Folder, Input, RemoteFolder};
+use crate::source::folder::{Folder, Input, Names, RemoteFolder};
 use crate::source::listing::check_name;
 use crate::source::local::{Links, Local};
 use crate::source::url::{shown, url};
@@ -17,7 +19,7 @@ use crate::source::url::{shown, url};
 pub(crate) fn open(path: &Path, stop: &Stop) -> Result<Input> {
     let named = |e: Error| e.in_file(shown(path));
     if let Some(url) = url(path) {
-        return open_url(url, stop).map_err(named);
+        return open_url(url, false, stop).map_err(named);
     }
     if path.is_dir() {
         let snapshot = snapshot(path)?;
@@ -33,6 +35,24 @@ pub(crate) fn open(path: &Path, stop: &Stop) -> Result<Input> {
         }
         _ => Ok(Input::File(Source::local(file)?)),
     }
+}
+
+/// Opens a file, a folder or a URL, to compress it. The links of a folder are the user's own. Every
+/// file of a folder is there.
+pub(crate) fn open_original(path: &Path, progress: &Progress) -> Result<Input> {
+    let stop = progress.stop();
+    if let Some(url) = url(path) {
+        return open_url(url, true, &stop).map_err(|e| e.in_file(shown(path)));
+    }
+    if !path.is_dir() {
+        return Ok(Input::File(Source::local(os::open_regular(path)?).in_file(path)?));
+    }
+    let snapshot = snapshot(path)?;
+    if let Some(snapshot) = &snapshot {
+        let shown = snapshot.to_string_lossy();
+        progress.warn(&format!("of this cache of the Hub, {} is taken", Shown::message(&shown)));
+    }
+    Ok(Input::Folder(Folder::open(snapshot.as_deref().unwrap_or(path), Links::Own, stop)?))
 }
 
 /// An index file on this machine, and the shards that it names.
@@ -87,8 +107,23 @@ pub(crate) fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-#[cfg_attr(not(any(feature = "http", feature = "cloud")), allow(unused_variables))]
-fn open_url(url: &str, stop: &Stop) -> Result<Input> {
+/// What the Hub lists of the repository `path`, hf://owner/name.
+#[cfg_attr(not(feature = "hub"), allow(unused_variables))]
+pub(crate) fn names_of_hub(path: &Path, stop: &Stop) -> Result<Names> {
+    match url(path).filter(|url| url.to_ascii_lowercase().starts_with("hf://")) {
+        #[cfg(feature = "hub")]
+        Some(url) => crate::source::hub::names(url, stop).map_err(|e| e.in_file(url)),
+        #[cfg(not(feature = "hub"))]
+        Some(_) => missing("hub"),
+        None => Err(Error::new(ErrorKind::Argument)
+            .expected("a repository of the Hub, hf://owner/name")
+            .found(shown(path))),
+    }
+}
+
+/// Opens a URL: from the Hub's cache only if that has every file, or else the weights.
+#[cfg_attr(not(all(feature = "hub", feature = "cloud")), allow(unused_variables))]
+fn open_url(url: &str, every_file: bool, stop: &Stop) -> Result<Input> {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
     match &*scheme {
         "http" | "https" => {
@@ -99,7 +134,7 @@ fn open_url(url: &str, stop: &Stop) -> Result<Input> {
         }
         "hf" => {
             #[cfg(feature = "hub")]
-            return crate::source::hub::open(url, stop);
+            return crate::source::hub::open(url, every_file, stop);
             #[cfg(not(feature = "hub"))]
             missing("hub")
         }
@@ -116,7 +151,7 @@ fn open_url(url: &str, stop: &Stop) -> Result<Input> {
 }
 
 #[cfg(not(all(feature = "http", feature = "hub", feature = "cloud")))]
-fn missing(feature: &str) -> Result<Input> {
+fn missing<T>(feature: &str) -> Result<T> {
     Err(Error::new(ErrorKind::FeatureMissing)
         .expected(format!("a build with the feature `{feature}`")))
 }

@@ -30,6 +30,9 @@ pub(crate) enum Command {
     /// too.
     ///
     /// After a job that was killed, the same command goes on with the shards that were finished.
+    ///
+    /// From a URL, one shard after the other is read, in pieces, and only the result is written.
+    /// From hf://owner/name, files are compared with the SHA-256s that the Hub lists.
     Compress(Compress),
     /// Restore the identical safetensors file, or the files of the model folder.
     ///
@@ -167,7 +170,8 @@ impl FolderArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct Compress {
-    /// A safetensors file, or a model folder.
+    /// A safetensors file, a model folder, or a URL: https://, hf://owner/name, s3://, gs://,
+    /// az://.
     #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     /// The shard or folder to write.
@@ -244,6 +248,10 @@ pub(crate) struct Verify {
     /// Print the MD5 of every tensor's original bytes.
     #[arg(long)]
     pub(crate) md5: bool,
+    /// Compare what the folder restores to with this repository of the Hub, hf://owner/name: by the
+    /// SHA-256s that the Hub lists. No weights are fetched. A difference ends with exit code 3.
+    #[arg(long, value_name = "HUB")]
+    pub(crate) against: Option<PathBuf>,
     /// Refuse a shard that restores to this many times its bytes, or more.
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub(crate) max_expansion: u64,
@@ -327,7 +335,8 @@ pub(crate) struct Index {
 
 #[derive(Args, Debug)]
 pub(crate) struct Estimate {
-    /// A safetensors file, or a model folder.
+    /// A safetensors file, a model folder, or a URL: https://, hf://owner/name, s3://, gs://,
+    /// az://.
     #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
     #[command(flatten)]

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use bigsmall_format::internal::{Chain, Shown};
-use bigsmall_io::internal::json_line;
+use bigsmall_io::internal::{Compared, json_line, verify_against};
 use bigsmall_io::{
     Class, CompressOptions, Error, ErrorKind, ExtractOptions, IndexOptions, Progress, Report,
     RestoreOptions, Result, Rule, hex,
@@ -131,8 +131,13 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .max_expansion(a.max_expansion)
                 .folder(a.folder.options());
             options.bases = a.bases.base;
-            let report = bigsmall_io::verify(&a.input, &options, progress)?;
-            Ok(show("verified", &report, begin, a.json))
+            let Some(hub) = &a.against else {
+                let report = bigsmall_io::verify(&a.input, &options, progress)?;
+                return Ok(show("verified", &report, begin, a.json));
+            };
+            let (report, compared) = verify_against(&a.input, hub, &options, progress)?;
+            let shown = show("verified", &report, begin, a.json);
+            Ok(if a.json { shown } else { shown + &same_as(hub, compared) })
         }
         Command::Inspect(a) => inspect::inspect(&a, progress).map(|()| String::new()),
         Command::Index(a) => {
@@ -171,6 +176,16 @@ fn overhead(what: &str, report: &Report) -> String {
     format!(
         "larger than the original: each of the {n} tensors takes some 50 bytes of index, and \
          {mean} in the original\n"
+    )
+}
+
+/// What was compared with a repository of the Hub.
+fn same_as(hub: &Path, compared: Compared) -> String {
+    let Compared { same, not_listed } = compared;
+    let (hub, s) = (hub.to_string_lossy(), if same == 1 { "" } else { "s" });
+    format!(
+        "{same} file{s} with the SHA-256 that {} lists; it lists none for {not_listed} more\n",
+        Shown::message(&hub)
     )
 }
 
