@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn listings_of_another_form_are_refused() {
         let good = r#"{"sha":"abc","siblings":[{"rfilename":"m.bs"}],"more":1}"#;
-        assert_eq!(listed(good).unwrap(), ("abc".into(), vec!["m.bs".into()]));
+        assert_eq!(listed(good).unwrap(), ("abc".into(), [("m.bs".into(), None)].into()));
         for bad in [
             "",
             "[]",
