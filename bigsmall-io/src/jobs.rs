@@ -26,8 +26,8 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 
 /// Compresses the safetensors file `input` to the shard `output`, or the model folder `input` to
 /// the folder `output` (weights compressed, everything else copied). `input` may be a URL as in
-/// [`Model::open`](crate::Model::open): one shard after the other is read, in pieces, and no more of
-/// it is kept. What comes from the Hub is compared with the SHA-256 of the Hub's list.
+/// [`Model::open`](crate::Model::open): one shard after the other is read, in pieces, and no more
+/// of it is kept. What comes from the Hub is compared with the SHA-256 of the Hub's list.
 ///
 /// The written bytes are read back, decoded and compared with the original before the output is
 /// renamed into place. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and
@@ -262,9 +262,9 @@ pub fn verify(
     Ok(Report::of(vec![report]))
 }
 
-/// [`verify`] of a folder of shards. Before it, compares the SHA-256 of what they restore to, and of
-/// the other files, with the list of the repository `hub`, hf://owner/name, of which nothing else is
-/// read.
+/// [`verify`] of a folder of shards. Before it, compares the SHA-256 of what they restore to, and
+/// of the other files, with the list of the repository `hub`, hf://owner/name, of which nothing
+/// else is read.
 ///
 /// # Errors
 /// Those of [`verify`]; [`ErrorKind::Differs`] with the names of files that are others, or lacking;
