@@ -3,7 +3,8 @@
 //! `cargo bench -p bigsmall-tbe` first prints ratios to a yardstick measured in turn with the
 //! subject (of the medians of 15 pairs, and of the fastest, which a neighbour on the processor
 //! disturbed least), which is what counts on a shared machine, then criterion's own figures.
-//! `-- ratios` prints the ratios alone, `-- small` products of a small matrix, `-- decode` and the
+//! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (with THREADS
+//! in the environment for more than one thread), `-- small` products of a small matrix, `-- decode` and the
 //! like run a part of criterion's. Data: 256 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)),
 //! larger than the caches; buffers are reused, block checksums verified, one thread.
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -12,7 +13,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bigsmall_tbe::{
-    Backend, Decoded, Dtype, EncodedTensor, Plain, Tbe, TensorSpec, View, Width, encode_tensor,
+    Backend, Decoded, Dtype, EncodedTensor, Form, Plain, Resident, Tbe, TensorSpec, View, Width,
+    encode_tensor,
 };
 use bigsmall_testing::Random;
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -140,6 +142,48 @@ fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
     }
 }
 
+/// Products in every form, in turn with plain weights in the same kind of memory.
+fn forms() {
+    let spec = TensorSpec::new("w", Dtype::BF16, &[M as u64, K as u64]).unwrap();
+    let encoded = encode_tensor(&Tbe::default(), &spec, &weights(M, K)).unwrap();
+    let mut random = Random::new(43);
+    let x: Vec<f32> = (0..64 * K).map(|_| random.normal() as f32).collect();
+    let mut y = vec![0.0; 64 * M];
+    println!("{:30} {:>9} {:>9} {:>7} {:>8}", "GB/s or GFLOP/s", "", "plain", "ratio", "fastest");
+    for backend in bigsmall_tbe::backends() {
+        let form = |form| {
+            let resident = Resident::with_form(&encoded, &Tbe::default(), form).unwrap();
+            resident.with_backend(backend).unwrap()
+        };
+        let plain = form(Form::Plain);
+        for &name in &Form::ALL[1..] {
+            let matrix = form(name);
+            for batch in [1, 4, 64] {
+                // Whole products take long with many columns.
+                let rows = if batch == 1 { M } else { M / 8 };
+                let (x, y) = (&x[..batch * K], &mut y[..batch * rows]);
+                let mut time = |matrix: &Resident| {
+                    let begin = Instant::now();
+                    matrix.matmul_rows(0..rows, x, batch, y).unwrap();
+                    begin.elapsed()
+                };
+                let pairs: Vec<_> = (0..15).map(|_| (time(&matrix), time(&plain))).collect();
+                let (subject, yardstick) = pairs.into_iter().unzip();
+                let (subject, yardstick) = (Times::of(subject), Times::of(yardstick));
+                let amount = (2 * rows * K * batch) as f64 / 1e9;
+                println!(
+                    "{:30} {:9.2} {:9.2} {:7.3} {:8.3}",
+                    format!("{name} b{batch} {backend}"),
+                    amount / subject.median,
+                    amount / yardstick.median,
+                    yardstick.median / subject.median,
+                    yardstick.fastest / subject.fastest,
+                );
+            }
+        }
+    }
+}
+
 /// A matrix so small that waking threads would cost more than they save: y = W x with one column,
 /// 1024 x 1024, in pools of one and of two threads.
 fn small() {
@@ -175,6 +219,10 @@ fn pool(threads: usize) -> rayon::ThreadPool {
 fn main() {
     if std::env::args().any(|a| a == "small") {
         return small();
+    }
+    if std::env::args().any(|a| a == "forms") {
+        let threads = std::env::var("THREADS").map_or(1, |n| n.parse().unwrap());
+        return pool(threads).install(forms);
     }
     pool(1).install(all);
 }
