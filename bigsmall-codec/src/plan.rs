@@ -22,7 +22,7 @@ const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 /// If at least one unit in so many of the sample is zero, masks are considered.
 const SOME_ZEROS: usize = 256;
 /// Masks must make the tensor smaller by at least one part in this many: with few zeros, a block
-/// with a mask is decoded at about half the rate (`tools/sizes.py --zeros` prints it).
+/// with a mask is decoded at about two thirds of the rate (`cargo bench --bench zeros` prints it).
 const MASK_GAIN: u64 = 16;
 /// Bytes of the head of masks without its tables.
 const HEAD_COST: u64 = 14;

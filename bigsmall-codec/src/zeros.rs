@@ -17,29 +17,60 @@ macro_rules! for_unit_bytes {
 /// set, and sets the other units to zero. The mask has as many ones as there are units to be moved:
 /// since they lie at the end, none is overwritten before it is moved.
 pub(crate) fn expand(unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
-    expand_rest(unit_bytes, mask, units, begin, 0);
+    expand_rest(unit_bytes, mask, units, 0, begin);
 }
 
-/// [`expand`] after the first `done` units, a multiple of 8.
+/// The rest of [`expand`] after the first `at` bytes, a multiple of 8 units; the next of the units
+/// that are to be moved lies at byte `next`.
 pub(crate) fn expand_rest(
     unit_bytes: usize,
     mask: &[u8],
     units: &mut [u8],
-    begin: usize,
-    done: usize,
+    at: usize,
+    next: usize,
 ) {
-    let moved: u32 = mask[..done / 8].iter().map(|byte| byte.count_ones()).sum();
-    let begin = begin + moved as usize * unit_bytes;
-    for_unit_bytes!(unit_bytes, expand_units, mask, units, begin, done);
+    for_unit_bytes!(unit_bytes, expand_units, mask, units, at, next);
 }
 
-fn expand_units<const N: usize>(mask: &[u8], units: &mut [u8], begin: usize, from: usize) {
+/// For each byte of a mask where its 8 units come from: the first, second, … of the others, or
+/// number 8, which is zero.
+static SOURCES: [[u8; 8]; 256] = {
+    let mut sources = [[8; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut unit, mut next) = (0, 0);
+        while unit < 8 {
+            if mask >> unit & 1 == 1 {
+                sources[mask][unit] = next;
+                next += 1;
+            }
+            unit += 1;
+        }
+        mask += 1;
+    }
+    sources
+};
+
+fn expand_units<const N: usize>(mask: &[u8], units: &mut [u8], at: usize, next: usize) {
     let units = units.as_chunks_mut::<N>().0;
-    let mut next = begin / N;
-    for i in from..units.len() {
+    let (mut at, mut next) = (at / N, next / N);
+    // Eight units by one byte of the mask, without a branch on its bits: which units are zero
+    // cannot be predicted.
+    let mut others = [[0; N]; 16];
+    while let (Some(eight), Some(&mask)) =
+        (units.get(next..).and_then(|rest| rest.first_chunk::<8>()), mask.get(at / 8))
+    {
+        others[..8].copy_from_slice(eight);
+        let Some(to) = units[at..].first_chunk_mut::<8>() else { break };
+        for (to, &from) in to.iter_mut().zip(&SOURCES[usize::from(mask)]) {
+            *to = others[usize::from(from % 16)];
+        }
+        at += 8;
+        next += mask.count_ones() as usize;
+    }
+    // The last few of the others, with nothing behind them.
+    for i in at..units.len() {
         let is_set = mask[i / 8] >> (i % 8) & 1;
-        // Without a branch: which units are zero cannot be predicted. Behind the last of the others
-        // there is nothing to read.
         let unit = units.get(next).copied().unwrap_or([0; N]);
         units[i] = unit.map(|byte| byte & is_set.wrapping_neg());
         next += usize::from(is_set);
@@ -74,7 +105,9 @@ pub(crate) fn count(unit_bytes: usize, units: &[u8]) -> usize {
 }
 
 fn count_units<const N: usize>(units: &[u8]) -> usize {
-    units.as_chunks::<N>().0.iter().map(|unit| usize::from(*unit == [0; N])).sum()
+    // Sums of bytes: more of them fit a vector.
+    let sum = |units: &[[u8; N]]| units.iter().map(|unit| u8::from(*unit == [0; N])).sum::<u8>();
+    units.as_chunks::<N>().0.chunks(255).map(|units| usize::from(sum(units))).sum()
 }
 
 #[cfg(test)]

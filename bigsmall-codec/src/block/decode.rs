@@ -7,13 +7,15 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::block::sections::{
-    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, Zeros, carried_len, check_deflate_end,
-    check_mask,
+    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, carried_len, check_deflate_end, check_mask,
 };
 use crate::deflate::inflate;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
+
+/// Blocks that are decoded at once: two keep both halves of the machine busy.
+const AT_ONCE: usize = 2;
 
 /// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
 pub(crate) fn decode(
@@ -24,10 +26,19 @@ pub(crate) fn decode(
     dst: &mut [u8],
     ahead: Ahead<'_>,
 ) -> Result<()> {
+    let unit_bytes = head.layout.unit_bytes;
+    if !dst.len().is_multiple_of(unit_bytes) {
+        return Err(Error::new(Rule::BufferLength)
+            .expected(format!("a multiple of {unit_bytes} bytes"))
+            .found(dst.len()));
+    }
+    if dst.len().div_ceil(block_bytes) != blocks.len() {
+        return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
+    }
     if head.mask.is_some() && blocks.iter().any(|block| block.first() == Some(&KIND_ZEROS)) {
         return decode_with_masks(head, kernels, blocks, block_bytes, dst, ahead);
     }
-    decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &mut [&mut [], &mut []])
+    decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &[])
 }
 
 /// The masks lie on the stack: no allocation, and nothing is paid where there are none.
@@ -38,10 +49,59 @@ fn decode_with_masks(
     blocks: &[&[u8]],
     block_bytes: usize,
     dst: &mut [u8],
-    ahead: Ahead<'_>,
+    mut ahead: Ahead<'_>,
 ) -> Result<()> {
-    let (mut a, mut b) = ([0; MAX_MASK], [0; MAX_MASK]);
-    decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &mut [&mut a, &mut b])
+    let mask_bytes = (block_bytes / head.layout.unit_bytes).div_ceil(8);
+    let mut masks = [0; AT_ONCE * MAX_MASK];
+    for (blocks, dst) in blocks.chunks(AT_ONCE).zip(dst.chunks_mut(AT_ONCE * block_bytes)) {
+        decode_masks(head, kernels, blocks, block_bytes, dst.len(), &mut masks)?;
+        let masks: [_; AT_ONCE] = std::array::from_fn(|i| &masks[i * mask_bytes..][..mask_bytes]);
+        let ahead = std::mem::take(&mut ahead);
+        decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &masks)?;
+    }
+    Ok(())
+}
+
+/// Decodes the masks of at most [`AT_ONCE`] blocks of `byte_len` original bytes, together where all
+/// have one of one length; checks that each has as many ones as there are others.
+fn decode_masks(
+    head: &Head,
+    kernels: &dyn Kernels,
+    blocks: &[&[u8]],
+    block_bytes: usize,
+    byte_len: usize,
+    masks: &mut [u8],
+) -> Result<()> {
+    let unit_bytes = head.layout.unit_bytes;
+    let mask_bytes = (block_bytes / unit_bytes).div_ceil(8);
+    let Some(mask_head) = &head.mask else { return Err(Error::new(Rule::AnsBlockHeader)) };
+    let mut parts = [None; AT_ONCE];
+    for (i, (block, part)) in blocks.iter().zip(&mut parts).enumerate() {
+        if block.first() == Some(&KIND_ZEROS) {
+            let len = block_bytes.min(byte_len - i * block_bytes);
+            let Block::Zeros(zeros) = Block::read(head, block, len)? else { continue };
+            *part = Some((zeros, len / unit_bytes));
+        }
+    }
+    let decode = |blocks: &[&[u8]], masks: &mut [u8]| {
+        decode_blocks(mask_head, kernels, blocks, mask_bytes, masks, Ahead::default(), &[])
+    };
+    let together = match parts {
+        [Some((a, _)), Some((b, n))] if n == block_bytes / unit_bytes => Some([a.mask, b.mask]),
+        _ => None,
+    };
+    if let Some(both) = together {
+        decode(&both, &mut masks[..AT_ONCE * mask_bytes])?;
+    }
+    for (part, mask) in parts.into_iter().zip(masks.chunks_mut(mask_bytes)) {
+        let Some((zeros, n_units)) = part else { continue };
+        let mask = &mut mask[..n_units.div_ceil(8)];
+        if together.is_none() {
+            decode(&[zeros.mask], mask)?;
+        }
+        check_mask(mask, n_units, zeros.n_others)?;
+    }
+    Ok(())
 }
 
 /// An ANS block that waits for another one, to be decoded together with it.
@@ -49,11 +109,11 @@ struct Pending<'a, 'd> {
     sections: Sections<'a>,
     /// Where its units go: the whole block.
     units: &'d mut [u8],
-    /// Which of the masks is that of the block, if it is one of kind *zeros*; the coded units are
-    /// then the others.
-    mask: Option<usize>,
+    /// The mask of the block, if it is one of kind *zeros*; the coded units are then the others.
+    mask: Option<&'d [u8]>,
 }
 
+/// [`decode`] once the lengths are checked and the masks of the blocks are decoded.
 fn decode_blocks(
     head: &Head,
     kernels: &dyn Kernels,
@@ -61,30 +121,19 @@ fn decode_blocks(
     block_bytes: usize,
     dst: &mut [u8],
     mut ahead: Ahead<'_>,
-    masks: &mut [&mut [u8]; 2],
+    masks: &[&[u8]],
 ) -> Result<()> {
     let unit_bytes = head.layout.unit_bytes;
-    if !dst.len().is_multiple_of(unit_bytes) {
-        return Err(Error::new(Rule::BufferLength)
-            .expected(format!("a multiple of {unit_bytes} bytes"))
-            .found(dst.len()));
-    }
     let mut pending: Option<Pending<'_, '_>> = None;
-    let mut pieces = dst.chunks_mut(block_bytes);
-    for block in blocks {
-        let Some(units) = pieces.next() else {
-            return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
-        };
+    for (i, (block, units)) in blocks.iter().zip(dst.chunks_mut(block_bytes)).enumerate() {
         let mut read = Block::read(head, block, units.len())?;
         let mut mask = None;
         // The others are decoded to the end of the block, and moved to their places from there.
         let mut begin = 0;
         if let Block::Zeros(zeros) = read {
-            let slot = usize::from(pending.as_ref().is_some_and(|p| p.mask == Some(0)));
-            decode_mask(head, kernels, &zeros, units.len() / unit_bytes, masks[slot])?;
             begin = units.len() - zeros.n_others * unit_bytes;
             read = zeros.read_others(head)?;
-            mask = Some(slot);
+            mask = masks.get(i).map(|mask| &mask[..(units.len() / unit_bytes).div_ceil(8)]);
         }
         match read {
             Block::Raw(body) => units[begin..].copy_from_slice(body),
@@ -95,8 +144,7 @@ fn decode_blocks(
             }
             Block::Ans(sections) => {
                 let this = Pending { sections, units, mask };
-                // Two blocks at once keep both halves of the machine busy. Without masks they must
-                // be of one length.
+                // Without masks they must be of one length.
                 let ahead = match &pending {
                     None => Ahead::default(),
                     Some(_) => std::mem::take(&mut ahead),
@@ -107,11 +155,11 @@ fn decode_blocks(
                         if first.sections.n_groups == this.sections.n_groups
                             || first.mask.is_some() && this.mask.is_some() =>
                     {
-                        finish(head, kernels, [first, this], masks, ahead)?;
+                        finish(head, kernels, [first, this], ahead)?;
                         None
                     }
                     Some(first) => {
-                        finish(head, kernels, [first], masks, ahead)?;
+                        finish(head, kernels, [first], ahead)?;
                         Some(this)
                     }
                 };
@@ -124,17 +172,11 @@ fn decode_blocks(
             // The others of a block of this kind are of another kind.
             Block::Zeros(_) => return Err(Error::new(Rule::AnsBlockHeader)),
         }
-        if let Some(slot) = mask {
-            kernels.expand(unit_bytes, masks[slot], units, begin);
+        if let Some(mask) = mask {
+            kernels.expand(unit_bytes, mask, units, begin);
         }
     }
-    if let Some(last) = pending {
-        finish(head, kernels, [last], masks, ahead)?;
-    }
-    match pieces.next() {
-        None => Ok(()),
-        Some(_) => Err(Error::new(Rule::BufferLength).expected("as many blocks as units")),
-    }
+    pending.map_or(Ok(()), |last| finish(head, kernels, [last], ahead))
 }
 
 /// Decodes pending blocks, and moves the units of those with masks to their places.
@@ -142,7 +184,6 @@ fn finish<const N: usize>(
     head: &Head,
     kernels: &dyn Kernels,
     mut blocks: [Pending<'_, '_>; N],
-    masks: &[&mut [u8]; 2],
     ahead: Ahead<'_>,
 ) -> Result<()> {
     let unit_bytes = head.layout.unit_bytes;
@@ -157,26 +198,12 @@ fn finish<const N: usize>(
     });
     decode_ans(head, kernels, parts, ahead)?;
     for block in blocks {
-        if let Some(slot) = block.mask {
+        if let Some(mask) = block.mask {
             let begin = begin(&block);
-            kernels.expand(unit_bytes, masks[slot], block.units, begin);
+            kernels.expand(unit_bytes, mask, block.units, begin);
         }
     }
     Ok(())
-}
-
-/// Decodes the mask of a block of `n_units`, and compares it with the number of others.
-fn decode_mask(
-    head: &Head,
-    kernels: &dyn Kernels,
-    zeros: &Zeros<'_>,
-    n_units: usize,
-    mask: &mut [u8],
-) -> Result<()> {
-    let Some(mask_head) = &head.mask else { return Err(Error::new(Rule::AnsBlockHeader)) };
-    let mask = &mut mask[..n_units.div_ceil(8)];
-    decode(mask_head, kernels, &[zeros.mask], mask.len(), mask, Ahead::default())?;
-    check_mask(mask, n_units, zeros.n_others)
 }
 
 /// Decodes blocks to units, each from its first group to its tail.

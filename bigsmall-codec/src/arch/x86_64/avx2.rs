@@ -91,7 +91,8 @@ static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
 static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
 
 /// [`zeros::expand`] for whole bytes of the mask, as far as no vector would read or write past the
-/// units; returns the number of units done. `others` is where the units lie that are not zero.
+/// units; returns where it stopped: the bytes done, and where the next unit that is not zero lies.
+/// `others` is where the first of these lies.
 /// `BITS` bits of the mask are one shuffle.
 ///
 /// # Safety
@@ -102,7 +103,7 @@ unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
     mask: &[u8],
     units: &mut [u8],
     others: usize,
-) -> usize {
+) -> (usize, usize) {
     let (mut at, mut next) = (0, others);
     for &mask in mask {
         // The last of the vectors ends up to 16 bytes after the units of this byte.
@@ -129,7 +130,7 @@ unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
             next += BYTES * set.count_ones() as usize;
         }
     }
-    at / BYTES
+    (at, next)
 }
 
 /// One step of 8 lanes, given their slots' entries.
@@ -582,7 +583,7 @@ impl Kernels for Avx2 {
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         // SAFETY: `self` is the proof that the machine has the instructions; the tables have 2^8,
         // 2^8, 2^4 and 2^2 entries for 8, 8, 4 and 2 units, which are 8 or 16 bytes.
-        let done = unsafe {
+        let (at, next) = unsafe {
             match unit_bytes {
                 1 => expand_units::<1, 8>(&UNPACK8, mask, units, begin),
                 2 => expand_units::<2, 8>(&UNPACK16, mask, units, begin),
@@ -590,7 +591,7 @@ impl Kernels for Avx2 {
                 _ => expand_units::<8, 2>(&UNPACK64, mask, units, begin),
             }
         };
-        zeros::expand_rest(unit_bytes, mask, units, begin, done);
+        zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
     delta_methods!(merge256);

@@ -573,12 +573,12 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
-/// [`zeros::expand`] for whole vectors of units; returns the number of units done. `others` is
-/// where the units lie that are not zero.
+/// [`zeros::expand`] for whole vectors of units; returns where it stopped: the bytes done, and where
+/// the next unit that is not zero lies. `others` is where the first of these lies.
 macro_rules! expand_units {
     ($name:ident, $bytes:literal, $mask:ty, $expand:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-        fn $name(mask: &[u8], units: &mut [u8], others: usize) -> usize {
+        fn $name(mask: &[u8], units: &mut [u8], others: usize) -> (usize, usize) {
             let (mut at, mut next) = (0, others);
             for mask in mask.as_chunks().0 {
                 if next.max(at) + 64 > units.len() {
@@ -594,7 +594,7 @@ macro_rules! expand_units {
                 at += 64;
                 next += $bytes * mask.count_ones() as usize;
             }
-            at / $bytes
+            (at, next)
         }
     };
 }
@@ -739,7 +739,7 @@ impl Kernels for Avx512 {
 
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        let done = unsafe {
+        let (at, next) = unsafe {
             match unit_bytes {
                 1 => expand8(mask, units, begin),
                 2 => expand16(mask, units, begin),
@@ -747,7 +747,7 @@ impl Kernels for Avx512 {
                 _ => expand64(mask, units, begin),
             }
         };
-        zeros::expand_rest(unit_bytes, mask, units, begin, done);
+        zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
     delta_methods!(merge512);
