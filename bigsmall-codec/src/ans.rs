@@ -1,6 +1,6 @@
 //! The encoding, as the rest of the workspace knows it.
 
-use bigsmall_format::internal::Ahead;
+use bigsmall_format::internal::{Ahead, read_at, set_len};
 use bigsmall_format::{
     Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, ReadAt, Result, TensorEncoding,
     TensorSpec,
@@ -48,6 +48,15 @@ impl Ans {
         Ans { level, backend: backend::best() }
     }
 
+    fn encoder(&self, spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Encoder> {
+        let head = plan::plan(spec, source, level)?;
+        Ok(Encoder {
+            head_bytes: head.write(),
+            blocks: block::Encoder::new(head, kernels(self.backend)?).with_deflate(row_bytes(spec)),
+            block_bytes: spec.block_bytes(),
+        })
+    }
+
     /// The same encoding with the kernels of `backend`; the bytes do not change.
     ///
     /// # Errors
@@ -70,6 +79,29 @@ struct Encoder {
     block_bytes: usize,
 }
 
+/// Blocks that an estimate encodes, spread over the tensor: all blocks of most tensors.
+const ESTIMATED: u64 = 16;
+
+impl Encoder {
+    /// Bytes of the payload; of a tensor of more than [`ESTIMATED`] blocks, about.
+    fn estimate(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<u64> {
+        let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+        let mut len = 0;
+        let n = spec.n_blocks().min(ESTIMATED);
+        for i in 0..n {
+            let begin = i * spec.n_blocks() / n * self.block_bytes as u64;
+            let end = spec.byte_len().min(begin + self.block_bytes as u64);
+            set_len(&mut units, (end - begin) as usize)?;
+            read_at(source, begin, &mut units)?;
+            out.clear();
+            self.encode_blocks(&units, &mut out, &mut lens)?;
+            len += out.len() as u64;
+        }
+        let all = u128::from(len) * u128::from(spec.n_blocks()) / u128::from(n.max(1));
+        Ok(all as u64 + self.head_bytes.len().next_multiple_of(8) as u64)
+    }
+}
+
 static SCRATCH: Pool<block::Scratch> = Pool::new(Vec::new());
 
 struct Decoder {
@@ -88,12 +120,19 @@ impl TensorEncoding for Ans {
     }
 
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
-        let head = plan::plan(spec, source, self.level)?;
-        Ok(Box::new(Encoder {
-            head_bytes: head.write(),
-            blocks: block::Encoder::new(head, kernels(self.backend)?).with_deflate(row_bytes(spec)),
-            block_bytes: spec.block_bytes(),
-        }))
+        let mut encoder = self.encoder(spec, source, self.level)?;
+        if self.level == Level::Small {
+            // More effort is not always smaller: a plan knows costs by a sample, and finer symbols
+            // have larger tables and more exceptions.
+            let default = self.encoder(spec, source, Level::Default)?;
+            if default.head_bytes != encoder.head_bytes {
+                let [small, plain] = [&encoder, &default].map(|e| e.estimate(spec, source));
+                if plain? < small? {
+                    encoder = default;
+                }
+            }
+        }
+        Ok(Box::new(encoder))
     }
 
     fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {

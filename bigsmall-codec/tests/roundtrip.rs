@@ -85,6 +85,27 @@ proptest! {
     }
 
     #[test]
+    fn small_is_never_larger_than_default(
+        dtype in prop::sample::select(Dtype::ALL),
+        n in prop_oneof![0usize..3000, 130_000usize..280_000],
+        kind in 0u32..7,
+        one_in in 1u64..5,
+        seed: u64,
+    ) {
+        let mut bytes = bytes(dtype, n, kind, seed);
+        let mut random = Random::new(!seed);
+        for unit in bytes.chunks_mut(dtype.unit_bytes()) {
+            if one_in > 1 && random.bits().is_multiple_of(one_in) {
+                unit.fill(0);
+            }
+        }
+        let bytes = whole_elements(dtype, bytes);
+        let [default, small] =
+            [Level::Default, Level::Small].map(|level| check(dtype, level, &bytes).byte_len());
+        prop_assert!(small <= default, "{small} bytes, {default} at the default level");
+    }
+
+    #[test]
     fn any_range_decodes_alone(
         dtype in prop::sample::select(&[Dtype::BF16, Dtype::F32, Dtype::F8_E4M3, Dtype::I64][..]),
         seed: u64,
