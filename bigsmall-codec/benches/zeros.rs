@@ -2,8 +2,8 @@
 //! `cargo bench -p bigsmall-codec --bench zeros -- [BF16.safetensors] [SHARE ...] [BACKEND ...]`
 //!
 //! The weights are the bf16 tensors of the file, or generated. A share of them, in percent, drawn
-//! at random, is set to zero. One thread, in memory that is used again. Each ratio is that of the best
-//! of 15 times, measured in turn: what else the machine does slows the others.
+//! at random, is set to zero. One thread, in memory that is used again. Each ratio is that of the
+//! best of 15 times, measured in turn: what else the machine does slows the others.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;

@@ -573,8 +573,8 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
     }
 }
 
-/// [`zeros::expand`] for whole vectors of units; returns where it stopped: the bytes done, and where
-/// the next unit that is not zero lies. `others` is where the first of these lies.
+/// [`zeros::expand`] for whole vectors of units; returns where it stopped: the bytes done, and
+/// where the next unit that is not zero lies. `others` is where the first of these lies.
 macro_rules! expand_units {
     ($name:ident, $bytes:literal, $mask:ty, $expand:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
