@@ -4,9 +4,10 @@
 //! subject (of the medians of 15 pairs, and of the fastest, which a neighbour on the processor
 //! disturbed least), which is what counts on a shared machine, then criterion's own figures.
 //! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (with THREADS
-//! in the environment for more than one thread), `-- small` products of a small matrix, `-- decode` and the
-//! like run a part of criterion's. Data: 256 MiB of bf16, rows of 0.02 N(0, 1) exp(N(0, 0.2)),
-//! larger than the caches; buffers are reused, block checksums verified, one thread.
+//! in the environment for more than one thread), `-- small` products of a small matrix,
+//! `-- decode` and the like run a part of criterion's. Data: 256 MiB of bf16, rows of
+//! 0.02 N(0, 1) exp(N(0, 0.2)), larger than the caches; buffers are reused, block checksums
+//! verified, one thread.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
