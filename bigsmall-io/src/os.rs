@@ -2,7 +2,7 @@
 //! (`bigsmall-format`).
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +28,14 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
         return Err(refuse());
     }
     Ok(file)
+}
+
+/// The text of a small regular file; `None` if there is none. Longer ones are cut off.
+pub(crate) fn small_text(path: &Path) -> Option<String> {
+    const MOST: u64 = 64 << 10;
+    let mut text = String::new();
+    open_regular(path).ok()?.take(MOST).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// What a name in a directory stands for. A link is not followed.

@@ -221,7 +221,7 @@ impl Folder {
                 listing.add(PathBuf::from(name))?;
             }
         }
-        Ok(listing)
+        Ok(listing.without_repositories())
     }
 }
 

@@ -1,7 +1,6 @@
 //! Models on the Hugging Face Hub: its URLs, and the local cache of its programs.
 
 use std::env;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,9 +64,6 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The most bytes of the file of a token.
-const TOKEN: u64 = 64 << 10;
-
 /// Settings from the environment, under the names that Hugging Face's programs use.
 struct Settings {
     endpoint: String,
@@ -87,9 +83,7 @@ impl Settings {
         let home = || path("HF_HOME").or_else(|| Some(cache()?.join("huggingface")));
         let in_file = || {
             let file = path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
-            let mut text = String::new();
-            os::open_regular(&file).ok()?.take(TOKEN).read_to_string(&mut text).ok()?;
-            Some(text)
+            os::small_text(&file)
         };
         // As the Hub's programs do, which leave out line ends and spaces.
         let clean = |token: String| Some(token.trim().to_owned()).filter(|t| !t.is_empty());
@@ -116,7 +110,7 @@ impl Cache {
 
     /// The folder of the commit that a branch or tag had when it was fetched.
     fn revision(&self, revision: &str) -> Option<PathBuf> {
-        let text = std::fs::read_to_string(self.0.as_ref()?.join("refs").join(revision)).ok()?;
+        let text = os::small_text(&self.0.as_ref()?.join("refs").join(revision))?;
         let commit = text.trim();
         check_name(commit).ok()?;
         self.snapshot(commit)

@@ -21,7 +21,7 @@ pub struct FolderOptions {
     pub hidden: bool,
     /// The most files: 1,048,576, unless it is set. No repository of the Hub has as many.
     pub max_files: u64,
-    /// The most levels of folders in folders of this machine: 100, unless it is set. Every level
+    /// The most levels of folders in folders: 100, unless it is set. On this machine every level
     /// keeps a file open while it is listed, of the 1024 (or 256) that a process usually may have.
     pub max_depth: usize,
 }
@@ -123,8 +123,35 @@ impl Listing {
         self.folders.iter().find(of_model)?.parent()
     }
 
+    /// Without the `HEAD` of folders that Git takes for repositories, though they have no `.git`:
+    /// it runs what is written in their `config`.
+    pub(crate) fn without_repositories(mut self) -> Self {
+        let key = |path: &Path| path.to_string_lossy().replace('\\', "/").to_ascii_lowercase();
+        let is_head = |name: &&PathBuf| {
+            let name = name.file_name().unwrap_or_default().to_string_lossy();
+            as_git_reads(&name) == "head"
+        };
+        let heads: Vec<PathBuf> = self.files.iter().filter(is_head).cloned().collect();
+        if heads.is_empty() {
+            return self;
+        }
+        let all = self.files.iter().chain(&self.folders);
+        let all: BTreeSet<String> = all.flat_map(|name| name.ancestors().map(key)).collect();
+        for head in heads {
+            let has = |name: &str| all.contains(&key(&head.with_file_name(name)));
+            if has("commondir") || has("objects") && has("refs") {
+                self.files.remove(&head);
+                self.left_out.insert(head);
+            }
+        }
+        self
+    }
+
     /// Adds a file.
     pub(crate) fn add(&mut self, name: PathBuf) -> Result<()> {
+        if name.components().count() > self.options.max_depth.saturating_add(1) {
+            return Err(too_deep(self.options.max_depth).in_file(&name));
+        }
         if self.files.len() as u64 >= self.options.max_files {
             return Err(too_many(self.options.max_files));
         }
@@ -145,6 +172,13 @@ pub(crate) fn too_many(most: u64) -> Error {
         .found(format!("{} or more", most.saturating_add(1)))
 }
 
+/// A file lies in more folders than the limit.
+pub(crate) fn too_deep(most: usize) -> Error {
+    Error::new(ErrorKind::FolderTooDeep)
+        .expected(format!("at most {most} folders in one another"))
+        .found(format!("{} or more", most.saturating_add(1)))
+}
+
 /// Whether a name begins with a dot, and is not one of those that lead elsewhere.
 pub(crate) fn is_hidden(part: &str) -> bool {
     part.starts_with('.') && !matches!(part, "." | "..")
@@ -153,13 +187,18 @@ pub(crate) fn is_hidden(part: &str) -> bool {
 /// Whether some file system takes `part` for Git's own `.git`: also in other cases, with characters
 /// that HFS+ ignores, by its short name on Windows, with trailing dots and spaces.
 pub(crate) fn is_git(part: &str) -> bool {
+    let name = as_git_reads(part);
+    name == ".git" || name == "git~1"
+}
+
+/// A name without what file systems do not tell apart, in lower case.
+fn as_git_reads(part: &str) -> String {
     let ignored = |c: &char| {
         matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}')
             || *c == '\u{feff}'
     };
     let name: String = part.chars().filter(|c| !ignored(c)).collect();
-    let name = name.trim_end_matches(['.', ' ']).to_ascii_lowercase();
-    name == ".git" || name == "git~1"
+    name.trim_end_matches(['.', ' ']).to_ascii_lowercase()
 }
 
 /// The name of a file that another machine or a file names must be a relative path of plain
@@ -226,6 +265,39 @@ mod tests {
         for name in [".gitattributes", ".github", "git", "a.git", "git~2", ".git2"] {
             assert!(!is_git(name), "{name:?}");
         }
+    }
+
+    #[test]
+    // N-09
+    fn a_repository_without_a_git_folder_is_none_afterwards() {
+        let listed = |names: &[&str]| {
+            let mut listing = Listing::new(FolderOptions::new());
+            names.iter().for_each(|name| listing.add(name.into()).unwrap());
+            listing.without_repositories()
+        };
+        for (head, others) in [
+            ("HEAD", ["objects/info/packs", "refs/heads/x"]),
+            ("a/Head", ["a/OBJECTS/x", "a/refs/x"]),
+            ("head", ["commondir", "config"]),
+        ] {
+            let listing = listed(&[head, others[0], others[1]]);
+            assert_eq!(listing.files, others.map(PathBuf::from).into(), "{head}");
+            assert_eq!(listing.left_out, [PathBuf::from(head)].into());
+        }
+        // Files that happen to have these names.
+        for names in [&["HEAD", "refs/x"][..], &["HEAD", "a/objects", "a/refs"], &["objects/HEAD"]]
+        {
+            assert_eq!(listed(names).files.len(), names.len(), "{names:?}");
+        }
+    }
+
+    #[test]
+    // N-07
+    fn names_of_any_source_have_a_depth() {
+        let mut listing = Listing::new(FolderOptions::new().max_depth(2));
+        listing.add("a/b/c".into()).unwrap();
+        let error = listing.add("a/b/c/d".into()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FolderTooDeep);
     }
 
     #[test]

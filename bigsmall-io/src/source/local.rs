@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{self, Dir, Entry, Id};
 use crate::progress::Stop;
-use crate::source::listing::{FolderOptions, Listing};
+use crate::source::listing::{FolderOptions, Listing, too_deep};
 use crate::stage::lock::lock;
 
 /// Links on the way to one file: as many as Linux follows.
@@ -179,7 +179,7 @@ impl Local {
         for (name, id) in walk.listed {
             listed.entry(name).or_insert(id);
         }
-        Ok(walk.listing)
+        Ok(walk.listing.without_repositories())
     }
 }
 
@@ -203,10 +203,7 @@ impl Walk<'_> {
             return Err(Error::new(ErrorKind::NotARegularFile).in_file(&path).found(found));
         }
         if self.within.len() > self.max_depth {
-            return Err(Error::new(ErrorKind::FolderTooDeep)
-                .in_file(&path)
-                .expected(format!("at most {} folders in one another", self.max_depth))
-                .found(format!("{} or more", self.max_depth.saturating_add(1))));
+            return Err(too_deep(self.max_depth).in_file(&path));
         }
         self.within.push(id);
         let mut names = dir.names().map_err(named)?;

@@ -85,12 +85,15 @@ pub(crate) fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
         let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
         name.to_string_lossy().starts_with("models--") || refs.is_dir()
     };
-    if !snapshots.is_dir() || !path.join("blobs").is_dir() || !is_model() {
+    // Links are not followed here: somebody else may have made the folder. The Hub's programs make
+    // links of files alone.
+    let is_dir = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    if !is_dir(&snapshots) || !path.join("blobs").is_dir() || !is_model() {
         return Ok(None);
     }
-    if let Ok(main) = std::fs::read_to_string(refs.join("main"))
+    if let Some(main) = os::small_text(&refs.join("main"))
         && check_name(main.trim()).is_ok()
-        && snapshots.join(main.trim()).is_dir()
+        && is_dir(&snapshots.join(main.trim()))
     {
         return Ok(Some(snapshots.join(main.trim())));
     }
@@ -99,7 +102,7 @@ pub(crate) fn snapshot(path: &Path) -> Result<Option<PathBuf>> {
         all.push(entry.in_file(&snapshots)?.path());
     }
     match &all[..] {
-        [only] if only.is_dir() => Ok(Some(only.clone())),
+        [only] if is_dir(only) => Ok(Some(only.clone())),
         _ => Err(Error::new(ErrorKind::Argument)
             .in_file(path)
             .expected("one of the snapshots in this cache of the Hub")
@@ -154,4 +157,37 @@ fn open_url(url: &str, every_file: bool, stop: &Stop) -> Result<Input> {
 fn missing<T>(feature: &str) -> Result<T> {
     Err(Error::new(ErrorKind::FeatureMissing)
         .expected(format!("a build with the feature `{feature}`")))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    // F-22
+    fn a_cache_of_somebody_else_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("models--o--n");
+        for name in ["blobs", "refs", "snapshots/abc"] {
+            std::fs::create_dir_all(cache.join(name)).unwrap();
+        }
+        std::fs::write(cache.join("refs/main"), "abc\n").unwrap();
+        let found = snapshot(&cache).unwrap();
+        assert_eq!(found, Some(cache.join("snapshots/abc")));
+        // A file without an end, then a snapshot that is a link, then a folder of links.
+        std::fs::remove_file(cache.join("refs/main")).unwrap();
+        symlink("/dev/zero", cache.join("refs/main")).unwrap();
+        assert_eq!(snapshot(&cache).unwrap(), found, "the only one");
+        std::fs::remove_dir(cache.join("snapshots/abc")).unwrap();
+        symlink("/", cache.join("snapshots/abc")).unwrap();
+        assert_eq!(snapshot(&cache).unwrap_err().kind(), ErrorKind::Argument);
+        std::fs::remove_file(cache.join("refs/main")).unwrap();
+        std::fs::write(cache.join("refs/main"), "abc").unwrap();
+        assert_eq!(snapshot(&cache).unwrap_err().kind(), ErrorKind::Argument);
+        std::fs::remove_dir_all(cache.join("snapshots")).unwrap();
+        symlink("/", cache.join("snapshots")).unwrap();
+        assert_eq!(snapshot(&cache).unwrap(), None);
+    }
 }

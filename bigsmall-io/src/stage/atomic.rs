@@ -149,7 +149,10 @@ impl AtomicFile {
             }
         };
         let listed = Temporary::new(&temp);
-        if let Ok(replaced) = std::fs::metadata(target)
+        // Not from a link or a file of somebody else, who could then write to ours.
+        if let Ok(replaced) = std::fs::symlink_metadata(target)
+            && replaced.is_file()
+            && os::is_ours(&replaced)
             && let Some(mode) = os::mode(&replaced)
         {
             os::set_mode(&file, mode).in_file(target)?;
