@@ -32,18 +32,18 @@ impl View<'_> {
     ///
     /// W is never decoded as a whole. A single column is multiplied directly from the bitmaps. For
     /// several columns, each run of 4096 weights is decoded once. The result has the same bits as
-    /// the plain product ([`Plain::matmul`]), for any pool of threads. The bits for a column do not
-    /// depend on the batch, and those for a row do not depend on the range of rows. Sums are f32
-    /// with chains of at most 64 additions, so that
-    /// |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may
-    /// differ in the last bits.
+    /// the plain product ([`Plain::matmul`](crate::Plain::matmul)), for any pool of threads. The
+    /// bits for a column do not depend on the batch, and those for a row do not depend on the range
+    /// of rows. Sums are f32 with chains of at most 64 additions, so that |y - exact| <= (72 +
+    /// ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may differ in the last bits.
     ///
     /// Uses the threads of the caller's pool. Memory: each thread keeps 8 KiB, and about 0.5 KiB
     /// for each column, for the next product. The calling thread also keeps a copy of x, and one of
     /// y if there are several columns or matrices.
     ///
     /// # Errors
-    /// [`Rule::BufferLength`] if x is not `batch` times k long or y not `batch` times m.
+    /// [`Rule::BufferLength`](crate::Rule::BufferLength) if x is not `batch` times k long or y not
+    /// `batch` times m.
     ///
     /// ```
     /// use bigsmall_tbe::{Dtype, Tbe, TensorSpec, View, Width, encode_tensor};
@@ -71,7 +71,8 @@ impl View<'_> {
     /// The same for some rows of W: y has `rows.len()` values for each column.
     ///
     /// # Errors
-    /// Those of [`matmul`](Self::matmul); [`Rule::RangeOutOfBounds`] for rows that W does not have.
+    /// Those of [`matmul`](Self::matmul); [`Rule::RangeOutOfBounds`](crate::Rule::RangeOutOfBounds)
+    /// for rows that W does not have.
     pub fn matmul_rows(
         &self,
         rows: Range<usize>,
@@ -124,8 +125,8 @@ impl Matrix {
 /// products share the threads, which is faster than one call per matrix for small matrices.
 ///
 /// # Errors
-/// Those of [`View::matmul`], for the first matrix that does not fit; [`Rule::BufferLength`] if
-/// there are not as many y as matrices.
+/// Those of [`View::matmul`], for the first matrix that does not fit;
+/// [`Rule::BufferLength`](crate::Rule::BufferLength) if there are not as many y as matrices.
 ///
 /// ```
 /// use bigsmall_tbe::{Dtype, Matrix, Tbe, TensorSpec, encode_tensor, matmul_many};

@@ -59,8 +59,8 @@ fn little_endian<T: Element>(values: &[T]) -> std::borrow::Cow<'_, [u8]> {
 /// that is smaller.
 ///
 /// # Errors
-/// [`Rule::BufferLength`] when `new` or `base` is not as long as dtype and shape say;
-/// [`Rule::Memory`]; those of [`TensorSpec::new`].
+/// [`Rule::BufferLength`](crate::Rule::BufferLength) when `new` or `base` is not as long as dtype
+/// and shape say; [`Rule::Memory`](crate::Rule::Memory); those of [`TensorSpec::new`].
 pub fn encode_delta_bytes(dtype: Dtype, shape: &[u64], new: &[u8], base: &[u8]) -> Result<Vec<u8>> {
     let spec = TensorSpec::new("", dtype, shape)?;
     Ok(encode(&spec, new, &spec, base)?.to_bytes())
@@ -87,11 +87,13 @@ fn encode(
 /// Decodes a frame of [`encode_delta`] into `values`, on all cores.
 ///
 /// # Errors
-/// [`Rule::BaseMismatch`] when `base` is not the one that the frame was made against; each block of
-/// it is checked before anything is decoded from it. A frame that was stored without its base,
-/// because that was smaller, fits any weights of its length. [`Rule::SpecMismatch`] when the frame
-/// holds another dtype, [`Rule::BufferLength`] when `values` has another length, [`Rule::Memory`],
-/// and every error of a damaged frame. After an error the contents of `values` are unspecified.
+/// [`Rule::BaseMismatch`](crate::Rule::BaseMismatch) when `base` is not the one that the frame was
+/// made against; each block of it is checked before anything is decoded from it. A frame that was
+/// stored without its base, because that was smaller, fits any weights of its length.
+/// [`Rule::SpecMismatch`](crate::Rule::SpecMismatch) when the frame holds another dtype,
+/// [`Rule::BufferLength`](crate::Rule::BufferLength) when `values` has another length,
+/// [`Rule::Memory`](crate::Rule::Memory), and every error of a damaged frame. After an error the
+/// contents of `values` are unspecified.
 pub fn decode_delta<T: Element>(frame: &[u8], base: &[T], values: &mut [T]) -> Result<()> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;
@@ -131,8 +133,8 @@ fn decode(
 
 /// Applies a frame of [`encode_delta`] to its base in place, on all cores: weights that are in use
 /// become the new ones. Everything is checked before the first weight changes; after an error all
-/// weights are as they were, unless it is [`Rule::Memory`]: where memory ends in the second pass,
-/// blocks that were applied before stay applied.
+/// weights are as they were, unless it is [`Rule::Memory`](crate::Rule::Memory): where memory ends
+/// in the second pass, blocks that were applied before stay applied.
 ///
 /// The weights are read once, to compare them with the checksums of the base, and of sparse blocks
 /// no others than those that change are written. Blocks in which many weights change are decoded
@@ -319,7 +321,8 @@ pub struct Changes<T> {
 /// ```
 ///
 /// # Errors
-/// Those of [`decode_delta`]; [`Rule::BufferLength`] when `base` has another length.
+/// Those of [`decode_delta`]; [`Rule::BufferLength`](crate::Rule::BufferLength) when `base` has
+/// another length.
 pub fn changes<T: Element>(frame: &[u8], base: &[T]) -> Result<Changes<T>> {
     let tensor = EncodedView::parse(frame)?;
     check_dtype::<T>(tensor.spec())?;
