@@ -61,7 +61,7 @@ fn with_zeros(weights: &[(TensorSpec, Vec<u8>)], percent: u64) -> Vec<EncodedTen
     let each = weights.iter().map(|(spec, bytes)| {
         let mut bytes = bytes.clone();
         for unit in bytes.as_chunks_mut::<2>().0 {
-            if (random() >> 32) * 100 >> 32 < percent {
+            if ((random() >> 32) * 100) >> 32 < percent {
                 *unit = [0; 2];
             }
         }
@@ -102,7 +102,7 @@ fn main() {
         if measured.is_empty() {
             measured = backends().filter(|&b| b != Backend::Reference).collect();
         }
-        let weights = path.map_or_else(generated, |path| read(&path));
+        let weights = path.map_or_else(generated, |path| read(path));
         let n: usize = weights.iter().map(|(_, bytes)| bytes.len()).sum();
         let size = |tensors: &[EncodedTensor]| {
             tensors.iter().map(|t| t.byte_len()).sum::<u64>() as f64 / n as f64
