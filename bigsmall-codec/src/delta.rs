@@ -2,11 +2,12 @@
 
 mod bits;
 mod classes;
-pub(crate) mod coded;
-pub(crate) mod decode;
+mod coded;
+mod decode;
 mod encode;
 mod encoding;
 pub(crate) mod head;
+pub(crate) mod join;
 mod kinds;
 mod plan;
 mod slice;

@@ -3,9 +3,8 @@
 use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
-use crate::delta::coded::Sections;
-use crate::delta::decode as delta;
 use crate::delta::head::Head as DeltaHead;
+use crate::delta::join::{self, Parts};
 use crate::delta::sparse::{self, GroupCounts};
 use crate::delta::values::at_least;
 use crate::head::Head;
@@ -155,23 +154,16 @@ pub(crate) trait Kernels: Sync {
         zeros::expand(unit_bytes, mask, units, begin);
     }
 
-    /// [`delta::join`].
-    fn values(
-        &self,
-        head: &DeltaHead,
-        sections: &Sections<'_>,
-        symbols: &[u8],
-        extra: &[u8],
-        values: &mut [u64],
-    ) -> Result<()> {
-        delta::join(head, sections, symbols, extra, values, at_least)
+    /// [`join::join`].
+    fn values(&self, head: &DeltaHead, parts: &Parts<'_>, values: &mut [u64]) -> Result<()> {
+        join::join(head, parts, values, at_least)
     }
 
-    /// [`delta::merge`]: puts the values of a delta block, which are in the order of classes, in
+    /// [`join::merge`]: puts the values of a delta block, which are in the order of classes, in
     /// place of the base's units, which are whole groups. `values` holds one for each unit, and
     /// [`MERGE_ROOM`] more, `classes` as many as there are units.
     fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-        delta::merge(head, values, units, classes);
+        join::merge(head, values, units, classes);
     }
 
     /// [`sparse::count_classes`].

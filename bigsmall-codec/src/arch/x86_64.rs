@@ -45,21 +45,15 @@ macro_rules! plain_loops {
 macro_rules! plain_delta_loops {
     ($features:literal, $count:ident) => {
         #[target_feature(enable = $features)]
-        fn values(
-            head: &DeltaHead,
-            sections: &Sections<'_>,
-            symbols: &[u8],
-            extra: &[u8],
-            values: &mut [u64],
-        ) -> Result<()> {
-            delta::decode::join(head, sections, symbols, extra, values, |symbols, power| {
+        fn values(head: &DeltaHead, parts: &Parts<'_>, values: &mut [u64]) -> Result<()> {
+            delta::join::join(head, parts, values, |symbols, power| {
                 crate::arch::x86_64::delta::at_least(symbols, power)
             })
         }
 
         #[target_feature(enable = $features)]
         fn plain_merge(head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-            delta::decode::merge(head, values, units, classes);
+            delta::join::merge(head, values, units, classes);
         }
 
         #[target_feature(enable = $features)]
@@ -80,16 +74,9 @@ macro_rules! plain_delta_loops {
 /// merges, or returns false.
 macro_rules! delta_methods {
     ($merge:path) => {
-        fn values(
-            &self,
-            head: &DeltaHead,
-            sections: &Sections<'_>,
-            symbols: &[u8],
-            extra: &[u8],
-            out: &mut [u64],
-        ) -> Result<()> {
+        fn values(&self, head: &DeltaHead, parts: &Parts<'_>, out: &mut [u64]) -> Result<()> {
             // SAFETY: `self` is the proof that the machine has the instructions.
-            unsafe { values(head, sections, symbols, extra, out) }
+            unsafe { values(head, parts, out) }
         }
 
         fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
@@ -117,3 +104,4 @@ macro_rules! delta_methods {
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod delta;
+mod tables;

@@ -7,7 +7,7 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::head::Head;
 use crate::block::{CARRIED, Cut, HEADER, MAX_GROUPS};
-use crate::kernels::{Job, LANES};
+use crate::kernels::LANES;
 use crate::planes::GROUP;
 use crate::units::low_len;
 
@@ -76,10 +76,5 @@ impl<'a> Sections<'a> {
             extra: cut.rest,
             n_carried,
         })
-    }
-
-    /// What decodes the symbols.
-    pub(crate) fn job(&self) -> Job<'_> {
-        Job::new(self.states, self.from_words, &self.group_tables[..self.n_groups])
     }
 }

@@ -4,16 +4,15 @@
 use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
-use super::bits::Bits;
 use super::coded::Sections;
 use super::head::Head;
+use super::join::Parts;
 use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
 use super::sparse::{self, Change, GroupCounts};
-use super::values::{Word, for_unit};
+use super::values::Word;
 use crate::block::{finish_states, read_raw};
 use crate::kernels::{Job, Kernels, MERGE_ROOM};
-use crate::planes::{self, GROUP, packed_len};
-use crate::units::low_len;
+use crate::planes::GROUP;
 
 /// Memory that is kept between calls.
 #[derive(Default)]
@@ -189,6 +188,10 @@ fn read_changes<W: Word>(
 /// alone.
 type Coded<'a> = (Box<Sections<'a>>, Option<&'a mut [u8]>);
 
+fn job<'a>(s: &'a Sections<'_>) -> Job<'a> {
+    Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
+}
+
 fn decode_coded<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
@@ -204,7 +207,7 @@ fn decode_coded<W: Word>(
             let n = a.n_groups * GROUP;
             set_len(&mut symbols, 2 * n).and_then(|()| {
                 let (first, second) = symbols[..2 * n].split_at_mut(n);
-                let mut jobs = [a.job(), b.job()];
+                let mut jobs = [job(&a), job(&b)];
                 kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut *first, &mut *second]);
                 let [job_a, job_b] = jobs;
                 finish(&a, units_a, job_a, first)?;
@@ -214,7 +217,7 @@ fn decode_coded<W: Word>(
         blocks => blocks.into_iter().flatten().try_for_each(|(s, units)| {
             let n = s.n_groups * GROUP;
             set_len(&mut symbols, n)?;
-            let mut jobs = [s.job()];
+            let mut jobs = [job(&s)];
             kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
             let [job] = jobs;
             finish(&s, units, job, &symbols[..n])
@@ -240,119 +243,14 @@ fn finish_block<W: Word>(
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
     set_len(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
-    kernels.values(head, s, symbols, extra, values)?;
+    let group_tables = &s.group_tables[..s.n_groups];
+    kernels.values(head, &Parts { symbols, group_tables, lows: s.lows, extra }, values)?;
     let Some(units) = units else { return Ok(()) };
     let (grouped, tail) = units.split_at_mut(n * size_of::<W>());
     set_len(classes, n)?;
     kernels.merge(head, values, grouped, &mut classes[..n]);
     tail.copy_from_slice(s.tail);
     Ok(())
-}
-
-/// [`Word::merge`] for the units of `head`; `values` has room for 8 bytes each.
-#[inline(always)]
-pub(crate) fn merge(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-    #[inline(always)]
-    fn of<W: Word>(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-        W::merge(head, classes, bytemuck::cast_slice(values), units);
-    }
-    for_unit!(head.unit_bytes, of(head, values, units, classes));
-}
-
-/// Values from symbols, low planes and extra bits, group by group, as many as there are symbols.
-/// `at_least` says which of 32 bytes are at least a power of two.
-#[inline(always)]
-pub(crate) fn join(
-    head: &Head,
-    s: &Sections<'_>,
-    symbols: &[u8],
-    extra: &[u8],
-    values: &mut [u64],
-    at_least: impl Fn(&[u8; 32], u32) -> u32,
-) -> Result<()> {
-    for_unit!(head.unit_bytes, join_units(head, s, symbols, extra, values, &at_least))
-}
-
-#[inline(always)]
-fn join_units<W: Word>(
-    head: &Head,
-    s: &Sections<'_>,
-    symbols: &[u8],
-    extra: &[u8],
-    values: &mut [u64],
-    at_least: &impl Fn(&[u8; 32], u32) -> u32,
-) -> Result<()> {
-    let values: &mut [W] = bytemuck::cast_slice_mut(values);
-    let mut lows = s.lows;
-    let mut bits = Bits::new(extra);
-    let groups = symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
-    for ((symbols, values), &id) in groups.zip(&s.group_tables) {
-        let table = &head.tables[usize::from(id)];
-        let (packed, rest) = lows.split_at(low_len(table.shift));
-        lows = rest;
-        let lo = W::from_u64(table.lo);
-        W::near(symbols, table.shift, lo, values);
-        if table.shift > 0 {
-            add_lows(packed, table.shift, values);
-        }
-        for (symbols, values) in
-            symbols.as_chunks::<32>().0.iter().zip(values.as_chunks_mut::<32>().0)
-        {
-            let logs = at_least(symbols, head.n_near());
-            if logs != 0 {
-                add_extra(head, table.shift, (symbols, logs), &mut bits, values);
-            }
-        }
-    }
-    bits.finish(Rule::DeltaBlock)
-}
-
-/// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near
-/// values.
-#[inline(always)]
-fn add_extra<W: Word>(
-    head: &Head,
-    shift: u32,
-    (symbols, mut which): (&[u8; 32], u32),
-    bits: &mut Bits<'_>,
-    values: &mut [W; 32],
-) {
-    let (near, logs) = (head.n_near(), head.n_logs());
-    while which != 0 {
-        let i = which.trailing_zeros() as usize;
-        which &= which - 1;
-        let (symbol, value) = (u32::from(symbols[i]), &mut values[i]);
-        let log = symbol - near;
-        let y = if log == 2 * logs - 1 {
-            bits.pull(W::BITS - shift)
-        } else if log < logs {
-            let a = 1 << log | bits.pull(log);
-            u64::from(near) - 1 + a
-        } else {
-            let a = 1 << (log - logs) | bits.pull(log - logs);
-            a.wrapping_neg()
-        };
-        *value = value.plus_shifted(y.wrapping_sub(u64::from(symbol)), shift);
-    }
-}
-
-/// Adds the low bits of one group.
-#[inline(always)]
-fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
-    let (planes, rest) = packed.split_at((shift / 8) as usize * GROUP);
-    for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
-        for (value, &b) in values.iter_mut().zip(plane) {
-            *value = value.plus_shifted(u64::from(b), 8 * byte);
-        }
-    }
-    let bits = shift % 8;
-    if bits > 0 {
-        let mut top = [0; GROUP];
-        planes::unpack(&rest[..packed_len(bits)], bits, &mut top);
-        for (value, &b) in values.iter_mut().zip(&top) {
-            *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -363,6 +261,7 @@ mod tests {
     use crate::backend::{backends, kernels};
     use crate::delta::classes::{Classes, Field};
     use crate::delta::sparse::count;
+    use crate::delta::values::for_unit;
 
     /// What FORMAT.md says, unit by unit.
     fn merge_one_by_one<W: Word>(head: &Head, values: &[u64], units: &mut [u8]) {

@@ -7,9 +7,10 @@ use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
 use crate::arch::x86_64::delta::merge256;
+use crate::arch::x86_64::tables::{EXPAND, UNPACK16, unpacking};
 use crate::delta;
-use crate::delta::coded::Sections;
 use crate::delta::head::Head as DeltaHead;
+use crate::delta::join::Parts;
 use crate::delta::sparse::GroupCounts;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES};
@@ -43,50 +44,7 @@ type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// For every set of lanes the permutation that hands them consecutive words.
-pub(super) static EXPAND: [[u32; 8]; 256] = {
-    let mut table = [[0; 8]; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut lane, mut word) = (0, 0);
-        while lane < 8 {
-            if mask >> lane & 1 == 1 {
-                table[mask][lane] = word;
-                word += 1;
-            }
-            lane += 1;
-        }
-        mask += 1;
-    }
-    table
-};
-
-/// For every set of `UNITS` places the byte shuffle that moves as many packed units of `BYTES`
-/// there, and zeros to the other places.
-const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>() -> [[u8; 16]; SETS]
-{
-    let mut table = [[0x80; 16]; SETS];
-    let mut mask = 0;
-    while mask < SETS {
-        let (mut place, mut from) = (0, 0);
-        while place < UNITS {
-            if mask >> place & 1 == 1 {
-                let mut byte = 0;
-                while byte < BYTES {
-                    table[mask][place * BYTES + byte] = (from * BYTES + byte) as u8;
-                    byte += 1;
-                }
-                from += 1;
-            }
-            place += 1;
-        }
-        mask += 1;
-    }
-    table
-}
-
 static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
-pub(super) static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
 static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
 static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
 

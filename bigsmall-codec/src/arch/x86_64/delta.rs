@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::x86_64::avx2::{EXPAND, UNPACK16};
+use crate::arch::x86_64::tables::{EXPAND, UNPACK16};
 use crate::delta::head::Head;
 use crate::delta::sparse::GroupCounts;
 use crate::kernels::MERGE_ROOM;

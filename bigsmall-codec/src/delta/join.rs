@@ -1,0 +1,124 @@
+//! Values from the parts of a coded block, and units from values: the plain loops, which backends
+//! compile for their instructions or replace.
+#![warn(clippy::unwrap_used)]
+
+use bigsmall_format::{Result, Rule};
+
+use super::bits::Bits;
+use super::head::Head;
+use super::values::{Word, for_unit};
+use crate::planes::{self, GROUP, packed_len};
+use crate::units::low_len;
+
+/// [`Word::merge`] for the units of `head`; `values` has room for 8 bytes each.
+#[inline(always)]
+pub(crate) fn merge(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+    #[inline(always)]
+    fn of<W: Word>(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+        W::merge(head, classes, bytemuck::cast_slice(values), units);
+    }
+    for_unit!(head.unit_bytes, of(head, values, units, classes));
+}
+
+/// What the values of a coded block are made of.
+pub(crate) struct Parts<'a> {
+    /// Whole groups.
+    pub(crate) symbols: &'a [u8],
+    /// The table of every group.
+    pub(crate) group_tables: &'a [u8],
+    pub(crate) lows: &'a [u8],
+    /// The extra bits with the bytes that the end states carry.
+    pub(crate) extra: &'a [u8],
+}
+
+/// Values from symbols, low planes and extra bits, group by group, as many as there are symbols.
+/// `at_least` says which of 32 bytes are at least a power of two.
+#[inline(always)]
+pub(crate) fn join(
+    head: &Head,
+    parts: &Parts<'_>,
+    values: &mut [u64],
+    at_least: impl Fn(&[u8; 32], u32) -> u32,
+) -> Result<()> {
+    for_unit!(head.unit_bytes, join_units(head, parts, values, &at_least))
+}
+
+#[inline(always)]
+fn join_units<W: Word>(
+    head: &Head,
+    parts: &Parts<'_>,
+    values: &mut [u64],
+    at_least: &impl Fn(&[u8; 32], u32) -> u32,
+) -> Result<()> {
+    let values: &mut [W] = bytemuck::cast_slice_mut(values);
+    let mut lows = parts.lows;
+    let mut bits = Bits::new(parts.extra);
+    let groups = parts.symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
+    for ((symbols, values), &id) in groups.zip(parts.group_tables) {
+        let table = &head.tables[usize::from(id)];
+        let (packed, rest) = lows.split_at(low_len(table.shift));
+        lows = rest;
+        let lo = W::from_u64(table.lo);
+        W::near(symbols, table.shift, lo, values);
+        if table.shift > 0 {
+            add_lows(packed, table.shift, values);
+        }
+        for (symbols, values) in
+            symbols.as_chunks::<32>().0.iter().zip(values.as_chunks_mut::<32>().0)
+        {
+            let logs = at_least(symbols, head.n_near());
+            if logs != 0 {
+                add_extra(head, table.shift, (symbols, logs), &mut bits, values);
+            }
+        }
+    }
+    bits.finish(Rule::DeltaBlock)
+}
+
+/// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near
+/// values.
+#[inline(always)]
+fn add_extra<W: Word>(
+    head: &Head,
+    shift: u32,
+    (symbols, mut which): (&[u8; 32], u32),
+    bits: &mut Bits<'_>,
+    values: &mut [W; 32],
+) {
+    let (near, logs) = (head.n_near(), head.n_logs());
+    while which != 0 {
+        let i = which.trailing_zeros() as usize;
+        which &= which - 1;
+        let (symbol, value) = (u32::from(symbols[i]), &mut values[i]);
+        let log = symbol - near;
+        let y = if log == 2 * logs - 1 {
+            bits.pull(W::BITS - shift)
+        } else if log < logs {
+            let a = 1 << log | bits.pull(log);
+            u64::from(near) - 1 + a
+        } else {
+            let a = 1 << (log - logs) | bits.pull(log - logs);
+            a.wrapping_neg()
+        };
+        *value = value.plus_shifted(y.wrapping_sub(u64::from(symbol)), shift);
+    }
+}
+
+/// Adds the low bits of one group.
+#[inline(always)]
+fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
+    let (planes, rest) = packed.split_at((shift / 8) as usize * GROUP);
+    for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
+        for (value, &b) in values.iter_mut().zip(plane) {
+            *value = value.plus_shifted(u64::from(b), 8 * byte);
+        }
+    }
+    let bits = shift % 8;
+    if bits > 0 {
+        let mut top = [0; GROUP];
+        planes::unpack(&rest[..packed_len(bits)], bits, &mut top);
+        for (value, &b) in values.iter_mut().zip(&top) {
+            *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
+        }
+    }
+}
