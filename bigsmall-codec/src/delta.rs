@@ -12,6 +12,7 @@ mod kinds;
 mod plan;
 mod slice;
 pub(crate) mod sparse;
+pub(crate) mod split;
 pub(crate) mod values;
 
 pub use encoding::Delta;

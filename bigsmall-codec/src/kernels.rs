@@ -6,6 +6,7 @@ use bigsmall_format::internal::Ahead;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::{self, Parts};
 use crate::delta::sparse::{self, GroupCounts};
+use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::delta::values::at_least;
 use crate::head::Head;
 use crate::planes::GROUP;
@@ -164,6 +165,31 @@ pub(crate) trait Kernels: Sync {
     /// [`MERGE_ROOM`] more, `classes` as many as there are units.
     fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
         join::merge(head, values, units, classes);
+    }
+
+    /// [`join::partition`]: the inverse of [`merge`](Self::merge), and where the values of each
+    /// class begin. `values` has as many bytes as the units.
+    fn partition(
+        &self,
+        head: &DeltaHead,
+        units: &[u8],
+        base: &[u8],
+        values: &mut [u8],
+        classes: &mut [u8],
+    ) -> [usize; 8] {
+        join::partition(head, units, base, values, classes)
+    }
+
+    /// [`Splitter::split`].
+    fn split(
+        &self,
+        head: &DeltaHead,
+        splitter: &Splitter,
+        values: &[u8],
+        starts: &[usize; 8],
+        parts: SplitParts<'_>,
+    ) {
+        splitter.split(head, values, starts, parts, at_least);
     }
 
     /// [`sparse::count_classes`].

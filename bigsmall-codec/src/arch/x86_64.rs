@@ -57,6 +57,30 @@ macro_rules! plain_delta_loops {
         }
 
         #[target_feature(enable = $features)]
+        fn plain_partition(
+            head: &DeltaHead,
+            units: &[u8],
+            base: &[u8],
+            values: &mut [u8],
+            classes: &mut [u8],
+        ) -> [usize; 8] {
+            delta::join::partition(head, units, base, values, classes)
+        }
+
+        #[target_feature(enable = $features)]
+        fn split(
+            head: &DeltaHead,
+            splitter: &Splitter,
+            values: &[u8],
+            starts: &[usize; 8],
+            parts: SplitParts<'_>,
+        ) {
+            splitter.split(head, values, starts, parts, |symbols, power| {
+                crate::arch::x86_64::delta::at_least(symbols, power)
+            });
+        }
+
+        #[target_feature(enable = $features)]
         fn count_classes(
             head: &DeltaHead,
             base: &[u8],
@@ -73,7 +97,7 @@ macro_rules! plain_delta_loops {
 /// Those methods of `Kernels`, from the functions of [`plain_delta_loops`] and a function that
 /// merges, or returns false.
 macro_rules! delta_methods {
-    ($merge:path) => {
+    ($merge:path, $partition:path) => {
         fn values(&self, head: &DeltaHead, parts: &Parts<'_>, out: &mut [u64]) -> Result<()> {
             // SAFETY: `self` is the proof that the machine has the instructions.
             unsafe { values(head, parts, out) }
@@ -86,6 +110,33 @@ macro_rules! delta_methods {
                     plain_merge(head, values, units, classes);
                 }
             }
+        }
+
+        fn partition(
+            &self,
+            head: &DeltaHead,
+            units: &[u8],
+            base: &[u8],
+            values: &mut [u8],
+            classes: &mut [u8],
+        ) -> [usize; 8] {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe {
+                $partition(head, units, base, values)
+                    .unwrap_or_else(|| plain_partition(head, units, base, values, classes))
+            }
+        }
+
+        fn split(
+            &self,
+            head: &DeltaHead,
+            splitter: &Splitter,
+            values: &[u8],
+            starts: &[usize; 8],
+            parts: SplitParts<'_>,
+        ) {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { split(head, splitter, values, starts, parts) }
         }
 
         fn count_classes(

@@ -46,9 +46,15 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     pub(crate) fn pull(&mut self, n: u32) -> u64 {
         if n > 56 {
-            let low = self.pull(32);
-            return low | self.pull(n - 32) << 32;
+            let low = self.pull_word(32);
+            return low | self.pull_word(n - 32) << 32;
         }
+        self.pull_word(n)
+    }
+
+    /// The next `n` bits, at most 56.
+    #[inline(always)]
+    fn pull_word(&mut self, n: u32) -> u64 {
         let value = self.peek() & ((1 << n) - 1);
         self.at += n as usize;
         value
@@ -106,9 +112,15 @@ impl BitSink {
     #[inline(always)]
     pub(crate) fn push(&mut self, value: u64, n: u32) {
         if n > 32 {
-            self.push(value & 0xffff_ffff, 32);
-            return self.push(value >> 32, n - 32);
+            self.push_word(value, 32);
+            return self.push_word(value >> 32, n - 32);
         }
+        self.push_word(value, n);
+    }
+
+    /// Appends the low `n` bits of `value`, at most 32.
+    #[inline(always)]
+    fn push_word(&mut self, value: u64, n: u32) {
         let value = value & ((1 << n) - 1);
         self.pending |= value << self.n_pending;
         self.n_pending += n;
@@ -158,16 +170,6 @@ impl BitSink {
         (self.pending, self.n_pending) = (0, 0);
         &self.bytes
     }
-}
-
-/// Bits of a Rice code.
-pub(crate) fn rice_len(value: u64, q: u32) -> u64 {
-    (value >> q) + 1 + u64::from(q)
-}
-
-/// Bits of an exponential Golomb code.
-pub(crate) fn golomb_len(value: u64, g: u32) -> u64 {
-    u64::from(2 * ((value >> g) + 1).ilog2() + 1 + g)
 }
 
 #[cfg(test)]

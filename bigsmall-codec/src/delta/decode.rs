@@ -324,6 +324,10 @@ mod tests {
                     let (mut out, mut classes) = (base.clone(), vec![9; n]);
                     kernels.merge(&head, &values, &mut out, &mut classes);
                     assert!(out == expected, "{dtype} {k} {modes:#x} {backend}");
+                    let sorted = &mut vec![0; out.len()];
+                    kernels.partition(&head, &out, &base, sorted, &mut classes);
+                    let values: &[u8] = bytemuck::cast_slice(&values);
+                    assert!(*sorted == values[..out.len()], "{dtype} {k} {modes:#x} {backend}");
                     let mut counts = vec![[0; 16]; n_groups];
                     classes.truncate(n - 8);
                     kernels.count_classes(&head, units, &mut classes, &mut counts);

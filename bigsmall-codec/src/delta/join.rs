@@ -5,6 +5,7 @@
 use bigsmall_format::{Result, Rule};
 
 use super::bits::Bits;
+use super::classes::Classes;
 use super::head::Head;
 use super::values::{Word, for_unit};
 use crate::planes::{self, GROUP, packed_len};
@@ -121,4 +122,31 @@ fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
             *value = value.plus_shifted(u64::from(planes::unspread(b, bits)), shift - bits);
         }
     }
+}
+
+/// [`Word::partition`] for the units of `head`; `classes` has room for as many. Returns where the
+/// values of each class begin.
+#[inline(always)]
+pub(crate) fn partition(
+    head: &Head,
+    units: &[u8],
+    base: &[u8],
+    values: &mut [u8],
+    classes: &mut [u8],
+) -> [usize; 8] {
+    #[inline(always)]
+    fn of<W: Word>(
+        head: &Head,
+        units: &[u8],
+        base: &[u8],
+        values: &mut [u8],
+        classes: &mut [u8],
+    ) -> [usize; 8] {
+        W::classes(head.classes, head.field, base, classes);
+        let starts = Classes::starts(classes);
+        let values = bytemuck::cast_slice_mut(values);
+        W::partition(head, classes, &mut starts.clone(), units, base, values);
+        starts[0]
+    }
+    for_unit!(head.unit_bytes, of(head, units, base, values, classes))
 }

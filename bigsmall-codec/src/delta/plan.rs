@@ -5,8 +5,8 @@ use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
 use super::classes::{Classes, Field};
-use super::encode::symbol_of;
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
+use super::split::symbol_of;
 use super::values::Word;
 use crate::head::MAX_TABLES;
 use crate::plan::{Histograms, cluster};
@@ -173,7 +173,11 @@ impl Candidate {
         let n = self.classes.n;
         let mut out = Candidate { cost: 0, tables: Vec::new(), of_class: Vec::new(), ..*self };
         out.segment = SHORT_SEGMENT;
+        // Most values are near their `lo`.
+        let small: [u8; 256] =
+            std::array::from_fn(|y| symbol_of(y as i64 - 128, NEAR_SYMBOLS, LOGS).0);
         for (class, table) in (0..n as u8).zip(&self.tables) {
+            let lo = W::from_u64(table.lo);
             let turned = self.modes >> class & 1 == 1;
             let (mut symbols, mut total) = (Vec::new(), 0u64);
             let mut begin = 0;
@@ -183,8 +187,11 @@ impl Candidate {
                     if self.classes.of(sample.exponents[i]) == class {
                         let value =
                             if turned { sample.turned[i] } else { sample.differences[i] as u64 };
-                        let above = W::from_u64(value).above(W::from_u64(table.lo));
-                        symbols.push(symbol_of(above >> table.shift, NEAR_SYMBOLS, LOGS).0);
+                        let y = W::from_u64(value).above(lo) >> table.shift;
+                        symbols.push(match small.get((y as usize).wrapping_add(128)) {
+                            Some(&symbol) => symbol,
+                            None => symbol_of(y, NEAR_SYMBOLS, LOGS).0,
+                        });
                         total += 1;
                     }
                 }
@@ -296,6 +303,8 @@ struct Counts {
     highest: u32,
     /// Low bits of differences that are not looked at.
     shift: u32,
+    /// Where the counts of differences are that are not 0.
+    range: std::ops::Range<usize>,
     near: Vec<[u32; NEAR]>,
     turned: Vec<[u32; TURNED]>,
 }
@@ -317,13 +326,17 @@ impl Counts {
         let mut counts = Counts {
             highest: u32::from(highest),
             shift,
+            range: NEAR..0,
             near: vec![[0; NEAR]; EXPONENTS],
             turned: vec![[0; TURNED]; EXPONENTS],
         };
         let half = NEAR as i64 / 2;
         for ((&e, &d), &t) in sample.exponents.iter().zip(&sample.differences).zip(&sample.turned) {
             let e = EXPONENTS - 1 - usize::from(highest - e).min(EXPONENTS - 1);
-            counts.near[e][((d >> shift).clamp(-half, half - 1) + half) as usize] += 1;
+            let place = ((d >> shift).clamp(-half, half - 1) + half) as usize;
+            counts.range.start = counts.range.start.min(place);
+            counts.range.end = counts.range.end.max(place + 1);
+            counts.near[e][place & (NEAR - 1)] += 1;
             counts.turned[e][(t >> (W::BITS - 8)) as usize & (TURNED - 1)] += 1;
         }
         counts
@@ -332,12 +345,13 @@ impl Counts {
     /// The cheapest mode and table of a class, and what its units cost in bits; `None` if it has
     /// none.
     fn of_class<W: Word>(&self, classes: Classes, class: u8) -> Option<(u64, u8, Table)> {
-        let (mut near, mut turned) = (vec![0; NEAR], vec![0; TURNED]);
+        let range = self.range.clone();
+        let (mut near, mut turned) = (vec![0; range.len()], vec![0; TURNED]);
         for e in 0..EXPONENTS {
             let below = (EXPONENTS - 1 - e) as u32;
             let of = self.highest.checked_sub(below).map_or(0, |e| classes.of(e as u16));
             if of == class {
-                near.iter_mut().zip(&self.near[e]).for_each(|(sum, n)| *sum += n);
+                near.iter_mut().zip(&self.near[e][range.clone()]).for_each(|(sum, n)| *sum += n);
                 turned.iter_mut().zip(&self.turned[e]).for_each(|(sum, n)| *sum += n);
             }
         }
@@ -345,34 +359,45 @@ impl Counts {
             return None;
         }
         let half = NEAR as i64 / 2;
-        let (of_near, near) = best_table::<W>(near, -half, self.shift);
-        let (of_turned, turned) = best_table::<W>(turned, 0, W::BITS - 8);
+        let (of_near, near) = best_table::<W>(near, (range.start, NEAR), -half, self.shift);
+        let (of_turned, turned) = best_table::<W>(turned, (0, TURNED), 0, W::BITS - 8);
         Some(if of_turned < of_near { (of_turned, 1, turned) } else { (of_near, 0, near) })
     }
 }
 
-/// The cheapest table for values that `counts` counts, the first of which is `first << shift`, and
-/// what they cost in bits.
-fn best_table<W: Word>(mut counts: Vec<u32>, first: i64, shift: u32) -> (u64, Table) {
+/// The cheapest table for values and what they cost in bits. Of `len` counts those from `begin` on
+/// are `counts`, not all 0, and the others are 0. The first of all counts `first << shift`.
+fn best_table<W: Word>(
+    mut counts: Vec<u32>,
+    (mut begin, mut len): (usize, usize),
+    mut first: i64,
+    shift: u32,
+) -> (u64, Table) {
     let mut best: Option<(u64, u32, i64, Vec<u32>)> = None;
     let (near, logs) = (NEAR_SYMBOLS as usize, LOGS);
     let n_symbols = 2 * near;
-    let mut first = first;
     for shift in shift..W::BITS {
-        // The window with the most values, the first of equal ones.
-        let mut sum: u32 = counts.iter().take(near).sum();
-        let mut most = (sum, 0);
-        for begin in 1..=counts.len().saturating_sub(near) {
-            sum += counts[begin + near - 1];
-            sum -= counts[begin - 1];
+        let zeros = counts.iter().take_while(|n| **n == 0).count();
+        counts.drain(..zeros);
+        begin += zeros;
+        // The window with the most values, the first of equal ones. Windows before the first
+        // value have none.
+        let last_window = len.saturating_sub(near);
+        let at = |i: usize| i.checked_sub(begin).and_then(|i| counts.get(i)).copied().unwrap_or(0);
+        let from = begin.saturating_sub(near - 1).min(last_window);
+        let mut sum: u32 = (from..from + near).map(at).sum();
+        let mut most = (sum, from);
+        for window in from + 1..=last_window.min(begin + counts.len()) {
+            sum += at(window + near - 1);
+            sum -= at(window - 1);
             if sum > most.0 {
-                most = (sum, begin);
+                most = (sum, window);
             }
         }
         let mut symbols = vec![0u32; n_symbols];
         let mut cost = 0u64;
         let total: u32 = counts.iter().sum();
-        for (i, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
+        for (i, &n) in (begin..).zip(&counts).filter(|(_, n)| **n > 0) {
             let (symbol, extra) = symbol_of(i as i64 - most.1 as i64, near as u32, logs);
             let extra = if extra == u32::MAX { W::BITS - shift } else { extra };
             symbols[usize::from(symbol)] += n;
@@ -387,11 +412,14 @@ fn best_table<W: Word>(mut counts: Vec<u32>, first: i64, shift: u32) -> (u64, Ta
         if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
             best = Some((cost, shift, first + most.1 as i64, symbols));
         }
-        if counts.len() <= near || shift + 5 > W::BITS {
+        if len <= near || shift + 5 > W::BITS {
             break;
         }
+        if begin % 2 == 1 {
+            counts.insert(0, 0);
+        }
         counts = counts.chunks(2).map(|pair| pair.iter().sum()).collect();
-        first >>= 1;
+        (begin, len, first) = (begin / 2, len.div_ceil(2), first >> 1);
     }
     let Some((cost, shift, lo, symbols)) = best else {
         unreachable!("at least one shift is tried")

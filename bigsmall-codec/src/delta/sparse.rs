@@ -5,7 +5,7 @@
 use bigsmall_format::internal::reserve;
 use bigsmall_format::{Error, Result, Rule};
 
-use super::bits::{BitSink, Bits, golomb_len, rice_len};
+use super::bits::{BitSink, Bits};
 use super::head::{Head, MAX_SPARSE_CLASSES};
 use super::values::{Word, at_least, for_unit};
 use crate::planes::GROUP;
@@ -81,27 +81,54 @@ fn write_class(changes: &[Change], rank: impl Fn(&Change) -> u32, out: &mut BitS
 
 /// The parameters with which the changes of one class take the fewest bits.
 fn parameters(changes: &[Change], rank: impl Fn(&Change) -> u32) -> Parameters {
+    // Sums of what the parameters change; the rest is the same for each number.
     let (mut gaps, mut runs, mut larges) = ([0u64; 18], [0u64; 16], [0u64; 16]);
     let (mut next, mut ones) = (0, 0);
+    let (mut n_runs, mut n_larges) = (0, 0);
     for change in changes {
-        let gap = u64::from(rank(change) - next);
+        add_quotients(&mut gaps, u64::from(rank(change) - next));
         next = rank(change) + 1;
-        gaps.iter_mut().zip(0..).for_each(|(sum, q)| *sum += rice_len(gap, q));
         match change.distance {
             1 => ones += 1,
             distance => {
-                runs.iter_mut().zip(0..).for_each(|(sum, t)| *sum += rice_len(ones, t));
-                let costs = larges.iter_mut().zip(0..);
-                costs.for_each(|(sum, g)| *sum += golomb_len(distance - 2, g));
-                ones = 0;
+                add_quotients(&mut runs, ones);
+                let mut rest = distance - 2;
+                for sum in &mut larges {
+                    if rest == 0 {
+                        break;
+                    }
+                    *sum += 2 * u64::from((rest + 1).ilog2());
+                    rest >>= 1;
+                }
+                (n_runs, n_larges, ones) = (n_runs + 1, n_larges + 1, 0);
             }
         }
     }
     if ones > 0 {
-        runs.iter_mut().zip(0..).for_each(|(sum, t)| *sum += rice_len(ones, t));
+        add_quotients(&mut runs, ones);
+        n_runs += 1;
     }
-    let least = |sums: &[u64]| sums.iter().zip(0..).min().map_or(0, |(_, i)| i);
-    Parameters { gap: least(&gaps), run: least(&runs), large: least(&larges) }
+    let least = |sums: &[u64], n: u64| {
+        sums.iter().zip(0..).map(|(sum, q)| (sum + n * u64::from(q), q)).min().map_or(0, |(_, q)| q)
+    };
+    Parameters {
+        gap: least(&gaps, changes.len() as u64),
+        run: least(&runs, n_runs),
+        large: least(&larges, n_larges),
+    }
+}
+
+/// Adds `value >> q` to the sum of each q.
+#[inline(always)]
+fn add_quotients(sums: &mut [u64], value: u64) {
+    let mut rest = value;
+    for sum in sums {
+        if rest == 0 {
+            break;
+        }
+        *sum += rest;
+        rest >>= 1;
+    }
 }
 
 /// Reads the changes of one class after the other.

@@ -54,6 +54,8 @@ pub(crate) trait Word:
     /// The inverse of [`partition`](Self::partition): units in place of the base's. `classes` has
     /// room for as many.
     fn merge(head: &Head, classes: &mut [u8], values: &[Self], units: &mut [u8]);
+    /// The values of units, in their order.
+    fn differences(head: &Head, classes: &[u8], units: &[u8], base: &[u8], values: &mut [Self]);
     /// Units in place of the base's, from their values in the order of units.
     fn restore(head: &Head, classes: &[u8], values: &[Self], units: &mut [u8]);
     /// Mode 0: the difference of `unit` from `base`, in the order of floats.
@@ -68,9 +70,9 @@ pub(crate) trait Word:
     fn above(self, lo: Self) -> i64;
     /// `self + (y << shift)`.
     fn plus_shifted(self, y: u64, shift: u32) -> Self;
-    /// For each value how many steps it is above `lo`, its low byte; bit i is set if value i is not
-    /// 0 to `near` - 1 steps above.
-    fn steps(values: &[Self; 32], lo: Self, shift: u32, near: u32, symbols: &mut [u8; 32]) -> u32;
+    /// For each value how many steps it is above `lo`, at most 255; for those below
+    /// `lo` 128 or more.
+    fn steps(values: &[Self; 32], lo: Self, shift: u32, symbols: &mut [u8; 32]);
     /// For each symbol `lo + (symbol << shift)`.
     fn near(symbols: &[u8; GROUP], shift: u32, lo: Self, values: &mut [Self; GROUP]);
 }
@@ -139,24 +141,61 @@ macro_rules! words {
                 base: &[u8],
                 values: &mut [Self],
             ) {
-                let is_float = head.field.is_float();
-                let (units, base) = (units.as_chunks().0, base.as_chunks().0);
-                let len = classes.len() / PARTS;
-                for i in 0..len {
+                let n = classes.len();
+                if head.classes.n == 1 {
+                    return Self::differences(head, classes, units, base, values);
+                }
+                let len = n / PARTS;
+                // A few values at a time, so that the loops over units have no chain.
+                for begin in (0..len).step_by(PIECE) {
+                    let mut natural = [[Self::default(); PIECE]; PARTS];
                     for part in 0..PARTS {
-                        let i = part * len + i;
-                        let class = classes[i];
-                        let unit = $type::from_le_bytes(units[i]);
-                        let base = $type::from_le_bytes(base[i]);
-                        let value = match head.is_turned(class) {
-                            false => Self::difference(base, unit, is_float),
-                            true => Self::turned(base, unit, is_float),
-                        };
-                        let at = &mut at[part][usize::from(class & 7)];
-                        if let Some(place) = values.get_mut(*at) {
-                            *place = value;
+                        let place = part * len + begin..part * len + begin + PIECE;
+                        let bytes =
+                            place.start * size_of::<$type>()..place.end * size_of::<$type>();
+                        let classes = &classes[place];
+                        let units = &units[bytes.clone()];
+                        Self::differences(head, classes, units, &base[bytes], &mut natural[part]);
+                    }
+                    for i in 0..PIECE {
+                        for part in 0..PARTS {
+                            let class = classes[part * len + begin + i];
+                            let at = &mut at[part][usize::from(class & 7)];
+                            if let Some(place) = values.get_mut(*at) {
+                                *place = natural[part][i];
+                            }
+                            *at += 1;
                         }
-                        *at += 1;
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn differences(
+                head: &Head,
+                classes: &[u8],
+                units: &[u8],
+                base: &[u8],
+                values: &mut [Self],
+            ) {
+                let pairs = units.as_chunks().0.iter().zip(base.as_chunks().0);
+                let of = |unit: &[u8; _]| $type::from_le_bytes(*unit);
+                let is_float = head.field.is_float();
+                if head.modes != 0 {
+                    for ((value, (unit, base)), &class) in values.iter_mut().zip(pairs).zip(classes)
+                    {
+                        *value = match head.is_turned(class) {
+                            false => Self::difference(of(base), of(unit), is_float),
+                            true => Self::turned(of(base), of(unit), is_float),
+                        };
+                    }
+                } else if is_float {
+                    for (value, (unit, base)) in values.iter_mut().zip(pairs) {
+                        *value = Self::difference(of(base), of(unit), true);
+                    }
+                } else {
+                    for (value, (unit, base)) in values.iter_mut().zip(pairs) {
+                        *value = Self::difference(of(base), of(unit), false);
                     }
                 }
             }
@@ -259,18 +298,11 @@ macro_rules! words {
             }
 
             #[inline(always)]
-            fn steps(
-                values: &[Self; 32],
-                lo: Self,
-                shift: u32,
-                near: u32,
-                symbols: &mut [u8; 32],
-            ) -> u32 {
+            fn steps(values: &[Self; 32], lo: Self, shift: u32, symbols: &mut [u8; 32]) {
                 for (symbol, &value) in symbols.iter_mut().zip(values) {
                     let step = (value.wrapping_sub(lo) as $signed >> shift) as $type;
                     *symbol = step.min(255) as u8;
                 }
-                at_least(symbols, near)
             }
 
             #[inline(always)]
@@ -299,28 +331,28 @@ mod order {
 
 mod of_u8 {
     use super::order::o8 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word};
     const TOP: u8 = 1 << 7;
     words! { u8 i8; }
 }
 
 mod of_u16 {
     use super::order::o16 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word};
     const TOP: u16 = 1 << 15;
     words! { u16 i16; }
 }
 
 mod of_u32 {
     use super::order::o32 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word};
     const TOP: u32 = 1 << 31;
     words! { u32 i32; }
 }
 
 mod of_u64 {
     use super::order::o64 as ordered;
-    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word, at_least};
+    use super::{Classes, Field, GROUP, Head, PARTS, PIECE, Starts, Word};
     const TOP: u64 = 1 << 63;
     words! { u64 i64; }
 }

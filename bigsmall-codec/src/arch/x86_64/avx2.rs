@@ -6,12 +6,13 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
-use crate::arch::x86_64::delta::merge256;
+use crate::arch::x86_64::delta::{merge256, partition256};
 use crate::arch::x86_64::tables::{EXPAND, UNPACK16, unpacking};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::Parts;
 use crate::delta::sparse::GroupCounts;
+use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
@@ -552,7 +553,7 @@ impl Kernels for Avx2 {
         zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
-    delta_methods!(merge256);
+    delta_methods!(merge256, partition256);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         for job in jobs {

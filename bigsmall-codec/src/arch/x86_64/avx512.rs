@@ -7,11 +7,12 @@ use bigsmall_format::internal::{Ahead, prefetch_output};
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
-use crate::arch::x86_64::delta::merge512;
+use crate::arch::x86_64::delta::{merge512, partition512};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::Parts;
 use crate::delta::sparse::GroupCounts;
+use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::GROUP;
@@ -750,7 +751,7 @@ impl Kernels for Avx512 {
         zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
-    delta_methods!(merge512);
+    delta_methods!(merge512, partition512);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         let n_groups = |job: &EncodeJob<'_>| job.symbols.len() / GROUP;

@@ -388,3 +388,165 @@ choose!(
     merge512_32
 );
 choose!(merge256, "avx2,bmi1,bmi2,popcnt", merge256_16, merge256_32);
+
+/// The values of units in the order of classes, with AVX-512, for units of one width and `K`
+/// classes or fewer.
+macro_rules! partition_512 {
+    ($name:ident, $type:ident, $lanes:literal, $mask:ident, $set:ident, $srl:ident, $add:ident,
+     $sub:ident, $subs:ident, $min:ident, $eq:ident, $mask_sub:ident, $compress:ident, $store:ident,
+     $sra:expr, $blend:ident, $turn:expr) => {
+        /// # Safety
+        /// The units are whole vectors; `base` and `values` are as long.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,popcnt")]
+        unsafe fn $name<const K: usize>(
+            head: &Head,
+            units: &[u8],
+            base: &[u8],
+            values: &mut [u8],
+        ) -> [usize; 8] {
+            const TOP: $type = 1 << ($type::BITS - 1);
+            const BYTES: usize = size_of::<$type>();
+            let n = units.len() / BYTES;
+            let last = head.classes.n - 1;
+            let (field, top) = ($set(head.field.mask as _), $set(head.classes.top as _));
+            let (last_class, sign) = ($set(last as _), $set(TOP as _));
+            let shift = _mm_cvtsi32_si128(head.field.shift as i32);
+            let class = |base| {
+                let exponent = _mm512_and_si512($srl(base, shift), field);
+                $min($subs($add(exponent, last_class), top), last_class)
+            };
+            let mut counts = [0; 8];
+            let mut sums = [_mm512_setzero_si512(); K];
+            for base in base.as_chunks::<64>().0 {
+                // SAFETY: 64 bytes are one vector.
+                let class = class(unsafe { _mm512_loadu_si512(base.as_ptr().cast()) });
+                for c in 0..K {
+                    let mask = $eq(class, $set(c as _));
+                    // A lane counts to at most 2^17 / 32.
+                    sums[c] = $mask_sub(sums[c], mask, sums[c], $set(!0));
+                }
+            }
+            for (n, sums) in counts.iter_mut().zip(sums) {
+                let mut lanes = [0 as $type; $lanes];
+                // SAFETY: one vector.
+                unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums) };
+                *n = lanes.iter().map(|&n| n as usize).sum();
+            }
+            let starts = starts(counts);
+            let mut at: [usize; K] = starts[..K].try_into().expect("8 or fewer");
+            let to = values.as_mut_ptr();
+            for unit in (0..n).step_by($lanes) {
+                // SAFETY: a vector from `unit` on lies within the units and the base's.
+                let (new, base) = unsafe {
+                    (
+                        _mm512_loadu_si512(units.as_ptr().add(unit * BYTES).cast()),
+                        _mm512_loadu_si512(base.as_ptr().add(unit * BYTES).cast()),
+                    )
+                };
+                let new = _mm512_xor_si512(new, _mm512_and_si512(base, sign));
+                // All bits change where the number is negative, else the highest alone.
+                let ordered = _mm512_xor_si512(new, _mm512_or_si512($sra(new), sign));
+                let plain = $sub(ordered, _mm512_or_si512(base, sign));
+                let class = class(base);
+                let mut turned = 0;
+                let masks: [$mask; K] = std::array::from_fn(|c| $eq(class, $set(c as _)));
+                for c in 0..K {
+                    if head.modes >> c & 1 == 1 {
+                        turned |= masks[c];
+                    }
+                }
+                let value = $blend(turned, plain, $turn(new));
+                for c in 0..K {
+                    let n = masks[c].count_ones();
+                    let first = ((1u64 << n) - 1) as $mask;
+                    // SAFETY: as many values as the class still has, which end where those of the
+                    // next one begin.
+                    unsafe {
+                        let to = to.add(at[c] * BYTES).cast();
+                        $store(to, first, $compress(masks[c], value));
+                    }
+                    at[c] += n as usize;
+                }
+            }
+            starts
+        }
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx512bw")]
+fn turn512_16(unit: __m512i) -> __m512i {
+    _mm512_or_si512(_mm512_slli_epi16::<1>(unit), _mm512_srli_epi16::<15>(unit))
+}
+
+partition_512!(
+    partition512_16,
+    u16,
+    32,
+    u32,
+    _mm512_set1_epi16,
+    _mm512_srl_epi16,
+    _mm512_add_epi16,
+    _mm512_sub_epi16,
+    _mm512_subs_epu16,
+    _mm512_min_epu16,
+    _mm512_cmpeq_epi16_mask,
+    _mm512_mask_sub_epi16,
+    _mm512_maskz_compress_epi16,
+    _mm512_mask_storeu_epi16,
+    _mm512_srai_epi16::<15>,
+    _mm512_mask_blend_epi16,
+    turn512_16
+);
+partition_512!(
+    partition512_32,
+    u32,
+    16,
+    u16,
+    _mm512_set1_epi32,
+    _mm512_srl_epi32,
+    _mm512_add_epi32,
+    _mm512_sub_epi32,
+    subs512_epu32,
+    _mm512_min_epu32,
+    _mm512_cmpeq_epi32_mask,
+    _mm512_mask_sub_epi32,
+    _mm512_maskz_compress_epi32,
+    _mm512_mask_storeu_epi32,
+    _mm512_srai_epi32::<31>,
+    _mm512_mask_blend_epi32,
+    _mm512_rol_epi32::<1>
+);
+
+/// Partitions if there is a kernel for such units; returns where the values of each class begin.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,popcnt")]
+pub(super) fn partition512(
+    head: &Head,
+    units: &[u8],
+    base: &[u8],
+    values: &mut [u8],
+) -> Option<[usize; 8]> {
+    let fits = base.len() == units.len() && values.len() == units.len();
+    if !units.len().is_multiple_of(64) || !fits || !head.field.is_float() {
+        return None;
+    }
+    // SAFETY: the lengths were just compared.
+    unsafe {
+        Some(match (head.unit_bytes, head.classes.n) {
+            (2, 1) => partition512_16::<1>(head, units, base, values),
+            (2, 2) => partition512_16::<2>(head, units, base, values),
+            (2, 3..=4) => partition512_16::<4>(head, units, base, values),
+            (2, _) => partition512_16::<8>(head, units, base, values),
+            (4, 1) => partition512_32::<1>(head, units, base, values),
+            (4, 2) => partition512_32::<2>(head, units, base, values),
+            (4, 3..=4) => partition512_32::<4>(head, units, base, values),
+            (4, _) => partition512_32::<8>(head, units, base, values),
+            _ => return None,
+        })
+    }
+}
+
+/// AVX2 compiles the plain loop: vectors of it have no masked stores of 16 bits.
+pub(super) fn partition256(_: &Head, _: &[u8], _: &[u8], _: &mut [u8]) -> Option<[usize; 8]> {
+    None
+}
