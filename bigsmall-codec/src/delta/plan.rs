@@ -326,19 +326,21 @@ impl Counts {
         let mut counts = Counts {
             highest: u32::from(highest),
             shift,
-            range: NEAR..0,
+            range: 0..0,
             near: vec![[0; NEAR]; EXPONENTS],
             turned: vec![[0; TURNED]; EXPONENTS],
         };
         let half = NEAR as i64 / 2;
+        let (mut first, mut end) = (NEAR, 0);
         for ((&e, &d), &t) in sample.exponents.iter().zip(&sample.differences).zip(&sample.turned) {
             let e = EXPONENTS - 1 - usize::from(highest - e).min(EXPONENTS - 1);
             let place = ((d >> shift).clamp(-half, half - 1) + half) as usize;
-            counts.range.start = counts.range.start.min(place);
-            counts.range.end = counts.range.end.max(place + 1);
+            first = first.min(place);
+            end = end.max(place + 1);
             counts.near[e][place & (NEAR - 1)] += 1;
             counts.turned[e][(t >> (W::BITS - 8)) as usize & (TURNED - 1)] += 1;
         }
+        counts.range = first.min(end)..end;
         counts
     }
 

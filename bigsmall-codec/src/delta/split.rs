@@ -86,10 +86,7 @@ impl Splitter {
                 counted = Some(table);
             }
             // At most 2^16 values, each of less than 2^16.
-            let mut cost = 0;
-            for s in 0..64 {
-                cost += counts[s] * table.cost[s];
-            }
+            let cost = counts.iter().zip(&table.cost).map(|(n, cost)| n * cost).sum();
             if cost < least.0 {
                 least = (cost, id);
             }
@@ -236,11 +233,9 @@ impl Coder {
             let mut outside = if self.all_near {
                 at_least(symbols, near)
             } else {
-                let mut outside = 0;
-                for i in 0..32 {
-                    outside |= u32::from(self.is_outside[usize::from(symbols[i])]) << i;
-                }
-                outside
+                symbols.iter().rev().fold(0, |outside, &symbol| {
+                    outside << 1 | u32::from(self.is_outside[usize::from(symbol)])
+                })
             };
             while outside != 0 {
                 let i = outside.trailing_zeros() as usize;
