@@ -139,14 +139,16 @@ impl AtomicFile {
         let (file, temp) = loop {
             let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
             let (file, mut temp) = temp.in_file(target)?.into_parts();
+            // First: what nobody holds, another job removes.
+            if !leftovers::claim(&file, &temp) {
+                continue;
+            }
             if !own {
                 let renamed = probe(&temp).and_then(TempPath::try_from_path).in_file(target)?;
                 // There is nothing under the name that is removed.
                 drop(std::mem::replace(&mut temp, renamed));
             }
-            if leftovers::claim(&file, &temp) {
-                break (file, temp);
-            }
+            break (file, temp);
         };
         let listed = Temporary::new(&temp);
         // Not from a link or a file of somebody else, who could then write to ours.
@@ -310,13 +312,15 @@ impl AtomicDir {
         let temp = loop {
             let temp = os::plain_mode(&mut builder, 0o777).tempdir_in(folder_of(target));
             let temp = temp.in_file(target)?;
+            // Where a directory cannot be opened, nobody else locks it either.
+            let lock = match File::open(temp.path()) {
+                Ok(lock) if !leftovers::claim(&lock, temp.path()) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                lock => lock.ok(),
+            };
             let path = probe(temp.path()).in_file(target)?;
             drop(temp.keep());
-            // Where a directory cannot be opened, nobody else locks it either.
-            match File::open(&path) {
-                Ok(lock) if !leftovers::claim(&lock, &path) => {}
-                lock => break OwnDir::new(path, lock.ok()),
-            }
+            break OwnDir::new(path, lock);
         };
         Ok(AtomicDir { temp, left, target: target.to_owned(), replace })
     }
@@ -370,5 +374,24 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), b"1");
         }
         assert!(!lock(&TEMPORARIES).iter().any(|t| t.starts_with(dir.path())));
+    }
+
+    #[test]
+    // I-09
+    fn jobs_with_one_target_remove_nothing_of_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        std::thread::scope(|scope| {
+            for job in ["a", "a", "b"] {
+                let target = &target;
+                scope.spawn(move || {
+                    for _ in 0..300 {
+                        AtomicFile::create(target, true).unwrap();
+                        AtomicDir::create(target, true, job).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -4,7 +4,7 @@
 //! whatever way. So what can be locked belongs to nobody.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::os;
@@ -23,11 +23,15 @@ pub(crate) fn prefix(target: &Path) -> String {
     format!(".{}{MARK}", name.char_indices().map_while(within).collect::<String>())
 }
 
-/// Locks the new file or folder at `path`, open as `file`. `false` if another job has removed it in
-/// the moment before: then it has to be made anew.
+/// Locks the new file or folder at `path`, open as `file`. `false` if another job holds it or has
+/// removed it in the moment before: then it has to be made anew.
 pub(crate) fn claim(file: &File, path: &Path) -> bool {
-    // A file system without locks keeps what is left behind.
-    file.lock().is_err() || os::is_at(file, path)
+    match file.try_lock() {
+        Ok(()) => os::is_at(file, path),
+        Err(TryLockError::WouldBlock) => false,
+        // A file system without locks keeps what is left behind.
+        Err(TryLockError::Error(_)) => true,
+    }
 }
 
 /// Whether the folder `dir` is a temporary one, or lies in one. There is nothing of others in it.
