@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bigsmall_io::{
@@ -771,6 +771,8 @@ fn models_of_the_hub_are_compressed_shard_by_shard() {
     // What the storage does to a request.
     let (hang, spoil) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new("none")));
     let (hangs, spoilt) = (Arc::clone(&hang), Arc::clone(&spoil));
+    let refuse = Arc::new(AtomicBool::new(false));
+    let refuses = Arc::clone(&refuse);
     let stored = plain.clone();
     let storage = Server::new(move |request, _| {
         assert_eq!(request.header("authorization"), None);
@@ -782,6 +784,9 @@ fn models_of_the_hub_are_compressed_shard_by_shard() {
         if hangs.load(Ordering::SeqCst) > 0 && name == "model-2.safetensors" && is_data(request) {
             hangs.store(2, Ordering::SeqCst);
             return Reply { silence: Some(Duration::from_secs(60)), ..Reply::default() };
+        }
+        if refuses.load(Ordering::SeqCst) && name == "model-2.safetensors" && is_data(request) {
+            return Reply::status(403);
         }
         serve(request, &file, "e")
     });
@@ -807,24 +812,46 @@ fn models_of_the_hub_are_compressed_shard_by_shard() {
     child.kill().unwrap();
     child.wait().unwrap();
     hang.store(0, Ordering::SeqCst);
-    let before = storage.n_requests();
-    let output = bigsmall(d, &["compress", "hf://o/n", "-o", "again"], &env);
-    done(&output);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("1 of its finished files were verified and taken over"), "{stderr}");
-    assert!(files(&d.join("again")) == small);
-    let of_first = |r: &Request| r.path.ends_with("model-1.safetensors") && is_data(r);
-    assert!(!storage.requests()[before..].iter().any(of_first));
+    let goes_on = |to: &str| {
+        let before = storage.n_requests();
+        let output = bigsmall(d, &["compress", "hf://o/n", "-o", to], &env);
+        done(&output);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let taken = "1 of its finished files were verified and taken over";
+        assert!(stderr.contains(taken), "{stderr}");
+        assert!(files(&d.join(to)) == small);
+        let of_first = |r: &Request| r.path.ends_with("model-1.safetensors") && is_data(r);
+        assert!(!storage.requests()[before..].iter().any(of_first));
+        assert!(!common::names(d).iter().any(|name| name.starts_with(&format!(".{to}."))));
+    };
+    goes_on("again");
+
+    // Refused in the middle, twice.
+    refuse.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let output = bigsmall(d, &["compress", "hf://o/n", "-o", "third"], &env);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let says = ["model-2.safetensors", "finished files are kept in"];
+        assert!(says.iter().all(|text| stderr.contains(text)), "{stderr}");
+    }
+    refuse.store(false, Ordering::SeqCst);
+    goes_on("third");
 
     // Other bytes than the Hub lists.
     for name in ["model-2.safetensors", "extra.bin"] {
         *spoil.lock().unwrap() = name;
-        let names = common::names(d);
         let output = bigsmall(d, &["compress", "hf://o/n", "-o", "wrong"], &env);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains(name) && stderr.contains("SHA-256"), "{stderr}");
-        assert_eq!(common::names(d), names);
+        assert!(!d.join("wrong").exists());
+        // The first shard is right, and stays for the next job.
+        let kept = common::names(d).into_iter().filter(|name| name.starts_with(".wrong."));
+        let [kept] = &kept.collect::<Vec<_>>()[..] else { panic!("{:?}", common::names(d)) };
+        let kept = files(&d.join(kept));
+        assert_eq!(kept.keys().filter(|name| name.ends_with(".bs")).count(), 1);
+        assert!(kept["model-1.bs"] == small["model-1.bs"]);
     }
     *spoil.lock().unwrap() = "none";
 

@@ -14,7 +14,9 @@ use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::refuse_cards;
-use crate::folder::out::{Out, Same, check_apart, check_replaced, job, named, say_taken};
+use crate::folder::out::{
+    Out, Same, check_apart, check_replaced, job, keep_finished, named, say_taken,
+};
 use crate::folder::twins::Twins;
 use crate::model_index::{ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
@@ -87,7 +89,7 @@ pub(crate) fn compress_folder(
     let inner = options.clone().replace(false);
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let (mut reports, mut taken) = (Vec::new(), 0);
-    for name in files {
+    let mut each = |name: &PathBuf| -> Result<()> {
         if role(name, SAFETENSORS) != Role::Weights {
             if !is_translated(name) {
                 match options.dry_run {
@@ -95,7 +97,7 @@ pub(crate) fn compress_folder(
                     false => out.copy(name)?,
                 }
             }
-            continue;
+            return Ok(());
         }
         let to_shard = renamed(name, SAFETENSORS, SHARD);
         let place = match options.dry_run {
@@ -111,10 +113,15 @@ pub(crate) fn compress_folder(
             std::fs::rename(&left, &place).in_file(&place)?;
             reports.push(named(report, name));
             taken += 1;
-            continue;
+            return Ok(());
         }
         let report = compress_opened(&source, name, against, &place, &inner, progress);
         reports.push(named(report.in_file(name)?, name));
+        Ok(())
+    };
+    if let Err(error) = files.iter().try_for_each(&mut each) {
+        keep_finished(target, folder, &error, !reports.is_empty(), progress);
+        return Err(error);
     }
     say_taken(taken, progress);
     reports.sort_by(|a: &FileReport, b| a.name.cmp(&b.name));
@@ -173,8 +180,8 @@ fn is_of_index(kind: ErrorKind) -> bool {
     matches!(kind, ModelIndex | ModelIndexTooLarge | ModelPath | ModelTensor | TooManyShards)
 }
 
-/// Verifies a shard that a killed job left: it must restore to the file `source`. `None` if not. If
-/// the SHA-256 of the source is known, no more of it is read.
+/// Verifies a shard that an earlier job left: it must restore to the file `source`. `None` if not.
+/// If the SHA-256 of the source is known, no more of it is read.
 fn take_over(
     left: &Path,
     source: &Source,

@@ -5,15 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bigsmall_format::ReadAt;
-use bigsmall_format::internal::{len_of, read_at, set_len};
+use bigsmall_format::internal::{Shown, len_of, read_at, set_len};
+use bigsmall_format::{Class, ReadAt};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::progress::Cancellable;
 use crate::report::with_slashes;
 use crate::source::folder::Folder;
-use crate::stage::atomic::AtomicFile;
+use crate::stage::atomic::{AtomicDir, AtomicFile};
 use crate::stage::digest::FileDigest;
 use crate::stage::output::Output;
 use crate::{FileReport, Progress, os};
@@ -23,12 +23,32 @@ pub(crate) fn job(what: &str, how: &dyn std::fmt::Debug) -> String {
     format!("{what} {} {how:?}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Says how many files of a job that was killed were taken over.
+/// Says how many files of an earlier job were taken over.
 pub(crate) fn say_taken(taken: u64, progress: &Progress) {
     if taken > 0 {
         progress.warn(&format!(
-            "an earlier job like this one was killed; {taken} of its finished files were verified \
-             and taken over"
+            "an earlier job like this one was killed or cut off; {taken} of its finished files \
+             were verified and taken over"
+        ));
+    }
+}
+
+/// After an error while files come from another machine: keeps the finished ones, which took long
+/// to fetch, for the next job like this one. `any`: this job has finished some.
+pub(crate) fn keep_finished(
+    target: Option<AtomicDir>,
+    from: &Folder,
+    error: &Error,
+    any: bool,
+    progress: &Progress,
+) {
+    if from.is_remote()
+        && error.class() == Class::Io
+        && let Some(kept) = target.and_then(|target| target.keep(any))
+    {
+        progress.warn(&format!(
+            "finished files are kept in {:?}; the same command goes on with them",
+            Shown::name(&kept.to_string_lossy())
         ));
     }
 }

@@ -12,7 +12,9 @@ use crate::base::tensor::Bases;
 use crate::error::{Context as _, Result};
 use crate::folder::card;
 use crate::folder::check::Numbered;
-use crate::folder::out::{Out, check_apart, check_replaced, for_each_piece, job, named, say_taken};
+use crate::folder::out::{
+    Out, check_apart, check_replaced, for_each_piece, job, keep_finished, named, say_taken,
+};
 use crate::model_index::{ModelIndex, Said, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::progress::Cancellable;
@@ -111,7 +113,7 @@ pub(crate) fn restore_folder(
     let mut out = Out::new(folder, target.path(), progress);
     let inner = options.clone().replace(false);
     let (mut reports, mut taken) = (Vec::new(), 0);
-    for name in files {
+    let mut each = |name: &PathBuf| -> Result<()> {
         match role(name, SHARD) {
             Role::Weights => {
                 let original = renamed(name, SHARD, SAFETENSORS);
@@ -143,6 +145,11 @@ pub(crate) fn restore_folder(
             Role::Other => out.copy(name)?,
             Role::Index => {}
         }
+        Ok(())
+    };
+    if let Err(error) = files.iter().try_for_each(&mut each) {
+        keep_finished(Some(target), folder, &error, !reports.is_empty(), progress);
+        return Err(error);
     }
     say_taken(taken, progress);
     for (name, text) in &indices {
@@ -162,7 +169,7 @@ pub(crate) fn restore_folder(
     Ok(Report::of(reports).with_copies(copies).without(&listing.left_out))
 }
 
-/// Whether `left`, which a killed job left, is the file that `shard` restores to.
+/// Whether `left`, which an earlier job left, is the file that `shard` restores to.
 fn is_restored(left: &Path, shard: &Shard<Source>, progress: &Progress) -> Result<bool> {
     let digest = || -> Result<_> {
         let file = os::open_regular(left)?;

@@ -260,26 +260,29 @@ struct OwnDir {
     /// Says that this process lives.
     _lock: Option<File>,
     _listed: Temporary,
+    kept: bool,
 }
 
 impl OwnDir {
     fn new(path: PathBuf, lock: Option<File>) -> Self {
         let listed = Temporary::new(&path);
-        OwnDir { path, _lock: lock, _listed: listed }
+        OwnDir { path, _lock: lock, _listed: listed, kept: false }
     }
 }
 
 impl Drop for OwnDir {
     fn drop(&mut self) {
         // After it was renamed there is nothing under that name.
-        leftovers::remove(&self.path);
+        if !self.kept {
+            leftovers::remove(&self.path);
+        }
     }
 }
 
 /// A directory that is renamed into place when it is complete.
 pub(crate) struct AtomicDir {
     temp: OwnDir,
-    /// Those of the same job that were left behind when it was killed.
+    /// Those of the same job that it left behind.
     left: Vec<OwnDir>,
     target: PathBuf,
     replace: bool,
@@ -290,7 +293,7 @@ impl AtomicDir {
     /// and is an error without `replace`.
     ///
     /// `job` says what makes the directory, and how. What the same job had finished when it was
-    /// killed, [`left`](Self::left) finds.
+    /// killed or [gave up](Self::keep), [`left`](Self::left) finds.
     pub(crate) fn create(target: &Path, replace: bool, job: &str) -> Result<Self> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !replace => {
@@ -330,14 +333,23 @@ impl AtomicDir {
         &self.temp.path
     }
 
-    /// The file `name` as the same job left it when it was killed. Such a file was complete, but it
-    /// may have been made from other input.
+    /// The file `name` as the same job left it. Such a file was complete, but it may have been made
+    /// from other input.
     pub(crate) fn left(&self, name: &Path) -> Option<PathBuf> {
         let mut paths = self.left.iter().map(|left| left.path.join(name));
         paths.find(|path| {
             std::fs::symlink_metadata(path)
                 .is_ok_and(|found| found.is_file() && os::is_ours(&found))
         })
+    }
+
+    /// Gives up, and leaves what is finished for the next such job: in this directory, if `any` is,
+    /// and in those that were left before. Returns the path of one.
+    pub(crate) fn keep(mut self, any: bool) -> Option<PathBuf> {
+        self.temp.kept = any;
+        self.left.iter_mut().for_each(|left| left.kept = true);
+        let kept = std::iter::once(&self.temp).chain(&self.left).find(|dir| dir.kept);
+        kept.map(|dir| dir.path.clone())
     }
 
     /// Gives the directory its name and makes the name durable. The files in it are durable
