@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 #[cfg(feature = "hub")]
 use std::io::Read as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 #[cfg(feature = "hub")]
@@ -21,6 +21,7 @@ use crate::source::http::options::HttpOptions;
 #[cfg(feature = "hub")]
 use crate::source::http::refused::Refused;
 use crate::source::url::{joined, same_origin};
+use crate::stage::lock::lock;
 
 /// The most redirects of one request.
 const REDIRECTS: usize = 10;
@@ -48,6 +49,19 @@ pub(crate) enum Want {
     Last(u64),
     /// First and last byte.
     Bytes(u64, u64),
+}
+
+/// The URL of a file, and where its redirects led to: the next request begins there, as long as
+/// that works.
+pub(crate) struct Address {
+    pub(crate) url: String,
+    moved: Mutex<Option<String>>,
+}
+
+impl Address {
+    pub(crate) fn new(url: &str) -> Self {
+        Address { url: url.to_owned(), moved: Mutex::default() }
+    }
 }
 
 impl Client {
@@ -115,10 +129,36 @@ impl Client {
     /// [`refusal`](Self::refusal) makes an error of an unexpected one.
     pub(crate) fn send(
         &self,
-        url: &str,
+        address: &Address,
         want: Want,
     ) -> std::result::Result<Response<Body>, Failure> {
-        let mut target = url.to_owned();
+        let known = lock(&address.moved).clone();
+        if let Some(known) = &known {
+            let found = self.follow(&address.url, known, want);
+            if let Ok((answer, _)) = found.as_ref()
+                && matches!(answer.status().as_u16(), 200 | 206)
+            {
+                return found.map(|(answer, _)| answer);
+            }
+            // It is no longer valid.
+            *lock(&address.moved) = None;
+        }
+        let (answer, at) = self.follow(&address.url, &address.url, want)?;
+        if at != address.url && matches!(answer.status().as_u16(), 200 | 206) {
+            *lock(&address.moved) = Some(at);
+        }
+        Ok(answer)
+    }
+
+    /// The same for a request that begins at `target`, where `url` led to. Returns where the answer
+    /// is from.
+    fn follow(
+        &self,
+        url: &str,
+        target: &str,
+        want: Want,
+    ) -> std::result::Result<(Response<Body>, String), Failure> {
+        let mut target = target.to_owned();
         for _ in 0..=REDIRECTS {
             let mut request = match want {
                 Want::Head => self.agent.head(&target),
@@ -139,7 +179,7 @@ impl Client {
             }
             let answer = request.call().map_err(broken)?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(answer);
+                return Ok((answer, target));
             }
             let location = text(answer.headers(), header::LOCATION);
             let next = location.and_then(|location| joined(&target, location));
@@ -176,9 +216,9 @@ impl Client {
     /// Fetches a text.
     #[cfg(feature = "hub")]
     pub(crate) fn text(self: &Arc<Self>, url: &str) -> Result<String> {
-        let url = url.to_owned();
+        let address = Address::new(url);
         let bytes = self.tried(move |client| {
-            let answer = client.send(&url, Want::All)?;
+            let answer = client.send(&address, Want::All)?;
             if answer.status() != 200 {
                 return Err(client.refusal(answer, "a text"));
             }

@@ -14,7 +14,7 @@ use crate::progress::Stop;
 use crate::source::http::answer::{
     ContentRange, Failure, body_into, check_plain, content_range, cut, remote, text, validator,
 };
-use crate::source::http::client::{Client, Want};
+use crate::source::http::client::{Address, Client, Want};
 use crate::source::http::options::HttpOptions;
 use crate::source::tail::{TAIL, Tail};
 use crate::source::url::without_query;
@@ -26,8 +26,9 @@ const LONG_TAIL: u64 = 4 << 20;
 /// the end, otherwise two or three. The last 256 KiB are kept in memory (64 MiB of all open files
 /// together). Reads fetch only the requested bytes, with several requests at a time.
 ///
-/// Every answer's ETag (or date) and length are compared with those of the opened file. Every
-/// request follows the redirects anew, because their targets may expire.
+/// Every answer's ETag (or date) and length are compared with those of the opened file. Where
+/// redirects led to is asked directly until it fails, as an address that expires does; then they
+/// are followed anew.
 ///
 /// ```no_run
 /// use bigsmall_io::{HttpFile, HttpOptions, Model};
@@ -37,7 +38,7 @@ const LONG_TAIL: u64 = 4 << 20;
 /// ```
 pub struct HttpFile {
     client: Arc<Client>,
-    url: Arc<str>,
+    address: Arc<Address>,
     validator: Option<String>,
     tail: Tail,
 }
@@ -54,18 +55,21 @@ impl HttpFile {
 
     pub(crate) fn open_with(client: &Arc<Client>, url: &str) -> Result<Self> {
         let named = |e: Error| e.in_file(without_query(url));
-        let address: Arc<str> = url.into();
+        let address = Arc::new(Address::new(url));
         client.tried(move |client| Self::try_open(client, &address)).map_err(named)
     }
 
-    fn try_open(client: &Arc<Client>, url: &Arc<str>) -> std::result::Result<Self, Failure> {
+    fn try_open(
+        client: &Arc<Client>,
+        address: &Arc<Address>,
+    ) -> std::result::Result<Self, Failure> {
         let file = |byte_len, validator, bytes| HttpFile {
             client: Arc::clone(client),
-            url: Arc::clone(url),
+            address: Arc::clone(address),
             validator,
             tail: Tail::new(byte_len, bytes),
         };
-        let answer = client.send(url, Want::Last(TAIL))?;
+        let answer = client.send(address, Want::Last(TAIL))?;
         let headers = answer.headers();
         let status = answer.status().as_u16();
         // The ETag of an error page says nothing about the file.
@@ -110,9 +114,9 @@ impl HttpFile {
                     return Ok(file(0, known, Vec::new()));
                 }
                 Some(ContentRange { bytes: None, len: Some(n) }) => (n, TAIL),
-                _ => Self::asked(client, url)?,
+                _ => Self::asked(client, address)?,
             },
-            400 | 405 | 501 => Self::asked(client, url)?,
+            400 | 405 | 501 => Self::asked(client, address)?,
             _ => return Err(client.refusal(answer, "a file")),
         };
         let mut opened = file(byte_len, known, Vec::new());
@@ -127,8 +131,8 @@ impl HttpFile {
 
     /// Asks for the length by a HEAD request. Returns it, and how many bytes of the end to fetch
     /// next.
-    fn asked(client: &Client, url: &str) -> std::result::Result<(u64, u64), Failure> {
-        let answer = client.send(url, Want::Head)?;
+    fn asked(client: &Client, address: &Address) -> std::result::Result<(u64, u64), Failure> {
+        let answer = client.send(address, Want::Head)?;
         if answer.status() != 200 {
             return Err(client.refusal(answer, "a file"));
         }
@@ -141,15 +145,15 @@ impl HttpFile {
 
     /// The request for a range within the file.
     fn range(&self, offset: u64, len: usize) -> Wanted {
-        let (url, validator) = (Arc::clone(&self.url), self.validator.clone());
-        Wanted { url, validator, byte_len: self.tail.byte_len, offset, len }
+        let (address, validator) = (Arc::clone(&self.address), self.validator.clone());
+        Wanted { address, validator, byte_len: self.tail.byte_len, offset, len }
     }
 }
 
 /// A range of a file, and what the answer must agree with. Whoever waits for it may have given up
 /// when it comes.
 struct Wanted {
-    url: Arc<str>,
+    address: Arc<Address>,
     validator: Option<String>,
     /// The length of the file.
     byte_len: u64,
@@ -162,7 +166,7 @@ impl Wanted {
     fn fetch(&self, client: &Client) -> std::result::Result<(Vec<u8>, Option<String>), Failure> {
         let offset = self.offset;
         let last = offset + self.len as u64 - 1;
-        let answer = client.send(&self.url, Want::Bytes(offset, last))?;
+        let answer = client.send(&self.address, Want::Bytes(offset, last))?;
         let headers = answer.headers();
         let found = validator(headers);
         let changed = || Error::new(ErrorKind::SourceChanged).at(offset);
@@ -203,7 +207,7 @@ impl Wanted {
 impl fmt::Debug for HttpFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpFile")
-            .field("url", &without_query(&self.url))
+            .field("url", &without_query(&self.address.url))
             .field("byte_len", &self.tail.byte_len)
             .finish_non_exhaustive()
     }
@@ -222,7 +226,7 @@ impl ReadAt for HttpFile {
             piece.copy_from_slice(&bytes);
             Ok(())
         };
-        let named = |e: Error| e.in_file(without_query(&self.url)).into();
+        let named = |e: Error| e.in_file(without_query(&self.address.url)).into();
         self.tail.read_exact_at(offset, buf, fetch).map_err(named)
     }
 
