@@ -219,3 +219,51 @@ fn the_command_takes_what_lies_in_s3() {
         assert_eq!(output.status.code(), Some(code), "{url}: {stderr}");
     }
 }
+
+#[test]
+fn what_lies_in_s3_is_compressed_shard_by_shard() {
+    let Some(server) = S3::start() else { return };
+    let store = server.store();
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    std::fs::create_dir_all(d.join("plain/sub")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (n, t) in tensors(4).into_iter().enumerate() {
+        let name = format!("model-{n}.safetensors");
+        map.insert(t.name.clone(), name.clone().into());
+        write(&d.join("plain").join(name), &[t]);
+    }
+    let index = serde_json::json!({ "metadata": {"total_size": 1}, "weight_map": map });
+    std::fs::write(d.join("plain/model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::write(d.join("plain/sub/note.txt"), "text").unwrap();
+    common::compress(&d.join("plain"), &d.join("small")).unwrap();
+    let files = ["model-0.safetensors", "model-1.safetensors", "model.safetensors.index.json"];
+    let files = [&files[..], &["sub/note.txt"]].concat();
+    for name in &files {
+        put(&*store, &format!("team/p/{name}"), std::fs::read(d.join("plain").join(name)).unwrap());
+    }
+    let done = |args: &[&str]| {
+        let output = server.run(d, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let read = |name: &str| std::fs::read(d.join(name)).unwrap();
+    done(&["compress", "s3://models/team/p", "-o", "all"]);
+    assert_eq!(common::names(&d.join("all")), common::names(&d.join("small")));
+    for name in ["model-0.bs", "model-1.bs", "model.bs.index.json", "sub/note.txt"] {
+        assert!(read(&format!("all/{name}")) == read(&format!("small/{name}")), "{name}");
+    }
+    done(&["compress", "s3://models/team/p/model-1.safetensors", "-o", "one.bs"]);
+    assert!(read("one.bs") == read("small/model-1.bs"));
+    let ratio = |input: &str| -> f64 {
+        let shown = done(&["estimate", input, "--json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["ratio"].as_f64().unwrap()
+    };
+    for (there, here) in [
+        ("s3://models/team/p", "plain"),
+        ("s3://models/team/p/model-0.safetensors", "plain/model-0.safetensors"),
+    ] {
+        let (there, here) = (ratio(there), ratio(here));
+        assert!((there / here - 1.0).abs() < 0.05, "{there} {here}");
+    }
+}

@@ -888,6 +888,13 @@ fn models_of_the_hub_are_compressed_shard_by_shard() {
         assert!(found[name] == small[name], "{name}");
     }
     assert!(found.len() == 4 && n_files == 6, "{:?}", found.keys());
+    let one = web.url("model-2.safetensors");
+    done(&bigsmall(d, &["compress", &one, "-o", "web.bs"], &[]));
+    assert!(std::fs::read(d.join("web.bs")).unwrap() == small["model-2.bs"]);
+    for (there, here) in [(&*index, "plain"), (&*one, "plain/model-2.safetensors")] {
+        let (there, here) = (ratio(there), ratio(here));
+        assert!((there / here - 1.0).abs() < 0.05, "{there} {here}");
+    }
 }
 
 #[test]
