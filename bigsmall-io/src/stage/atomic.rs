@@ -138,7 +138,10 @@ impl AtomicFile {
         let own = leftovers::is_own(dir);
         let (file, temp) = loop {
             let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
-            let (file, mut temp) = temp.in_file(target)?.into_parts();
+            let (file, temp) = temp.in_file(target)?.into_parts();
+            // After an error the file is closed, then removed: a mount in user space may hide an
+            // open file instead.
+            let (mut temp, file) = (temp, file);
             // First: what nobody holds, another job removes.
             if !leftovers::claim(&file, &temp) {
                 continue;
