@@ -456,6 +456,13 @@ def test_the_command(original: Path, tmp_path: Path) -> None:
     (tmp_path / "b" / ".hidden").unlink()
     assert run("index", tmp_path / "b", "--original", hidden, "--hidden").returncode == 0
     assert (tmp_path / "b" / ".hidden").exists()
+    for arguments in (["inspect", out], ["inspect", out, "--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "bigsmall_rs", *map(str, arguments)]
+        gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert (gone.returncode, gone.stderr) == (0, b"")
 
 
 def test_import_is_quick_and_brings_no_framework() -> None:

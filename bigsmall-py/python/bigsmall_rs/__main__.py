@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -113,10 +114,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bigsmall: interrupted", file=sys.stderr)
         return 130
-    if a.json:
-        print(json.dumps(report))
-    else:
-        _show(a.command, report, time.perf_counter() - begin)
+    try:
+        if a.json:
+            print(json.dumps(report))
+        else:
+            _show(a.command, report, time.perf_counter() - begin)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has read enough, as `head` does. Python flushes once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
