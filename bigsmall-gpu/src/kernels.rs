@@ -53,13 +53,58 @@ pub(crate) enum MatrixUnit {
 }
 
 impl MatrixUnit {
-    #[cfg(test)]
     pub(crate) const ALL: [MatrixUnit; 3] =
         [MatrixUnit::Eight, MatrixUnit::Sixteen, MatrixUnit::Emulated];
+
+    const fn name(self) -> &'static str {
+        match self {
+            MatrixUnit::Eight => "8",
+            MatrixUnit::Sixteen => "16",
+            MatrixUnit::Emulated => "emulated",
+        }
+    }
+}
+
+/// A kernel as the crate gives it to wgpu, for the tool that compiles kernels for GPUs which are
+/// not there.
+#[derive(Debug)]
+pub struct KernelSource {
+    /// The name, such as `matvec_dense3_1`.
+    pub name: String,
+    /// The entry point.
+    pub entry: &'static str,
+    /// WGSL.
+    pub source: String,
+    /// The weights that a lane reads in one turn of the main loop; 0 if there is no such loop.
+    pub weights: u32,
+}
+
+/// The sources of every kernel.
+#[must_use]
+pub fn kernel_sources() -> Vec<KernelSource> {
+    let of = |kernel: Kernel| KernelSource {
+        name: kernel.name(),
+        entry: kernel.entry(),
+        source: kernel.source(),
+        weights: match kernel {
+            Kernel::Matvec { columns, .. } => 32 * rows_of_a_group(columns),
+            Kernel::DecodeRows { .. } | Kernel::DecodePlain { .. } => 32,
+            Kernel::Gemm { .. } | Kernel::Cooperative { .. } => 16,
+            _ => 0,
+        },
+    };
+    Kernel::all().into_iter().map(of).collect()
 }
 
 /// The batch sizes for which a matrix-vector kernel exists.
 pub(crate) const MATVEC_COLUMNS: [u32; 4] = [1, 2, 4, 8];
+
+/// The rows that a group of 32 lanes multiplies at once with a batch of `columns`. With two rows,
+/// each value of x is loaded once for both; with 8 columns there are not enough registers for that.
+pub(crate) const fn rows_of_a_group(columns: u32) -> u32 {
+    if columns < 8 { 2 } else { 1 }
+}
+
 /// The tile widths, in columns, for which a tiled kernel exists.
 pub(crate) const TILE_COLUMNS: [u32; 3] = [16, 32, 64];
 
@@ -73,7 +118,6 @@ const FLAT: &str = include_str!("shaders/flat.wgsl");
 
 impl Kernel {
     /// Every kernel.
-    #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
         let mut all = vec![Kernel::PadX, Kernel::SplitX, Kernel::RansPatch, Kernel::PackPlain];
         all.push(Kernel::CountExponents);
@@ -93,6 +137,30 @@ impl Kernel {
             }
         }
         all
+    }
+
+    /// The name in tables, such as `matvec_dense3_1`.
+    fn name(self) -> String {
+        let entry = self.entry();
+        match self {
+            Kernel::Matvec { form, columns } | Kernel::Gemm { form, columns } => {
+                format!("{entry}_{}_{columns}", form.name())
+            }
+            Kernel::Cooperative { form, unit } => {
+                format!("{entry}_{}_{}", form.name(), unit.name())
+            }
+            Kernel::DecodeRows { form }
+            | Kernel::DecodePlain { form }
+            | Kernel::Gather { form } => {
+                format!("{entry}_{}", form.name())
+            }
+            Kernel::Rans { subgroups: true } => format!("{entry}_subgroup"),
+            Kernel::Rans { subgroups: false } => format!("{entry}_memory"),
+            Kernel::PackDense { width } | Kernel::PackEscapes { width } => {
+                format!("{entry}_{width}")
+            }
+            _ => entry.into(),
+        }
     }
 
     pub(crate) fn entry(self) -> &'static str {
@@ -163,7 +231,11 @@ impl Kernel {
         match self {
             Kernel::Matvec { columns, .. } => {
                 of_columns = in_registers(columns);
-                parts.extend([&of_columns, include_str!("shaders/matvec.wgsl")]);
+                parts.push(&of_columns);
+                parts.push(match rows_of_a_group(columns) {
+                    1 => include_str!("shaders/matvec.wgsl"),
+                    _ => include_str!("shaders/matvec_two.wgsl"),
+                });
             }
             Kernel::Gemm { columns, .. } => {
                 parts.push(match columns {

@@ -19,7 +19,6 @@ pub(crate) enum LayerKernel {
 
 impl LayerKernel {
     /// Every kernel.
-    #[cfg(test)]
     pub(crate) const ALL: [LayerKernel; 6] = [
         LayerKernel::RmsNorm,
         LayerKernel::Rope,

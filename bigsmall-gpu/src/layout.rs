@@ -78,7 +78,7 @@ impl RowShape {
         self.blocks * (BLOCK / 2) + self.tail * (STEP / 2)
     }
 
-    /// Words of sign-mantissa bytes per row.
+    /// Words of signs and mantissas per row.
     pub(crate) fn byte_words(&self) -> usize {
         self.blocks * (BLOCK / 4) + self.tail * (STEP / 4)
     }
@@ -224,7 +224,7 @@ pub(crate) fn pack_plain(weights: &[u16], shape: &RowShape, out: &mut [u32]) {
 /// Rows in one of the dense forms.
 #[derive(Default)]
 pub(crate) struct Dense {
-    /// Sign-mantissa bytes, four per word.
+    /// Signs and mantissas, four per word, as `shaders/dense.wgsl` describes.
     pub(crate) bytes: Vec<u32>,
     pub(crate) codes: Vec<u32>,
     /// Exponents of escaped weights.
@@ -264,7 +264,7 @@ pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8
                 let whole = block.len() == BLOCK;
                 for (i, four) in block.chunks(4).enumerate() {
                     let (step, lane) = (i / LANES, i % LANES);
-                    let (mut sm4, mut code4) = (0, 0);
+                    let (mut pair, mut code4) = ([0u32; 2], 0);
                     for (j, &w) in four.iter().enumerate() {
                         let exponent = (w >> 7) as u8;
                         let mut code = exponent.wrapping_sub(base);
@@ -273,10 +273,11 @@ pub(crate) fn pack_dense(weights: &[u16], shape: &RowShape, width: u32, base: u8
                             found.push((lane as u8, exponent));
                             in_lane[lane] += 1;
                         }
-                        sm4 |= u32::from((w >> 8) & 0x80 | w & 0x7f) << (8 * j);
+                        pair[j % 2] |= u32::from(w & 0x807f) << (8 * (j & 2));
                         code4 |= u32::from(code) << (8 * j);
                     }
-                    bytes[b * (BLOCK / 4) + byte_place(whole, step, lane)] = sm4;
+                    bytes[b * (BLOCK / 4) + byte_place(whole, step, lane)] =
+                        pair[0] | pair[1].rotate_right(8);
                     let block_codes = &mut codes[b * LANES * width as usize..];
                     put_codes(block_codes, width, whole, step, lane, code4);
                 }
@@ -314,10 +315,11 @@ fn put_codes(codes: &mut [u32], width: u32, whole: bool, step: usize, lane: usiz
             let at = if whole { lane * 4 + step / 2 } else { (step / 2) * LANES + lane };
             codes[at] |= code4 << (4 * (step % 2));
         }
-        (_, 0..6) => codes[(step / 2) * LANES + lane] |= code4 << (3 * (step % 2)),
+        (_, 0..6) => codes[(step / 2) * LANES + lane] |= code4 << (4 * (step % 2)),
         (_, _) => {
-            codes[(step - 6) * LANES + lane] |= (code4 & 0x0303_0303) << 6;
-            codes[2 * LANES + lane] |= (code4 & 0x0404_0404) << (step - 2);
+            for bit in 0..3 {
+                codes[bit * LANES + lane] |= ((code4 >> bit) & 0x0101_0101) << (4 * step - 21);
+            }
         }
     }
 }

@@ -100,6 +100,13 @@ pub use weights::WgpuWeights;
 #[cfg(feature = "wgpu")]
 pub use wgpu;
 
+/// For the tools of this repository; no part of the interface.
+#[cfg(feature = "wgpu")]
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::kernels::{KernelSource, kernel_sources};
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use crate::device::Device;
 use crate::dispatch::{Params, fold, groups};
 use crate::error::Result;
-use crate::kernels::{Kernel, MATVEC_COLUMNS, MatrixUnit, TILE_COLUMNS};
+use crate::kernels::{Kernel, MATVEC_COLUMNS, MatrixUnit, TILE_COLUMNS, rows_of_a_group};
 use crate::layout::Resident;
 use crate::matrix::{Matrix, Shard};
 use crate::recorder::Recorder;
@@ -43,7 +43,10 @@ impl Plan {
 
     fn grid(self, shard: &Shard, batch: usize, device: &Device) -> Result<[u32; 3]> {
         let columns = match self {
-            Plan::Matvec { .. } => return fold(groups(shard.rows as u64), device),
+            Plan::Matvec { columns } => {
+                let rows = u64::from(rows_of_a_group(columns));
+                return fold(groups((shard.rows as u64).div_ceil(rows)), device);
+            }
             Plan::Gemm { columns } => columns,
             Plan::Cooperative { .. } => 64,
         };

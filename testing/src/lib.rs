@@ -20,6 +20,8 @@ mod golden_pages;
 pub mod goldens;
 #[cfg(feature = "gpu")]
 pub mod gpu_bench;
+#[cfg(feature = "isa")]
+pub mod gpu_isa;
 mod models;
 pub mod oracle;
 pub mod outside;

@@ -20,6 +20,17 @@ fn multiply(c: ptr<function, Chains>, w: vec4<f32>, k4: u32) {
   (*c).n{n} = fma(w, x[k4 + min({n}u, p.batch - 1u) * p.x_stride], (*c).n{n});
 }
 
+// The same for two rows, which share x.
+fn multiply_two(a: ptr<function, Chains>, b: ptr<function, Chains>, wa: vec4<f32>, wb: vec4<f32>,
+                k4: u32) {
+  let x0 = x[k4];
+  let x{n} = x[k4 + min({n}u, p.batch - 1u) * p.x_stride];
+  (*a).n0 = fma(wa, x0, (*a).n0);
+  (*b).n0 = fma(wb, x0, (*b).n0);
+  (*a).n{n} = fma(wa, x{n}, (*a).n{n});
+  (*b).n{n} = fma(wb, x{n}, (*b).n{n});
+}
+
 fn add_chains(s: ptr<function, Sums>, c: Chains) {
   (*s).n0 += (c.n0.x + c.n0.y) + (c.n0.z + c.n0.w);
   (*s).n{n} += (c.n{n}.x + c.n{n}.y) + (c.n{n}.z + c.n{n}.w);
@@ -46,4 +57,16 @@ fn fold(thread: u32, half: u32) {
 fn store(thread: u32, row: u32) {
   y[row] = partial[thread];
   if ({n}u < p.batch) { y[{n}u * p.all_rows + row] = partial[{n}u * 256u + thread]; }
+}
+
+// Adds the sums of the 32 lanes of a row, and stores the results if the row exists. All threads
+// must call it.
+fn finish(sums: Sums, thread: u32, row: u32) {
+  publish(sums, thread);
+  workgroupBarrier();
+  for (var half = 16u; half > 0u; half >>= 1u) {
+    if ((thread & 31u) < half) { fold(thread, half); }
+    workgroupBarrier();
+  }
+  if ((thread & 31u) == 0u && row < p.rows) { store(thread, p.first_row + row); }
 }

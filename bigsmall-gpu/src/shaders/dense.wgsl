@@ -1,6 +1,10 @@
-// Functions that both compressed forms use. Each weight has a sign-mantissa byte in `bytes` and a
+// Functions that both compressed forms use. Each weight has its sign and mantissa in `bytes` and a
 // code in `codes`, both at fixed positions. A code of all ones is an escape: its exponent is in
 // `escapes`, in the order (row, segment, lane, step, j).
+//
+// A word of `bytes` holds the signs and mantissas of a step. Those of j = 0 and j = 2 are where two
+// bf16 patterns have them. Those of j = 1 and j = 3 are, rotated by 8 bits, where these patterns
+// have their exponents.
 @group(0) @binding(3) var<storage, read> bytes: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> escapes: array<u32>;
 // For each (row, segment), the index of its first escape. After all of these, for each
@@ -33,13 +37,14 @@ fn patch_exponents(exponents: u32, marks: u32, cursor: ptr<function, u32>) -> u3
   return e;
 }
 
-// Joins four sign-mantissa bytes and four exponents to four bf16 patterns.
+// Joins four signs and mantissas and four exponents to four bf16 patterns.
 fn join(sm: u32, e: u32) -> vec2<u32> {
-  return vec2<u32>(((sm & 0x00800080u) << 8u) | (sm & 0x007f007fu) | ((e & 0x00ff00ffu) << 7u),
-                   (sm & 0x80008000u) | ((sm >> 8u) & 0x007f007fu) | ((e >> 1u) & 0x7f807f80u));
+  let turned = (sm << 8u) | (sm >> 24u);
+  return vec2<u32>((sm & 0x807f807fu) | ((e << 7u) & 0x7f807f80u),
+                   (turned & 0x807f807fu) | ((e >> 1u) & 0x7f807f80u));
 }
 
-// The four sign-mantissa bytes of one step.
+// The signs and mantissas of one step.
 fn step_bytes(row: u32, block: u32, step: u32, lane: u32) -> u32 {
   let at = row * (p.blocks * 64u + p.tail * 8u) + block * 64u;
   if (block < p.blocks) {

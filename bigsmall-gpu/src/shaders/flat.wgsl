@@ -29,7 +29,9 @@ fn exponents(four: vec2<u32>) -> u32 {
   return low_bytes((four >> vec2<u32>(7u)) & vec2<u32>(0x00ff00ffu));
 }
 
+// The word of `bytes` in `dense.wgsl`.
 fn sign_mantissas(four: vec2<u32>) -> u32 {
-  let signs = (four >> vec2<u32>(8u)) & vec2<u32>(0x00800080u);
-  return low_bytes(signs | (four & vec2<u32>(0x007f007fu)));
+  let even = ((four.x & 0xffffu) | (four.y << 16u)) & 0x807f807fu;
+  let odd = ((four.x >> 16u) | (four.y & 0xffff0000u)) & 0x807f807fu;
+  return even | (odd >> 8u) | (odd << 24u);
 }

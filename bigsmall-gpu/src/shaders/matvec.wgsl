@@ -1,5 +1,5 @@
-// y = W x for a batch of 1, 2, 4 or 8 columns. One row per group of 32 lanes. Each weight is
-// decoded once.
+// y = W x for a batch of up to 8 columns. One row per group of 32 lanes. Each weight is decoded
+// once.
 //
 // Order of the sums: in a block each lane adds four chains (j = 0 to 3) of 8 steps. It adds the
 // chains as (0 + 1) + (2 + 3), and the result to the sum of the segment. The tail counts as a
@@ -42,11 +42,5 @@ fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
     }
     add_sums(&total, sum);
   }
-  publish(total, thread);
-  workgroupBarrier();
-  for (var half = 16u; half > 0u; half >>= 1u) {
-    if (lane < half) { fold(thread, half); }
-    workgroupBarrier();
-  }
-  if (lane == 0u && index < p.rows) { store(thread, p.first_row + index); }
+  finish(total, thread, index);
 }

@@ -13,12 +13,11 @@ fn codes_at(row: u32, block: u32) -> u32 {
 // Adds the four codes of a step to the words of a lane.
 fn with_codes(words: vec4<u32>, step: u32, four: u32) -> vec4<u32> {
   if (step < 6u) {
-    let put = vec4<u32>(four << ((step & 1u) * 3u));
+    let put = vec4<u32>(four << ((step & 1u) * 4u));
     return words | select(vec4<u32>(0u), put, vec4<u32>(step >> 1u) == vec4<u32>(0u, 1u, 2u, 3u));
   }
-  let low = (four & 0x03030303u) << 6u;
-  let high = (four & 0x04040404u) << (step - 2u);
-  return words | vec4<u32>(select(low, 0u, step == 7u), select(0u, low, step == 7u), high, 0u);
+  let bits = (vec4<u32>(four) >> vec4<u32>(0u, 1u, 2u, 3u)) & vec4<u32>(0x01010101u);
+  return words | (bits << vec4<u32>(3u + (step & 1u) * 4u));
 }
 
 fn write_codes(at: u32, lane: u32, whole: bool, words: vec4<u32>) {

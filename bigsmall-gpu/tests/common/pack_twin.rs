@@ -61,7 +61,10 @@ impl PackTwin {
     }
 
     fn sign_mantissas(four: [u32; 2]) -> u32 {
-        low_bytes(four.map(|v| ((v >> 8) & 0x0080_0080) | (v & 0x007f_007f)))
+        let [x, y] = four;
+        let even = ((x & 0xffff) | (y << 16)) & 0x807f_807f;
+        let odd = ((x >> 16) | (y & 0xffff_0000)) & 0x807f_807f;
+        even | odd.rotate_right(8)
     }
 
     /// The number of weights with each exponent; 0xffff - (m - 1), where m is the smallest nonzero
@@ -111,12 +114,12 @@ impl PackTwin {
 
     fn with_codes(&self, mut words: [u32; 4], step: usize, four: u32) -> [u32; 4] {
         if self.width == 4 || step < 6 {
-            words[step >> 1] |= four << ((step as u32 & 1) * self.width);
+            words[step >> 1] |= four << ((step as u32 & 1) * 4);
             return words;
         }
-        let low = (four & 0x0303_0303) << 6;
-        words[usize::from(step == 7)] |= low;
-        words[2] |= (four & 0x0404_0404) << (step - 2);
+        for (i, word) in words.iter_mut().enumerate().take(3) {
+            *word |= ((four >> i) & 0x0101_0101) << (3 + (step & 1) * 4);
+        }
         words
     }
 

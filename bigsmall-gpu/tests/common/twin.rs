@@ -128,21 +128,11 @@ impl Twin {
         }
         let at = row * (blocks * 96 + self.tail_code_words() * 32) + block * 96 + lane;
         let (w0, w1, w2) = (self.codes[at], self.codes[at + 32], self.codes[at + 64]);
-        let c = [
-            w0 & 0x0707_0707,
-            (w0 >> 3) & 0x0707_0707,
-            w1 & 0x0707_0707,
-            (w1 >> 3) & 0x0707_0707,
-            w2 & 0x0707_0707,
-            (w2 >> 3) & 0x0707_0707,
-            ((w0 >> 6) & 0x0303_0303) | ((w2 >> 4) & 0x0404_0404),
-            ((w1 >> 6) & 0x0303_0303) | ((w2 >> 5) & 0x0404_0404),
-        ];
-        let mut slots = c.map(|c| c + self.base);
-        let mut marks = 0;
-        for (step, c) in c.into_iter().enumerate() {
-            marks |= marks3(c) << (4 * step);
-        }
+        let twos = [w0 & 0x7777_7777, w1 & 0x7777_7777, w2 & 0x7777_7777, last_codes(w0, w1, w2)];
+        let mut slots: [u32; 8] = std::array::from_fn(|step| {
+            ((twos[step / 2] >> (4 * (step % 2))) & 0x0f0f_0f0f) + self.base
+        });
+        let mut marks = find_escapes(twos);
         while marks != 0 {
             let bit = marks.trailing_zeros();
             marks &= marks - 1;
@@ -192,12 +182,12 @@ impl Twin {
             marks = (c + 0x0101_0101) & 0x1010_1010;
         } else {
             let at = row * (blocks * 96 + self.tail_code_words() * 32) + block * 96 + lane;
-            c = if step < 6 {
-                (self.codes[at + (step >> 1) * 32] >> ((step & 1) * 3)) & 0x0707_0707
+            let two = if step < 6 {
+                self.codes[at + (step >> 1) * 32]
             } else {
-                ((self.codes[at + (step - 6) * 32] >> 6) & 0x0303_0303)
-                    | ((self.codes[at + 64] >> (step - 2)) & 0x0404_0404)
+                last_codes(self.codes[at], self.codes[at + 32], self.codes[at + 64])
             };
+            c = (two >> ((step & 1) * 4)) & 0x0707_0707;
             marks = (c + 0x0101_0101) & 0x0808_0808;
         }
         join(sm, self.patch_exponents(c + self.base, marks, cursor))
@@ -457,15 +447,22 @@ pub fn split_x(x: &[f32]) -> (Vec<[u32; 2]>, f32) {
     (x.iter().map(split).collect(), f32::from_bits((254 - field) << 23))
 }
 
-fn marks3(c: u32) -> u32 {
-    (((c + 0x0101_0101) & 0x0808_0808) >> 3).wrapping_mul(0x1020_4080) >> 28
+fn last_codes(w0: u32, w1: u32, w2: u32) -> u32 {
+    ((w0 >> 3) & 0x1111_1111) | ((w1 >> 2) & 0x2222_2222) | ((w2 >> 1) & 0x4444_4444)
+}
+
+fn find_escapes(twos: [u32; 4]) -> u32 {
+    let bits = |i: usize| ((twos[i] + 0x1111_1111) & 0x8888_8888) >> (3 - i);
+    let mut m = bits(0) | bits(1) | bits(2) | bits(3);
+    let mut t = (m ^ (m >> 14)) & 0x0000_cccc;
+    m ^= t ^ (t << 14);
+    t = (m ^ (m >> 7)) & 0x00aa_00aa;
+    m ^ t ^ (t << 7)
 }
 
 fn join(sm: u32, e: u32) -> Pair {
-    [
-        ((sm & 0x0080_0080) << 8) | (sm & 0x007f_007f) | ((e & 0x00ff_00ff) << 7),
-        (sm & 0x8000_8000) | ((sm >> 8) & 0x007f_007f) | ((e >> 1) & 0x7f80_7f80),
-    ]
+    let exponents = [e << 7, e >> 1].map(|e| e & 0x7f80_7f80);
+    [sm & 0x807f_807f | exponents[0], sm.rotate_left(8) & 0x807f_807f | exponents[1]]
 }
 
 fn weights([x, y]: Pair) -> [f32; 4] {
