@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -235,6 +236,8 @@ def check(browser, page):
         assert browser.value("document.querySelectorAll('.within:not([hidden]) .row').length") == 0
     before = browser.value("document.querySelectorAll('#list > .row').length")
     if browser.value("[...document.querySelectorAll('#list > .more')].some((e) => !e.hidden)"):
+        label = browser.value("document.querySelector('#list > .more').textContent")
+        assert not re.fullmatch(r"Show (\S+) more of \1", label), label
         browser.click("#list > .more")
         assert browser.value("document.querySelectorAll('#list > .row').length") > before
     if browser.value("document.querySelectorAll('.link').length"):

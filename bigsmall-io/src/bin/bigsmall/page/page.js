@@ -320,7 +320,8 @@
       const end = Math.min(list.length, at + n);
       for (; at < end; at += 1) more.before(...make(list[at]));
       const left = list.length - at;
-      more.textContent = `Show ${count(Math.min(step, left))} more of ${count(left)}`;
+      more.textContent = left > step
+        ? `Show ${count(step)} more of ${count(left)}` : `Show the other ${count(left)}`;
       more.hidden = at === list.length;
     };
     box.append(more);
