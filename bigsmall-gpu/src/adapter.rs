@@ -29,7 +29,9 @@ fn choose_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Result<
     let wanted = options.adapter.as_ref().map(|name| name.to_lowercase());
     let accepted = |info: &wgpu::AdapterInfo| {
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let named = wanted.as_ref().is_none_or(|name| info.name.to_lowercase().contains(name));
+        let named = wanted.as_ref().is_none_or(|name| {
+            info.name.to_lowercase().contains(name) || info.device_pci_bus_id == *name
+        });
         named && (options.allow_software || !software)
     };
     let rank = |info: &wgpu::AdapterInfo| match info.device_type {
@@ -52,7 +54,8 @@ fn no_adapter(infos: &[wgpu::AdapterInfo], options: &WgpuOptions) -> Error {
     };
     let found = infos.iter().map(|info| match info.device_type {
         wgpu::DeviceType::Cpu => format!("{:?} ({}, runs on the CPU)", info.name, info.backend),
-        _ => format!("{:?} ({})", info.name, info.backend),
+        _ if info.device_pci_bus_id.is_empty() => format!("{:?} ({})", info.name, info.backend),
+        _ => format!("{:?} ({}, {})", info.name, info.backend, info.device_pci_bus_id),
     });
     let mut found = found.collect::<Vec<_>>().join(", ");
     if found.is_empty() {
@@ -70,6 +73,15 @@ pub(crate) fn has_32_lanes(features: wgpu::Features, info: &wgpu::AdapterInfo) -
     features.contains(wgpu::Features::SUBGROUP)
         && info.subgroup_min_size == 32
         && info.subgroup_max_size == 32
+}
+
+/// Whether a GPU of this name reads memory so fast that a product with codes of 3 bits waits for
+/// instructions. The table is predicted by `gpu_isa --roofline`, not measured: 12 bits a weight are
+/// faster there than 11.
+pub(crate) fn few_instructions(name: &str) -> bool {
+    ["H200", "GH200", "B100", "B200", "B300"]
+        .iter()
+        .any(|gpu| name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == *gpu))
 }
 
 /// The features that the kernels of a unit need.
@@ -182,6 +194,24 @@ mod tests {
         assert!(text.contains("geforce") && text.contains("\"Radeon B\""), "{text}");
         assert!(!text.contains("allow_software"), "{text}");
         assert!(choose_adapter(&[], &gpu).unwrap_err().to_string().contains("no adapter"));
+    }
+
+    #[test]
+    fn equal_gpus_are_told_apart_by_their_bus() {
+        let mut all = [(); 2].map(|()| named("Radeon", wgpu::DeviceType::DiscreteGpu));
+        all[0].device_pci_bus_id = "0000:03:00.0".into();
+        all[1].device_pci_bus_id = "0000:0A:00.0".to_lowercase();
+        let options = WgpuOptions::new().adapter("0000:0A:00.0".to_owned());
+        assert_eq!(choose_adapter(&all, &options).ok(), Some(1));
+        let error = choose_adapter(&all, &options.adapter("0000:07:00.0".to_owned())).unwrap_err();
+        assert!(error.to_string().contains("0000:03:00.0"), "{error}");
+    }
+
+    #[test]
+    fn a_table_says_where_instructions_are_few() {
+        assert!(few_instructions("NVIDIA H200 NVL") && few_instructions("NVIDIA B200"));
+        assert!(!few_instructions("NVIDIA H100 80GB HBM3"));
+        assert!(!few_instructions("AMD Radeon RX 7900 XTX (RADV NAVI31)"));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::adapter::{choose_unit, features_of, find_adapter, has_32_lanes, instance};
+use crate::adapter::{
+    choose_unit, features_of, few_instructions, find_adapter, has_32_lanes, instance,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
@@ -21,6 +23,8 @@ pub(crate) struct Device {
     pub(crate) unguarded_loops: bool,
     /// Whether every subgroup has 32 lanes, and shaders may use subgroup operations.
     pub(crate) subgroups: bool,
+    /// Whether products with the smallest form would wait for instructions, not for memory.
+    pub(crate) few_instructions: bool,
     /// The cooperative matrices to use.
     pub(crate) matrix_unit: Option<MatrixUnit>,
     /// The number of this device, unique in the process. wgpu's own numbers are unique only within
@@ -84,11 +88,23 @@ impl Device {
 
     pub(crate) fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let limits = device.limits();
-        let subgroups = has_32_lanes(device.features(), &device.adapter_info());
+        let info = device.adapter_info();
+        let subgroups = has_32_lanes(device.features(), &info);
+        let few_instructions = few_instructions(&info.name);
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let (unguarded_loops, matrix_unit, lost) = (false, None, Arc::default());
-        Device { device, queue, limits, unguarded_loops, subgroups, matrix_unit, id, lost }
+        Device {
+            device,
+            queue,
+            limits,
+            unguarded_loops,
+            subgroups,
+            few_instructions,
+            matrix_unit,
+            id,
+            lost,
+        }
     }
 
     /// An error if `owner`, the number of the device that holds the tensor `name`, is not that of

@@ -96,12 +96,14 @@ impl Cut {
     }
 }
 
-/// The requested form, or else the one that takes the fewest bytes, and its window.
+/// The requested form and its window. Without a request: the form that takes the fewest bytes, but
+/// not [`Resident::Dense3`] if `few_instructions`.
 pub(crate) fn choose_form(
     shape: &RowShape,
     rows: u64,
     counts: &Histogram,
     wanted: Option<Resident>,
+    few_instructions: bool,
 ) -> (Resident, u8) {
     let cost = |form: Resident| match form {
         Resident::Plain => (shape.resident_words(form, rows, 0), form, 0),
@@ -112,7 +114,28 @@ pub(crate) fn choose_form(
     };
     let best = match wanted {
         Some(form) => Some(cost(form)),
-        None => Resident::ALL.into_iter().map(cost).min_by_key(|&(words, ..)| words),
+        None => Resident::ALL
+            .into_iter()
+            .filter(|&form| !few_instructions || form != Resident::Dense3)
+            .map(cost)
+            .min_by_key(|&(words, ..)| words),
     };
     best.map_or((Resident::Plain, 0), |(_, form, base)| (form, base))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_instructions_are_few_the_smallest_form_is_not_taken() {
+        let shape = RowShape::new(4096);
+        // One exponent: 3 bits take the fewest bytes.
+        let mut counts = [0; 256];
+        counts[120] = 4096;
+        let choose = |wanted, few| choose_form(&shape, 1, &counts, wanted, few).0;
+        assert_eq!(choose(None, false), Resident::Dense3);
+        assert_eq!(choose(None, true), Resident::Dense4);
+        assert_eq!(choose(Some(Resident::Dense3), true), Resident::Dense3);
+    }
 }

@@ -37,7 +37,8 @@ pub enum Cooperative {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct WgpuOptions {
-    /// Only adapters whose name contains this text, ignoring case. `None`: any name.
+    /// Only adapters whose name contains this text, ignoring case, or whose PCI bus id is this text
+    /// (`0000:03:00.0`), which tells equal GPUs apart. `None`: any adapter.
     ///
     /// A discrete GPU is preferred to an integrated one. Among equals the first one is taken.
     pub adapter: Option<String>,

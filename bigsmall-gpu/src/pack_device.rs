@@ -80,7 +80,13 @@ impl Wgpu {
         self.read_buffer(found, &mut words)?;
         if form != Some(Resident::Plain) {
             let counts: Histogram = std::array::from_fn(|e| u64::from(words[e]));
-            let chosen = choose_form(&matrix.shape, matrix.rows as u64, &counts, form);
+            let chosen = choose_form(
+                &matrix.shape,
+                matrix.rows as u64,
+                &counts,
+                form,
+                self.device.few_instructions,
+            );
             (matrix.form, matrix.base) = chosen;
         }
         if self.device.matrix_unit.is_some() {

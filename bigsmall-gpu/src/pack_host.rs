@@ -46,7 +46,8 @@ pub(crate) fn pack_on_host(
         for piece in &counts {
             total.iter_mut().zip(piece).for_each(|(sum, n)| *sum += n);
         }
-        (matrix.form, matrix.base) = choose_form(&shape, rows as u64, &total, form);
+        (matrix.form, matrix.base) =
+            choose_form(&shape, rows as u64, &total, form, device.few_instructions);
     }
     if matrix.form == Resident::Plain {
         matrix.shards = plain_shards(device, rows, &shape)?;

@@ -18,7 +18,8 @@ use crate::weights::WgpuWeights;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UploadOptions {
-    /// The resident form. `None`: the one that takes the fewest bytes.
+    /// The resident form. `None`: the one that takes the fewest bytes, but 12 bits instead of 11 on
+    /// a GPU whose memory is so fast that 11 bits would wait for instructions (a table by name).
     pub form: Option<Resident>,
     /// Whether the device decodes and packs a matrix in ANS form, instead of the host.
     ///
