@@ -82,7 +82,7 @@ impl Dispatcher {
     pub(crate) fn record(
         &self,
         device: &Device,
-        encoder: &mut wgpu::CommandEncoder,
+        pass: &mut wgpu::ComputePass<'_>,
         kernel: Kernel,
         params: &impl bytemuck::NoUninit,
         bindings: &[(u32, &wgpu::Buffer)],
@@ -102,10 +102,6 @@ impl Dispatcher {
             label: Some(kernel.entry()),
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
-        });
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some(kernel.entry()),
-            timestamp_writes: None,
         });
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);

@@ -28,6 +28,8 @@ use crate::kernels::Kernel;
 pub struct Recorder<'a> {
     pub(crate) gpu: &'a Wgpu,
     encoder: &'a mut wgpu::CommandEncoder,
+    /// The pass of the kernels since the last other command. It ends before `encoder` is used.
+    pass: Option<wgpu::ComputePass<'static>>,
 }
 
 impl std::fmt::Debug for Recorder<'_> {
@@ -40,6 +42,7 @@ impl Recorder<'_> {
     /// The encoder, for commands of wgpu between the kernels.
     #[must_use]
     pub fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        self.pass = None;
         self.encoder
     }
 
@@ -51,7 +54,11 @@ impl Recorder<'_> {
         grid: [u32; 3],
     ) -> Result<()> {
         let Wgpu { device, dispatcher, .. } = self.gpu;
-        dispatcher.record(device, self.encoder, kernel, params, bindings, grid)
+        let pass = self.pass.get_or_insert_with(|| {
+            // The recorder borrows the encoder for as long as the pass may be open.
+            self.encoder.begin_compute_pass(&Default::default()).forget_lifetime()
+        });
+        dispatcher.record(device, pass, kernel, params, bindings, grid)
     }
 }
 
@@ -64,11 +71,16 @@ impl Wgpu {
         &self,
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<wgpu::CommandBuffer> {
-        self.device.guarded(|| {
-            let mut encoder = self.device.device.create_command_encoder(&Default::default());
-            record(&mut Recorder { gpu: self, encoder: &mut encoder })?;
-            Ok(encoder.finish())
-        })
+        self.device.guarded(|| self.record_unguarded(record))
+    }
+
+    fn record_unguarded(
+        &self,
+        record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
+    ) -> Result<wgpu::CommandBuffer> {
+        let mut encoder = self.device.device.create_command_encoder(&Default::default());
+        record(&mut Recorder { gpu: self, encoder: &mut encoder, pass: None })?;
+        Ok(encoder.finish())
     }
 
     /// Records commands into the caller's encoder, which must belong to this device.
@@ -81,7 +93,7 @@ impl Wgpu {
         encoder: &mut wgpu::CommandEncoder,
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.device.guarded(|| record(&mut Recorder { gpu: self, encoder }))
+        self.device.guarded(|| record(&mut Recorder { gpu: self, encoder, pass: None }))
     }
 
     /// Records commands and submits them, without waiting for the device.
@@ -90,7 +102,7 @@ impl Wgpu {
     /// Those of `record`; errors that the device reports meanwhile.
     pub fn submit(&self, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
         self.device.guarded(|| {
-            let commands = self.record(record)?;
+            let commands = self.record_unguarded(record)?;
             self.device.queue.submit([commands]);
             Ok(())
         })
