@@ -1,19 +1,18 @@
 // Y = W X with cooperative matrices. Each workgroup of 8 subgroups of 32 lanes computes a tile of
 // 32 rows and 64 columns. Each step (128 weights of 32 rows) is decoded once into workgroup memory
 // as f16. The conversion is exact, because the upload has checked the exponents of the matrix. Each
-// column of x is given as two columns of f16 (`split_x`). `TILE`, `multiply` and the entry point
-// come from `matrix_8.wgsl`, `matrix_16.wgsl` or `matrix_emulated.wgsl`.
+// column of x is given as two columns of f16 (`split_x`). `TILE`, `x`, `tile`, `put_four`,
+// `multiply` and the entry point come from `matrix_8.wgsl`, `matrix_16.wgsl` or
+// `matrix_emulated.wgsl`. The latter two read x and the tile as vec4s, and count in vec4s.
 //
 // Order of the sums: the device adds the 128 products of a step, with both parts of x, in its own
 // order. 16 steps (two blocks) make a part, added in order; then the parts are added in order. The
 // order depends only on the number of columns of the matrix and on the device's matrix unit.
-@group(0) @binding(1) var<storage, read> x: array<f16>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<storage, read> scales: array<f32>;
 
 // 32 rows of 128 weights, each with 8 values of padding to avoid bank conflicts.
 const STRIDE: u32 = 136u;
-var<workgroup> tile: array<f16, 4352>;
 // The products of one step: 64 columns of 32 rows. All zeros before each step.
 var<workgroup> products: array<f32, 2048>;
 
@@ -29,11 +28,9 @@ fn weight_of(w: u32) -> f16 {
 }
 
 fn put(row: u32, lane: u32, pair: vec2<u32>) {
-  let at = row * STRIDE + lane * 4u;
-  tile[at] = weight_of(pair.x & 0xffffu);
-  tile[at + 1u] = weight_of(pair.y & 0xffffu);
-  tile[at + 2u] = weight_of(pair.x >> 16u);
-  tile[at + 3u] = weight_of(pair.y >> 16u);
+  put_four(row * STRIDE + lane * 4u,
+           vec4<f16>(weight_of(pair.x & 0xffffu), weight_of(pair.y & 0xffffu),
+                     weight_of(pair.x >> 16u), weight_of(pair.y >> 16u)));
 }
 
 fn multiply_tile(workgroup: vec3<u32>, grid: vec3<u32>, thread: u32, subgroup: u32) {

@@ -4,6 +4,16 @@ enable wgpu_cooperative_matrix;
 // Cooperative matrices of 8 x 8.
 const TILE: u32 = 8u;
 
+@group(0) @binding(1) var<storage, read> x: array<f16>;
+var<workgroup> tile: array<f16, 4352>;
+
+fn put_four(at: u32, w: vec4<f16>) {
+  tile[at] = w.x;
+  tile[at + 1u] = w.y;
+  tile[at + 2u] = w.z;
+  tile[at + 3u] = w.w;
+}
+
 // Multiplies 8 rows of the tile with 8 columns of x and adds the results to `products`.
 fn multiply(tile_at: u32, x_at: u32, width: u32, products_at: u32, lane: u32) {
   var sums = coopLoad<coop_mat8x8<f32, C>>(&products[products_at], 32u);

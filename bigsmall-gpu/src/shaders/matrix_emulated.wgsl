@@ -5,10 +5,15 @@ enable wgpu_int16;
 // columns.
 const TILE: u32 = 16u;
 
+@group(0) @binding(1) var<storage, read> x: array<vec4<f16>>;
+var<workgroup> tile: array<vec4<f16>, 1088>;
+
+fn put_four(at: u32, w: vec4<f16>) { tile[at / 4u] = w; }
+
 // Converts four f16 values to f32.
-fn four(a: f16, b: f16, c: f16, d: f16) -> vec4<f32> {
-  return vec4<f32>(value_of(u32(bitcast<u16>(a))), value_of(u32(bitcast<u16>(b))),
-                   value_of(u32(bitcast<u16>(c))), value_of(u32(bitcast<u16>(d))));
+fn four(v: vec4<f16>) -> vec4<f32> {
+  return vec4<f32>(value_of(u32(bitcast<u16>(v.x))), value_of(u32(bitcast<u16>(v.y))),
+                   value_of(u32(bitcast<u16>(v.z))), value_of(u32(bitcast<u16>(v.w))));
 }
 
 fn add_four(w: vec4<f32>, v: vec4<f32>, sum: f32) -> f32 {
@@ -25,12 +30,9 @@ fn multiply(tile_at: u32, x_at: u32, width: u32, products_at: u32, lane: u32) {
       var high = 0.0;
       var low = 0.0;
       for (var k = first; k < first + 16u; k += 4u) {
-        let a = row + k;
-        let b = column + k;
-        let c = b + width;
-        let w = four(tile[a], tile[a + 1u], tile[a + 2u], tile[a + 3u]);
-        high = add_four(w, four(x[b], x[b + 1u], x[b + 2u], x[b + 3u]), high);
-        low = add_four(w, four(x[c], x[c + 1u], x[c + 2u], x[c + 3u]), low);
+        let w = four(tile[(row + k) / 4u]);
+        high = add_four(w, four(x[(column + k) / 4u]), high);
+        low = add_four(w, four(x[(column + width + k) / 4u]), low);
       }
       sum += high;
       sum += low;
