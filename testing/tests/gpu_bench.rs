@@ -35,6 +35,10 @@ fn every_kernel_is_right_and_the_tables_join() {
         assert!(row["of_copy"].as_f64().unwrap() > 0.0, "{row}");
         assert_eq!(row["vs_plain"].is_null(), row["batch"] == 0, "{row}");
     }
+    let words = "gpu_bench --software --shapes 64x256 --batches 1 --kernels fused3 --copy-mb 1 \
+                 --cache-mb 1 --runs 1 --host-clock";
+    let options = gpu_bench::Options::try_parse_from(words.split(' ')).unwrap();
+    assert_eq!(gpu_bench::run(&options).unwrap(), std::process::ExitCode::SUCCESS);
     for wrong in ["--shapes 5", "--batches x", "--kernels fast", "--json", "--quick"] {
         let words = std::iter::once("gpu_bench").chain(wrong.split(' '));
         assert!(gpu_bench::Options::try_parse_from(words).is_err(), "{wrong}");

@@ -49,6 +49,9 @@ pub struct Options {
     /// Number of measured runs. The result is their median.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(super) runs: usize,
+    /// Measure with the host's clock, as on a device without timestamps between kernels.
+    #[arg(long)]
+    pub(super) host_clock: bool,
     /// Compile the shaders without the counters that end endless loops.
     #[arg(long)]
     pub(super) unguarded: bool,
