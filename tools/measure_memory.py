@@ -22,8 +22,8 @@ import tempfile
 import threading
 import traceback
 
-COMMANDS = ["compress", "restore", "verify", "inspect", "inspect --json", "estimate", "transcode",
-            "index --original"]
+COMMANDS = ["compress", "restore", "verify", "inspect", "inspect --json", "inspect --html",
+            "estimate", "transcode", "index --original"]
 N_REMOTE = 2000
 
 
@@ -40,13 +40,15 @@ def entries(tensors):
         at += n
 
 
-def write_file(path, tensors, data=None):
+def write_file(path, tensors, data=None, metadata=()):
     """A safetensors file of these tensors; the data are zeros, as a hole, unless given."""
     data_len = 0
     with open(path, "wb") as f:
         f.write(bytes(8))
         for entry in entries(tensors()):
             f.write(entry.encode())
+        if metadata:
+            f.write(b",\"__metadata__\":" + json.dumps(metadata).encode())
         f.write(b"}")
         header_len = f.tell() - 8
         f.write(b" " * (-header_len % 8))
@@ -88,6 +90,9 @@ INPUTS = {
         path, lambda: ((f"t{i}", shape_of_rank_64(i)) for i in range(400_000))),
     "long owner, 20,000 sharers": lambda path: write_file(
         path, lambda: (("n" * 65_536 if i == 0 else f"t{i}", [1]) for i in range(20_001))),
+    "2^20 keys of metadata": lambda path: write_file(
+        path, lambda: iter([("w", [8])]),
+        metadata={f"{i:020}": f"{i:040}" for i in range(1 << 20)}),
     "8 GB in one tensor": lambda path: write_file(path, lambda: iter([("w", [8 << 30])])),
 }
 
@@ -108,14 +113,14 @@ def forked(work):
         raise SystemExit("an input could not be made")
 
 
-def peak(args):
-    """The peak of the resident memory of a command in MiB, or its exit code."""
+def peak(args, refused=False):
+    """The peak of the resident memory of a command in MiB, or its exit code if that is wrong."""
     with open(os.devnull, "w") as nothing:
         process = subprocess.Popen(args, stdout=nothing, stderr=subprocess.PIPE)
         error = process.stderr.read().decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
+    if (process.returncode != 0) != refused:
         print(f"{' '.join(args)[:200]}: {process.returncode}: {error[:500]}", flush=True)
         return f"exit {process.returncode}"
     return f"{usage.ru_maxrss / 1024:.0f}"
@@ -136,6 +141,7 @@ def measure_file(command, name, make, folder):
         "verify": ["verify", shard],
         "inspect": ["inspect", shard],
         "inspect --json": ["inspect", shard, "--json"],
+        "inspect --html": ["inspect", shard, "--html", out],
         "estimate": ["estimate", plain],
         "transcode": ["transcode", shard, "-o", out, "--encoding", "raw"],
         "index --original": ["index", shards, "--original", original],
@@ -226,6 +232,39 @@ def measure_hub(command, folder):
     return cells
 
 
+def measure_index(command, folder):
+    """The cells of a folder whose index file is as long as it may be, and says too much."""
+    original, shards = os.path.join(folder, "original"), os.path.join(folder, "shards")
+    out = os.path.join(folder, "out")
+    os.mkdir(original)
+    os.mkdir(shards)
+    plain = os.path.join(original, "model.safetensors")
+    forked(lambda: write_file(plain, lambda: iter([("w", [8])])))
+    shard = os.path.join(shards, "model.bs")
+    subprocess.run([command, "compress", plain, "-o", shard], check=True,
+                   stdout=subprocess.DEVNULL)
+
+    def make(path, name):
+        with open(path, "w") as f:
+            f.write("{\"weight_map\":{\"w\":\"%s\"" % name)
+            while f.tell() < 99_000_000:
+                at = f.tell()
+                f.write("".join(",\"%x\":\"%s\"" % (at + n, name) for n in range(10_000)))
+            f.write("}}")
+
+    forked(lambda: make(os.path.join(original, "model.safetensors.index.json"), "a.safetensors"))
+    forked(lambda: make(os.path.join(shards, "model.bs.index.json"), "a.bs"))
+    runs = {
+        "compress": ["compress", original, "-o", out],
+        "restore": ["restore", shards, "-o", out],
+        "verify": ["verify", shards],
+        "inspect": ["inspect", shards],
+        "inspect --json": ["inspect", shards, "--json"],
+    }
+    return [peak([command, *runs[name]], refused=name != "compress") if name in runs else ""
+            for name in COMMANDS]
+
+
 def measure_remote(command, folder):
     """The cells of a model in many shards on a server."""
     original, shards = os.path.join(folder, "original"), os.path.join(folder, "shards")
@@ -258,6 +297,7 @@ def measure_remote(command, folder):
         "verify": ["verify", url],
         "inspect": ["inspect", url],
         "inspect --json": ["inspect", url, "--json"],
+        "inspect --html": ["inspect", url, "--html", out],
         "index --original": ["index", shards, "--original", original],
     }
     cells = [peak([command, *runs[name]]) if name in runs else "" for name in COMMANDS]
@@ -277,7 +317,8 @@ def main():
     print("|---" * (len(COMMANDS) + 1) + "|", flush=True)
     remote = f"{N_REMOTE:,} remote shards"
     hub = "1 GB on the Hub"
-    for name in [*INPUTS, remote, hub]:
+    index = "an index file of 99 MB"
+    for name in [*INPUTS, index, remote, hub]:
         if args.only and args.only not in name:
             continue
         folder = tempfile.mkdtemp(prefix="bigsmall-memory-", dir=args.dir)
@@ -286,6 +327,8 @@ def main():
                 cells = measure_remote(command, folder)
             elif name == hub:
                 cells = measure_hub(command, folder)
+            elif name == index:
+                cells = measure_index(command, folder)
             else:
                 cells = measure_file(command, name, INPUTS[name], folder)
         finally:

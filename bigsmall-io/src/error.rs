@@ -58,6 +58,7 @@ kinds! {
     Differs: Corrupt, "not the files of the repository";
     ModelIndexTooLarge: Limit, "the model's index file is larger than the limit";
     TooManyShards: Limit, "more shards than the limit";
+    MetadataTooLarge: Limit, "more metadata than the limit";
     TooManyFiles: Limit, "more files in the folder than the limit";
     FolderTooDeep: Limit, "more folders in one another than the limit";
     // Weight sync.

@@ -1,9 +1,11 @@
-//! Lines of JSON for terminals and logs.
+//! Lines of JSON for terminals and logs, and texts in JSON that others wrote.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use bigsmall_format::internal::Shown;
 use serde_core::Serialize;
+use serde_core::de::{DeserializeSeed, Visitor};
 use serde_json::ser::Formatter;
 
 /// A line of JSON. What a terminal would not show as it is, is escaped: every parser of JSON reads
@@ -38,6 +40,29 @@ impl Formatter for Visible {
             rest = chars.as_str();
         }
         to.write_all(rest.as_bytes())
+    }
+}
+
+/// A text, which is looked at where it lies, and not kept.
+pub(crate) struct Text<F>(pub(crate) F);
+
+impl<'de, T, F: FnOnce(&str) -> Result<T, String>> DeserializeSeed<'de> for Text<F> {
+    type Value = T;
+
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<T, D::Error> {
+        d.deserialize_str(self)
+    }
+}
+
+impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde_core::de::Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).map_err(E::custom)
     }
 }
 

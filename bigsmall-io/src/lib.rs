@@ -17,6 +17,7 @@ mod faults;
 mod folder;
 mod jobs;
 mod json;
+mod limits;
 mod metadata;
 mod model;
 mod model_index;

@@ -1,38 +1,64 @@
 //! The index file of a model in several shards: `model.safetensors.index.json` and its twin
 //! `model.bs.index.json`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::internal::{len_of, read_at};
+use bigsmall_format::internal::{len_of, read_at, zeroed};
 use bigsmall_format::{Limits, ReadAt, TensorSpec};
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::json::Text;
+use crate::limits::{RAISE, raised};
 use crate::source::listing::check_name;
 
 /// Shards of one model at the most.
 const MAX_SHARDS: usize = 1 << 16;
 
-/// Which shard contains which tensor.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// How many bytes of index files a job may read: as many files as there are, one behind the other.
+#[derive(Default)]
+pub(crate) struct IndexBytes(u64);
+
+impl IndexBytes {
+    fn add(&mut self, len: u64) -> Result<()> {
+        let limit = raised(Limits::default().max_header_bytes);
+        self.0 = self.0.saturating_add(len);
+        if self.0 > limit {
+            return Err(Error::new(ErrorKind::ModelIndexTooLarge)
+                .expected(format!("at most {limit} bytes of index files together {RAISE}"))
+                .found(self.0));
+        }
+        Ok(())
+    }
+}
+
+/// Which shard contains which tensor. It takes no more memory than its text, and 12 bytes for each
+/// tensor.
+#[derive(Debug, Default)]
 pub(crate) struct ModelIndex {
-    /// Pairs of tensor and shard, sorted by tensor.
-    pub(crate) weight_map: Vec<(String, String)>,
+    /// The names of all tensors, one behind the other.
+    names: String,
+    shards: Vec<String>,
+    /// Sorted by tensor.
+    entries: Vec<Entry>,
+}
+
+/// A tensor, by its place in the names, and its shard.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    at: u32,
+    len: u32,
+    shard: u32,
 }
 
 impl ModelIndex {
     /// Reads an index file and returns its text and its contents. Every shard's name is checked.
-    pub(crate) fn read(source: &dyn ReadAt) -> Result<(String, Self)> {
-        let limit = Limits::default().max_header_bytes;
+    pub(crate) fn read(source: &dyn ReadAt, bytes: &mut IndexBytes) -> Result<(String, Self)> {
         let len = len_of(source)?;
-        if len > limit {
-            return Err(Error::new(ErrorKind::ModelIndexTooLarge)
-                .expected(format!("at most {limit} bytes"))
-                .found(len));
-        }
-        let mut text = vec![0; len as usize];
+        bytes.add(len)?;
+        let mut text = zeroed(len)?;
         read_at(source, 0, &mut text)?;
         let text = String::from_utf8(text).map_err(|e| wrong(e.to_string()))?;
         let index = Self::parse(&text)?;
@@ -40,40 +66,70 @@ impl ModelIndex {
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self> {
+        let mut building = Building::default();
         let mut de = serde_json::Deserializer::from_str(text);
-        let parsed = Top.deserialize(&mut de);
-        let mut weight_map =
-            parsed.and_then(|found| de.end().map(|()| found)).map_err(|e| wrong(e.to_string()))?;
-        weight_map.sort();
-        if let Some(pair) = weight_map.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(Error::new(ErrorKind::ModelTensor)
-                .in_tensor(&pair[0].0)
-                .found("two entries"));
-        }
-        let index = ModelIndex { weight_map };
-        let shards = index.shards();
-        if shards.len() > MAX_SHARDS {
+        let parsed = Top(&mut building).deserialize(&mut de).and_then(|()| de.end());
+        if building.too_many {
             return Err(Error::new(ErrorKind::TooManyShards)
                 .expected(format!("at most {MAX_SHARDS}"))
-                .found(shards.len()));
+                .found(format!("{} or more", MAX_SHARDS + 1)));
         }
-        shards.into_iter().try_for_each(check_name)?;
+        parsed.map_err(|e| wrong(e.to_string()))?;
+        building.index.sorted()
+    }
+
+    /// The index of a model of these tensors and shards.
+    pub(crate) fn of<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let mut building = Building::default();
+        for (tensor, shard) in pairs {
+            building.tensor(tensor).and_then(|()| building.shard(shard)).map_err(wrong)?;
+        }
+        building.index.sorted()
+    }
+
+    fn sorted(self) -> Result<Self> {
+        let ModelIndex { names, shards, mut entries } = self;
+        let name = |entry: &Entry| &names[entry.at as usize..][..entry.len as usize];
+        entries.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+        if let Some(pair) = entries.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+            return Err(Error::new(ErrorKind::ModelTensor)
+                .in_tensor(name(&pair[0]))
+                .found("two entries"));
+        }
+        let index = ModelIndex { names, shards, entries };
+        index.shards().into_iter().try_for_each(check_name)?;
         Ok(index)
+    }
+
+    fn pair(&self, entry: &Entry) -> (&str, &str) {
+        let name = &self.names[entry.at as usize..][..entry.len as usize];
+        (name, &self.shards[entry.shard as usize])
+    }
+
+    fn name(&self, place: u32) -> &str {
+        self.pair(&self.entries[place as usize]).0
+    }
+
+    /// Pairs of tensor and shard, sorted by tensor.
+    pub(crate) fn pairs(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.entries.iter().map(|entry| self.pair(entry))
     }
 
     /// The shards' names, each once.
     pub(crate) fn shards(&self) -> BTreeSet<&str> {
-        self.weight_map.iter().map(|(_, shard)| shard.as_str()).collect()
+        self.shards.iter().map(String::as_str).collect()
     }
 
     /// What the index file `name` says of each of its shards, by their names in the folder.
     pub(crate) fn said<'a>(&'a self, name: &'a Path) -> BTreeMap<PathBuf, Said<'a>> {
         let beside = name.parent().unwrap_or(Path::new(""));
-        let mut by_shard: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for (tensor, shard) in &self.weight_map {
-            by_shard.entry(shard).or_default().insert(tensor);
+        let mut by_shard: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for (place, entry) in self.entries.iter().enumerate() {
+            by_shard.entry(self.pair(entry).1).or_default().push(place as u32);
         }
-        let said = |(shard, tensors)| (beside.join(shard), Said { index: name, shard, tensors });
+        let said = |(shard, tensors)| {
+            (beside.join(shard), Said { index: self, file: name, shard, tensors })
+        };
         by_shard.into_iter().map(said).collect()
     }
 
@@ -88,7 +144,7 @@ impl ModelIndex {
             match tensors(&path).in_file(&path)? {
                 Some(tensors) => said.check(&tensors),
                 None => {
-                    let tensor = said.tensors.first().copied().unwrap_or_default();
+                    let tensor = said.tensors.first().map_or("", |place| self.name(*place));
                     Err(said.wrong(tensor, &format!("names {:?}, which is missing", said.shard)))
                 }
             }
@@ -96,18 +152,18 @@ impl ModelIndex {
     }
 
     /// The same with the shards' ending `from` replaced by `to`.
-    pub(crate) fn renamed(&self, from: &str, to: &str) -> Self {
-        let rename = |name: &str| match name.strip_suffix(from) {
-            Some(stem) => format!("{stem}{to}"),
-            None => name.to_owned(),
-        };
-        let weight_map = self.weight_map.iter().map(|(t, s)| (t.clone(), rename(s))).collect();
-        ModelIndex { weight_map }
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
+        for name in &mut self.shards {
+            if let Some(stem) = name.strip_suffix(from) {
+                *name = format!("{stem}{to}");
+            }
+        }
+        self
     }
 
     /// An index file as Hugging Face's programs write it. `total_size`: the bytes of all tensors.
     pub(crate) fn to_json(&self, total_size: u64) -> String {
-        let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
+        let map = self.pairs().map(|(t, s)| (t.to_owned(), s.into()));
         let map: serde_json::Map<String, serde_json::Value> = map.collect();
         let metadata = serde_json::json!({ "total_size": total_size });
         let value = serde_json::json!({ "metadata": metadata, "weight_map": map });
@@ -115,28 +171,87 @@ impl ModelIndex {
     }
 
     fn map_to_json(&self) -> String {
-        let map = self.weight_map.iter().cloned().map(|(t, s)| (t, s.into()));
-        let map: serde_json::Map<String, serde_json::Value> = map.collect();
-        serde_json::json!({ "weight_map": map }).to_string()
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let mut out = String::from("{\"weight_map\":{");
+        for (i, (tensor, shard)) in self.pairs().enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            for part in [comma, &quoted(tensor), ":", &quoted(shard)] {
+                out += part;
+            }
+        }
+        out + "}}"
+    }
+}
+
+/// An index while its file is read.
+#[derive(Default)]
+struct Building {
+    index: ModelIndex,
+    places: HashMap<String, u32>,
+    too_many: bool,
+}
+
+impl Building {
+    /// Adds a tensor, whose shard follows.
+    fn tensor(&mut self, name: &str) -> Result<(), String> {
+        let ModelIndex { names, entries, .. } = &mut self.index;
+        let (at, len) = (u32::try_from(names.len()), u32::try_from(name.len()));
+        let (Ok(at), Ok(len)) = (at, len) else { return Err("names of 4 GiB".into()) };
+        let room = names.try_reserve(name.len()).and_then(|()| entries.try_reserve(1));
+        room.map_err(|e| e.to_string())?;
+        names.push_str(name);
+        entries.push(Entry { at, len, shard: 0 });
+        Ok(())
+    }
+
+    /// The shard of the last tensor.
+    fn shard(&mut self, name: &str) -> Result<(), String> {
+        let shards = &mut self.index.shards;
+        let place = match self.places.get(name) {
+            Some(place) => *place,
+            None if shards.len() == MAX_SHARDS => {
+                self.too_many = true;
+                return Err("too many shards".into());
+            }
+            None => {
+                self.places.insert(name.to_owned(), shards.len() as u32);
+                shards.push(name.to_owned());
+                shards.len() as u32 - 1
+            }
+        };
+        if let Some(last) = self.index.entries.last_mut() {
+            last.shard = place;
+        }
+        Ok(())
     }
 }
 
 /// What an index file says of one of its shards.
 pub(crate) struct Said<'a> {
-    index: &'a Path,
+    index: &'a ModelIndex,
+    file: &'a Path,
     shard: &'a str,
-    tensors: BTreeSet<&'a str>,
+    /// Their places in the index, and so sorted by name.
+    tensors: Vec<u32>,
 }
 
 impl Said<'_> {
     /// Compares it with the tensors of the shard: all of them must be in the index file, and no
     /// other for that shard.
-    pub(crate) fn check(mut self, tensors: &[TensorSpec]) -> Result<()> {
+    pub(crate) fn check(self, tensors: &[TensorSpec]) -> Result<()> {
         let shard = self.shard;
-        if let Some(spec) = tensors.iter().find(|spec| !self.tensors.remove(spec.name())) {
+        let has = |name: &str| {
+            self.tensors.binary_search_by(|place| self.index.name(*place).cmp(name)).is_ok()
+        };
+        if let Some(spec) = tensors.iter().find(|spec| !has(spec.name())) {
             return Err(self.wrong(spec.name(), &format!("does not say that it is in {shard:?}")));
         }
-        match self.tensors.first() {
+        if self.tensors.len() == tensors.len() {
+            return Ok(());
+        }
+        let there: BTreeSet<&str> = tensors.iter().map(TensorSpec::name).collect();
+        let mut said = self.tensors.iter().map(|place| self.index.name(*place));
+        match said.find(|name| !there.contains(name)) {
             None => Ok(()),
             Some(missing) => {
                 Err(self.wrong(missing, &format!("says that it is in {shard:?}, but it is not")))
@@ -145,7 +260,7 @@ impl Said<'_> {
     }
 
     fn wrong(&self, tensor: &str, what: &str) -> Error {
-        let error = Error::new(ErrorKind::ModelTensor).in_file(self.index).in_tensor(tensor);
+        let error = Error::new(ErrorKind::ModelTensor).in_file(self.file).in_tensor(tensor);
         error.found(format!("the index file {what}"))
     }
 }
@@ -153,11 +268,10 @@ impl Said<'_> {
 /// The text of an index file, with the ending `from` of the shards' names replaced by `to`. `true`
 /// if translating back gives the identical text; otherwise the original must be kept beside it.
 pub(crate) fn translate(text: &str, from: &str, to: &str) -> Result<(String, bool)> {
-    let index = ModelIndex::parse(text)?;
+    let wanted = ModelIndex::parse(text)?.renamed(from, to);
     let (from_end, to_end) = (format!("{from}\""), format!("{to}\""));
     let translated = text.replace(&from_end, &to_end);
-    let wanted = index.renamed(from, to);
-    let same = ModelIndex::parse(&translated).is_ok_and(|found| found == wanted);
+    let same = ModelIndex::parse(&translated).is_ok_and(|found| found.pairs().eq(wanted.pairs()));
     if same && translated.replace(&to_end, &from_end) == text {
         return Ok((translated, true));
     }
@@ -169,60 +283,62 @@ fn wrong(found: String) -> Error {
 }
 
 /// The whole file: an object that has a `weight_map`.
-struct Top;
+struct Top<'a>(&'a mut Building);
 
-impl<'de> DeserializeSeed<'de> for Top {
-    type Value = Vec<(String, String)>;
+impl<'de> DeserializeSeed<'de> for Top<'_> {
+    type Value = ();
 
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         d.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Top {
-    type Value = Vec<(String, String)>;
+impl<'de> Visitor<'de> for Top<'_> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with a weight_map")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key != "weight_map" {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut found = false;
+        while let Some(is_map) = map.next_key_seed(Text(|key: &str| Ok(key == "weight_map")))? {
+            if !is_map {
                 map.next_value::<IgnoredAny>()?;
-            } else if found.replace(map.next_value_seed(WeightMap)?).is_some() {
+                continue;
+            }
+            map.next_value_seed(WeightMap(self.0))?;
+            if std::mem::replace(&mut found, true) {
                 return Err(A::Error::custom("weight_map appears twice"));
             }
         }
-        found.ok_or_else(|| A::Error::custom("there is no weight_map"))
+        if found { Ok(()) } else { Err(A::Error::custom("there is no weight_map")) }
     }
 }
 
 /// An object from tensors to shards. Duplicate keys stay in the result.
-struct WeightMap;
+struct WeightMap<'a>(&'a mut Building);
 
-impl<'de> DeserializeSeed<'de> for WeightMap {
-    type Value = Vec<(String, String)>;
+impl<'de> DeserializeSeed<'de> for WeightMap<'_> {
+    type Value = ();
 
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         d.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for WeightMap {
-    type Value = Vec<(String, String)>;
+impl<'de> Visitor<'de> for WeightMap<'_> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object from tensors to shards")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            found.push(entry);
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_key_seed(Text(|name: &str| self.0.tensor(name)))?.is_some() {
+            map.next_value_seed(Text(|name: &str| self.0.shard(name)))?;
         }
-        Ok(found)
+        Ok(())
     }
 }
 
@@ -316,10 +432,43 @@ mod tests {
                 Ok(())
             }
         }
-        let rule = |len| ModelIndex::read(&Zeros(len)).unwrap_err().kind();
+        let rule =
+            |len| ModelIndex::read(&Zeros(len), &mut IndexBytes::default()).unwrap_err().kind();
         assert_eq!(rule(100_000_000), ErrorKind::ModelIndex);
         assert_eq!(rule(100_000_001), ErrorKind::ModelIndexTooLarge);
         assert_eq!(rule(u64::MAX), ErrorKind::ModelIndexTooLarge);
+    }
+
+    #[test]
+    // M-10
+    fn the_index_files_of_a_folder_have_one_limit() {
+        let source =
+            |len: usize| format!("{{\"weight_map\":{{}}{}}}", " ".repeat(len - 17)).into_bytes();
+        let mut bytes = IndexBytes::default();
+        let files = [source(60_000_000), source(40_000_000), source(20)];
+        for (n, file) in files.iter().enumerate() {
+            let read = ModelIndex::read(file, &mut bytes);
+            assert_eq!(read.is_ok(), n < 2);
+            if let Err(error) = read {
+                assert_eq!(error.kind(), ErrorKind::ModelIndexTooLarge);
+                let told = error.to_string();
+                assert!(told.contains("100000000") && told.contains("100000020"), "{told}");
+                assert!(told.contains("BIGSMALL_RAISE_LIMITS"), "{told}");
+            }
+        }
+    }
+
+    #[test]
+    // M-10
+    fn an_entry_takes_no_more_than_its_text_has() {
+        // `"a":"b",` is the shortest.
+        assert_eq!(size_of::<Entry>(), 12);
+        let index =
+            ModelIndex::parse(r#"{"weight_map":{"b":"x.bs","a":"y.bs","c":"x.bs"}}"#).unwrap();
+        let expected = [("a", "y.bs"), ("b", "x.bs"), ("c", "x.bs")];
+        assert!(index.pairs().eq(expected));
+        assert_eq!(index.names, "bac");
+        assert_eq!(index.shards().len(), 2);
     }
 
     #[test]
@@ -338,7 +487,8 @@ mod tests {
         ] {
             let (there, exact) = translate(text, ".safetensors", ".bs").unwrap();
             assert!(!exact, "{text}");
-            assert_eq!(ModelIndex::parse(&there).unwrap().weight_map[0].1, "x.bs", "{text}");
+            let index = ModelIndex::parse(&there).unwrap();
+            assert_eq!(index.pairs().next().unwrap().1, "x.bs", "{text}");
         }
     }
 }

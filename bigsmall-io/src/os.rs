@@ -363,6 +363,68 @@ pub(crate) fn is_ours(metadata: &Metadata) -> bool {
     }
 }
 
+/// When a file was changed, or got its name: nanoseconds, on the clock of its file system.
+pub(crate) fn changed(metadata: &Metadata) -> Option<i128> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        Some(i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        None
+    }
+}
+
+/// The attribute of a directory that says until when bigsmall has written the files in it.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+const MADE: &str = "user.bigsmall.made";
+
+/// Notes on the directory `dir` that all files in it are bigsmall's, as they are now. Where file
+/// systems cannot note it, nothing is noted.
+pub(crate) fn set_made(dir: &Path) {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    if let Ok(Some(last)) = last_changed(dir) {
+        let last = last.to_string();
+        let _ = rustix::fs::setxattr(dir, MADE, last.as_bytes(), rustix::fs::XattrFlags::empty());
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    let _ = dir;
+}
+
+/// When the last of the files in `dir` and below was changed.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn last_changed(dir: &Path) -> io::Result<Option<i128>> {
+    let (mut last, mut dirs) = (None, vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir)? {
+            let found = entry?;
+            let metadata = found.metadata()?;
+            match metadata.is_dir() {
+                true => dirs.push(found.path()),
+                false => last = last.max(changed(&metadata)),
+            }
+        }
+    }
+    Ok(last)
+}
+
+/// What [`set_made`] noted. A file that was changed later is another's, or another's change.
+pub(crate) fn made(dir: &Path) -> Option<i128> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        let mut text = [0; 40];
+        let len = rustix::fs::getxattr(dir, MADE, &mut text).ok()?;
+        std::str::from_utf8(text.get(..len)?).ok()?.parse().ok()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    {
+        let _ = dir;
+        None
+    }
+}
+
 /// Renames the directory `new` to `target`. With `replace` an existing directory is removed. Linux
 /// and macOS exchange the two names in one step; elsewhere `target` is missing for a moment.
 pub(crate) fn rename_dir(new: &Path, target: &Path, replace: bool) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! The report of a job.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::source::listing::Listing;
 use crate::source::url::shown;
 
 use bigsmall_format::Base;
@@ -25,6 +25,9 @@ pub struct Report {
     /// Files and folders of the input that are not in the output, with `/` between components: what
     /// is hidden, unless the options ask for it, every `.git`, and what downloads leave.
     pub left_out: Vec<String>,
+    /// The user's own symbolic links out of the input folder, by their names, and where they lead.
+    /// What they lead to is in the output.
+    pub links_out: Vec<(String, String)>,
 }
 
 /// The report of one safetensors file and its shard.
@@ -69,8 +72,12 @@ impl Report {
         self
     }
 
-    pub(crate) fn without(mut self, left_out: &BTreeSet<PathBuf>) -> Self {
-        self.left_out = left_out.iter().map(|name| with_slashes(name)).collect();
+    /// With what the list of a folder left out, and the links that led out of it.
+    pub(crate) fn with_list(mut self, list: &Listing) -> Self {
+        self.left_out = list.left_out.iter().map(|name| with_slashes(name)).collect();
+        let link =
+            |(name, to): (&PathBuf, &PathBuf)| (with_slashes(name), to.display().to_string());
+        self.links_out = list.links_out.iter().map(link).collect();
         self
     }
 
@@ -115,7 +122,8 @@ mod tests {
     fn names_in_reports_are_the_same_on_every_system() {
         let name: PathBuf = ["a b", "c", "d.bs"].iter().collect();
         assert_eq!(with_slashes(&name), "a b/c/d.bs");
-        let left_out = BTreeSet::from([name.join("./.x")]);
-        assert_eq!(Report::default().without(&left_out).left_out, ["a b/c/d.bs/.x"]);
+        let mut list = Listing::default();
+        list.left_out.insert(name.join("./.x"));
+        assert_eq!(Report::default().with_list(&list).left_out, ["a b/c/d.bs/.x"]);
     }
 }

@@ -330,6 +330,52 @@ fn words_of_servers_and_names_do_nothing_to_a_terminal() {
 }
 
 #[test]
+// R-10
+fn a_signature_for_an_object_store_goes_to_no_other_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = shard();
+    let other = Server::new(move |request, _| {
+        let date = "Thu, 01 Jan 2026 00:00:00 GMT";
+        serve(request, &file, "f").with("Last-Modified", date)
+    });
+    let to = other.other_host("elsewhere");
+    let store = Server::new(move |_, _| Reply::redirect(&to));
+    let args = ["inspect", "s3://models/m/model.bs"];
+    let output = bigsmall(dir.path(), &args, &store.url(""));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(store.requests().iter().all(|request| request.header("authorization").is_some()));
+    assert!(other.n_requests() > 0);
+    for request in other.requests() {
+        assert_eq!(request.header("authorization"), None);
+    }
+}
+
+#[test]
+// R-09
+fn a_list_of_millions_of_things_takes_little_more_than_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = shard();
+    let server = Server::new(move |request, _| {
+        if !request.path.starts_with("/api/") {
+            return serve(request, &file, "f");
+        }
+        let many = r#"{"":0},"#.repeat(8_000_000);
+        let all = format!(r#"{{"sha":"abc","siblings":[{{"rfilename":"m.bs"}}],"x":[{many}0]}}"#);
+        serve(&Request::default(), all.as_bytes(), "l")
+    });
+    let mut shell = Command::new("sh");
+    for (name, value) in command(dir.path(), &[], &server.url("")).get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.args(["-c", "ulimit -v 1500000; exec \"$0\" inspect hf://o/n"]);
+    let output = shell.arg(env!("CARGO_BIN_EXE_bigsmall")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
 // U-04
 fn what_is_secret_in_a_url_is_not_printed() {
     let dir = tempfile::tempdir().unwrap();

@@ -82,6 +82,36 @@ fn a_shard_that_restores_to_far_more_is_refused_before_anything_is_written() {
     assert_eq!(run(d, &["inspect", "m.bs"]).0, Some(0), "it can be looked at");
 }
 
+#[cfg(unix)]
+#[test]
+// M-05
+fn a_file_to_copy_that_is_larger_than_the_disk_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for folder in ["plain", "shards"] {
+        std::fs::create_dir(d.join(folder)).unwrap();
+        // A hole of 8 TiB.
+        let file = std::fs::File::create(d.join(folder).join("vocabulary")).unwrap();
+        if let Err(e) = file.set_len(8 << 40) {
+            return eprintln!("SKIPPED: a file of 8 TiB ({e})");
+        }
+    }
+    write(&d.join("plain/m.safetensors"), &[tensor("w", safetensors::Dtype::U8, &[4], vec![1; 4])]);
+    common::compress(&d.join("plain/m.safetensors"), &d.join("shards/m.bs")).unwrap();
+    let before = names(d);
+    for args in [["compress", "plain", "-o", "out"], ["restore", "shards", "-o", "out"]] {
+        let (code, stderr) = run(d, &args);
+        assert_eq!(code, Some(1), "{stderr}");
+        for part in ["free space", "8796093022", "--ignore-free-space"] {
+            assert!(stderr.contains(part), "{args:?}: {part} is not in {stderr}");
+        }
+        // With leave it begins, and the limit of this test on files ends it.
+        let (code, stderr) = run(d, &[&args[..], &["--ignore-free-space"]].concat());
+        assert!(code == Some(1) && !stderr.contains("free space"), "{stderr}");
+        assert_eq!(names(d), before);
+    }
+}
+
 #[test]
 // M-04
 fn the_limit_can_be_set() {

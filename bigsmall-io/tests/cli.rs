@@ -19,6 +19,37 @@ fn code(dir: &Path, args: &[&str]) -> i32 {
     bigsmall(dir, args).status.code().unwrap()
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+// I-18
+fn a_standard_output_that_is_closed_is_an_error_where_it_is_what_the_command_is_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    for (wanted, args) in [
+        (1, &["restore", "m.bs", "-o", "-"][..]),
+        (1, &["inspect", "m.bs"]),
+        (1, &["estimate", "m.safetensors"]),
+        (0, &["verify", "m.bs"]),
+        (0, &["restore", "m.bs", "-o", "back"]),
+    ] {
+        for (end, wanted) in [(">&-", wanted), (">/dev/null", 0), ("1<>/dev/null", 0)] {
+            let mut shell = Command::new("sh");
+            shell.args([
+                "-c",
+                &format!("exec \"$0\" \"$@\" {end}"),
+                env!("CARGO_BIN_EXE_bigsmall"),
+            ]);
+            let output = shell.args(args).current_dir(d).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(wanted), "{args:?} {end}: {stderr}");
+            assert_eq!(wanted == 1, stderr.contains("standard output"), "{stderr}");
+            let _ = std::fs::remove_file(d.join("back"));
+        }
+    }
+}
+
 fn json(dir: &Path, args: &[&str]) -> Value {
     let output = bigsmall(dir, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));

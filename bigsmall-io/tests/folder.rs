@@ -125,6 +125,7 @@ fn an_existing_folder_is_refused_or_replaced_as_a_whole() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Format(Rule::HeaderLength));
     assert_eq!(std::fs::read(path("small/config.json")).unwrap(), b"old");
     std::fs::remove_file(path("model/bad.safetensors")).unwrap();
+    std::fs::remove_file(path("small/config.json")).unwrap();
     for _ in 0..2 {
         // The second time over its own output, model card included.
         bigsmall_io::compress(path("model"), path("small"), &options, &Progress::default())
@@ -172,6 +173,77 @@ fn a_folder_with_other_files_is_never_replaced() {
         }
     }
     assert_eq!(names(dir.path()), ["model", "small"]);
+}
+
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+#[test]
+// F-18
+fn only_what_bigsmall_has_written_is_replaced() {
+    use std::time::Duration;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    make(&path("model"));
+    compress(&path("model"), &path("small")).unwrap();
+    let replace = |what: &str, out: &str| -> Result<(), String> {
+        let progress = Progress::default();
+        let (to_small, to_back) = (CompressOptions::new(), RestoreOptions::new());
+        let done = match what {
+            "model" => {
+                bigsmall_io::compress(path(what), path(out), &to_small.replace(true), &progress)
+            }
+            _ => bigsmall_io::restore(path(what), path(out), &to_back.replace(true), &progress),
+        };
+        done.map(drop).map_err(|e| {
+            assert_eq!(e.kind(), ErrorKind::OutputHoldsMore, "{e}");
+            e.to_string()
+        })
+    };
+    // The user's own files, of the same names.
+    make(&path("own"));
+    let before = tree(&path("own"));
+    let error = replace("small", "own").unwrap_err();
+    assert!(error.contains("config.json") && error.contains("model-00001"), "{error}");
+    assert_eq!(tree(&path("own")), before);
+    std::fs::create_dir(path("own2")).unwrap();
+    std::fs::write(path("own2/config.json"), "my own").unwrap();
+    assert!(replace("model", "own2").unwrap_err().contains("config.json"));
+    assert_eq!(std::fs::read(path("own2/config.json")).unwrap(), b"my own");
+    for (what, out) in [("model", "again"), ("small", "back")] {
+        assert_eq!(replace(what, out), Ok(()));
+        assert_eq!(replace(what, out), Ok(()), "{out} is bigsmall's");
+        std::thread::sleep(Duration::from_millis(30));
+        std::fs::write(path(out).join("config.json"), "my own").unwrap();
+        let error = replace(what, out).unwrap_err();
+        assert!(error.contains("config.json") && !error.contains("model-0"), "{error}");
+        assert_eq!(std::fs::read(path(out).join("config.json")).unwrap(), b"my own");
+    }
+    // A copy of a compressed folder has its card still.
+    std::fs::create_dir(path("copy")).unwrap();
+    for name in names(&path("small")).iter().filter(|name| path("small").join(name).is_file()) {
+        std::fs::copy(path("small").join(name), path("copy").join(name)).unwrap();
+    }
+    assert_eq!(replace("model", "copy"), Ok(()));
+}
+
+#[cfg(unix)]
+#[test]
+// F-17
+fn links_out_of_a_folder_are_said() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path().canonicalize().unwrap();
+    make(&d.join("model"));
+    std::fs::create_dir(d.join("elsewhere")).unwrap();
+    std::fs::write(d.join("elsewhere/note"), "secret").unwrap();
+    symlink("../elsewhere/note", d.join("model/vocabulary.txt")).unwrap();
+    symlink("../elsewhere", d.join("model/more")).unwrap();
+    symlink("config.json", d.join("model/same.json")).unwrap();
+    let (options, progress) = (CompressOptions::new(), Progress::default());
+    let report = bigsmall_io::compress(d.join("model"), d.join("out"), &options, &progress);
+    let to = |name: &str| d.join(name).to_str().unwrap().to_owned();
+    let expected =
+        [("more".to_owned(), to("elsewhere")), ("vocabulary.txt".to_owned(), to("elsewhere/note"))];
+    assert_eq!(report.unwrap().links_out, expected);
 }
 
 #[cfg(unix)]

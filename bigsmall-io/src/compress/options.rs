@@ -29,6 +29,9 @@ pub struct CompressOptions {
     /// For [`transcode`](crate::transcode): as
     /// [`RestoreOptions::max_expansion`](crate::RestoreOptions#structfield.max_expansion).
     pub max_expansion: Option<u64>,
+    /// Begin even if the output's file system has less free space than the files of a folder need
+    /// that are copied as they are.
+    pub ignore_free_space: bool,
     /// Which files of a folder are taken.
     pub folder: FolderOptions,
     /// The base that the input is compared with: a file, a folder or a URL as in
@@ -95,6 +98,13 @@ impl CompressOptions {
     #[must_use]
     pub fn max_expansion(mut self, max_expansion: impl Into<Option<u64>>) -> Self {
         self.max_expansion = max_expansion.into();
+        self
+    }
+
+    /// Sets [`ignore_free_space`](Self#structfield.ignore_free_space).
+    #[must_use]
+    pub fn ignore_free_space(mut self, ignore_free_space: bool) -> Self {
+        self.ignore_free_space = ignore_free_space;
         self
     }
 

@@ -10,7 +10,7 @@ use bigsmall_format::internal::Shown;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::out::for_each_piece;
-use crate::model_index::{ModelIndex, translate};
+use crate::model_index::{IndexBytes, ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role};
 use crate::progress::Cancellable;
 use crate::report::with_slashes;
@@ -87,7 +87,7 @@ fn restored(folder: &Folder, name: &Path, progress: &Progress) -> Result<[u8; 32
     match role(name, SHARD) {
         Role::Weights => Ok(Shard::open(source)?.sha256()),
         Role::Index => {
-            let (text, _) = ModelIndex::read(&source)?;
+            let (text, _) = ModelIndex::read(&source, &mut IndexBytes::default())?;
             Ok(sha256(translate(&text, SHARD, SAFETENSORS)?.0.as_bytes()))
         }
         Role::Other => {

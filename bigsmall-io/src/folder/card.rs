@@ -13,7 +13,7 @@ use crate::source::folder::Folder;
 use crate::{FileReport, hex};
 
 /// The card's name, and its name if the model has a card of its own.
-const NAMES: [&str; 2] = ["README.md", "BIGSMALL.md"];
+pub(crate) const NAMES: [&str; 2] = ["README.md", "BIGSMALL.md"];
 
 /// The beginning of every card, and of no file of a model: cards are recognised by it.
 const BEGIN: &str = "---

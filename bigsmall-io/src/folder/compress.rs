@@ -14,12 +14,12 @@ use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::refuse_cards;
-use crate::folder::out::{
-    Out, Same, check_apart, check_replaced, job, keep_finished, named, say_taken,
-};
+use crate::folder::out::{Out, Same, bytes_to_copy, check_apart, check_replaced, keep_finished};
+use crate::folder::out::{job, named, say_taken};
 use crate::folder::twins::Twins;
-use crate::model_index::{ModelIndex, translate};
+use crate::model_index::{IndexBytes, ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
+use crate::restore::bounds::check_space;
 use crate::restore::walk::restore_shard;
 use crate::source::file::Source;
 use crate::source::folder::Folder;
@@ -63,9 +63,9 @@ pub(crate) fn compress_folder(
         }
     }
     twins.say(progress);
-    let mut indices = Vec::new();
+    let (mut indices, mut bytes) = (Vec::new(), IndexBytes::default());
     for name in files.iter().filter(|f| role(f, SAFETENSORS) == Role::Index) {
-        if let Some(translated) = translated(folder, files, name, progress)? {
+        if let Some(translated) = translated(folder, files, name, &mut bytes, progress)? {
             indices.push((name, translated));
         }
     }
@@ -79,13 +79,19 @@ pub(crate) fn compress_folder(
         false => Ok(()),
     };
     check_replaced()?;
+    if !options.dry_run {
+        let is_copied =
+            |name: &&PathBuf| role(name, SAFETENSORS) != Role::Weights && !is_translated(name);
+        let copied = bytes_to_copy(folder, files.iter().filter(is_copied))?;
+        check_space(copied, output, options.ignore_free_space).in_file(output)?;
+    }
     let how = (options.encoding, options.md5, &options.bases);
     let target = match options.dry_run {
         true => None,
         false => Some(AtomicDir::create(output, options.replace, &job("compress", &how))?),
     };
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
-    let mut out = Out::new(folder, &to, progress);
+    let mut out = Out::new(folder, &to, options.ignore_free_space, progress);
     let inner = options.clone().replace(false);
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let (mut reports, mut taken) = (Vec::new(), 0);
@@ -142,7 +148,7 @@ pub(crate) fn compress_folder(
         check_replaced()?;
         target.commit()?;
     }
-    Ok(Report::of(reports).with_copies(out.copies).without(&listing.left_out))
+    Ok(Report::of(reports).with_copies(out.copies).with_list(&listing))
 }
 
 /// The text of an index file of shards, and whether it can be translated back exactly. `None` if
@@ -151,10 +157,11 @@ pub(crate) fn translated(
     folder: &Folder,
     files: &BTreeSet<PathBuf>,
     name: &Path,
+    bytes: &mut IndexBytes,
     progress: &Progress,
 ) -> Result<Option<(String, bool)>> {
-    let translated = || -> Result<_> {
-        let (text, index) = ModelIndex::read(&folder.open_file(name)?)?;
+    let mut translated = || -> Result<_> {
+        let (text, index) = ModelIndex::read(&folder.open_file(name)?, bytes)?;
         index.check(name, |path| {
             if !files.contains(path) || role(path, SAFETENSORS) != Role::Weights {
                 return Ok(None);

@@ -11,7 +11,7 @@ use crate::folder::card;
 use crate::folder::check::refuse_cards;
 use crate::folder::compress::translated;
 use crate::folder::out::{copy, same_bytes};
-use crate::model_index::{ModelIndex, translate};
+use crate::model_index::{IndexBytes, ModelIndex, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, model_of, numbered, renamed, role, weights};
 use crate::progress::Cancellable;
 use crate::report::with_slashes;
@@ -118,21 +118,24 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
         }
     }
     reports.sort_by(|a, b| a.name.cmp(&b.name));
-    let (mut kept, mut left_out) = (&files - &cards, BTreeSet::new());
+    let (mut kept, mut list) = (&files - &cards, Listing::default());
     let replace = options.replace;
     let out = Out { folder: &folder, dir, files: &files, cards: &cards, replace, progress };
     match &options.original {
         Some(original) => {
             let from = Folder::open(original, Links::Own, progress.stop())?;
-            Listing { files: kept, left_out, .. } = from.list(options.folder)?.without_downloads();
-            carry_over(&from, &kept, &out)?;
+            list = from.list(options.folder)?.without_downloads();
+            carry_over(&from, &list.files, &out)?;
+            kept.clone_from(&list.files);
         }
         None if members.len() > 1 => {
             let found = files.iter().find(|f| role(f, SAFETENSORS) == Role::Index);
             let text = match found {
                 // Copied by hand: translated as compressing the whole folder does.
                 Some(name) => {
-                    let (text, index) = ModelIndex::read(&folder.open_file(name)?).in_file(name)?;
+                    let mut bytes = IndexBytes::default();
+                    let read = ModelIndex::read(&folder.open_file(name)?, &mut bytes);
+                    let (text, index) = read.in_file(name)?;
                     index.renamed(SAFETENSORS, SHARD).check(name, |shard| {
                         let Some(found) = members.iter().find(|m| **m == shard) else {
                             return Ok(None);
@@ -141,7 +144,10 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
                     })?;
                     translate(&text, SAFETENSORS, SHARD).in_file(name)?.0
                 }
-                None => ModelIndex { weight_map: places.into_iter().collect() }.to_json(total),
+                None => {
+                    let pairs = places.iter().map(|(tensor, shard)| (&**tensor, &**shard));
+                    ModelIndex::of(pairs)?.to_json(total)
+                }
             };
             let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
             out.put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
@@ -152,7 +158,7 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
         out.put(Path::new(name), &card::text(&reports).as_bytes())?;
     }
     os::sync_dir(dir).in_file(dir)?;
-    Ok(Report::of(reports).without(&left_out))
+    Ok(Report::of(reports).with_list(&list))
 }
 
 /// The shards of one model directly in a folder: those with a number, without variants; or all but
@@ -188,6 +194,7 @@ struct Out<'a> {
 /// files.
 fn carry_over(from: &Folder, files: &BTreeSet<PathBuf>, out: &Out<'_>) -> Result<()> {
     let folder = out.folder;
+    let mut bytes = IndexBytes::default();
     refuse_cards(from, files)?;
     for name in files {
         out.progress.check()?;
@@ -206,7 +213,7 @@ fn carry_over(from: &Folder, files: &BTreeSet<PathBuf>, out: &Out<'_>) -> Result
                     return Err(error.found(format!("made from another {:?}", name.display())));
                 }
             }
-            Role::Index => match translated(from, files, name, out.progress)? {
+            Role::Index => match translated(from, files, name, &mut bytes, out.progress)? {
                 Some((text, exact)) => {
                     out.put(&renamed(name, SAFETENSORS, SHARD), &text.as_bytes())?;
                     if !exact {

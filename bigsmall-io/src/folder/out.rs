@@ -12,6 +12,7 @@ use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::progress::Cancellable;
 use crate::report::with_slashes;
+use crate::restore::bounds::check_space;
 use crate::source::folder::Folder;
 use crate::stage::atomic::{AtomicDir, AtomicFile};
 use crate::stage::digest::FileDigest;
@@ -130,12 +131,38 @@ pub(crate) fn for_each_piece(
     Ok(true)
 }
 
+/// The bytes of the files that are copied as they are, on this machine. A file on another one is
+/// asked for its length when its turn comes.
+pub(crate) fn bytes_to_copy<'a>(
+    folder: &Folder,
+    files: impl Iterator<Item = &'a PathBuf>,
+) -> Result<u64> {
+    if folder.is_remote() {
+        return Ok(0);
+    }
+    let len = |name: &PathBuf| len_of(&folder.open_file(name)?).in_file(name);
+    files.map(len).try_fold(0u64, |sum, len| Ok(sum.saturating_add(len?)))
+}
+
 /// Refuses to replace the folder `output` where it has files that the new one, with the files
-/// `names`, has not. They are not bigsmall's to remove.
+/// `names`, has not, or that bigsmall has not written there, or that were changed since. They are
+/// not bigsmall's to remove.
+///
+/// Bigsmall has written the files that were there when it noted so, and in a folder with its card,
+/// where it noted nothing, all of them.
 pub(crate) fn check_replaced(output: &Path, names: &BTreeSet<PathBuf>) -> Result<()> {
     if !std::fs::symlink_metadata(output).is_ok_and(|found| found.is_dir()) {
         return Ok(());
     }
+    let made = os::made(output);
+    let card = |name: &Path| -> Result<bool> {
+        Ok(card::may_be(name) && card::is_card(&os::open_regular(&output.join(name))?)?)
+    };
+    let has_card = || {
+        let is_card = |name: &&str| card(Path::new(name)).unwrap_or(false);
+        card::NAMES.iter().any(is_card)
+    };
+    let all_ours = made.is_none() && has_card();
     let (mut in_the_way, mut n) = (Vec::new(), 0u64);
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -147,10 +174,10 @@ pub(crate) fn check_replaced(output: &Path, names: &BTreeSet<PathBuf>) -> Result
                 folders.push(name);
                 continue;
             }
-            let is_ours = || -> Result<bool> {
-                Ok(card::may_be(&name) && card::is_card(&os::open_regular(&entry.path())?)?)
-            };
-            if !names.contains(&name) && !is_ours()? {
+            let changed = os::changed(&entry.metadata().in_file(&path)?);
+            let as_made = made.is_some_and(|made| changed.is_some_and(|at| at <= made));
+            let is_ours = names.contains(&name) && (all_ours || as_made);
+            if !is_ours && !card(&name)? {
                 n += 1;
                 if in_the_way.len() < 5 {
                     in_the_way.push(format!("{:?}", name.display().to_string()));
@@ -182,6 +209,7 @@ pub(crate) struct Out<'a> {
     from: &'a Folder,
     to: &'a Path,
     progress: &'a Progress,
+    ignore_free_space: bool,
     folders: BTreeSet<PathBuf>,
     names: BTreeSet<PathBuf>,
     /// How many files were copied, and how many bytes.
@@ -189,9 +217,14 @@ pub(crate) struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    pub(crate) fn new(from: &'a Folder, to: &'a Path, progress: &'a Progress) -> Self {
-        let folders = BTreeSet::from([to.to_owned()]);
-        Out { from, to, progress, folders, names: BTreeSet::new(), copies: (0, 0) }
+    pub(crate) fn new(
+        from: &'a Folder,
+        to: &'a Path,
+        ignore_free_space: bool,
+        progress: &'a Progress,
+    ) -> Self {
+        let (folders, names) = (BTreeSet::from([to.to_owned()]), BTreeSet::new());
+        Out { from, to, progress, ignore_free_space, folders, names, copies: (0, 0) }
     }
 
     /// The output path of the file `name`. Creates its folder, and refuses a name that another file
@@ -228,6 +261,8 @@ impl<'a> Out<'a> {
     pub(crate) fn copy(&mut self, name: &Path) -> Result<()> {
         let place = self.place(name)?;
         let source = self.from.open_file(name)?;
+        check_space(len_of(&source).in_file(name)?, &place, self.ignore_free_space)
+            .in_file(name)?;
         let target = AtomicFile::create_with_mode(&place, false, source.mode())?;
         let read = Cancellable { source: &source, progress: self.progress };
         let mut digest = source.sha256().map(|_| FileDigest::new());
@@ -280,7 +315,7 @@ mod tests {
         let from = Folder::open(dir.path(), Links::Within, Stop::default()).unwrap();
         let (to, progress) = (dir.path().join("to"), Progress::default());
         std::fs::create_dir(&to).unwrap();
-        let mut out = Out::new(&from, &to, &progress);
+        let mut out = Out::new(&from, &to, false, &progress);
         out.text(Path::new("a/x"), "1").unwrap();
         assert_eq!(out.text(Path::new("a/x"), "2").unwrap_err().kind(), ErrorKind::Argument);
         // As in a file system without cases: `B` and `b/y` are there as soon as `b` and `B/y` are.

@@ -12,10 +12,9 @@ use crate::base::tensor::Bases;
 use crate::error::{Context as _, Result};
 use crate::folder::card;
 use crate::folder::check::Numbered;
-use crate::folder::out::{
-    Out, check_apart, check_replaced, for_each_piece, job, keep_finished, named, say_taken,
-};
-use crate::model_index::{ModelIndex, Said, translate};
+use crate::folder::out::{Out, bytes_to_copy, check_apart, check_replaced, for_each_piece};
+use crate::folder::out::{job, keep_finished, named, say_taken};
+use crate::model_index::{IndexBytes, ModelIndex, Said, translate};
 use crate::names::{Role, SAFETENSORS, SHARD, renamed, role, weights};
 use crate::progress::Cancellable;
 use crate::restore::bounds::Expansion;
@@ -41,9 +40,10 @@ fn check_shards(
     let listing = folder.list(options.folder)?;
     let files = &listing.files;
     let shards = weights(files, SHARD)?;
-    let mut indices = Vec::new();
+    let (mut indices, mut bytes) = (Vec::new(), IndexBytes::default());
     for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
-        indices.push((name, ModelIndex::read(&folder.open_file(name)?).in_file(name)?));
+        let index = ModelIndex::read(&folder.open_file(name)?, &mut bytes);
+        indices.push((name, index.in_file(name)?));
     }
     let mut all_said: BTreeMap<PathBuf, Vec<Said<'_>>> = BTreeMap::new();
     for (name, (_, index)) in &indices {
@@ -98,7 +98,7 @@ pub(crate) fn restore_folder(
 ) -> Result<Report> {
     check_apart(input, output)?;
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
-    let (listing, indices, expansion) = check_shards(folder, &base, options, progress)?;
+    let (listing, indices, mut expansion) = check_shards(folder, &base, options, progress)?;
     let files = &listing.files;
     let cards = card::all(folder, files)?;
     let restored = files.iter().filter(|name| !cards.contains(*name));
@@ -108,9 +108,11 @@ pub(crate) fn restore_folder(
         false => Ok(()),
     };
     check_replaced()?;
+    let is_copied = |name: &&PathBuf| role(name, SHARD) == Role::Other && !cards.contains(*name);
+    expansion.add_copy(bytes_to_copy(folder, files.iter().filter(is_copied))?);
     expansion.check_room(output, options, progress)?;
     let target = AtomicDir::create(output, options.replace, &job("restore", &()))?;
-    let mut out = Out::new(folder, target.path(), progress);
+    let mut out = Out::new(folder, target.path(), options.ignore_free_space, progress);
     let inner = options.clone().replace(false);
     let (mut reports, mut taken) = (Vec::new(), 0);
     let mut each = |name: &PathBuf| -> Result<()> {
@@ -166,7 +168,7 @@ pub(crate) fn restore_folder(
     check_replaced()?;
     let copies = out.copies;
     target.commit()?;
-    Ok(Report::of(reports).with_copies(copies).without(&listing.left_out))
+    Ok(Report::of(reports).with_copies(copies).with_list(&listing))
 }
 
 /// Whether `left`, which an earlier job left, is the file that `shard` restores to.
@@ -206,5 +208,5 @@ pub(crate) fn verify_folder(
             .in_file(name)?;
         reports.push(named(report, name));
     }
-    Ok(Report::of(reports).without(&listing.left_out))
+    Ok(Report::of(reports).with_list(&listing))
 }

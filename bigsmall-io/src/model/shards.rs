@@ -157,17 +157,17 @@ impl Shards {
 
     /// The index file must name the right shard for every tensor, and no other tensors.
     fn check(&self, index: &ModelIndex) -> Result<()> {
-        for (tensor, shard) in &index.weight_map {
-            let found = self.place_of(tensor).map(|(s, _)| &self.opened[s].name);
+        for (tensor, shard) in index.pairs() {
+            let found = self.place_of(tensor).map(|(s, _)| &*self.opened[s].name);
             if found != Some(shard) {
                 return Err(Error::new(ErrorKind::ModelTensor)
                     .in_tensor(tensor)
                     .expected(format!("in {shard:?}, as the index file says")));
             }
         }
-        if index.weight_map.len() != self.by_name.len() {
+        if index.pairs().len() != self.by_name.len() {
             return Err(Error::new(ErrorKind::ModelTensor)
-                .expected(format!("{} tensors", index.weight_map.len()))
+                .expected(format!("{} tensors", index.pairs().len()))
                 .found(self.by_name.len()));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::path::Path;
 use bigsmall_format::internal::len_of;
 use bigsmall_format::{ReadAt, Shard};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::{Progress, RestoreOptions, os};
 
 /// Restored bytes for each byte of the shard, by default.
@@ -57,11 +57,17 @@ impl Expansion {
         Ok(())
     }
 
+    /// Adds `bytes` that are copied as they are.
+    pub(crate) fn add_copy(&mut self, bytes: u64) {
+        self.stored = self.stored.saturating_add(bytes);
+        self.restored = self.restored.saturating_add(bytes);
+    }
+
     /// Called before the first byte is written to `output`. Tells the user if much more is written
     /// than read.
     ///
     /// # Errors
-    /// [`ErrorKind::Space`] if the file system has less free space than that.
+    /// Those of [`check_space`].
     pub(crate) fn check_room(
         &self,
         output: &Path,
@@ -69,19 +75,25 @@ impl Expansion {
         progress: &Progress,
     ) -> Result<()> {
         let Expansion { stored, restored } = *self;
-        let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
-        if !options.ignore_free_space
-            && let Some(free) = os::free_space(parent.unwrap_or(Path::new(".")))
-            && free < restored
-        {
-            return Err(Error::new(ErrorKind::Space)
-                .in_file(output)
-                .expected(format!("{restored} bytes"))
-                .found(format!("{free} bytes")));
-        }
+        check_space(restored, output, options.ignore_free_space).in_file(output)?;
         if restored > WARN_BYTES && restored / stored.max(1) > WARN_EXPANSION {
             progress.warn(&format!("{stored} bytes restore to {restored} bytes"));
         }
         Ok(())
+    }
+}
+
+/// Called before `bytes` are written to `output`.
+///
+/// # Errors
+/// [`ErrorKind::Space`] if the file system has less free space than that, unless it is to be
+/// ignored.
+pub(crate) fn check_space(bytes: u64, output: &Path, ignore: bool) -> Result<()> {
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
+    match os::free_space(parent.unwrap_or(Path::new("."))) {
+        Some(free) if free < bytes && !ignore => Err(Error::new(ErrorKind::Space)
+            .expected(format!("{bytes} bytes"))
+            .found(format!("{free} bytes"))),
+        _ => Ok(()),
     }
 }

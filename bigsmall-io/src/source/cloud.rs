@@ -27,6 +27,7 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::limits::{RAISE, raised};
 use crate::names::{SAFETENSORS, SHARD};
 use crate::progress::Stop;
 use crate::source::file::Source;
@@ -289,20 +290,21 @@ impl HttpService for Bounded {
             let refused = |error| HttpError::new(HttpErrorKind::Decode, error);
             let range = request.headers().get("range").and_then(|v| asked_for(v.to_str().ok()?));
             let is_list = request.uri().query().is_some_and(|query| query.contains("list"));
-            if is_list && self.pages.fetch_add(1, Ordering::Relaxed) >= EMPTY_PAGES {
+            if is_list && self.pages.fetch_add(1, Ordering::Relaxed) >= raised(EMPTY_PAGES) {
+                let most = raised(EMPTY_PAGES);
                 return Err(refused(
                     Error::new(ErrorKind::Remote)
-                        .expected(format!("at most {EMPTY_PAGES} pages of a list with no file"))
-                        .found(format!("{} or more", EMPTY_PAGES + 1)),
+                        .expected(format!("at most {most} pages of a list with no file {RAISE}"))
+                        .found(format!("{} or more", most.saturating_add(1))),
                 ));
             }
             let (what, most) = match (is_list, range) {
-                (true, _) => ("a page of a list", PAGE),
-                (_, Some(range)) => ("a part of a file", ANSWER.max(range)),
-                _ => ("an answer", ANSWER),
+                (true, _) => ("a page of a list", raised(PAGE)),
+                (_, Some(range)) => ("a part of a file", raised(ANSWER).max(range)),
+                _ => ("an answer", raised(ANSWER)),
             };
             let too_long = move |found: &dyn fmt::Display| {
-                let expected = format!("{what} of at most {most} bytes");
+                let expected = format!("{what} of at most {most} bytes {RAISE}");
                 refused(Error::new(ErrorKind::Remote).expected(expected).found(found))
             };
             let has_body = request.method() != "HEAD";
@@ -400,7 +402,7 @@ impl RemoteFolder for Objects {
         let pages = Arc::clone(&self.pages);
         wait(&self.stop, async move {
             let (mut names, mut n_bytes) = (BTreeSet::new(), 0);
-            let most_bytes = most.saturating_mul(NAME).max(PAGE);
+            let most_bytes = most.saturating_mul(NAME).max(raised(PAGE));
             pages.store(0, Ordering::Relaxed);
             let mut objects = store.list(Some(&prefix));
             while let Some(object) = objects.next().await {

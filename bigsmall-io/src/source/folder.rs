@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bigsmall_format::Shard;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::model_index::ModelIndex;
+use crate::model_index::{IndexBytes, ModelIndex};
 use crate::names::{INDEX, Role, SAFETENSORS, SHARD, model_of, numbered, role, weights};
 use crate::progress::Stop;
 use crate::report::with_slashes;
@@ -120,7 +120,8 @@ impl Folder {
         if role(name, SHARD) == Role::Weights {
             return Ok(ModelFiles { shards: vec![name.to_string_lossy().into()], index: None });
         }
-        let (_, index) = ModelIndex::read(&self.open_file(name)?).in_file(name)?;
+        let mut bytes = IndexBytes::default();
+        let (_, index) = ModelIndex::read(&self.open_file(name)?, &mut bytes).in_file(name)?;
         let shards = index.shards().into_iter().map(str::to_owned).collect();
         Ok(ModelFiles { shards, index: Some((name.clone(), index)) })
     }
@@ -152,9 +153,10 @@ impl Folder {
         let is_shard = |shard: &Path| {
             role(shard, SHARD) == Role::Weights && names.iter().any(|name| name == shard)
         };
+        let mut bytes = IndexBytes::default();
         for name in names.iter().filter(|name| role(name, SAFETENSORS) == Role::Index) {
             let checked = self.open_file(name).and_then(|file| {
-                let index = ModelIndex::read(&file)?.1.renamed(SAFETENSORS, SHARD);
+                let index = ModelIndex::read(&file, &mut bytes)?.1.renamed(SAFETENSORS, SHARD);
                 index.check(name, |shard| match is_shard(shard) {
                     true => Ok(Some(Shard::open(self.open_file(shard)?)?.tensors().to_vec())),
                     false => Ok(None),
@@ -194,8 +196,9 @@ impl Folder {
         let any = files.iter().any(|name| role(name, SAFETENSORS) == Role::Weights);
         let ending = if any { SAFETENSORS } else { SHARD };
         let mut named: BTreeMap<&Path, BTreeSet<PathBuf>> = BTreeMap::new();
+        let mut bytes = IndexBytes::default();
         for name in files.iter().filter(|name| role(name, ending) == Role::Index) {
-            let (_, index) = ModelIndex::read(&self.open_file(name)?).in_file(name)?;
+            let (_, index) = ModelIndex::read(&self.open_file(name)?, &mut bytes).in_file(name)?;
             let parent = name.parent().unwrap_or(Path::new(""));
             named.entry(parent).or_default().extend(index.shards().iter().map(|s| parent.join(s)));
         }

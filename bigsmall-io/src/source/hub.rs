@@ -1,19 +1,24 @@
 //! Models on the Hugging Face Hub: its URLs, and the local cache of its programs.
 
 use std::env;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bigsmall_format::Shard;
 use bigsmall_format::internal::Shown;
+use serde_core::Deserializer;
+use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::json::Text;
+use crate::limits::raised;
 use crate::names::{Role, SAFETENSORS, SHARD, role};
 use crate::os;
 use crate::progress::Stop;
 use crate::source::file::Source;
 use crate::source::folder::{Folder, Input, Names, RemoteFolder};
-use crate::source::http::client::Client;
+use crate::source::http::client::{Client, TEXT};
 use crate::source::http::file::HttpFile;
 use crate::source::http::options::HttpOptions;
 use crate::source::listing::{FolderOptions, Listing, check_name, too_many};
@@ -250,24 +255,158 @@ fn has_model(snapshot: &Path) -> bool {
     whole().is_ok() || base().is_ok()
 }
 
+/// The bytes that the Hub's list has for each file on the average, at the least. It says a name, a
+/// length and a digest.
+const ENTRY: u64 = 64;
+
 /// The commit and the files of a repository, from the answer of the Hub's API.
 fn listed(text: &str) -> Result<(String, Names)> {
     let wrong = || Error::new(ErrorKind::Remote).expected("a listing of the repository's files");
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong().caused_by(e))?;
-    let commit = value.get("sha").and_then(|v| v.as_str()).ok_or_else(wrong)?;
-    check_name(commit)?;
-    let files = value.get("siblings").and_then(|v| v.as_array()).ok_or_else(wrong)?;
-    let mut names = Names::new();
-    for file in files {
-        let name = file.get("rfilename").and_then(|v| v.as_str()).ok_or_else(wrong)?;
-        let lfs = file.get("lfs").and_then(|lfs| lfs.get("sha256").or_else(|| lfs.get("oid")));
-        let digest = |v: &serde_json::Value| digest(v.as_str()?);
-        let sha256 = lfs.map(|v| digest(v).ok_or_else(wrong)).transpose()?;
-        if names.insert(name.to_owned(), sha256).is_some() {
-            return Err(wrong().found(format!("{:?} twice", Shown::name(name))));
+    let mut found = Listed { most: raised(TEXT / ENTRY), ..Default::default() };
+    let mut de = serde_json::Deserializer::from_str(text);
+    let parsed = Object(&mut found).deserialize(&mut de).and_then(|()| de.end());
+    if found.over {
+        return Err(too_many(found.most));
+    }
+    if let Some(name) = found.twice {
+        return Err(wrong().found(format!("{:?} twice", Shown::name(&name))));
+    }
+    parsed.map_err(|e| wrong().caused_by(e))?;
+    let (Some(commit), Some(names)) = (found.commit, found.names) else { return Err(wrong()) };
+    check_name(&commit)?;
+    Ok((commit, names))
+}
+
+/// A JSON object, of which some fields are read. `null` has none.
+trait Fields {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+struct Object<'a, T>(&'a mut T);
+
+impl<'de, T: Fields> DeserializeSeed<'de> for Object<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Fields> Visitor<'de> for Object<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E: serde_core::de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            self.0.field(&key, &mut map)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is read of the Hub's list. Nothing else of it is kept.
+#[derive(Default)]
+struct Listed {
+    commit: Option<String>,
+    names: Option<Names>,
+    /// A name that comes again.
+    twice: Option<String>,
+    /// The most files, and whether there are more.
+    most: u64,
+    over: bool,
+}
+
+impl Fields for Listed {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "sha" => self.commit = Some(map.next_value()?),
+            "siblings" => map.next_value_seed(Files(self))?,
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+/// The array of the files.
+struct Files<'a>(&'a mut Listed);
+
+impl<'de> DeserializeSeed<'de> for Files<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Files<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut files: A) -> Result<(), A::Error> {
+        let Listed { names, twice, most, over, .. } = self.0;
+        let names = names.get_or_insert_default();
+        loop {
+            let mut file = Sibling::default();
+            if files.next_element_seed(Object(&mut file))?.is_none() {
+                return Ok(());
+            }
+            let name = file.name.ok_or_else(|| A::Error::missing_field("rfilename"))?;
+            if names.len() as u64 >= *most {
+                *over = true;
+                return Err(A::Error::custom("too many files"));
+            }
+            if names.contains_key(&name) {
+                *twice = Some(name);
+                return Err(A::Error::custom("a name twice"));
+            }
+            names.insert(name, file.lfs.sha256);
         }
     }
-    Ok((commit.to_owned(), names))
+}
+
+/// A file of the list.
+#[derive(Default)]
+struct Sibling {
+    name: Option<String>,
+    lfs: Lfs,
+}
+
+impl Fields for Sibling {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "rfilename" => self.name = Some(map.next_value()?),
+            "lfs" => map.next_value_seed(Object(&mut self.lfs))?,
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+/// What Git LFS says of a file: its SHA-256, under one of two names.
+#[derive(Default)]
+struct Lfs {
+    sha256: Option<[u8; 32]>,
+}
+
+impl Fields for Lfs {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        let read = Text(|text: &str| digest(text).ok_or("not a SHA-256".to_owned()));
+        match key {
+            "sha256" | "oid" => self.sha256 = Some(map.next_value_seed(read)?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
 }
 
 /// The digest that is written in 64 hexadecimal digits.
@@ -354,9 +493,20 @@ mod tests {
     fn listings_of_another_form_are_refused() {
         let good = r#"{"sha":"abc","siblings":[{"rfilename":"m.bs"}],"more":1}"#;
         assert_eq!(listed(good).unwrap(), ("abc".into(), [("m.bs".into(), None)].into()));
+        let one = r#"{"siblings":[{"rfilename":"m.bs","lfs":null,"x":[{}]}],"sha":"abc"}"#;
+        assert_eq!(listed(one).unwrap(), listed(good).unwrap());
+        let digest = "ab".repeat(32);
+        for key in ["oid", "sha256"] {
+            let lfs = format!("{{\"size\":1,\"{key}\":\"{digest}\"}}");
+            let files = format!("[{{\"lfs\":{lfs},\"rfilename\":\"m\"}}]");
+            let (_, names) = listed(&format!("{{\"sha\":\"a\",\"siblings\":{files}}}")).unwrap();
+            assert_eq!(names["m"], Some([0xab; 32]));
+        }
         for bad in [
             "",
             "[]",
+            r#"{"sha":"a","siblings":[{"rfilename":"m","lfs":{"oid":"ab"}}]}"#,
+            r#"{"sha":"a","siblings":[{"rfilename":"m"},{"rfilename":"m"}]}"#,
             "{}",
             r#"{"sha":1,"siblings":[]}"#,
             r#"{"sha":"a"}"#,
@@ -366,5 +516,17 @@ mod tests {
         ] {
             assert!(listed(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    // N-03
+    fn a_list_of_the_hub_has_a_most_of_files() {
+        let list = |n: u64| {
+            let files: Vec<String> = (0..n).map(|n| format!("{{\"rfilename\":\"{n}\"}}")).collect();
+            listed(&format!("{{\"sha\":\"a\",\"siblings\":[{}]}}", files.join(",")))
+        };
+        assert_eq!(list(1 << 20).unwrap().1.len(), 1 << 20);
+        let error = list((1 << 20) + 1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooManyFiles, "{error}");
     }
 }

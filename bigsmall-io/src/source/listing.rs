@@ -1,7 +1,7 @@
 //! The one list of names of a folder, whatever kind of folder it is, and the names that it may
 //! have.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -68,6 +68,8 @@ pub(crate) struct Listing {
     pub(crate) files: BTreeSet<PathBuf>,
     /// Every folder, where folders exist: on this machine.
     pub(crate) folders: BTreeSet<PathBuf>,
+    /// The symbolic links that lead out of the folder, and where.
+    pub(crate) links_out: BTreeMap<PathBuf, PathBuf>,
     /// Files and folders that were left out.
     pub(crate) left_out: BTreeSet<PathBuf>,
     options: FolderOptions,

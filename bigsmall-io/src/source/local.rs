@@ -220,13 +220,20 @@ impl Walk<'_> {
                     let inner = dir.dir(&part).map_err(named)?;
                     self.dir(&inner, &name)?;
                 }
-                Entry::Link { .. } => match self.local.find(&name)? {
-                    Found::File(file) => self.file(name, os::id(&file).map_err(named)?)?,
-                    Found::Dir(inner) if self.local.links == Links::Own => {
-                        self.dir(&inner, &name)?;
+                Entry::Link { .. } => {
+                    let found = self.local.find(&name)?;
+                    let to = path.join(&part).canonicalize().ok();
+                    if let Some(to) = to.filter(|to| !to.starts_with(&self.local.bounds_path)) {
+                        self.listing.links_out.insert(name.clone(), to);
                     }
-                    Found::Dir(_) => return Err(refused()),
-                },
+                    match found {
+                        Found::File(file) => self.file(name, os::id(&file).map_err(named)?)?,
+                        Found::Dir(inner) if self.local.links == Links::Own => {
+                            self.dir(&inner, &name)?;
+                        }
+                        Found::Dir(_) => return Err(refused()),
+                    }
+                }
                 Entry::Other => return Err(refused()),
             }
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bigsmall_format::internal::Shown;
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::model_index::ModelIndex;
+use crate::model_index::{IndexBytes, ModelIndex};
 use crate::names::{Role, SHARD, role};
 use crate::os;
 use crate::progress::{Progress, Stop};
@@ -63,7 +63,7 @@ struct Indexed {
 
 impl RemoteFolder for Indexed {
     fn names(&self, _most: u64) -> Result<Vec<String>> {
-        let (_, index) = ModelIndex::read(&self.open(&self.index)?)?;
+        let (_, index) = ModelIndex::read(&self.open(&self.index)?, &mut IndexBytes::default())?;
         let shards = index.shards().into_iter().map(str::to_owned);
         Ok(std::iter::once(self.index.clone()).chain(shards).collect())
     }

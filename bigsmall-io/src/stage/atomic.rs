@@ -359,6 +359,7 @@ impl AtomicDir {
     /// already.
     pub(crate) fn commit(self) -> Result<()> {
         let named = |e: io::Error| Error::from(e).in_file(&self.target);
+        os::set_made(&self.temp.path);
         os::rename_dir(&self.temp.path, &self.target, self.replace).map_err(|e| {
             match e.kind() {
                 io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {

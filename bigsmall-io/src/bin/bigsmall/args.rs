@@ -13,7 +13,10 @@ use clap_complete::Shell;
 #[derive(Parser, Debug)]
 #[command(name = "bigsmall", version, about, long_about = None)]
 #[command(after_help = "Exit codes: 0 done, 1 reading or writing failed, 2 wrong use, \
-3 the file is damaged, 4 the file or the machine is not supported, 5 a limit was exceeded.")]
+3 the file is damaged, 4 the file or the machine is not supported, 5 a limit was exceeded.
+
+BIGSMALL_RAISE_LIMITS=N in the environment makes the limits on lists, index files and metadata \
+N times as large.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -192,12 +195,15 @@ pub(crate) struct Compress {
     /// Store an MD5 of every tensor.
     #[arg(long)]
     pub(crate) md5: bool,
-    /// Replace an existing output. A folder is replaced only if the new one has all its files.
+    /// Replace an existing output. Of a folder, only what bigsmall has written there, unchanged.
     #[arg(long)]
     pub(crate) force: bool,
     /// Do all the work, but write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Begin even if the file system has too little free space for the files that are copied.
+    #[arg(long)]
+    pub(crate) ignore_free_space: bool,
     #[command(flatten)]
     pub(crate) folder: FolderArgs,
     /// Print the result as JSON.
@@ -219,7 +225,7 @@ pub(crate) struct Restore {
     /// Threads that decode; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Replace an existing output. A folder is replaced only if the new one has all its files.
+    /// Replace an existing output. Of a folder, only what bigsmall has written there, unchanged.
     #[arg(long)]
     pub(crate) force: bool,
     /// Refuse a shard that restores to this many times its bytes, or more.

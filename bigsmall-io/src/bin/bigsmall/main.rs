@@ -1,7 +1,5 @@
 //! The command `bigsmall`.
-#![cfg_attr(not(feature = "gemm"), forbid(unsafe_code))]
 
-#[cfg(feature = "gemm")]
 mod arch;
 mod args;
 mod bar;
@@ -39,6 +37,9 @@ fn main() -> ExitCode {
     let progress = Progress::default().on_warning(warn);
     let to_stdout = matches!(&cli.command, Command::Restore(a) if a.output.as_os_str() == "-");
     let result = signals::stop_on_signals(&progress).map_err(Error::from).and_then(|()| {
+        if arch::stdout_is_closed() && is_for_stdout(&cli.command) {
+            return Err(Error::new(ErrorKind::Io).in_file(STDOUT).found("it is closed"));
+        }
         let pool = pool(cli.command.threads())?;
         let text = bar::with_bar(&progress, || pool.install(|| run(cli.command, &progress)))?;
         if to_stdout {
@@ -63,6 +64,16 @@ fn main() -> ExitCode {
                 _ => 1,
             })
         }
+    }
+}
+
+/// Whether what a command prints is all that it is for.
+fn is_for_stdout(command: &Command) -> bool {
+    match command {
+        Command::Restore(a) => a.output.as_os_str() == "-",
+        Command::Inspect(a) => a.html.is_none(),
+        Command::Estimate(_) | Command::Bench(_) | Command::Completions { .. } => true,
+        _ => false,
     }
 }
 
@@ -104,6 +115,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .md5(a.md5)
                 .replace(a.force)
                 .dry_run(a.dry_run)
+                .ignore_free_space(a.ignore_free_space)
                 .folder(a.folder.options());
             options.bases = a.base;
             // A dry run does not use the output.
@@ -202,6 +214,22 @@ fn left_out(report: &Report) -> String {
     format!("left out {names}{more} ({hint})\n")
 }
 
+/// Which links led out of the folder, and where: what they lead to is in the output.
+fn links_out(report: &Report) -> String {
+    let mut out = String::new();
+    for (name, to) in report.links_out.iter().take(LINKS) {
+        out +=
+            &format!("{} is a link out of the folder, to {}\n", Shown::name(name), Shown::name(to));
+    }
+    if report.links_out.len() > LINKS {
+        out += &format!("and {} more links out of the folder\n", report.links_out.len() - LINKS);
+    }
+    out
+}
+
+/// The most links that are named.
+const LINKS: usize = 20;
+
 /// What was copied as it is, so that the ratio is not taken for that of the folder.
 fn copied(report: &Report) -> String {
     let Report { original_bytes, compressed_bytes, copied_files, copied_bytes, .. } = *report;
@@ -299,6 +327,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
             "copied_files": report.copied_files,
             "copied_bytes": report.copied_bytes,
             "left_out": report.left_out,
+            "links_out": report.links_out,
         });
         return json_line(&value);
     }
@@ -317,6 +346,7 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
     }
     out += &overhead(what, report);
     out += &left_out(report);
+    out += &links_out(report);
     out += &copied(report);
     out += &format!(
         "{what} {} <-> {}: {:.2} % in {seconds:.2} s ({:.2} GB/s)\n",

@@ -4,7 +4,7 @@
 //! from there as text only. The page's policy allows the one script and the one style that are
 //! named by their SHA-256.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bigsmall_format::internal::Shown;
@@ -99,7 +99,8 @@ struct Tensor<'a> {
     stored_as: &'static str,
     original: u64,
     stored: u64,
-    sample: Option<Sample>,
+    /// In a box: most tensors of a model of very many have none.
+    sample: Option<Box<Sample>>,
 }
 
 impl<'a> Tensor<'a> {
@@ -149,14 +150,16 @@ fn sample(model: &Checkpoint, tensors: &mut [Tensor<'_>], progress: &Progress) -
         room -= if fits { cost(i, blocks) } else { 0 };
         fits
     });
-    let places: Vec<Picked<'_>> = model.places().collect();
+    let wanted: HashSet<usize> = largest.iter().copied().collect();
+    let places: HashMap<usize, Picked<'_>> =
+        model.places().enumerate().filter(|(i, _)| wanted.contains(i)).collect();
     let one = |&i: &usize| match progress.is_cancelled() {
         true => Err(Error::new(ErrorKind::Cancelled)),
-        false => sample_one(model, &places[i], blocks),
+        false => sample_one(model, &places[&i], blocks),
     };
     let found = largest.par_iter().map(one).collect::<Result<Vec<Sample>>>()?;
     for (i, sample) in largest.into_iter().zip(found) {
-        tensors[i].sample = Some(sample);
+        tensors[i].sample = Some(Box::new(sample));
     }
     Ok(())
 }
@@ -268,14 +271,15 @@ fn data(model: &Checkpoint, name: &str, tensors: &[Tensor<'_>]) -> Result<Value>
 
     let mut layers: Vec<(&str, Vec<usize>)> = group(tensors.iter().map(|t| t.spec.name()));
     let of = |layer: &[usize]| Sums::of(layer.iter().map(|&i| &tensors[i]));
-    let sums: Vec<Sums> = layers.iter().map(|(_, layer)| of(layer)).collect();
+    let original_of = |layer: &[usize]| layer.iter().map(|&i| tensors[i].original).sum::<u64>();
     let lens = layers.iter().map(|(name, _)| name.len().min(200) + 120);
-    let shown = largest(sums.iter().map(|sums| sums.original), lens);
+    let shown = largest(layers.iter().map(|(_, layer)| original_of(layer)), lens);
     let mut rest = Vec::new();
     let mut rows = Vec::new();
     for (i, (name, layer)) in layers.iter_mut().enumerate() {
         if shown[i] {
-            rows.push((Shown::name(name).to_string(), *name, std::mem::take(layer), &sums[i]));
+            let sums = of(layer);
+            rows.push((Shown::name(name).to_string(), *name, std::mem::take(layer), sums));
         } else {
             rest.append(layer);
         }
@@ -381,6 +385,12 @@ fn largest(bytes: impl Iterator<Item = u64>, lens: impl Iterator<Item = usize>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    // M-11
+    fn a_tensor_without_a_sample_takes_little() {
+        assert!(size_of::<Tensor<'_>>() <= 56, "{}", size_of::<Tensor<'_>>());
+    }
 
     #[test]
     fn base64_is_that_of_everyone() {

@@ -12,6 +12,8 @@ use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use crate::error::Result;
+#[cfg(feature = "hub")]
+use crate::limits::{RAISE, raised};
 use crate::progress::Stop;
 use crate::source::file::REMOTE_THREADS;
 #[cfg(feature = "hub")]
@@ -28,7 +30,7 @@ const REDIRECTS: usize = 10;
 
 /// The most bytes of a text (a listing).
 #[cfg(feature = "hub")]
-const TEXT: u64 = 64 << 20;
+pub(crate) const TEXT: u64 = 64 << 20;
 
 /// Connections and options, shared by the files of a model.
 pub(crate) struct Client {
@@ -216,19 +218,20 @@ impl Client {
     /// Fetches a text.
     #[cfg(feature = "hub")]
     pub(crate) fn text(self: &Arc<Self>, url: &str) -> Result<String> {
-        let address = Address::new(url);
+        let (address, most) = (Address::new(url), raised(TEXT));
         let bytes = self.tried(move |client| {
             let answer = client.send(&address, Want::All)?;
             if answer.status() != 200 {
                 return Err(client.refusal(answer, "a text"));
             }
             let mut bytes = Vec::new();
-            let mut body = answer.into_body().into_reader().take(TEXT + 1);
+            let mut body = answer.into_body().into_reader().take(most.saturating_add(1));
             body.read_to_end(&mut bytes).map_err(cut)?;
             Ok(bytes)
         })?;
-        if bytes.len() as u64 > TEXT {
-            return Err(remote(format!("a text of at most {TEXT} bytes"), "a longer one"));
+        if bytes.len() as u64 > most {
+            let expected = format!("a text of at most {most} bytes {RAISE}");
+            return Err(remote(expected, "a longer one"));
         }
         String::from_utf8(bytes).map_err(|_| remote("a text in UTF-8", "other bytes"))
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::model_index::ModelIndex;
+use crate::model_index::{IndexBytes, ModelIndex};
 use crate::names::{INDEX, Role, SHARD, role};
 use crate::progress::Stop;
 use crate::source::file::Source;
@@ -39,7 +39,7 @@ struct Files {
 impl RemoteFolder for Files {
     /// At most as many as a model has shards: the index file is bounded.
     fn names(&self, _most: u64) -> Result<Vec<String>> {
-        let (_, index) = ModelIndex::read(&self.open(&self.index)?)?;
+        let (_, index) = ModelIndex::read(&self.open(&self.index)?, &mut IndexBytes::default())?;
         let shards = index.shards().into_iter().map(str::to_owned);
         Ok(std::iter::once(self.index.clone()).chain(shards).collect())
     }
