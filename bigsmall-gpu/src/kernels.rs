@@ -10,7 +10,7 @@ use crate::layout::Resident;
 pub(crate) enum Kernel {
     /// A product with a batch of up to 1, 2, 4 or 8 columns.
     Matvec { form: Resident, columns: u32 },
-    /// A product with a larger batch, in tiles of 16, 32 or 64 columns.
+    /// A product with a larger batch, in tiles of 32 or 64 columns.
     Gemm { form: Resident, columns: u32 },
     /// A product in tiles of 64 columns that uses cooperative matrices.
     Cooperative { form: Resident, unit: MatrixUnit },
@@ -106,7 +106,7 @@ pub(crate) const fn rows_of_a_group(columns: u32) -> u32 {
 }
 
 /// The tile widths, in columns, for which a tiled kernel exists.
-pub(crate) const TILE_COLUMNS: [u32; 3] = [16, 32, 64];
+pub(crate) const TILE_COLUMNS: [u32; 2] = [32, 64];
 
 const PARAMS: &str = include_str!("shaders/params.wgsl");
 const PLAIN: &str = include_str!("shaders/weights_plain.wgsl");
@@ -239,7 +239,6 @@ impl Kernel {
             }
             Kernel::Gemm { columns, .. } => {
                 parts.push(match columns {
-                    16 => include_str!("shaders/tile_16.wgsl"),
                     32 => include_str!("shaders/tile_32.wgsl"),
                     _ => include_str!("shaders/tile_64.wgsl"),
                 });

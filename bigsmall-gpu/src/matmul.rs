@@ -27,7 +27,8 @@ impl Plan {
             return Plan::Cooperative { unit };
         }
         let least = |sizes: &[u32]| sizes.iter().copied().find(|&n| n >= batch);
-        match least(&MATVEC_COLUMNS) {
+        // Up to 16 columns, two products of 8 take fewer instructions than a tile.
+        match least(&MATVEC_COLUMNS).or((batch <= 16).then_some(8)) {
             Some(columns) => Plan::Matvec { columns },
             None => Plan::Gemm { columns: least(&TILE_COLUMNS).unwrap_or(64) },
         }
@@ -118,6 +119,11 @@ impl Recorder<'_> {
         };
         for shard in &matrix.shards {
             let params = Params::new(matrix, shard).batch(batch, x_stride);
+            // The columns of one dispatch.
+            let at_once = match plan {
+                Plan::Matvec { columns } => columns as usize,
+                _ => batch,
+            };
             let grid = plan.grid(shard, batch, device)?;
             let (form, decoded) = match variant {
                 Variant::DecodeFirst if matrix.form != Resident::Plain => {
@@ -131,7 +137,10 @@ impl Recorder<'_> {
                 .chain((3..).zip(resident))
                 .chain(scales.as_ref().map(|b| (7, b)))
                 .collect();
-            self.dispatch(plan.kernel(form), &params, &bindings, grid)?;
+            for first in (0..batch).step_by(at_once) {
+                let params = params.part(first, at_once.min(batch - first));
+                self.dispatch(plan.kernel(form), &params, &bindings, grid)?;
+            }
         }
         Ok(())
     }

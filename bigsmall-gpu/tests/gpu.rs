@@ -510,7 +510,7 @@ fn products_equal_the_twin() {
         let tensor = encoded(&weights, rows, cols);
         for form in Resident::ALL {
             let loaded = gpu().upload_with(&tensor, &in_form(form)).unwrap();
-            for batch in [1, 3, 20] {
+            for batch in [1, 3, 12, 20] {
                 let x = model_x(batch * cols, 17);
                 let y = bits(&matmul(gpu(), &loaded, &x, batch));
                 let fmas: [fn(f32, f32, f32) -> f32; 2] = [fused, unfused];
@@ -518,7 +518,9 @@ fn products_equal_the_twin() {
                     let twin = Twin::new(&weights, rows, cols, twin_form(form), fma);
                     let expected: Vec<u32> = x
                         .chunks(cols)
-                        .flat_map(|x| bits(&if batch <= 8 { twin.matvec(x) } else { twin.gemm(x) }))
+                        .flat_map(|x| {
+                            bits(&if batch <= 16 { twin.matvec(x) } else { twin.gemm(x) })
+                        })
                         .collect();
                     *possible &= y == expected;
                 }

@@ -1,7 +1,8 @@
 // The sums of COLUMNS columns of y, kept in registers. `in_registers` in `kernels.rs` repeats each
 // line with a placeholder once per column, except for the first column. Compilers do not always
 // keep an array in registers when a loop indexes it, so there is one name per column instead.
-// Columns beyond the batch compute its last column again and are not stored.
+// A dispatch computes p.count columns, beginning with p.start. Columns beyond these compute the
+// last one again and are not stored.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
@@ -16,15 +17,15 @@ struct Sums {
 }
 
 fn multiply(c: ptr<function, Chains>, w: vec4<f32>, k4: u32) {
-  (*c).n0 = fma(w, x[k4], (*c).n0);
-  (*c).n{n} = fma(w, x[k4 + min({n}u, p.batch - 1u) * p.x_stride], (*c).n{n});
+  (*c).n0 = fma(w, x[k4 + p.start * p.x_stride], (*c).n0);
+  (*c).n{n} = fma(w, x[k4 + (p.start + min({n}u, p.count - 1u)) * p.x_stride], (*c).n{n});
 }
 
 // The same for two rows, which share x.
 fn multiply_two(a: ptr<function, Chains>, b: ptr<function, Chains>, wa: vec4<f32>, wb: vec4<f32>,
                 k4: u32) {
-  let x0 = x[k4];
-  let x{n} = x[k4 + min({n}u, p.batch - 1u) * p.x_stride];
+  let x0 = x[k4 + p.start * p.x_stride];
+  let x{n} = x[k4 + (p.start + min({n}u, p.count - 1u)) * p.x_stride];
   (*a).n0 = fma(wa, x0, (*a).n0);
   (*b).n0 = fma(wb, x0, (*b).n0);
   (*a).n{n} = fma(wa, x{n}, (*a).n{n});
@@ -55,8 +56,9 @@ fn fold(thread: u32, half: u32) {
 }
 
 fn store(thread: u32, row: u32) {
-  y[row] = partial[thread];
-  if ({n}u < p.batch) { y[{n}u * p.all_rows + row] = partial[{n}u * 256u + thread]; }
+  let at = p.start * p.all_rows + row;
+  y[at] = partial[thread];
+  if ({n}u < p.count) { y[at + {n}u * p.all_rows] = partial[{n}u * 256u + thread]; }
 }
 
 // Adds the sums of the 32 lanes of a row, and stores the results if the row exists. All threads

@@ -1,6 +1,6 @@
-// Y = W X for larger batches. Each workgroup of 256 threads computes a tile of 32 rows and 16, 32
-// or 64 columns. Each step (128 weights of 32 rows) is decoded once into workgroup memory. Then
-// each thread multiplies two rows with 1, 2 or 4 columns.
+// Y = W X for larger batches. Each workgroup of 256 threads computes a tile of 32 rows and 32 or
+// 64 columns. Each step (128 weights of 32 rows) is decoded once into workgroup memory. Then each
+// thread multiplies two rows with 2 or 4 columns.
 //
 // Order of the sums: chains of 16 products; 8 chains make a step; 16 steps (two blocks) make a
 // part; parts are added in order. The order depends only on the number of columns of the matrix.

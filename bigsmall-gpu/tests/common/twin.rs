@@ -391,7 +391,7 @@ impl Twin {
     pub fn chains(cols: usize, batch: usize) -> (usize, usize) {
         let shape = RowShape::new(cols);
         let blocks = shape.blocks + usize::from(shape.tail != 0);
-        if batch <= 8 {
+        if batch <= 16 {
             // Additions: steps, two to join the chains, blocks, segments. The lanes are partial
             // sums.
             (8 + 2 + blocks.min(SEGMENT_BLOCKS) + shape.segments, 32)

@@ -44,7 +44,7 @@ pub(super) fn bound(gpu: &Wgpu, k: usize, batch: usize) -> f64 {
     let blocks = k.div_ceil(1024);
     if gpu.cooperative() && batch > 32 {
         (16 + 16 + 16 + blocks.div_ceil(2) + 2 + 4) as f64
-    } else if batch <= 8 {
+    } else if batch <= 16 {
         (8 + 2 + blocks.min(16) + blocks.div_ceil(16) + 5 + 2) as f64
     } else {
         (16 + 8 + 16 + blocks.div_ceil(2) + 2) as f64
