@@ -142,13 +142,13 @@ impl Matrix {
 /// assert_eq!((a, b), ([50.0; 2], [100.0; 2]));
 /// # Ok::<(), bigsmall_tbe::Error>(())
 /// ```
-pub fn matmul_many<'a, W: Copy + Into<Factor<'a>>>(
+pub fn matmul_many<'a, W: Clone + Into<Factor<'a>>>(
     matrices: &[W],
     x: &[f32],
     batch: usize,
     y: &mut [&mut [f32]],
 ) -> Result<()> {
-    let rows: Vec<_> = matrices.iter().map(|w| (*w).into().0).collect();
+    let rows: Vec<_> = matrices.iter().map(|w| w.clone().into().0).collect();
     multiply(&rows, x, batch, y)
 }
 

@@ -1,15 +1,12 @@
-//! Generates tokens one after the other: submits the commands and reads the results back.
+//! Computes tokens one after the other.
 
 use std::time::Instant;
 
-use bigsmall_gpu::wgpu;
-
 use crate::Result;
-use crate::layers::Llama;
+use crate::backend::{Backend, Operations as _};
+use crate::model::Llama;
+use crate::sample::Sampler;
 use crate::weights::Stream;
-
-/// The number of tokens of a prompt that are computed at once.
-pub(crate) const BATCH: usize = 32;
 
 /// The result of [`Llama::generate`].
 pub(crate) struct Run {
@@ -19,39 +16,51 @@ pub(crate) struct Run {
     pub(crate) tokens_a_second: f64,
 }
 
-impl Llama<'_> {
-    /// Continues `prompt` by at most `n` tokens. Each is the most likely one.
-    pub(crate) fn generate(&mut self, prompt: &[u32], n: usize, logits: bool) -> Result<Run> {
-        let vocabulary = self.config.vocabulary;
-        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(format!("token {id}, expected tokens below {vocabulary}").into());
-        }
-        if prompt.is_empty() || prompt.len() + n > self.context {
-            return Err(
-                format!("{} and {n} tokens, expected 1 to {}", prompt.len(), self.context).into()
-            );
+/// The state of a text between two steps.
+pub(crate) struct Progress<B: Backend> {
+    /// Tokens that were computed.
+    pub(crate) position: usize,
+    /// The likeliest next token.
+    pub(crate) token: u32,
+    /// The commands of the next step, if they were recorded ahead.
+    commands: Option<B::Commands>,
+}
+
+impl<B: Backend> Llama<'_, B> {
+    /// Continues `prompt` by at most `n` tokens, which `sampler` chooses and `show` shows.
+    pub(crate) fn generate(
+        &mut self,
+        prompt: &[u32],
+        n: usize,
+        logits: bool,
+        sampler: &mut Sampler,
+        show: &mut dyn FnMut(u32) -> Result<()>,
+    ) -> Result<Run> {
+        if prompt.len() + n > self.context {
+            let (found, most) = (prompt.len(), self.context);
+            return Err(format!("{found} and {n} tokens, expected at most {most}").into());
         }
         let mut run = Run { tokens: Vec::new(), logits: Vec::new(), tokens_a_second: 0.0 };
-        let (mut position, mut token) = (0, 0);
-        for ids in prompt.chunks(BATCH) {
-            self.gpu.write_buffer(&self.vectors.ids, ids)?;
-            token = self.step(ids.len(), position, None)?.0;
-            position += ids.len();
-        }
-        let mut next = None;
+        let mut progress = self.read_prompt(prompt)?;
         let begin = Instant::now();
         while run.tokens.len() < n {
+            let values = match logits || !sampler.is_greedy() {
+                true => self.logits()?,
+                false => Vec::new(),
+            };
+            let token = match sampler.is_greedy() {
+                true => progress.token,
+                false => sampler.choose(&values),
+            };
             run.tokens.push(token);
+            show(token)?;
             if logits {
-                let mut values = vec![0u32; vocabulary];
-                self.gpu.read_buffer(&self.vectors.logits, &mut values)?;
-                run.logits.push(values);
+                run.logits.push(values.iter().map(|v| v.to_bits()).collect());
             }
             if self.config.ends.contains(&token) || run.tokens.len() == n {
                 break;
             }
-            (token, next) = self.step(1, position, next)?;
-            position += 1;
+            self.next(&mut progress, token)?;
         }
         // The first token is a result of the prompt.
         let steps = run.tokens.len().saturating_sub(1) as f64;
@@ -59,37 +68,67 @@ impl Llama<'_> {
         Ok(run)
     }
 
-    /// Computes `rows` tokens, which are in `ids` and begin at `position`. Returns the next token,
-    /// and the commands for the token after it. `commands` are the commands of this step, if they
-    /// were already recorded.
-    fn step(
-        &mut self,
-        rows: usize,
-        position: usize,
-        commands: Option<wgpu::CommandBuffer>,
-    ) -> Result<(u32, Option<wgpu::CommandBuffer>)> {
-        let mut token = [0u32];
+    /// Computes a prompt in batches.
+    pub(crate) fn read_prompt(&mut self, prompt: &[u32]) -> Result<Progress<B>> {
+        let vocabulary = self.config.vocabulary;
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(format!("token {id}, expected tokens below {vocabulary}").into());
+        }
+        if prompt.is_empty() || prompt.len() > self.context {
+            let (found, most) = (prompt.len(), self.context);
+            return Err(format!("{found} tokens, expected 1 to {most}").into());
+        }
+        let mut progress = Progress { position: 0, token: 0, commands: None };
+        for ids in prompt.chunks(B::BATCH) {
+            self.backend.write_ids(&self.vectors.ids, ids)?;
+            progress.commands = None;
+            self.step(&mut progress, ids.len())?;
+        }
+        Ok(progress)
+    }
+
+    /// Computes one token.
+    pub(crate) fn next(&mut self, progress: &mut Progress<B>, token: u32) -> Result<()> {
+        // The likeliest token is already where it is read.
+        if token != progress.token {
+            self.backend.write_ids(&self.vectors.ids, &[token])?;
+        }
+        self.step(progress, 1)
+    }
+
+    pub(crate) fn logits(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.config.vocabulary];
+        self.backend.read(&self.vectors.logits, &mut values)?;
+        Ok(values)
+    }
+
+    /// Computes `rows` tokens, which are in `ids`.
+    fn step(&mut self, progress: &mut Progress<B>, rows: usize) -> Result<()> {
+        let (position, after) = (progress.position, progress.position + rows);
+        let mut token = [0];
         if let Some(mut stream) = self.stream.take() {
             let done = self.step_streamed(rows, position, &mut stream, &mut token);
             self.stream = Some(stream);
-            return done.map(|()| (token[0], None));
+            done?;
+        } else {
+            let this = &*self;
+            let commands = match progress.commands.take() {
+                Some(commands) => commands,
+                None => this.record(rows, position)?,
+            };
+            let ahead = B::RECORDS_AHEAD && after < this.context;
+            let next = || ahead.then(|| this.record(1, after)).transpose();
+            progress.commands = this.backend.run(commands, &this.vectors.ids, &mut token, next)?;
         }
-        let this = &*self;
-        let commands = match commands {
-            Some(commands) => commands,
-            None => this.record(rows, position)?,
-        };
-        let after = position + rows;
-        let next = this.gpu.submit_and_read(commands, &this.vectors.ids, &mut token, || {
-            (after < this.context).then(|| this.record(1, after)).transpose()
-        })?;
-        Ok((token[0], next))
+        progress.token = token[0];
+        progress.position = after;
+        Ok(())
     }
 
-    fn record(&self, rows: usize, position: usize) -> bigsmall_gpu::Result<wgpu::CommandBuffer> {
-        self.gpu.record(|recorder| {
-            self.begin(recorder, rows, position)?;
-            self.finish(recorder, rows)
+    fn record(&self, rows: usize, position: usize) -> Result<B::Commands> {
+        self.backend.record(|r| {
+            self.begin(r, rows, position)?;
+            self.finish(r, rows)
         })
     }
 
@@ -97,31 +136,31 @@ impl Llama<'_> {
         &self,
         rows: usize,
         position: usize,
-        stream: &mut Stream,
+        stream: &mut Stream<B>,
         token: &mut [u32; 1],
     ) -> Result<()> {
-        let gpu = self.gpu;
-        gpu.submit(|recorder| self.begin(recorder, rows, position))?;
+        let (backend, ids) = (self.backend, &self.vectors.ids);
         let mut sent = match stream.sent.take() {
             Some(sent) => sent,
-            None => stream.send(gpu, 0)?,
+            None => backend.send(&stream.layers[0])?,
         };
         let first = self.resident.len();
         for i in 0..stream.layers.len() {
             let last = i + 1 == stream.layers.len();
-            let commands = gpu.record(|recorder| {
-                for (sent, place) in sent.iter().zip(&stream.place) {
-                    recorder.decode_ans_to(sent, &stream.scratch, place)?;
+            // The next layer is sent while this one is decoded and computed. So at most two are on
+            // their way.
+            let next = || backend.send(&stream.layers[(i + 1) % stream.layers.len()]);
+            let mut early = (!B::RECORDS_AHEAD).then(next).transpose()?;
+            let commands = backend.record(|r| {
+                if i == 0 {
+                    self.begin(r, rows, position)?;
                 }
-                let layer = &self.layers[first + i];
-                self.layer(recorder, layer, &stream.place, rows, position)?;
-                if last { self.finish(recorder, rows) } else { Ok(()) }
+                r.unpack(&sent, &stream.scratch, &stream.place)?;
+                self.layer(r, &self.layers[first + i], &stream.place, rows, position)?;
+                if last { self.finish(r, rows) } else { Ok(()) }
             })?;
-            // The next layer is sent while the device decodes and computes this one. So there are
-            // at most two sets of buffers.
-            let next = || Ok(stream.send(gpu, (i + 1) % stream.layers.len()));
             let read = if last { &mut token[..] } else { &mut [] };
-            sent = gpu.submit_and_read(commands, &self.vectors.ids, read, next)??;
+            sent = backend.run(commands, ids, read, || early.take().map_or_else(next, Ok))?;
         }
         stream.sent = Some(sent);
         Ok(())

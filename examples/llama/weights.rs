@@ -1,272 +1,219 @@
-//! Loads matrices from shards to the device. Decides which of them stay there, and which are sent
-//! for every token.
-
-use bigsmall_codec::Ans;
-use bigsmall_format::{Dtype, EncodedTensor, EncodingId, TensorSpec, encode_tensor};
-use bigsmall_gpu::{
-    AnsTensor, Heads, PreparedAns, Resident, UploadOptions, Wgpu, WgpuWeights, wgpu,
-};
-use bigsmall_io::Model;
-use half::{bf16, f16};
+//! Loads the weights of a model. Decides which of them stay in memory, and which are sent for every
+//! token.
 
 use crate::Result;
-use crate::config::Config;
-use crate::layers::{Layer, Llama, Vectors};
+use crate::backend::{Backend, Matrices, each_matrix};
+use crate::config::{Config, Heads, MATRICES};
+use crate::model::{Layer, Llama, Vectors};
+use crate::source::Source;
 
 /// Options for loading a model.
-pub(crate) struct Load {
-    /// The form of the matrices on the device. `None`: the smallest form.
-    pub(crate) form: Option<Resident>,
+pub(crate) struct Load<F> {
+    /// The form of the matrices. `None`: the one that suits the device.
+    pub(crate) form: Option<F>,
     /// The largest number of tokens, including the prompt.
     pub(crate) context: usize,
-    /// The largest number of bytes of the device's memory.
-    pub(crate) device_memory: Option<u64>,
+    /// The largest number of bytes of memory.
+    pub(crate) memory: Option<u64>,
 }
 
-/// The matrices of a layer.
-pub(crate) const MATRICES: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
-/// One value per matrix of a layer, in the order of [`MATRICES`].
-pub(crate) type Matrices<T> = [T; MATRICES.len()];
-
-/// Makes one value per matrix of a layer.
-fn each_matrix<T>(make: impl FnMut(usize) -> Result<T>) -> Result<Matrices<T>> {
-    let made = (0..MATRICES.len()).map(make).collect::<Result<Vec<T>>>()?;
-    made.try_into().map_err(|_| "a layer has seven matrices".into())
-}
-
-/// Layers that use the same memory of the device in turn.
-pub(crate) struct Stream {
-    /// The matrices of each layer, in the memory of the host.
-    pub(crate) layers: Vec<Matrices<PreparedAns>>,
+/// Layers that use the same memory in turn.
+pub(crate) struct Stream<B: Backend> {
+    pub(crate) layers: Vec<Matrices<B::Packed>>,
     /// The matrices to which the current layer is decoded.
-    pub(crate) place: Matrices<WgpuWeights>,
-    pub(crate) scratch: wgpu::Buffer,
+    pub(crate) place: Matrices<B::Matrix>,
+    pub(crate) scratch: B::Scratch,
+    scratch_bytes: u64,
     /// The matrices of the first layer, if they have already been sent.
-    pub(crate) sent: Option<Matrices<AnsTensor>>,
+    pub(crate) sent: Option<B::Sent>,
 }
 
-impl Stream {
-    /// Sends the matrices of layer `i` to the device.
-    pub(crate) fn send(&self, gpu: &Wgpu, i: usize) -> Result<Matrices<AnsTensor>> {
-        each_matrix(|which| Ok(gpu.send_ans(&self.layers[i][which])?))
-    }
-
-    /// Bytes of the device's memory: a decoded layer, one decoded matrix before it is packed, and
-    /// two layers in ANS form.
-    fn device_bytes(&self) -> u64 {
-        let sent = |layer: &Matrices<_>| layer.iter().map(PreparedAns::byte_len).sum();
+impl<B: Backend> Stream<B> {
+    /// Bytes of memory: a decoded layer, one decoded matrix before it is packed, and two layers on
+    /// their way.
+    fn byte_len(&self) -> u64 {
+        let sent = |layer: &Matrices<_>| layer.iter().map(B::packed_bytes).sum();
         let sent: u64 = self.layers.iter().map(sent).max().unwrap_or(0);
-        weights_len(&self.place) + self.scratch.size() + 2 * sent
+        bytes_of::<B>(&self.place) + self.scratch_bytes + 2 * sent
     }
 }
 
-fn weights_len<'a>(weights: impl IntoIterator<Item = &'a WgpuWeights>) -> u64 {
-    weights.into_iter().map(WgpuWeights::byte_len).sum()
+fn bytes_of<'a, B: Backend<Matrix: 'a>>(matrices: impl IntoIterator<Item = &'a B::Matrix>) -> u64 {
+    matrices.into_iter().map(B::matrix_bytes).sum()
 }
 
-impl<'a> Llama<'a> {
-    /// Loads the weights of `model` to the device.
+impl<'a, B: Backend> Llama<'a, B> {
     pub(crate) fn load(
-        gpu: &'a Wgpu,
-        model: &Model,
+        backend: &'a B,
+        source: &Source,
         config: &'a Config,
-        load: &Load,
+        load: &Load<B::Form>,
     ) -> Result<Self> {
         let context = load.context.max(1);
         if context > config.positions {
             let most = config.positions;
             return Err(format!("{context} tokens, the model takes at most {most}").into());
         }
-        let Heads { queries, keys, dim } = config.heads;
-        let (hidden, ffn) = (config.hidden, config.ffn);
-        let matrix = |name: &str, rows: usize, cols: usize| -> Result<EncodedTensor> {
-            let tensor = model.encoded(name)?;
-            check_shape(tensor.spec(), &[rows as u64, cols as u64])?;
-            Ok(tensor)
-        };
-        let upload = |tensor: &EncodedTensor| -> Result<WgpuWeights> {
-            Ok(gpu.upload_with(tensor, &UploadOptions::new().form(load.form))?)
-        };
-        let layer_matrix = |layer: usize, which: usize| {
-            let (rows, cols) = match which {
-                0 => (queries * dim, hidden),
-                1 | 2 => (keys * dim, hidden),
-                3 => (hidden, queries * dim),
-                4 | 5 => (ffn, hidden),
-                _ => (hidden, ffn),
-            };
-            matrix(&format!("model.layers.{layer}.{}.weight", MATRICES[which]), rows, cols)
-        };
-        let vocabulary = config.vocabulary;
-        let head = match config.tied {
-            true => None,
-            false => Some(upload(&matrix("lm_head.weight", vocabulary, hidden)?)?),
+        let Heads { keys, dim, .. } = config.heads;
+        let (hidden, vocabulary) = (config.hidden, config.vocabulary);
+        let outer =
+            |name: &str| backend.matrix(&source.matrix(name, [vocabulary, hidden])?, load.form);
+        let name =
+            |layer: usize, which: usize| format!("model.layers.{layer}.{}.weight", MATRICES[which]);
+        let vector = |name: &str, n: usize, copies: usize| -> Result<B::Vector> {
+            let values = source.vector(name, n)?.repeat(copies);
+            let vector = backend.vector(values.len())?;
+            backend.write(&vector, &values)?;
+            Ok(vector)
         };
         let layers = (0..config.layers).map(|layer| {
-            let norm = |part: &str| {
-                norm(gpu, model, &format!("model.layers.{layer}.{part}.weight"), hidden)
+            let part = |part: &str, n: usize, copies: usize| {
+                vector(&format!("model.layers.{layer}.{part}"), n, copies)
             };
-            let kept = || gpu.new_buffer(context * keys * dim);
+            let head_norms = || -> Result<_> {
+                Ok([
+                    part("self_attn.q_norm.weight", dim, 1)?,
+                    part("self_attn.k_norm.weight", dim, 1)?,
+                ])
+            };
+            let bias = |which: usize| {
+                let name = format!("{}.bias", MATRICES[which]);
+                let bias = || part(&name, config.shape(which)[0], B::BATCH);
+                config.biases[which].then(bias).transpose()
+            };
+            let kept = || backend.vector(context * keys * dim);
             Ok(Layer {
-                norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
+                norms: [
+                    part("input_layernorm.weight", hidden, 1)?,
+                    part("post_attention_layernorm.weight", hidden, 1)?,
+                ],
+                head_norms: config.qk_norm.then(head_norms).transpose()?,
+                biases: each_matrix(bias)?,
                 keys: kept()?,
                 values: kept()?,
             })
         });
         let mut llama = Llama {
-            gpu,
+            backend,
             config,
             context,
-            embedding: upload(&matrix("model.embed_tokens.weight", vocabulary, hidden)?)?,
-            head,
-            norm: norm(gpu, model, "model.norm.weight", hidden)?,
+            embedding: outer("model.embed_tokens.weight")?,
+            head: (!config.tied).then(|| outer("lm_head.weight")).transpose()?,
+            norm: vector("model.norm.weight", hidden, 1)?,
             layers: layers.collect::<Result<_>>()?,
             resident: Vec::new(),
             stream: None,
-            vectors: Vectors::new(gpu, config, context)?,
+            vectors: Vectors::new(backend, config, context)?,
         };
-        let Some(limit) = load.device_memory else {
-            for layer in 0..config.layers {
-                llama.resident.push(each_matrix(|which| upload(&layer_matrix(layer, which)?))?);
-            }
+        if let Some(limit) = load.memory {
+            let pack = |layer| {
+                each_matrix(|which| backend.pack(source, &name(layer, which), config.shape(which)))
+            };
+            let packed = (0..config.layers).map(pack).collect::<Result<Vec<_>>>()?;
+            llama.keep_what_fits(packed, limit, load.form)?;
             return Ok(llama);
-        };
-        // In ANS form on the host. From there they are sent to the device once, or for every token.
-        let prepare = |layer| {
-            each_matrix(|which| Ok(PreparedAns::new(to_ans(layer_matrix(layer, which)?)?)?))
-        };
-        let prepared = (0..config.layers).map(prepare).collect::<Result<Vec<_>>>()?;
-        llama.keep_what_fits(prepared, limit, upload)?;
+        }
+        for layer in 0..config.layers {
+            let matrix = |which| {
+                let tensor = source.matrix(&name(layer, which), config.shape(which))?;
+                backend.matrix(&tensor, load.form)
+            };
+            llama.resident.push(each_matrix(matrix)?);
+        }
         Ok(llama)
     }
 
-    /// Uploads the first layers, as many as fit. The others are streamed.
+    /// Keeps the first layers, as many as fit. The others are streamed.
     fn keep_what_fits(
         &mut self,
-        mut prepared: Vec<Matrices<PreparedAns>>,
+        mut packed: Vec<Matrices<B::Packed>>,
         limit: u64,
-        upload: impl Fn(&EncodedTensor) -> Result<WgpuWeights>,
+        form: Option<B::Form>,
     ) -> Result<()> {
-        let Some(layer) = prepared.first() else { return Ok(()) };
-        let place = each_matrix(|which| {
-            let spec = layer[which].tensor().spec();
-            let (rows, cols) = (spec.shape()[0] as usize, spec.shape()[1] as usize);
-            Ok(self.gpu.new_plain(spec.name(), rows, cols)?)
-        })?;
-        let largest = prepared.iter().flatten().map(|m| m.tensor().spec().byte_len()).max();
-        let scratch = self.gpu.new_buffer(largest.unwrap_or(0).div_ceil(4) as usize)?;
+        if packed.is_empty() {
+            return Ok(());
+        }
+        let (backend, config) = (self.backend, self.config);
+        let place = each_matrix(|which| backend.place(MATRICES[which], config.shape(which)))?;
+        let largest =
+            (0..MATRICES.len()).map(|which| config.shape(which).iter().product::<usize>());
+        let (scratch, scratch_bytes) = backend.scratch(2 * largest.max().unwrap_or(0) as u64)?;
         // The memory that streaming takes decides how many layers can be kept, so begin as if all
         // of them were streamed.
-        let mut guess = weights_len(&place);
-        let mut stream = Stream { layers: prepared, place, scratch, sent: None };
-        let streaming = stream.device_bytes();
-        prepared = std::mem::take(&mut stream.layers);
-        while let Some(layer) = prepared.first() {
-            let left = prepared.len() as u64;
-            let used = self.device_bytes();
+        let mut guess = bytes_of::<B>(&place);
+        let mut stream = Stream { layers: packed, place, scratch, scratch_bytes, sent: None };
+        let streaming = stream.byte_len();
+        packed = std::mem::take(&mut stream.layers);
+        while let Some(layer) = packed.first() {
+            let left = packed.len() as u64;
+            let used = self.byte_len();
             let all_fit = used + left * guess <= limit;
             if !all_fit && used + guess + streaming > limit {
                 break;
             }
-            let matrices = each_matrix(|which| upload(layer[which].tensor()))?;
-            guess = weights_len(&matrices);
+            let matrices =
+                each_matrix(|which| backend.matrix(&B::packed_tensor(&layer[which])?, form))?;
+            guess = bytes_of::<B>(&matrices);
             self.resident.push(matrices);
-            prepared.remove(0);
+            packed.remove(0);
         }
-        if prepared.is_empty() {
+        if packed.is_empty() {
             return Ok(());
         }
-        let needed = self.device_bytes() + streaming;
+        let needed = self.byte_len() + streaming;
         if needed > limit {
-            return Err(format!("{needed} bytes on the device are needed, {limit} allowed").into());
+            return Err(format!("{needed} bytes of memory are needed, {limit} allowed").into());
         }
-        // Finds the damage that only decoding can detect, once and not for every token.
-        for matrix in prepared.iter().flatten() {
-            let sent = self.gpu.send_ans(matrix)?;
-            self.gpu.submit(|r| r.decode_ans(&sent, &stream.scratch))?;
-            self.gpu.check_ans(&sent)?;
+        for matrix in packed.iter().flatten() {
+            backend.check(matrix, &stream.scratch)?;
         }
-        stream.layers = prepared;
+        stream.layers = packed;
         self.stream = Some(stream);
         Ok(())
     }
 
-    /// The largest number of bytes that are used of the device's memory.
-    pub(crate) fn device_bytes(&self) -> u64 {
-        let kept =
-            |l: &Layer| l.norms[0].size() + l.norms[1].size() + l.keys.size() + l.values.size();
+    /// The largest number of bytes of memory that are used.
+    pub(crate) fn byte_len(&self) -> u64 {
+        let kept = |layer: &Layer<B>| {
+            let Layer { norms, head_norms, biases, keys, values } = layer;
+            let some = head_norms.iter().flatten().chain(biases.iter().flatten());
+            norms.iter().chain(some).chain([keys, values]).map(B::vector_bytes).sum::<u64>()
+        };
         let layers: u64 = self.layers.iter().map(kept).sum();
-        let stream = self.stream.as_ref().map_or(0, Stream::device_bytes);
-        weights_len(self.matrices()) + layers + stream + self.norm.size() + self.vectors.byte_len()
+        let stream = self.stream.as_ref().map_or(0, Stream::byte_len);
+        self.matrix_bytes()
+            + layers
+            + stream
+            + B::vector_bytes(&self.norm)
+            + self.vectors.byte_len()
     }
 
-    /// The matrices that stay on the device.
-    fn matrices(&self) -> impl Iterator<Item = &WgpuWeights> {
+    /// Bytes of the matrices that stay in memory.
+    pub(crate) fn matrix_bytes(&self) -> u64 {
         let outer = [Some(&self.embedding), self.head.as_ref()].into_iter().flatten();
-        outer.chain(self.resident.iter().flatten())
+        bytes_of::<B>(outer.chain(self.resident.iter().flatten()))
     }
 
     /// A description in one line, for the user.
     pub(crate) fn describe(&self) -> String {
-        let plain: u64 = self.matrices().map(|m| 2 * (m.rows() * m.cols()) as u64).sum();
-        let compressed = weights_len(self.matrices());
+        let config = self.config;
+        let of_layer: usize =
+            (0..MATRICES.len()).map(|i| config.shape(i).iter().product::<usize>()).sum();
+        let outer = (1 + usize::from(self.head.is_some())) * config.vocabulary * config.hidden;
+        let plain = 2 * (outer + self.resident.len() * of_layer) as u64;
+        let bytes = self.matrix_bytes();
         let mut text = format!(
-            "{} of {} layers resident, matrices in {compressed} bytes, plain {plain} ({:.1} %); \
-             {} bytes of the device in use",
+            "{} of {} layers resident, matrices in {bytes} bytes, plain {plain} ({:.1} %); \
+             {} bytes of memory in use",
             self.resident.len(),
-            self.config.layers,
-            100.0 * compressed as f64 / plain.max(1) as f64,
-            self.device_bytes()
+            config.layers,
+            100.0 * bytes as f64 / plain.max(1) as f64,
+            self.byte_len()
         );
         if let Some(stream) = &self.stream {
-            let bytes: u64 = stream.layers.iter().flatten().map(PreparedAns::byte_len).sum();
-            text += &format!("; {} layers in {bytes} bytes on the host", stream.layers.len());
+            let bytes: u64 = stream.layers.iter().flatten().map(B::packed_bytes).sum();
+            text += &format!("; {} layers of {bytes} bytes are streamed", stream.layers.len());
         }
         text
     }
-}
-
-fn check_shape(spec: &TensorSpec, expected: &[u64]) -> Result<()> {
-    if spec.shape() == expected {
-        return Ok(());
-    }
-    let (name, found) = (spec.name(), spec.shape());
-    Err(format!("{name}: the shape is {found:?}, config.json says {expected:?}").into())
-}
-
-/// The weights of a norm as f32 on the device.
-fn norm(gpu: &Wgpu, model: &Model, name: &str, n: usize) -> Result<wgpu::Buffer> {
-    let tensor = model.tensor(name)?;
-    check_shape(tensor.spec(), &[n as u64])?;
-    let two = |f: fn([u8; 2]) -> f32| tensor.bytes().as_chunks().0.iter().map(|b| f(*b)).collect();
-    let values: Vec<f32> = match tensor.spec().dtype() {
-        Dtype::BF16 => two(|b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => two(|b| f16::from_le_bytes(b).to_f32()),
-        Dtype::F32 => tensor.bytes().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        other => return Err(format!("{name}: {other} is not supported for a norm").into()),
-    };
-    let buffer = gpu.new_buffer(n)?;
-    gpu.write_buffer(&buffer, &values)?;
-    Ok(buffer)
-}
-
-/// The tensor in ANS form.
-fn to_ans(tensor: EncodedTensor) -> Result<EncodedTensor> {
-    if tensor.encoding() == EncodingId::Ans {
-        return Ok(tensor);
-    }
-    let spec = tensor.spec();
-    let mut bytes = vec![0; spec.byte_len() as usize];
-    let from = bigsmall_io::encoding(tensor.encoding())?;
-    tensor.decode_bytes(from, 0..spec.byte_len(), &mut bytes)?;
-    Ok(encode_tensor(&Ans::default(), spec, &bytes)?)
 }
