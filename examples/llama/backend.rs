@@ -79,7 +79,7 @@ pub(crate) trait Backend {
     fn packed_bytes(packed: &Self::Packed) -> u64;
     /// A matrix that [`Operations::unpack`] writes.
     fn place(&self, name: &str, shape: [usize; 2]) -> Result<Self::Matrix>;
-    /// Memory for decoding matrices of up to so many bytes.
+    /// Memory for decoding matrices of at most the given number of bytes.
     fn scratch(&self, bytes: u64) -> Result<(Self::Scratch, u64)>;
     /// Finds damage that only decoding can detect.
     fn check(&self, packed: &Self::Packed, scratch: &Self::Scratch) -> Result<()>;
