@@ -2,6 +2,7 @@
 
 use bigsmall_format::{Result, Rule};
 
+use super::values::Word;
 use crate::bits::check_end;
 
 /// Takes bits out of bytes. Beyond the end there are zeros; [`finish`](Bits::finish) refuses them.
@@ -50,6 +51,12 @@ impl<'a> Bits<'a> {
             return low | self.pull_word(n - 32) << 32;
         }
         self.pull_word(n)
+    }
+
+    /// The next `n` bits, at most 56 or as many as a unit has.
+    #[inline(always)]
+    pub(crate) fn pull_of<W: Word>(&mut self, n: u32) -> u64 {
+        if W::BITS > 56 { self.pull(n) } else { self.pull_word(n) }
     }
 
     /// The next `n` bits, at most 56.

@@ -54,6 +54,7 @@ fn join_units<W: Word>(
     let values: &mut [W] = bytemuck::cast_slice_mut(values);
     let mut lows = parts.lows;
     let mut bits = Bits::new(parts.extra);
+    let large: [Large; 64] = std::array::from_fn(|symbol| Large::of(head, symbol as u32));
     let groups = parts.symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
     for ((symbols, values), &id) in groups.zip(parts.group_tables) {
         let table = &head.tables[usize::from(id)];
@@ -69,39 +70,57 @@ fn join_units<W: Word>(
         {
             let logs = at_least(symbols, head.n_near());
             if logs != 0 {
-                add_extra(head, table.shift, (symbols, logs), &mut bits, values);
+                add_extra(&large, table.shift, (symbols, logs), &mut bits, values);
             }
         }
     }
     bits.finish(Rule::DeltaBlock)
 }
 
-/// Replaces the symbols of logarithms, those at the set bits of `which`: they were taken for near
-/// values.
+/// What a symbol that is no near value stands for: a number of extra bits, added to or subtracted
+/// from a first step.
+#[derive(Clone, Copy)]
+struct Large {
+    /// Extra bits; `u32::MAX` for all bits of a step.
+    n: u32,
+    /// The first step, less the symbol itself.
+    first: u64,
+    /// All ones if the bits are subtracted.
+    minus: u64,
+}
+
+impl Large {
+    fn of(head: &Head, symbol: u32) -> Large {
+        let (near, logs) = (head.n_near(), head.n_logs());
+        let log = symbol.wrapping_sub(near);
+        let (n, first, minus) = match log {
+            // Behind the last symbol there is none.
+            _ if log >= 2 * logs - 1 => (u32::MAX, 0, 0),
+            _ if log < logs => (log, u64::from(near) - 1 + (1 << log), 0),
+            _ => (log - logs, (1u64 << (log - logs)).wrapping_neg(), u64::MAX),
+        };
+        Large { n, first: first.wrapping_sub(u64::from(symbol)), minus }
+    }
+}
+
+/// Replaces the symbols that are no near values, those at the set bits of `which`: they were taken
+/// for near values.
 #[inline(always)]
 fn add_extra<W: Word>(
-    head: &Head,
+    large: &[Large; 64],
     shift: u32,
     (symbols, mut which): (&[u8; 32], u32),
     bits: &mut Bits<'_>,
     values: &mut [W; 32],
 ) {
-    let (near, logs) = (head.n_near(), head.n_logs());
     while which != 0 {
         let i = which.trailing_zeros() as usize;
         which &= which - 1;
-        let (symbol, value) = (u32::from(symbols[i]), &mut values[i]);
-        let log = symbol - near;
-        let y = if log == 2 * logs - 1 {
-            bits.pull(W::BITS - shift)
-        } else if log < logs {
-            let a = 1 << log | bits.pull(log);
-            u64::from(near) - 1 + a
-        } else {
-            let a = 1 << (log - logs) | bits.pull(log - logs);
-            a.wrapping_neg()
-        };
-        *value = value.plus_shifted(y.wrapping_sub(u64::from(symbol)), shift);
+        // Without branches: which symbol comes next cannot be predicted.
+        let Large { n, first, minus } = large[usize::from(symbols[i] & 63)];
+        let extra = bits.pull_of::<W>(if n == u32::MAX { W::BITS - shift } else { n });
+        let y = first.wrapping_add((extra ^ minus).wrapping_sub(minus));
+        values[i] = values[i].plus_shifted(y, shift);
     }
 }
 

@@ -68,16 +68,16 @@ impl Sample {
         reserve(&mut self.exponents, n)?;
         reserve(&mut self.differences, n)?;
         reserve(&mut self.turned, n)?;
-        let mut changed = 0;
-        let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
-        for (unit, base) in pairs {
-            let (unit, base) = (W::read(unit), W::read(base));
-            let difference = W::difference(base, unit, field.is_float()).above(W::default());
-            changed += usize::from(difference != 0);
-            self.exponents.push(base.exponent(field));
-            self.differences.push(difference);
-            self.turned.push(W::turned(base, unit, field.is_float()).to_u64());
-        }
+        let is_float = field.is_float();
+        let bases = base.chunks_exact(size_of::<W>()).map(W::read);
+        let pairs = || units.chunks_exact(size_of::<W>()).map(W::read).zip(bases.clone());
+        // One after the other, so that each loop is one of vectors.
+        self.exponents.extend(bases.clone().map(|base| base.exponent(field)));
+        self.differences.extend(
+            pairs().map(|(unit, base)| W::difference(base, unit, is_float).above(W::default())),
+        );
+        self.turned.extend(pairs().map(|(unit, base)| W::turned(base, unit, is_float).to_u64()));
+        let changed = pairs().filter(|(unit, base)| unit != base).count();
         self.ends.push(self.exponents.len());
         self.most_changed = self.most_changed.max(changed);
         Ok(())
@@ -178,23 +178,28 @@ impl Candidate {
             std::array::from_fn(|y| symbol_of(y as i64 - 128, NEAR_SYMBOLS, LOGS).0);
         for (class, table) in (0..n as u8).zip(&self.tables) {
             let lo = W::from_u64(table.lo);
-            let turned = self.modes >> class & 1 == 1;
+            let values = match self.modes >> class & 1 {
+                0 => bytemuck::cast_slice(&sample.differences),
+                _ => &sample.turned[..],
+            };
             let (mut symbols, mut total) = (Vec::new(), 0u64);
             let mut begin = 0;
             for &end in &sample.ends {
                 let whole = symbols.len();
-                for i in begin..end {
-                    if self.classes.of(sample.exponents[i]) == class {
-                        let value =
-                            if turned { sample.turned[i] } else { sample.differences[i] as u64 };
-                        let y = W::from_u64(value).above(lo) >> table.shift;
-                        symbols.push(match small.get((y as usize).wrapping_add(128)) {
-                            Some(&symbol) => symbol,
-                            None => symbol_of(y, NEAR_SYMBOLS, LOGS).0,
-                        });
-                        total += 1;
-                    }
+                symbols.resize(whole + end - begin, 0);
+                let mut n = whole;
+                for (&value, &exponent) in values[begin..end].iter().zip(&sample.exponents[begin..])
+                {
+                    let y = W::from_u64(value).above(lo) >> table.shift;
+                    symbols[n] = match small.get((y as usize).wrapping_add(128)) {
+                        Some(&symbol) => symbol,
+                        None => symbol_of(y, NEAR_SYMBOLS, LOGS).0,
+                    };
+                    // The next one takes the place of one of another class.
+                    n += usize::from(self.classes.of(exponent) == class);
                 }
+                total += (n - whole) as u64;
+                symbols.truncate(n);
                 begin = end;
                 // Whole segments alone.
                 symbols.truncate(whole + (symbols.len() - whole) / SHORT_SEGMENT * SHORT_SEGMENT);

@@ -22,10 +22,8 @@ struct Coder {
     lo: u64,
     /// For each symbol whether the table codes it.
     coded: [bool; 64],
-    /// Whether it codes all near values.
-    all_near: bool,
-    /// For each step above `lo`, at most 255, whether it needs more than its symbol.
-    is_outside: [u8; 256],
+    /// The near values that it does not code, a bit for each.
+    not_coded: u32,
     /// What it costs, with its extra bits and the shifted ones, in 2^-8 bits.
     cost: [u32; 64],
 }
@@ -175,10 +173,8 @@ impl Coder {
             cost[s] = if f > 0 { u32::from(bits) + (extra << 8) } else { OUTSIDE_COST };
             cost[s] += table.shift << 8;
         }
-        let all_near = coded[..near as usize].iter().all(|&coded| coded);
-        let is_outside =
-            std::array::from_fn(|step| u8::from(step >= near as usize || !coded[step & 63]));
-        Coder { shift: table.shift, lo: table.lo, coded, all_near, is_outside, cost }
+        let not_coded = (0..near).filter(|&s| !coded[s as usize]).map(|s| 1 << s).sum();
+        Coder { shift: table.shift, lo: table.lo, coded, not_coded, cost }
     }
 
     /// How often each symbol stands for one of the values.
@@ -230,13 +226,12 @@ impl Coder {
             values.as_chunks::<32>().0.iter().zip(symbols.as_chunks_mut::<32>().0)
         {
             W::steps(values, lo, self.shift, symbols);
-            let mut outside = if self.all_near {
-                at_least(symbols, near)
-            } else {
-                symbols.iter().rev().fold(0, |outside, &symbol| {
-                    outside << 1 | u32::from(self.is_outside[usize::from(symbol)])
-                })
-            };
+            let mut outside = at_least(symbols, near);
+            if self.not_coded != 0 {
+                for (i, &symbol) in symbols.iter().enumerate() {
+                    outside |= (self.not_coded >> (symbol & 31) & 1) << i;
+                }
+            }
             while outside != 0 {
                 let i = outside.trailing_zeros() as usize;
                 outside &= outside - 1;
