@@ -4,8 +4,9 @@ use std::fmt;
 use std::io::{self, Write};
 
 use bigsmall_format::internal::Shown;
+use serde_core::Deserializer;
 use serde_core::Serialize;
-use serde_core::de::{DeserializeSeed, Visitor};
+use serde_core::de::{DeserializeSeed, Error, MapAccess, Visitor};
 use serde_json::ser::Formatter;
 
 /// A line of JSON. What a terminal would not show as it is, is escaped: every parser of JSON reads
@@ -49,7 +50,7 @@ pub(crate) struct Text<F>(pub(crate) F);
 impl<'de, T, F: FnOnce(&str) -> Result<T, String>> DeserializeSeed<'de> for Text<F> {
     type Value = T;
 
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<T, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<T, D::Error> {
         d.deserialize_str(self)
     }
 }
@@ -61,8 +62,71 @@ impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
         f.write_str("a string")
     }
 
-    fn visit_str<E: serde_core::de::Error>(self, text: &str) -> Result<T, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
         (self.0)(text).map_err(E::custom)
+    }
+}
+
+/// What is read of a JSON object. Nothing else of it is kept: a text of others can have millions of
+/// values, each of which would take far more memory than its text.
+pub(crate) trait Fields {
+    /// What errors say was expected.
+    const EXPECTED: &'static str;
+
+    /// Takes the value of a key from `map`.
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// An object.
+pub(crate) struct Object<'a, T>(pub(crate) &'a mut T);
+
+impl<'de, T: Fields> DeserializeSeed<'de> for Object<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Fields> Visitor<'de> for Object<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            self.0.field(&key, &mut map)?;
+        }
+        Ok(())
+    }
+}
+
+/// An object, or `null`, which has no fields.
+pub(crate) struct OrNull<'a, T>(pub(crate) Object<'a, T>);
+
+impl<'de, T: Fields> DeserializeSeed<'de> for OrNull<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_option(self)
+    }
+}
+
+impl<'de, T: Fields> Visitor<'de> for OrNull<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} or null", T::EXPECTED)
+    }
+
+    fn visit_none<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        self.0.deserialize(d)
     }
 }
 

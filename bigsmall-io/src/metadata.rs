@@ -1,13 +1,12 @@
 //! The `__metadata__` of safetensors headers.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use bigsmall_format::Rule;
-use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_core::de::{DeserializeSeed as _, IgnoredAny, MapAccess};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::json::Text;
+use crate::json::{Fields, Object, OrNull};
 use crate::limits::{RAISE, raised};
 
 /// The most entries of one file's metadata: as many as a file has tensors.
@@ -19,91 +18,51 @@ const MAX_KEYS: u64 = 1 << 20;
 /// [`ErrorKind::MetadataTooLarge`] for more than 1,048,576 keys; [`Rule::HeaderSyntax`], which no
 /// parsed header has.
 pub fn metadata(header_json: &[u8]) -> Result<BTreeMap<String, String>> {
-    let mut found = Found::default();
+    let mut found = Found { most: raised(MAX_KEYS), ..Found::default() };
     let mut de = serde_json::Deserializer::from_slice(header_json);
-    let parsed = Top(&mut found).deserialize(&mut de);
-    if found.n_keys > raised(MAX_KEYS) {
+    let parsed = Object(&mut found).deserialize(&mut de);
+    if found.n_keys > found.most {
         return Err(Error::new(ErrorKind::MetadataTooLarge)
-            .expected(format!("at most {} keys {RAISE}", raised(MAX_KEYS)))
+            .expected(format!("at most {} keys {RAISE}", found.most))
             .found(found.n_keys));
     }
     parsed.map_err(|e| Error::new(Rule::HeaderSyntax).caused_by(e))?;
     Ok(found.entries)
 }
 
+/// The header.
 #[derive(Default)]
 struct Found {
     entries: BTreeMap<String, String>,
     n_keys: u64,
+    most: u64,
 }
 
-/// The whole header.
-struct Top<'a>(&'a mut Found);
+impl Fields for Found {
+    const EXPECTED: &'static str = "an object";
 
-impl<'de> DeserializeSeed<'de> for Top<'_> {
-    type Value = ();
-
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Top<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(is_metadata) =
-            map.next_key_seed(Text(|key: &str| Ok(key == "__metadata__")))?
-        {
-            match is_metadata {
-                true => map.next_value_seed(Strings(self.0))?,
-                false => drop(map.next_value::<IgnoredAny>()?),
-            }
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "__metadata__" => map.next_value_seed(OrNull(Object(&mut Strings(self)))),
+            _ => map.next_value::<IgnoredAny>().map(drop),
         }
-        Ok(())
     }
 }
 
-/// An object of strings, or `null`.
+/// The metadata.
 struct Strings<'a>(&'a mut Found);
 
-impl<'de> DeserializeSeed<'de> for Strings<'_> {
-    type Value = ();
+impl Fields for Strings<'_> {
+    const EXPECTED: &'static str = "an object of strings";
 
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strings<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of strings")
-    }
-
-    fn visit_unit<E: serde_core::de::Error>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let most = raised(MAX_KEYS);
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        let value: String = map.next_value()?;
         // Counted before they are kept.
-        while let Some(key) = map.next_key_seed(Text(|key: &str| Ok(key.to_owned())))? {
-            let value: String = map.next_value()?;
-            self.0.n_keys += 1;
-            if self.0.n_keys <= most {
-                self.0.entries.insert(key, value);
-            }
+        self.0.n_keys += 1;
+        if self.0.n_keys <= self.0.most {
+            self.0.entries.insert(key.to_owned(), value);
         }
-        match self.0.n_keys <= most {
-            true => Ok(()),
-            false => Err(A::Error::custom("too many keys")),
-        }
+        Ok(())
     }
 }
 

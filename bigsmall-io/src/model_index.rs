@@ -2,15 +2,14 @@
 //! `model.bs.index.json`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::{len_of, read_at, zeroed};
 use bigsmall_format::{Limits, ReadAt, TensorSpec};
-use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_core::de::{DeserializeSeed as _, Error as _, IgnoredAny, MapAccess};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
-use crate::json::Text;
+use crate::json::{Fields, Object, Text};
 use crate::limits::{RAISE, raised};
 use crate::source::listing::check_name;
 
@@ -34,8 +33,8 @@ impl IndexBytes {
     }
 }
 
-/// Which shard contains which tensor. It takes no more memory than its text, and 12 bytes for each
-/// tensor.
+/// Which shard contains which tensor. It takes the names of tensors and shards, and 12 bytes for
+/// each tensor.
 #[derive(Debug, Default)]
 pub(crate) struct ModelIndex {
     /// The names of all tensors, one behind the other.
@@ -68,13 +67,16 @@ impl ModelIndex {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut building = Building::default();
         let mut de = serde_json::Deserializer::from_str(text);
-        let parsed = Top(&mut building).deserialize(&mut de).and_then(|()| de.end());
+        let parsed = Object(&mut building).deserialize(&mut de).and_then(|()| de.end());
         if building.too_many {
             return Err(Error::new(ErrorKind::TooManyShards)
                 .expected(format!("at most {MAX_SHARDS}"))
                 .found(format!("{} or more", MAX_SHARDS + 1)));
         }
         parsed.map_err(|e| wrong(e.to_string()))?;
+        if !building.has_map {
+            return Err(wrong("there is no weight_map".into()));
+        }
         building.index.sorted()
     }
 
@@ -188,6 +190,7 @@ impl ModelIndex {
 struct Building {
     index: ModelIndex,
     places: HashMap<String, u32>,
+    has_map: bool,
     too_many: bool,
 }
 
@@ -282,63 +285,30 @@ fn wrong(found: String) -> Error {
     Error::new(ErrorKind::ModelIndex).found(found)
 }
 
-/// The whole file: an object that has a `weight_map`.
-struct Top<'a>(&'a mut Building);
+/// The whole file.
+impl Fields for Building {
+    const EXPECTED: &'static str = "an object with a weight_map";
 
-impl<'de> DeserializeSeed<'de> for Top<'_> {
-    type Value = ();
-
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Top<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with a weight_map")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut found = false;
-        while let Some(is_map) = map.next_key_seed(Text(|key: &str| Ok(key == "weight_map")))? {
-            if !is_map {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            map.next_value_seed(WeightMap(self.0))?;
-            if std::mem::replace(&mut found, true) {
-                return Err(A::Error::custom("weight_map appears twice"));
-            }
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        if key != "weight_map" {
+            return map.next_value::<IgnoredAny>().map(drop);
         }
-        if found { Ok(()) } else { Err(A::Error::custom("there is no weight_map")) }
+        if std::mem::replace(&mut self.has_map, true) {
+            return Err(A::Error::custom("weight_map appears twice"));
+        }
+        map.next_value_seed(Object(&mut WeightMap(self)))
     }
 }
 
 /// An object from tensors to shards. Duplicate keys stay in the result.
 struct WeightMap<'a>(&'a mut Building);
 
-impl<'de> DeserializeSeed<'de> for WeightMap<'_> {
-    type Value = ();
+impl Fields for WeightMap<'_> {
+    const EXPECTED: &'static str = "an object from tensors to shards";
 
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for WeightMap<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object from tensors to shards")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Text(|name: &str| self.0.tensor(name)))?.is_some() {
-            map.next_value_seed(Text(|name: &str| self.0.shard(name)))?;
-        }
-        Ok(())
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        self.0.tensor(key).map_err(A::Error::custom)?;
+        map.next_value_seed(Text(|name: &str| self.0.shard(name)))
     }
 }
 
@@ -460,8 +430,8 @@ mod tests {
 
     #[test]
     // M-10
-    fn an_entry_takes_no_more_than_its_text_has() {
-        // `"a":"b",` is the shortest.
+    fn an_entry_takes_12_bytes_and_its_name() {
+        // The shortest text of one, `"a":"b",`, has 8.
         assert_eq!(size_of::<Entry>(), 12);
         let index =
             ModelIndex::parse(r#"{"weight_map":{"b":"x.bs","a":"y.bs","c":"x.bs"}}"#).unwrap();

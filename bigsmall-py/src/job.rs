@@ -269,5 +269,6 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     all.set_item("ratio", report.ratio())?;
     all.set_item("files", files)?;
     all.set_item("left_out", &report.left_out)?;
+    all.set_item("links_out", &report.links_out)?;
     Ok(all)
 }

@@ -11,7 +11,7 @@ use serde_core::Deserializer;
 use serde_core::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::json::Text;
+use crate::json::{Fields, Object, OrNull, Text};
 use crate::limits::raised;
 use crate::names::{Role, SAFETENSORS, SHARD, role};
 use crate::os;
@@ -277,40 +277,6 @@ fn listed(text: &str) -> Result<(String, Names)> {
     Ok((commit, names))
 }
 
-/// A JSON object, of which some fields are read. `null` has none.
-trait Fields {
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
-}
-
-struct Object<'a, T>(&'a mut T);
-
-impl<'de, T: Fields> DeserializeSeed<'de> for Object<'_, T> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de, T: Fields> Visitor<'de> for Object<'_, T> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_unit<E: serde_core::de::Error>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<String>()? {
-            self.0.field(&key, &mut map)?;
-        }
-        Ok(())
-    }
-}
-
 /// What is read of the Hub's list. Nothing else of it is kept.
 #[derive(Default)]
 struct Listed {
@@ -324,6 +290,8 @@ struct Listed {
 }
 
 impl Fields for Listed {
+    const EXPECTED: &'static str = "a listing";
+
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "sha" => self.commit = Some(map.next_value()?),
@@ -382,10 +350,12 @@ struct Sibling {
 }
 
 impl Fields for Sibling {
+    const EXPECTED: &'static str = "an object for each file";
+
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "rfilename" => self.name = Some(map.next_value()?),
-            "lfs" => map.next_value_seed(Object(&mut self.lfs))?,
+            "lfs" => map.next_value_seed(OrNull(Object(&mut self.lfs)))?,
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
         Ok(())
@@ -399,6 +369,8 @@ struct Lfs {
 }
 
 impl Fields for Lfs {
+    const EXPECTED: &'static str = "an object of Git LFS";
+
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         let read = Text(|text: &str| digest(text).ok_or("not a SHA-256".to_owned()));
         match key {

@@ -1,8 +1,13 @@
 //! The manifest: which steps there are, and how each is reached. It is the last file that a
 //! publisher writes, so a step that it names is whole.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use bigsmall_format::internal::xxh3;
-use serde_json::{Map, Value, json};
+use serde_core::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hex;
@@ -177,26 +182,25 @@ impl Manifest {
     }
 
     pub(crate) fn read(bytes: &[u8]) -> Result<Manifest> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| wrong("JSON").caused_by(std::io::Error::other(e)))?;
-        let object = value.as_object().ok_or_else(|| wrong("an object"))?;
-        match object.get("bigsmall-sync").and_then(Value::as_u64) {
+        let json = |e: serde_json::Error| wrong("JSON").caused_by(std::io::Error::other(e));
+        let object: Texts<'_> = serde_json::from_slice(bytes).map_err(json)?;
+        match value::<u64>(&object, "bigsmall-sync") {
             Some(VERSION) => {}
             Some(newer) if newer > VERSION => {
                 return Err(Error::new(ErrorKind::SyncVersion).found(newer));
             }
             _ => return Err(wrong("the field `bigsmall-sync`, a number")),
         }
-        let run = object.get("run").and_then(Value::as_str);
-        let run = run.filter(|run| (1..=64).contains(&run.len())).ok_or_else(|| wrong("a run"))?;
-        let files = object.get("files").and_then(Value::as_array).ok_or_else(|| wrong("files"))?;
+        let run = value::<String>(&object, "run").filter(|run| (1..=64).contains(&run.len()));
+        let run = run.ok_or_else(|| wrong("a run"))?;
+        let files: Vec<&RawValue> = value(&object, "files").ok_or_else(|| wrong("files"))?;
         if files.len() > MOST_ENTRIES {
             return Err(Error::new(ErrorKind::SyncTooLarge)
                 .expected(format!("at most {MOST_ENTRIES} files"))
                 .found(files.len()));
         }
-        let entries = files.iter().map(read_entry).collect::<Result<Vec<_>>>()?;
-        let manifest = Manifest { run: run.to_owned(), entries };
+        let entries = files.into_iter().map(read_entry).collect::<Result<Vec<_>>>()?;
+        let manifest = Manifest { run, entries };
         manifest.check()?;
         Ok(manifest)
     }
@@ -229,16 +233,26 @@ fn wrong(expected: &str) -> Error {
     Error::new(ErrorKind::SyncManifest).expected(expected)
 }
 
-fn read_entry(value: &Value) -> Result<Entry> {
-    let object = value.as_object().ok_or_else(|| wrong("an object for each file"))?;
-    let number = |key: &str| object.get(key).and_then(Value::as_u64);
+/// The fields of an object as they are written. As values, millions of them would take far more
+/// memory than their text.
+type Texts<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+
+/// The field `key`. `None` if it is missing or of another form.
+fn value<'a, T: Deserialize<'a>>(object: &Texts<'a>, key: &str) -> Option<T> {
+    serde_json::from_str(object.get(key)?.get()).ok()
+}
+
+fn read_entry(text: &RawValue) -> Result<Entry> {
+    let object: Texts<'_> =
+        serde_json::from_str(text.get()).map_err(|_| wrong("an object for each file"))?;
+    let number = |key: &str| value::<u64>(&object, key);
     let step = number("step").filter(|&step| step < MOST_STEP);
     let step = step.ok_or_else(|| wrong("a step below 2^53"))?;
     let byte_len = number("bytes").ok_or_else(|| wrong("bytes, a number"))?;
-    let checksum = digits::<8>(object, "xxh3")?.ok_or_else(|| wrong("an XXH3 of each file"))?;
+    let checksum = digits::<8>(&object, "xxh3")?.ok_or_else(|| wrong("an XXH3 of each file"))?;
     let checksum = u64::from_be_bytes(checksum);
-    let sha256 = digits(object, "sha256")?.ok_or_else(|| wrong("a SHA-256 of each file"))?;
-    let kind = match digits(object, "base")? {
+    let sha256 = digits(&object, "sha256")?.ok_or_else(|| wrong("a SHA-256 of each file"))?;
+    let kind = match digits(&object, "base")? {
         None => Kind::Anchor,
         Some(_) if step == 0 => return Err(wrong("no base for step 0")),
         Some(base) => Kind::Delta { base },
@@ -247,15 +261,17 @@ fn read_entry(value: &Value) -> Result<Entry> {
 }
 
 /// The bytes that the hexadecimal digits of a field stand for.
-fn digits<const N: usize>(object: &Map<String, Value>, key: &str) -> Result<Option<[u8; N]>> {
-    let Some(value) = object.get(key) else { return Ok(None) };
+fn digits<const N: usize>(object: &Texts<'_>, key: &str) -> Result<Option<[u8; N]>> {
+    if !object.contains_key(key) {
+        return Ok(None);
+    }
     let wrong = || {
         let expected = format!("{} hexadecimal digits", 2 * N);
         wrong(&expected).found(format!("`{key}` of another form"))
     };
-    let text = value.as_str().map(str::as_bytes).filter(|t| t.len() == 2 * N).ok_or_else(wrong)?;
+    let text = value::<String>(object, key).filter(|t| t.len() == 2 * N).ok_or_else(wrong)?;
     let mut out = [0; N];
-    for (byte, digits) in out.iter_mut().zip(text.as_chunks::<2>().0) {
+    for (byte, digits) in out.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
         let digit = |d: u8| (d as char).to_digit(16).filter(|_| !d.is_ascii_uppercase());
         match digits.map(digit) {
             [Some(high), Some(low)] => *byte = (high << 4 | low) as u8,

@@ -93,6 +93,8 @@ def _show(command: str, report: Any, seconds: float) -> None:
             more = len(report["left_out"]) - 3
             names += f" and {more} more" if more > 0 else ""
             print(f"left out {names} (--hidden takes hidden files, but no .git)")
+        for name, to in report["links_out"]:
+            print(f"{name!a} is a link out of the folder, to {to!a}")
     original, compressed = _size(report["original_bytes"]), _size(report["compressed_bytes"])
     ratio = 100 * report["ratio"]
     if command == "estimate":

@@ -58,6 +58,9 @@ class Report(TypedDict):
     files: list[FileReport]
     left_out: list[str]
     """Files and folders of the input that are not in the output: hidden ones, and every `.git`."""
+    links_out: list[tuple[str, str]]
+    """Symbolic links out of the input folder, and where each leads. What they lead to is in the
+    output."""
 
 
 class Estimate(TypedDict):

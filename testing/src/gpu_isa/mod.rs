@@ -112,7 +112,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     if let Some(path) = &options.write {
         std::fs::write(path, baseline(&table))?;
     }
-    let grown = options.check.as_deref().map_or(Ok(0), |path| check(&table, path))?;
+    let all = options.only.is_empty();
+    let grown = options.check.as_deref().map_or(Ok(0), |path| check(&table, path, all))?;
     Ok(if grown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -292,8 +293,9 @@ fn baseline(table: &Table) -> String {
     text
 }
 
-/// Prints what has grown since the baseline was written; returns how many kernels did.
-fn check(table: &Table, path: &Path) -> Result<usize, Error> {
+/// Prints what has grown since the baseline was written; returns how many kernels did. `all`: every
+/// kernel was compiled, so each one of the baseline has to be there.
+fn check(table: &Table, path: &Path, all: bool) -> Result<usize, Error> {
     let text = std::fs::read_to_string(path)?;
     let mut wrong = 0;
     let mut seen = 0;
@@ -302,7 +304,13 @@ fn check(table: &Table, path: &Path) -> Result<usize, Error> {
         let &[family, kernel, size_then, loads_then] = &words[..] else {
             return Err(format!("{line:?} in {}", path.display()).into());
         };
-        let Some(n) = table.get(&(family.to_owned(), kernel.to_owned())) else { continue };
+        let Some(n) = table.get(&(family.to_owned(), kernel.to_owned())) else {
+            if all && table.keys().any(|(compiled, _)| compiled == family) {
+                println!("missing: {family} {kernel}");
+                wrong += 1;
+            }
+            continue;
+        };
         seen += 1;
         let then: [f64; 2] = [size_then.parse()?, loads_then.parse()?];
         let now = [size(n), f64::from(n.loads)];
@@ -336,13 +344,15 @@ mod tests {
             ("navi31 matvec 10.70 20".to_owned(), 0),
             ("navi31 matvec 10.60 20".to_owned(), 1),
             ("navi31 matvec 11.00 19".to_owned(), 1),
-            ("navi31 other 11.00 19".to_owned(), 1),
+            // One is missing, and one is new.
+            ("navi31 other 11.00 19".to_owned(), 2),
+            ("navi21 other 11.00 19".to_owned(), 1),
         ] {
             std::fs::write(file.path(), &text).unwrap();
-            assert_eq!(check(&table, file.path()).unwrap(), grown, "{text}");
+            assert_eq!(check(&table, file.path(), true).unwrap(), grown, "{text}");
         }
         std::fs::write(file.path(), "navi31 matvec").unwrap();
-        assert!(check(&table, file.path()).is_err());
+        assert!(check(&table, file.path(), true).is_err());
     }
 
     #[test]

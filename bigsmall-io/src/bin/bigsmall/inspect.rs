@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Write};
 use bigsmall_format::internal::Shown;
 use bigsmall_io::internal::{Checkpoint, json_line};
 use bigsmall_io::{Base, Dtype, Error, ErrorKind, Progress, Result, TensorSpec, hex};
+use serde_core::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -127,17 +128,7 @@ impl View<'_> {
         write!(out, "{{\"original_bytes\":{original},\"compressed_bytes\":{stored},")?;
         write!(out, "\"ratio\":{},\"files\":[", json!(ratio))?;
         for (i, file) in self.files.iter().enumerate() {
-            let base = |base: &Base| {
-                let (sha256, hint) = (hex(&base.sha256), &base.hint);
-                json!({ "sha256": sha256, "hint": hint, "bases_behind": base.depth })
-            };
-            let value = json!({
-                "name": file.name,
-                "sha256": file.sha256.map(|sha256| hex(&sha256)),
-                "bases": file.bases.iter().map(base).collect::<Vec<Value>>(),
-                "metadata": file.metadata,
-            });
-            element(out, i, &value)?;
+            element(out, i, file)?;
         }
         write!(out, "],\"tensors\":[")?;
         let mut i = 0;
@@ -168,6 +159,22 @@ impl View<'_> {
             },
         )?;
         Ok(writeln!(out, "]}}")?)
+    }
+}
+
+// Not by a value of `json!`, which would copy the metadata.
+impl Serialize for FileRow<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        let base = |base: &Base| {
+            let (sha256, hint) = (hex(&base.sha256), &base.hint);
+            json!({ "sha256": sha256, "hint": hint, "bases_behind": base.depth })
+        };
+        let mut map = s.serialize_map(Some(4))?;
+        map.serialize_entry("name", self.name)?;
+        map.serialize_entry("sha256", &self.sha256.map(|sha256| hex(&sha256)))?;
+        map.serialize_entry("bases", &self.bases.iter().map(base).collect::<Vec<Value>>())?;
+        map.serialize_entry("metadata", &self.metadata)?;
+        map.end()
     }
 }
 
@@ -212,7 +219,7 @@ impl InCommon {
 }
 
 /// Prints the `i`-th element of an array.
-fn element(out: &mut impl Write, i: usize, value: &Value) -> Result<()> {
+fn element(out: &mut impl Write, i: usize, value: &impl Serialize) -> Result<()> {
     if i > 0 {
         out.write_all(b",")?;
     }
