@@ -165,6 +165,10 @@ impl BlockEncoder for Encoder {
 }
 
 impl BlockDecoder for Decoder {
+    fn blocks_at_once(&self) -> usize {
+        self.kernels.blocks_at_once()
+    }
+
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
         self.decode_blocks_with(blocks, dst, Ahead::default())
     }

@@ -62,6 +62,16 @@ impl<'a> Job<'a> {
     }
 }
 
+/// What a block stores beside its words, for kernels that put units together as they decode.
+#[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct Planes<'a> {
+    /// The packed residuals.
+    pub(crate) residual: &'a [u8],
+    /// The low bits; nothing if some group does not keep all of them.
+    pub(crate) lows: &'a [u8],
+}
+
 /// Words that [`Job::with_last_words`] copies at most: a group, and a vector.
 const LAST_WORDS: usize = GROUP + LANES;
 
@@ -135,18 +145,23 @@ pub(crate) trait Kernels: Sync {
         units::join(head, symbols, residual, lows, widths, units)
     }
 
+    /// How many blocks are best decoded at once: 1, 2 or 4, as many as hide what each waits for.
+    fn blocks_at_once(&self) -> usize {
+        2
+    }
+
     /// Decodes the first groups of every job straight into its units, where the backend has a
-    /// kernel for this head: as many as the residuals are complete for. Returns their number,
-    /// the same for all jobs. Prefetches `ahead` meanwhile.
+    /// kernel for this head: as many as the planes are complete for. Returns their number, the
+    /// same for all jobs. Prefetches `ahead` meanwhile.
     fn decode_fused(
         &self,
         head: &Head,
         jobs: &mut [Job<'_>],
-        residuals: &[&[u8]],
+        planes: &[Planes<'_>],
         units: &mut [&mut [u8]],
         ahead: Ahead<'_>,
     ) -> usize {
-        let _ = (head, jobs, residuals, units, ahead);
+        let _ = (head, jobs, planes, units, ahead);
         0
     }
 

@@ -8,7 +8,7 @@ use bigsmall_format::{BLOCK_UNITS, Backend, Result, TensorSpec};
 
 use crate::block::sections::MAX_GROUPS;
 use crate::head::Head;
-use crate::kernels::{EncodeJob, Job, Kernels, LANES, ROOM, STATE_MIN};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes, ROOM, STATE_MIN};
 use crate::level::Level;
 use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns};
@@ -197,7 +197,8 @@ impl Stages {
 
     fn decode_fused(&mut self) -> usize {
         let [a, b] = self.blocks.each_mut().map(|b| {
-            (Job::new(b.states, &b.read, &b.group_tables), &b.residual[..], &mut b.decoded[..])
+            let planes = Planes { residual: &b.residual, lows: &[] };
+            (Job::new(b.states, &b.read, &b.group_tables), planes, &mut b.decoded[..])
         });
         let (head, ahead) = (&self.head, Ahead::default());
         self.kernels.decode_fused(head, &mut [a.0, b.0], &[a.1, b.1], &mut [a.2, b.2], ahead)

@@ -212,8 +212,8 @@ pub(crate) struct AliasTable {
     pub(crate) own: Vec<AliasEntry>,
     /// For each bucket the entry of its donor.
     pub(crate) donor: Vec<AliasEntry>,
-    /// The buckets in the form that vector kernels load, if there are 32.
-    pub(crate) buckets32: Option<Box<Buckets32>>,
+    /// The buckets in the forms that vector kernels load, if there are at most 64.
+    pub(crate) buckets: Option<Box<Buckets>>,
     slots: OnceLock<Box<Slots>>,
     encode: OnceLock<Box<EncodeTable>>,
 }
@@ -296,6 +296,23 @@ impl EncodeTable {
     }
 }
 
+/// At most [`Buckets::MOST`] buckets, for kernels that look several of them up at once.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+pub(crate) struct Buckets {
+    /// The first 32 of them.
+    pub(crate) first32: Buckets32,
+    /// For each bucket `split << 6 | donor`, the split counted from its beginning.
+    pub(crate) sides: [u16; Buckets::MOST],
+    /// For each bucket rank minus slot of its own symbol, and of its donor.
+    pub(crate) own: [u16; Buckets::MOST],
+    pub(crate) donor: [u16; Buckets::MOST],
+    /// For each symbol its frequency.
+    pub(crate) freq: [u16; Buckets::MOST],
+    /// The same byte by byte.
+    pub(crate) bytes: BucketBytes,
+}
+
 /// 32 buckets; entries in one word each: `freq | symbol << 13 | delta << 19`.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
@@ -303,6 +320,65 @@ pub(crate) struct Buckets32 {
     pub(crate) split: [u32; 32],
     pub(crate) own: [u32; 32],
     pub(crate) donor: [u32; 32],
+}
+
+/// 32 bytes, of which each 16 stand there twice, as shuffles within lanes of 128 bits take them.
+pub(crate) type Shuffled = [[[u8; 16]; 2]; 2];
+
+/// What the first 32 of [`Buckets`] hold as tables of bytes; of two bytes the lower one first.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+pub(crate) struct BucketBytes {
+    /// The last slot of the bucket's own symbol, counted from its beginning; -1 for none.
+    pub(crate) last: Shuffled,
+    /// The donor.
+    pub(crate) symbol: Shuffled,
+    pub(crate) own: [Shuffled; 2],
+    pub(crate) donor: [Shuffled; 2],
+    pub(crate) freq: [Shuffled; 2],
+}
+
+/// A table for shuffles.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) fn shuffled(bytes: impl Fn(usize) -> u8) -> Shuffled {
+    std::array::from_fn(|half| [std::array::from_fn(|i| bytes(16 * half + i)); 2])
+}
+
+impl Buckets {
+    /// Buckets at most.
+    const MOST: usize = 64;
+
+    fn new(freqs: &[u16], table: &AliasTable) -> Buckets {
+        let n = table.split.len();
+        let cap = TOTAL / n as u32;
+        let of = |each: &dyn Fn(usize) -> u16| -> [u16; Buckets::MOST] {
+            std::array::from_fn(|i| if i < n { each(i) } else { 0 })
+        };
+        let split = |b: usize| (table.split[b] - b as u32 * cap) as u16;
+        let sides = of(&|b| split(b) << 6 | u16::from(table.donor[b].symbol));
+        let own = of(&|b| table.own[b].delta as u16);
+        let donor = of(&|b| table.donor[b].delta as u16);
+        let freq = of(&|s| freqs[s]);
+        let both = |column: [u16; Buckets::MOST]| {
+            [0, 1].map(|byte| shuffled(|i| column[i].to_le_bytes()[byte]))
+        };
+        let bytes = BucketBytes {
+            last: shuffled(|b| (sides[b] >> 6).wrapping_sub(1) as u8),
+            symbol: shuffled(|b| sides[b] as u8 & 63),
+            own: both(own),
+            donor: both(donor),
+            freq: both(freq),
+        };
+        let word = |e: AliasEntry| {
+            u32::from(e.freq) | u32::from(e.symbol) << 13 | (i32::from(e.delta) << 19) as u32
+        };
+        let first32 = Buckets32 {
+            split: std::array::from_fn(|b| table.split[b]),
+            own: std::array::from_fn(|b| word(table.own[b])),
+            donor: std::array::from_fn(|b| word(table.donor[b])),
+        };
+        Buckets { first32, sides, own, donor, freq, bytes }
+    }
 }
 
 /// For every slot `freq - 1 | rank << 12 | symbol << 24`.
@@ -347,7 +423,7 @@ impl AliasTable {
             split: Vec::with_capacity(n),
             own: Vec::with_capacity(n),
             donor: Vec::with_capacity(n),
-            buckets32: None,
+            buckets: None,
             slots: OnceLock::new(),
             encode: OnceLock::new(),
         };
@@ -367,16 +443,7 @@ impl AliasTable {
             out.own.push(own);
             out.donor.push(donor);
         }
-        let word = |e: AliasEntry| {
-            u32::from(e.freq) | u32::from(e.symbol) << 13 | (i32::from(e.delta) << 19) as u32
-        };
-        out.buckets32 = (n == 32).then(|| {
-            Box::new(Buckets32 {
-                split: std::array::from_fn(|b| out.split[b]),
-                own: std::array::from_fn(|b| word(out.own[b])),
-                donor: std::array::from_fn(|b| word(out.donor[b])),
-            })
-        });
+        out.buckets = (n <= Buckets::MOST).then(|| Box::new(Buckets::new(freqs, &out)));
         out
     }
 
@@ -391,6 +458,12 @@ impl AliasTable {
                 }
             }
         }
+    }
+
+    /// The buckets of a table with symbols of at most 6 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn buckets(&self) -> &Buckets {
+        self.buckets.as_deref().expect("at most 64 symbols")
     }
 
     /// What decoding one slot needs, in one word; made when first asked for.

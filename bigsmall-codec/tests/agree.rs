@@ -90,3 +90,52 @@ fn every_backend_and_pool_agrees() {
         }
     }
 }
+
+/// The bits of a float of that dtype near `value`.
+fn float(dtype: Dtype, value: f64) -> u64 {
+    let half = half::f16::from_f64(value).to_bits();
+    match dtype {
+        Dtype::BF16 => u64::from(half::bf16::from_f64(value).to_bits()),
+        Dtype::F16 => u64::from(half),
+        Dtype::F32 => u64::from((value as f32).to_bits()),
+        Dtype::F64 => value.to_bits(),
+        Dtype::F8_E5M2 => u64::from(half >> 8),
+        // Exponents -6 to 8 of 4 bits, 0 for those below.
+        _ => {
+            let exponent = (half >> 10 & 31).saturating_sub(8).min(15);
+            u64::from(half >> 8 & 0x80 | exponent << 3 | half >> 7 & 7)
+        }
+    }
+}
+
+/// Backends have kernels for what floats of some dtypes look like at some levels, and for 1, 2 and
+/// 4 blocks at once.
+#[test]
+fn all_forms_of_floats_agree() {
+    let mut random = Random::new(2);
+    // Seven whole blocks, then a block of one group and a few units.
+    let n = 7 * bigsmall_format::BLOCK_UNITS + 300;
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2] {
+        let bytes: Vec<u8> = (0..n)
+            .flat_map(|i| {
+                let value = random.normal() * (1.0 + (i / 300 % 9) as f64 * 0.3) * 0.1;
+                let units = float(dtype, value).to_le_bytes();
+                units.into_iter().take(dtype.unit_bytes())
+            })
+            .collect();
+        let spec = TensorSpec::new("t", dtype, &[n as u64]).unwrap();
+        for level in [Level::Default, Level::Fast, Level::Small] {
+            let tensor = encode_tensor(&Ans::new(level), &spec, &bytes).unwrap();
+            let backends = bigsmall_codec::backends().filter(|&b| b != Backend::Reference);
+            for backend in backends {
+                let ans = Ans::new(level).with_backend(backend).unwrap();
+                for begin in [0, bigsmall_format::BLOCK_UNITS * dtype.unit_bytes()] {
+                    let mut back = vec![0x5a; bytes.len() - begin];
+                    let range = begin as u64..bytes.len() as u64;
+                    tensor.decode_bytes(&ans, range, &mut back).unwrap();
+                    assert!(back == bytes[begin..], "{dtype} {level:?} {backend:?} from {begin}");
+                }
+            }
+        }
+    }
+}

@@ -9,9 +9,9 @@ use crate::{
     for_each_in_parallel, pool_size,
 };
 
-/// How many blocks are decoded at once: as many as kernels interleave, and few enough that what is
-/// checked, what is decoded and what is fetched ahead stay in a level 2 cache.
-const RUN: usize = 2;
+/// How many blocks are decoded at once, at most: as many as kernels interleave, and few enough that
+/// what is checked, what is decoded and what is fetched ahead stay in a level 2 cache.
+const MOST_OF_RUN: usize = 4;
 /// Runs that a thread decodes one after the other, where there are enough for all: it fetches only
 /// what it decodes itself.
 const RUNS_AT_A_TIME: usize = 8;
@@ -20,8 +20,8 @@ const RUNS_AT_A_TIME: usize = 8;
 /// pool. `payload` holds the head and the blocks; every block that is touched is checked against
 /// its checksum before it is decoded.
 ///
-/// Memory: for each thread one run of two encoded blocks where `payload` is not in memory, and one
-/// decoded block where `range` does not begin or end with a block.
+/// Memory: for each thread one run of at most four encoded blocks where `payload` is not in memory,
+/// and one decoded block where `range` does not begin or end with a block.
 ///
 /// # Errors
 /// [`Rule::BlockChecksum`], those of the decoder, those of `payload`; [`Rule::BufferLength`] or
@@ -62,12 +62,17 @@ pub fn decode_range_with_base(
 }
 
 impl Blocks<'_> {
+    /// Blocks of a run.
+    fn run(&self) -> usize {
+        self.decoder.blocks_at_once().clamp(1, MOST_OF_RUN)
+    }
+
     fn decode_in_pool(&self, range: Range<u64>, dst: &mut [u8]) -> Result<()> {
         let spec = self.spec;
         self.check_range(&range, dst)?;
         // Cut `dst` where runs of blocks begin; only the first and the last piece can hold part of
         // a block.
-        let run_bytes = (spec.block_bytes() * RUN) as u64;
+        let run_bytes = (spec.block_bytes() * self.run()) as u64;
         let n_runs = range.end.div_ceil(run_bytes) - range.start / run_bytes;
         let threads = if n_runs > 1 { pool_size() } else { 1 };
         if threads == 1 {
@@ -145,13 +150,14 @@ impl Blocks<'_> {
         let Blocks { decoder, spec, table, payload, base } = *self;
         let base = base.filter(|_| table.needs_base());
         let block_bytes = spec.block_bytes() as u64;
-        let run_bytes = block_bytes * RUN as u64;
+        let n_run = self.run() as u64;
+        let run_bytes = block_bytes * n_run;
         let end = begin + dst.len() as u64;
         // The blocks of the run that begins at `at`.
         let blocks_of = |at: u64| {
-            let run = at / run_bytes * RUN as u64;
+            let run = at / run_bytes * n_run;
             let first = at / block_bytes;
-            first..(run + RUN as u64).min(end.div_ceil(block_bytes))
+            first..(run + n_run).min(end.div_ceil(block_bytes))
         };
         for (at, piece) in pieces(begin, dst, run_bytes) {
             let blocks = blocks_of(at);
@@ -162,7 +168,7 @@ impl Blocks<'_> {
                 .then(|| payload.bytes_at(table.blocks_range(blocks_of(next))))
                 .flatten()
                 .map_or_else(Ahead::default, Ahead::new);
-            let mut slices = [&bytes[..0]; RUN];
+            let mut slices = [&bytes[..0]; MOST_OF_RUN];
             let mut n = 0;
             for index in blocks.clone() {
                 let padded = table.padded_block_range(index);

@@ -163,4 +163,10 @@ pub trait BlockDecoder: Send + Sync {
         let _ = ahead;
         self.decode_blocks(blocks, dst)
     }
+
+    /// How many blocks it is best given at once, at most 4. The result does not depend on it.
+    #[doc(hidden)]
+    fn blocks_at_once(&self) -> usize {
+        2
+    }
 }

@@ -155,4 +155,5 @@ macro_rules! delta_methods {
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod delta;
+mod fused;
 mod tables;

@@ -13,9 +13,12 @@ use crate::deflate::inflate;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
+use crate::units::low_len;
 
-/// Blocks that are decoded at once: two keep both halves of the machine busy.
+/// Blocks with masks that are decoded at once.
 const AT_ONCE: usize = 2;
+/// Blocks that are decoded at once, at most.
+const MOST: usize = 4;
 
 /// Decodes `blocks`, whose units fill `dst`; all but the last have `block_bytes`.
 pub(crate) fn decode(
@@ -124,7 +127,10 @@ fn decode_blocks(
     masks: &[&[u8]],
 ) -> Result<()> {
     let unit_bytes = head.layout.unit_bytes;
-    let mut pending: Option<Pending<'_, '_>> = None;
+    // Blocks of different lengths, which only masks make, are decoded two at a time.
+    let at_once = if masks.is_empty() { kernels.blocks_at_once().min(MOST) } else { AT_ONCE };
+    let mut pending: [Option<Pending<'_, '_>>; MOST] = [const { None }; MOST];
+    let mut n_pending = 0;
     for (i, (block, units)) in blocks.iter().zip(dst.chunks_mut(block_bytes)).enumerate() {
         let mut read = Block::read(head, block, units.len())?;
         let mut mask = None;
@@ -144,25 +150,20 @@ fn decode_blocks(
             }
             Block::Ans(sections) => {
                 let this = Pending { sections, units, mask };
-                // Without masks they must be of one length.
-                let ahead = match &pending {
-                    None => Ahead::default(),
-                    Some(_) => std::mem::take(&mut ahead),
-                };
-                pending = match pending {
-                    None => Some(this),
-                    Some(first)
-                        if first.sections.n_groups == this.sections.n_groups
-                            || first.mask.is_some() && this.mask.is_some() =>
-                    {
-                        finish(head, kernels, [first, this], ahead)?;
-                        None
-                    }
-                    Some(first) => {
-                        finish(head, kernels, [first], ahead)?;
-                        Some(this)
-                    }
-                };
+                let others = &mut pending[..n_pending];
+                if let [Some(first), ..] = others
+                    && !first.goes_with(&this)
+                {
+                    finish_all(head, kernels, others, std::mem::take(&mut ahead))?;
+                    n_pending = 0;
+                }
+                pending[n_pending] = Some(this);
+                n_pending += 1;
+                if n_pending == at_once {
+                    let all = &mut pending[..n_pending];
+                    finish_all(head, kernels, all, std::mem::take(&mut ahead))?;
+                    n_pending = 0;
+                }
                 continue;
             }
             Block::Deflate(stream) => {
@@ -176,7 +177,47 @@ fn decode_blocks(
             kernels.expand(unit_bytes, mask, units, begin);
         }
     }
-    pending.map_or(Ok(()), |last| finish(head, kernels, [last], ahead))
+    finish_all(head, kernels, &mut pending[..n_pending], ahead)
+}
+
+impl Pending<'_, '_> {
+    /// Whether both can be decoded together: without masks they must be of one length.
+    fn goes_with(&self, other: &Self) -> bool {
+        self.sections.n_groups == other.sections.n_groups
+            || self.mask.is_some() && other.mask.is_some()
+    }
+}
+
+/// Decodes the blocks that are pending, at most [`MOST`], as many at once as kernels take.
+fn finish_all(
+    head: &Head,
+    kernels: &dyn Kernels,
+    mut pending: &mut [Option<Pending<'_, '_>>],
+    mut ahead: Ahead<'_>,
+) -> Result<()> {
+    loop {
+        let ahead = std::mem::take(&mut ahead);
+        let n = match pending {
+            [a @ Some(_), b @ Some(_), c @ Some(_), d @ Some(_)] => {
+                let blocks = [a, b, c, d].map(|block| block.take());
+                let [Some(a), Some(b), Some(c), Some(d)] = blocks else { return Ok(()) };
+                finish(head, kernels, [a, b, c, d], ahead)?;
+                4
+            }
+            [a @ Some(_), b @ Some(_), ..] => {
+                let (Some(a), Some(b)) = (a.take(), b.take()) else { return Ok(()) };
+                finish(head, kernels, [a, b], ahead)?;
+                2
+            }
+            [a @ Some(_), ..] => {
+                let Some(a) = a.take() else { return Ok(()) };
+                finish(head, kernels, [a], ahead)?;
+                1
+            }
+            _ => return Ok(()),
+        };
+        pending = &mut pending[n..];
+    }
 }
 
 /// Decodes pending blocks, and moves the units of those with masks to their places.
@@ -222,10 +263,12 @@ fn decode_ans<const N: usize>(
         let s = sections[i];
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
-    let residuals = sections.map(|s| s.residual);
-    let mut group = kernels.decode_fused(head, &mut jobs, &residuals, &mut units, ahead.clone());
+    let planes = sections.map(|s| s.planes(head, 0, 0));
+    let mut group = kernels.decode_fused(head, &mut jobs, &planes, &mut units, ahead.clone());
     let mut symbols = [[0; 2 * GROUP]; N];
-    let mut low_at = [0; N];
+    // Bytes of the low planes that fused groups use, which keep all low bits.
+    let low_len = low_len(head.layout.low_bits());
+    let mut low_at = [group * low_len; N];
     let lines = ahead.lines_a_step(least);
     // Of blocks of different lengths the last groups are decoded one block after the other.
     let together = if equal { least } else { least.saturating_sub(2) };
@@ -246,10 +289,11 @@ fn decode_ans<const N: usize>(
             let job = std::array::from_mut(&mut jobs[i]);
             job[0].group_tables = &s.group_tables[group..s.n_groups];
             job[0].group = 0;
-            let residual = &s.residual[group * packed_len(head.layout.residual_bits)..];
-            let rest = &mut units[i][group * GROUP * unit_bytes..];
-            let (residual, rest) = (&[residual], &mut [rest]);
-            let mut at = group + kernels.decode_fused(head, job, residual, rest, ahead.clone());
+            let planes = [s.planes(head, group, low_at[i])];
+            let rest = &mut [&mut units[i][group * GROUP * unit_bytes..]];
+            let fused = kernels.decode_fused(head, job, &planes, rest, ahead.clone());
+            let mut at = group + fused;
+            low_at[i] += fused * low_len;
             while at < s.n_groups {
                 let range = at..at + groups_at_once(s.n_groups - at);
                 at = range.end;

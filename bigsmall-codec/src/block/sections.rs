@@ -7,7 +7,7 @@ use bigsmall_format::{Error, Result, Rule};
 use crate::bits::{BitReader, check_end};
 use crate::exceptions;
 use crate::head::Head;
-use crate::kernels::{LANES, STATE_MIN};
+use crate::kernels::{LANES, Planes, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
 use crate::units::low_len;
 
@@ -234,6 +234,17 @@ impl<'a> Sections<'a> {
             residual,
             tail,
         })
+    }
+
+    /// What a fused kernel needs from `group` on, whose low bits begin at `low_at`.
+    pub(super) fn planes(&self, head: &Head, group: usize, low_at: usize) -> Planes<'a> {
+        let layout = &head.layout;
+        let widths = &self.group_widths[group..self.n_groups];
+        let whole = widths.iter().all(|&width| u32::from(width) == layout.low_bits());
+        Planes {
+            residual: &self.residual[group * packed_len(layout.residual_bits)..],
+            lows: if whole { &self.lows[low_at..] } else { &[] },
+        }
     }
 
     /// The units in groups whose field is not coded, in order: position and field of each. After an

@@ -1,24 +1,28 @@
-//! AVX-512 with VBMI2: two vectors of 16 lanes a block, two blocks interleaved. The alias tables of
-//! 32 buckets live in registers; for more symbols the slots are gathered.
+//! AVX-512 with VBMI2: two vectors of 16 lanes a block.
 
 use std::arch::x86_64::*;
 
-use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
 use crate::arch::portable::Portable;
 use crate::arch::x86_64::delta::{merge512, partition512};
+use crate::arch::x86_64::fused::{ROWS, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::Parts;
 use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
-use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
 use crate::planes::GROUP;
-use crate::table::{Buckets32, EncodeTable, Slots, TOTAL};
+use crate::table::EncodeTable;
 use crate::units::{self, CostTable, MAX_COST, StandIns};
 use crate::zeros;
+
+mod decode;
+
+use decode::{decode_fused, decode_symbols, load_states, store_states};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -30,313 +34,14 @@ impl Avx512 {
     }
 }
 
-/// Words that the decoding of one group may read: one a symbol, and a vector beyond the last.
-const WORDS_AHEAD: usize = GROUP + 16;
-/// Rows of a group.
-const ROWS: usize = GROUP / LANES;
-/// Bits of the residual for which there is a fused kernel: that of bf16 with one mantissa bit in
-/// the field.
+/// Bits of the residual for which there is a kernel that packs it: that of bf16 with one mantissa
+/// bit in the field.
 const FUSED_BITS: u32 = 7;
-
-/// An alias table of 32 buckets as vectors.
-#[derive(Clone, Copy)]
-struct Registers {
-    split: [__m512i; 2],
-    own: [__m512i; 2],
-    donor: [__m512i; 2],
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_table(table: &Buckets32) -> Registers {
-    // SAFETY: both halves of each array of 32 lie within it.
-    let pair = |a: &[u32; 32]| unsafe {
-        [_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(a.as_ptr().add(16).cast())]
-    };
-    Registers { split: pair(&table.split), own: pair(&table.own), donor: pair(&table.donor) }
-}
-
-/// For 16 states the entry of the bucket side that their slot lies in.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn look_up(x: __m512i, t: &Registers) -> __m512i {
-    let slot = _mm512_and_si512(x, _mm512_set1_epi32(TOTAL as i32 - 1));
-    // The permutations look at the low 5 bits alone.
-    let bucket = _mm512_srli_epi32::<7>(x);
-    let split = _mm512_permutex2var_epi32(t.split[0], bucket, t.split[1]);
-    let donated = _mm512_cmpge_epu32_mask(slot, split);
-    let own = _mm512_permutex2var_epi32(t.own[0], bucket, t.own[1]);
-    let donor = _mm512_permutex2var_epi32(t.donor[0], bucket, t.donor[1]);
-    _mm512_mask_blend_epi32(donated, own, donor)
-}
-
-/// Takes a word for every lane of `y` that fell below the bound.
-///
-/// # Safety
-/// 16 words can be read at `words`.
-#[inline]
-#[target_feature(enable = "avx512f,popcnt")]
-unsafe fn refill(y: __m512i, words: &mut *const u16) -> __m512i {
-    let low = _mm512_cmplt_epu32_mask(y, _mm512_set1_epi32(STATE_MIN as i32));
-    // SAFETY: the caller vouches for 16 words, 32 bytes.
-    let next = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256((*words).cast()) });
-    // SAFETY: at most 16 words on, within or at the end of what can be read.
-    *words = unsafe { words.add(low.count_ones() as usize) };
-    _mm512_mask_or_epi32(y, low, _mm512_slli_epi32::<16>(y), _mm512_maskz_expand_epi32(low, next))
-}
-
-/// One step of 16 lanes, given their table entries.
-///
-/// # Safety
-/// As [`refill`].
-#[inline]
-#[target_feature(enable = "avx512f,popcnt")]
-unsafe fn step(x: __m512i, entry: __m512i, words: &mut *const u16) -> __m512i {
-    let freq = _mm512_and_si512(entry, _mm512_set1_epi32(0x1fff));
-    let slot = _mm512_and_si512(x, _mm512_set1_epi32(TOTAL as i32 - 1));
-    let rank = _mm512_add_epi32(slot, _mm512_srai_epi32::<19>(entry));
-    let y = _mm512_add_epi32(_mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(x)), rank);
-    // SAFETY: passed on.
-    unsafe { refill(y, words) }
-}
 
 /// The bytes of one group of 16-bit units.
 type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
-
-/// What one block of the fused kernel needs.
-struct Fused<'a> {
-    states: [__m512i; 2],
-    words: *const u16,
-    residual: &'a Residual,
-    /// This group and those after it.
-    units: &'a mut [Rows],
-    table: &'a Buckets32,
-}
-
-/// Decodes one group of each of `N` blocks. `heads` maps a symbol to its shifted field.
-///
-/// # Safety
-/// [`WORDS_AHEAD`] words can be read at every block's `words`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-unsafe fn decode_group<const N: usize>(
-    blocks: &mut [Fused<'_>; N],
-    heads: __m512i,
-    ahead: &mut Ahead<'_>,
-    lines: usize,
-) {
-    let symbol_mask = _mm512_set1_epi32(0x1f);
-    let symbol_mask_high = _mm512_set1_epi32(0x1f << 16);
-    let keep = _mm512_set1_epi16(0x803fu16 as i16);
-    let spilled = _mm256_set1_epi8(0x40);
-    let tables: [Registers; N] = std::array::from_fn(|i| load_table(blocks[i].table));
-    let mut last = [_mm256_setzero_si256(); N];
-    for row in 0..ROWS {
-        // Line by line: many at once use up the line-fill buffers that the kernel's own loads
-        // need.
-        ahead.fetch(lines);
-        for (i, block) in blocks.iter_mut().enumerate() {
-            if let Some(soon) = block.units.get(2) {
-                prefetch_output(&soon[row]);
-            }
-            let entry = block.states.map(|x| look_up(x, &tables[i]));
-            // SAFETY: a group takes at most 256 words, so 16 more can be read before each step.
-            unsafe {
-                block.states[0] = step(block.states[0], entry[0], &mut block.words);
-                block.states[1] = step(block.states[1], entry[1], &mut block.words);
-            }
-            // Lanes 0 to 15 hold the even elements, the others the odd ones.
-            let symbols = _mm512_or_si512(
-                _mm512_and_si512(_mm512_srli_epi32::<13>(entry[0]), symbol_mask),
-                _mm512_and_si512(_mm512_slli_epi32::<3>(entry[1]), symbol_mask_high),
-            );
-            let fields = _mm512_permutexvar_epi16(symbols, heads);
-            let residual = if row < FUSED_BITS as usize {
-                // SAFETY: byte row `row` of 7.
-                let bytes =
-                    unsafe { _mm256_loadu_si256(block.residual.as_ptr().add(row * LANES).cast()) };
-                let bit = _mm256_and_si256(bytes, spilled);
-                // Bit `row` of the eighth row; no bit crosses a byte. The top one is the sign.
-                let bit = match row {
-                    0 => _mm256_srli_epi16::<6>(bit),
-                    1 => _mm256_srli_epi16::<5>(bit),
-                    2 => _mm256_srli_epi16::<4>(bit),
-                    3 => _mm256_srli_epi16::<3>(bit),
-                    4 => _mm256_srli_epi16::<2>(bit),
-                    5 => _mm256_srli_epi16::<1>(bit),
-                    _ => _mm256_slli_epi16::<1>(bit),
-                };
-                last[i] = _mm256_or_si256(last[i], bit);
-                bytes
-            } else {
-                last[i]
-            };
-            // fields | (residual & keep): sign extension takes the sign to bit 15.
-            let unit =
-                _mm512_ternarylogic_epi32::<0xf8>(fields, _mm512_cvtepi8_epi16(residual), keep);
-            // SAFETY: a row is 32 units, one vector.
-            unsafe { _mm512_storeu_si512(block.units[0][row].as_mut_ptr().cast(), unit) };
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
-    // SAFETY: 32 states are two vectors.
-    unsafe {
-        [
-            _mm512_loadu_si512(states.as_ptr().cast()),
-            _mm512_loadu_si512(states.as_ptr().add(16).cast()),
-        ]
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-fn store_states(vectors: [__m512i; 2], states: &mut [u32; LANES]) {
-    // SAFETY: 32 states are two vectors.
-    unsafe {
-        _mm512_storeu_si512(states.as_mut_ptr().cast(), vectors[0]);
-        _mm512_storeu_si512(states.as_mut_ptr().add(16).cast(), vectors[1]);
-    }
-}
-
-/// Whether the next group of `job` can be decoded without reading past the block.
-fn words_ahead(job: &Job<'_>) -> bool {
-    job.words.len() >= 2 * (job.position + WORDS_AHEAD)
-}
-
-/// Decodes groups of `N` blocks, as many as all have residuals for and as no kernel would read past
-/// a block; returns their number.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode_fused<const N: usize>(
-    tables: &[&Buckets32],
-    heads: &[u16; 32],
-    jobs: &mut [Job<'_>; N],
-    residuals: [&[Residual]; N],
-    mut units: [&mut [Rows]; N],
-    mut ahead: Ahead<'_>,
-) -> usize {
-    // SAFETY: 32 fields of 16 bits are one vector.
-    let heads = unsafe { _mm512_loadu_si512(heads.as_ptr().cast()) };
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let lens = residuals.iter().map(|r| r.len()).chain(units.iter().map(|u| u.len()));
-    let n = lens.min().unwrap_or(0);
-    let lines = ahead.lines_a_step(n * ROWS);
-    let mut group = 0;
-    while group < n && jobs.iter().all(words_ahead) {
-        let mut pieces = units.iter_mut();
-        let mut blocks: [Fused<'_>; N] = std::array::from_fn(|i| Fused {
-            states: states[i],
-            words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
-            residual: &residuals[i][group],
-            units: &mut pieces.next().expect("N blocks")[group..],
-            table: tables[usize::from(jobs[i].group_tables[group])],
-        });
-        // SAFETY: `words_ahead` saw that many words for every block.
-        unsafe { decode_group(&mut blocks, heads, &mut ahead, lines) };
-        for (i, block) in blocks.into_iter().enumerate() {
-            states[i] = block.states;
-            jobs[i].position = (block.words as usize - jobs[i].words.as_ptr() as usize) / 2;
-        }
-        group += 1;
-    }
-    for (job, states) in jobs.iter_mut().zip(states) {
-        store_states(states, &mut job.states);
-        job.group = group;
-    }
-    group
-}
-
-/// Where the entries of states come from: vectors of 32 buckets, or slots in memory.
-#[derive(Clone, Copy)]
-#[allow(clippy::large_enum_variant)] // lives in registers for one group
-enum Source<'a> {
-    Buckets(Registers),
-    Slots(&'a Slots),
-}
-
-/// One step of 16 lanes: their symbols, and their states moved on.
-///
-/// # Safety
-/// 16 words can be read at `words`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-unsafe fn symbols16(x: &mut __m512i, source: &Source<'_>, words: &mut *const u16) -> __m512i {
-    match source {
-        Source::Buckets(table) => {
-            let entry = look_up(*x, table);
-            // SAFETY: passed on.
-            *x = unsafe { step(*x, entry, words) };
-            _mm512_and_si512(_mm512_srli_epi32::<13>(entry), _mm512_set1_epi32(0x1f))
-        }
-        Source::Slots(slots) => {
-            let low12 = _mm512_set1_epi32(TOTAL as i32 - 1);
-            let slot = _mm512_and_si512(*x, low12);
-            // SAFETY: a slot of 12 bits lies within the 4096 entries.
-            let entry = unsafe { _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast()) };
-            let q = _mm512_srli_epi32::<12>(*x);
-            let rank = _mm512_and_si512(_mm512_srli_epi32::<12>(entry), low12);
-            let product = _mm512_mullo_epi32(_mm512_and_si512(entry, low12), q);
-            let y = _mm512_add_epi32(_mm512_add_epi32(product, q), rank);
-            // SAFETY: passed on.
-            *x = unsafe { refill(y, words) };
-            _mm512_srli_epi32::<24>(entry)
-        }
-    }
-}
-
-/// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups
-/// done.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn decode_symbols<const N: usize>(
-    head: &Head,
-    jobs: &mut [Job<'_>; N],
-    groups: &mut [&mut [[[u8; LANES]; ROWS]]; N],
-) -> usize {
-    let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let mut done = 0;
-    while done < n && jobs.iter().all(words_ahead) {
-        let sources: [Source<'_>; N] = std::array::from_fn(|i| {
-            let table = &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])];
-            match &table.buckets32 {
-                Some(buckets) => Source::Buckets(load_table(buckets)),
-                None => Source::Slots(table.slots()),
-            }
-        });
-        let mut words: [*const u16; N] =
-            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
-        #[allow(clippy::needless_range_loop)] // several arrays are walked in step
-        for row in 0..ROWS {
-            for i in 0..N {
-                // SAFETY: `words_ahead` saw 256 words for this group and 16 more.
-                let (even, odd) = unsafe {
-                    (
-                        symbols16(&mut states[i][0], &sources[i], &mut words[i]),
-                        symbols16(&mut states[i][1], &sources[i], &mut words[i]),
-                    )
-                };
-                let both = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
-                let to = &mut groups[i][done][row];
-                // SAFETY: a row is 32 bytes.
-                unsafe {
-                    _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(both));
-                }
-            }
-        }
-        for (job, words) in jobs.iter_mut().zip(words) {
-            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
-            job.group += 1;
-        }
-        done += 1;
-    }
-    for (job, states) in jobs.iter_mut().zip(states) {
-        store_states(states, &mut job.states);
-    }
-    done
-}
 
 /// The columns of an [`EncodeTable`] of 32 symbols as vectors.
 #[derive(Clone, Copy)]
@@ -666,21 +371,28 @@ impl Kernels for Avx512 {
         unsafe { join(head, symbols, residual, lows, widths, units) }
     }
 
+    fn blocks_at_once(&self) -> usize {
+        4
+    }
+
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
         let mut groups = symbols.iter_mut().map(|s| s.as_chunks_mut().0.as_chunks_mut().0);
         let mut next = || groups.next().unwrap_or_default();
         // SAFETY: `self` is the proof that the machine has the instructions.
         let done = unsafe {
-            match jobs {
-                [_] => decode_symbols(head, jobs.try_into().expect("one job"), &mut [next()]),
-                [_, _] => {
+            match jobs.len() {
+                2 => {
                     let jobs = jobs.try_into().expect("two jobs");
-                    decode_symbols(head, jobs, &mut [next(), next()])
+                    decode_symbols::<2>(head, jobs, &mut [next(), next()])
+                }
+                4 => {
+                    let jobs = jobs.try_into().expect("four jobs");
+                    decode_symbols::<4>(head, jobs, &mut [next(), next(), next(), next()])
                 }
                 _ => 0,
             }
         };
-        // The last groups of a block: where a vector would read past its end.
+        // What is left of a block, and its last groups, where a vector would read past its end.
         for (job, symbols) in jobs.iter_mut().zip(symbols) {
             let mut groups = &mut symbols.as_chunks_mut().0.as_chunks_mut().0[done..];
             let one = |job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]| {
@@ -699,43 +411,12 @@ impl Kernels for Avx512 {
         &self,
         head: &Head,
         jobs: &mut [Job<'_>],
-        residuals: &[&[u8]],
+        planes: &[Planes<'_>],
         units: &mut [&mut [u8]],
         ahead: Ahead<'_>,
     ) -> usize {
-        let layout = &head.layout;
-        let fits = (layout.unit_bytes, layout.high_bytes) == (2, 2)
-            && layout.residual_bits == FUSED_BITS
-            && head.symbol_bits == 5;
-        let tables: Option<Vec<&Buckets32>> =
-            head.alias.iter().map(|t| t.buckets32.as_deref()).collect();
-        let (true, Some(tables)) = (fits, tables) else { return 0 };
-        let heads = std::array::from_fn(|s| head.field(s as u8) << layout.field_shift());
-        let residual = |i: usize| residuals[i].as_chunks().0;
-        let mut units = units.iter_mut().map(|u| u.as_chunks_mut().0.as_chunks_mut().0);
-        let mut next = || units.next().unwrap_or_default();
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe {
-            match jobs {
-                [_] => decode_fused(
-                    &tables,
-                    &heads,
-                    jobs.try_into().expect("one job"),
-                    [residual(0)],
-                    [next()],
-                    ahead,
-                ),
-                [_, _] => decode_fused(
-                    &tables,
-                    &heads,
-                    jobs.try_into().expect("two jobs"),
-                    [residual(0), residual(1)],
-                    [next(), next()],
-                    ahead,
-                ),
-                _ => 0,
-            }
-        }
+        unsafe { fused_forms!(decode_fused::<1, 2, 4>(head, jobs, planes, units, ahead)) }
     }
 
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {

@@ -1,0 +1,153 @@
+//! What the kernels have in common that decode to units at once: which forms of units there are,
+//! and the way through the groups of blocks.
+
+use bigsmall_format::internal::{Ahead, prefetch_output};
+
+use crate::kernels::{Job, LANES, Planes};
+use crate::planes::{GROUP, packed_len};
+use crate::units::low_len;
+
+/// Rows of a group.
+pub(super) const ROWS: usize = GROUP / LANES;
+
+/// Bytes of the high bits, of which `residual_bits` are the residual: those of one byte leave at
+/// most 3 of 8.
+pub(super) const fn high_bytes(residual_bits: u32) -> usize {
+    if residual_bits > 3 { 2 } else { 1 }
+}
+
+/// The bits of a residual in its byte: the sign at the top, the others at the bottom.
+pub(super) const fn residual_mask(residual_bits: u32) -> u8 {
+    0x80 | ((1u16 << (residual_bits - 1)) - 1) as u8
+}
+
+/// Calls `$decode::<unit bytes, residual bits, symbol bits, blocks>` for the head's form and the
+/// number of jobs, one of `$blocks`; 0 for others.
+macro_rules! fused_forms {
+    (
+        $decode:ident::<$($blocks:literal),*>
+        ($head:ident, $jobs:ident, $planes:ident, $units:ident, $ahead:ident)
+    ) => {{
+        macro_rules! form {
+            ($unit:literal, $residual:literal, $symbol:literal) => {
+                match $jobs.len() {
+                    $($blocks => {
+                        let jobs = $jobs.try_into().expect("as many jobs");
+                        $decode::<$unit, $residual, $symbol, $blocks>(
+                            $head, jobs, $planes, $units, $ahead,
+                        )
+                    })*
+                    _ => 0,
+                }
+            };
+        }
+        let layout = &$head.layout;
+        match (layout.unit_bytes, layout.high_bytes, layout.residual_bits, $head.symbol_bits) {
+            // bf16 and f32.
+            (2, 2, 7, 5) => form!(2, 7, 5),
+            (4, 2, 7, 5) => form!(4, 7, 5),
+            // f16.
+            (2, 1, 2, 5) => form!(2, 2, 5),
+            (2, 1, 1, 6) => form!(2, 1, 6),
+            // fp8 with four exponent bits, and with five.
+            (1, 1, 3, 5) => form!(1, 3, 5),
+            (1, 1, 2, 6) => form!(1, 2, 6),
+            (1, 1, 2, 5) => form!(1, 2, 5),
+            (1, 1, 1, 6) => form!(1, 1, 6),
+            _ => 0,
+        }
+    }};
+}
+pub(super) use fused_forms;
+
+/// Does something for each of at most 4 blocks. Not a loop: with more than two rounds, compilers
+/// keep the loop, and the states in memory.
+macro_rules! each_block {
+    ($n:ident, |$i:ident| $work:expr) => {{
+        macro_rules! block {
+            ($place:literal) => {
+                if $place < $n {
+                    let $i = $place;
+                    $work;
+                }
+            };
+        }
+        block!(0);
+        block!(1);
+        block!(2);
+        block!(3);
+    }};
+}
+pub(super) use each_block;
+
+/// One group of a block, as pointers: kernels would check lengths row by row.
+pub(super) struct Group<'a> {
+    /// The next word. As many as the kernel asked for can be read at first.
+    pub(super) words: *const u16,
+    pub(super) table: usize,
+    /// The packed residuals of the group.
+    pub(super) residual: *const u8,
+    /// Its planes of low bits, each of 256 bytes; dangling if there are none.
+    pub(super) lows: *const u8,
+    /// Its units.
+    pub(super) units: *mut u8,
+    /// The units two groups later, if any.
+    soon: &'a [u8],
+}
+
+impl Group<'_> {
+    /// Prefetches `len` of the bytes that are written two groups later, from `at` on.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, at: usize, len: usize) {
+        if let Some(soon) = self.soon.get(at..at + len) {
+            prefetch_output(soon);
+        }
+    }
+}
+
+/// Calls `decode` with group after group of `N` blocks of that form, as many as all have planes and
+/// units for and as no kernel would read past a block; returns their number. `words_ahead` is how
+/// many words a kernel may read. With each row `decode` prefetches as many lines as it is told:
+/// many at once use up the line-fill buffers that the kernel's own loads need.
+#[inline(always)]
+pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
+    jobs: &mut [Job<'_>; N],
+    planes: &[Planes<'_>],
+    units: &mut [&mut [u8]],
+    words_ahead: usize,
+    mut ahead: Ahead<'_>,
+    mut decode: impl FnMut(&mut [Group<'_>; N], &mut Ahead<'_>, usize),
+) -> usize {
+    let each_unit = UNIT * GROUP;
+    let each_residual = packed_len(RESIDUAL);
+    let each_low = low_len(8 * (UNIT - high_bytes(RESIDUAL)) as u32);
+    let mut n = usize::MAX;
+    for (planes, units) in planes.iter().zip(&*units) {
+        n = n.min(planes.residual.len() / each_residual).min(units.len() / each_unit);
+        n = n.min(planes.lows.len().checked_div(each_low).unwrap_or(n));
+    }
+    let lines = ahead.lines_a_step(n * ROWS);
+    let mut group = 0;
+    while group < n && jobs.iter().all(|job| job.words.len() >= 2 * (job.position + words_ahead)) {
+        let mut each = units.iter_mut();
+        let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
+            let units = &mut each.next().expect("N blocks")[group * each_unit..];
+            let (units, later) = units.split_at_mut(each_unit);
+            Group {
+                words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
+                table: usize::from(jobs[i].group_tables[group]),
+                residual: planes[i].residual[group * each_residual..][..each_residual].as_ptr(),
+                lows: planes[i].lows[group * each_low..][..each_low].as_ptr(),
+                units: units.as_mut_ptr(),
+                soon: later.get(each_unit..2 * each_unit).unwrap_or(&[]),
+            }
+        });
+        decode(&mut groups, &mut ahead, lines);
+        for (job, group) in jobs.iter_mut().zip(groups) {
+            job.position = (group.words as usize - job.words.as_ptr() as usize) / 2;
+        }
+        group += 1;
+    }
+    jobs.iter_mut().for_each(|job| job.group = group);
+    group
+}
