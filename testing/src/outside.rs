@@ -121,7 +121,10 @@ pub fn folder_names(data: &[u8]) {
             assert_eq!(found, expected);
         }
         Err(error) => {
-            assert!(found.is_empty(), "{found:?}");
+            // Finished files are kept for the next such job where the next may succeed.
+            let kept =
+                |name: &String| error.class() == Class::Io && name.starts_with("in/.out.bigsmall-");
+            assert!(found.iter().all(kept), "{found:?}");
             assert_visible(&error.to_string());
             // A list that contradicts itself, a name that is too long, a file that is a folder too.
             let refused =
