@@ -211,7 +211,7 @@ def test_hidden_files_are_named_or_taken(original: Path, tmp_path: Path) -> None
     assert bigsmall_rs.restore(out, tmp_path / "without")["left_out"] == [".hidden"]
     (tmp_path / "elsewhere").write_text("text")
     (model / "link").symlink_to(tmp_path / "elsewhere")
-    report = bigsmall_rs.compress(model, out, replace=True)
+    report = bigsmall_rs.compress(model, out, hidden=True, replace=True)
     assert report["links_out"] == [("link", str(tmp_path.resolve() / "elsewhere"))]
     bigsmall_rs.restore(out, tmp_path / "back", hidden=True)
     names = {file.name: file.read_bytes() for file in (tmp_path / "back").iterdir()}
