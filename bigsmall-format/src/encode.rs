@@ -117,7 +117,8 @@ fn encode(
         let [units, of_base] = scratch;
         let units = read_or_borrow(source, range.clone(), units)?;
         let Some(base) = base else {
-            return encoder.encode_blocks(units, &mut out.bytes, &mut out.lens);
+            let first = range.start / spec.block_bytes() as u64;
+            return encoder.encode_blocks_at(first, units, &mut out.bytes, &mut out.lens);
         };
         let base = read_or_borrow(base, range, of_base)?;
         out.base.extend(base.chunks(spec.block_bytes()).map(xxh3));

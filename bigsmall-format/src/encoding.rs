@@ -124,8 +124,24 @@ pub trait BlockEncoder: Send + Sync {
     /// unspecified.
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
 
-    /// The same against `base`, the base's bytes of the same blocks. An encoding without bases
-    /// ignores them.
+    /// The same for the blocks of the tensor from number `first_block` on. An encoding may make
+    /// blocks smaller if it knows where they are; one that does not use it ignores the number.
+    ///
+    /// # Errors
+    /// Those of [`encode_blocks`](Self::encode_blocks).
+    fn encode_blocks_at(
+        &self,
+        first_block: u64,
+        units: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        let _ = first_block;
+        self.encode_blocks(units, out, lens)
+    }
+
+    /// [`encode_blocks`](Self::encode_blocks) against `base`, the base's bytes of the same blocks.
+    /// An encoding without bases ignores them.
     ///
     /// # Errors
     /// Those of [`encode_blocks`](Self::encode_blocks).

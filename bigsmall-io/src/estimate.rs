@@ -140,12 +140,13 @@ impl Work {
         let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
         let mut sampled = 0;
         for i in 0..samples {
-            let at = i * spec.n_blocks() / samples * block;
+            let first = i * spec.n_blocks() / samples;
+            let at = first * block;
             let len = block.min(spec.byte_len() - at);
             set_len(&mut units, len as usize)?;
             read_at(source, at, &mut units)?;
             let begin = Instant::now();
-            encoder.encode_blocks(&units, &mut out, &mut lens)?;
+            encoder.encode_blocks_at(first, &units, &mut out, &mut lens)?;
             let middle = Instant::now();
             let mut digest = FileDigest::new();
             digest.update(&units);

@@ -114,7 +114,10 @@ impl<'a> Coder<'a> {
         }
         let spec = &self.header.tensors()[part.tensor];
         match &plan.base {
-            None => plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?,
+            None => {
+                let first = part.bytes.start / spec.block_bytes() as u64;
+                plan.encoder.encode_blocks_at(first, bytes, &mut out.bytes, &mut out.lens)?;
+            }
             Some(base) => {
                 let Encoded { bytes: to, lens, base: of_base, hashes, .. } = out;
                 let of_base = &mut of_base[part.within.clone()];
@@ -174,7 +177,7 @@ impl<'a> Coder<'a> {
         let (at, lens_at) = (out.bytes.len(), out.lens.len());
         if !bytes.is_empty() && self.encoding.supports(spec.dtype()) {
             let plan = Plan::new(self.encoding, spec, &bytes)?;
-            plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
+            plan.encoder.encode_blocks_at(0, bytes, &mut out.bytes, &mut out.lens)?;
             let encoded = plan.padded_head() + out.bytes.len() - at;
             if encoded < bytes.len().next_multiple_of(8) {
                 return Ok(plan);
@@ -220,7 +223,8 @@ fn is_smaller(
     let (mut out, mut lens) = (Vec::new(), Vec::new());
     let (mut with_base, mut without, mut raw) = (0, 0, 0);
     for i in 0..samples {
-        let at = i * spec.n_blocks() / samples * block;
+        let first = i * spec.n_blocks() / samples;
+        let at = first * block;
         let len = block.min(spec.byte_len() - at) as usize;
         set_len(&mut units, len)?;
         set_len(&mut of_base, len)?;
@@ -230,7 +234,7 @@ fn is_smaller(
         against.encoder.encode_blocks_with_base(&units, &of_base, &mut out, &mut lens)?;
         with_base += out.len() + of_record(1);
         out.clear();
-        alone.encoder.encode_blocks(&units, &mut out, &mut lens)?;
+        alone.encoder.encode_blocks_at(first, &units, &mut out, &mut lens)?;
         without += out.len();
         raw += len;
     }

@@ -300,11 +300,13 @@ fn encode_by_chunks(
 ) -> Result<()> {
     let encoder = coder.plan(spec, &bytes)?;
     let lock = "no thread panics while it holds this lock";
-    for_each_in_parallel(bytes.chunks(CHUNK), Vec::new, |lens, units| {
+    let chunks = bytes.chunks(CHUNK).enumerate();
+    for_each_in_parallel(chunks, Vec::new, |lens, (chunk, units)| {
+        let first = (chunk * (CHUNK / spec.block_bytes())) as u64;
         let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
         out.clear();
         lens.clear();
-        let done = encoder.encode_blocks(units, &mut out, lens);
+        let done = encoder.encode_blocks_at(first, units, &mut out, lens);
         std::hint::black_box(&out);
         spare.lock().expect(lock).push(out);
         Ok(done?)
