@@ -399,9 +399,9 @@ def decode_ans(head, dtype, blocks):
     for block, size in blocks:
         yield decode_ans_block(ans, block, size)
 
-def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
+def read_ans_head(source, dtype, flags=3):  # 7.1, 7.2; `flags` may be set
     ans, source.rule = SimpleNamespace(unit_bytes=UNIT_BYTES[dtype]), "AnsHead"
-    m, ans.w, log_segment, n_tables, ans.base, first, k, masks, *widths = source.numbers("4B2H6B")
+    m, ans.w, log_segment, n_tables, ans.base, first, k, more, *widths = source.numbers("4B2H6B")
     high_bits, exponent_bits = ANS_FLOATS.get(dtype, (8, 8))
     ans.field_bits, ans.r = exponent_bits + m, high_bits - exponent_bits - m
     require(m == 0 or dtype in ANS_FLOATS and ans.r >= 1, "AnsHead", f"m {m}")
@@ -412,7 +412,7 @@ def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
     outside = first in fields and not ans.base <= first < ans.top
     require(ans.top <= len(fields) and (first == ans.base or outside), "AnsHead",
             f"{ans.base}, {first}")
-    require(masks <= flags and not any(widths[k:]), "ReservedNotZero", "in an ANS head")
+    require(more <= flags and not any(widths[k:]), "ReservedNotZero", "in an ANS head")
     ans.low_bits, ans.widths = 8 * ans.unit_bytes - high_bits, widths[:k] or [0]
     falling = ans.widths[0] == ans.low_bits and ans.widths == sorted(set(ans.widths), reverse=True)
     require(falling and k <= (4 if ans.low_bits else 0), "AnsHead", f"{k} low widths {ans.widths}")
@@ -420,7 +420,13 @@ def read_ans_head(source, dtype, flags=1):  # 7.1, 7.2; `flags` may be set
     ans.segment = 1 << log_segment - 8
     ans.tables = [read_table(source, symbols) for _ in range(n_tables)]
     source.pad(1)
-    ans.masks = read_ans_head(source, "U8", flags=0) if masks else None
+    source.rule, ans.columns = "AnsHead", []
+    if more & 2:
+        n, = source.numbers("H")
+        require(n >= 1, "AnsHead", "one column")
+        ans.columns = [source.bits(3) for _ in range(n + 1)]
+        source.pad(1)
+    ans.masks = read_ans_head(source, "U8", flags=0) if more & 1 else None
     return ans
 
 def read_table(source, fields):  # 7.3; returns field, frequency and rank of every slot
@@ -458,6 +464,8 @@ def decode_ans_block(ans, block, size):  # 7.5, kinds 0, 1 and 2
         return decode_zeros(ans, block, size)
     if block[:1] == b"\4":
         return decode_deflate(block, size)
+    if block[:1] == b"\5":
+        return decode_columns(ans, block, size)
     source = Source(block, "AnsBlockLength")
     kind, q, exceptions, n_words = source.numbers("BBHI")
     require(kind == 2 or kind < 2 and not q | exceptions | n_words, "AnsBlockHeader", block[:8])
@@ -521,6 +529,18 @@ def decode_deflate(block, size):  # 7.5.4
     require(not padding or len(block) == 56, "AnsDeflate", f"{len(padding)} bytes after the stream")
     require(not any(padding), "PaddingNotZero", "after a stream")
     return decoded
+
+def decode_columns(ans, block, size):  # 7.5.5
+    source, n, d = Source(block, "AnsBlockLength"), size // ans.unit_bytes, len(ans.columns)
+    _, zero, first, zeros = source.numbers("BBHI")
+    within = source.take(source.left())
+    sound = first < d and not zero | zeros and within[:1] == b"\2"
+    require(sound, "AnsBlockHeader", block[:9])
+    units = Source(decode_ans_block(ans, within, size), "AnsBlockLength")
+    decoded = n * [b""]
+    for i in sorted(range(n), key=lambda i: ans.columns[(first + i) % d]):
+        decoded[i] = units.take(ans.unit_bytes)
+    return b"".join(decoded)
 
 def read_ids(source, choices, groups, segment):  # what is chosen for every group, by its segment
     ids = [source.bits((len(choices) - 1).bit_length()) for _ in range(0, groups, segment)]

@@ -17,7 +17,9 @@ use crate::{block, plan};
 /// everything else byte by byte.
 ///
 /// Memory: encoding takes about 1 MB for each thread, which the process keeps for the next tensor,
-/// and 320 kB more once a block has repeated itself. Decoding such a block takes 11 kB.
+/// and 320 kB more once a block has repeated itself. Decoding such a block takes 11 kB. Where the
+/// level *small* has put columns together, coding takes two to four blocks more for each thread,
+/// which the process keeps too.
 ///
 /// ```
 /// use bigsmall_codec::*;
@@ -48,8 +50,7 @@ impl Ans {
         Ans { level, backend: backend::best() }
     }
 
-    fn encoder(&self, spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Encoder> {
-        let head = plan::plan(spec, source, level)?;
+    fn encoder(&self, spec: &TensorSpec, head: Head) -> Result<Encoder> {
         Ok(Encoder {
             head_bytes: head.write(),
             blocks: block::Encoder::new(head, kernels(self.backend)?).with_deflate(row_bytes(spec)),
@@ -94,7 +95,7 @@ impl Encoder {
             set_len(&mut units, (end - begin) as usize)?;
             read_at(source, begin, &mut units)?;
             out.clear();
-            self.encode_blocks(&units, &mut out, &mut lens)?;
+            self.encode_blocks_at(i * spec.n_blocks() / n, &units, &mut out, &mut lens)?;
             len += out.len() as u64;
         }
         let all = u128::from(len) * u128::from(spec.n_blocks()) / u128::from(n.max(1));
@@ -120,15 +121,25 @@ impl TensorEncoding for Ans {
     }
 
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
-        let mut encoder = self.encoder(spec, source, self.level)?;
+        let mut encoder = self.encoder(spec, plan::plan(spec, source, self.level)?)?;
         if self.level == Level::Small {
             // More effort is not always smaller: a plan knows costs by a sample, and finer symbols
             // have larger tables and more exceptions.
-            let default = self.encoder(spec, source, Level::Default)?;
+            let default = self.encoder(spec, plan::plan(spec, source, Level::Default)?)?;
             if default.head_bytes != encoder.head_bytes {
                 let [small, plain] = [&encoder, &default].map(|e| e.estimate(spec, source));
                 if plain? < small? {
                     encoder = default;
+                }
+            }
+            if !encoder.blocks.has_masks()
+                && let Some(head) = plan::plan_with_columns(spec, source)?
+            {
+                let columns = self.encoder(spec, head)?;
+                let [plain, small] = [&encoder, &columns].map(|e| e.estimate(spec, source));
+                let plain = plain?;
+                if small? <= plain - plain / plan::COLUMN_GAIN {
+                    encoder = columns;
                 }
             }
         }
@@ -160,6 +171,18 @@ impl BlockEncoder for Encoder {
     fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
         with_scratch(&SCRATCH, |scratch| {
             self.blocks.encode(units, self.block_bytes, scratch, out, lens)
+        })
+    }
+
+    fn encode_blocks_at(
+        &self,
+        first_block: u64,
+        units: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        with_scratch(&SCRATCH, |scratch| {
+            self.blocks.encode_at(first_block, units, self.block_bytes, scratch, out, lens)
         })
     }
 }

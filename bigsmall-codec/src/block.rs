@@ -8,5 +8,5 @@ pub(crate) mod sections;
 pub(crate) use decode::{decode, finish_states};
 pub(crate) use encode::{Encoder, Scratch, pad4, states_with, write_raw, write_states};
 pub(crate) use sections::{
-    Block, CARRIED, Cut, HEADER, MAX_GROUPS, Sections, Zeros, carried_len, read_raw,
+    Block, CARRIED, Cut, HEADER, MAX_GROUPS, Ordered, Sections, Zeros, carried_len, read_raw,
 };

@@ -2,9 +2,11 @@
 //! (FORMAT.md section 7.2).
 #![warn(clippy::unwrap_used)]
 
+use bigsmall_format::internal::reserve;
 use bigsmall_format::{Dtype, Error, Result, Rule};
 
 use crate::bits::{BitReader, BitWriter};
+use crate::columns::{CLASS_BITS, Columns};
 use crate::layout::Layout;
 use crate::planes::GROUP;
 use crate::table::{AliasTable, EncodeTable, FrequencyTable};
@@ -15,6 +17,10 @@ pub(crate) const MAX_TABLES: usize = 8;
 pub(crate) const MAX_LOW_WIDTHS: usize = 4;
 /// Bytes before the tables.
 const FIXED: usize = 14;
+/// The flag of a head of masks.
+const HAS_MASK: u8 = 1;
+/// The flag of classes of columns.
+const HAS_COLUMNS: u8 = 2;
 
 /// A valid head.
 pub(crate) struct Head {
@@ -39,6 +45,8 @@ pub(crate) struct Head {
     /// The head of the masks of blocks of kind *zeros*, if the tensor may have such blocks: masks
     /// are coded as blocks of bytes.
     pub(crate) mask: Option<Box<Head>>,
+    /// The classes of columns, if the tensor may have blocks of kind *columns*.
+    pub(crate) columns: Option<Columns>,
 }
 
 /// Bits that name one of `n` things.
@@ -58,8 +66,19 @@ impl Head {
         tables: Vec<FrequencyTable>,
     ) -> Head {
         let alias = tables.iter().map(AliasTable::new).collect();
-        let mask = None;
-        Head { m, layout, symbol_bits, base, first, segment, low_widths, tables, alias, mask }
+        Head {
+            m,
+            layout,
+            symbol_bits,
+            base,
+            first,
+            segment,
+            low_widths,
+            tables,
+            alias,
+            mask: None,
+            columns: None,
+        }
     }
 
     /// The symbol of `field`, or a number beyond the window.
@@ -111,7 +130,9 @@ impl Head {
         ];
         out.extend_from_slice(&self.base.to_le_bytes());
         out.extend_from_slice(&self.first.to_le_bytes());
-        out.extend_from_slice(&[self.low_widths.len() as u8, u8::from(self.mask.is_some())]);
+        let has_mask = if self.mask.is_some() { HAS_MASK } else { 0 };
+        let flags = has_mask | if self.columns.is_some() { HAS_COLUMNS } else { 0 };
+        out.extend_from_slice(&[self.low_widths.len() as u8, flags]);
         let mut widths = [0; MAX_LOW_WIDTHS];
         widths[..self.low_widths.len()].copy_from_slice(&self.low_widths);
         out.extend_from_slice(&widths);
@@ -120,17 +141,25 @@ impl Head {
             table.write(&mut bits);
         }
         out.extend(bits.finish());
+        if let Some(columns) = &self.columns {
+            let classes = columns.classes();
+            out.extend_from_slice(&((classes.len() - 1) as u16).to_le_bytes());
+            let mut bits = BitWriter::default();
+            classes.iter().for_each(|&class| bits.push(u32::from(class), CLASS_BITS));
+            out.extend(bits.finish());
+        }
         out.extend(self.mask.iter().flat_map(|mask| mask.write()));
         out
     }
 
     /// Reads a head, validating every field.
     pub(crate) fn read(dtype: Dtype, bytes: &[u8]) -> Result<Head> {
-        Head::read_part(dtype, bytes, true)
+        Head::read_part(dtype, bytes, HAS_MASK | HAS_COLUMNS)
     }
 
-    /// Reads a head; the head of masks, which is a part of one, has none of its own.
-    fn read_part(dtype: Dtype, bytes: &[u8], may_have_mask: bool) -> Result<Head> {
+    /// Reads a head that may have the parts of those flags: the head of masks, which is a part of
+    /// one, has none of its own.
+    fn read_part(dtype: Dtype, bytes: &[u8], allowed: u8) -> Result<Head> {
         let wrong = |at: u64, expected: &str, found: &dyn std::fmt::Display| {
             Error::new(Rule::AnsHead).at(at).expected(expected).found(found)
         };
@@ -176,24 +205,52 @@ impl Head {
         if !full_first || !widths.is_sorted_by(|a, b| a > b) {
             return Err(wrong(10, "low widths from all bits downwards", &format!("{widths:?}")));
         }
-        if flags > u8::from(may_have_mask) || unused.iter().any(|&b| b != 0) {
+        if flags & !allowed != 0 || unused.iter().any(|&b| b != 0) {
             return Err(Error::new(Rule::ReservedNotZero).at(9));
         }
         let mut bits = BitReader::new(rest);
         let tables = (0..n_tables)
             .map(|_| FrequencyTable::read(&mut bits, 1 << symbol_bits))
             .collect::<Result<Vec<_>>>()?;
-        let rest = bits.finish_prefix().map_err(|e| e.at(FIXED as u64))?;
+        let mut rest = bits.finish_prefix().map_err(|e| e.at(FIXED as u64))?;
         let segment = 1 << segment;
         let widths = widths.to_vec();
         let mut head = Head::new(m, layout, symbol_bits, (base, first), segment, widths, tables);
-        if flags == 1 {
+        if flags & HAS_COLUMNS != 0 {
             let begin = (bytes.len() - rest.len()) as u64;
-            let mask = Head::read_part(Dtype::U8, rest, false);
+            let read = read_columns(rest).map_err(|e| e.at(begin))?;
+            (head.columns, rest) = (Some(read.0), read.1);
+        }
+        if flags & HAS_MASK != 0 {
+            let begin = (bytes.len() - rest.len()) as u64;
+            let mask = Head::read_part(Dtype::U8, rest, 0);
             head.mask = Some(Box::new(mask.map_err(|e| e.in_part_at(begin))?));
         } else if !rest.is_empty() {
             return Err(wrong(FIXED as u64, "nothing after the tables", &rest.len()));
         }
         Ok(head)
     }
+}
+
+/// Reads the classes of columns; returns what follows them too.
+fn read_columns(bytes: &[u8]) -> Result<(Columns, &[u8])> {
+    let wrong =
+        |expected: &str, found: usize| Error::new(Rule::AnsHead).expected(expected).found(found);
+    let Some((&n, rest)) = bytes.split_first_chunk() else {
+        return Err(wrong("the number of columns", bytes.len()));
+    };
+    let n = usize::from(u16::from_le_bytes(n)) + 1;
+    if n < 2 {
+        return Err(wrong("two columns or more", n));
+    }
+    // Before anything is allocated.
+    let len = (n * CLASS_BITS as usize).div_ceil(8);
+    if rest.len() < len {
+        return Err(wrong("3 bits for each column", rest.len()));
+    }
+    let mut bits = BitReader::new(rest);
+    let mut classes = Vec::new();
+    reserve(&mut classes, n)?;
+    classes.extend((0..n).map_while(|_| bits.pull(CLASS_BITS)).map(|class| class as u8));
+    Ok((Columns::new(classes)?, bits.finish_prefix()?))
 }

@@ -13,6 +13,11 @@ pub enum Level {
     /// Finer symbols and a larger sample: smaller, at a third of the decoding speed. Where the
     /// plan of the default level is smaller on 16 blocks, it is taken: so no tensor of up to 2
     /// million units is larger than at the default level.
+    ///
+    /// Where the columns of a matrix of floats differ in scale, units of alike columns are coded
+    /// together: eight classes of columns, 3 bits for each column. That is done where it makes the
+    /// tensor smaller by 0.2 % or more. Such a tensor is decoded at six tenths of the rate or more
+    /// (`cargo bench --bench columns`).
     Small,
 }
 

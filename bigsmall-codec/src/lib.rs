@@ -31,6 +31,7 @@ mod arch;
 mod backend;
 mod bits;
 mod block;
+mod columns;
 mod deflate;
 mod delta;
 mod exceptions;
@@ -76,6 +77,6 @@ pub use level::Level;
 pub use pages::Pages;
 pub use slice::{Element, decode, decode_bytes, encode, encode_bytes, encode_into, encode_with};
 pub use view::{
-    AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock, ZerosBlock,
-    store_raw,
+    AliasBucket, AliasEntry, AnsBlock, AnsException, AnsTable, AnsView, CodedBlock, ColumnsBlock,
+    ZerosBlock, store_raw,
 };

@@ -5,6 +5,7 @@ use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
 
 use crate::bits::BitWriter;
+use crate::columns::{CLASSES, Columns, MAX_COLUMNS};
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::level::Level;
@@ -29,6 +30,18 @@ const HEAD_COST: u64 = 14;
 /// Bytes that a block with a mask takes beyond mask and units: a header, and header and states of
 /// one ANS block more.
 const BLOCK_COST: u64 = 140;
+
+/// Fewer columns have no classes: a row would be as short as a filter of a convolution.
+const FEWEST_COLUMNS: u64 = 64;
+/// Blocks that a plan with columns is made from.
+const COLUMN_BLOCKS: u64 = 8;
+/// With more columns than so many, more blocks are counted, so that each column has enough units.
+const COLUMNS_A_SAMPLE: u64 = 8192;
+/// Classes of columns must make the tensor smaller by at least one part in this many: putting units
+/// back takes time.
+pub(crate) const COLUMN_GAIN: u64 = 500;
+/// Rounds of clustering of columns.
+const COLUMN_ROUNDS: usize = 8;
 
 /// How much work a level puts into the plan.
 struct Effort {
@@ -213,6 +226,111 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     Ok(head)
 }
 
+/// The plan of a tensor with classes of columns at the level *small*; none for a tensor without
+/// columns, and where they seem to differ too little.
+pub(crate) fn plan_with_columns(spec: &TensorSpec, source: &dyn ReadAt) -> Result<Option<Head>> {
+    let dtype = spec.dtype();
+    let Some(layout) = Layout::new(dtype, 1).filter(|_| Layout::is_float(dtype)) else {
+        return Ok(None);
+    };
+    // A float is one unit.
+    let Some((&n_rows, inner)) = spec.shape().split_first() else { return Ok(None) };
+    let n_columns = inner.iter().fold(1u64, |n, &of| n.saturating_mul(of));
+    if n_rows < 2 || !(FEWEST_COLUMNS..=MAX_COLUMNS as u64).contains(&n_columns) {
+        return Ok(None);
+    }
+    let n_blocks = COLUMN_BLOCKS * n_columns.div_ceil(COLUMNS_A_SAMPLE);
+    let Some(classes) = classes(spec, source, &layout, n_columns as usize, n_blocks)? else {
+        return Ok(None);
+    };
+    let columns = Columns::new(classes)?;
+    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
+    let mut ordered = Vec::new();
+    each_block(spec, source, COLUMN_BLOCKS, |block, units| {
+        set_len(&mut ordered, units.len())?;
+        columns.put_in_order(layout.unit_bytes, columns.of_block(block), units, &mut ordered);
+        reserve(&mut sample.highs, units.len() / layout.unit_bytes)?;
+        sample.add(&layout, &ordered[..units.len() - units.len() % (GROUP * layout.unit_bytes)]);
+        Ok(())
+    })?;
+    let mut head = plan_of(dtype, &sample, &effort(Level::Small, true, layout.high_bytes))?.1;
+    head.columns = Some(columns);
+    Ok(Some(head))
+}
+
+/// Reads at most `most` blocks at equal distances; calls `see` with the number and the units
+/// of each.
+fn each_block(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    most: u64,
+    mut see: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let (all, block_bytes) = (spec.n_blocks(), spec.block_bytes() as u64);
+    let n = all.min(most);
+    let mut buffer = Vec::new();
+    for i in 0..n {
+        let block = i * all / n;
+        let begin = block * block_bytes;
+        let len = spec.byte_len().min(begin + block_bytes) - begin;
+        set_len(&mut buffer, len as usize)?;
+        read_at(source, begin, &mut buffer)?;
+        see(block, &buffer)?;
+    }
+    Ok(())
+}
+
+/// The class of each column, from a sample of `n_blocks` blocks; none where tables for the classes
+/// make the sample smaller by too little.
+fn classes(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    layout: &Layout,
+    n_columns: usize,
+    n_blocks: u64,
+) -> Result<Option<Vec<u8>>> {
+    let symbol_bits = layout.field_bits.min(5);
+    let n_symbols = 1usize << symbol_bits;
+    let mut place = None;
+    let (mut highs, mut n_units) = (Vec::new(), 0);
+    let mut counts: Vec<u16> = Vec::new();
+    set_len(&mut counts, n_columns * n_symbols)?;
+    each_block(spec, source, n_blocks, |block, units| {
+        let n = units.len() / layout.unit_bytes / GROUP * GROUP;
+        set_len(&mut highs, n)?;
+        layout.split_highs(&units[..n * layout.unit_bytes], &mut highs);
+        highs.iter_mut().for_each(|high| *high = layout.field(*high));
+        n_units += n as u64;
+        // Of the first block: it has units of all columns, or nearly.
+        let place =
+            *place.get_or_insert_with(|| window(&highs, 1 << layout.field_bits, symbol_bits));
+        let begin = (block * BLOCK_UNITS as u64 % n_columns as u64) as usize;
+        let of_columns = (0..n_columns).cycle().skip(begin);
+        for (&field, column) in highs.iter().zip(of_columns) {
+            let symbol = usize::from(symbol_of(field, place, n_symbols as u16));
+            if let Some(count) = counts[column * n_symbols..][..n_symbols].get_mut(symbol) {
+                *count = count.saturating_add(1).min(i16::MAX as u16);
+            }
+        }
+        Ok(())
+    })?;
+    let histograms = Histograms { counts, n_symbols };
+    let order = by_mean(&histograms);
+    let mut assigned = vec![0; n_columns];
+    let one = lloyd(&histograms, &mut assigned, 1, 1).0;
+    for (rank, &column) in order.iter().enumerate() {
+        assigned[column] = rank * CLASSES / n_columns;
+    }
+    let several = lloyd(&histograms, &mut assigned, CLASSES, COLUMN_ROUNDS).0;
+    let rest = (n_units * u64::from(layout.residual_bits + layout.low_bits())) << COST_FRACTION;
+    // The numbers of classes are counted once more by those who compare sizes.
+    let ids = (n_columns as u64 * u64::from(id_bits(CLASSES))) << COST_FRACTION;
+    if one.saturating_sub(several.saturating_sub(ids)) < (one + rest) / COLUMN_GAIN {
+        return Ok(None);
+    }
+    Ok(Some(assigned.into_iter().map(|class| class as u8).collect()))
+}
+
 /// Decides the head for a sample.
 fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
     let mut best: Option<Plan> = None;
@@ -344,16 +462,7 @@ pub(crate) fn cluster(
     rounds: usize,
 ) -> (u64, Vec<FrequencyTable>) {
     let n = histograms.len();
-    let mut order: Vec<usize> = (0..n).collect();
-    let means: Vec<u64> = histograms
-        .iter()
-        .map(|h| {
-            let total: u64 = h.iter().map(|&c| u64::from(c)).sum();
-            let sum: u64 = h.iter().zip(0..).map(|(&c, s)| u64::from(c) * s).sum();
-            (sum << 16) / total.max(1)
-        })
-        .collect();
-    order.sort_by_key(|&i| means[i]);
+    let order = by_mean(histograms);
     // A table takes at least 32 * 4 bits in the head. A cluster of fewer than two segments cannot
     // save that.
     let most = most.min(n / 2).max(1);
@@ -372,6 +481,21 @@ pub(crate) fn cluster(
         }
     }
     best.unwrap_or_else(|| (0, vec![FrequencyTable::from_counts(&vec![0; histograms.n_symbols])]))
+}
+
+/// The numbers of the segments, in the order of their mean symbol.
+fn by_mean(histograms: &Histograms) -> Vec<usize> {
+    let means: Vec<u64> = histograms
+        .iter()
+        .map(|h| {
+            let total: u64 = h.iter().map(|&c| u64::from(c)).sum();
+            let sum: u64 = h.iter().zip(0..).map(|(&c, s)| u64::from(c) * s).sum();
+            (sum << 16) / total.max(1)
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..histograms.len()).collect();
+    order.sort_by_key(|&i| means[i]);
+    order
 }
 
 fn lloyd(

@@ -9,7 +9,7 @@ use bigsmall_format::{
 };
 
 use crate::ans::Ans;
-use crate::block::{Block, HEADER, Sections, Zeros, carried_len};
+use crate::block::{Block, HEADER, Ordered, Sections, Zeros, carried_len};
 use crate::head::Head;
 use crate::kernels::LANES;
 use crate::planes::{GROUP, packed_len};
@@ -44,6 +44,7 @@ use crate::table::TOTAL;
 ///         AnsBlock::Coded(block) => println!("{} words", block.words().len()),
 ///         AnsBlock::Zeros(block) => println!("{} units are not zero", block.n_others()),
 ///         AnsBlock::Deflate { stream, .. } => println!("{} bytes of DEFLATE", stream.len()),
+///         AnsBlock::Columns(block) => println!("{} words", block.within()?.words().len()),
 ///         _ => println!("a kind that is newer than this program"),
 ///     }
 /// }
@@ -137,6 +138,12 @@ impl<'a> AnsView<'a> {
         (0..self.head.tables.len()).map(|id| AnsTable { head: &self.head, id })
     }
 
+    /// The class of each column, 0 to 7; none if no block is of kind *columns* (section 7.5.5).
+    #[must_use]
+    pub fn column_classes(&self) -> &[u8] {
+        self.head.columns.as_ref().map_or(&[], |columns| columns.classes())
+    }
+
     /// Number of blocks.
     #[must_use]
     pub fn n_blocks(&self) -> u64 {
@@ -189,6 +196,11 @@ impl<'a> AnsView<'a> {
                 block.mask()?;
                 block.others()?;
                 AnsBlock::Zeros(block)
+            }
+            Block::Ordered(ordered) => {
+                let block = ColumnsBlock { head, ordered, byte_len, offset };
+                block.within()?;
+                AnsBlock::Columns(block)
             }
         })
     }
@@ -340,6 +352,48 @@ pub enum AnsBlock<'a> {
         /// Where it begins.
         offset: u64,
     },
+    /// The units stand in the order of the classes of their columns, and are then entropy coded.
+    Columns(ColumnsBlock<'a>),
+}
+
+/// A block of kind *columns* (FORMAT.md section 7.5).
+#[derive(Clone, Copy)]
+pub struct ColumnsBlock<'a> {
+    head: &'a Head,
+    ordered: Ordered<'a>,
+    byte_len: usize,
+    offset: u64,
+}
+
+impl<'a> ColumnsBlock<'a> {
+    /// The column of the block's first unit: unit i of the block is in column `(first + i) mod n`
+    /// of the n that [`AnsView::column_classes`] has.
+    #[must_use]
+    pub fn first_column(&self) -> usize {
+        self.ordered.first
+    }
+
+    /// The units in the order of classes: those in columns of class 0 in the order of their
+    /// numbers, then those of class 1, and so on.
+    ///
+    /// # Errors
+    /// None if the [`AnsBlock`] came from [`AnsView::block`].
+    pub fn within(&self) -> Result<CodedBlock<'a>> {
+        let begin = self.ordered.within_at as u64;
+        let sections = self.ordered.read_within(self.head, self.byte_len)?;
+        let checked = sections.exceptions(self.head).try_for_each(|e| e.map(drop));
+        checked.map_err(|e| e.in_part_at(begin))?;
+        Ok(CodedBlock { head: self.head, sections, offset: self.offset + begin })
+    }
+}
+
+impl std::fmt::Debug for ColumnsBlock<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColumnsBlock")
+            .field("first_column", &self.ordered.first)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A block of kind *zeros* (FORMAT.md section 7.5): two blocks of other kinds. Whether they match

@@ -12,6 +12,7 @@ macro_rules! for_unit_bytes {
         }
     };
 }
+pub(crate) use for_unit_bytes;
 
 /// Moves the units from byte `begin` to the end of `units` to the places whose bits in `mask` are
 /// set, and sets the other units to zero. The mask has as many ones as there are units to be moved:

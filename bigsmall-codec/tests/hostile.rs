@@ -463,7 +463,8 @@ fn heads() {
         ("first 65535", |h| h[6..8].fill(0xff), Rule::AnsHead),
         ("a low width without low bits", |h| h[8] = 1, Rule::AnsHead),
         ("255 low widths", |h| h[8] = 255, Rule::AnsHead),
-        ("reserved", |h| h[9] = 2, Rule::ReservedNotZero),
+        ("reserved", |h| h[9] = 4, Rule::ReservedNotZero),
+        ("columns that are not there", |h| h[9] = 2, Rule::AnsHead),
         ("a head of masks that is not there", |h| h[9] = 1, Rule::AnsHead),
         ("an unused low width", |h| h[10] = 1, Rule::ReservedNotZero),
         ("the last unused low width", |h| h[13] = 1, Rule::ReservedNotZero),
@@ -881,8 +882,9 @@ fn a_cut_block_is_told_how_long_it_must_be() {
     for (block, said) in [
         (&raw[..], "expected 1408, found 1407"),
         (&[3, 0][..], "expected a kind other than 3, as the head has no masks, found 3"),
-        (&[5, 0][..], "expected kind 0, 1, 2, 3 or 4, found 5"),
-        (&[][..], "expected kind 0, 1, 2, 3 or 4, found -1"),
+        (&[5, 0][..], "expected a kind other than 5, as the head has no columns, found 5"),
+        (&[6, 0][..], "expected kind 0, 1, 2, 3, 4 or 5, found 6"),
+        (&[][..], "expected kind 0, 1, 2, 3, 4 or 5, found -1"),
     ] {
         let error = decoder.decode_blocks(&[block], &mut vec![0; 1400]).unwrap_err();
         assert!(error.to_string().ends_with(said), "{error}");
@@ -1077,6 +1079,95 @@ fn wrong_masks_of_zeros_are_refused() {
 
 fn constant_mask() -> Vec<u8> {
     [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[0x69; 55], &[0x68]].concat()
+}
+
+// G-23, G-24
+#[test]
+fn wrong_columns_are_refused() {
+    let mut head = bf16().head;
+    head.columns = (0..100).map(|i| (i * i % 8) as u8).collect();
+    let units = bf16().units;
+    let n = units.len() / 2;
+    let order = |first: usize| oracle::order_of_classes(&head.columns, first, n);
+    let ordered = |first: usize| -> Vec<u8> {
+        order(first).into_iter().flat_map(|i| units[2 * i..][..2].to_vec()).collect()
+    };
+    let choices = Choices { tables: vec![0; 9], low_widths: vec![], q: 1, begin: vec![] };
+    let within = |first: usize| oracle::encode(&head, &ordered(first), &choices).bytes();
+    let check = |name: &str, head: &Head, block: &[u8], expected: Option<Rule>| {
+        let found = outcome(&spec(Dtype::BF16, n), &head.write(), block, true, name);
+        assert_eq!(found.err(), expected, "{name}");
+    };
+    for first in [0, 1, 37, 99] {
+        let good = oracle::columns_block(first, &within(first));
+        check("as it should be", &head, &good, None);
+        let decoder = Ans::default().open(&spec(Dtype::BF16, n), &head.write()).unwrap();
+        let mut back = vec![0; 2 * n];
+        decoder.decode_blocks(&[&good], &mut back).unwrap();
+        assert!(back == units, "first column {first}");
+    }
+    let good = oracle::columns_block(3, &within(3));
+    // A column that the head does not have.
+    for first in [100, 101, 0xffff] {
+        let block = oracle::columns_block(first, &within(0));
+        check("no such column", &head, &block, Some(Rule::AnsBlockHeader));
+    }
+    for at in [1, 4, 5, 6, 7] {
+        let mut block = good.clone();
+        block[at] = 1;
+        check("reserved", &head, &block, Some(Rule::AnsBlockHeader));
+    }
+    // Every other kind within, and a block of this kind in itself.
+    for kind in [0, 1, 3, 4, 5, 6] {
+        let mut block = good.clone();
+        block[8] = kind;
+        check("another kind", &head, &block, Some(Rule::AnsBlockHeader));
+    }
+    let twice = oracle::columns_block(0, &good);
+    check("columns in columns", &head, &twice, Some(Rule::AnsBlockHeader));
+    let (k, raw) = (n / 2, |bytes: &[u8]| [&[0; 8][..], bytes].concat());
+    let mut with_masks = zeros_kit().0;
+    with_masks.columns.clone_from(&head.columns);
+    check("with a head of masks", &with_masks, &good, None);
+    let zeros = oracle::zeros_block(&raw(&[0x55; 88]), &good, k);
+    check("columns in zeros", &with_masks, &zeros, Some(Rule::AnsBlockHeader));
+    check("no columns", &bf16().head, &good, Some(Rule::AnsBlockHeader));
+    for len in 0..good.len().min(80) {
+        let found = outcome_quick(&spec(Dtype::BF16, n), &head.write(), &good[..len], "cut");
+        assert!(found.is_err(), "{len} bytes");
+    }
+    // Heads: one column, columns that are cut short, and padding that is not zero.
+    let bytes = head.write();
+    let at = bf16().head.write().len();
+    let head_rule =
+        |bytes: &[u8]| outcome_quick(&spec(Dtype::BF16, n), bytes, &good, "a head").err();
+    assert_eq!(head_rule(&bytes), None);
+    for len in at..bytes.len() {
+        assert_eq!(head_rule(&bytes[..len]), Some(Rule::AnsHead), "{len} bytes");
+    }
+    let with = |at: usize, byte: u8| {
+        let mut bytes = bytes.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    assert_eq!(head_rule(&[&bytes[..at], &[0, 0, 0]].concat()), Some(Rule::AnsHead));
+    assert_eq!(head_rule(&with(bytes.len() - 1, 0x80)), Some(Rule::PaddingNotZero));
+    assert_eq!(head_rule(&[&bytes[..], &[0]].concat()), Some(Rule::AnsHead));
+    // As many columns as can be said, in a head of a few bytes: refused before memory is taken.
+    assert_eq!(head_rule(&with(at, 0xff)), Some(Rule::AnsHead));
+    assert_eq!(head_rule(&with(at + 1, 0xff)), Some(Rule::AnsHead));
+    // Columns of masks.
+    let mut of_masks = zeros_kit().0;
+    of_masks.mask.as_mut().unwrap().columns = vec![0, 1];
+    assert_eq!(head_rule(&of_masks.write()), Some(Rule::ReservedNotZero));
+    // Every bit of the header and of what follows it.
+    for at in 0..good.len().min(130) {
+        for bit in 0..8 {
+            let mut damaged = good.clone();
+            damaged[at] ^= 1 << bit;
+            let _ = outcome_quick(&spec(Dtype::BF16, n), &bytes, &damaged, "a flipped bit");
+        }
+    }
 }
 
 /// A number of some bits.

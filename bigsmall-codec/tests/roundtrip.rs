@@ -241,3 +241,71 @@ fn every_way_to_a_frame_and_what_it_says_of_itself() {
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
+
+/// Columns of different scales: blocks of kind *columns*, which begin within a row, beside blocks
+/// of other kinds. Whole, in parts, and by every backend.
+#[test]
+fn columns_of_different_scales() {
+    let scales = [0.3, 0.002, 0.02, 0.000_4, 0.09];
+    let value = |random: &mut Random, dtype: Dtype, scale: f64| {
+        let value = random.normal() * scale;
+        match dtype {
+            Dtype::BF16 => u64::from(half::bf16::from_f64(value).to_bits()),
+            Dtype::F16 => u64::from(half::f16::from_f64(value).to_bits()),
+            Dtype::F32 => u64::from((value as f32).to_bits()),
+            Dtype::F64 => value.to_bits(),
+            // The upper byte of F16, as F8_E5M2.
+            _ => u64::from(half::f16::from_f64(value).to_bits() >> 8),
+        }
+    };
+    // In the second shape no block but the first begins where a row does.
+    for (shape, constant) in [([1700, 384], 2), ([6, 60_000], 1)] {
+        for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E5M2] {
+            let mut random = Random::new(3);
+            let (rows, columns): (u64, u64) = (shape[0], shape[1]);
+            // In wide rows runs of columns are alike, as in filters: enough to name their classes.
+            let wide = columns > 1000;
+            let scale = |i: u64| {
+                scales[(if wide { i % columns / 5000 } else { i % columns * 7 } % 5) as usize]
+            };
+            let mut bytes: Vec<u8> = (0..rows * columns)
+                .flat_map(|i| {
+                    let unit = value(&mut random, dtype, scale(i));
+                    unit.to_le_bytes().into_iter().take(dtype.unit_bytes())
+                })
+                .collect();
+            let spec = TensorSpec::new("t", dtype, &shape).unwrap();
+            let block = spec.block_bytes();
+            bytes[constant * block..][..block].fill(0x3c);
+            let small = encode_tensor(&Ans::new(Level::Small), &spec, &bytes).unwrap();
+            let default = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
+            assert!(small.byte_len() <= default.byte_len());
+            if !wide {
+                let kinds: Vec<u8> = (0..spec.n_blocks()).map(|i| small.block(i)[0]).collect();
+                let expected: Vec<u8> =
+                    (0..kinds.len()).map(|i| if i == constant { 1 } else { 5 }).collect();
+                assert_eq!((kinds, small.head()[9]), (expected, 2), "{dtype}");
+            }
+            let n = bytes.len();
+            for backend in backends() {
+                let ans = Ans::default().with_backend(backend).unwrap();
+                for range in [0..n, 3..n / 2, block - 1..block + 1, n - 7..n] {
+                    let mut back = vec![0xa5; range.len()];
+                    let places = range.start as u64..range.end as u64;
+                    small.decode_bytes(&ans, places, &mut back).unwrap();
+                    assert!(back == bytes[range.clone()], "{dtype} {backend:?} {range:?}");
+                }
+            }
+            // Columns that are alike have no classes.
+            let alike: Vec<u8> = (0..rows * columns)
+                .flat_map(|_| value(&mut random, dtype, 0.02).to_le_bytes())
+                .collect();
+            let alike: Vec<u8> = alike
+                .chunks_exact(8)
+                .flat_map(|unit| unit[..dtype.unit_bytes()].iter().copied())
+                .collect();
+            let plain = encode_tensor(&Ans::new(Level::Small), &spec, &alike).unwrap();
+            assert_eq!(plain.head()[9], 0, "{dtype}");
+        }
+    }
+}

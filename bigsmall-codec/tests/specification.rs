@@ -76,6 +76,29 @@ fn vectors() {
         assert_eq!(back, units, "{backend:?}");
     }
 
+    let mut with_columns = head.clone();
+    with_columns.columns = vec![1, 0, 7, 0, 1];
+    check("columns", hex(&oracle::columns(&with_columns.columns)));
+    let order = oracle::order_of_classes(&with_columns.columns, 3, 12);
+    let order: Vec<String> = order.iter().map(usize::to_string).collect();
+    assert_eq!(vector(&text, "order of units"), order);
+    let unit = |i: usize| 0x3c00 + 37 * i as u16 % 0x280;
+    let order = oracle::order_of_classes(&with_columns.columns, 3, 300);
+    let ordered: Vec<u8> = order.into_iter().flat_map(|i| unit(i).to_le_bytes()).collect();
+    let choices = oracle::Choices { tables: vec![0], low_widths: vec![], q: 2, begin: vec![] };
+    let within = oracle::encode(&with_columns, &ordered, &choices).bytes();
+    let block = oracle::columns_block(3, &within);
+    let units: Vec<u8> = (0..300).flat_map(|i| unit(i).to_le_bytes()).collect();
+    assert_eq!(oracle::decode(&with_columns, &block, 300).unwrap(), units);
+    let spec = TensorSpec::new("c", Dtype::BF16, &[300]).unwrap();
+    for backend in bigsmall_codec::backends() {
+        let ans = Ans::default().with_backend(backend).unwrap();
+        let mut back = vec![0; units.len()];
+        let decoder = ans.open(&spec, &with_columns.write()).unwrap();
+        decoder.decode_blocks(&[&block], &mut back).unwrap();
+        assert_eq!(back, units, "{backend:?}");
+    }
+
     let head = Head::plain(Dtype::U8, 0, 0, vec![vec![16; 256]]);
     let units: Vec<u8> = (0..300u32).map(|i| (i % 10) as u8).collect();
     let block = from_hex(&vector(&text, "deflate block").concat());

@@ -336,6 +336,9 @@ pub fn goldens() -> Result<Vec<Golden>> {
     // What repeats itself, likewise.
     out.push(repeated()?);
 
+    // Columns of different scales, likewise.
+    out.push(columns()?);
+
     // TBE.
     for (name, width) in [("tbe3", Width::Three), ("tbe4", Width::Four)] {
         let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2];
@@ -508,6 +511,40 @@ fn masks() -> Result<Golden> {
             vector("e4m3", Dtype::F8_E4M3, e4m3, ANS),
             vector("blocks", Dtype::BF16, blocks, ANS),
             vector("alike", Dtype::F32, alike, ANS),
+        ],
+    )
+}
+
+/// Matrices whose columns have different scales: filters of a convolution, and two blocks of which
+/// the second begins within a row.
+fn columns() -> Result<Golden> {
+    let mut random = Xorshift(0x2d3c_4b5a_6978_8796);
+    let r = &mut random;
+    let mut scaled = |dtype: Dtype, shape: &[u64], scales: &[f64]| {
+        let inner: u64 = shape[1..].iter().product();
+        let columns: Vec<f64> =
+            (0..inner).map(|_| scales[r.below(scales.len() as u64) as usize]).collect();
+        let rows = (0..shape[0]).flat_map(|_| &columns);
+        let each = rows.map(|scale| element(dtype, r.weight() * scale));
+        each.flat_map(|unit| unit.to_le_bytes().into_iter().take(dtype.unit_bytes()))
+            .collect::<Vec<u8>>()
+    };
+    let scales = [1.0, 0.3, 0.06, 0.015, 0.004];
+    let f32s = scaled(Dtype::F32, &[20, 80], &scales);
+    let halves = scaled(Dtype::F16, &[40, 64], &[1.0, 0.05, 0.002]);
+    let filters = scaled(Dtype::BF16, &[40, 8, 3, 3], &scales);
+    // One power of two in each column, of either sign: a large block that takes few bytes.
+    let blocks = units::<1>(346 * 384, |i| {
+        let exponent = 8 + i as u64 % 384 * 5 % 7 * 2;
+        r.below(2) << 7 | exponent << 2
+    });
+    plain(
+        "ans-columns",
+        &[
+            tensor("f32", Dtype::F32, &[20, 80], f32s, SMALL),
+            tensor("f16", Dtype::F16, &[40, 64], halves, SMALL),
+            tensor("filters", Dtype::BF16, &[40, 8, 3, 3], filters, SMALL),
+            tensor("blocks", Dtype::F8_E5M2, &[346, 384], blocks, SMALL),
         ],
     )
 }

@@ -313,6 +313,14 @@ fn heads() -> &'static [(Dtype, Vec<u8>)] {
                 heads.push((dtype, plan.head().to_vec()));
             }
         }
+        // The same with columns, of all classes and then of a few.
+        for i in 0..heads.len() {
+            let (dtype, head) = &heads[i];
+            let mut head = ans::Head::read(*dtype, head).unwrap();
+            head.columns =
+                (0..77 + 300 * i).map(|column| (column * column % 11 % 8) as u8).collect();
+            heads.push((*dtype, head.write()));
+        }
         heads
     })
 }
@@ -353,6 +361,13 @@ pub fn ans_block(data: &[u8]) {
             let n_others = mask.iter().map(|byte| byte.count_ones()).sum::<u32>() as usize;
             let others = encode(&units[..n_others * dtype.unit_bytes()]);
             block = ans::zeros_block(&[&[0; 8], &mask[..]].concat(), &others, n_others);
+        }
+        if !head.columns.is_empty() && n_units >= 256 && input.u8() & 1 == 1 {
+            let first = usize::from(input.u16()) % (head.columns.len() + 1);
+            let order = ans::order_of_classes(&head.columns, first, n_units);
+            let unit_bytes = dtype.unit_bytes();
+            let ordered = order.iter().flat_map(|&i| &units[i * unit_bytes..][..unit_bytes]);
+            block = ans::columns_block(first, &encode(&ordered.copied().collect::<Vec<_>>()));
         }
         if input.u8() & 1 == 1 {
             let level = input.u8() % 11;

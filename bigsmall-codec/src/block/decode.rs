@@ -3,19 +3,22 @@
 
 use std::ops::Range;
 
-use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::internal::{Ahead, prefetch_output, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::block::sections::{
-    Block, CARRIED, KIND_ZEROS, MAX_MASK, Sections, carried_len, check_deflate_end, check_mask,
+    Block, CARRIED, HEADER, KIND_COLUMNS, KIND_ZEROS, MAX_MASK, Ordered, Sections, carried_len,
+    check_deflate_end, check_mask,
 };
+use crate::columns::Columns;
 use crate::deflate::inflate;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
+use crate::scratch::{Pool, with_scratch};
 use crate::units::low_len;
 
-/// Blocks with masks that are decoded at once.
+/// Blocks with masks, or with columns, that are decoded at once.
 const AT_ONCE: usize = 2;
 /// Blocks that are decoded at once, at most.
 const MOST: usize = 4;
@@ -38,6 +41,76 @@ pub(crate) fn decode(
     if dst.len().div_ceil(block_bytes) != blocks.len() {
         return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
     }
+    if let Some(columns) = &head.columns
+        && blocks.iter().any(is_ordered)
+    {
+        return with_scratch(&UNITS, |units| {
+            decode_ordered(head, columns, kernels, blocks, block_bytes, dst, ahead, units)
+        });
+    }
+    decode_in_place(head, kernels, blocks, block_bytes, dst, ahead)
+}
+
+/// Units in the order of the classes of their columns.
+static UNITS: Pool<Vec<u8>> = Pool::new(Vec::new());
+
+fn is_ordered(block: &&[u8]) -> bool {
+    block.first() == Some(&KIND_COLUMNS)
+}
+
+/// [`decode`] for blocks of which some are of kind *columns*: they are decoded to `units`, and
+/// from there their units go to their places.
+#[allow(clippy::too_many_arguments)] // what to decode, and memory to do it in
+fn decode_ordered(
+    head: &Head,
+    columns: &Columns,
+    kernels: &dyn Kernels,
+    mut blocks: &[&[u8]],
+    block_bytes: usize,
+    mut dst: &mut [u8],
+    mut ahead: Ahead<'_>,
+    units: &mut Vec<u8>,
+) -> Result<()> {
+    let unit_bytes = head.layout.unit_bytes;
+    while let [first, ..] = blocks {
+        let ordered = is_ordered(first);
+        let alike = blocks.iter().take_while(|block| is_ordered(block) == ordered).count();
+        // More of them would not stay in a level 2 cache until their units are put back.
+        let run = if ordered { alike.min(AT_ONCE) } else { alike };
+        let (of_run, rest) = blocks.split_at(run);
+        let (to, rest_of_dst) = dst.split_at_mut(dst.len().min(run * block_bytes));
+        (blocks, dst) = (rest, rest_of_dst);
+        let ahead = std::mem::take(&mut ahead);
+        if !ordered {
+            decode_in_place(head, kernels, of_run, block_bytes, to, ahead)?;
+            continue;
+        }
+        let (mut firsts, mut within) = ([0; AT_ONCE], [&[][..]; AT_ONCE]);
+        for (i, block) in of_run.iter().enumerate() {
+            let block = Ordered::read(head, block)?;
+            (firsts[i], within[i]) = (block.first, block.within);
+        }
+        set_len(units, to.len())?;
+        decode_blocks(head, kernels, &within[..run], block_bytes, units, ahead, &[])
+            .map_err(|e| e.in_part_at(HEADER as u64))?;
+        for ((from, to), first) in
+            units.chunks(block_bytes).zip(to.chunks_mut(block_bytes)).zip(firsts)
+        {
+            columns.put_back(unit_bytes, first, from, to);
+        }
+    }
+    Ok(())
+}
+
+/// [`decode`] once the lengths are checked, for blocks of kinds other than *columns*.
+fn decode_in_place(
+    head: &Head,
+    kernels: &dyn Kernels,
+    blocks: &[&[u8]],
+    block_bytes: usize,
+    dst: &mut [u8],
+    ahead: Ahead<'_>,
+) -> Result<()> {
     if head.mask.is_some() && blocks.iter().any(|block| block.first() == Some(&KIND_ZEROS)) {
         return decode_with_masks(head, kernels, blocks, block_bytes, dst, ahead);
     }
@@ -116,7 +189,7 @@ struct Pending<'a, 'd> {
     mask: Option<&'d [u8]>,
 }
 
-/// [`decode`] once the lengths are checked and the masks of the blocks are decoded.
+/// [`decode_in_place`] once the masks of the blocks are decoded.
 fn decode_blocks(
     head: &Head,
     kernels: &dyn Kernels,
@@ -170,8 +243,9 @@ fn decode_blocks(
                 let used = inflate(stream, &mut units[begin..])?;
                 check_deflate_end(stream, used)?;
             }
-            // The others of a block of this kind are of another kind.
-            Block::Zeros(_) => return Err(Error::new(Rule::AnsBlockHeader)),
+            // The others of a block of kind *zeros* are of another kind, and blocks of kind
+            // *columns* do not come here.
+            Block::Zeros(_) | Block::Ordered(_) => return Err(Error::new(Rule::AnsBlockHeader)),
         }
         if let Some(mask) = mask {
             kernels.expand(unit_bytes, mask, units, begin);

@@ -6,8 +6,9 @@ use bigsmall_format::internal::{Ahead, reserve, set_len};
 use crate::bits::BitWriter;
 use crate::block::sections::{
     CONSTANT_LEN, DEFLATE_LEAST, HEADER, KIND_ANS, KIND_CONSTANT, KIND_DEFLATE, KIND_RAW,
-    KIND_ZEROS, carried_len, is_constant,
+    KIND_ZEROS, carried_len, columns_header, is_constant,
 };
+use crate::columns::Columns;
 use crate::deflate::{Deflater, Screen, WINDOW};
 use crate::exceptions;
 use crate::head::Head;
@@ -45,6 +46,9 @@ pub(crate) struct Scratch {
     /// Mask and other units of a block of kind *zeros*.
     mask: Vec<u8>,
     others: Vec<u8>,
+    /// Units in the order of the classes of their columns, and blocks of them.
+    ordered: Vec<u8>,
+    within: Vec<u8>,
     deflater: Deflater,
 }
 
@@ -66,6 +70,11 @@ impl Encoder {
         let masks = head.mask.take().map(|mask| Box::new(Encoder::new(*mask, kernels)));
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
         Encoder { head, costs, stand_ins, kernels, screen: None, masks }
+    }
+
+    /// Whether blocks may be of kind *zeros*.
+    pub(crate) fn has_masks(&self) -> bool {
+        self.masks.is_some()
     }
 
     /// The same with blocks of kind *deflate* where they win. `row_bytes` has the distances at
@@ -109,6 +118,72 @@ impl Encoder {
             }
         }
         self.encode_plain(&units[waiting..], block_bytes, scratch, out, lens)
+    }
+
+    /// [`encode`](Self::encode) for the blocks of the tensor from number `first_block` on: where
+    /// the head has columns, they are of kind *columns*.
+    pub(crate) fn encode_at(
+        &self,
+        first_block: u64,
+        units: &[u8],
+        block_bytes: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        let Some(columns) = &self.head.columns else {
+            return self.encode(units, block_bytes, scratch, out, lens);
+        };
+        for (i, units) in units.chunks(AT_ONCE * block_bytes).enumerate() {
+            let block = first_block.wrapping_add((i * AT_ONCE) as u64);
+            self.encode_ordered(columns, block, units, block_bytes, scratch, out, lens)?;
+        }
+        Ok(())
+    }
+
+    /// [`encode_at`](Self::encode_at) for at most [`AT_ONCE`] blocks.
+    #[allow(clippy::too_many_arguments)] // those of `encode`, and which columns the units are in
+    fn encode_ordered(
+        &self,
+        columns: &Columns,
+        first_block: u64,
+        units: &[u8],
+        block_bytes: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
+        let unit_bytes = self.head.layout.unit_bytes;
+        let (mut ordered, mut within) =
+            (std::mem::take(&mut scratch.ordered), std::mem::take(&mut scratch.within));
+        set_len(&mut ordered, units.len())?;
+        within.clear();
+        let firsts = [0, 1].map(|i| columns.of_block(first_block.wrapping_add(i)));
+        let blocks = || firsts.into_iter().zip(units.chunks(block_bytes));
+        for ((first, from), to) in blocks().zip(ordered.chunks_mut(block_bytes)) {
+            columns.put_in_order(unit_bytes, first, from, to);
+        }
+        let mut within_lens = Vec::new();
+        self.encode_plain(&ordered, block_bytes, scratch, &mut within, &mut within_lens)?;
+        let mut rest = &within[..];
+        for ((first, units), len) in blocks().zip(within_lens) {
+            let (block, after) = rest.split_at((len as usize).next_multiple_of(8));
+            let block = &block[..len as usize];
+            rest = after;
+            if block.first() != Some(&KIND_ANS) || HEADER + block.len() >= HEADER + units.len() {
+                self.encode_plain(units, block_bytes, scratch, out, lens)?;
+                continue;
+            }
+            let begin = out.len();
+            reserve(out, HEADER + block.len() + 8)?;
+            out.extend_from_slice(&columns_header(first));
+            out.extend_from_slice(block);
+            self.try_deflate(units, begin, &mut scratch.deflater, out)?;
+            lens.push((out.len() - begin) as u32);
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        (scratch.ordered, scratch.within) = (ordered, within);
+        Ok(())
     }
 
     /// [`encode`](Self::encode) for one block, as one of kind *zeros*; false, and nothing is

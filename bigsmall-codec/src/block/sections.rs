@@ -16,6 +16,7 @@ pub(super) const KIND_CONSTANT: u8 = 1;
 pub(super) const KIND_ANS: u8 = 2;
 pub(super) const KIND_ZEROS: u8 = 3;
 pub(super) const KIND_DEFLATE: u8 = 4;
+pub(super) const KIND_COLUMNS: u8 = 5;
 /// Kind, Rice parameter of the exceptions, their number, number of words.
 pub(crate) const HEADER: usize = 8;
 /// Bytes of a constant block: small, but large enough that a small file cannot swell without bound.
@@ -50,6 +51,7 @@ pub(crate) enum Block<'a> {
     Zeros(Zeros<'a>),
     /// A stream, and the zeros that may follow it.
     Deflate(&'a [u8]),
+    Ordered(Ordered<'a>),
 }
 
 impl<'a> Block<'a> {
@@ -66,9 +68,10 @@ impl<'a> Block<'a> {
             Some(&KIND_ANS) => Sections::read(head, block, byte_len / unit_bytes).map(Block::Ans),
             Some(&KIND_ZEROS) => Zeros::read(head, block, byte_len / unit_bytes).map(Block::Zeros),
             Some(&KIND_DEFLATE) => read_deflate(block, byte_len).map(Block::Deflate),
+            Some(&KIND_COLUMNS) => Ordered::read(head, block).map(Block::Ordered),
             kind => Err(Error::new(Rule::AnsBlockHeader)
                 .at(0)
-                .expected("kind 0, 1, 2, 3 or 4")
+                .expected("kind 0, 1, 2, 3, 4 or 5")
                 .found(kind.map_or(-1, |&k| i32::from(k)))),
         }
     }
@@ -129,6 +132,56 @@ impl<'a> Zeros<'a> {
         let byte_len = self.n_others * head.layout.unit_bytes;
         Block::read(head, self.others, byte_len).map_err(|e| e.in_part_at(self.others_at as u64))
     }
+}
+
+/// A block of kind *columns*: a block of kind 2 of its units in the order of the classes of their
+/// columns. What that holds is not read here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ordered<'a> {
+    /// The column of the first unit.
+    pub(crate) first: usize,
+    /// The block within, and where it begins.
+    pub(crate) within: &'a [u8],
+    pub(crate) within_at: usize,
+}
+
+impl<'a> Ordered<'a> {
+    pub(super) fn read(head: &Head, block: &'a [u8]) -> Result<Ordered<'a>> {
+        let wrong = |at: u64, expected: &str, found: usize| {
+            Error::new(Rule::AnsBlockHeader).at(at).expected(expected).found(found)
+        };
+        let Some(columns) = &head.columns else {
+            return Err(wrong(0, "a kind other than 5, as the head has no columns", 5));
+        };
+        let (&[_, reserved, first0, first1, ref rest @ ..], within) =
+            block.split_first_chunk::<HEADER>().ok_or_else(|| {
+                Error::new(Rule::AnsBlockLength).expected("8 bytes").found(block.len())
+            })?;
+        let first = usize::from(u16::from_le_bytes([first0, first1]));
+        if reserved != 0 || *rest != [0; 4] {
+            return Err(wrong(1, "zeros", usize::from(reserved)));
+        }
+        if first >= columns.classes().len() {
+            return Err(wrong(2, "a column that the head has", first));
+        }
+        if within.first() != Some(&KIND_ANS) {
+            return Err(wrong(HEADER.min(block.len() - 1) as u64, "kind 2", within.len()));
+        }
+        Ok(Ordered { first, within, within_at: HEADER })
+    }
+
+    /// Reads the block within, of `byte_len` original bytes.
+    pub(crate) fn read_within(&self, head: &Head, byte_len: usize) -> Result<Sections<'a>> {
+        let sections = Sections::read(head, self.within, byte_len / head.layout.unit_bytes);
+        sections.map_err(|e| e.in_part_at(self.within_at as u64))
+    }
+}
+
+/// The header of a block of kind *columns* whose first unit is in the column `first`.
+pub(super) fn columns_header(first: usize) -> [u8; HEADER] {
+    // There are at most 2^16 columns.
+    let [first0, first1] = (first as u16).to_le_bytes();
+    [KIND_COLUMNS, 0, first0, first1, 0, 0, 0, 0]
 }
 
 /// Checks a decoded mask of `n_units` bits, of which `n_others` are set.

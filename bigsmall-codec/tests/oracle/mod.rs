@@ -122,6 +122,8 @@ pub struct Head {
     pub tables: Vec<Vec<u32>>,
     /// The head of masks.
     pub mask: Option<Box<Head>>,
+    /// The class of each column; none without columns.
+    pub columns: Vec<u8>,
 }
 
 /// Symbol, frequency and rank of every slot.
@@ -192,6 +194,7 @@ impl Head {
             low_widths: if low_bits > 0 { vec![low_bits as u8] } else { vec![] },
             tables,
             mask: None,
+            columns: vec![],
         }
     }
 
@@ -223,19 +226,23 @@ impl Head {
             vec![self.m as u8, self.w as u8, self.log_segment as u8, self.tables.len() as u8];
         out.extend((self.base as u16).to_le_bytes());
         out.extend((self.first as u16).to_le_bytes());
-        out.extend([self.low_widths.len() as u8, self.mask.is_some().into()]);
+        let flags = u8::from(self.mask.is_some()) + 2 * u8::from(!self.columns.is_empty());
+        out.extend([self.low_widths.len() as u8, flags]);
         let mut widths = self.low_widths.clone();
         widths.resize(4, 0);
         out.extend(&widths[..4]);
         let mut bits = Bits::default();
         self.tables.iter().for_each(|t| push_table(&mut bits, t));
         out.extend(bits.bytes(1));
+        if !self.columns.is_empty() {
+            out.extend(columns(&self.columns));
+        }
         out.extend(self.mask.iter().flat_map(|mask| mask.write()));
         out
     }
 
     pub fn read(dtype: Dtype, bytes: &[u8]) -> Result<Head, Rule> {
-        Head::read_part(dtype, bytes, 1)
+        Head::read_part(dtype, bytes, 3)
     }
 
     /// `flags` may be set.
@@ -283,23 +290,33 @@ impl Head {
             }
             tables.push(freqs);
         }
-        let mask = match bytes[9] {
-            0 => {
-                reader.finish(Rule::AnsHead)?;
-                None
-            }
-            _ => {
-                // The head of masks begins with the next byte.
-                while !reader.at.is_multiple_of(8) {
-                    if reader.pull(1) != Some(0) {
-                        return Err(Rule::PaddingNotZero);
-                    }
+        // What follows begins with the next byte.
+        let next_byte = |reader: &mut Reader| {
+            while !reader.at.is_multiple_of(8) {
+                if reader.pull(1) != Some(0) {
+                    return Err(Rule::PaddingNotZero);
                 }
-                let rest = &bytes[14 + reader.at / 8..];
-                Some(Box::new(Head::read_part(Dtype::U8, rest, 0)?))
             }
+            Ok(())
         };
-        Ok(Head { dtype, m, w, log_segment, base, first, low_widths, tables, mask })
+        let mut columns = vec![];
+        next_byte(&mut reader)?;
+        if bytes[9] & 2 != 0 {
+            let n = reader.pull(16).ok_or(Rule::AnsHead)? + 1;
+            ensure(n >= 2)?;
+            for _ in 0..n {
+                columns.push(reader.pull(3).ok_or(Rule::AnsHead)? as u8);
+            }
+            next_byte(&mut reader)?;
+        }
+        let mask = if bytes[9] & 1 == 0 {
+            reader.finish(Rule::AnsHead)?;
+            None
+        } else {
+            let rest = &bytes[14 + reader.at / 8..];
+            Some(Box::new(Head::read_part(Dtype::U8, rest, 0)?))
+        };
+        Ok(Head { dtype, m, w, log_segment, base, first, low_widths, tables, mask, columns })
     }
 
     /// The symbol that stands for a field.
@@ -662,6 +679,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
         Some(2) => {}
         Some(3) if head.mask.is_some() => return decode_zeros(head, bytes, n_units),
         Some(4) => return decode_deflate(bytes, n_units * unit_bytes),
+        Some(5) if !head.columns.is_empty() => return decode_columns(head, bytes, n_units),
         _ => return Err(Rule::AnsBlockHeader),
     }
     let block = sections(head, bytes, n_units)?;
@@ -842,6 +860,50 @@ fn decode_deflate(bytes: &[u8], byte_len: usize) -> Result<Vec<u8>, Rule> {
         return Err(Rule::PaddingNotZero);
     }
     Ok(units)
+}
+
+/// The columns of a head.
+pub fn columns(classes: &[u8]) -> Vec<u8> {
+    let mut bits = Bits::default();
+    classes.iter().for_each(|&class| bits.push(class.into(), 3));
+    [&((classes.len() - 1) as u16).to_le_bytes()[..], &bits.bytes(1)].concat()
+}
+
+/// The numbers of the units of a block in the order of the classes of their columns, if the first
+/// one is in the column `first`.
+pub fn order_of_classes(classes: &[u8], first: usize, n_units: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n_units).collect();
+    order.sort_by_key(|i| classes[(first + i) % classes.len()]);
+    order
+}
+
+/// The column of the first unit and the block within a block of kind 5.
+pub fn within_columns<'a>(head: &Head, bytes: &'a [u8]) -> Result<(usize, &'a [u8]), Rule> {
+    let (header, within) = bytes.split_at_checked(8).ok_or(Rule::AnsBlockLength)?;
+    let first = usize::from(header[2]) + 256 * usize::from(header[3]);
+    let reserved = [header[1], header[4], header[5], header[6], header[7]];
+    if reserved != [0; 5] || first >= head.columns.len() || within.first() != Some(&2) {
+        return Err(Rule::AnsBlockHeader);
+    }
+    Ok((first, within))
+}
+
+fn decode_columns(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule> {
+    let (first, within) = within_columns(head, bytes)?;
+    let ordered = decode(head, within, n_units)?;
+    let unit_bytes = fields(head.dtype).0;
+    let mut units = vec![0; ordered.len()];
+    let order = order_of_classes(&head.columns, first, n_units);
+    for (unit, i) in ordered.chunks(unit_bytes).zip(order) {
+        units[i * unit_bytes..][..unit_bytes].copy_from_slice(unit);
+    }
+    Ok(units)
+}
+
+/// A block of kind 5 of a block of units in the order of classes, valid or not.
+pub fn columns_block(first: usize, within: &[u8]) -> Vec<u8> {
+    let [low, high] = (first as u16).to_le_bytes();
+    [&[5, 0, low, high, 0, 0, 0, 0], within].concat()
 }
 
 /// A block of kind 4 of a stream, valid or not.

@@ -2,7 +2,9 @@
 
 use bigsmall_codec::{AnsBlock, AnsView, CodedBlock, EncodedTensor, Rule};
 
-use super::{Bits, Block, GROUP, Head, alias, ceil_log2, decode, fields, sections, zeros};
+use super::{
+    Bits, Block, GROUP, Head, alias, ceil_log2, decode, fields, sections, within_columns, zeros,
+};
 
 /// The view accepts every block that the oracle decodes, with the same contents, and refuses what
 /// the oracle refuses before it decodes lanes. The rule of a refused tensor, the first if several
@@ -71,6 +73,7 @@ fn check_head(view: &AnsView<'_>, head: &Head, what: &str) {
         (view.tables().len() as u32, head.tables.len() as u32),
     ];
     assert!(fields.iter().all(|(found, expected)| found == expected), "{what}: {fields:?}");
+    assert_eq!(view.column_classes(), head.columns, "{what}");
     for (table, freqs) in view.tables().zip(&head.tables) {
         assert!(table.frequencies().iter().map(|&f| u32::from(f)).eq(freqs.iter().copied()));
         let alias = alias(freqs);
@@ -124,6 +127,12 @@ fn check_block(
             let mask_head = head.mask.as_ref().unwrap();
             check_block(mask_head, tensor, mask, n_units.div_ceil(8), &found, None, what);
             check_block(head, tensor, others, k, &block.others().unwrap(), None, what);
+        }
+        AnsBlock::Columns(block) => {
+            let (first, within) = within_columns(head, bytes).unwrap();
+            assert_eq!(block.first_column(), first, "{what}");
+            let coded = block.within().unwrap();
+            check_sections(head, tensor, &coded, sections(head, within, n_units).unwrap(), what);
         }
         _ => panic!("{what}: {block:?}"),
     }

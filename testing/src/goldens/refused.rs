@@ -332,6 +332,7 @@ fn contents(out: &mut Vec<Refused>) -> Result<()> {
     for (name, dtype, bytes, rules) in cases {
         flips(&format!("ans-{name}"), &ans, dtype, &bytes, rules, out)?;
     }
+    columns(&mut Xorshift(0x1357_9bdf_2468_ace0), out)?;
     let tbe = Tbe::new(Width::Three);
     let mut bytes = weights(r, Dtype::F8_E4M3, 600, 0.1);
     // Escapes: the exponents 15, 9 and 0.
@@ -381,6 +382,35 @@ fn flips(
         }
     }
     assert!(left.is_empty(), "{prefix}: no bit breaks {left:?}");
+    Ok(())
+}
+
+/// Columns that the head or the block cannot have.
+fn columns(r: &mut Xorshift, out: &mut Vec<Refused>) -> Result<()> {
+    let spec = TensorSpec::new("w", Dtype::BF16, &[24, 64])?;
+    let scales = [1.0, 0.05, 0.002];
+    let bytes = units::<2>(24 * 64, |i| element(Dtype::BF16, r.weight() * scales[i % 64 * 7 % 3]));
+    let sound = encode_tensor(&Ans::new(Level::Small), &spec, &bytes)?;
+    let (head, block) = (sound.head(), sound.block(0));
+    assert_eq!((head[9], block[0]), (2, 5), "no columns");
+    // Two bytes for their number and 3 bits for each, at the end of the head.
+    let at = head.len() - 2 - 64 * 3 / 8;
+    let with = |bytes: &[u8], at: usize, byte: u8| {
+        let mut bytes = bytes.to_vec();
+        bytes[at] = byte;
+        bytes
+    };
+    let cases = [
+        ("one", with(head, at, 0), block.to_vec(), Rule::AnsHead),
+        ("most", with(head, at + 1, 0xff), block.to_vec(), Rule::AnsHead),
+        ("first", head.to_vec(), with(block, 2, 64), Rule::AnsBlockHeader),
+        ("within", head.to_vec(), with(block, 8, 0), Rule::AnsBlockHeader),
+        ("none", with(&head[..at], 9, 0), block.to_vec(), Rule::AnsBlockHeader),
+    ];
+    for (name, head, block, rule) in cases {
+        let name = format!("ans-columns-{name}.bs");
+        out.push(Refused { name, rule, bytes: one(&sound, &head, &block, &bytes) });
+    }
     Ok(())
 }
 
