@@ -127,7 +127,7 @@ fn bucket_words(AliasBucket { split, own, donor, .. }: AliasBucket) -> [u32; 5] 
 
 #[cfg(test)]
 mod tests {
-    use bigsmall_codec::Ans;
+    use bigsmall_codec::{Ans, Level};
     use bigsmall_format::{Dtype, TensorSpec, encode_tensor};
 
     use super::*;
@@ -150,5 +150,24 @@ mod tests {
         decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");
         assert!(back == units);
         assert!(matches!(readable(&decoded), Ok(Cow::Borrowed(_))));
+    }
+
+    /// Units in the order of the classes of their columns go back to their places on the host.
+    #[test]
+    fn columns_are_decoded() {
+        let noise = |i: u32| i.wrapping_mul(0x9e37_79b9) >> 24;
+        let unit = |i: u32| (0x3c00 + i % 200 * 7 % 5 * 0x100 + noise(i)) as u16;
+        let units: Vec<u8> = (0..200_000u32).flat_map(|i| unit(i).to_le_bytes()).collect();
+        let spec = TensorSpec::new("columns", Dtype::BF16, &[1000, 200]).expect("a valid shape");
+        let small = Ans::new(Level::Small);
+        let tensor = encode_tensor(&small, &spec, &units).expect("a valid tensor");
+        assert_eq!([0, 1].map(|i| tensor.block(i)[0]), [5, 5], "columns");
+        assert!(AnsPlan::new(&tensor).is_err());
+        let decoded = readable(&tensor).expect("a valid tensor");
+        assert_eq!([0, 1].map(|i| decoded.block(i)[0]), [0, 0]);
+        AnsPlan::new(&decoded).expect("blocks that the kernel reads");
+        let mut back = vec![0; units.len()];
+        decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");
+        assert!(back == units);
     }
 }

@@ -67,7 +67,8 @@ pub struct PreparedAns {
 impl PreparedAns {
     /// Validates headers, tables and exceptions of `tensor`. Errors that only decoding can find are
     /// reported by [`check_ans`](Wgpu::check_ans). Blocks of a kind that the kernels do not support
-    /// (masks of zeros, DEFLATE) are decoded here, on the host, and sent to the device decoded.
+    /// (masks of zeros, DEFLATE, columns) are decoded here, on the host, and sent to the device
+    /// decoded.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] for another dtype or encoding; of class Corrupt for a payload that
