@@ -120,7 +120,8 @@ fn main() {
                         *least = least.min(seconds(tensors, &ans, &mut out));
                     }
                 }
-                print!("  {} {:.2}", backend.name(), least[0] / least[1]);
+                let rate = n as f64 / 1e9 / least[0];
+                print!("  {} {:.2} of {rate:.2} GB/s", backend.name(), least[0] / least[1]);
             }
             println!();
         }

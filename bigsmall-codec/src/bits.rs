@@ -52,32 +52,44 @@ impl<'a> BitReader<'a> {
         BitReader { bytes, at: 0 }
     }
 
+    /// The next 57 bits or more, zeros after the end.
+    #[inline(always)]
+    fn window(&self) -> u64 {
+        let rest = self.bytes.get(self.at / 8..).unwrap_or(&[]);
+        let word = rest.first_chunk().copied().unwrap_or_else(|| {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            last
+        });
+        u64::from_le_bytes(word) >> (self.at % 8)
+    }
+
     /// The next `n` bits, at most 16; `None` at the end.
+    #[inline(always)]
     pub(crate) fn pull(&mut self, n: u32) -> Option<u32> {
-        let end = self.at + n as usize;
-        if end > self.bytes.len() * 8 {
-            return None;
-        }
-        let mut window = 0u32;
-        for (i, &byte) in self.bytes[self.at / 8..].iter().take(4).enumerate() {
-            window |= u32::from(byte) << (8 * i);
-        }
-        let value = window >> (self.at % 8) & ((1u32 << n) - 1);
-        self.at = end;
-        Some(value)
+        let value = self.window() as u32 & ((1 << n) - 1);
+        self.at += n as usize;
+        (self.at <= self.bytes.len() * 8).then_some(value)
     }
 
     /// Counts ones up to the next zero and takes them and it; `None` at the end, or if there are
     /// more than `most`.
+    #[inline(always)]
     pub(crate) fn pull_ones(&mut self, most: u32) -> Option<u32> {
         let mut ones = 0;
-        while self.pull(1)? == 1 {
-            ones += 1;
+        loop {
+            let in_window = u64::BITS - (self.at % 8) as u32;
+            let run = self.window().trailing_ones();
+            ones += run;
+            self.at += run as usize;
             if ones > most {
                 return None;
             }
+            if run < in_window {
+                self.at += 1;
+                return (self.at <= self.bytes.len() * 8).then_some(ones);
+            }
         }
-        Some(ones)
     }
 
     /// Checks that the bits left over in the last byte are zero; returns the bytes after it.

@@ -94,6 +94,13 @@ impl Head {
         }
     }
 
+    /// Whether symbols are units: bytes that are coded whole.
+    pub(crate) fn is_of_bytes(&self) -> bool {
+        let Head { layout, symbol_bits, base, first, .. } = self;
+        (layout.unit_bytes, layout.residual_bits, *symbol_bits) == (1, 0, 8)
+            && (*base, *first) == (0, 0)
+    }
+
     /// The field of `symbol`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) fn field(&self, symbol: u8) -> u16 {

@@ -165,6 +165,11 @@ pub(crate) trait Kernels: Sync {
         0
     }
 
+    /// [`zeros::count_ones`].
+    fn count_ones(&self, mask: &[u8]) -> usize {
+        zeros::count_ones(mask)
+    }
+
     /// [`zeros::expand`].
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         zeros::expand(unit_bytes, mask, units, begin);

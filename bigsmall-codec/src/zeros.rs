@@ -100,6 +100,15 @@ fn split_units<const N: usize>(units: &[u8], mask: &mut [u8], others: &mut [u8])
     next * N
 }
 
+/// How many bits of a mask are set.
+#[inline(always)]
+pub(crate) fn count_ones(mask: &[u8]) -> usize {
+    let (words, rest) = mask.as_chunks::<8>();
+    let in_words: u32 = words.iter().map(|word| u64::from_le_bytes(*word).count_ones()).sum();
+    let in_rest: u32 = rest.iter().map(|byte| byte.count_ones()).sum();
+    (in_words + in_rest) as usize
+}
+
 /// How many of the units are zero.
 pub(crate) fn count(unit_bytes: usize, units: &[u8]) -> usize {
     for_unit_bytes!(unit_bytes, count_units, units)

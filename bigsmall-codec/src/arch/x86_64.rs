@@ -38,6 +38,11 @@ macro_rules! plain_loops {
         ) -> usize {
             units::join(head, symbols, residual, lows, widths, units)
         }
+
+        #[target_feature(enable = $features)]
+        fn count_ones(mask: &[u8]) -> usize {
+            zeros::count_ones(mask)
+        }
     };
 }
 

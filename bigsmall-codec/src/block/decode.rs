@@ -18,7 +18,7 @@ use crate::planes::{GROUP, packed_len};
 use crate::scratch::{Pool, with_scratch};
 use crate::units::low_len;
 
-/// Blocks with masks, or with columns, that are decoded at once.
+/// Blocks with columns that are decoded at once.
 const AT_ONCE: usize = 2;
 /// Blocks that are decoded at once, at most.
 const MOST: usize = 4;
@@ -128,17 +128,18 @@ fn decode_with_masks(
     mut ahead: Ahead<'_>,
 ) -> Result<()> {
     let mask_bytes = (block_bytes / head.layout.unit_bytes).div_ceil(8);
-    let mut masks = [0; AT_ONCE * MAX_MASK];
-    for (blocks, dst) in blocks.chunks(AT_ONCE).zip(dst.chunks_mut(AT_ONCE * block_bytes)) {
+    let mut masks = [0; MOST * MAX_MASK];
+    let at_once = kernels.blocks_at_once().min(MOST);
+    for (blocks, dst) in blocks.chunks(at_once).zip(dst.chunks_mut(at_once * block_bytes)) {
         decode_masks(head, kernels, blocks, block_bytes, dst.len(), &mut masks)?;
-        let masks: [_; AT_ONCE] = std::array::from_fn(|i| &masks[i * mask_bytes..][..mask_bytes]);
+        let masks: [_; MOST] = std::array::from_fn(|i| &masks[i * mask_bytes..][..mask_bytes]);
         let ahead = std::mem::take(&mut ahead);
         decode_blocks(head, kernels, blocks, block_bytes, dst, ahead, &masks)?;
     }
     Ok(())
 }
 
-/// Decodes the masks of at most [`AT_ONCE`] blocks of `byte_len` original bytes, together where all
+/// Decodes the masks of at most [`MOST`] blocks of `byte_len` original bytes, together where all
 /// have one of one length; checks that each has as many ones as there are others.
 fn decode_masks(
     head: &Head,
@@ -151,31 +152,32 @@ fn decode_masks(
     let unit_bytes = head.layout.unit_bytes;
     let mask_bytes = (block_bytes / unit_bytes).div_ceil(8);
     let Some(mask_head) = &head.mask else { return Err(Error::new(Rule::AnsBlockHeader)) };
-    let mut parts = [None; AT_ONCE];
+    let mut parts = [None; MOST];
+    let mut coded: [&[u8]; MOST] = [&[]; MOST];
+    let mut together = byte_len.is_multiple_of(block_bytes);
     for (i, (block, part)) in blocks.iter().zip(&mut parts).enumerate() {
-        if block.first() == Some(&KIND_ZEROS) {
-            let len = block_bytes.min(byte_len - i * block_bytes);
-            let Block::Zeros(zeros) = Block::read(head, block, len)? else { continue };
+        let len = block_bytes.min(byte_len - i * block_bytes);
+        if block.first() == Some(&KIND_ZEROS)
+            && let Block::Zeros(zeros) = Block::read(head, block, len)?
+        {
+            coded[i] = zeros.mask;
             *part = Some((zeros, len / unit_bytes));
         }
+        together &= part.is_some();
     }
     let decode = |blocks: &[&[u8]], masks: &mut [u8]| {
         decode_blocks(mask_head, kernels, blocks, mask_bytes, masks, Ahead::default(), &[])
     };
-    let together = match parts {
-        [Some((a, _)), Some((b, n))] if n == block_bytes / unit_bytes => Some([a.mask, b.mask]),
-        _ => None,
-    };
-    if let Some(both) = together {
-        decode(&both, &mut masks[..AT_ONCE * mask_bytes])?;
+    if together {
+        decode(&coded[..blocks.len()], &mut masks[..blocks.len() * mask_bytes])?;
     }
     for (part, mask) in parts.into_iter().zip(masks.chunks_mut(mask_bytes)) {
         let Some((zeros, n_units)) = part else { continue };
         let mask = &mut mask[..n_units.div_ceil(8)];
-        if together.is_none() {
+        if !together {
             decode(&[zeros.mask], mask)?;
         }
-        check_mask(mask, n_units, zeros.n_others)?;
+        check_mask(kernels, mask, n_units, zeros.n_others)?;
     }
     Ok(())
 }
@@ -200,8 +202,7 @@ fn decode_blocks(
     masks: &[&[u8]],
 ) -> Result<()> {
     let unit_bytes = head.layout.unit_bytes;
-    // Blocks of different lengths, which only masks make, are decoded two at a time.
-    let at_once = if masks.is_empty() { kernels.blocks_at_once().min(MOST) } else { AT_ONCE };
+    let at_once = kernels.blocks_at_once().min(MOST);
     let mut pending: [Option<Pending<'_, '_>>; MOST] = [const { None }; MOST];
     let mut n_pending = 0;
     for (i, (block, units)) in blocks.iter().zip(dst.chunks_mut(block_bytes)).enumerate() {
@@ -337,13 +338,19 @@ fn decode_ans<const N: usize>(
         let s = sections[i];
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
-    let planes = sections.map(|s| s.planes(head, 0, 0));
-    let mut group = kernels.decode_fused(head, &mut jobs, &planes, &mut units, ahead.clone());
+    let lines = ahead.lines_a_step(least);
+    let mut group = if head.is_of_bytes() {
+        decode_bytes(head, kernels, &mut jobs, &mut units, least.saturating_sub(2), |groups| {
+            ahead.fetch(groups * lines);
+        })
+    } else {
+        let planes = sections.map(|s| s.planes(head, 0, 0));
+        kernels.decode_fused(head, &mut jobs, &planes, &mut units, ahead.clone())
+    };
     let mut symbols = [[0; 2 * GROUP]; N];
     // Bytes of the low planes that fused groups use, which keep all low bits.
     let low_len = low_len(head.layout.low_bits());
     let mut low_at = [group * low_len; N];
-    let lines = ahead.lines_a_step(least);
     // Of blocks of different lengths the last groups are decoded one block after the other.
     let together = if equal { least } else { least.saturating_sub(2) };
     while group < together {
@@ -384,6 +391,30 @@ fn decode_ans<const N: usize>(
         tail.copy_from_slice(s.tail);
     }
     Ok(())
+}
+
+/// Decodes the first `n` groups of blocks of bytes straight to units, and calls `between` after some
+/// groups with their number. Returns `n`.
+fn decode_bytes(
+    head: &Head,
+    kernels: &dyn Kernels,
+    jobs: &mut [Job<'_>],
+    units: &mut [&mut [u8]],
+    n: usize,
+    mut between: impl FnMut(usize),
+) -> usize {
+    const STEP: usize = 4;
+    for group in (0..n).step_by(STEP) {
+        let count = STEP.min(n - group);
+        let mut pieces: [&mut [u8]; MOST] = Default::default();
+        for (piece, units) in pieces.iter_mut().zip(&mut *units) {
+            *piece = &mut units[group * GROUP..(group + count) * GROUP];
+            prefetch_output(piece);
+        }
+        kernels.decode_symbols(head, jobs, &mut pieces[..jobs.len()]);
+        between(count);
+    }
+    n
 }
 
 /// Blocks on their way: their sections, states, units, and how many bytes of their low planes are

@@ -7,7 +7,7 @@ use bigsmall_format::{Error, Result, Rule};
 use crate::bits::{BitReader, check_end};
 use crate::exceptions;
 use crate::head::Head;
-use crate::kernels::{LANES, Planes, STATE_MIN};
+use crate::kernels::{Kernels, LANES, Planes, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
 use crate::units::low_len;
 
@@ -185,12 +185,15 @@ pub(super) fn columns_header(first: usize) -> [u8; HEADER] {
 }
 
 /// Checks a decoded mask of `n_units` bits, of which `n_others` are set.
-pub(crate) fn check_mask(mask: &[u8], n_units: usize, n_others: usize) -> Result<()> {
+pub(crate) fn check_mask(
+    kernels: &dyn Kernels,
+    mask: &[u8],
+    n_units: usize,
+    n_others: usize,
+) -> Result<()> {
     check_end(mask, n_units, 1, Rule::ZeroMask)?;
-    let (words, rest) = mask.as_chunks::<8>();
-    let ones = words.iter().map(|w| u64::from_le_bytes(*w).count_ones()).sum::<u32>()
-        + rest.iter().map(|b| b.count_ones()).sum::<u32>();
-    if ones as usize != n_others {
+    let ones = kernels.count_ones(mask);
+    if ones != n_others {
         return Err(Error::new(Rule::ZeroMask)
             .expected(format!("{n_others} units that are not zero"))
             .found(ones));
@@ -240,29 +243,15 @@ impl<'a> Sections<'a> {
         let id_bits = n_segments * (head.table_id_bits() + head.low_id_bits()) as usize;
         let mut bits = cut.take_bits(id_bits)?;
         let (mut group_tables, mut group_widths) = ([0; MAX_GROUPS], [0; MAX_GROUPS]);
-        let wrong = |what: &str| Error::new(Rule::AnsTableId).found(what);
-        let mut read_ids = |n: u32, most: usize, what: &str, each: &mut dyn FnMut(usize, usize)| {
-            for segment in 0..n_segments {
-                let id = bits.pull(n).ok_or_else(|| wrong(what))? as usize;
-                if id >= most {
-                    return Err(wrong(what).expected(format!("below {most}")));
-                }
-                let from = segment * head.segment_groups();
-                for group in from..n_groups.min(from + head.segment_groups()) {
-                    each(group, id);
-                }
-            }
-            Ok(())
-        };
+        let each = head.segment_groups();
         let n_tables = head.tables.len();
-        read_ids(head.table_id_bits(), n_tables, "a table", &mut |group, id| {
-            group_tables[group] = id as u8;
-        })?;
+        let tables = &mut group_tables[..n_groups];
+        read_ids(&mut bits, head.table_id_bits(), n_tables, "a table", each, tables)?;
         if layout.low_bits() > 0 {
             let n_widths = head.low_widths.len();
-            read_ids(head.low_id_bits(), n_widths, "a low width", &mut |group, id| {
-                group_widths[group] = head.low_widths[id];
-            })?;
+            let widths = &mut group_widths[..n_groups];
+            read_ids(&mut bits, head.low_id_bits(), n_widths, "a low width", each, widths)?;
+            widths.iter_mut().for_each(|id| *id = head.low_widths[usize::from(*id)]);
         }
         let low_total = group_widths[..n_groups].iter().map(|&w| low_len(u32::from(w))).sum();
         let lows = cut.take(low_total)?;
@@ -320,6 +309,30 @@ impl<'a> Sections<'a> {
             },
         )
     }
+}
+
+/// Reads a number of `n_bits` bits, less than `most`, for each segment of `each` groups, and writes
+/// it for every group.
+fn read_ids(
+    bits: &mut BitReader<'_>,
+    n_bits: u32,
+    most: usize,
+    what: &str,
+    each: usize,
+    groups: &mut [u8],
+) -> Result<()> {
+    let wrong = || Error::new(Rule::AnsTableId).found(what);
+    for segment in groups.chunks_mut(each) {
+        let id = bits.pull(n_bits).ok_or_else(wrong)?;
+        if id as usize >= most {
+            return Err(wrong().expected(format!("below {most}")));
+        }
+        // Not `fill`, a call for one byte in most cases.
+        for group in segment {
+            *group = id as u8;
+        }
+    }
+    Ok(())
 }
 
 /// The body of a raw block: as long as the original bytes. Another length breaks the first rule, a

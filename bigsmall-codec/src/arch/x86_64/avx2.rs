@@ -295,6 +295,11 @@ impl Kernels for Avx2 {
         unsafe { fused_forms!(decode_fused::<1, 2>(head, jobs, planes, units, ahead)) }
     }
 
+    fn count_ones(&self, mask: &[u8]) -> usize {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { count_ones(mask) }
+    }
+
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         // SAFETY: `self` is the proof that the machine has the instructions; the tables have 2^8,
         // 2^8, 2^4 and 2^2 entries for 8, 8, 4 and 2 units, which are 8 or 16 bytes.

@@ -419,6 +419,11 @@ impl Kernels for Avx512 {
         unsafe { fused_forms!(decode_fused::<1, 2, 4>(head, jobs, planes, units, ahead)) }
     }
 
+    fn count_ones(&self, mask: &[u8]) -> usize {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { count_ones(mask) }
+    }
+
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         let (at, next) = unsafe {
