@@ -4,10 +4,10 @@
 //! subject (of the medians of 15 pairs, and of the fastest, which a neighbour on the processor
 //! disturbed least), which is what counts on a shared machine, then criterion's own figures.
 //! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (with THREADS
-//! in the environment for more than one thread), `-- small` products of a small matrix,
-//! `-- decode` and the like run a part of criterion's. Data: 256 MiB of bf16, rows of
-//! 0.02 N(0, 1) exp(N(0, 0.2)), larger than the caches; buffers are reused, block checksums
-//! verified, one thread.
+//! in the environment for more than one thread; `-- forms F16 F8_E4M3` for some dtypes alone),
+//! `-- small` products of a small matrix, `-- decode` and the like run a part of criterion's. Data:
+//! 256 MiB, bf16 unless another dtype is named, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than
+//! the caches; buffers are reused, block checksums verified, one thread.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -17,21 +17,28 @@ use bigsmall_tbe::{
     Backend, Decoded, Dtype, EncodedTensor, Form, Plain, Resident, Tbe, TensorSpec, View, Width,
     encode_tensor,
 };
-use bigsmall_testing::Random;
+use bigsmall_testing::{Random, e4m3};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use half::bf16;
+use half::{bf16, f16};
 
 const M: usize = 32_768;
 const K: usize = 4096;
 const BYTES: usize = 2 * M * K;
 
-fn weights(rows: usize, columns: usize) -> Vec<u8> {
+fn weights(dtype: Dtype, rows: usize, columns: usize) -> Vec<u8> {
     let mut random = Random::new(42);
-    let mut bytes = Vec::with_capacity(2 * rows * columns);
+    let mut bytes = Vec::with_capacity(dtype.unit_bytes() * rows * columns);
     for _ in 0..rows {
         let scale = 0.02 * (0.2 * random.normal()).exp();
         for _ in 0..columns {
-            bytes.extend_from_slice(&bf16::from_f64(scale * random.normal()).to_le_bytes());
+            let weight = scale * random.normal();
+            match dtype {
+                Dtype::BF16 => bytes.extend(bf16::from_f64(weight).to_le_bytes()),
+                Dtype::F16 => bytes.extend(f16::from_f64(weight).to_le_bytes()),
+                // Scaled, so that the largest ones are near 448.
+                Dtype::F8_E4M3 => bytes.push(e4m3(2000.0 * weight as f32)),
+                _ => bytes.push((f16::from_f64(weight).to_bits() + 0x80).to_be_bytes()[0]),
+            }
         }
     }
     bytes
@@ -49,7 +56,7 @@ struct Data {
 impl Data {
     fn new() -> Data {
         let spec = TensorSpec::new("w", Dtype::BF16, &[M as u64, K as u64]).unwrap();
-        let plain = weights(M, K);
+        let plain = weights(Dtype::BF16, M, K);
         let encoded = Width::ALL
             .iter()
             .map(|&width| (width, encode_tensor(&Tbe::new(width), &spec, &plain).unwrap()))
@@ -143,46 +150,81 @@ fn ratios(data: &mut Data, encoded: &[EncodedTensor]) {
     }
 }
 
-/// Products in every form, in turn with plain weights in the same kind of memory.
+/// A matrix of [`BYTES`] bytes, encoded.
+fn encoded(dtype: Dtype) -> EncodedTensor {
+    let rows = M * 2 / dtype.unit_bytes();
+    let spec = TensorSpec::new("w", dtype, &[rows as u64, K as u64]).unwrap();
+    encode_tensor(&Tbe::default(), &spec, &weights(dtype, rows, K)).unwrap()
+}
+
+/// Products in every form, in turn with plain weights in the same kind of memory; those of plain
+/// weights of other dtypes in turn with as many bytes of plain bf16.
 fn forms() {
-    let spec = TensorSpec::new("w", Dtype::BF16, &[M as u64, K as u64]).unwrap();
-    let encoded = encode_tensor(&Tbe::default(), &spec, &weights(M, K)).unwrap();
     let mut random = Random::new(43);
     let x: Vec<f32> = (0..64 * K).map(|_| random.normal() as f32).collect();
     let mut y = vec![0.0; 64 * M];
+    let make = |encoded: &EncodedTensor, form, backend| {
+        let resident = Resident::with_form(encoded, &Tbe::default(), form).unwrap();
+        resident.with_backend(backend).unwrap()
+    };
+    let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2];
+    let named = |dtype: &Dtype| std::env::args().any(|a| a == dtype.name());
+    let all = !dtypes.iter().any(named);
+    let bf16 = encoded(Dtype::BF16);
     println!("{:30} {:>9} {:>9} {:>7} {:>8}", "GB/s or GFLOP/s", "", "plain", "ratio", "fastest");
-    for backend in bigsmall_tbe::backends() {
-        let form = |form| {
-            let resident = Resident::with_form(&encoded, &Tbe::default(), form).unwrap();
-            resident.with_backend(backend).unwrap()
-        };
-        let plain = form(Form::Plain);
-        for &name in &Form::ALL[1..] {
-            let matrix = form(name);
-            for batch in [1, 4, 64] {
-                // Whole products take long with many columns.
-                let rows = if batch == 1 { M } else { M / 8 };
-                let (x, y) = (&x[..batch * K], &mut y[..batch * rows]);
-                let mut time = |matrix: &Resident| {
-                    let begin = Instant::now();
-                    matrix.matmul_rows(0..rows, x, batch, y).unwrap();
-                    begin.elapsed()
-                };
-                let pairs: Vec<_> = (0..15).map(|_| (time(&matrix), time(&plain))).collect();
-                let (subject, yardstick) = pairs.into_iter().unzip();
-                let (subject, yardstick) = (Times::of(subject), Times::of(yardstick));
-                let amount = (2 * rows * K * batch) as f64 / 1e9;
-                println!(
-                    "{:30} {:9.2} {:9.2} {:7.3} {:8.3}",
-                    format!("{name} b{batch} {backend}"),
-                    amount / subject.median,
-                    amount / yardstick.median,
-                    yardstick.median / subject.median,
-                    yardstick.fastest / subject.fastest,
-                );
+    for dtype in dtypes.into_iter().filter(|dtype| all || named(dtype)) {
+        let other = (dtype != Dtype::BF16).then(|| encoded(dtype));
+        let encoded = other.as_ref().unwrap_or(&bf16);
+        println!("{dtype}: {:.4} with 3 bitmaps", encoded.byte_len() as f64 / BYTES as f64);
+        for backend in bigsmall_tbe::backends() {
+            let plain = make(encoded, Form::Plain, backend);
+            if dtype != Dtype::BF16 {
+                let bf16 = make(&bf16, Form::Plain, backend);
+                compare(&format!("{dtype} plain / BF16"), backend, 1, (&plain, &bf16), &x, &mut y);
+            }
+            let forms = Form::ALL[1..].iter();
+            for &form in forms.filter(|&&f| dtype == Dtype::BF16 || f != Form::Nibbles) {
+                let matrix = make(encoded, form, backend);
+                for batch in [1, 4, 64] {
+                    let name = format!("{dtype} {form}");
+                    compare(&name, backend, batch, (&matrix, &plain), &x, &mut y);
+                }
             }
         }
     }
+}
+
+fn compare(
+    name: &str,
+    backend: Backend,
+    batch: usize,
+    (matrix, yardstick): (&Resident, &Resident),
+    x: &[f32],
+    y: &mut [f32],
+) {
+    // Whole products take long with many columns. GB/s are bytes of plain weights.
+    let part = if batch == 1 { 1 } else { 16 };
+    let amount = |matrix: &Resident| match batch {
+        1 => BYTES as f64 / 1e9,
+        _ => (2 * matrix.rows() / part * K * batch) as f64 / 1e9,
+    };
+    let mut time = |matrix: &Resident| {
+        let rows = matrix.rows() / part;
+        let begin = Instant::now();
+        matrix.matmul_rows(0..rows, &x[..batch * K], batch, &mut y[..batch * rows]).unwrap();
+        begin.elapsed()
+    };
+    let pairs: Vec<_> = (0..15).map(|_| (time(matrix), time(yardstick))).collect();
+    let (subject, plain): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    let (subject, plain) = (Times::of(subject), Times::of(plain));
+    println!(
+        "{:30} {:9.2} {:9.2} {:7.3} {:8.3}",
+        format!("{name} b{batch} {backend}"),
+        amount(matrix) / subject.median,
+        amount(yardstick) / plain.median,
+        plain.median / subject.median,
+        plain.fastest / subject.fastest,
+    );
 }
 
 /// A matrix so small that waking threads would cost more than they save: y = W x with one column,
@@ -190,7 +232,7 @@ fn forms() {
 fn small() {
     const N: usize = 1024;
     let spec = TensorSpec::new("w", Dtype::BF16, &[N as u64, N as u64]).unwrap();
-    let plain = &weights(N, N);
+    let plain = &weights(Dtype::BF16, N, N);
     let encoded = encode_tensor(&Tbe::new(Width::Three), &spec, plain).unwrap();
     let view = View::new(&encoded).unwrap();
     let matrix = Plain::new(&spec, plain).unwrap();

@@ -35,7 +35,7 @@ pub mod specification;
 pub mod targets;
 pub mod trials;
 
-pub use models::{Llama, round, write_f32_that_holds_bf16};
+pub use models::{Llama, e4m3, round, write_f32_that_holds_bf16};
 pub use random::Random;
 
 #[cfg(test)]

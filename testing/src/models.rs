@@ -151,7 +151,8 @@ fn to_bytes<const N: usize>(row: &[f32], bits: impl Fn(f32) -> [u8; N]) -> Vec<u
 }
 
 /// Rounds to FP8 E4M3, ties to even. Values that are too large become 448.
-fn e4m3(w: f32) -> u8 {
+#[must_use]
+pub fn e4m3(w: f32) -> u8 {
     let sign = u8::from(w.is_sign_negative()) << 7;
     let w = w.abs().min(448.0);
     // The smallest normal number is 2^-6. Below it the steps stay at 2^-9.
