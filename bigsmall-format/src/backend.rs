@@ -12,7 +12,7 @@ pub enum Backend {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VBMI2, GFNI, and what [`Avx2`](Self::Avx2)
     /// needs: Ice Lake, Zen 4 and later.
     Avx512,
-    /// x86-64 with AVX2, FMA, BMI1, BMI2 and POPCNT: Haswell, Zen and later.
+    /// x86-64 with AVX2, FMA, F16C, BMI1, BMI2 and POPCNT: Haswell, Zen and later.
     Avx2,
     /// 64-bit Arm with NEON.
     Neon,
@@ -60,6 +60,7 @@ impl Backend {
             Backend::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
                     && is_x86_feature_detected!("bmi1")
                     && is_x86_feature_detected!("bmi2")
                     && is_x86_feature_detected!("popcnt")

@@ -3,14 +3,17 @@
 //! `cargo bench -p bigsmall-tbe` first prints ratios to a yardstick measured in turn with the
 //! subject (of the medians of 15 pairs, and of the fastest, which a neighbour on the processor
 //! disturbed least), which is what counts on a shared machine, then criterion's own figures.
-//! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (with THREADS
-//! in the environment for more than one thread; `-- forms F16 F8_E4M3` for some dtypes alone),
+//! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (by the
+//! processor time of the thread where the system has a clock for it; with THREADS in the
+//! environment by wall time, for more than one thread; `-- forms F16 F8_E4M3` for some dtypes
+//! alone),
 //! `-- small` products of a small matrix, `-- decode` and the like run a part of criterion's. Data:
 //! 256 MiB, bf16 unless another dtype is named, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than
 //! the caches; buffers are reused, block checksums verified, one thread.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bigsmall_tbe::{
@@ -194,6 +197,17 @@ fn forms() {
     }
 }
 
+/// The processor time of this thread, which does all the work if there is only one; else the time.
+fn now() -> Duration {
+    #[cfg(unix)]
+    if rayon::current_num_threads() == 1 {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        return Duration::try_from(time).unwrap();
+    }
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGIN.elapsed()
+}
+
 fn compare(
     name: &str,
     backend: Backend,
@@ -210,9 +224,9 @@ fn compare(
     };
     let mut time = |matrix: &Resident| {
         let rows = matrix.rows() / part;
-        let begin = Instant::now();
+        let begin = now();
         matrix.matmul_rows(0..rows, &x[..batch * K], batch, &mut y[..batch * rows]).unwrap();
-        begin.elapsed()
+        now() - begin
     };
     let pairs: Vec<_> = (0..15).map(|_| (time(matrix), time(yardstick))).collect();
     let (subject, plain): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();

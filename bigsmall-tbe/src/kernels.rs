@@ -1,7 +1,7 @@
 //! The arguments and results of kernels: the types that all backends share.
 
-use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
+use bigsmall_format::{Backend, Dtype};
 
 use crate::layout::{Head, Start, TILE};
 
@@ -45,14 +45,14 @@ pub(crate) const fn weight_of(lane: usize) -> usize {
     (lane >> 2 & 3) << 4 | (lane >> 5 & 1) << 3 | (lane & 3) << 1 | lane >> 4 & 1
 }
 
-/// Panics unless `tiles` has bitmaps and bytes for `n` tiles of bf16 weights that begin `shift`
-/// weights after the first bitmap's.
+/// Panics unless `tiles` has bitmaps and bytes for `n` tiles of weights that begin `shift` weights
+/// after the first bitmap's.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
-    let width = tiles.head.width.bits();
-    assert!(tiles.head.bitmaps_per_tile() == width && shift < 64);
-    assert!(tiles.bitmaps.len() >= (n + usize::from(shift != 0)) * width || n == 0);
-    assert!(tiles.plane.len() >= n * TILE);
+    let per_tile = tiles.head.bitmaps_per_tile();
+    assert!(shift < 64);
+    assert!(tiles.bitmaps.len() >= (n + usize::from(shift != 0)) * per_tile || n == 0);
+    assert!(tiles.plane.len() >= n * TILE || !tiles.head.fields.has_plane());
 }
 
 /// Bytes of a tile as nibbles: the codes of the weights 0 to 31 in the low halves of 32 bytes and
@@ -116,19 +116,19 @@ pub(crate) struct Kernels {
     /// of
     /// `out`. May prefetch later input meanwhile.
     pub(crate) decode: fn(&Tiles<'_>, out: &mut [u8], &mut Ahead<'_>),
-    /// Adds the products of bf16 weights with `x`, whole tiles in the order of the lanes, to the
+    /// Adds the products of weights with `x`, whole tiles in the order of the lanes, to the
     /// chains. The weights begin `shift` weights after the first bit of the bitmaps; byte plane and
     /// escapes begin with them. Returns the number of their escapes. `None` if decoding to a buffer
     /// first is as fast.
     pub(crate) dot_tbe: Option<DotTbe>,
-    /// The same with plain bf16 weights, whole tiles of 128 bytes.
-    pub(crate) dot_bf16: fn(weights: &[u8], x: &[f32], &mut Chains),
+    /// The same with plain weights, whole tiles.
+    pub(crate) dot_plain: fn(Dtype, weights: &[u8], x: &[f32], &mut Chains),
     /// The same with weights as nibbles.
     pub(crate) dot_nibbles: fn(&Nibbles<'_>, x: &[f32], &mut Chains),
     /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each tile.
     pub(crate) unpack: fn(&Nibbles<'_>, out: &mut [u8]),
-    /// Writes plain bf16 weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
-    pub(crate) widen: fn(weights: &[u8], n: usize, row: usize, out: &mut [f32]),
+    /// Writes plain weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
+    pub(crate) widen: fn(Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]),
     /// The products of all rows `w` with all columns `x`: the chains of row r and column c go to
     /// `chains[r * x.n + c]`.
     pub(crate) multiply: fn(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]),

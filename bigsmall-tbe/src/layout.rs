@@ -5,6 +5,7 @@ use bigsmall_format::{Dtype, Error, Result, Rule};
 /// Weights of one tile: one for each bit of a bitmap.
 pub(crate) const TILE: usize = 64;
 /// Bytes of a decoded tile of a dtype of 16 bits.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) const TILE_BYTES: usize = 2 * TILE;
 /// Weights between two stored escape starts.
 pub(crate) const GROUP: usize = 512;
@@ -51,6 +52,64 @@ impl Width {
     }
 }
 
+/// The mantissa bits of the dtypes. Kernels have them as the const parameter `M`, which stands for
+/// the dtype.
+pub(crate) const BF16: u32 = 7;
+pub(crate) const F16: u32 = 10;
+pub(crate) const E4M3: u32 = 3;
+pub(crate) const E5M2: u32 = 2;
+
+/// Evaluates an expression in which the constant `$m` stands for a dtype.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! for_dtype {
+    ($dtype:expr, $m:ident => $kernel:expr) => {
+        match $dtype {
+            bigsmall_format::Dtype::BF16 => {
+                const $m: u32 = crate::layout::BF16;
+                $kernel
+            }
+            bigsmall_format::Dtype::F16 => {
+                const $m: u32 = crate::layout::F16;
+                $kernel
+            }
+            bigsmall_format::Dtype::F8_E4M3 => {
+                const $m: u32 = crate::layout::E4M3;
+                $kernel
+            }
+            _ => {
+                const $m: u32 = crate::layout::E5M2;
+                $kernel
+            }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use for_dtype;
+
+/// Bytes of a tile of plain weights.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const fn tile_bytes(m: u32) -> usize {
+    if has_plane(m) { 2 * TILE } else { TILE }
+}
+
+/// Whether a byte plane holds the low 8 bits of the *others*.
+pub(crate) const fn has_plane(m: u32) -> bool {
+    m + 1 >= 8
+}
+
+/// The number of bitmaps per tile for the *others* that are not in the byte plane.
+pub(crate) const fn extra_bitmaps(m: u32) -> usize {
+    let others = m as usize + 1;
+    if has_plane(m) { others - 8 } else { others }
+}
+
+/// Where the exponent begins in the high byte of a weight, if all of it lies there (not for bf16).
+/// The extra bitmaps are the bits below it and the sign.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const fn exponent_place(m: u32) -> u32 {
+    extra_bitmaps(m).saturating_sub(1) as u32
+}
+
 /// The bit fields of a float dtype. *Others* are the sign, at the top, and the mantissa below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fields {
@@ -62,10 +121,10 @@ pub(crate) struct Fields {
 impl Fields {
     pub(crate) const fn of(dtype: Dtype) -> Option<Fields> {
         let (bytes, exponent_bits, mantissa_bits) = match dtype {
-            Dtype::BF16 => (2, 8, 7),
-            Dtype::F16 => (2, 5, 10),
-            Dtype::F8_E4M3 => (1, 4, 3),
-            Dtype::F8_E5M2 => (1, 5, 2),
+            Dtype::BF16 => (2, 8, BF16),
+            Dtype::F16 => (2, 5, F16),
+            Dtype::F8_E4M3 => (1, 4, E4M3),
+            Dtype::F8_E5M2 => (1, 5, E5M2),
             _ => return None,
         };
         Some(Fields { bytes, exponent_bits, mantissa_bits })
@@ -77,13 +136,12 @@ impl Fields {
 
     /// Whether a byte plane holds the low 8 bits of the *others*.
     pub(crate) const fn has_plane(self) -> bool {
-        self.mantissa_bits + 1 >= 8
+        has_plane(self.mantissa_bits)
     }
 
     /// The number of bitmaps per tile for the *others* that are not in the byte plane.
     pub(crate) const fn extra_bitmaps(self) -> usize {
-        let others = self.mantissa_bits as usize + 1;
-        if self.has_plane() { others - 8 } else { others }
+        extra_bitmaps(self.mantissa_bits)
     }
 
     /// Splits the bits of a value into exponent and others.

@@ -5,6 +5,7 @@ mod aligned;
 mod arch;
 mod backend;
 mod encode;
+mod floats;
 mod kernels;
 mod layout;
 mod matmul;

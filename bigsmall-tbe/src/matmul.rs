@@ -13,7 +13,6 @@ use bigsmall_format::Result;
 use crate::view::{Matrix, View};
 
 mod columns;
-mod floats;
 mod kept;
 mod order;
 mod rows;
@@ -30,16 +29,18 @@ impl View<'_> {
     /// dimensions, m is the first dimension and k the product of the others. A tensor with fewer
     /// dimensions is a single row.
     ///
-    /// W is never decoded as a whole. A single column is multiplied directly from the bitmaps. For
-    /// several columns, each run of 4096 weights is decoded once. The result has the same bits as
-    /// the plain product ([`Plain::matmul`](crate::Plain::matmul)), for any pool of threads. The
-    /// bits for a column do not depend on the batch, and those for a row do not depend on the range
-    /// of rows. Sums are f32 with chains of at most 64 additions, so that |y - exact| <= (72 +
-    /// ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may differ in the last bits.
+    /// W is never decoded as a whole. A single column is multiplied directly from the bitmaps:
+    /// weights become f32 in registers (with portable kernels, each run of 4096 weights is decoded
+    /// to a buffer first). For several columns, each run is decoded once. The result has the same
+    /// bits as the plain product ([`Plain::matmul`](crate::Plain::matmul)), for any pool of
+    /// threads. The bits for a column do not depend on the batch, and those for a row do not depend
+    /// on the range of rows. Sums are f32 with chains of at most 64 additions, so that
+    /// |y - exact| <= (72 + ceil(log2(ceil(k / 4096)))) 2^-24 sum |w x|. Different backends may
+    /// differ in the last bits.
     ///
-    /// Uses the threads of the caller's pool. Memory: each thread keeps 8 KiB, and about 0.5 KiB
-    /// for each column, for the next product. The calling thread also keeps a copy of x, and one of
-    /// y if there are several columns or matrices.
+    /// Uses the threads of the caller's pool. Memory: each thread keeps 8 KiB for the next product;
+    /// with several columns 200 KiB, and 3 KiB for each of up to 64 columns. The calling thread
+    /// also keeps a copy of x, and one of y if there are several columns or matrices.
     ///
     /// # Errors
     /// [`Rule::BufferLength`](crate::Rule::BufferLength) if x is not `batch` times k long or y not

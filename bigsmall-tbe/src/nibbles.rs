@@ -9,8 +9,8 @@
 
 use std::ops::Range;
 
-use bigsmall_format::Result;
 use bigsmall_format::internal::for_each_in_parallel;
+use bigsmall_format::{Dtype, Result};
 
 use crate::aligned::Aligned;
 use crate::kernels::{Chains, Kernels, NIBBLE_TILE, Nibbles};
@@ -148,7 +148,7 @@ impl NibbleMatrix {
             let mut weights = [0; 2 * TILE];
             (kernels.unpack)(&self.tiles(row, tile..tile + 1), &mut weights);
             patch(these, tile * TILE, &mut weights);
-            (kernels.dot_bf16)(&weights, &x[(tile - first) * TILE..][..TILE], chains);
+            (kernels.dot_plain)(Dtype::BF16, &weights, &x[(tile - first) * TILE..][..TILE], chains);
             next = tile + 1;
         }
         (kernels.dot_nibbles)(

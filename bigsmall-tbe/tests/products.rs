@@ -112,9 +112,9 @@ fn reference(backend: Backend, w: &[f32], x: &[f32]) -> f32 {
     sums.first().copied().unwrap_or(0.0)
 }
 
-/// Pools of 1, 2 and 7 threads.
-static POOLS: LazyLock<[rayon::ThreadPool; 3]> = LazyLock::new(|| {
-    [1, 2, 7].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap())
+/// Pools of 1, 2, 3 and 7 threads.
+static POOLS: LazyLock<[rayon::ThreadPool; 4]> = LazyLock::new(|| {
+    [1, 2, 3, 7].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap())
 });
 
 fn bits(y: &[f32]) -> Vec<u32> {
@@ -242,23 +242,31 @@ fn random_matrices() {
 #[test]
 fn any_bits() {
     let mut random = Random::new(9);
-    for (m, k) in [(3, 70), (2, 64), (1, 1), (5, 4100)] {
-        let spec = TensorSpec::new("w", Dtype::BF16, &[m, k]).unwrap();
-        let mut bytes: Vec<u8> = (0..2 * m * k).map(|_| random.below(256) as u8).collect();
-        // A row of infinities and NaNs, and one of zeros.
-        bytes[..2 * k as usize].iter_mut().skip(1).step_by(2).for_each(|high| *high |= 0x7f);
-        bytes[..2 * k as usize].iter_mut().step_by(2).for_each(|low| *low |= 0x80);
-        let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
-        let x = vec![1.0; k as usize];
-        let mut expected = vec![0.0; m as usize];
-        Plain::new(&spec, &bytes).unwrap().matmul(&x, 1, &mut expected).unwrap();
-        for form in Form::ALL {
-            let resident = Resident::with_form(&raw, &Raw, *form).unwrap();
-            check_original(&resident, &bytes);
-            let mut y = vec![0.0; m as usize];
-            resident.matmul(&x, 1, &mut y).unwrap();
-            let same = y.iter().zip(&expected).all(|(y, e)| y == e || y.is_nan() && e.is_nan());
-            assert!(same, "{resident:?}: {y:?}, {expected:?}");
+    for dtype in DTYPES {
+        for (m, k) in [(3, 70), (2, 64), (1, 1), (5, 4100)] {
+            let spec = TensorSpec::new("w", dtype, &[m, k]).unwrap();
+            let (e_bits, m_bits, _, _) = oracle::fields(dtype);
+            let mut values: Vec<u16> = (0..m * k).map(|_| random.bits() as u16).collect();
+            // A row of infinities and NaNs.
+            values[..k as usize].iter_mut().for_each(|v| *v |= ((1 << e_bits) - 1) << m_bits);
+            let bytes = oracle::bytes(dtype, &values);
+            let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
+            let x = vec![1.0; k as usize];
+            let forms = Form::ALL.iter().filter(|f| dtype == Dtype::BF16 || **f != Form::Nibbles);
+            for form in forms {
+                let resident = Resident::with_form(&raw, &Raw, *form).unwrap();
+                check_original(&resident, &bytes);
+                for backend in bigsmall_tbe::backends() {
+                    let plain = Plain::new(&spec, &bytes).unwrap().with_backend(backend).unwrap();
+                    let resident = resident.clone().with_backend(backend).unwrap();
+                    let [mut y, mut expected] = [0; 2].map(|_| vec![0.0; m as usize]);
+                    plain.matmul(&x, 1, &mut expected).unwrap();
+                    resident.matmul(&x, 1, &mut y).unwrap();
+                    let mut pairs = y.iter().zip(&expected);
+                    let same = pairs.all(|(y, e)| y == e || y.is_nan() && e.is_nan());
+                    assert!(same, "{resident:?} {backend}: {y:?}, {expected:?}");
+                }
+            }
         }
     }
 }
@@ -287,6 +295,19 @@ fn forms_by_size() {
     let bytes: Vec<u8> = (0..spec.byte_len()).map(|_| random.below(256) as u8).collect();
     let noise = encode_tensor(&Raw, &spec, &bytes).unwrap();
     assert_eq!(Resident::new(&noise, &Raw).unwrap().form(), Form::Plain);
+
+    // Plain weights of the other dtypes are faster than bitmaps, which are smaller.
+    for (dtype, bits) in [(Dtype::F16, 14.2), (Dtype::F8_E4M3, 7.2), (Dtype::F8_E5M2, 6.2)] {
+        let spec = TensorSpec::new("w", dtype, &[64, 4096]).unwrap();
+        let weights = oracle::weights(&mut random, dtype, 3, 3, 1, 64 * 4096);
+        let raw = encode_tensor(&Raw, &spec, &oracle::bytes(dtype, &weights)).unwrap();
+        let resident = Resident::new(&raw, &Raw).unwrap();
+        assert_eq!((resident.form(), resident.byte_len()), (Form::Plain, spec.byte_len()));
+        let form = Form::Bitmaps(Width::Three);
+        let resident = Resident::with_form(&raw, &Raw, form).unwrap();
+        let found = resident.byte_len() as f64 * 8.0 / spec.n_elements() as f64;
+        assert!((bits - 0.2..=bits).contains(&found), "{dtype}: {found} bits");
+    }
 
     let spec = TensorSpec::new("w", Dtype::F16, &[64, 64]).unwrap();
     let f16 = encode_tensor(&Raw, &spec, &vec![0; 8192]).unwrap();
@@ -379,21 +400,28 @@ fn the_other_dtypes() {
                 check(&Case::new(dtype, m, k, Width::Four, permille, batch));
             }
         }
+        for batch in [2, 5, 64, 130] {
+            // More rows than become f32 together, and a last tile that is not whole.
+            check(&Case::new(dtype, 15, 90, Width::Three, 30, batch));
+            check(&Case::new(dtype, 2, 4200, Width::Four, 30, batch));
+        }
     }
 }
 
 #[test]
 fn a_column_is_the_same_in_every_batch() {
-    let case = Case::new(Dtype::BF16, 20, 5000, Width::Three, 30, 13);
-    let view = View::new(&case.encoded).unwrap();
-    for backend in bigsmall_tbe::backends() {
-        let view = view.with_backend(backend).unwrap();
-        let mut together = vec![0.0; 20 * 13];
-        view.matmul(&case.x, 13, &mut together).unwrap();
-        for b in 0..13 {
-            let mut alone = vec![0.0; 20];
-            view.matmul(&case.x[b * 5000..][..5000], 1, &mut alone).unwrap();
-            assert_eq!(bits(&alone), bits(&together[b * 20..][..20]));
+    for dtype in DTYPES {
+        let case = Case::new(dtype, 20, 5000, Width::Three, 30, 13);
+        let view = View::new(&case.encoded).unwrap();
+        for backend in bigsmall_tbe::backends() {
+            let view = view.with_backend(backend).unwrap();
+            let mut together = vec![0.0; 20 * 13];
+            view.matmul(&case.x, 13, &mut together).unwrap();
+            for b in 0..13 {
+                let mut alone = vec![0.0; 20];
+                view.matmul(&case.x[b * 5000..][..5000], 1, &mut alone).unwrap();
+                assert_eq!(bits(&alone), bits(&together[b * 20..][..20]), "{dtype} {backend}");
+            }
         }
     }
 }

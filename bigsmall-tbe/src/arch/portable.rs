@@ -2,10 +2,11 @@
 //! compile some of them for their own instructions, if intrinsics would not make them faster.
 #![allow(unsafe_code)]
 
-use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
+use bigsmall_format::{Backend, Dtype};
 
 use crate::arch::blocks::{self, Four};
+use crate::floats;
 use crate::kernels::{
     Chains, GROUP_LANES, GROUPS, Kernels, NIBBLE_TILE, Nibbles, Panels, Tiles, weight_of,
 };
@@ -16,7 +17,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     count_escapes,
     decode,
     dot_tbe: None,
-    dot_bf16,
+    dot_plain,
     dot_nibbles,
     unpack,
     widen,
@@ -175,8 +176,30 @@ fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
 }
 
-fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
-    dot_bf16_any(weights, x, chains, mul_then_add);
+fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
+    let pairs = weights.as_chunks::<2>().0;
+    match dtype {
+        Dtype::BF16 => dot_bf16(weights, x, chains),
+        Dtype::F16 => dot_each(pairs, x, chains, |w| floats::f16(u16::from_le_bytes(w))),
+        Dtype::F8_E4M3 => dot_each(weights, x, chains, |w| floats::E4M3[usize::from(w)]),
+        _ => dot_each(weights, x, chains, |w| floats::E5M2[usize::from(w)]),
+    }
+}
+
+#[inline(always)]
+fn dot_each<T: Copy>(weights: &[T], x: &[f32], chains: &mut Chains, to_f32: impl Fn(T) -> f32) {
+    let mut sums = *chains;
+    for (weights, x) in weights.as_chunks::<TILE>().0.iter().zip(x.as_chunks::<TILE>().0) {
+        // In two loops, so that the first one becomes vector instructions.
+        let mut floats = [0.0; TILE];
+        for (float, &weight) in floats.iter_mut().zip(weights) {
+            *float = to_f32(weight);
+        }
+        for (lane, (sum, &x)) in sums.iter_mut().zip(x).enumerate() {
+            *sum = mul_then_add(floats[weight_of(lane)], x, *sum);
+        }
+    }
+    *chains = sums;
 }
 
 fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
@@ -203,16 +226,33 @@ fn unpack_tile(high: &[u8; 16], tile: &[u8; NIBBLE_TILE], out: &mut [u8; 2 * TIL
     }
 }
 
-fn widen(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<{ 2 * TILE }>().0;
+fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+    let pairs = weights.as_chunks::<2>().0;
+    match dtype {
+        Dtype::BF16 => widen_each(pairs, n, row, out, |[low, high]| {
+            f32::from_bits(u32::from_le_bytes([0, 0, low, high]))
+        }),
+        Dtype::F16 => widen_each(pairs, n, row, out, |w| floats::f16(u16::from_le_bytes(w))),
+        Dtype::F8_E4M3 => widen_each(weights, n, row, out, |w| floats::E4M3[usize::from(w)]),
+        _ => widen_each(weights, n, row, out, |w| floats::E5M2[usize::from(w)]),
+    }
+}
+
+#[inline(always)]
+fn widen_each<T: Copy>(
+    weights: &[T],
+    n: usize,
+    row: usize,
+    out: &mut [f32],
+    to_f32: impl Fn(T) -> f32,
+) {
+    let tiles = weights.as_chunks::<TILE>().0;
     for group in 0..GROUPS {
         let at = Panels::offset(n, tiles.len(), group, row);
         let out = out[at..][..tiles.len() * GROUP_LANES].as_chunks_mut::<GROUP_LANES>().0;
-        for (tile, out) in tiles.iter().zip(out) {
-            let weights = tile.as_chunks::<2>().0;
+        for (weights, out) in tiles.iter().zip(out) {
             for (i, out) in out.iter_mut().enumerate() {
-                let weight = u16::from_le_bytes(weights[weight_of(group * GROUP_LANES + i)]);
-                *out = f32::from_bits(u32::from(weight) << 16);
+                *out = to_f32(weights[weight_of(group * GROUP_LANES + i)]);
             }
         }
     }
@@ -223,13 +263,7 @@ fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
     unsafe { blocks::multiply::<Four, 3, 4>(w, x, chains) };
 }
 
-#[inline(always)]
-pub(crate) fn dot_bf16_any(
-    weights: &[u8],
-    x: &[f32],
-    chains: &mut Chains,
-    mul_add: impl Fn(f32, f32, f32) -> f32,
-) {
+fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // Half of the chains at a time, since only so many fit in registers: first those of the first
     // eight of 16 weights, then those of the second eight.
     for (half, chains) in chains.as_chunks_mut::<{ TILE / 2 }>().0.iter_mut().enumerate() {
@@ -242,8 +276,8 @@ pub(crate) fn dot_bf16_any(
                 for (i, pair) in eight.as_chunks::<4>().0.iter().enumerate() {
                     let pair = u32::from_le_bytes(*pair);
                     let (even, odd) = (4 * quarter + i, 16 + 4 * quarter + i);
-                    sums[even] = mul_add(f32::from_bits(pair << 16), x[even], sums[even]);
-                    sums[odd] = mul_add(f32::from_bits(pair & 0xffff_0000), x[odd], sums[odd]);
+                    sums[even] = mul_then_add(f32::from_bits(pair << 16), x[even], sums[even]);
+                    sums[odd] = mul_then_add(f32::from_bits(pair & 0xffff_0000), x[odd], sums[odd]);
                 }
             }
         }

@@ -10,7 +10,7 @@ macro_rules! plain_loops {
             portable::count(head, bitmaps, starts)
         }
 
-        /// Decodes tiles of dtypes other than bf16, and a last tile that is not whole.
+        /// Decodes a last tile that is not whole.
         #[target_feature(enable = $features)]
         fn decode_any(tiles: &Tiles<'_>, out: &mut [u8]) {
             portable::decode_any(tiles, out);

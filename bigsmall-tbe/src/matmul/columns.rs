@@ -1,9 +1,6 @@
-//! Products with several columns, and those of other dtypes than bf16: a few rows at a time become
-//! f32 once, and then meet all columns, a block of rows and columns after the other.
+//! Products with several columns: a few rows at a time become f32 once, and then meet all columns,
+//! a block of rows and columns after the other.
 
-use bigsmall_format::Dtype;
-
-use super::floats;
 use super::kept::Floats;
 use super::order::COLUMNS;
 use super::rows::Rows;
@@ -85,13 +82,12 @@ fn block(
 
 /// Writes the weights of a row as row `i` of `n`.
 fn widen(w: &Rows<'_>, bytes: &[u8], n: usize, i: usize, out: &mut [f32]) {
-    if w.spec.dtype() != Dtype::BF16 {
-        return floats::widen(w.spec.dtype(), bytes, n, i, out);
-    }
-    if bytes.len().is_multiple_of(2 * TILE) {
-        return (w.kernels.widen)(bytes, n, i, out);
+    let dtype = w.spec.dtype();
+    let tile = dtype.unit_bytes() * TILE;
+    if bytes.len().is_multiple_of(tile) {
+        return (w.kernels.widen)(dtype, bytes, n, i, out);
     }
     let mut padded = [0; 2 * CHUNK];
     padded[..bytes.len()].copy_from_slice(bytes);
-    (w.kernels.widen)(&padded[..bytes.len().next_multiple_of(2 * TILE)], n, i, out);
+    (w.kernels.widen)(dtype, &padded[..bytes.len().next_multiple_of(tile)], n, i, out);
 }

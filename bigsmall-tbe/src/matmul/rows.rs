@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{Dtype, Error, Result, Rule, TensorSpec};
+use bigsmall_format::{Error, Result, Rule, TensorSpec};
 
 use crate::kernels::Kernels;
 use crate::nibbles::NibbleMatrix;
@@ -63,11 +63,6 @@ impl<'a> Rows<'a> {
                 .found(format!("{rows:?}")));
         }
         Ok(Rows { rows, ..self })
-    }
-
-    /// Whether a single column is multiplied as it comes from memory, row by row.
-    pub(super) fn is_fused(&self) -> bool {
-        self.spec.dtype() == Dtype::BF16
     }
 
     /// Writes the original bytes of the weights `range` of a row to `dst`, or returns where they

@@ -17,10 +17,8 @@ const PIECE: usize = 1 << 18;
 /// Memory of a product that all threads share.
 #[derive(Default)]
 struct Shared {
-    /// A single column in the order of the lanes.
-    lanes: Floats,
-    /// All columns as panels.
-    panels: Floats,
+    /// A single column in the order of the lanes, or several as panels.
+    floats: Floats,
     /// The products, row by row.
     values: Vec<f32>,
 }
@@ -62,20 +60,15 @@ pub(crate) fn multiply(
     }
     let n_rows: usize = matrices.iter().map(|w| w.rows.len()).sum();
     let mut shared = Kept::take(&SHARED);
-    let Shared { lanes, panels, values } = &mut shared.value;
+    let Shared { floats, values } = &mut shared.value;
     let padded = k.next_multiple_of(TILE);
-    let fused = |w: &Rows<'_>| batch == 1 && w.is_fused();
-    let mut product = Product { matrices, batch, lanes: &[], panels: &[] };
-    if matrices.iter().any(fused) {
-        let lanes = lanes.of_len(padded);
-        order::lanes(x, lanes);
-        product.lanes = lanes;
+    let ordered = floats.of_len(batch * padded);
+    if batch == 1 {
+        order::lanes(x, ordered);
+    } else {
+        order::panels(x, k, ordered);
     }
-    if !matrices.iter().all(fused) {
-        let panels = panels.of_len(batch * padded);
-        order::panels(x, k, panels);
-        product.panels = panels;
-    }
+    let product = Product { matrices, batch, x: ordered };
     if let ([y], 1) = (&mut *y, batch) {
         return product.run(n_rows, k, y);
     }
@@ -99,8 +92,7 @@ pub(crate) fn multiply(
 struct Product<'a> {
     matrices: &'a [Rows<'a>],
     batch: usize,
-    lanes: &'a [f32],
-    panels: &'a [f32],
+    x: &'a [f32],
 }
 
 impl Product<'_> {
@@ -130,10 +122,10 @@ impl Product<'_> {
             rest = after;
             let first = w.rows.start + skipped;
             let Scratch { trees, bytes, columns } = scratch;
-            if self.batch == 1 && w.is_fused() {
-                vector::multiply(w, first, self.lanes, out, trees, bytes);
+            if self.batch == 1 {
+                vector::multiply(w, first, self.x, out, trees, bytes);
             } else {
-                columns::multiply(w, first, self.panels, self.batch, out, columns);
+                columns::multiply(w, first, self.x, self.batch, out, columns);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Products of bf16 weights with a single column, straight from the form that they are stored in.
+//! Products with a single column, straight from the form that the weights are stored in.
 
 use bigsmall_format::BLOCK_UNITS;
 
@@ -18,6 +18,7 @@ pub(super) fn multiply(
     trees: &mut Trees,
     bytes: &mut Vec<u8>,
 ) {
+    let dtype = w.spec.dtype();
     // The weights after the last tile that was multiplied in encoded form.
     let mut next = None;
     for (row, out) in (first..).zip(out) {
@@ -36,12 +37,14 @@ pub(super) fn multiply(
                 }
                 _ => {
                     let weights = w.bytes(row, begin..begin + n, bytes);
-                    let (whole, rest) = weights.split_at(n / TILE * TILE * 2);
-                    (w.kernels.dot_bf16)(whole, x, &mut chains);
+                    let tile = TILE * dtype.unit_bytes();
+                    let (whole, rest) = weights.split_at(n / TILE * tile);
+                    (w.kernels.dot_plain)(dtype, whole, x, &mut chains);
                     if !rest.is_empty() {
-                        let mut tile = [0; 2 * TILE];
-                        tile[..rest.len()].copy_from_slice(rest);
-                        (w.kernels.dot_bf16)(&tile, &x[n / TILE * TILE..], &mut chains);
+                        let mut last = [0; 2 * TILE];
+                        last[..rest.len()].copy_from_slice(rest);
+                        let x = &x[n / TILE * TILE..];
+                        (w.kernels.dot_plain)(dtype, &last[..tile], x, &mut chains);
                     }
                 }
             }
@@ -99,9 +102,10 @@ fn bitmaps<'a>(
         if whole == 0 {
             let mut tile = [0; 2 * TILE];
             let len = (n - at).min(TILE);
-            view.decode_here(position, &mut tile[..2 * len], view.kernels());
-            let x = &x[at..at + TILE];
-            (view.kernels().dot_bf16)(&tile, x, chains);
+            let (dtype, kernels) = (view.dtype(), view.kernels());
+            let unit = dtype.unit_bytes();
+            view.decode_here(position, &mut tile[..unit * len], kernels);
+            (kernels.dot_plain)(dtype, &tile[..unit * TILE], &x[at..at + TILE], chains);
             at += len;
         } else {
             let used = dot(&run.tiles, run.shift, &x[at..at + whole], chains);

@@ -9,11 +9,13 @@ use std::mem::MaybeUninit;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
-use self::products::{add_products, load_chains, store_chains};
+use self::products::{add_products, load_chains, pairs, store_chains};
 use super::stream;
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
-use crate::layout::{Head, Start, TILE, TILE_BYTES, Width};
+use crate::layout::{
+    BF16, Head, Start, TILE, Width, exponent_place, extra_bitmaps, for_dtype, has_plane, tile_bytes,
+};
 
 mod products;
 
@@ -32,7 +34,7 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
         count_escapes,
         decode: decode::<GFNI>,
         dot_tbe: Some(dot_tbe::<GFNI>),
-        dot_bf16: products::dot_bf16,
+        dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
         unpack: products::unpack,
         widen: products::widen,
@@ -46,26 +48,26 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
 }
 
 fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-    if tiles.head.fields.mantissa_bits != 7 {
-        // SAFETY: `kernels` returned this function, so the machine has the features.
-        return unsafe { decode_any(tiles, out) };
-    }
-    let n = out.len() / TILE_BYTES;
+    let tile = tile_bytes(tiles.head.fields.mantissa_bits);
+    let n = out.len() / tile;
     check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * TILE_BYTES);
+    let (whole, rest) = out.split_at_mut(n * tile);
     let mut left = *tiles;
     let mut decode = |piece: &mut [u8]| {
         // SAFETY: `kernels` returned this function, so the machine has the features; the lengths
         // were checked above, and the pieces have as many tiles as `whole` altogether.
         let used = unsafe {
-            match (tiles.head.width, GFNI) {
-                (Width::Three, true) => decode_gfni::<3>(&left, piece, ahead),
-                (Width::Three, false) => decode_avx2::<3>(&left, piece, ahead),
-                (Width::Four, true) => decode_gfni::<4>(&left, piece, ahead),
-                (Width::Four, false) => decode_avx2::<4>(&left, piece, ahead),
-            }
+            for_dtype!(tiles.head.dtype, M => {
+                const X: usize = extra_bitmaps(M);
+                match (tiles.head.width, GFNI) {
+                    (Width::Three, true) => decode_gfni::<M, X, 3>(&left, piece, ahead),
+                    (Width::Three, false) => decode_avx2::<M, X, 3>(&left, piece, ahead),
+                    (Width::Four, true) => decode_gfni::<M, X, 4>(&left, piece, ahead),
+                    (Width::Four, false) => decode_avx2::<M, X, 4>(&left, piece, ahead),
+                }
+            })
         };
-        left = left.after(piece.len() / TILE_BYTES, used);
+        left = left.after(piece.len() / tile, used);
     };
     if whole.len() >= stream::LEAST {
         stream::fill(whole, &mut decode);
@@ -88,53 +90,73 @@ fn dot_tbe<const GFNI: bool>(
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
-        match (tiles.head.width, shift, GFNI) {
-            (Width::Three, 0, true) => dot_gfni::<3, true>(tiles, shift, x, chains),
-            (Width::Three, _, true) => dot_gfni::<3, false>(tiles, shift, x, chains),
-            (Width::Four, 0, true) => dot_gfni::<4, true>(tiles, shift, x, chains),
-            (Width::Four, _, true) => dot_gfni::<4, false>(tiles, shift, x, chains),
-            (Width::Three, 0, false) => dot_avx2::<3, true>(tiles, shift, x, chains),
-            (Width::Three, _, false) => dot_avx2::<3, false>(tiles, shift, x, chains),
-            (Width::Four, 0, false) => dot_avx2::<4, true>(tiles, shift, x, chains),
-            (Width::Four, _, false) => dot_avx2::<4, false>(tiles, shift, x, chains),
-        }
+        for_dtype!(tiles.head.dtype, M => {
+            const X: usize = extra_bitmaps(M);
+            match (tiles.head.width, shift, GFNI) {
+                (Width::Three, 0, true) => dot_gfni::<M, X, 3, true>(tiles, shift, x, chains),
+                (Width::Three, _, true) => dot_gfni::<M, X, 3, false>(tiles, shift, x, chains),
+                (Width::Four, 0, true) => dot_gfni::<M, X, 4, true>(tiles, shift, x, chains),
+                (Width::Four, _, true) => dot_gfni::<M, X, 4, false>(tiles, shift, x, chains),
+                (Width::Three, 0, false) => dot_avx2::<M, X, 3, true>(tiles, shift, x, chains),
+                (Width::Three, _, false) => dot_avx2::<M, X, 3, false>(tiles, shift, x, chains),
+                (Width::Four, 0, false) => dot_avx2::<M, X, 4, true>(tiles, shift, x, chains),
+                (Width::Four, _, false) => dot_avx2::<M, X, 4, false>(tiles, shift, x, chains),
+            }
+        })
     }
 }
 
 plain_loops!("avx2,fma,bmi1,bmi2,popcnt");
 
-/// An exponent in the form of the ring: rotated, with its lowest bit on top. The lower byte of a
-/// weight has that bit on top, too.
-fn turned(exponent: u8) -> u8 {
-    exponent.rotate_right(1)
+/// An exponent in the form of the ring: at its place in the high byte of a weight. That of bf16 is
+/// rotated, with its lowest bit on top. The lower byte of a weight has that bit on top, too.
+fn turned<const M: u32>(exponent: u8) -> u8 {
+    if M == BF16 { exponent.rotate_right(1) } else { exponent << exponent_place(M) }
 }
 
 /// The exponents of the codes, turned.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn turned_exponents(base: u8) -> __m256i {
-    let of_codes: [u8; 16] = std::array::from_fn(|code| turned(base.wrapping_add(code as u8)));
+fn turned_exponents<const M: u32>(base: u8) -> __m256i {
+    table(std::array::from_fn(|code| turned::<M>(base.wrapping_add(code as u8))))
+}
+
+/// For the bits of the X extra bitmaps: those bits at their places in the high byte of a weight,
+/// the last one on top.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn others<const X: usize>() -> __m256i {
+    table(std::array::from_fn(|bits| {
+        let sign = bits >> (X - 1) & 1;
+        (bits & ((1 << (X - 1)) - 1) | sign << 7) as u8
+    }))
+}
+
+/// A table for look-ups.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table(bytes: [u8; 16]) -> __m256i {
     // SAFETY: 16 bytes are one vector.
-    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(of_codes.as_ptr().cast()) })
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 /// The bitmaps of a tile: the first two and the last two. Each pair is in both halves of a vector.
-type Pairs = [__m256i; 2];
+type BitmapPairs = [__m256i; 2];
 
-/// The turned exponents of the codes of a tile.
+/// What `table` has for the codes of a tile: turned exponents, or sign and mantissa.
 ///
 /// # Safety
 /// The machine must have AVX2, and GFNI if `GFNI` is true. This holds for all functions with that
 /// parameter.
 #[inline(always)]
 unsafe fn look_up<const W: usize, const GFNI: bool>(
-    exponents: __m256i,
-    pairs: Pairs,
+    table: __m256i,
+    pairs: BitmapPairs,
 ) -> [__m256i; 2] {
     // SAFETY: as the caller promises.
     unsafe {
         let codes = if GFNI { codes_gfni::<W>(pairs) } else { codes_avx2::<W>(pairs) };
-        codes.map(|codes| _mm256_shuffle_epi8(exponents, codes))
+        codes.map(|codes| _mm256_shuffle_epi8(table, codes))
     }
 }
 
@@ -149,7 +171,7 @@ fn groups() -> __m256i {
 /// the bit is tested.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
+fn codes_avx2<const W: usize>(pairs: BitmapPairs) -> [__m256i; 2] {
     let groups = groups();
     let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let mut codes = [_mm256_setzero_si256(); 2];
@@ -170,7 +192,7 @@ fn codes_avx2<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
 /// bit matrix, which is transposed. Bits 4 to 6 are not part of a code, and shuffles ignore them.
 #[inline]
 #[target_feature(enable = "avx2,gfni")]
-fn codes_gfni<const W: usize>(pairs: Pairs) -> [__m256i; 2] {
+fn codes_gfni<const W: usize>(pairs: BitmapPairs) -> [__m256i; 2] {
     // Byte g of bitmap i goes to byte 7 - i of 64 bits, and byte g + 4 to byte 3 - i. The products
     // with the unit vectors then have the codes of the weights 8 g to 8 g + 7 in their lower
     // halves, and the codes of the weights 32 later in their upper halves. The shuffle writes 0
@@ -196,13 +218,20 @@ const LAG: usize = 6;
 const RING: usize = LAG + 2;
 
 /// Calls `each` for `n` tiles, in order, with the index of the tile's first weight and its turned
-/// exponents. Returns the number of their escapes.
+/// exponents, beside which are the bits of the X extra bitmaps. Returns the number of their
+/// escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` requires a shift of 0.
 /// The machine must have AVX2, BMI1, BMI2 and POPCNT, and GFNI if `GFNI` is true.
 #[inline(always)]
-unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
+unsafe fn for_each_tile<
+    const M: u32,
+    const X: usize,
+    const W: usize,
+    const ALIGNED: bool,
+    const GFNI: bool,
+>(
     tiles: &Tiles<'_>,
     shift: u32,
     n: usize,
@@ -213,52 +242,67 @@ unsafe fn for_each_tile<const W: usize, const ALIGNED: bool, const GFNI: bool>(
     let ring = ring.as_mut_ptr().cast::<[__m256i; 2]>();
     let mut escapes = Escapes::new(tiles.escapes);
     // SAFETY: the machine has AVX2.
-    let exponents = unsafe { turned_exponents(tiles.head.base) };
+    let exponents = unsafe { turned_exponents::<M>(tiles.head.base) };
+    let per_tile = W + X;
     let mut here = tiles.bitmaps.as_ptr();
     for at in (0..(n + LAG) * TILE).step_by(TILE) {
         if at < n * TILE {
             // SAFETY: `check_run` passed, and the machine has the features.
             let (mask, tile) = unsafe {
-                let (mask, pairs) = bitmaps::<W, ALIGNED>(here, shift);
+                let (mask, pairs) = bitmaps::<W, ALIGNED>(here, per_tile, shift);
                 (mask, look_up::<W, GFNI>(exponents, pairs))
             };
-            here = here.wrapping_add(W);
-            stream::fetch_plane(tiles, at);
-            stream::fetch_bitmaps::<W>(here);
+            here = here.wrapping_add(per_tile);
+            if has_plane(M) {
+                stream::fetch_plane(tiles, at);
+            }
+            stream::fetch_bitmaps(here, per_tile);
             // SAFETY: each of the RING tiles is followed by another one. The next tile was used one
             // round ago, because RING is LAG + 2.
             unsafe {
                 let slot = ring.add(at / TILE % RING);
                 slot.write(tile);
                 if W == 3 || mask != 0 {
-                    escapes.patch(mask, slot.cast());
+                    escapes.patch::<M>(mask, slot.cast());
                 }
             }
         }
         if let Some(at) = at.checked_sub(LAG * TILE) {
-            // SAFETY: it was written LAG rounds ago, and nothing writes to it before `each`
-            // returns.
-            each(at, unsafe { &*ring.add(at / TILE % RING) });
+            // SAFETY: it was written LAG rounds ago. The bitmaps are those of a tile of n.
+            let tile = unsafe {
+                let mut tile = ring.add(at / TILE % RING).read();
+                if X > 0 {
+                    let from = tiles.bitmaps.as_ptr().add(at / TILE * per_tile + W);
+                    let (_, pairs) = bitmaps::<X, ALIGNED>(from, per_tile, shift);
+                    let others = look_up::<X, GFNI>(others::<X>(), pairs);
+                    for (tile, others) in tile.iter_mut().zip(others) {
+                        *tile = _mm256_or_si256(*tile, others);
+                    }
+                }
+                tile
+            };
+            each(at, &tile);
         }
     }
     escapes.used()
 }
 
-/// The bitmaps of the tile at `here`, and the mask of its escapes.
+/// W bitmaps of a tile from `here` on, and the mask of its escapes if they are those of the codes.
 ///
 /// # Safety
-/// `here` must be valid for reads of W bitmaps, and of W more unless `ALIGNED`. The machine must
-/// have AVX2.
+/// `here` must be valid for reads of W bitmaps, and W bitmaps `per_tile` after them unless
+/// `ALIGNED`. The machine must have AVX2.
 #[inline(always)]
 unsafe fn bitmaps<const W: usize, const ALIGNED: bool>(
     here: *const [u8; 8],
+    per_tile: usize,
     shift: u32,
-) -> (u64, Pairs) {
+) -> (u64, BitmapPairs) {
     // SAFETY: as the caller promises; two bitmaps are half a vector.
     unsafe {
         let mut words = (*here.cast::<[[u8; 8]; W]>()).map(u64::from_le_bytes);
         if !ALIGNED {
-            let next = *here.add(W).cast::<[[u8; 8]; W]>();
+            let next = *here.add(per_tile).cast::<[[u8; 8]; W]>();
             for (word, next) in words.iter_mut().zip(next) {
                 *word = *word >> shift | u64::from_le_bytes(next) << 1 << (63 - shift);
             }
@@ -301,13 +345,15 @@ impl<'a> Escapes<'a> {
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2")]
-    fn turn(&mut self) {
+    fn turn<const M: u32>(&mut self) {
         self.from = self.used();
         self.next = 0;
         let left = self.all.get(self.from..).unwrap_or(&[]);
         match left.first_chunk() {
-            Some(chunk) => self.turned = chunk.map(turned),
-            None => self.turned.iter_mut().zip(left).for_each(|(to, &from)| *to = turned(from)),
+            Some(chunk) => self.turned = chunk.map(turned::<M>),
+            None => {
+                self.turned.iter_mut().zip(left).for_each(|(to, &from)| *to = turned::<M>(from));
+            }
         }
     }
 
@@ -317,11 +363,11 @@ impl<'a> Escapes<'a> {
     /// # Safety
     /// `tile` must be valid for writes of 65 bytes. The machine must have AVX2.
     #[inline(always)]
-    unsafe fn patch(&mut self, mut mask: u64, tile: *mut u8) {
+    unsafe fn patch<const M: u32>(&mut self, mut mask: u64, tile: *mut u8) {
         const AT_ONCE: usize = 4;
         if self.next > Self::TURNED - TILE {
             // SAFETY: the machine has AVX2.
-            unsafe { self.turn() };
+            unsafe { self.turn::<M>() };
         }
         let n = mask.count_ones() as usize;
         let mut put = |i: usize| {
@@ -341,29 +387,46 @@ impl<'a> Escapes<'a> {
     }
 }
 
-/// Unpacked weights: 0, 1, …, 7 and 16, …, 23 of 32, then the others.
+/// The low and the high bytes of 32 weights, from the bytes of the plane and what
+/// [`for_each_tile`] gives.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
+fn bytes_of<const M: u32>(turned: __m256i, plane: __m256i) -> (__m256i, __m256i) {
+    if M != BF16 {
+        return (plane, turned);
+    }
     // The lower byte of a weight is the plane's byte with the top bit of the turned exponent. The
     // upper byte is the turned exponent with the top bit of the plane's byte.
     let differ = _mm256_xor_si256(turned, plane);
     let swap = _mm256_and_si256(differ, _mm256_set1_epi8(0x80_u8 as i8));
-    let (low, high) = (_mm256_xor_si256(plane, swap), _mm256_xor_si256(turned, swap));
-    (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
+    (_mm256_xor_si256(plane, swap), _mm256_xor_si256(turned, swap))
 }
 
-/// Decodes `out.len() / 128` whole tiles. Returns the number of their escapes.
+/// 32 bytes of the plane, if the dtype has one.
+///
+/// # Safety
+/// `plane` must be valid for reads of them.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_plane<const M: u32>(plane: *const u8, at: usize) -> __m256i {
+    if !has_plane(M) {
+        return _mm256_setzero_si256();
+    }
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_loadu_si256(plane.add(at).cast()) }
+}
+
+/// Decodes the whole tiles of `out`. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles. The machine must have the features.
 #[inline(always)]
-unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
+unsafe fn decode_tiles<const M: u32, const X: usize, const W: usize, const GFNI: bool>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
-    let n = out.len() / TILE_BYTES;
+    let n = out.len() / tile_bytes(M);
     let (planes, out) = (tiles.plane.as_ptr(), out.as_mut_ptr());
     let each = |at: usize, exponents: &[__m256i; 2]| {
         if at.is_multiple_of(2 * TILE) {
@@ -371,10 +434,15 @@ unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
         }
         for (half, &exponents) in exponents.iter().enumerate() {
             // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes of the plane, 64 + 64 of 128 of the
-            // output, of each of n tiles.
+            // output, or 32 + 32 of 64, of each of n tiles.
             unsafe {
-                let plane = _mm256_loadu_si256(planes.add(at + 32 * half).cast());
-                let (even, odd) = unpack(exponents, plane);
+                if !has_plane(M) {
+                    _mm256_storeu_si256(out.add(at + 32 * half).cast(), exponents);
+                    continue;
+                }
+                let plane = load_plane::<M>(planes, at + 32 * half);
+                let (low, high) = bytes_of::<M>(exponents, plane);
+                let [even, odd] = pairs::<M>(low, high);
                 let first = _mm256_permute2x128_si256::<0x20>(even, odd);
                 let second = _mm256_permute2x128_si256::<0x31>(even, odd);
                 out.add(2 * at + 64 * half).cast::<[__m256i; 2]>().write_unaligned([first, second]);
@@ -382,31 +450,31 @@ unsafe fn decode_tiles<const W: usize, const GFNI: bool>(
         }
     };
     // SAFETY: as the caller promises.
-    unsafe { for_each_tile::<W, true, GFNI>(tiles, 0, n, each) }
+    unsafe { for_each_tile::<M, X, W, true, GFNI>(tiles, 0, n, each) }
 }
 
 /// # Safety
 /// As for [`decode_tiles`].
 #[target_feature(enable = "avx2,gfni,bmi1,bmi2,popcnt")]
-unsafe fn decode_gfni<const W: usize>(
+unsafe fn decode_gfni<const M: u32, const X: usize, const W: usize>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { decode_tiles::<W, true>(tiles, out, ahead) }
+    unsafe { decode_tiles::<M, X, W, true>(tiles, out, ahead) }
 }
 
 /// # Safety
 /// As for [`decode_tiles`].
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-unsafe fn decode_avx2<const W: usize>(
+unsafe fn decode_avx2<const M: u32, const X: usize, const W: usize>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { decode_tiles::<W, false>(tiles, out, ahead) }
+    unsafe { decode_tiles::<M, X, W, false>(tiles, out, ahead) }
 }
 
 /// Adds the products of the tiles' weights and `x` to `chains`. Returns the number of the tiles'
@@ -416,7 +484,13 @@ unsafe fn decode_avx2<const W: usize>(
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` requires a shift of 0. The
 /// machine must have the features.
 #[inline(always)]
-unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
+unsafe fn dot<
+    const M: u32,
+    const X: usize,
+    const W: usize,
+    const ALIGNED: bool,
+    const GFNI: bool,
+>(
     tiles: &Tiles<'_>,
     shift: u32,
     x: &[f32],
@@ -429,14 +503,15 @@ unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
         for (half, (&exponents, sums)) in exponents.iter().zip(&mut sums).enumerate() {
             // SAFETY: half is 0 or 1: 32 + 32 of 64 bytes, 8 + 56 of 64 floats, of each of n tiles.
             unsafe {
-                let plane = _mm256_loadu_si256(planes.add(at + 32 * half).cast());
-                let (even, odd) = unpack(exponents, plane);
-                add_products(sums, even, odd, from.add(at + 8 * half));
+                let plane = load_plane::<M>(planes, at + 32 * half);
+                let (low, high) = bytes_of::<M>(exponents, plane);
+                add_products::<M>(sums, pairs::<M>(low, high), from.add(at + 8 * half));
             }
         }
     };
     // SAFETY: as the caller promises.
-    let used = unsafe { for_each_tile::<W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
+    let used =
+        unsafe { for_each_tile::<M, X, W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
     // SAFETY: the machine has AVX2.
     unsafe { store_chains(sums, chains) };
     used
@@ -444,44 +519,47 @@ unsafe fn dot<const W: usize, const ALIGNED: bool, const GFNI: bool>(
 
 /// # Safety
 /// As for [`dot`].
-#[target_feature(enable = "avx2,fma,gfni,bmi1,bmi2,popcnt")]
-unsafe fn dot_gfni<const W: usize, const ALIGNED: bool>(
+#[target_feature(enable = "avx2,fma,f16c,gfni,bmi1,bmi2,popcnt")]
+unsafe fn dot_gfni<const M: u32, const X: usize, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { dot::<W, ALIGNED, true>(tiles, shift, x, chains) }
+    unsafe { dot::<M, X, W, ALIGNED, true>(tiles, shift, x, chains) }
 }
 
 /// # Safety
 /// As for [`dot`].
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-unsafe fn dot_avx2<const W: usize, const ALIGNED: bool>(
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
+unsafe fn dot_avx2<const M: u32, const X: usize, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { dot::<W, ALIGNED, false>(tiles, shift, x, chains) }
+    unsafe { dot::<M, X, W, ALIGNED, false>(tiles, shift, x, chains) }
 }
 
 #[cfg(test)]
 mod tests {
+    use bigsmall_format::Dtype;
+
     use super::*;
 
     /// Compares products and decoded bytes of `n` tiles with and without GFNI; about one weight in
     /// `rarity` is an escape. The bytes must be those of the portable kernel.
-    fn both(width: Width, n: usize, shift: u32, rarity: u32) {
+    fn both(head: Head, n: usize, shift: u32, rarity: u32) {
         let mut state = 1u64;
         let mut random = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             state >> 32
         };
-        let mut bitmaps = vec![[0; 8]; (n + 1) * width.bits()];
-        for tile in bitmaps.chunks_exact_mut(width.bits()) {
+        let (width, per_tile) = (head.width.bits(), head.bitmaps_per_tile());
+        let mut bitmaps = vec![[0; 8]; (n + 1) * per_tile];
+        for tile in bitmaps.chunks_exact_mut(per_tile) {
             for i in 0..64 {
                 let code = if random() % u64::from(rarity) == 0 { u64::MAX } else { random() };
                 for (j, bitmap) in tile.iter_mut().enumerate() {
@@ -490,24 +568,26 @@ mod tests {
             }
         }
         // No infinities and NaNs.
-        let escapes: Vec<u8> = (0..=254).cycle().take((n + 1) * TILE).collect();
+        let most = (head.fields.n_exponents() - 2) as u8;
+        let escapes: Vec<u8> = (0..=most).cycle().take((n + 1) * TILE).collect();
         let plane: Vec<u8> = (0..n * TILE).map(|_| random() as u8).collect();
         let x: Vec<f32> = (0..n * TILE).map(|_| random() as f32 * 1e-9).collect();
-        let head = Head::new(bigsmall_format::Dtype::BF16, width, 117).unwrap();
+        let out_len = n * tile_bytes(head.fields.mantissa_bits);
         let tiles = Tiles { head, bitmaps: &bitmaps, plane: &plane, escapes: &escapes };
         let [with, without] = [&WITH_GFNI, &WITHOUT_GFNI].map(|kernels| {
-            let (mut chains, mut out) = ([0.5; TILE], vec![0; n * TILE_BYTES]);
+            let (mut chains, mut out) = ([0.5; TILE], vec![0; out_len]);
             kernels.dot_tbe.unwrap()(&tiles, shift, &x, &mut chains);
             (kernels.decode)(&tiles, &mut out, &mut Ahead::new(&[]));
             (chains.map(f32::to_bits), out)
         });
-        let mut portable = vec![0; n * TILE_BYTES];
+        let mut portable = vec![0; out_len];
         portable::decode_any(&tiles, &mut portable);
-        let masks = bitmaps.chunks_exact(width.bits()).take(n).map(crate::layout::escape_mask);
+        let masks = bitmaps.chunks_exact(per_tile).take(n);
+        let masks = masks.map(|tile| crate::layout::escape_mask(&tile[..width]));
         let escaped: usize = masks.map(|mask| mask.count_ones() as usize).sum();
         assert!(escaped >= n * TILE / rarity as usize / 2, "{escaped} escapes in {n} tiles");
-        assert_eq!(with.1, portable, "{width:?}, {n} tiles, one escape in {rarity}");
-        assert_eq!(with, without, "{width:?}, {n} tiles, shift {shift}, one escape in {rarity}");
+        assert_eq!(with.1, portable, "{head:?}, {n} tiles, one escape in {rarity}");
+        assert_eq!(with, without, "{head:?}, {n} tiles, shift {shift}, one escape in {rarity}");
     }
 
     #[test]
@@ -515,11 +595,16 @@ mod tests {
         if kernels().is_none() || !is_x86_feature_detected!("gfni") {
             return;
         }
-        for &width in Width::ALL {
-            for rarity in [1, 3, 30] {
-                for shift in [0, 1, 31, 63] {
-                    for n in [0, 1, LAG, RING, RING + 1, 31] {
-                        both(width, n, shift, rarity);
+        for (dtype, base) in
+            [(Dtype::BF16, 117), (Dtype::F16, 9), (Dtype::F8_E4M3, 1), (Dtype::F8_E5M2, 9)]
+        {
+            for &width in Width::ALL {
+                let head = Head::new(dtype, width, base).unwrap();
+                for rarity in [1, 3, 30] {
+                    for shift in [0, 1, 31, 63] {
+                        for n in [0, 1, LAG, RING, RING + 1, 31] {
+                            both(head, n, shift, rarity);
+                        }
                     }
                 }
             }

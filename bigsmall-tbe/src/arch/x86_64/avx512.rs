@@ -7,11 +7,13 @@ use std::arch::x86_64::*;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
-use self::products::{add_products, load_chains, store_chains};
+use self::products::{add_products, load_chains, pairs, store_chains};
 use super::stream;
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
-use crate::layout::{Head, Start, TILE, TILE_BYTES, Width};
+use crate::layout::{
+    BF16, Head, Start, TILE, Width, exponent_place, extra_bitmaps, for_dtype, has_plane, tile_bytes,
+};
 
 mod products;
 
@@ -21,7 +23,7 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         count_escapes,
         decode,
         dot_tbe: Some(dot_tbe),
-        dot_bf16: products::dot_bf16,
+        dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
         unpack: products::unpack,
         widen: products::widen,
@@ -38,20 +40,17 @@ fn count_escapes(head: &Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<u
 }
 
 fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
-    if tiles.head.fields.mantissa_bits != 7 {
-        // SAFETY: `kernels` returned this function, so the machine has the features.
-        return unsafe { decode_any(tiles, out) };
-    }
-    let n = out.len() / TILE_BYTES;
+    let tile = tile_bytes(tiles.head.fields.mantissa_bits);
+    let n = out.len() / tile;
     check_run(tiles, 0, n);
-    let (whole, rest) = out.split_at_mut(n * TILE_BYTES);
+    let (whole, rest) = out.split_at_mut(n * tile);
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     let used = unsafe {
-        match tiles.head.width {
-            Width::Three => decode_tiles::<3>(tiles, whole, ahead),
-            Width::Four => decode_tiles::<4>(tiles, whole, ahead),
-        }
+        for_dtype!(tiles.head.dtype, M => match tiles.head.width {
+            Width::Three => decode_tiles::<M, 3>(tiles, whole, ahead),
+            Width::Four => decode_tiles::<M, 4>(tiles, whole, ahead),
+        })
     };
     if !rest.is_empty() {
         let left = tiles.after(n, used);
@@ -65,19 +64,23 @@ fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usi
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
-        match (tiles.head.width, shift) {
-            (Width::Three, 0) => dot_tbe_impl::<3, true>(tiles, shift, x, chains),
-            (Width::Three, _) => dot_tbe_impl::<3, false>(tiles, shift, x, chains),
-            (Width::Four, 0) => dot_tbe_impl::<4, true>(tiles, shift, x, chains),
-            (Width::Four, _) => dot_tbe_impl::<4, false>(tiles, shift, x, chains),
-        }
+        for_dtype!(tiles.head.dtype, M => match (tiles.head.width, shift) {
+            (Width::Three, 0) => dot_tbe_impl::<M, 3, true>(tiles, shift, x, chains),
+            (Width::Three, _) => dot_tbe_impl::<M, 3, false>(tiles, shift, x, chains),
+            (Width::Four, 0) => dot_tbe_impl::<M, 4, true>(tiles, shift, x, chains),
+            (Width::Four, _) => dot_tbe_impl::<M, 4, false>(tiles, shift, x, chains),
+        })
     }
 }
 
-/// The low and the high bytes of 64 bf16 weights, from their exponents and sign-mantissa bytes.
+/// The low and the high bytes of 64 weights, from what [`exponents`] returns and the bytes of the
+/// plane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,gfni")]
-fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
+fn bytes_of<const M: u32>(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
+    if M != BF16 {
+        return (plane, exponents);
+    }
     // Move the lowest bit of each exponent to the top, its position in the lower byte. This is the
     // product of the byte with a bit matrix.
     let turn = _mm512_set1_epi64(0x0204_0810_2040_8001);
@@ -89,63 +92,72 @@ fn bytes_of(exponents: __m512i, plane: __m512i) -> (__m512i, __m512i) {
     (low, high)
 }
 
-/// The codes of tile `tile`, one byte each.
+/// The order of the bytes of eight bitmaps in which [`codes`] transposes them. Byte g of each goes
+/// to 64 bits, which belong to the weights 8 g to 8 g + 7. The 64 bits are a bit matrix. In its
+/// product with the bytes 1, 2, 4, ..., 128, bit i of byte j is bit j of the byte 7 - i of the
+/// matrix.
+const fn places(m: u32, w: usize) -> [u8; TILE] {
+    let (extra, place) = (extra_bitmaps(m), exponent_place(m) as usize);
+    // The last bitmap is 0 if any bit of the result has none.
+    let mut bitmaps = [7; 8];
+    let mut bit = 0;
+    while bit < place + w {
+        bitmaps[bit] = if bit < place { w + bit } else { bit - place };
+        bit += 1;
+    }
+    if extra > 0 {
+        bitmaps[7] = w + extra - 1;
+    }
+    let mut places = [0; TILE];
+    let mut i = 0;
+    while i < TILE {
+        places[i] = (8 * bitmaps[7 - i % 8] + i / 8) as u8;
+        i += 1;
+    }
+    places
+}
+
+/// The codes of tile `tile`, one byte each, at the place of the exponent, with the bits of the
+/// extra bitmaps at their places in the high byte of the weight.
 ///
 /// # Safety
-/// `bitmaps` must have W bitmaps for the tile.
+/// `bitmaps` must have those of the tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
-unsafe fn codes<const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
-    let at = tile * W;
-    // SAFETY: either four bitmaps remain, or the mask limits the load to the W of this tile.
+unsafe fn codes<const M: u32, const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
+    let per_tile = W + extra_bitmaps(M);
+    // SAFETY: the mask limits the load to the bitmaps of this tile.
     let words = unsafe {
-        let from = bitmaps.as_ptr().add(at);
-        if at + 4 <= bitmaps.len() {
-            _mm256_loadu_si256(from.cast())
-        } else {
-            _mm256_maskz_loadu_epi64((1 << W) - 1, from.cast())
-        }
+        let from = bitmaps.as_ptr().add(tile * per_tile);
+        _mm512_maskz_loadu_epi64(((1_u32 << per_tile) - 1) as u8, from.cast())
     };
-    // Byte g of bitmap i goes to byte 7 - i of 64 bits, which belong to the weights 8 g to 8 g + 7.
-    // The 64 bits are a bit matrix. In its product with the bytes 1, 2, 4, ..., 128, bit i of byte
-    // j is bit j of bitmap byte i. The other rows come from the upper half of the vector, which is
-    // 0.
-    let places = const {
-        let (first, next) =
-            if W == 3 { (0x0008_1020, 0x0101_0100) } else { (0x0008_1018, 0x0101_0101) };
-        let mut places = [0x2020_2020; 8];
-        let mut g = 0;
-        while g < 8 {
-            places[g] |= (first + next * g as i64) << 32;
-            g += 1;
-        }
-        places
-    };
-    // SAFETY: eight times 64 bits are one vector.
+    let places = const { places(M, W) };
+    // SAFETY: 64 bytes are one vector.
     let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
-    let matrices = _mm512_permutexvar_epi8(places, _mm512_zextsi256_si512(words));
     _mm512_gf2p8affine_epi64_epi8::<0>(
         _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64),
-        matrices,
+        _mm512_permutexvar_epi8(places, words),
     )
 }
 
-/// The exponents of one tile with these codes. `used` is the number of escapes that earlier tiles
-/// have taken; the escapes of this tile are added to it.
+/// The codes of one tile become exponents, at the same place. `base` is at that place, too. `used`
+/// is the number of escapes that earlier tiles have taken; the escapes of this tile are added to
+/// it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
-fn exponents<const W: usize>(
+fn exponents<const M: u32, const W: usize>(
     codes: __m512i,
     base: __m512i,
     escapes: &[u8],
     used: &mut usize,
 ) -> __m512i {
-    let mask = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((1 << W) - 1));
-    let exponents = _mm512_add_epi8(codes, base);
+    let ones = _mm512_set1_epi8((((1 << W) - 1) << exponent_place(M)) as i8);
+    let only_codes = if M == BF16 { codes } else { _mm512_and_si512(codes, ones) };
+    let mask = _mm512_cmpeq_epi8_mask(only_codes, ones);
     // With three bitmaps nearly every tile has an escape, with four hardly any. So a branch is
     // faster only with four.
     if W == 4 && mask == 0 {
-        return exponents;
+        return _mm512_add_epi8(codes, base);
     }
     let these = if escapes.len() >= TILE && *used <= escapes.len() - TILE {
         // SAFETY: at least 64 bytes remain.
@@ -156,36 +168,67 @@ fn exponents<const W: usize>(
         unsafe { _mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast()) }
     };
     *used += mask.count_ones() as usize;
-    _mm512_mask_expand_epi8(exponents, mask, these)
+    if M == BF16 {
+        return _mm512_mask_expand_epi8(_mm512_add_epi8(codes, base), mask, these);
+    }
+    // Exponents of five bits, so nothing is shifted into the next byte. An escape is added to the
+    // ones of its code.
+    let places = _mm512_set1_epi16(exponent_place(M) as i16);
+    let these = _mm512_sub_epi8(_mm512_sllv_epi16(these, places), ones);
+    _mm512_add_epi8(codes, _mm512_mask_expand_epi8(base, mask, these))
 }
 
-/// Decodes `out.len() / 128` whole tiles. Returns the number of their escapes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn base_of<const M: u32>(tiles: &Tiles<'_>) -> __m512i {
+    _mm512_set1_epi8((tiles.head.base << exponent_place(M)) as i8)
+}
+
+/// 64 bytes of the plane, if the dtype has one.
+///
+/// # Safety
+/// `plane` must have them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_plane<const M: u32>(plane: &[u8], tile: usize) -> __m512i {
+    if !has_plane(M) {
+        return _mm512_setzero_si512();
+    }
+    // SAFETY: as the caller promises.
+    unsafe { _mm512_loadu_si512(plane.as_ptr().add(tile * TILE).cast()) }
+}
+
+/// Decodes the whole tiles of `out`. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for as many tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,bmi2,popcnt")]
-unsafe fn decode_tiles<const W: usize>(
+unsafe fn decode_tiles<const M: u32, const W: usize>(
     tiles: &Tiles<'_>,
     out: &mut [u8],
     ahead: &mut Ahead<'_>,
 ) -> usize {
-    let base = _mm512_set1_epi8(tiles.head.base as i8);
+    let base = base_of::<M>(tiles);
     // Unpacking works within lanes of 128 bits. This permutation of 64-bit parts before it leaves
     // the weights in order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     let mut used = 0;
     let mut output = Output::new(out);
-    for t in 0..out.len() / TILE_BYTES {
+    for t in 0..out.len() / tile_bytes(M) {
         if t.is_multiple_of(2) {
             ahead.fetch(LINES);
         }
-        // SAFETY: `check_run` passed: there are W bitmaps and 64 bytes of the plane for this tile.
-        // Of the escapes, only those after the first `used` are read. `out` has 128 bytes per tile.
+        // SAFETY: `check_run` passed: there are bitmaps and bytes of the plane for this tile. Of
+        // the escapes, only those after the first `used` are read. `out` has room for each tile.
         unsafe {
-            let codes = codes::<W>(tiles.bitmaps, t);
-            let exponents = exponents::<W>(codes, base, tiles.escapes, &mut used);
-            let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
-            let (low, high) = bytes_of(
+            let codes = codes::<M, W>(tiles.bitmaps, t);
+            let exponents = exponents::<M, W>(codes, base, tiles.escapes, &mut used);
+            if !has_plane(M) {
+                output.put(exponents);
+                continue;
+            }
+            let plane = load_plane::<M>(tiles.plane, t);
+            let (low, high) = bytes_of::<M>(
                 _mm512_permutexvar_epi64(order, exponents),
                 _mm512_permutexvar_epi64(order, plane),
             );
@@ -193,7 +236,7 @@ unsafe fn decode_tiles<const W: usize>(
             output.put(_mm512_unpackhi_epi8(low, high));
         }
     }
-    // SAFETY: two vectors were put for each 128 bytes.
+    // SAFETY: a vector was put for each 64 bytes.
     unsafe { output.end() };
     used
 }
@@ -279,13 +322,13 @@ impl Output {
 /// # Safety
 /// [`check_run`] must have passed for `x.len() / 64` tiles. `ALIGNED` demands a shift of 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni,fma,bmi2,popcnt")]
-unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
+unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
     x: &[f32],
     chains: &mut Chains,
 ) -> usize {
-    let base = _mm512_set1_epi8(tiles.head.base as i8);
+    let base = base_of::<M>(tiles);
     // Selects the bytes from `shift` on of two vectors.
     let order: [u8; TILE] = std::array::from_fn(|i| i as u8 + shift as u8);
     // SAFETY: 64 bytes are one vector.
@@ -294,25 +337,23 @@ unsafe fn dot_tbe_impl<const W: usize, const ALIGNED: bool>(
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
-        stream::fetch_plane(tiles, t * TILE);
-        stream::fetch_bitmaps::<W>(tiles.bitmaps.as_ptr().wrapping_add(t * W));
-        // SAFETY: `check_run` passed: there are W bitmaps for this tile, W more if it is shifted,
-        // and 64 bytes of the plane. Of the escapes, only those after the first `used` are read.
+        if has_plane(M) {
+            stream::fetch_plane(tiles, t * TILE);
+        }
+        let per_tile = W + extra_bitmaps(M);
+        stream::fetch_bitmaps(tiles.bitmaps.as_ptr().wrapping_add(t * per_tile), per_tile);
+        // SAFETY: `check_run` passed: there are bitmaps for this tile, for one more if it is
+        // shifted, and bytes of the plane. Of the escapes, only those after the first `used` are
+        // read.
         unsafe {
-            let mut these = codes::<W>(tiles.bitmaps, t);
+            let mut these = codes::<M, W>(tiles.bitmaps, t);
             if !ALIGNED {
-                let next = codes::<W>(tiles.bitmaps, t + 1);
+                let next = codes::<M, W>(tiles.bitmaps, t + 1);
                 these = _mm512_permutex2var_epi8(these, order, next);
             }
-            let exponents = exponents::<W>(these, base, tiles.escapes, &mut used);
-            let plane = _mm512_loadu_si512(tiles.plane.as_ptr().add(t * TILE).cast());
-            let (low, high) = bytes_of(exponents, plane);
-            add_products(
-                &mut sums,
-                _mm512_unpacklo_epi8(low, high),
-                _mm512_unpackhi_epi8(low, high),
-                x.as_ptr(),
-            );
+            let exponents = exponents::<M, W>(these, base, tiles.escapes, &mut used);
+            let (low, high) = bytes_of::<M>(exponents, load_plane::<M>(tiles.plane, t));
+            add_products::<M>(&mut sums, pairs::<M>(low, high), x.as_ptr());
         }
     }
     store_chains(sums, chains);

@@ -17,16 +17,19 @@ pub(super) const LEAST: usize = 1 << 18;
 /// How many weights ahead kernels prefetch. The processor's own prefetching stops at the end of
 /// each page.
 const AHEAD: usize = 4096;
+/// The same for plain weights, in bytes.
+const PLAIN_AHEAD: usize = 8192;
 /// The same for nibbles, which take fewer bytes and hardly any time to decode.
 const NIBBLES_AHEAD: usize = 8192;
 
-/// Prefetches the bf16 weights [`AHEAD`] of `tile` into the level 2 cache. Their product computes
-/// so little per byte that prefetches to level 1 would use up its line-fill buffers.
+/// Prefetches the plain weights [`PLAIN_AHEAD`] of `tile` into the level 2 cache. Their product
+/// computes so little per byte that prefetches to level 1 would use up its line-fill buffers.
 #[inline(always)]
-pub(super) fn fetch_bf16(tile: &[u8; 2 * TILE]) {
-    let at = tile.as_ptr().wrapping_add(2 * AHEAD);
-    fetch::<_MM_HINT_T1>(at);
-    fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
+pub(super) fn fetch_plain(tile: &[u8]) {
+    let at = tile.as_ptr().wrapping_add(PLAIN_AHEAD);
+    for line in (0..tile.len()).step_by(LINE) {
+        fetch::<_MM_HINT_T1>(at.wrapping_add(line));
+    }
 }
 
 /// Prefetches the nibbles [`NIBBLES_AHEAD`] of `tile`. A tile is a line and a half.
@@ -43,10 +46,10 @@ pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
     fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
 }
 
-/// Prefetches the bitmaps [`AHEAD`] of `here`.
+/// Prefetches the bitmaps [`AHEAD`] of `here`, where a tile has so many.
 #[inline(always)]
-pub(super) fn fetch_bitmaps<const W: usize>(here: *const [u8; 8]) {
-    fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * W).cast());
+pub(super) fn fetch_bitmaps(here: *const [u8; 8], per_tile: usize) {
+    fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * per_tile).cast());
 }
 
 /// Prefetches a cache line. The address need not be valid.

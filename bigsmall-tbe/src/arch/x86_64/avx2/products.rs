@@ -1,16 +1,19 @@
-//! Products of plain bf16 weights and of weights as nibbles, 32 weights at a time.
+//! Products of plain weights and of weights as nibbles, 32 weights at a time.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Dtype;
+
 use crate::arch::blocks::{self, Lanes};
 use crate::arch::x86_64::stream;
+use crate::floats;
 use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
-use crate::layout::{TILE, TILE_BYTES};
+use crate::layout::{BF16, E4M3, E5M2, F16, TILE, TILE_BYTES, for_dtype, has_plane, tile_bytes};
 
-pub(super) fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
+pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has the features.
-    unsafe { dot_bf16_impl(weights, x, chains) }
+    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, x, chains)) }
 }
 
 pub(super) fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
@@ -23,9 +26,9 @@ pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     unsafe { unpack_impl(nibbles, out) }
 }
 
-pub(super) fn widen(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
     // SAFETY: as above.
-    unsafe { widen_impl(weights, n, row, out) }
+    unsafe { for_dtype!(dtype, M => widen_impl::<M>(weights, n, row, out)) }
 }
 
 pub(super) fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
@@ -33,11 +36,61 @@ pub(super) fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
     unsafe { multiply_impl(w, x, chains) }
 }
 
-/// The weights of a pair of unpacked vectors as f32: 0, 2, 4, 6, 16, 18, 20, 22 of 32,
-/// those after each of them, and the same eight later.
+/// 32 weights of two bytes, as unpacking a vector of low and one of high bytes leaves them: 0, 1,
+/// ..., 7 and 16, ..., 23, then the others. They are f16 if the dtype is F16 or F8_E5M2, else bf16.
+type Pairs = [__m256i; 2];
+
+/// 32 weights from their low and high bytes. Those of one byte are high bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn floats(even: __m256i, odd: __m256i) -> [__m256; 4] {
+pub(super) fn pairs<const M: u32>(low: __m256i, high: __m256i) -> Pairs {
+    let (low, high) = match M {
+        E4M3 => e4m3_to_bf16(high),
+        // The upper byte of an f16.
+        E5M2 => (_mm256_setzero_si256(), high),
+        _ => (low, high),
+    };
+    [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)]
+}
+
+/// The low and the high bytes of F8_E4M3 as bf16.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e4m3_to_bf16(weights: __m256i) -> (__m256i, __m256i) {
+    let floats::Nibbles { upper, low, high } = &floats::E4M3_NIBBLES;
+    let byte = |bits: u8| _mm256_set1_epi8(bits as i8);
+    let magnitudes = _mm256_and_si256(weights, byte(0x7f));
+    // For all but the 16 smallest, the highest bit of this index is set, and the look-up gives 0.
+    let small = _mm256_add_epi8(magnitudes, byte(0x70));
+    let times_16 = _mm256_and_si256(_mm256_slli_epi16::<4>(weights), byte(0xf0));
+    let low = _mm256_xor_si256(times_16, _mm256_shuffle_epi8(table(low), small));
+    let halves = _mm256_and_si256(_mm256_srli_epi16::<4>(weights), byte(0x0f));
+    let high = _mm256_or_si256(
+        _mm256_shuffle_epi8(table(upper), halves),
+        _mm256_shuffle_epi8(table(high), small),
+    );
+    // NaN: all ones.
+    let nan = _mm256_and_si256(_mm256_cmpeq_epi8(magnitudes, byte(0x7f)), magnitudes);
+    (low, _mm256_or_si256(high, nan))
+}
+
+/// 32 weights as f32: 0, 2, 4, 6, 16, 18, 20, 22, those after each of them, and the same eight
+/// later.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn floats<const M: u32>([even, odd]: Pairs) -> [__m256; 4] {
+    if matches!(M, F16 | E5M2) {
+        // The first ones of all pairs, then the second ones.
+        let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+        ));
+        let parted =
+            |pairs| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(pairs, order));
+        let (even, odd) = (parted(even), parted(odd));
+        let first = |weights| _mm256_cvtph_ps(_mm256_castsi256_si128(weights));
+        let second = |weights| _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(weights));
+        return [first(even), second(even), first(odd), second(odd)];
+    }
     let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     [
         _mm256_slli_epi32::<16>(even),
@@ -48,19 +101,18 @@ fn floats(even: __m256i, odd: __m256i) -> [__m256; 4] {
     .map(|weights| _mm256_castsi256_ps(weights))
 }
 
-/// Adds the products of 32 weights, given as unpacked pairs, to the chains of that half of a tile.
+/// Adds the products of 32 weights to the chains of that half of a tile.
 ///
 /// # Safety
 /// `x` must be valid for reads of 56 floats.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn add_products(
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn add_products<const M: u32>(
     sums: &mut [__m256; 4],
-    even: __m256i,
-    odd: __m256i,
+    pairs: Pairs,
     x: *const f32,
 ) {
-    for (i, (sum, weights)) in sums.iter_mut().zip(floats(even, odd)).enumerate() {
+    for (i, (sum, weights)) in sums.iter_mut().zip(floats::<M>(pairs)).enumerate() {
         // SAFETY: 16 i + 8 is at most 56.
         let x = unsafe { _mm256_loadu_ps(x.add(16 * i)) };
         *sum = _mm256_fmadd_ps(weights, x, *sum);
@@ -90,65 +142,67 @@ pub(super) fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
     }
 }
 
-/// One half of a tile of plain weights, in the order in which unpacking 32 bytes leaves them.
+/// Both halves of a tile of plain weights.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn half(tile: &[u8; TILE_BYTES], half: usize) -> (__m256i, __m256i) {
-    // SAFETY: half is 0 or 1: 64 + 64 of 128 bytes.
-    let (a, b) = unsafe {
-        let weights = tile.as_ptr().add(64 * half);
-        (_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast()))
+fn plain<const M: u32>(tile: &[u8]) -> [Pairs; 2] {
+    assert!(tile.len() == tile_bytes(M));
+    // SAFETY: `at` is at most 32 in 64 bytes, or at most 96 in 128 bytes if weights have two.
+    let load = |at: usize| unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) };
+    let half = |half: usize| {
+        if !has_plane(M) {
+            return pairs::<M>(_mm256_setzero_si256(), load(32 * half));
+        }
+        let (a, b) = (load(64 * half), load(64 * half + 32));
+        [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
     };
-    (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b))
+    [half(0), half(1)]
 }
 
-/// Both halves of a tile of nibbles, in the same order.
+/// Both halves of a tile of nibbles.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn halves(high: __m256i, tile: &[u8; NIBBLE_TILE]) -> [(__m256i, __m256i); 2] {
+fn halves(high: __m256i, tile: &[u8; NIBBLE_TILE]) -> [Pairs; 2] {
     let nibble = _mm256_set1_epi8(15);
     // SAFETY: three vectors are 96 bytes.
     let [codes, first, second] =
         unsafe { [0, 32, 64].map(|at| _mm256_loadu_si256(tile.as_ptr().add(at).cast())) };
     let later = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
-    [(_mm256_and_si256(codes, nibble), first), (later, second)].map(|(codes, low)| {
-        let high = _mm256_shuffle_epi8(high, codes);
-        (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
-    })
+    [(_mm256_and_si256(codes, nibble), first), (later, second)]
+        .map(|(codes, low)| pairs::<BF16>(low, _mm256_shuffle_epi8(high, codes)))
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn table(nibbles: &Nibbles<'_>) -> __m256i {
+fn table(bytes: &[u8; 16]) -> __m256i {
     // SAFETY: 16 bytes.
-    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(nibbles.high.as_ptr().cast()) })
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
-#[target_feature(enable = "avx2,fma")]
-fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_plain_impl<const M: u32>(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (tile, x) in weights.as_chunks::<TILE_BYTES>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        stream::fetch_bf16(tile);
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let (even, odd) = half(tile, i);
+    for (tile, x) in weights.chunks_exact(tile_bytes(M)).zip(x.as_chunks::<TILE>().0) {
+        stream::fetch_plain(tile);
+        for (i, pairs) in plain::<M>(tile).into_iter().enumerate() {
             // SAFETY: i is 0 or 1: 8 + 56 of 64 floats.
-            unsafe { add_products(sums, even, odd, x.as_ptr().add(8 * i)) };
+            unsafe { add_products::<M>(&mut sums[i], pairs, x.as_ptr().add(8 * i)) };
         }
     }
     store_chains(sums, chains);
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
-    let high = table(nibbles);
+    let high = table(nibbles.high);
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
         stream::fetch_nibbles(tile);
-        for (i, (even, odd)) in halves(high, tile).into_iter().enumerate() {
+        for (i, pairs) in halves(high, tile).into_iter().enumerate() {
             // SAFETY: i is 0 or 1: 8 + 56 of 64 floats.
-            unsafe { add_products(&mut sums[i], even, odd, x.as_ptr().add(8 * i)) };
+            unsafe { add_products::<BF16>(&mut sums[i], pairs, x.as_ptr().add(8 * i)) };
         }
     }
     store_chains(sums, chains);
@@ -156,9 +210,9 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
 
 #[target_feature(enable = "avx2")]
 fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
-    let high = table(nibbles);
+    let high = table(nibbles.high);
     for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
-        let [a, b] = halves(high, tile).map(|(even, odd)| {
+        let [a, b] = halves(high, tile).map(|[even, odd]| {
             [
                 _mm256_permute2x128_si256::<0x20>(even, odd),
                 _mm256_permute2x128_si256::<0x31>(even, odd),
@@ -169,15 +223,14 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     }
 }
 
-#[target_feature(enable = "avx2")]
-fn widen_impl(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<TILE_BYTES>().0;
-    assert!(row < n && out.len() >= Panels::len_of(n, tiles.len()));
-    for (t, tile) in tiles.iter().enumerate() {
-        for i in 0..2 {
-            let (even, odd) = half(tile, i);
-            for (group, floats) in floats(even, odd).into_iter().enumerate() {
-                let at = Panels::offset(n, tiles.len(), group, row) + t * GROUP_LANES + 8 * i;
+#[target_feature(enable = "avx2,f16c")]
+fn widen_impl<const M: u32>(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+    let n_tiles = weights.len() / tile_bytes(M);
+    assert!(row < n && out.len() >= Panels::len_of(n, n_tiles));
+    for (t, tile) in weights.chunks_exact(tile_bytes(M)).enumerate() {
+        for (i, pairs) in plain::<M>(tile).into_iter().enumerate() {
+            for (group, floats) in floats::<M>(pairs).into_iter().enumerate() {
+                let at = Panels::offset(n, n_tiles, group, row) + t * GROUP_LANES + 8 * i;
                 // SAFETY: the place of half a group; the length was checked above.
                 unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(at), floats) };
             }

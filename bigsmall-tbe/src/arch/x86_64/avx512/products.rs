@@ -1,16 +1,19 @@
-//! Products of plain bf16 weights and of weights as nibbles, a tile at a time.
+//! Products of plain weights and of weights as nibbles, a tile at a time.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Dtype;
+
 use crate::arch::blocks::{self, Lanes};
 use crate::arch::x86_64::stream;
+use crate::floats;
 use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
-use crate::layout::{TILE, TILE_BYTES};
+use crate::layout::{BF16, E4M3, E5M2, F16, TILE, TILE_BYTES, for_dtype, has_plane, tile_bytes};
 
-pub(super) fn dot_bf16(weights: &[u8], x: &[f32], chains: &mut Chains) {
+pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has the features.
-    unsafe { dot_bf16_impl(weights, x, chains) }
+    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, x, chains)) }
 }
 
 pub(super) fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
@@ -23,9 +26,9 @@ pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     unsafe { unpack_impl(nibbles, out) }
 }
 
-pub(super) fn widen(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
     // SAFETY: as above.
-    unsafe { widen_impl(weights, n, row, out) }
+    unsafe { for_dtype!(dtype, M => widen_impl::<M>(weights, n, row, out)) }
 }
 
 pub(super) fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
@@ -33,10 +36,69 @@ pub(super) fn multiply(w: &Panels<'_>, x: &Panels<'_>, chains: &mut [Chains]) {
     unsafe { multiply_impl(w, x, chains) }
 }
 
-/// The weights of a pair of unpacked vectors as f32: four vectors of chains.
+/// 64 weights of two bytes, as unpacking a vector of low and one of high bytes leaves them. They
+/// are f16 if the dtype is F16 or F8_E5M2, else bf16.
+type Pairs = [__m512i; 2];
+
+/// 64 weights from their low and high bytes. Those of one byte are high bytes.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn floats(even: __m512i, odd: __m512i) -> [__m512; 4] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn pairs<const M: u32>(low: __m512i, high: __m512i) -> Pairs {
+    let (low, high) = match M {
+        E4M3 => e4m3_to_bf16(high),
+        // The upper byte of an f16.
+        E5M2 => (_mm512_setzero_si512(), high),
+        _ => (low, high),
+    };
+    [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+}
+
+/// The low and the high bytes of F8_E4M3 as bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi")]
+fn e4m3_to_bf16(weights: __m512i) -> (__m512i, __m512i) {
+    let [low, high] = &floats::E4M3_BYTES;
+    let (low, high) = (look_up(low, weights), look_up(high, weights));
+    // The sign: 0xCA selects the bits of the second operand where the first has ones, else of the
+    // third.
+    (low, _mm512_ternarylogic_epi64::<0xCA>(_mm512_set1_epi8(0x7f), high, weights))
+}
+
+/// The bytes at these places, of which seven bits count.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi")]
+fn look_up(bytes: &[u8; 128], places: __m512i) -> __m512i {
+    // SAFETY: two vectors are 128 bytes.
+    let (first, second) = unsafe {
+        let bytes = bytes.as_ptr();
+        (_mm512_loadu_si512(bytes.cast()), _mm512_loadu_si512(bytes.add(TILE).cast()))
+    };
+    _mm512_permutex2var_epi8(first, places, second)
+}
+
+/// 64 weights as f32: four vectors of chains.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn floats<const M: u32>([even, odd]: Pairs) -> [__m512; 4] {
+    if matches!(M, F16 | E5M2) {
+        // The first ones of all pairs, then the second ones.
+        let order: [u16; 32] = const {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                order[i] = (i % 16 * 2 + i / 16) as u16;
+                i += 1;
+            }
+            order
+        };
+        // SAFETY: 64 bytes are one vector.
+        let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+        let even = _mm512_permutexvar_epi16(order, even);
+        let odd = _mm512_permutexvar_epi16(order, odd);
+        let first = |weights| _mm512_cvtph_ps(_mm512_castsi512_si256(weights));
+        let second = |weights| _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(weights));
+        return [first(even), second(even), first(odd), second(odd)];
+    }
     let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     [
         _mm512_slli_epi32::<16>(even),
@@ -47,19 +109,18 @@ fn floats(even: __m512i, odd: __m512i) -> [__m512; 4] {
     .map(|weights| _mm512_castsi512_ps(weights))
 }
 
-/// Adds the products of 64 weights, given as unpacked pairs, to 64 chains.
+/// Adds the products of 64 weights to 64 chains.
 ///
 /// # Safety
 /// `x` must be valid for reads of 64 floats.
 #[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn add_products(
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn add_products<const M: u32>(
     sums: &mut [__m512; 4],
-    even: __m512i,
-    odd: __m512i,
+    pairs: Pairs,
     x: *const f32,
 ) {
-    for (i, (sum, weights)) in sums.iter_mut().zip(floats(even, odd)).enumerate() {
+    for (i, (sum, weights)) in sums.iter_mut().zip(floats::<M>(pairs)).enumerate() {
         // SAFETY: 16 i + 16 is at most 64.
         let x = unsafe { _mm512_loadu_ps(x.add(16 * i)) };
         *sum = _mm512_fmadd_ps(weights, x, *sum);
@@ -84,16 +145,20 @@ pub(super) fn store_chains(sums: [__m512; 4], chains: &mut Chains) {
     }
 }
 
-/// A tile of plain weights, in the order in which unpacking a tile of bytes leaves them.
+/// A tile of plain weights.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn plain(tile: &[u8; TILE_BYTES]) -> (__m512i, __m512i) {
-    // SAFETY: 128 bytes.
-    let (a, b) = unsafe {
-        let tile = tile.as_ptr();
-        (_mm512_loadu_si512(tile.cast()), _mm512_loadu_si512(tile.add(TILE).cast()))
-    };
-    (_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0xDD>(a, b))
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn plain<const M: u32>(tile: &[u8]) -> Pairs {
+    assert!(tile.len() == tile_bytes(M));
+    // SAFETY: 64 bytes, or 128 bytes if weights have two.
+    unsafe {
+        let a = _mm512_loadu_si512(tile.as_ptr().cast());
+        if !has_plane(M) {
+            return pairs::<M>(_mm512_setzero_si512(), a);
+        }
+        let b = _mm512_loadu_si512(tile.as_ptr().add(TILE).cast());
+        [_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0xDD>(a, b)]
+    }
 }
 
 /// The low and the high bytes of a tile of nibbles.
@@ -119,15 +184,14 @@ fn table(nibbles: &Nibbles<'_>) -> __m512i {
     _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(nibbles.high.as_ptr().cast()) })
 }
 
-#[target_feature(enable = "avx512f,avx512bw,fma")]
-fn dot_bf16_impl(weights: &[u8], x: &[f32], chains: &mut Chains) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,fma")]
+fn dot_plain_impl<const M: u32>(weights: &[u8], x: &[f32], chains: &mut Chains) {
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (tile, x) in weights.as_chunks::<TILE_BYTES>().0.iter().zip(x.as_chunks::<TILE>().0) {
-        stream::fetch_bf16(tile);
-        let (even, odd) = plain(tile);
+    for (tile, x) in weights.chunks_exact(tile_bytes(M)).zip(x.as_chunks::<TILE>().0) {
+        stream::fetch_plain(tile);
         // SAFETY: 64 floats.
-        unsafe { add_products(&mut sums, even, odd, x.as_ptr()) };
+        unsafe { add_products::<M>(&mut sums, plain::<M>(tile), x.as_ptr()) };
     }
     store_chains(sums, chains);
 }
@@ -140,9 +204,8 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
     for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
         stream::fetch_nibbles(tile);
         let (low, high) = bytes_of(high, tile);
-        let (even, odd) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
         // SAFETY: 64 floats.
-        unsafe { add_products(&mut sums, even, odd, x.as_ptr()) };
+        unsafe { add_products::<BF16>(&mut sums, pairs::<BF16>(low, high), x.as_ptr()) };
     }
     store_chains(sums, chains);
 }
@@ -157,20 +220,19 @@ fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
         let (low, high) = bytes_of(high, tile);
         let low = _mm512_permutexvar_epi64(order, low);
         let high = _mm512_permutexvar_epi64(order, high);
-        let both = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
+        let both = pairs::<BF16>(low, high);
         // SAFETY: two vectors are 128 bytes.
-        unsafe { out.as_mut_ptr().cast::<[__m512i; 2]>().write_unaligned(both) };
+        unsafe { out.as_mut_ptr().cast::<Pairs>().write_unaligned(both) };
     }
 }
 
-#[target_feature(enable = "avx512f")]
-fn widen_impl(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
-    let tiles = weights.as_chunks::<TILE_BYTES>().0;
-    assert!(row < n && out.len() >= Panels::len_of(n, tiles.len()));
-    for (t, tile) in tiles.iter().enumerate() {
-        let (even, odd) = plain(tile);
-        for (group, floats) in floats(even, odd).into_iter().enumerate() {
-            let at = Panels::offset(n, tiles.len(), group, row) + t * GROUP_LANES;
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn widen_impl<const M: u32>(weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
+    let n_tiles = weights.len() / tile_bytes(M);
+    assert!(row < n && out.len() >= Panels::len_of(n, n_tiles));
+    for (t, tile) in weights.chunks_exact(tile_bytes(M)).enumerate() {
+        for (group, floats) in floats::<M>(plain::<M>(tile)).into_iter().enumerate() {
+            let at = Panels::offset(n, n_tiles, group, row) + t * GROUP_LANES;
             // SAFETY: the place of a group; the length was checked above.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(at), floats) };
         }
