@@ -158,6 +158,19 @@ fn bench_has_its_keys() {
         }
         assert_eq!(bf16["gemm_gflops"].is_f64(), cfg!(feature = "gemm"));
     }
+    // A row for every other dtype that is multiplied.
+    let dtypes = [(Dtype::F16, 2), (Dtype::F8_E4M3, 1), (Dtype::F8_E5M2, 1)];
+    let tensors = dtypes.map(|(dtype, bytes)| {
+        tensor(&dtype.to_string(), dtype, &[64, 64], vec![40; 64 * 64 * bytes])
+    });
+    write(&d.join("others.safetensors"), &tensors);
+    let found = json(d, &["bench", "others.safetensors", "--json"]);
+    for (dtype, _) in dtypes {
+        let mut rows = found["dtypes"].as_array().unwrap().iter();
+        let row = rows.find(|of| of["dtype"] == dtype.to_string()).unwrap();
+        assert!(row["matvec_vs_plain"].as_f64().unwrap() > 0.0, "{dtype}");
+        assert_eq!(row["resident"], "plain");
+    }
 }
 
 #[test]

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Counts the instructions that the kernels of bigsmall-tbe execute for 64 weights.
+
+Compiles the crate for x86-64 and for 64-bit Arm to assembly (`rustup target add` both; no linker is
+needed) and prints a table: for each kernel the instructions of its loop over tiles. Loops in that
+loop (over escapes beyond the usual ones) and shifted tiles are not counted.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"]
+# Names of dtypes in symbols: their mantissa bits; then the extra bitmaps.
+DTYPES = [
+    ("bf16", "m7_", "j0_"),
+    ("f16", "ma_", "j3_"),
+    ("E4M3", "m3_", "j4_"),
+    ("E5M2", "m2_", "j3_"),
+]
+FUSED = r"\s(vfmadd\w+|fmla)\b"
+
+
+def assembly(target):
+    """The functions of the crate: the lines of each by its symbol."""
+    env = {**os.environ, "RUSTFLAGS": "-C symbol-mangling-version=v0 -C codegen-units=1"}
+    command = ["cargo", "rustc", "-q", "--release", "-p", "bigsmall-tbe", "--lib"]
+    command += ["--target", target, "--", "--emit", "asm"]
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    files = (ROOT / "target" / target / "release/deps").glob("bigsmall_tbe-*.s")
+    text = max(files, key=lambda f: f.stat().st_mtime).read_text()
+    functions = re.findall(r"^(_R\w+):\n(.*?)^\.Lfunc_end", text, re.M | re.S)
+    return {name: body.splitlines() for name, body in functions}
+
+
+def loops(lines):
+    """The instructions of a function, and the first and last one of each loop, shortest first."""
+    labels, code = {}, []
+    for line in lines:
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif re.match(r"\s+[a-z]", line):
+            code.append(line)
+    found = []
+    for end, line in enumerate(code):
+        jump = re.match(r"\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?(\.L\w+)$", line)
+        if jump and labels.get(jump[1], end + 1) <= end:
+            found.append((labels[jump[1]], end))
+    return code, sorted(found, key=lambda loop: loop[1] - loop[0])
+
+
+def count(functions, symbol, marker, least):
+    """The instructions of the shortest loop with so many that match the marker, for one tile."""
+    for name, lines in functions.items():
+        if not re.search(symbol, name):
+            continue
+        code, found = loops(lines)
+        marks = lambda loop: sum(bool(re.search(marker, c)) for c in code[loop[0] : loop[1] + 1])
+        for loop in found:
+            if (n := marks(loop)) >= least:
+                inner = [x for x in found if loop[0] < x[0] and x[1] < loop[1] and marks(x) == 0]
+                within = {i for x in inner for i in range(x[0], x[1] + 1)}
+                return (loop[1] - loop[0] + 1 - len(within)) * least / n
+    raise SystemExit(f"no loop of {symbol}")
+
+
+def main():
+    x86, arm = (assembly(target) for target in TARGETS)
+
+    def row(name, avx512, avx2, neon):
+        print(f"| {name} | {avx512:.0f} | {avx2:.0f} | {neon:.0f} |")
+
+    def products(name, kernel):
+        backends = [(x86, "avx512", 4), (x86, "avx2", 8), (arm, "neon", 16)]
+        row(name, *(count(f, f"{b}8products.*{kernel}", FUSED, least) for f, b, least in backends))
+
+    print("| product of 64 weights | avx512 | avx2 | neon |\n|---|---|---|---|")
+    for dtype, m, _ in DTYPES:
+        products(f"{dtype}, plain", f"dot_plain_implK{m}")
+    products("bf16, nibbles", "dot_nibbles_impl")
+    for dtype, m, x in DTYPES:
+        for w, bitmaps in [("3", "three"), ("4", "four")]:
+            # A number that occurs before is written as a reference to it.
+            again = rf"(Kj{w}_|KB\w+_)"
+            avx512 = count(x86, f"avx512.*dot_tbe_implK{m}Kj{w}_Kb1_", FUSED, 4)
+            avx2 = count(x86, f"avx2.*dot_gfniK{m}K{x}{again}Kb1_", FUSED, 8)
+            neon = count(arm, f"neon.*dot_tbe_implK{m}K{x}{again}E", FUSED, 16)
+            # The compiler makes one function of equal ones.
+            equal = "(ma_|m2_)" if m == "ma_" else m
+            neon += count(arm, f"neon.*exponentsK{equal}Kj{w}_", r"\stbl\b", 4 * int(w))
+            row(f"{dtype}, {bitmaps} bitmaps", avx512, avx2, neon)
+
+
+main()
