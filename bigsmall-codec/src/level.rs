@@ -14,6 +14,9 @@ pub enum Level {
     /// plan of the default level is smaller on 16 blocks, it is taken: so no tensor of up to 2
     /// million units is larger than at the default level.
     ///
+    /// Zeros are coded apart wherever that is smaller by 1 %, by default only where it is by an
+    /// eighth.
+    ///
     /// Where the columns of a matrix of floats differ in scale, units of alike columns are coded
     /// together: eight classes of columns, 3 bits for each column. That is done where it makes the
     /// tensor smaller by 0.2 % or more. Such a tensor is decoded at six tenths of the rate or more

@@ -22,9 +22,12 @@ const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// If at least one unit in so many of the sample is zero, masks are considered.
 const SOME_ZEROS: usize = 256;
-/// Masks must make the tensor smaller by at least one part in this many: with few zeros, a block
-/// with a mask is decoded at about two thirds of the rate (`cargo bench --bench zeros` prints it).
-const MASK_GAIN: u64 = 16;
+/// Masks must make the tensor smaller by at least one part in this many: with fewer zeros than about
+/// a fifth, it would be decoded at less than 0.8 of the rate (`cargo bench --bench zeros` prints
+/// it).
+const MASK_GAIN: u64 = 8;
+/// The same at the level *small*, where size is all that counts.
+const SMALL_MASK_GAIN: u64 = 100;
 /// Bytes of the head of masks without its tables.
 const HEAD_COST: u64 = 14;
 /// Bytes that a block with a mask takes beyond mask and units: a header, and header and states of
@@ -219,7 +222,8 @@ pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Resu
     let raw = (all.highs.len() * layout.unit_bytes) as u64;
     let most = (8 * raw.saturating_sub(n_blocks * BLOCK_COST)) << COST_FRACTION;
     let plain = plan.0.min(most);
-    if cost >= plain - plain / MASK_GAIN {
+    let gain = if level == Level::Small { SMALL_MASK_GAIN } else { MASK_GAIN };
+    if cost >= plain - plain / gain {
         return Ok(plan.1);
     }
     head.mask = Some(Box::new(mask_head));
