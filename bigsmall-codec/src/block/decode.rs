@@ -393,7 +393,7 @@ fn decode_ans<const N: usize>(
     Ok(())
 }
 
-/// Decodes the first `n` groups of blocks of bytes straight to units, and calls `between` after some
+/// Decodes the first `n` groups of blocks of bytes straight to units. Calls `between` after some
 /// groups with their number. Returns `n`.
 fn decode_bytes(
     head: &Head,
