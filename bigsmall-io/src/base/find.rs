@@ -133,6 +133,7 @@ mod tests {
         let begin = Instant::now();
         let found = find(&shard, given.files(), &Progress::default()).unwrap();
         assert!(found.tensor(&shard, N - 1).is_ok());
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        // To look at each base for each tensor would take far longer, on any machine.
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     }
 }
