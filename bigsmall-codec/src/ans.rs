@@ -35,6 +35,8 @@ use crate::{block, plan};
 pub struct Ans {
     level: Level,
     backend: Backend,
+    /// Whether plans look at a sample of the tensor alone.
+    by_sample: bool,
 }
 
 impl Default for Ans {
@@ -47,7 +49,7 @@ impl Ans {
     /// The encoding at `level` with the fastest backend of this machine.
     #[must_use]
     pub fn new(level: Level) -> Ans {
-        Ans { level, backend: backend::best() }
+        Ans { level, backend: backend::best(), by_sample: false }
     }
 
     fn encoder(&self, spec: &TensorSpec, head: Head) -> Result<Encoder> {
@@ -67,6 +69,13 @@ impl Ans {
         Ok(Ans { backend, ..self })
     }
 
+    /// The same encoding, whose plans look at a sample of a tensor alone: for estimates. At the level
+    /// *small*, a tensor may then come out larger than by default.
+    #[must_use]
+    pub fn by_sample(self) -> Ans {
+        Ans { by_sample: true, ..self }
+    }
+
     /// The backend that does the work.
     #[must_use]
     pub fn backend(&self) -> Backend {
@@ -80,27 +89,38 @@ struct Encoder {
     block_bytes: usize,
 }
 
-/// Blocks that an estimate encodes, spread over the tensor: all blocks of most tensors.
-const ESTIMATED: u64 = 16;
+/// Blocks of a sample, spread over the tensor: all blocks of most tensors.
+const SAMPLED: u64 = 16;
 
-impl Encoder {
-    /// Bytes of the payload; of a tensor of more than [`ESTIMATED`] blocks, about.
-    fn estimate(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<u64> {
-        let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
-        let mut len = 0;
-        let n = spec.n_blocks().min(ESTIMATED);
-        for i in 0..n {
-            let begin = i * spec.n_blocks() / n * self.block_bytes as u64;
-            let end = spec.byte_len().min(begin + self.block_bytes as u64);
-            set_len(&mut units, (end - begin) as usize)?;
-            read_at(source, begin, &mut units)?;
+/// Bytes of the payloads of two encoders, by at most `most` blocks of the tensor.
+fn sizes(
+    encoders: [&Encoder; 2],
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    most: u64,
+) -> Result<[u64; 2]> {
+    let (all, n) = (spec.n_blocks(), spec.n_blocks().min(most));
+    let block_bytes = spec.block_bytes() as u64;
+    let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+    let mut sums = [0u64; 2];
+    // On this thread alone: a plan may be made while the threads of the pool wait for it.
+    for i in 0..n {
+        let block = (u128::from(i) * u128::from(all) / u128::from(n)) as u64;
+        let begin = block * block_bytes;
+        let end = spec.byte_len().min(begin + block_bytes);
+        set_len(&mut units, (end - begin) as usize)?;
+        read_at(source, begin, &mut units)?;
+        for (encoder, sum) in encoders.iter().zip(&mut sums) {
             out.clear();
-            self.encode_blocks_at(i * spec.n_blocks() / n, &units, &mut out, &mut lens)?;
-            len += out.len() as u64;
+            encoder.encode_blocks_at(block, &units, &mut out, &mut lens)?;
+            *sum += out.len() as u64;
         }
-        let all = u128::from(len) * u128::from(spec.n_blocks()) / u128::from(n.max(1));
-        Ok(all as u64 + self.head_bytes.len().next_multiple_of(8) as u64)
+        lens.clear();
     }
+    Ok(std::array::from_fn(|i| {
+        let blocks = u128::from(sums[i]) * u128::from(all) / u128::from(n.max(1));
+        blocks as u64 + encoders[i].head_bytes.len().next_multiple_of(8) as u64
+    }))
 }
 
 static SCRATCH: Pool<block::Scratch> = Pool::new(Vec::new());
@@ -121,26 +141,28 @@ impl TensorEncoding for Ans {
     }
 
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
-        let mut encoder = self.encoder(spec, plan::plan(spec, source, self.level)?)?;
-        if self.level == Level::Small {
-            // More effort is not always smaller: a plan knows costs by a sample, and finer symbols
-            // have larger tables and more exceptions.
-            let default = self.encoder(spec, plan::plan(spec, source, Level::Default)?)?;
-            if default.head_bytes != encoder.head_bytes {
-                let [small, plain] = [&encoder, &default].map(|e| e.estimate(spec, source));
-                if plain? < small? {
-                    encoder = default;
-                }
+        let of_level = |level| self.encoder(spec, plan::plan(spec, source, level)?);
+        let mut encoder = of_level(self.level)?;
+        if self.level != Level::Small {
+            return Ok(Box::new(encoder));
+        }
+        if !encoder.blocks.has_masks()
+            && let Some(head) = plan::plan_with_columns(spec, source)?
+        {
+            let columns = self.encoder(spec, head)?;
+            let [plain, ordered] = sizes([&encoder, &columns], spec, source, SAMPLED)?;
+            if ordered <= plain - plain / plan::COLUMN_GAIN {
+                encoder = columns;
             }
-            if !encoder.blocks.has_masks()
-                && let Some(head) = plan::plan_with_columns(spec, source)?
-            {
-                let columns = self.encoder(spec, head)?;
-                let [plain, small] = [&encoder, &columns].map(|e| e.estimate(spec, source));
-                let plain = plain?;
-                if small? <= plain - plain / plan::COLUMN_GAIN {
-                    encoder = columns;
-                }
+        }
+        // More effort is not always smaller: a plan knows costs by a sample, and finer symbols have
+        // larger tables and more exceptions.
+        let default = of_level(Level::Default)?;
+        if default.head_bytes != encoder.head_bytes {
+            let most = if self.by_sample { SAMPLED } else { u64::MAX };
+            let [small, plain] = sizes([&encoder, &default], spec, source, most)?;
+            if plain < small {
+                encoder = default;
             }
         }
         Ok(Box::new(encoder))

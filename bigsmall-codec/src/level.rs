@@ -10,9 +10,9 @@ pub enum Level {
     /// Decodes at full speed.
     #[default]
     Default,
-    /// Finer symbols and a larger sample: smaller, at a third of the decoding speed. Where the
-    /// plan of the default level is smaller on 16 blocks, it is taken: so no tensor of up to 2
-    /// million units is larger than at the default level.
+    /// Finer symbols and a larger sample: smaller, at a third of the decoding speed. No tensor is
+    /// larger than at the default level: before a tensor is encoded, it is read once more, and all
+    /// of it is encoded in both ways. So encoding takes three times as long.
     ///
     /// Zeros are coded apart wherever that is smaller by 1 %, by default only where it is by an
     /// eighth.

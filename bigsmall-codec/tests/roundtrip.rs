@@ -309,3 +309,32 @@ fn columns_of_different_scales() {
         }
     }
 }
+
+/// A tensor of 32 blocks of which every sample sees only what the level small codes better: runs of
+/// odd numbers in blocks of odd numbers hold what it codes worse.
+#[test]
+fn small_is_not_larger_where_no_sample_looks() {
+    const RUN: usize = 4096;
+    const BLOCK: usize = 32 * RUN;
+    let n = 32 * BLOCK;
+    let mut random = Random::new(7);
+    let mut bytes = Vec::new();
+    for i in 0..n {
+        let (block, run) = (i / BLOCK, i / RUN);
+        let bits = random.bits();
+        // Nearly normal; or an exponent that is rare there, so that finer symbols of it have no
+        // place in a table.
+        let sum: u32 = bits.to_le_bytes().iter().map(|&b| u32::from(b)).sum();
+        let normal = (sum as f32 + (bits % 997) as f32 / 997.0 - 1020.5) * 0.001;
+        let rare = (bits >> 40) as u16 & 0x807f | (112 + (bits >> 30) as u16 % 2) << 7;
+        let is_rare = block % 2 == 1 && run % 2 == 1 && random.bits().is_multiple_of(3);
+        let value = if is_rare { rare } else { (normal.to_bits() >> 16) as u16 };
+        bytes.extend_from_slice(&value.to_le_bytes());
+    }
+    let spec = TensorSpec::new("t", Dtype::BF16, &[n as u64]).unwrap();
+    let len = |ans: Ans| encode_tensor(&ans, &spec, &bytes).unwrap().byte_len();
+    let small = Ans::new(Level::Small);
+    let default = len(Ans::default());
+    assert!(len(small.by_sample()) > default, "a tensor that samples deceive");
+    assert!(len(small) <= default);
+}

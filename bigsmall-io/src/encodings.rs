@@ -48,6 +48,15 @@ impl Encoding {
     }
 }
 
+/// An implementation of `encoding` for estimates: plans read a sample of a tensor alone.
+pub(crate) fn by_sample(encoding: Encoding) -> &'static dyn TensorEncoding {
+    static ANS: OnceLock<Ans> = OnceLock::new();
+    match encoding {
+        Encoding::Ans(Level::Small) => ANS.get_or_init(|| Ans::new(Level::Small).by_sample()),
+        _ => encoding.implementation(),
+    }
+}
+
 /// The implementation that decodes payloads of the encoding `id`.
 ///
 /// # Errors

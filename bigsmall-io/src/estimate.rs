@@ -6,6 +6,7 @@ use std::time::Instant;
 use bigsmall_format::internal::{Section, len_of, pool_size, read_at, set_len};
 use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
 
+use crate::encodings::by_sample;
 use crate::error::{Context as _, Result};
 use crate::names::SAFETENSORS;
 use crate::source::folder::Input;
@@ -128,7 +129,7 @@ impl Work {
         source: &dyn ReadAt,
         options: &CompressOptions,
     ) -> Result<u64> {
-        let encoding = options.encoding.implementation();
+        let encoding = by_sample(options.encoding);
         if spec.byte_len() == 0 || !encoding.supports(spec.dtype()) {
             return Ok(spec.byte_len());
         }
