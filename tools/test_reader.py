@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import reader
+import reader_blocks as blocks
+import reader_deltas as deltas
+import reader_parts as parts
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "goldens"
@@ -50,23 +53,23 @@ class Vectors(unittest.TestCase):
     def test_xxh3(self):
         for length in (0, 3, 7, 16, 100, 200, 240, 2000):
             stored = number_vector(f"xxh3 of {length} bytes")
-            self.assertEqual([reader.xxh3(bytes(31 * i % 256 for i in range(length)))], stored,
+            self.assertEqual([parts.xxh3(bytes(31 * i % 256 for i in range(length)))], stored,
                              length)
 
     def test_zeros(self):
         ans = SimpleNamespace(unit_bytes=2, masks=SimpleNamespace(unit_bytes=1))
         units = [0x3F80 + i if i % 32 == 5 else 0 for i in range(260)]
-        decoded = reader.decode_ans_block(ans, hex_vector("zeros block"), 520)
+        decoded = blocks.decode_ans_block(ans, hex_vector("zeros block"), 520)
         self.assertEqual(decoded, struct.pack("<260H", *units))
 
     def test_deflate(self):
-        decoded = reader.decode_deflate(hex_vector("deflate block"), 300)
+        decoded = blocks.decode_deflate(hex_vector("deflate block"), 300)
         self.assertEqual(decoded, bytes(i % 10 for i in range(300)))
 
     def test_table(self):
         frequencies = number_vector("frequencies")
-        source = reader.Source(hex_vector("table bytes"), "table")
-        table = reader.read_table(source, range(32))
+        source = parts.Source(hex_vector("table bytes"), "table")
+        table = blocks.read_table(source, range(32))
         source.pad(1)
         self.assertEqual(source.left(), 0)
         for slot, symbol, rank in (map(int, word.split(":")) for word in
@@ -81,8 +84,8 @@ class Vectors(unittest.TestCase):
         for n in range(1, 9):
             values = bytes(i * i // 8 % (1 << n) for i in range(256))
             packed = pack(values, n)
-            self.assertEqual([reader.xxh3(packed)], number_vector(f"packed {n}"))
-            self.assertEqual(reader.unpack(packed, n), list(values))
+            self.assertEqual([parts.xxh3(packed)], number_vector(f"packed {n}"))
+            self.assertEqual(blocks.unpack(packed, n), list(values))
         begins = hex_vector("packed 3 begins")
         self.assertEqual(pack([i * i // 8 % 8 for i in range(256)], 3)[:len(begins)], begins)
 
@@ -91,16 +94,16 @@ class Vectors(unittest.TestCase):
         planes = bytes(low >> 5 & 255 for low in lows) + pack([low >> 13 for low in lows], 3)
         begin = hex_vector("low planes begin")
         self.assertEqual(planes[:len(begin)], begin)
-        self.assertEqual([reader.xxh3(planes)], number_vector("low planes"))
-        self.assertEqual(reader.read_low_planes(reader.Source(planes, "planes"), 16, 11), lows)
+        self.assertEqual([parts.xxh3(planes)], number_vector("low planes"))
+        self.assertEqual(blocks.read_low_planes(parts.Source(planes, "planes"), 16, 11), lows)
 
     def test_exceptions(self):
         stored = [tuple(map(int, word.split(":")))
                   for word in vector("exceptions, as position:field")]
         ans = SimpleNamespace(base=112, top=144, w=5, field_bits=9)
         fields = 512 * [None]
-        codes = reader.Source(hex_vector("exception bytes"), "exceptions")
-        reader.patch_exceptions(ans, codes, len(stored), 3, [[], []], fields)
+        codes = parts.Source(hex_vector("exception bytes"), "exceptions")
+        blocks.patch_exceptions(ans, codes, len(stored), 3, [[], []], fields)
         self.assertEqual([(i, field) for i, field in enumerate(fields) if field is not None],
                          stored)
 
@@ -109,7 +112,7 @@ class Vectors(unittest.TestCase):
         self.assertEqual(len(starts), 5)
         for start in starts:
             dtype, _, width, _, base = LINES[start].split()
-            size = reader.UNIT_BYTES[dtype]
+            size = parts.UNIT_BYTES[dtype]
             values = [int(word, 16) for word in LINES[start + 1].split()[1:]]
             block = LINES[start + 2].split()[1:]
             for line in LINES[start + 3:]:  # the rest of the block is indented deeper
@@ -118,7 +121,7 @@ class Vectors(unittest.TestCase):
                 block += line.split()
             block = bytes.fromhex("".join(block))
             head = bytes([int(width), int(base), 0, 0, 0, 0, 0, 0])
-            decoded = b"".join(reader.decode_tbe(head, dtype, [(block, size * len(values))]))
+            decoded = b"".join(blocks.decode_tbe(head, dtype, [(block, size * len(values))]))
             self.assertEqual(decoded, b"".join(value.to_bytes(size, "little") for value in values),
                              dtype)
 
@@ -136,7 +139,7 @@ class Vectors(unittest.TestCase):
         coded, sparse, by_class = (hex_vector(f"delta {name} block")
                                    for name in ("coded", "sparse", "by class"))
         head = hex_vector("delta head")
-        decode = lambda block: b"".join(reader.decode_delta(head, "BF16", [(block, base)]))
+        decode = lambda block: b"".join(deltas.decode_delta(head, "BF16", [(block, base)]))
         self.assertEqual(decode(coded), struct.pack("<260H", *units))
         few = list(struct.unpack("<260H", base))
         few[3], few[77], few[259] = few[3] + 1, few[77] - 2, few[259] + 40
@@ -151,7 +154,7 @@ class Vectors(unittest.TestCase):
             for bit in range(8 * len(damaged)):
                 changed = bytearray(damaged)
                 changed[bit // 8] ^= 1 << bit % 8
-                with self.assertRaises(reader.Refused, msg=f"bit {bit}"):
+                with self.assertRaises(parts.Refused, msg=f"bit {bit}"):
                     changed = bytes(changed)
                     reader.read_page(*((changed, page) if sound else (tables, changed)))
 
@@ -163,7 +166,7 @@ class Vectors(unittest.TestCase):
         for bit in range(8 * len(shard)):
             damaged = bytearray(shard)
             damaged[bit // 8] ^= 1 << bit % 8
-            with self.assertRaises(reader.Refused, msg=f"bit {bit}") as refused:
+            with self.assertRaises(parts.Refused, msg=f"bit {bit}") as refused:
                 reader.restore(bytes(damaged))
             self.assertEqual(refused.exception.kind, "corrupt", f"bit {bit}")
 
@@ -183,7 +186,7 @@ class Goldens(unittest.TestCase):
         digest = hashlib.sha256(reader.restore(delta, [b"another", base])).hexdigest()
         sums = (GOLDENS / "SHA256SUMS").read_text(encoding="utf-8")
         self.assertIn(f"{digest}  deltas.safetensors\n", sums)
-        with self.assertRaises(reader.Refused) as refused:
+        with self.assertRaises(parts.Refused) as refused:
             reader.restore(delta, [base[:-1]])
         self.assertEqual(refused.exception.rule, "BaseMissing")
 
@@ -204,7 +207,7 @@ class Goldens(unittest.TestCase):
         self.assertGreater(len(rules), 100)
         for name, rule, kind in (line.split() for line in rules):
             with self.subTest(name):
-                with self.assertRaises(reader.Refused) as refused:
+                with self.assertRaises(parts.Refused) as refused:
                     reader.read(GOLDENS / "refused" / name)
                 found = refused.exception
                 self.assertEqual((found.rule, found.kind), (rule, kind.lower()))
@@ -214,7 +217,7 @@ class Goldens(unittest.TestCase):
         rows = [line.split(" | ") for line in LINES if line.startswith("| `")]
         rows = [row for row in rows if len(row) == 4 and row[2] not in ("13", "15")]
         kinds = {row[0].strip("| `"): row[1].lower() for row in rows}
-        for kind, names in (("unsupported", reader.UNSUPPORTED), ("limit", set(reader.LIMITS))):
+        for kind, names in (("unsupported", parts.UNSUPPORTED), ("limit", set(parts.LIMITS))):
             self.assertEqual({name for name, of in kinds.items() if of == kind}, names)
 
 
