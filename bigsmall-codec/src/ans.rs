@@ -69,8 +69,8 @@ impl Ans {
         Ok(Ans { backend, ..self })
     }
 
-    /// The same encoding, whose plans look at a sample of a tensor alone: for estimates. At the level
-    /// *small*, a tensor may then come out larger than by default.
+    /// The same encoding, whose plans look at a sample of a tensor alone: for estimates. At the
+    /// level *small*, a tensor may then come out larger than by default.
     #[must_use]
     pub fn by_sample(self) -> Ans {
         Ans { by_sample: true, ..self }
