@@ -12,7 +12,7 @@ pub enum Level {
     Default,
     /// Finer symbols and a larger sample: smaller, at a third of the decoding speed. No tensor is
     /// larger than at the default level: before a tensor is encoded, it is read once more, and all
-    /// of it is encoded in both ways. So encoding takes three times as long.
+    /// of it is encoded in both ways. So encoding takes five times as long as by default.
     ///
     /// Zeros are coded apart wherever that is smaller by 1 %, by default only where it is by an
     /// eighth.
