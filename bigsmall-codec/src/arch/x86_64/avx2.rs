@@ -39,10 +39,9 @@ static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
 static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
 static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
 
-/// [`zeros::expand`] for whole bytes of the mask, as far as no vector would read or write past the
+/// [`zeros::expand`] for whole words of the mask, as far as no vector would read or write past the
 /// units; returns where it stopped: the bytes done, and where the next unit that is not zero lies.
-/// `others` is where the first of these lies.
-/// `BITS` bits of the mask are one shuffle.
+/// `others` is where the first of these lies. `BITS` bits of the mask are one shuffle.
 ///
 /// # Safety
 /// The table has an entry for every value of `BITS` bits, and `BITS` units are at most 16 bytes.
@@ -54,13 +53,14 @@ unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
     others: usize,
 ) -> (usize, usize) {
     let (mut at, mut next) = (0, others);
-    for &mask in mask {
-        // The last of the vectors ends up to 16 bytes after the units of this byte.
-        if next.max(at) + 8 * BYTES + 16 > units.len() {
+    for mask in mask.as_chunks().0 {
+        // The last of the vectors ends up to 16 bytes after the units of this word.
+        if next.max(at) + 64 * BYTES + 16 > units.len() {
             break;
         }
-        for part in 0..8 / BITS {
-            let set = usize::from(mask) >> (part * BITS) & ((1 << BITS) - 1);
+        let mask = u64::from_le_bytes(*mask);
+        for part in 0..64 / BITS {
+            let set = (mask >> (part * BITS)) as usize & ((1 << BITS) - 1);
             // SAFETY: 16 bytes from `next` and from `at` lie within the units, as just compared;
             // the table has every set.
             unsafe {

@@ -300,26 +300,29 @@ unsafe fn load(from: *const u8) -> __m512i {
     vector
 }
 
-/// [`zeros::expand`] for whole vectors of units; returns where it stopped: the bytes done, and
+/// [`zeros::expand`] for whole words of the mask; returns where it stopped: the bytes done, and
 /// where the next unit that is not zero lies. `others` is where the first of these lies.
 macro_rules! expand_units {
     ($name:ident, $bytes:literal, $mask:ty, $expand:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
         fn $name(mask: &[u8], units: &mut [u8], others: usize) -> (usize, usize) {
             let (mut at, mut next) = (0, others);
-            for mask in mask.as_chunks().0 {
-                if next.max(at) + 64 > units.len() {
+            for word in mask.as_chunks().0 {
+                if next.max(at) + 64 * $bytes > units.len() {
                     break;
                 }
-                let mask = <$mask>::from_le_bytes(*mask);
-                // SAFETY: 64 bytes from `next` and from `at` lie within the units.
-                unsafe {
-                    let packed = load(units.as_ptr().add(next));
-                    let whole = $expand(mask, packed);
-                    _mm512_storeu_si512(units.as_mut_ptr().add(at).cast(), whole);
+                let word = u64::from_le_bytes(*word);
+                for vector in 0..$bytes {
+                    let mask = (word >> (64 / $bytes * vector)) as $mask;
+                    // SAFETY: 64 bytes from `next` and from `at` lie within the units.
+                    unsafe {
+                        let packed = load(units.as_ptr().add(next));
+                        let whole = $expand(mask, packed);
+                        _mm512_storeu_si512(units.as_mut_ptr().add(at).cast(), whole);
+                    }
+                    at += 64;
+                    next += $bytes * mask.count_ones() as usize;
                 }
-                at += 64;
-                next += $bytes * mask.count_ones() as usize;
             }
             (at, next)
         }
