@@ -188,7 +188,7 @@ fn all() {
                 for units in plain.chunks(8 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
-                    encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();
+                    encoder.encode_blocks(0, units, &mut bytes, &mut lens).unwrap();
                 }
             });
         });
@@ -200,7 +200,7 @@ fn all() {
                 for units in plain.chunks(8 * spec.block_bytes()) {
                     bytes.clear();
                     lens.clear();
-                    encoder.encode_blocks(units, &mut bytes, &mut lens).unwrap();
+                    encoder.encode_blocks(0, units, &mut bytes, &mut lens).unwrap();
                 }
             });
         });

@@ -55,7 +55,7 @@ fn encode(encoder: &dyn BlockEncoder, spec: &TensorSpec, bytes: &[u8], out: &mut
     for (i, units) in bytes.chunks(PIECE).enumerate() {
         out.clear();
         let first = i * PIECE / spec.block_bytes();
-        encoder.encode_blocks_at(first as u64, units, out, &mut lens).unwrap();
+        encoder.encode_blocks(first as u64, units, out, &mut lens).unwrap();
     }
 }
 

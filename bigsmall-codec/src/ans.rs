@@ -112,7 +112,7 @@ fn sizes(
         read_at(source, begin, &mut units)?;
         for (encoder, sum) in encoders.iter().zip(&mut sums) {
             out.clear();
-            encoder.encode_blocks_at(block, &units, &mut out, &mut lens)?;
+            encoder.encode_blocks(block, &units, &mut out, &mut lens)?;
             *sum += out.len() as u64;
         }
         lens.clear();
@@ -190,13 +190,7 @@ impl BlockEncoder for Encoder {
         &self.head_bytes
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
-        with_scratch(&SCRATCH, |scratch| {
-            self.blocks.encode(units, self.block_bytes, scratch, out, lens)
-        })
-    }
-
-    fn encode_blocks_at(
+    fn encode_blocks(
         &self,
         first_block: u64,
         units: &[u8],

@@ -19,7 +19,7 @@ pub enum Level {
     ///
     /// Where the columns of a matrix of floats differ in scale, units of alike columns are coded
     /// together: eight classes of columns, 3 bits for each column. That is done where it makes the
-    /// tensor smaller by 0.2 % or more. Such a tensor is decoded at six tenths of the rate or more
+    /// tensor smaller by 0.2 % or more. Such a tensor is decoded at about six tenths of the rate
     /// (`cargo bench --bench columns`).
     Small,
 }

@@ -23,7 +23,7 @@ const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 /// If at least one unit in so many of the sample is zero, masks are considered.
 const SOME_ZEROS: usize = 256;
 /// Masks must make the tensor smaller by at least one part in this many: with fewer zeros than a
-/// fifth, it would be decoded at less than 0.8 of the rate (`cargo bench --bench zeros` prints it).
+/// fifth, AVX-512 would decode it at less than 0.8 of the rate (`cargo bench --bench zeros`).
 const MASK_GAIN: u64 = 8;
 /// The same at the level *small*, where size is all that counts.
 const SMALL_MASK_GAIN: u64 = 100;

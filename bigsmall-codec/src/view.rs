@@ -379,7 +379,7 @@ impl<'a> ColumnsBlock<'a> {
     /// # Errors
     /// None if the [`AnsBlock`] came from [`AnsView::block`].
     pub fn within(&self) -> Result<CodedBlock<'a>> {
-        let begin = self.ordered.within_at as u64;
+        let begin = HEADER as u64;
         let sections = self.ordered.read_within(self.head, self.byte_len)?;
         let checked = sections.exceptions(self.head).try_for_each(|e| e.map(drop));
         checked.map_err(|e| e.in_part_at(begin))?;

@@ -116,13 +116,13 @@ fn encode(
     let encode_run = |range: Range<u64>, scratch: &mut [Vec<u8>; 2], out: &mut Output| {
         let [units, of_base] = scratch;
         let units = read_or_borrow(source, range.clone(), units)?;
+        let first = range.start / spec.block_bytes() as u64;
         let Some(base) = base else {
-            let first = range.start / spec.block_bytes() as u64;
-            return encoder.encode_blocks_at(first, units, &mut out.bytes, &mut out.lens);
+            return encoder.encode_blocks(first, units, &mut out.bytes, &mut out.lens);
         };
         let base = read_or_borrow(base, range, of_base)?;
         out.base.extend(base.chunks(spec.block_bytes()).map(xxh3));
-        encoder.encode_blocks_with_base(units, base, &mut out.bytes, &mut out.lens)
+        encoder.encode_blocks_with_base(first, units, base, &mut out.bytes, &mut out.lens)
     };
     let run_bytes = (spec.block_bytes() * ENCODING_RUN) as u64;
     let n_runs = spec.byte_len().div_ceil(run_bytes) as usize;

@@ -114,31 +114,21 @@ pub trait BlockEncoder: Send + Sync {
     /// The head, stored once before the blocks.
     fn head(&self) -> &[u8];
 
-    /// Encodes whole consecutive blocks: `units` holds their original bytes, each
-    /// [`BLOCK_UNITS`](crate::BLOCK_UNITS) units but the tensor's last. Appends the encoded
-    /// blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their lengths
-    /// without the padding to `lens`.
+    /// Encodes whole consecutive blocks of the tensor, from number `first_block` on: `units` holds
+    /// their original bytes, each [`BLOCK_UNITS`](crate::BLOCK_UNITS) units but the tensor's last.
+    /// Appends the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and
+    /// their lengths without the padding to `lens`.
     ///
     /// # Errors
     /// [`Rule::Memory`](crate::Rule::Memory); the contents of `out` and `lens` are then
     /// unspecified.
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()>;
-
-    /// The same for the blocks of the tensor from number `first_block` on. An encoding may make
-    /// blocks smaller if it knows where they are; one that does not use it ignores the number.
-    ///
-    /// # Errors
-    /// Those of [`encode_blocks`](Self::encode_blocks).
-    fn encode_blocks_at(
+    fn encode_blocks(
         &self,
         first_block: u64,
         units: &[u8],
         out: &mut Vec<u8>,
         lens: &mut Vec<u32>,
-    ) -> Result<()> {
-        let _ = first_block;
-        self.encode_blocks(units, out, lens)
-    }
+    ) -> Result<()>;
 
     /// [`encode_blocks`](Self::encode_blocks) against `base`, the base's bytes of the same blocks.
     /// An encoding without bases ignores them.
@@ -147,13 +137,14 @@ pub trait BlockEncoder: Send + Sync {
     /// Those of [`encode_blocks`](Self::encode_blocks).
     fn encode_blocks_with_base(
         &self,
+        first_block: u64,
         units: &[u8],
         base: &[u8],
         out: &mut Vec<u8>,
         lens: &mut Vec<u32>,
     ) -> Result<()> {
         let _ = base;
-        self.encode_blocks(units, out, lens)
+        self.encode_blocks(first_block, units, out, lens)
     }
 }
 

@@ -44,7 +44,13 @@ impl BlockEncoder for RawBlocks {
         &[]
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
+    fn encode_blocks(
+        &self,
+        _: u64,
+        units: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
         // Only the last block can have a length that is not a multiple of 8.
         reserve(out, units.len() + 8)?;
         for block in units.chunks(self.block_bytes) {

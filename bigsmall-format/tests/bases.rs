@@ -47,12 +47,13 @@ impl BlockEncoder for Xor {
         &[]
     }
 
-    fn encode_blocks(&self, _: &[u8], _: &mut Vec<u8>, _: &mut Vec<u32>) -> Result<()> {
+    fn encode_blocks(&self, _: u64, _: &[u8], _: &mut Vec<u8>, _: &mut Vec<u32>) -> Result<()> {
         Err(Error::new(Rule::BaseMissing))
     }
 
     fn encode_blocks_with_base(
         &self,
+        _: u64,
         units: &[u8],
         base: &[u8],
         out: &mut Vec<u8>,

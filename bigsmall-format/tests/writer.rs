@@ -34,7 +34,13 @@ impl BlockEncoder for Blocks {
         b"constant"
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
+    fn encode_blocks(
+        &self,
+        _: u64,
+        units: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
         for block in units.chunks(self.0) {
             let same = block.iter().all(|b| *b == block[0]);
             let encoded = if same { vec![block[0]; 56] } else { [block, block].concat() };

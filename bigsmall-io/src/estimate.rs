@@ -147,7 +147,7 @@ impl Work {
             set_len(&mut units, len as usize)?;
             read_at(source, at, &mut units)?;
             let begin = Instant::now();
-            encoder.encode_blocks_at(first, &units, &mut out, &mut lens)?;
+            encoder.encode_blocks(first, &units, &mut out, &mut lens)?;
             let middle = Instant::now();
             let mut digest = FileDigest::new();
             digest.update(&units);

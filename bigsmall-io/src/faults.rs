@@ -520,7 +520,7 @@ fn sharing_one_head(tensors: usize) -> Vec<u8> {
     assert_eq!(encoder.head()[3], 8, "tables");
     let values = &large[..200];
     let (mut blocks, mut lens) = (Vec::new(), Vec::new());
-    encoder.encode_blocks(values, &mut blocks, &mut lens).unwrap();
+    encoder.encode_blocks(0, values, &mut blocks, &mut lens).unwrap();
 
     let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::BF16, &[100]).unwrap();
     let specs: Vec<TensorSpec> = (0..tensors).map(spec).collect();

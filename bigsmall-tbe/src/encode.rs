@@ -185,7 +185,13 @@ impl BlockEncoder for Encoder {
         &self.bytes
     }
 
-    fn encode_blocks(&self, units: &[u8], out: &mut Vec<u8>, lens: &mut Vec<u32>) -> Result<()> {
+    fn encode_blocks(
+        &self,
+        _: u64,
+        units: &[u8],
+        out: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) -> Result<()> {
         for block in units.chunks(BLOCK_UNITS * self.head.fields.bytes) {
             lens.push(encode_block(self.head, block, out)?);
         }

@@ -140,9 +140,8 @@ impl<'a> Zeros<'a> {
 pub(crate) struct Ordered<'a> {
     /// The column of the first unit.
     pub(crate) first: usize,
-    /// The block within, and where it begins.
+    /// The block within, which follows the header.
     pub(crate) within: &'a [u8],
-    pub(crate) within_at: usize,
 }
 
 impl<'a> Ordered<'a> {
@@ -167,13 +166,13 @@ impl<'a> Ordered<'a> {
         if within.first() != Some(&KIND_ANS) {
             return Err(wrong(HEADER.min(block.len() - 1) as u64, "kind 2", within.len()));
         }
-        Ok(Ordered { first, within, within_at: HEADER })
+        Ok(Ordered { first, within })
     }
 
     /// Reads the block within, of `byte_len` original bytes.
     pub(crate) fn read_within(&self, head: &Head, byte_len: usize) -> Result<Sections<'a>> {
         let sections = Sections::read(head, self.within, byte_len / head.layout.unit_bytes);
-        sections.map_err(|e| e.in_part_at(self.within_at as u64))
+        sections.map_err(|e| e.in_part_at(HEADER as u64))
     }
 }
 

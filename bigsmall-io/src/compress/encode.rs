@@ -113,16 +113,14 @@ impl<'a> Coder<'a> {
             return Ok(None);
         }
         let spec = &self.header.tensors()[part.tensor];
+        let first = part.bytes.start / spec.block_bytes() as u64;
         match &plan.base {
-            None => {
-                let first = part.bytes.start / spec.block_bytes() as u64;
-                plan.encoder.encode_blocks_at(first, bytes, &mut out.bytes, &mut out.lens)?;
-            }
+            None => plan.encoder.encode_blocks(first, bytes, &mut out.bytes, &mut out.lens)?,
             Some(base) => {
                 let Encoded { bytes: to, lens, base: of_base, hashes, .. } = out;
                 let of_base = &mut of_base[part.within.clone()];
                 read_base(base, spec, part.bytes.start, of_base, hashes)?;
-                plan.encoder.encode_blocks_with_base(bytes, of_base, to, lens)?;
+                plan.encoder.encode_blocks_with_base(first, bytes, of_base, to, lens)?;
             }
         }
         Ok(Some(Arc::clone(plan)))
@@ -151,7 +149,7 @@ impl<'a> Coder<'a> {
         let against = Plan::with(delta(), spec, encoder, Some(base))?;
         let mut lens = Vec::new();
         scratch.clear();
-        against.encoder.encode_blocks_with_base(bytes, of_base, scratch, &mut lens)?;
+        against.encoder.encode_blocks_with_base(0, bytes, of_base, scratch, &mut lens)?;
         let encoded = against.padded_head() + scratch.len() + of_record(lens.len());
         if encoded > LEAST * lens.len() {
             let alone = self.encode_alone(spec, bytes, out)?;
@@ -177,7 +175,7 @@ impl<'a> Coder<'a> {
         let (at, lens_at) = (out.bytes.len(), out.lens.len());
         if !bytes.is_empty() && self.encoding.supports(spec.dtype()) {
             let plan = Plan::new(self.encoding, spec, &bytes)?;
-            plan.encoder.encode_blocks_at(0, bytes, &mut out.bytes, &mut out.lens)?;
+            plan.encoder.encode_blocks(0, bytes, &mut out.bytes, &mut out.lens)?;
             let encoded = plan.padded_head() + out.bytes.len() - at;
             if encoded < bytes.len().next_multiple_of(8) {
                 return Ok(plan);
@@ -186,7 +184,7 @@ impl<'a> Coder<'a> {
             out.lens.truncate(lens_at);
         }
         let plan = Plan::new(&Raw, spec, &bytes)?;
-        plan.encoder.encode_blocks(bytes, &mut out.bytes, &mut out.lens)?;
+        plan.encoder.encode_blocks(0, bytes, &mut out.bytes, &mut out.lens)?;
         Ok(plan)
     }
 }
@@ -231,10 +229,10 @@ fn is_smaller(
         read_at(source, at, &mut units)?;
         read_at(base, at, &mut of_base)?;
         out.clear();
-        against.encoder.encode_blocks_with_base(&units, &of_base, &mut out, &mut lens)?;
+        against.encoder.encode_blocks_with_base(first, &units, &of_base, &mut out, &mut lens)?;
         with_base += out.len() + of_record(1);
         out.clear();
-        alone.encoder.encode_blocks_at(first, &units, &mut out, &mut lens)?;
+        alone.encoder.encode_blocks(first, &units, &mut out, &mut lens)?;
         without += out.len();
         raw += len;
     }

@@ -265,7 +265,7 @@ impl<'a, 'p> Sink<'a, 'p> {
         let at = self.writer.position();
         let lens = if plan.id == EncodingId::Raw {
             let (mut bytes, mut lens) = (Vec::new(), Vec::new());
-            plan.encoder.encode_blocks(&job.bytes, &mut bytes, &mut lens)?;
+            plan.encoder.encode_blocks(0, &job.bytes, &mut bytes, &mut lens)?;
             self.writer.blocks(&bytes, &lens)?;
             lens
         } else {

@@ -306,7 +306,7 @@ fn encode_by_chunks(
         let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
         out.clear();
         lens.clear();
-        let done = encoder.encode_blocks_at(first, units, &mut out, lens);
+        let done = encoder.encode_blocks(first, units, &mut out, lens);
         std::hint::black_box(&out);
         spare.lock().expect(lock).push(out);
         Ok(done?)
