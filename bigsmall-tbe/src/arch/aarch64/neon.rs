@@ -78,7 +78,7 @@ fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usi
     }
 }
 
-/// N bitmaps of a tile from bitmap `first` on, moved by `shift`, each in all bytes of a vector.
+/// N bitmaps of a tile from bitmap `first` on, moved by `shift`.
 ///
 /// # Safety
 /// There must be N bitmaps, and N more `per_tile` after them if they are shifted.
