@@ -19,6 +19,9 @@ use crate::layout::{
 
 mod products;
 
+/// How many weights ahead products prefetch.
+const AHEAD: usize = 4096;
+
 pub(crate) fn kernels() -> Option<&'static Kernels> {
     let gfni = is_x86_feature_detected!("gfni");
     Backend::Avx2.is_available().then_some(if gfni { &WITH_GFNI } else { &WITHOUT_GFNI })
@@ -254,9 +257,9 @@ unsafe fn for_each_tile<
             };
             here = here.wrapping_add(per_tile);
             if has_plane(M) {
-                stream::fetch_plane(tiles, at);
+                stream::fetch_plane(tiles, at, AHEAD);
             }
-            stream::fetch_bitmaps(here, per_tile);
+            stream::fetch_bitmaps(here, per_tile, AHEAD);
             // SAFETY: each of the RING tiles is followed by another one. The next tile was used one
             // round ago, because RING is LAG + 2.
             unsafe {

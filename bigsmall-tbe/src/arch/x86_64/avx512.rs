@@ -2,6 +2,7 @@
 //! instruction inserts the escapes.
 #![allow(unsafe_code)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use bigsmall_format::Backend;
@@ -12,10 +13,14 @@ use super::stream;
 use crate::arch::portable;
 use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
 use crate::layout::{
-    BF16, Head, Start, TILE, Width, exponent_place, extra_bitmaps, for_dtype, has_plane, tile_bytes,
+    BF16, Head, Start, TILE, Width, escape_mask, exponent_place, extra_bitmaps, for_dtype,
+    has_plane, tile_bytes,
 };
 
 mod products;
+
+/// How many weights ahead products prefetch.
+const AHEAD: usize = 8192;
 
 pub(crate) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
@@ -92,14 +97,14 @@ fn bytes_of<const M: u32>(exponents: __m512i, plane: __m512i) -> (__m512i, __m51
     (low, high)
 }
 
-/// The order of the bytes of eight bitmaps in which [`codes`] transposes them. Byte g of each goes
-/// to 64 bits, which belong to the weights 8 g to 8 g + 7. The 64 bits are a bit matrix. In its
-/// product with the bytes 1, 2, 4, ..., 128, bit i of byte j is bit j of the byte 7 - i of the
-/// matrix.
-const fn places(m: u32, w: usize) -> [u8; TILE] {
+/// The order of the bytes of eight bitmaps in which [`codes`] transposes them, and which of them
+/// there are. Byte g of each goes to 64 bits, which belong to the weights 8 g to 8 g + 7. The 64
+/// bits are a bit matrix. In its product with the bytes 1, 2, 4, ..., 128, bit i of byte j is bit j
+/// of the byte 7 - i of the matrix.
+const fn places(m: u32, w: usize) -> ([u8; TILE], u64) {
     let (extra, place) = (extra_bitmaps(m), exponent_place(m) as usize);
-    // The last bitmap is 0 if any bit of the result has none.
-    let mut bitmaps = [7; 8];
+    const NONE: usize = 8;
+    let mut bitmaps = [NONE; 8];
     let mut bit = 0;
     while bit < place + w {
         bitmaps[bit] = if bit < place { w + bit } else { bit - place };
@@ -108,71 +113,126 @@ const fn places(m: u32, w: usize) -> [u8; TILE] {
     if extra > 0 {
         bitmaps[7] = w + extra - 1;
     }
-    let mut places = [0; TILE];
+    let mut places = [TILE as u8 - 1; TILE];
+    let mut mask = 0;
     let mut i = 0;
     while i < TILE {
-        places[i] = (8 * bitmaps[7 - i % 8] + i / 8) as u8;
+        let bitmap = bitmaps[7 - i % 8];
+        if bitmap != NONE {
+            places[i] = (8 * bitmap + i / 8) as u8;
+            mask |= 1 << i;
+        }
         i += 1;
     }
-    places
+    (places, mask)
 }
 
 /// The codes of tile `tile`, one byte each, at the place of the exponent, with the bits of the
-/// extra bitmaps at their places in the high byte of the weight.
+/// extra bitmaps at their places in the high byte of the weight; and which of them are escapes.
 ///
 /// # Safety
 /// `bitmaps` must have those of the tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
-unsafe fn codes<const M: u32, const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> __m512i {
+unsafe fn codes<const M: u32, const W: usize>(bitmaps: &[[u8; 8]], tile: usize) -> (__m512i, u64) {
     let per_tile = W + extra_bitmaps(M);
-    // SAFETY: the mask limits the load to the bitmaps of this tile.
-    let words = unsafe {
-        let from = bitmaps.as_ptr().add(tile * per_tile);
-        _mm512_maskz_loadu_epi64(((1_u32 << per_tile) - 1) as u8, from.cast())
+    let first = tile * per_tile;
+    // SAFETY: as the caller promises.
+    let from = unsafe { bitmaps.as_ptr().add(first) };
+    let left = bitmaps.len() - first;
+    // A load with a mask takes several times as long as one without, so only the last tiles have
+    // one.
+    let words = if per_tile <= 4 && left >= 4 {
+        // SAFETY: four bitmaps are 32 bytes.
+        _mm512_zextsi256_si512(unsafe { _mm256_loadu_si256(from.cast()) })
+    } else if left >= 8 {
+        // SAFETY: eight bitmaps are 64 bytes.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    } else {
+        // SAFETY: the mask limits the load to the bitmaps of this tile.
+        unsafe { _mm512_maskz_loadu_epi64(((1_u32 << per_tile) - 1) as u8, from.cast()) }
     };
-    let places = const { places(M, W) };
+    let (places, exist) = const { places(M, W) };
     // SAFETY: 64 bytes are one vector.
     let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
-    _mm512_gf2p8affine_epi64_epi8::<0>(
+    let words = if per_tile <= 4 {
+        // The last byte is 0.
+        _mm512_permutexvar_epi8(places, words)
+    } else {
+        _mm512_maskz_permutexvar_epi8(exist, places, words)
+    };
+    let codes = _mm512_gf2p8affine_epi64_epi8::<0>(
         _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64),
-        _mm512_permutexvar_epi8(places, words),
-    )
+        words,
+    );
+    // By scalar instructions, because the way of a mask from a vector to a scalar register takes
+    // longer. Of a pointer that compilers do not know they load words; else they take them out of
+    // the vector.
+    let mut hidden = from;
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(reg) hidden, options(pure, readonly, nostack)) };
+    // SAFETY: there are `W` words.
+    let words = unsafe { hidden.cast::<[[u8; 8]; W]>().read() };
+    (codes, escape_mask(&words))
 }
 
-/// The codes of one tile become exponents, at the same place. `base` is at that place, too. `used`
-/// is the number of escapes that earlier tiles have taken; the escapes of this tile are added to
-/// it.
+/// The escapes of consecutive tiles.
+struct Escapes<'a> {
+    bytes: &'a [u8],
+    /// How many of them earlier tiles have taken.
+    used: usize,
+    /// While fewer than so many are taken, [`FEW`](Self::FEW) are left.
+    few_until: usize,
+}
+
+impl<'a> Escapes<'a> {
+    /// Hardly any tile has more. A vector of so few bytes lies in two cache lines less often than
+    /// one of 64.
+    const FEW: usize = 16;
+
+    fn new(bytes: &'a [u8]) -> Self {
+        Escapes { bytes, used: 0, few_until: bytes.len().saturating_sub(Self::FEW - 1) }
+    }
+
+    /// The next `n` of them, at most 64, and any bytes after them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,bmi2")]
+    fn next(&mut self, n: usize) -> __m512i {
+        let used = self.used;
+        self.used += n;
+        if n <= Self::FEW && used < self.few_until {
+            // SAFETY: 16 bytes are left.
+            let few = unsafe { _mm_loadu_si128(self.bytes.as_ptr().add(used).cast()) };
+            return _mm512_castsi128_si512(few);
+        }
+        let left = self.bytes.get(used..).unwrap_or(&[]);
+        let mask = ((1_u128 << left.len().min(TILE)) - 1) as u64;
+        // SAFETY: the mask limits the load to bytes that are left.
+        unsafe { _mm512_maskz_loadu_epi8(mask, left.as_ptr().cast()) }
+    }
+}
+
+/// The codes of one tile become exponents, at the same place. `base` is at that place, too. `mask`
+/// says which are escapes.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi2,popcnt")]
 fn exponents<const M: u32, const W: usize>(
-    codes: __m512i,
+    (codes, mask): (__m512i, u64),
     base: __m512i,
-    escapes: &[u8],
-    used: &mut usize,
+    escapes: &mut Escapes<'_>,
 ) -> __m512i {
-    let ones = _mm512_set1_epi8((((1 << W) - 1) << exponent_place(M)) as i8);
-    let only_codes = if M == BF16 { codes } else { _mm512_and_si512(codes, ones) };
-    let mask = _mm512_cmpeq_epi8_mask(only_codes, ones);
     // With three bitmaps nearly every tile has an escape, with four hardly any. So a branch is
     // faster only with four.
     if W == 4 && mask == 0 {
         return _mm512_add_epi8(codes, base);
     }
-    let these = if escapes.len() >= TILE && *used <= escapes.len() - TILE {
-        // SAFETY: at least 64 bytes remain.
-        unsafe { _mm512_loadu_si512(escapes.as_ptr().add(*used).cast()) }
-    } else {
-        let rest = escapes.get(*used..).unwrap_or(&[]);
-        // SAFETY: fewer than 64 bytes remain, and the mask limits the load to them.
-        unsafe { _mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast()) }
-    };
-    *used += mask.count_ones() as usize;
+    let these = escapes.next(mask.count_ones() as usize);
     if M == BF16 {
         return _mm512_mask_expand_epi8(_mm512_add_epi8(codes, base), mask, these);
     }
     // Exponents of five bits, so nothing is shifted into the next byte. An escape is added to the
     // ones of its code.
+    let ones = _mm512_set1_epi8((((1 << W) - 1) << exponent_place(M)) as i8);
     let places = _mm512_set1_epi16(exponent_place(M) as i16);
     let these = _mm512_sub_epi8(_mm512_sllv_epi16(these, places), ones);
     _mm512_add_epi8(codes, _mm512_mask_expand_epi8(base, mask, these))
@@ -212,7 +272,7 @@ unsafe fn decode_tiles<const M: u32, const W: usize>(
     // Unpacking works within lanes of 128 bits. This permutation of 64-bit parts before it leaves
     // the weights in order.
     let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    let mut used = 0;
+    let mut escapes = Escapes::new(tiles.escapes);
     let mut output = Output::new(out);
     for t in 0..out.len() / tile_bytes(M) {
         if t.is_multiple_of(2) {
@@ -222,7 +282,7 @@ unsafe fn decode_tiles<const M: u32, const W: usize>(
         // the escapes, only those after the first `used` are read. `out` has room for each tile.
         unsafe {
             let codes = codes::<M, W>(tiles.bitmaps, t);
-            let exponents = exponents::<M, W>(codes, base, tiles.escapes, &mut used);
+            let exponents = exponents::<M, W>(codes, base, &mut escapes);
             if !has_plane(M) {
                 output.put(exponents);
                 continue;
@@ -238,7 +298,7 @@ unsafe fn decode_tiles<const M: u32, const W: usize>(
     }
     // SAFETY: a vector was put for each 64 bytes.
     unsafe { output.end() };
-    used
+    escapes.used
 }
 
 /// Writes decoded vectors to the output, one after the other. A large output bypasses the caches,
@@ -333,15 +393,16 @@ unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
     let order: [u8; TILE] = std::array::from_fn(|i| i as u8 + shift as u8);
     // SAFETY: 64 bytes are one vector.
     let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
-    let mut used = 0;
+    let mut escapes = Escapes::new(tiles.escapes);
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
         if has_plane(M) {
-            stream::fetch_plane(tiles, t * TILE);
+            stream::fetch_plane(tiles, t * TILE, AHEAD);
         }
         let per_tile = W + extra_bitmaps(M);
-        stream::fetch_bitmaps(tiles.bitmaps.as_ptr().wrapping_add(t * per_tile), per_tile);
+        let here = tiles.bitmaps.as_ptr().wrapping_add(t * per_tile);
+        stream::fetch_bitmaps(here, per_tile, AHEAD);
         // SAFETY: `check_run` passed: there are bitmaps for this tile, for one more if it is
         // shifted, and bytes of the plane. Of the escapes, only those after the first `used` are
         // read.
@@ -349,13 +410,14 @@ unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
             let mut these = codes::<M, W>(tiles.bitmaps, t);
             if !ALIGNED {
                 let next = codes::<M, W>(tiles.bitmaps, t + 1);
-                these = _mm512_permutex2var_epi8(these, order, next);
+                these.0 = _mm512_permutex2var_epi8(these.0, order, next.0);
+                these.1 = these.1 >> shift | next.1 << (64 - shift);
             }
-            let exponents = exponents::<M, W>(these, base, tiles.escapes, &mut used);
+            let exponents = exponents::<M, W>(these, base, &mut escapes);
             let (low, high) = bytes_of::<M>(exponents, load_plane::<M>(tiles.plane, t));
             add_products::<M>(&mut sums, pairs::<M>(low, high), x.as_ptr());
         }
     }
     store_chains(sums, chains);
-    used
+    escapes.used
 }

@@ -14,10 +14,8 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs of at least this length (a whole block of bf16) bypass the caches.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many weights ahead kernels prefetch. The processor's own prefetching stops at the end of
-/// each page.
-const AHEAD: usize = 4096;
-/// The same for plain weights, in bytes.
+/// How many bytes of plain weights ahead kernels prefetch. The processor's own prefetching stops at
+/// the end of each page.
 const PLAIN_AHEAD: usize = 8192;
 /// The same for nibbles, which take fewer bytes and hardly any time to decode.
 const NIBBLES_AHEAD: usize = 8192;
@@ -40,16 +38,16 @@ pub(super) fn fetch_nibbles(tile: &[u8; NIBBLE_TILE]) {
     fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
 }
 
-/// Prefetches the byte plane [`AHEAD`] of weight `at`.
+/// Prefetches the byte plane `ahead` weights after weight `at`.
 #[inline(always)]
-pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize) {
-    fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + AHEAD));
+pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize, ahead: usize) {
+    fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + ahead));
 }
 
-/// Prefetches the bitmaps [`AHEAD`] of `here`, where a tile has so many.
+/// Prefetches the bitmaps `ahead` weights after `here`, where a tile has so many.
 #[inline(always)]
-pub(super) fn fetch_bitmaps(here: *const [u8; 8], per_tile: usize) {
-    fetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD / TILE * per_tile).cast());
+pub(super) fn fetch_bitmaps(here: *const [u8; 8], per_tile: usize, ahead: usize) {
+    fetch::<_MM_HINT_T0>(here.wrapping_add(ahead / TILE * per_tile).cast());
 }
 
 /// Prefetches a cache line. The address need not be valid.
