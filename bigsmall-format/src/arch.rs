@@ -4,4 +4,5 @@ mod ahead;
 mod pages;
 
 pub use ahead::{Ahead, prefetch_output};
+pub(crate) use pages::reserve_large;
 pub use pages::zeroed;

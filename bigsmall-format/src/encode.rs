@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::arch::reserve_large;
 use crate::read_at::{len_of, read_or_borrow};
 use crate::wire::{align8, pad8, reserve, room_for};
 use crate::{
@@ -150,7 +151,7 @@ fn encode(
             encode_run(range(run), &mut scratch, &mut all)?;
             if run == 0 && n_runs > 1 {
                 let encoded = all.bytes.len();
-                reserve(&mut all.bytes, room(encoded, 1))?;
+                reserve_large(&mut all.bytes, room(encoded, 1))?;
             }
         }
     } else {
@@ -172,7 +173,7 @@ fn encode(
             )?;
             if first == 0 {
                 let encoded = outputs.iter().map(|out| out.bytes.len()).sum();
-                reserve(&mut all.bytes, room(encoded, outputs.len()))?;
+                reserve_large(&mut all.bytes, room(encoded, outputs.len()))?;
             }
             for out in outputs {
                 reserve(&mut all.bytes, out.bytes.len())?;

@@ -3,6 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 
+use crate::wire::reserve;
 use crate::{Error, Result};
 
 /// Buffers from this length on ask for huge pages.
@@ -30,6 +31,19 @@ pub fn zeroed(len: u64) -> Result<Vec<u8>> {
     }
     // SAFETY: the global allocator gave `n` zeroed bytes, aligned as bytes are.
     Ok(unsafe { Vec::from_raw_parts(bytes, n, n) })
+}
+
+/// Reserves room for `more` bytes, which are about to be filled: in huge pages, as
+/// [`zeroed`] says.
+///
+/// # Errors
+/// [`Rule::Memory`](crate::Rule::Memory) where there is no memory for it.
+pub(crate) fn reserve_large(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
+    reserve(bytes, more)?;
+    if bytes.capacity() >= LARGE {
+        ask_for_huge_pages(bytes.as_mut_ptr(), bytes.capacity());
+    }
+    Ok(())
 }
 
 /// Asks that what lies in whole huge pages among the `len` bytes at `begin` come from such.
@@ -70,9 +84,24 @@ mod tests {
     }
 
     #[test]
+    fn a_large_vector_keeps_its_bytes_and_can_grow() {
+        for more in [0, LARGE - 1, LARGE + 4097] {
+            let mut bytes = vec![1, 2, 3];
+            reserve_large(&mut bytes, more).unwrap();
+            assert!(bytes.capacity() >= 3 + more);
+            bytes.resize(3 + more, 4);
+            bytes.push(5);
+            assert_eq!(bytes[..3], [1, 2, 3]);
+        }
+    }
+
+    #[test]
     fn too_much_is_an_error() {
         for len in [u64::MAX, i64::MAX as u64, 1 << 60] {
             assert_eq!(zeroed(len).unwrap_err().rule(), crate::Rule::Memory);
+            let more = usize::try_from(len).unwrap_or(usize::MAX);
+            let refused = reserve_large(&mut vec![1], more).unwrap_err();
+            assert_eq!(refused.rule(), crate::Rule::Memory);
         }
     }
 }
