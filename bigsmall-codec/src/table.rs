@@ -296,9 +296,11 @@ impl EncodeTable {
     }
 }
 
-/// At most [`Buckets::MOST`] buckets, for kernels that look several of them up at once.
+/// At most [`Buckets::MOST`] buckets, for kernels that look several of them up at once. Aligned, so
+/// that no vector of a table lies in two cache lines.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+#[repr(align(64))]
 pub(crate) struct Buckets {
     /// The first 32 of them.
     pub(crate) first32: Buckets32,

@@ -18,8 +18,8 @@ use crate::kernels::{Job, LANES, Planes, STATE_MIN};
 use crate::planes::GROUP;
 use crate::table::{Buckets, Buckets32, Slots, TOTAL};
 
-/// Words that the decoding of one group may read: one a symbol, and a vector beyond the last.
-const WORDS_AHEAD: usize = GROUP + 16;
+/// Words that the decoding of one group may read: one a symbol.
+const WORDS_AHEAD: usize = GROUP;
 
 #[target_feature(enable = "avx512f")]
 pub(super) fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
@@ -73,27 +73,32 @@ unsafe fn look_up32(table: &[u32; 32], index: __m512i) -> __m512i {
     }
 }
 
-/// Takes a word for every lane of `y` that fell below the bound.
+/// Takes a word for every lane of the two vectors `y` that fell below the bound. The words of both
+/// are put in place at once, so that the second vector does not wait for the number of those that
+/// the first takes.
 ///
 /// # Safety
-/// 16 words can be read at `words`. The machine must have the instructions.
+/// 32 words can be read at `words`. The machine must have the instructions.
 #[inline(always)]
-unsafe fn refill(y: __m512i, words: &mut *const u16) -> __m512i {
-    // SAFETY: the caller vouches for 16 words, 32 bytes, of which at most as many are used.
+unsafe fn refill(y: [__m512i; 2], words: &mut *const u16) -> [__m512i; 2] {
+    // SAFETY: the caller vouches for 32 words, 64 bytes, of which at most as many are used.
     unsafe {
-        let low = _mm512_cmplt_epu32_mask(y, _mm512_set1_epi32(STATE_MIN as i32));
-        let next = _mm512_cvtepu16_epi32(_mm256_loadu_si256((*words).cast()));
-        *words = words.add(low.count_ones() as usize);
-        let next = _mm512_maskz_expand_epi32(low, next);
-        _mm512_mask_or_epi32(y, low, _mm512_slli_epi32::<16>(y), next)
+        let low = y.map(|y| _mm512_cmplt_epu32_mask(y, _mm512_set1_epi32(STATE_MIN as i32)));
+        let both = _mm512_kunpackw(low[1].into(), low[0].into());
+        let next = _mm512_maskz_expand_epi16(both, _mm512_loadu_si512((*words).cast()));
+        *words = words.add(both.count_ones() as usize);
+        let next = [_mm512_castsi512_si256(next), _mm512_extracti64x4_epi64::<1>(next)];
+        std::array::from_fn(|i| {
+            let next = _mm512_cvtepu16_epi32(next[i]);
+            _mm512_mask_or_epi32(y[i], low[i], _mm512_slli_epi32::<16>(y[i]), next)
+        })
     }
 }
 
 /// One step of all lanes with 32 buckets. Returns the symbols of a row in order, 16 bits each.
 ///
 /// # Safety
-/// 32 words can be read at `words`: 16 more than are used up to the second vector. The machine must
-/// have the instructions.
+/// 32 words can be read at `words`. The machine must have the instructions.
 #[inline(always)]
 unsafe fn step32(x: &mut [__m512i; 2], table: &Buckets32, words: &mut *const u16) -> __m512i {
     // SAFETY: as the caller promises.
@@ -109,8 +114,9 @@ unsafe fn step32(x: &mut [__m512i; 2], table: &Buckets32, words: &mut *const u16
             let freq = _mm512_and_si512(*entry, _mm512_set1_epi32(0x1fff));
             let rank = _mm512_add_epi32(slot, _mm512_srai_epi32::<19>(*entry));
             let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(*x));
-            *x = refill(_mm512_add_epi32(product, rank), words);
+            *x = _mm512_add_epi32(product, rank);
         }
+        *x = refill(*x, words);
         let even = _mm512_and_si512(_mm512_srli_epi32::<13>(entries[0]), _mm512_set1_epi32(31));
         let odd = _mm512_slli_epi32::<3>(entries[1]);
         // even | (odd & mask): lanes 0 to 15 hold the even elements, the others the odd ones.
@@ -147,8 +153,7 @@ unsafe fn step64(x: &mut [__m512i; 2], table: &Buckets, words: &mut *const u16) 
         let odd = _mm512_mullo_epi32(_mm512_srli_epi32::<16>(freq), _mm512_srli_epi32::<12>(x[1]));
         let of_even = _mm512_and_si512(rank, slot_mask);
         let of_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(rank), slot_mask);
-        x[0] = refill(_mm512_add_epi32(even, of_even), words);
-        x[1] = refill(_mm512_add_epi32(odd, of_odd), words);
+        *x = refill([_mm512_add_epi32(even, of_even), _mm512_add_epi32(odd, of_odd)], words);
         symbols
     }
 }
@@ -169,8 +174,9 @@ unsafe fn step_by_slots(x: &mut [__m512i; 2], slots: &Slots, words: &mut *const 
             let q = _mm512_srli_epi32::<12>(*x);
             let rank = _mm512_and_si512(_mm512_srli_epi32::<12>(*entry), low12);
             let product = _mm512_mullo_epi32(_mm512_and_si512(*entry, low12), q);
-            *x = refill(_mm512_add_epi32(_mm512_add_epi32(product, q), rank), words);
+            *x = _mm512_add_epi32(_mm512_add_epi32(product, q), rank);
         }
+        *x = refill(*x, words);
         let odd = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<24>(entries[1]));
         _mm512_or_si512(_mm512_srli_epi32::<24>(entries[0]), odd)
     }
@@ -278,8 +284,7 @@ struct Shared<'a> {
 /// Decodes one row of a block.
 ///
 /// # Safety
-/// 32 words can be read at the group's words, 16 of them beyond need. The machine must have the
-/// instructions.
+/// 32 words can be read at the group's words. The machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
     shared: &Shared<'_>,
@@ -330,8 +335,8 @@ pub(super) fn decode_fused<
         |groups, ahead, lines| {
             for row in 0..ROWS {
                 ahead.fetch(lines);
-                // SAFETY: a group takes at most 256 words, so 16 more can be read before each
-                // vector's; the machine has the instructions.
+                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+                // instructions.
                 each_block!(N, |i| unsafe {
                     decode_row::<UNIT, RESIDUAL, BITS>(&shared, &mut states[i], &mut groups[i], row)
                 });
@@ -346,7 +351,7 @@ pub(super) fn decode_fused<
 
 /// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups
 /// done.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 #[allow(clippy::undocumented_unsafe_blocks)] // not seen through macros
 pub(super) fn decode_symbols<const N: usize>(
     head: &Head,
@@ -368,8 +373,7 @@ pub(super) fn decode_symbols<const N: usize>(
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let ($table, $x, $words) = (tables[i], &mut states[i], &mut words[i]);
-                        // SAFETY: `words_ahead` saw 256 words for this group and 16 more; a row is
-                        // 32 bytes.
+                        // SAFETY: `words_ahead` saw a word for each symbol; a row is 32 bytes.
                         unsafe {
                             let symbols = _mm512_and_si512($step, mask);
                             let symbols = _mm512_cvtepi16_epi8(symbols);
