@@ -6,6 +6,7 @@ use crate::device::{Device, check_size};
 use crate::dispatch::Dispatcher;
 use crate::error::Result;
 use crate::options::WgpuOptions;
+use crate::scratch::Scratch;
 use crate::tuning::Tuning;
 
 /// Matrix products on a Vulkan, Metal or DX12 device.
@@ -34,9 +35,11 @@ pub struct Wgpu {
     pub(crate) device: Device,
     pub(crate) dispatcher: Dispatcher,
     pub(crate) tuning: Mutex<Tuning>,
-    /// The buffer into which matrices are decoded for a product. It is kept, since wgpu fills each
-    /// new buffer with zeros, which takes time.
-    pub(crate) decoded: Mutex<Option<wgpu::Buffer>>,
+    /// The matrix that is decoded for a product.
+    pub(crate) decoded: Scratch,
+    /// What attention has for each tile of positions.
+    #[cfg(feature = "transformer")]
+    pub(crate) tiles: Scratch,
 }
 
 impl std::fmt::Debug for Wgpu {
@@ -77,7 +80,9 @@ impl Wgpu {
             device,
             dispatcher: Dispatcher::default(),
             tuning: Mutex::default(),
-            decoded: Mutex::default(),
+            decoded: Scratch::default(),
+            #[cfg(feature = "transformer")]
+            tiles: Scratch::default(),
         }
     }
 

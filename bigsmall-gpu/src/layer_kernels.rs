@@ -7,8 +7,10 @@ pub(crate) enum LayerKernel {
     RmsNorm,
     /// Rotary position embedding.
     Rope,
-    /// Causal attention over the keys and values of earlier positions.
+    /// Causal attention over the keys and values of earlier positions, tile by tile.
     Attention,
+    /// Joins the tiles of [`LayerKernel::Attention`].
+    AttentionJoin,
     /// silu(gate) * up.
     SiluMul,
     /// Adds one buffer to another.
@@ -19,10 +21,11 @@ pub(crate) enum LayerKernel {
 
 impl LayerKernel {
     /// Every kernel.
-    pub(crate) const ALL: [LayerKernel; 6] = [
+    pub(crate) const ALL: [LayerKernel; 7] = [
         LayerKernel::RmsNorm,
         LayerKernel::Rope,
         LayerKernel::Attention,
+        LayerKernel::AttentionJoin,
         LayerKernel::SiluMul,
         LayerKernel::Add,
         LayerKernel::Argmax,
@@ -33,6 +36,7 @@ impl LayerKernel {
             LayerKernel::RmsNorm => "rms_norm",
             LayerKernel::Rope => "rope",
             LayerKernel::Attention => "attention",
+            LayerKernel::AttentionJoin => "attention_join",
             LayerKernel::SiluMul => "silu_mul",
             LayerKernel::Add => "add",
             LayerKernel::Argmax => "argmax",
@@ -45,6 +49,7 @@ impl LayerKernel {
             LayerKernel::RmsNorm => include_str!("shaders/rms_norm.wgsl"),
             LayerKernel::Rope => include_str!("shaders/rope.wgsl"),
             LayerKernel::Attention => include_str!("shaders/attention.wgsl"),
+            LayerKernel::AttentionJoin => include_str!("shaders/attention_join.wgsl"),
             LayerKernel::SiluMul => include_str!("shaders/silu_mul.wgsl"),
             LayerKernel::Add => include_str!("shaders/add.wgsl"),
             LayerKernel::Argmax => include_str!("shaders/argmax.wgsl"),

@@ -58,6 +58,8 @@ mod pack_host;
 mod recorder;
 #[cfg(feature = "wgpu")]
 mod rows;
+#[cfg(feature = "wgpu")]
+mod scratch;
 #[cfg(feature = "transformer")]
 mod transformer;
 #[cfg(feature = "wgpu")]

@@ -149,17 +149,7 @@ impl Recorder<'_> {
     fn decode_plain(&mut self, matrix: &Matrix, shard: &Shard) -> Result<wgpu::Buffer> {
         let device = &self.gpu.device;
         let words = shard.rows * matrix.shape.plain_words();
-        let plain = {
-            let mut kept = self.gpu.decoded.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*kept {
-                Some(buffer) if buffer.size() >= 4 * words as u64 => buffer.clone(),
-                _ => {
-                    // Release the old buffer first, so that only one exists at a time.
-                    *kept = None;
-                    kept.insert(device.storage("decoded", words)?).clone()
-                }
-            }
-        };
+        let plain = self.gpu.decoded.get(device, "decoded", words)?;
         let grid = fold(groups(shard.rows as u64 * matrix.shape.segments as u64), device)?;
         let bindings: Vec<_> =
             [(2, &plain)].into_iter().chain((3..).zip(shard.bindings())).collect();

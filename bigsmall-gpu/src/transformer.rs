@@ -7,6 +7,10 @@ use crate::kernels::Kernel;
 use crate::layer_kernels::LayerKernel;
 use crate::recorder::Recorder;
 
+/// The most bytes for the results of tiles of one dispatch of attention, unless one token needs
+/// more.
+const TILES_BYTES: u64 = 32 << 20;
+
 /// The heads of an attention layer. A vector holds its heads one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -31,7 +35,10 @@ pub(crate) struct LayerParams {
     position: u32,
     /// The bits of an f32.
     number: u32,
-    spare: u32,
+    /// The first vector.
+    first: u32,
+    /// Tiles of positions.
+    tiles: u32,
 }
 
 /// The kernels of a transformer layer, on f32 values in buffers. They are recorded like
@@ -137,9 +144,43 @@ impl Recorder<'_> {
             ..LayerParams::default()
         };
         let all = rows as u64 * queries as u64 * dim as u64;
-        let kept = (position as u64 + rows as u64) * kv_heads as u64 * dim as u64;
-        let bound = [(1, q, all), (2, y, all), (3, keys, kept), (4, values, kept)];
-        self.layer_kernel(LayerKernel::Attention, params, &bound, rows as u64 * queries as u64)
+        let past = (position as u64 + rows as u64) * kv_heads as u64 * dim as u64;
+        let bound = [(1, q, all), (2, y, all), (3, keys, past), (4, values, past)];
+        self.check_all(&bound)?;
+        if all == 0 {
+            return Ok(());
+        }
+        // Several tiles need memory for the result of each, so a long prompt takes a few
+        // dispatches. The memory is for a power of two of tiles: a context grows token by token.
+        let vector_words = dim as u64 + 4;
+        let most_tiles = tiles_of(position, rows).next_power_of_two();
+        let row_words = queries as u64 * most_tiles * vector_words;
+        let most_words = self.gpu.device.largest_binding().min(TILES_BYTES) / 4;
+        let at_once = (most_words / row_words).clamp(1, rows as u64) as usize;
+        for first in (0..rows).step_by(at_once) {
+            let n = at_once.min(rows - first);
+            let tiles = tiles_of(position + first, n);
+            let params = LayerParams {
+                rows: n as u32,
+                first: first as u32,
+                position: (position + first) as u32,
+                tiles: tiles as u32,
+                ..params
+            };
+            let vectors = n as u64 * queries as u64;
+            if tiles == 1 {
+                self.layer_kernel(LayerKernel::Attention, params, &bound, vectors)?;
+                continue;
+            }
+            let words = at_once as u64 * row_words;
+            let joined = self.gpu.tiles.get(&self.gpu.device, "attention", words as usize)?;
+            let n_joined = vectors * tiles * vector_words;
+            let tile = [(1, q, all), (2, &joined, n_joined), (3, keys, past), (4, values, past)];
+            self.layer_kernel(LayerKernel::Attention, params, &tile, vectors * tiles)?;
+            let join = [(1, &joined, n_joined), (2, y, all)];
+            self.layer_kernel(LayerKernel::AttentionJoin, params, &join, vectors)?;
+        }
+        Ok(())
     }
 
     /// Records `gate = gate / (1 + exp(-gate)) * up` in place, for `n` values.
@@ -188,15 +229,7 @@ impl Recorder<'_> {
         bound: &[(u32, &wgpu::Buffer, u64)],
         workgroups: u64,
     ) -> Result<()> {
-        for (_, buffer, n) in bound {
-            // The shaders index with u32.
-            if *n > u64::from(u32::MAX) {
-                return Err(Error::new(ErrorKind::TooLarge)
-                    .expected("less than 2^32 values")
-                    .found(n));
-            }
-            self.gpu.device.check_bound(buffer, 4 * n)?;
-        }
+        self.check_all(bound)?;
         if workgroups == 0 {
             return Ok(());
         }
@@ -208,6 +241,25 @@ impl Recorder<'_> {
             fold(workgroups, &self.gpu.device)?,
         )
     }
+
+    /// An error if a buffer does not hold its number of values.
+    fn check_all(&self, bound: &[(u32, &wgpu::Buffer, u64)]) -> Result<()> {
+        for (_, buffer, n) in bound {
+            // The shaders index with u32.
+            if *n > u64::from(u32::MAX) {
+                return Err(Error::new(ErrorKind::TooLarge)
+                    .expected("less than 2^32 values")
+                    .found(n));
+            }
+            self.gpu.device.check_bound(buffer, 4 * n)?;
+        }
+        Ok(())
+    }
+}
+
+/// The tiles of 256 positions that the last of `rows` tokens uses.
+fn tiles_of(position: usize, rows: usize) -> u64 {
+    (position as u64 + rows as u64).div_ceil(256)
 }
 
 fn small(n: usize) -> Result<u32> {

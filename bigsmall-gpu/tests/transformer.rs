@@ -18,6 +18,7 @@ fn main() {
 const TESTS: &[(&str, fn())] = &[
     ("norms_follow_the_twin", norms_follow_the_twin),
     ("heads_turn_and_attend_as_the_twin", heads_turn_and_attend_as_the_twin),
+    ("tokens_attend_the_same_alone_and_together", tokens_attend_the_same_alone_and_together),
     ("values_are_joined_and_found", values_are_joined_and_found),
 ];
 
@@ -79,6 +80,36 @@ fn heads_turn_and_attend_as_the_twin() {
     assert_eq!(attend(4, 2, 8, usize::MAX), Err(ErrorKind::TooLarge));
     let odd = gpu().submit(|r| r.rope_in_place(&short, &short, 1, 3, 0, 1));
     assert_eq!(odd.unwrap_err().kind(), ErrorKind::Argument);
+}
+
+/// Alone, a token before position 256 takes one kernel; beside a later one it takes two. On the
+/// last device, a dispatch has memory for few tokens.
+fn tokens_attend_the_same_alone_and_together() {
+    let heads = Heads { queries: 6, keys: 2, dim: 12 };
+    let small = small_device(|l| l.max_storage_buffer_binding_size = 2500 * 4 * 2 * 12);
+    let (position, rows) = (250, 2250);
+    let row = heads.queries * heads.dim;
+    let n = (position + rows) * heads.keys * heads.dim;
+    let (q, k, v) = (model_x(rows * row, 86), model_x(n, 87), model_x(n, 88));
+    let mut all = Vec::new();
+    for gpu in [gpu(), &small] {
+        let at_once = if all.is_empty() { rows } else { 750 };
+        let (k, v) = (buffer(gpu, &k), buffer(gpu, &v));
+        let mut together = Vec::new();
+        for (first, q) in (0..rows).step_by(at_once).zip(q.chunks(at_once * row)) {
+            let (q, y) = (buffer(gpu, q), gpu.new_buffer(at_once * row).unwrap());
+            let position = position + first;
+            gpu.submit(|r| r.attention(&q, &k, &v, heads, position, at_once, &y)).unwrap();
+            together.extend(read(gpu, &y, at_once * row));
+        }
+        for i in [0, 5, 6, 7, 261, 262, 263, rows - 1] {
+            let (q, y) = (buffer(gpu, &q[i * row..][..row]), gpu.new_buffer(row).unwrap());
+            gpu.submit(|r| r.attention(&q, &k, &v, heads, position + i, 1, &y)).unwrap();
+            assert_eq!(bits(&read(gpu, &y, row)), bits(&together[i * row..][..row]), "token {i}");
+        }
+        all.push(bits(&together));
+    }
+    assert_eq!(all[0], all[1]);
 }
 
 fn values_are_joined_and_found() {

@@ -43,6 +43,14 @@ pub fn rope(x: &mut [f32], angles: &[f32], heads: usize, dim: usize, position: u
     }
 }
 
+/// A tile of positions: the largest score, the sum of the weights, and the weighted sum of the
+/// values.
+struct Tile {
+    largest: f32,
+    total: f32,
+    sum: Vec<f32>,
+}
+
 /// One head of one token that uses `count` positions. `keys` and `values` begin at its head, and
 /// consecutive positions are `stride` values apart.
 pub fn attention(
@@ -53,42 +61,67 @@ pub fn attention(
     count: usize,
     fma: Fma,
 ) -> Vec<f32> {
-    const LEAST: f32 = -3.0e38;
-    let (dim, quads) = (q.len(), q.len() / 4);
-    let parts = 256 / quads;
+    let dim = q.len();
+    let parts = 256 / (dim / 4);
     let scale = (1.0 / (dim as f64).sqrt()) as f32;
     let query: Vec<f32> = q.iter().map(|q| q * scale).collect();
-    let (mut largest, mut total) = (LEAST, 0.0);
-    let mut sums = vec![vec![0f32; dim]; parts];
-    for first in (0..count).step_by(256) {
-        let here = 256.min(count - first);
-        let scores: [f32; 256] = std::array::from_fn(|thread| {
-            if thread >= here {
-                return LEAST;
-            }
-            let key = &keys[(first + thread) * stride..][..dim];
-            let mut chains = [0f32; 4];
-            for (i, (q, k)) in query.iter().zip(key).enumerate() {
-                chains[i % 4] = fma(*q, *k, chains[i % 4]);
-            }
-            (chains[0] + chains[1]) + (chains[2] + chains[3])
-        });
-        let now = largest.max(tree(scores, f32::max));
-        let weights: [f32; 256] =
-            std::array::from_fn(|t| if t < here { (scores[t] - now).exp() } else { 0.0 });
-        let shrink = (largest - now).exp();
-        total = fma(total, shrink, tree(weights, |a, b| a + b));
-        for (part, sum) in sums.iter_mut().enumerate() {
-            for (d, sum) in sum.iter_mut().enumerate() {
-                let chain = (part..here)
-                    .step_by(parts)
-                    .fold(0.0, |chain, i| fma(weights[i], values[(first + i) * stride + d], chain));
-                *sum = fma(*sum, shrink, chain);
-            }
-        }
-        largest = now;
+    let tiles: Vec<Tile> = (0..count)
+        .step_by(256)
+        .map(|first| {
+            let from = first * stride;
+            let here = 256.min(count - first);
+            attention_tile(&query, &keys[from..], &values[from..], stride, here, fma)
+        })
+        .collect();
+    if let [tile] = &tiles[..] {
+        return tile.sum.iter().map(|sum| sum / tile.total).collect();
     }
-    (0..dim).map(|d| sums[1..].iter().fold(sums[0][d], |all, sum| all + sum[d]) / total).collect()
+    let largest = tiles.iter().fold(LEAST, |most, tile| most.max(tile.largest));
+    let shrink: Vec<f32> = tiles.iter().map(|tile| (tile.largest - largest).exp()).collect();
+    // One chain for each part, then the chains in order.
+    let joined = |of: &dyn Fn(usize) -> f32| {
+        let chain = |part: usize| {
+            let every = (part..tiles.len()).step_by(parts);
+            every.fold(0.0, |chain, i| fma(shrink[i], of(i), chain))
+        };
+        (1..parts).fold(chain(0), |all, part| all + chain(part))
+    };
+    let total = joined(&|i| tiles[i].total);
+    (0..dim).map(|d| joined(&|i| tiles[i].sum[d]) / total).collect()
+}
+
+const LEAST: f32 = -3.0e38;
+
+fn attention_tile(
+    query: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    stride: usize,
+    here: usize,
+    fma: Fma,
+) -> Tile {
+    let dim = query.len();
+    let parts = 256 / (dim / 4);
+    let scores: [f32; 256] = std::array::from_fn(|thread| {
+        if thread >= here {
+            return LEAST;
+        }
+        let key = &keys[thread * stride..][..dim];
+        let mut chains = [0f32; 4];
+        for (i, (q, k)) in query.iter().zip(key).enumerate() {
+            chains[i % 4] = fma(*q, *k, chains[i % 4]);
+        }
+        (chains[0] + chains[1]) + (chains[2] + chains[3])
+    });
+    let largest = tree(scores, f32::max);
+    let weights: [f32; 256] =
+        std::array::from_fn(|t| if t < here { (scores[t] - largest).exp() } else { 0.0 });
+    let chain = |part: usize, d: usize| {
+        let every = (part..here).step_by(parts);
+        every.fold(0.0, |chain, i| fma(weights[i], values[i * stride + d], chain))
+    };
+    let sum = |d| (1..parts).fold(chain(0, d), |all, part| all + chain(part, d));
+    Tile { largest, total: tree(weights, |a, b| a + b), sum: (0..dim).map(sum).collect() }
 }
 
 pub fn silu_mul(gate: f32, up: f32) -> f32 {

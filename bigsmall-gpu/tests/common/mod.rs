@@ -146,7 +146,8 @@ pub fn angles(positions: usize, dim: usize) -> Vec<f32> {
     each.flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect()
 }
 
-/// Heads of queries, heads of keys, values of a head, position of the first token, tokens.
+/// Heads of queries, heads of keys, values of a head, position of the first token, tokens. Around
+/// one, two and five tiles of 256 positions, and more tiles than a workgroup has threads.
 pub const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (1, 1, 4, 0, 1),
     (4, 2, 8, 0, 5),
@@ -155,6 +156,11 @@ pub const ATTENTIONS: &[(usize, usize, usize, usize, usize)] = &[
     (2, 1, 80, 1000, 1),
     (3, 1, 128, 511, 3),
     (1, 1, 256, 70, 1),
+    (2, 2, 32, 254, 1),
+    (2, 2, 32, 255, 1),
+    (2, 2, 32, 256, 1),
+    (4, 1, 128, 1278, 4),
+    (3, 1, 4, 70_000, 2),
 ];
 
 /// Matrices with every kind of block (coded, constant, raw), with and without exceptions, with a
