@@ -42,33 +42,52 @@ fn add_sums(t: ptr<function, Sums>, s: Sums) {
   (*t).n{n} += s.n{n};
 }
 
-// The sums of all threads of the workgroup, column by column.
-var<workgroup> partial: array<f32, 256u * COLUMNS>;
+// The sums of the threads of the workgroup, column by column; with 8 columns those of half of them.
+// So with codes of 3 bits, which take 8 KiB, a kernel has at most 12 KiB of workgroup memory.
+const PLACES: u32 = select(256u, 128u, COLUMNS == 8u);
+var<workgroup> partial: array<f32, PLACES * COLUMNS>;
 
-fn publish(s: Sums, thread: u32) {
-  partial[thread] = s.n0;
-  partial[{n}u * 256u + thread] = s.n{n};
+fn publish(s: Sums, at: u32) {
+  partial[at] = s.n0;
+  partial[{n}u * PLACES + at] = s.n{n};
 }
 
-fn fold(thread: u32, half: u32) {
-  partial[thread] += partial[thread + half];
-  partial[{n}u * 256u + thread] += partial[{n}u * 256u + thread + half];
+fn collect(s: Sums, at: u32) {
+  partial[at] += s.n0;
+  partial[{n}u * PLACES + at] += s.n{n};
 }
 
-fn store(thread: u32, row: u32) {
+fn fold(at: u32, half: u32) {
+  partial[at] += partial[at + half];
+  partial[{n}u * PLACES + at] += partial[{n}u * PLACES + at + half];
+}
+
+fn store(place: u32, row: u32) {
   let at = p.start * p.all_rows + row;
-  y[at] = partial[thread];
-  if ({n}u < p.count) { y[at + {n}u * p.all_rows] = partial[{n}u * 256u + thread]; }
+  y[at] = partial[place];
+  if ({n}u < p.count) { y[at + {n}u * p.all_rows] = partial[{n}u * PLACES + place]; }
 }
 
 // Adds the sums of the 32 lanes of a row, and stores the results if the row exists. All threads
 // must call it.
 fn finish(sums: Sums, thread: u32, row: u32) {
-  publish(sums, thread);
+  let lane = thread & 31u;
+  var at = thread;
+  var half = 16u;
+  if (COLUMNS == 8u) {
+    // Lanes l and l + 16 share a place.
+    at = thread / 32u * 16u + (thread & 15u);
+    half = 8u;
+    if (lane >= 16u) { publish(sums, at); }
+    workgroupBarrier();
+    if (lane < 16u) { collect(sums, at); }
+  } else {
+    publish(sums, thread);
+  }
   workgroupBarrier();
-  for (var half = 16u; half > 0u; half >>= 1u) {
-    if ((thread & 31u) < half) { fold(thread, half); }
+  for (; half > 0u; half >>= 1u) {
+    if (lane < half) { fold(at, half); }
     workgroupBarrier();
   }
-  if ((thread & 31u) == 0u && row < p.rows) { store(thread, p.first_row + row); }
+  if (lane == 0u && row < p.rows) { store(at, p.first_row + row); }
 }
