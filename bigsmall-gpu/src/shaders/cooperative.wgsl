@@ -64,12 +64,16 @@ fn multiply_tile(workgroup: vec3<u32>, grid: vec3<u32>, thread: u32, subgroup: u
       at_c = open_segment(c, segment, lane);
       at_d = open_segment(d, segment, lane);
     }
+    let held_a = hold_block(a, block, lane);
+    let held_b = hold_block(b, block, lane);
+    let held_c = hold_block(c, block, lane);
+    let held_d = hold_block(d, block, lane);
     let steps = select(p.tail, 8u, block < p.blocks);
     for (var step = 0u; step < steps; step++) {
-      put(group, lane, load_step(a, block, step, lane, &at_a));
-      put(group + 8u, lane, load_step(b, block, step, lane, &at_b));
-      put(group + 16u, lane, load_step(c, block, step, lane, &at_c));
-      put(group + 24u, lane, load_step(d, block, step, lane, &at_d));
+      put(group, lane, load_step(held_a, block, step, lane, &at_a));
+      put(group + 8u, lane, load_step(held_b, block, step, lane, &at_b));
+      put(group + 16u, lane, load_step(held_c, block, step, lane, &at_c));
+      put(group + 24u, lane, load_step(held_d, block, step, lane, &at_d));
       workgroupBarrier();
       let k = block * 1024u + step * 128u;
       for (var i = 0u; i < 256u / (TILE * TILE); i++) {

@@ -27,8 +27,9 @@ fn decode_plain(@builtin(workgroup_id) workgroup: vec3<u32>,
     decoded[at + 193u] = w.d.zw;
   }
   if (segment + 1u == p.segments) {
+    let held = hold_block(row, p.blocks, lane);
     for (var step = 0u; step < p.tail; step++) {
-      let pair = load_step(row, p.blocks, step, lane, &cursor);
+      let pair = load_step(held, p.blocks, step, lane, &cursor);
       decoded[start + p.blocks * 256u + step * 32u + lane] = mask_columns(pair, step, lane);
     }
   }

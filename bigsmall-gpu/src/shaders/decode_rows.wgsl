@@ -40,9 +40,10 @@ fn decode_rows(@builtin(workgroup_id) workgroup: vec3<u32>,
     write_four(out_row, k + 896u, w.d.zw);
   }
   if (segment + 1u == p.segments) {
+    let held = hold_block(row, p.blocks, lane);
     for (var step = 0u; step < p.tail; step++) {
       let k = p.blocks * 1024u + step * 128u + lane * 4u;
-      write_four(out_row, k, load_step(row, p.blocks, step, lane, &cursor));
+      write_four(out_row, k, load_step(held, p.blocks, step, lane, &cursor));
     }
   }
 }

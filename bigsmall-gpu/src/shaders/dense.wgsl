@@ -44,11 +44,16 @@ fn join(sm: u32, e: u32) -> vec2<u32> {
                    (turned & 0x807f807fu) | ((e >> 1u) & 0x7f807f80u));
 }
 
+// What the steps of one block of a row share: the codes of the lane, two steps a word, and the
+// place of the signs and mantissas.
+struct Held { codes: vec4<u32>, bytes_at: u32 }
+
 // The signs and mantissas of one step.
-fn step_bytes(row: u32, block: u32, step: u32, lane: u32) -> u32 {
-  let at = row * (p.blocks * 64u + p.tail * 8u) + block * 64u;
-  if (block < p.blocks) {
-    return bytes[at + (step >> 2u) * 32u + lane][step & 3u];
-  }
-  return bytes[at + step * 8u + (lane >> 2u)][lane & 3u];
+fn step_bytes(h: Held, block: u32, step: u32, lane: u32) -> u32 {
+  if (block < p.blocks) { return bytes[h.bytes_at + (step >> 2u) * 32u + lane][step & 3u]; }
+  return bytes[h.bytes_at + step * 8u + (lane >> 2u)][lane & 3u];
+}
+
+fn bytes_place(row: u32, block: u32) -> u32 {
+  return row * (p.blocks * 64u + p.tail * 8u) + block * 64u;
 }

@@ -27,9 +27,10 @@ fn gather(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let blocks = p.blocks + select(0u, 1u, p.tail != 0u);
   let end = min(blocks, (segment + 1u) * SEGMENT_BLOCKS);
   for (var block = segment * SEGMENT_BLOCKS; block < end; block++) {
+    let held = hold_block(row, block, lane);
     let steps = select(p.tail, 8u, block < p.blocks);
     for (var step = 0u; step < steps; step++) {
-      let w = weights(load_step(row, block, step, lane, &cursor));
+      let w = weights(load_step(held, block, step, lane, &cursor));
       write_four(at, block * 1024u + step * 128u + lane * 4u, w);
     }
   }

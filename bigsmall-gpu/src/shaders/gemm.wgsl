@@ -41,13 +41,17 @@ fn gemm(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
       at_c = open_segment(c, segment, lane);
       at_d = open_segment(d, segment, lane);
     }
+    let held_a = hold_block(a, block, lane);
+    let held_b = hold_block(b, block, lane);
+    let held_c = hold_block(c, block, lane);
+    let held_d = hold_block(d, block, lane);
     let steps = select(p.tail, 8u, block < p.blocks);
     for (var step = 0u; step < steps; step++) {
       let slot = group * 33u + lane;
-      tile[slot] = load_step(a, block, step, lane, &at_a);
-      tile[slot + 264u] = load_step(b, block, step, lane, &at_b);
-      tile[slot + 528u] = load_step(c, block, step, lane, &at_c);
-      tile[slot + 792u] = load_step(d, block, step, lane, &at_d);
+      tile[slot] = load_step(held_a, block, step, lane, &at_a);
+      tile[slot + 264u] = load_step(held_b, block, step, lane, &at_b);
+      tile[slot + 528u] = load_step(held_c, block, step, lane, &at_c);
+      tile[slot + 792u] = load_step(held_d, block, step, lane, &at_d);
       workgroupBarrier();
       let k4 = block * 256u + step * 32u;
       let runs = min(8u, (p.x_stride - k4) / 4u);

@@ -33,8 +33,9 @@ fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
     }
     if (segment + 1u == p.segments && p.tail != 0u) {
       var chains = Chains();
+      let held = hold_block(row, p.blocks, lane);
       for (var step = 0u; step < p.tail; step++) {
-        let w = weights(load_step(row, p.blocks, step, lane, &cursor));
+        let w = weights(load_step(held, p.blocks, step, lane, &cursor));
         let k4 = p.blocks * 256u + step * 32u + lane;
         if (k4 < p.x_stride) { multiply(&chains, w, k4); }
       }

@@ -36,9 +36,11 @@ fn matvec(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
     if (segment + 1u == p.segments && p.tail != 0u) {
       var chains_a = Chains();
       var chains_b = Chains();
+      let held_a = hold_block(a, p.blocks, lane);
+      let held_b = hold_block(b, p.blocks, lane);
       for (var step = 0u; step < p.tail; step++) {
-        let u = weights(load_step(a, p.blocks, step, lane, &at_a));
-        let v = weights(load_step(b, p.blocks, step, lane, &at_b));
+        let u = weights(load_step(held_a, p.blocks, step, lane, &at_a));
+        let v = weights(load_step(held_b, p.blocks, step, lane, &at_b));
         let k4 = p.blocks * 256u + step * 32u + lane;
         if (k4 < p.x_stride) { multiply_two(&chains_a, &chains_b, u, v, k4); }
       }

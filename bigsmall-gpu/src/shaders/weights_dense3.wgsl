@@ -65,15 +65,19 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
                vec4<u32>(join(sm1.z, slots[1][thread][2]), join(sm1.w, slots[1][thread][3])));
 }
 
-fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
-  let at = row * (p.blocks * 96u + min(3u, (p.tail + 1u) >> 1u) * 32u) + block * 96u + lane;
-  var two: u32;
-  if (step < 6u) {
-    two = codes[at + (step >> 1u) * 32u];
-  } else {
-    two = last_codes(codes[at], codes[at + 32u], codes[at + 64u]);
-  }
-  let c = (two >> ((step & 1u) * 4u)) & 0x07070707u;
+fn hold_block(row: u32, block: u32, lane: u32) -> Held {
+  let tail_words = min(3u, (p.tail + 1u) >> 1u);
+  let at = row * (p.blocks * 96u + tail_words * 32u) + block * 96u + lane;
+  // A short tail has no second or third word; no step reads them.
+  let last = select(tail_words - 1u, 2u, block < p.blocks) * 32u;
+  let w0 = codes[at];
+  let w1 = codes[at + min(32u, last)];
+  let w2 = codes[at + last];
+  return Held(vec4<u32>(w0, w1, w2, last_codes(w0, w1, w2)), bytes_place(row, block));
+}
+
+fn load_step(h: Held, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
+  let c = (h.codes[step >> 1u] >> ((step & 1u) * 4u)) & 0x07070707u;
   let e = patch_exponents(c + p.base, (c + 0x01010101u) & 0x08080808u, cursor);
-  return join(step_bytes(row, block, step, lane), e);
+  return join(step_bytes(h, block, step, lane), e);
 }

@@ -38,15 +38,20 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
                vec4<u32>(join(sm1.z, e6), join(sm1.w, e7)));
 }
 
-fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
-  let at = row * (p.blocks * 32u + ((p.tail + 1u) >> 1u) * 8u) + block * 32u;
-  var w: u32;
-  if (block < p.blocks) {
-    w = codes[at + lane][step >> 1u];
-  } else {
-    w = codes[at + (step >> 1u) * 8u + (lane >> 2u)][lane & 3u];
-  }
-  let c = (w >> ((step & 1u) * 4u)) & 0x0f0f0f0fu;
+fn hold_block(row: u32, block: u32, lane: u32) -> Held {
+  let tail_words = (p.tail + 1u) >> 1u;
+  let at = row * (p.blocks * 32u + tail_words * 8u) + block * 32u;
+  if (block < p.blocks) { return Held(codes[at + lane], bytes_place(row, block)); }
+  // A short tail has less than four words; no step reads the others.
+  let last = tail_words * 8u - 8u;
+  let first = at + (lane >> 2u);
+  let w = vec4<u32>(codes[first][lane & 3u], codes[first + min(8u, last)][lane & 3u],
+                    codes[first + min(16u, last)][lane & 3u], codes[first + last][lane & 3u]);
+  return Held(w, bytes_place(row, block));
+}
+
+fn load_step(h: Held, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
+  let c = (h.codes[step >> 1u] >> ((step & 1u) * 4u)) & 0x0f0f0f0fu;
   let e = patch_exponents(c + p.base, marks4(c), cursor);
-  return join(step_bytes(row, block, step, lane), e);
+  return join(step_bytes(h, block, step, lane), e);
 }

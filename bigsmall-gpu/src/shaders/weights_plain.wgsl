@@ -9,12 +9,18 @@ fn load_block(row: u32, block: u32, lane: u32, thread: u32, cursor: ptr<function
   return Block(plain[at], plain[at + 32u], plain[at + 64u], plain[at + 96u]);
 }
 
-fn load_step(row: u32, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
-  let at = row * (p.blocks * 128u + p.tail * 16u) + block * 128u;
+// What the steps of one block of a row share.
+struct Held { at: u32 }
+
+fn hold_block(row: u32, block: u32, lane: u32) -> Held {
+  return Held(row * (p.blocks * 128u + p.tail * 16u) + block * 128u);
+}
+
+fn load_step(h: Held, block: u32, step: u32, lane: u32, cursor: ptr<function, u32>) -> vec2<u32> {
   if (block < p.blocks) {
-    let two = plain[at + (step >> 1u) * 32u + lane];
+    let two = plain[h.at + (step >> 1u) * 32u + lane];
     return select(two.xy, two.zw, (step & 1u) == 1u);
   }
-  let two = plain[at + step * 16u + (lane >> 1u)];
+  let two = plain[h.at + step * 16u + (lane >> 1u)];
   return select(two.xy, two.zw, (lane & 1u) == 1u);
 }

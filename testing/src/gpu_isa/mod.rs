@@ -218,6 +218,10 @@ fn main_loop<'a>(kernel: &KernelSource, loops: &'a [Loop]) -> Option<&'a Loop> {
         let run = loops.iter().max_by_key(|l| l.own.fmas)?;
         return loops.iter().filter(|l| l.holds(run)).max_by_key(|l| l.depth);
     }
+    if kernel.entry == "cooperative" {
+        // The loop that decodes a step into workgroup memory.
+        return loops.iter().max_by_key(|l| l.own.lds);
+    }
     loops.iter().max_by_key(|l| l.own.bytes)
 }
 
