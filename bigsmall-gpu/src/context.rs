@@ -31,6 +31,9 @@ use crate::tuning::Tuning;
 /// of [`new_buffer`](Self::new_buffer) are plain wgpu buffers. wgpu refuses a buffer of another
 /// device if both devices were made by [`headless`](Self::headless), or by one instance of the
 /// caller.
+///
+/// The buffers that the last two recordings used stay in device memory until the next recording,
+/// until the next new buffer, or until any weights are dropped.
 pub struct Wgpu {
     pub(crate) device: Device,
     pub(crate) dispatcher: Dispatcher,

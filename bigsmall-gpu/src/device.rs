@@ -11,6 +11,7 @@ use crate::adapter::{
     choose_unit, features_of, few_instructions, find_adapter, has_32_lanes, instance,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::groups::Groups;
 use crate::kernels::MatrixUnit;
 use crate::options::{Cooperative, WgpuOptions};
 
@@ -30,6 +31,8 @@ pub(crate) struct Device {
     /// The number of this device, unique in the process. wgpu's own numbers are unique only within
     /// one instance.
     pub(crate) id: u64,
+    /// Bind groups of the last recordings.
+    pub(crate) groups: Arc<Groups>,
     lost: Arc<OnceLock<String>>,
 }
 
@@ -103,6 +106,7 @@ impl Device {
             few_instructions,
             matrix_unit,
             id,
+            groups: Arc::default(),
             lost,
         }
     }
@@ -146,6 +150,8 @@ impl Device {
                 .expected(format!("a buffer of at most {most} bytes"))
                 .found(size));
         }
+        // What only bind groups keep is free before more is taken.
+        self.groups.clear();
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -227,6 +233,8 @@ impl Device {
         // A reported error takes precedence over the result of `work`, which may be its
         // consequence. So may a validation error be one of the other two.
         let Some(error) = memory.or(internal).or(validation) else { return done };
+        // A bind group that could not be made is no use to later recordings.
+        self.groups.clear();
         // wgpu does not report the loss of a device as an error, only the consequences.
         self.probe()?;
         Err(error_of(error))

@@ -89,20 +89,29 @@ impl Dispatcher {
         [x, y, z]: [u32; 3],
     ) -> Result<()> {
         let pipeline = self.pipeline(device, kernel)?;
-        let params = self.params(device, bytemuck::bytes_of(params))?;
-        let entries: Vec<wgpu::BindGroupEntry<'_>> = [(0, &params)]
-            .into_iter()
-            .chain(bindings.iter().copied())
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
-        let group = device.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.entry()),
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &entries,
-        });
+        let params = bytemuck::bytes_of(params);
+        let make = || {
+            let params = self.params(device, params)?;
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = [(0, &params)]
+                .into_iter()
+                .chain(bindings.iter().copied())
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: buffer.as_entire_binding(),
+                })
+                .collect();
+            Ok(device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(kernel.entry()),
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &entries,
+            }))
+        };
+        let group = if kernel.has_a_position() {
+            make()?
+        } else {
+            let buffers = bindings.iter().map(|&(at, buffer)| (at, buffer.clone())).collect();
+            device.groups.get((kernel, params.into(), buffers), make)?
+        };
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(x, y, z);

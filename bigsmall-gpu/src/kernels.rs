@@ -184,6 +184,16 @@ impl Kernel {
         }
     }
 
+    /// Whether the position of a token is one of the parameters, so that no two steps of a model
+    /// are equal.
+    pub(crate) fn has_a_position(self) -> bool {
+        #[cfg(feature = "transformer")]
+        if let Kernel::Layer(kernel) = self {
+            return kernel.has_a_position();
+        }
+        false
+    }
+
     /// The WGSL source: the kernel's files, concatenated.
     pub(crate) fn source(self) -> String {
         let form = match self {

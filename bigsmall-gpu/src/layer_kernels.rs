@@ -43,6 +43,12 @@ impl LayerKernel {
         }
     }
 
+    /// Whether the position of a token is one of the parameters.
+    pub(crate) fn has_a_position(self) -> bool {
+        use LayerKernel::{Attention, AttentionJoin, Rope};
+        matches!(self, Rope | Attention | AttentionJoin)
+    }
+
     /// The WGSL source.
     pub(crate) fn source(self) -> String {
         let kernel = match self {

@@ -37,6 +37,8 @@ mod device;
 #[cfg(feature = "wgpu")]
 mod dispatch;
 #[cfg(feature = "wgpu")]
+mod groups;
+#[cfg(feature = "wgpu")]
 mod kernels;
 #[cfg(feature = "transformer")]
 mod layer_kernels;

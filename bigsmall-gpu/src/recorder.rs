@@ -38,7 +38,12 @@ impl std::fmt::Debug for Recorder<'_> {
     }
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    fn new(gpu: &'a Wgpu, encoder: &'a mut wgpu::CommandEncoder) -> Self {
+        gpu.device.groups.turn();
+        Recorder { gpu, encoder, pass: None }
+    }
+
     /// The encoder, for commands of wgpu between the kernels.
     #[must_use]
     pub fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
@@ -79,7 +84,7 @@ impl Wgpu {
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<wgpu::CommandBuffer> {
         let mut encoder = self.device.device.create_command_encoder(&Default::default());
-        record(&mut Recorder { gpu: self, encoder: &mut encoder, pass: None })?;
+        record(&mut Recorder::new(self, &mut encoder))?;
         Ok(encoder.finish())
     }
 
@@ -93,7 +98,7 @@ impl Wgpu {
         encoder: &mut wgpu::CommandEncoder,
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.device.guarded(|| record(&mut Recorder { gpu: self, encoder, pass: None }))
+        self.device.guarded(|| record(&mut Recorder::new(self, encoder)))
     }
 
     /// Records commands and submits them, without waiting for the device.

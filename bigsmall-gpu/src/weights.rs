@@ -1,6 +1,9 @@
 //! A matrix on a device.
 
+use std::sync::Arc;
+
 use crate::device::Device;
+use crate::groups::Groups;
 use crate::layout::Resident;
 use crate::matrix::{Matrix, Shard};
 
@@ -12,11 +15,19 @@ pub struct WgpuWeights {
     pub(crate) device: u64,
     pub(crate) decoded_on_device: bool,
     pub(crate) matrix: Matrix,
+    /// Bind groups, which keep buffers alive.
+    groups: Arc<Groups>,
 }
 
 impl WgpuWeights {
     pub(crate) fn new(device: &Device, name: &str, matrix: Matrix) -> Self {
-        WgpuWeights { name: name.into(), device: device.id, decoded_on_device: false, matrix }
+        WgpuWeights {
+            name: name.into(),
+            device: device.id,
+            decoded_on_device: false,
+            matrix,
+            groups: Arc::clone(&device.groups),
+        }
     }
 
     /// The tensor's name.
@@ -67,6 +78,12 @@ impl WgpuWeights {
     #[must_use]
     pub fn n_shards(&self) -> usize {
         self.matrix.shards.len()
+    }
+}
+
+impl Drop for WgpuWeights {
+    fn drop(&mut self) {
+        self.groups.clear();
     }
 }
 

@@ -52,6 +52,7 @@ const TESTS: &[(&str, fn())] = &[
     ("rows_are_gathered", rows_are_gathered),
     ("layers_chain_on_the_device", layers_chain_on_the_device),
     ("a_step_is_one_submission", a_step_is_one_submission),
+    ("what_is_dropped_is_free", what_is_dropped_is_free),
     ("commands_go_into_an_encoder_of_the_caller", commands_go_into_an_encoder_of_the_caller),
     ("threads_share_a_device", threads_share_a_device),
     ("a_lost_device_is_an_error", a_lost_device_is_an_error),
@@ -863,6 +864,37 @@ fn a_step_is_one_submission() {
 }
 
 /// Commands in the caller's encoder.
+/// Bind groups are kept from one recording to the next, but not the memory of weights that were
+/// dropped, nor that of other buffers when memory is taken.
+fn what_is_dropped_is_free() {
+    let gpu = new_device();
+    let allocated = || {
+        gpu.wait().unwrap();
+        gpu.device()
+            .generate_allocator_report()
+            .map(|r| r.allocations.iter().map(|a| a.size).sum::<u64>())
+    };
+    if allocated().is_none() {
+        return println!("no report of memory");
+    }
+    let n = 1 << 20;
+    let weights = gpu.upload(&encoded(&model_weights(1, n, 90), 1, n)).unwrap();
+    let (x, y) = (gpu.new_buffer(n).unwrap(), gpu.new_buffer(1).unwrap());
+    for _ in 0..2 {
+        gpu.submit(|r| r.matmul(&weights, &x, 1, &y)).unwrap();
+    }
+    let held = allocated().unwrap();
+    let bytes = weights.byte_len();
+    drop(weights);
+    assert!(allocated().unwrap() + bytes <= held);
+    let other = gpu.upload(&encoded(&model_weights(1, n, 91), 1, n)).unwrap();
+    gpu.submit(|r| r.matmul(&other, &x, 1, &y)).unwrap();
+    let held = allocated().unwrap();
+    drop(x);
+    let _small = gpu.new_buffer(1).unwrap();
+    assert!(allocated().unwrap() + 4 * n as u64 <= held + 1024);
+}
+
 fn commands_go_into_an_encoder_of_the_caller() {
     let (rows, cols) = (9, 130);
     let weights = gpu().upload(&encoded(&model_weights(rows, cols, 113), rows, cols)).unwrap();

@@ -65,6 +65,13 @@ pub(crate) fn bench<'a, B: Backend>(
         }
         logits_differ += usize::from(differ(compressed, plain)?);
     }
+    let recordings = if B::RECORDS_AHEAD { 100 } else { 0 };
+    let mut recording = Vec::new();
+    for _ in 0..recordings {
+        let begin = Instant::now();
+        drop(compressed.record(1, PROMPT)?);
+        recording.push(begin.elapsed().as_secs_f64());
+    }
     let [prefill, plain_prefill] = prompt_times.map(|times| PROMPT as f64 / median(times));
     let [rate, plain_rate] = times.map(|times| 1.0 / median(times));
     Ok(json!({
@@ -76,6 +83,8 @@ pub(crate) fn bench<'a, B: Backend>(
         "resident_bytes": compressed.matrix_bytes(),
         "plain_resident_bytes": plain.matrix_bytes(),
         "logits_differ": logits_differ,
+        // What the host does for a token; on a CPU nothing is recorded.
+        "record_seconds": (recordings > 0).then(|| median(recording)),
         "backend": B::NAME,
         "threads": rayon::current_num_threads(),
     }))

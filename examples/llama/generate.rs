@@ -125,7 +125,8 @@ impl<B: Backend> Llama<'_, B> {
         Ok(())
     }
 
-    fn record(&self, rows: usize, position: usize) -> Result<B::Commands> {
+    /// The commands of a step.
+    pub(crate) fn record(&self, rows: usize, position: usize) -> Result<B::Commands> {
         self.backend.record(|r| {
             self.begin(r, rows, position)?;
             self.finish(r, rows)
