@@ -369,25 +369,48 @@ mod tests {
     }
 
     /// naga and wgpu do not support cooperative matrices on DX12. Products use the other kernels
-    /// there.
+    /// there. Without `dxcompiler.dll`, wgpu has only shader model 5.1, without subgroup operations
+    /// and f16.
     #[test]
     fn every_kernel_but_cooperative_matrices_translates_to_hlsl() {
+        use naga::back::hlsl::ShaderModel::{V5_1, V6_2};
         for kernel in Kernel::all() {
             let (module, info) = parse(kernel);
-            if capabilities(kernel).contains(naga::valid::Capabilities::COOPERATIVE_MATRIX) {
-                continue;
-            }
-            let options = naga::back::hlsl::Options {
-                shader_model: naga::back::hlsl::ShaderModel::V6_2,
-                fake_missing_bindings: true,
-                ..Default::default()
+            let models = match capabilities(kernel) {
+                c if c.contains(naga::valid::Capabilities::COOPERATIVE_MATRIX) => &[][..],
+                c if c.is_empty() => &[V5_1, V6_2],
+                _ => &[V6_2],
             };
-            let pipeline = naga::back::hlsl::PipelineOptions::default();
-            let mut text = String::new();
-            naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
-                .write(&module, &info, None)
-                .unwrap();
-            assert!(text.contains(&format!("void {}(", kernel.entry())), "{kernel:?}");
+            for &shader_model in models {
+                let options = naga::back::hlsl::Options {
+                    shader_model,
+                    fake_missing_bindings: true,
+                    ..Default::default()
+                };
+                let pipeline = naga::back::hlsl::PipelineOptions::default();
+                let mut text = String::new();
+                naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
+                    .write(&module, &info, None)
+                    .unwrap();
+                assert!(text.contains(&format!("void {}(", kernel.entry())), "{kernel:?}");
+            }
+        }
+    }
+
+    /// wgpu allows 16 KiB everywhere. With less, more workgroups share a processor. Cooperative
+    /// matrices are used only where there is more.
+    #[test]
+    fn no_kernel_but_cooperative_ones_takes_more_than_12_kib_of_workgroup_memory() {
+        for kernel in Kernel::all() {
+            let (module, info) = parse(kernel);
+            let uses = info.get_entry_point(0);
+            let of_workgroup = |v: &naga::GlobalVariable| v.space == naga::AddressSpace::WorkGroup;
+            let size = |v: &naga::GlobalVariable| module.types[v.ty].inner.size(module.to_ctx());
+            let variables = module.global_variables.iter();
+            let used = variables.filter(|(at, v)| of_workgroup(v) && !uses[*at].is_empty());
+            let memory: u32 = used.map(|(_, v)| size(v)).sum();
+            let cooperative = matches!(kernel, Kernel::Cooperative { .. });
+            assert_eq!(memory > 12 << 10, cooperative, "{kernel:?}: {memory}");
         }
     }
 }
