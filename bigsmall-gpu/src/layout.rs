@@ -186,14 +186,15 @@ impl Binades {
     /// The offset to add to bf16 exponents to get f16 exponents. With it, every weight times one
     /// common power of two is exact in f16. A bf16 significand has 8 bits. f16 has 30 binades of
     /// 11 bits and, below them, binades of 10, 9 and 8 bits: 33 in all. `None` if the weights span
-    /// more binades, or include denormals, infinities or NaN.
+    /// more binades, or include denormals, infinities or NaN. At most 1, since the kernels count on
+    /// it for zeros: only weights below 2^-97 could have more.
     pub(crate) fn half_offset(self) -> Option<i32> {
         if self.most == 0 {
             return Some(0);
         }
         let (least, most) = (i32::from((self.least + 1) >> 7), i32::from(self.most >> 7));
         // The power of two itself must be a normal f32.
-        (least >= 1 && (16..255).contains(&most) && most - least < 33).then_some(30 - most)
+        (least >= 1 && (16..255).contains(&most) && most - least < 33).then_some((30 - most).min(1))
     }
 }
 

@@ -121,7 +121,7 @@ fn weights_within_33_binades_are_exact_in_f16() {
         let weights: Vec<u16> =
             window.clone().flat_map(|w| [w, w | 0x8000]).chain([0, 0x8000]).collect();
         let offset = Binades::NONE.and(&weights).half_offset().unwrap();
-        assert_eq!(offset, 30 - i32::from(most));
+        assert_eq!(offset, (30 - i32::from(most)).min(1));
         // The power of two, in steps that f64 can represent.
         let scale = 2f64.powi(offset + 112);
         for &w in &weights {

@@ -19,11 +19,12 @@ var<workgroup> products: array<f32, 2048>;
 // Converts a bf16 pattern to f16. The exponents of the matrix span at most 33 binades; the lowest
 // three become denormal in f16.
 fn weight_of(w: u32) -> f16 {
-  let e = i32((w >> 7u) & 0xffu) + p.half_offset;
-  let significand = ((w & 0x7fu) | 0x80u) << 3u;
-  var half = (u32(max(e, 0)) << 10u) + (significand & 0x3ffu);
-  if (e < 1) { half = significand >> u32(clamp(1 - e, 0, 31)); }
-  if ((w & 0x7fffu) == 0u) { half = 0u; }
+  let exponent = (w >> 7u) & 0xffu;
+  // Zero has no leading one. Its other terms are zero as well, since half_offset is at most 1.
+  let significand = (w & 0x7fu) | (min(exponent, 1u) << 7u);
+  let e = i32(exponent) + p.half_offset + 2;
+  let shift = min(e, 3);
+  let half = (significand << u32(shift)) + (u32(e - shift) << 10u);
   return bitcast<f16>(u16(half | (w & 0x8000u)));
 }
 

@@ -425,13 +425,11 @@ pub fn value_of(half: u32) -> f32 {
 
 /// `weight_of` of `cooperative.wgsl`.
 pub fn weight_as_half(w: u32, half_offset: i32) -> u32 {
-    let e = ((w >> 7) & 0xff) as i32 + half_offset;
-    let significand = (w & 0x7f | 0x80) << 3;
-    let half = match e {
-        _ if w & 0x7fff == 0 => 0,
-        ..1 => significand >> (1 - e).clamp(0, 31),
-        1.. => ((e as u32) << 10) + (significand & 0x3ff),
-    };
+    let exponent = (w >> 7) & 0xff;
+    let significand = w & 0x7f | exponent.min(1) << 7;
+    let e = exponent as i32 + half_offset + 2;
+    let shift = e.min(3);
+    let half = significand.wrapping_shl(shift as u32) + (((e - shift) as u32) << 10);
     half | w & 0x8000
 }
 
