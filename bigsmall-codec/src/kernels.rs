@@ -223,6 +223,16 @@ pub(crate) trait Kernels: Sync {
         sparse::count_classes(head, base, classes, counts, sparse::count);
     }
 
+    /// [`sparse::find`].
+    fn find_in_class(&self, group: &[u8; GROUP], class: u8, n: u32) -> u32 {
+        sparse::find(group, class, n)
+    }
+
+    /// [`sparse::rank`].
+    fn rank_in_class(&self, group: &[u8; GROUP], class: u8, end: u32) -> u32 {
+        sparse::rank(group, class, end)
+    }
+
     /// Encodes every job.
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]);
 }

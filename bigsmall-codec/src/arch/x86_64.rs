@@ -48,7 +48,7 @@ macro_rules! plain_loops {
 
 /// The plain loops of deltas, compiled for the instructions `$features`.
 macro_rules! plain_delta_loops {
-    ($features:literal, $count:ident) => {
+    ($features:literal, $count:ident, $equal:ident) => {
         #[target_feature(enable = $features)]
         fn values(head: &DeltaHead, parts: &Parts<'_>, values: &mut [u64]) -> Result<()> {
             delta::join::join(head, parts, values, |symbols, power| {
@@ -95,6 +95,16 @@ macro_rules! plain_delta_loops {
             delta::sparse::count_classes(head, base, classes, counts, |group| {
                 crate::arch::x86_64::delta::$count(group)
             });
+        }
+
+        #[target_feature(enable = $features)]
+        fn find_in_class(group: &[u8; GROUP], class: u8, n: u32) -> u32 {
+            crate::arch::x86_64::delta::find(crate::arch::x86_64::delta::$equal(group, class), n)
+        }
+
+        #[target_feature(enable = $features)]
+        fn rank_in_class(group: &[u8; GROUP], class: u8, end: u32) -> u32 {
+            crate::arch::x86_64::delta::rank(crate::arch::x86_64::delta::$equal(group, class), end)
         }
     };
 }
@@ -153,6 +163,16 @@ macro_rules! delta_methods {
         ) {
             // SAFETY: `self` is the proof that the machine has the instructions.
             unsafe { count_classes(head, base, classes, counts) }
+        }
+
+        fn find_in_class(&self, group: &[u8; GROUP], class: u8, n: u32) -> u32 {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { find_in_class(group, class, n) }
+        }
+
+        fn rank_in_class(&self, group: &[u8; GROUP], class: u8, end: u32) -> u32 {
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe { rank_in_class(group, class, end) }
         }
     };
 }

@@ -86,7 +86,7 @@ pub(crate) fn decode<W: Word>(
 pub(crate) type Kept = Option<Vec<(u32, u64)>>;
 
 /// Changes are kept if no more than one unit in so many differs.
-const KEPT_BELOW: usize = 64;
+const KEPT_BELOW: usize = 24;
 
 /// Checks that one or two blocks decode.
 pub(crate) fn check<W: Word>(
@@ -174,11 +174,15 @@ fn read_changes<W: Word>(
     let Scratch { classes, counts, changes, .. } = scratch;
     if by_class && head.sparse.n > 1 {
         let n_units = base.len() / size_of::<W>();
-        set_len(classes, n_units)?;
-        set_len(counts, n_units.div_ceil(GROUP))?;
-        let (classes, counts) = (&mut classes[..n_units], &mut counts[..n_units.div_ceil(GROUP)]);
-        kernels.count_classes(head, base, classes, counts);
-        sparse::read_by_class(head.sparse.n, bytes, (classes, counts), changes)
+        let n_groups = n_units.div_ceil(GROUP);
+        set_len(classes, n_groups * GROUP)?;
+        set_len(counts, n_groups)?;
+        classes[n_units..n_groups * GROUP].fill(u8::MAX);
+        let counts = &mut counts[..n_groups];
+        kernels.count_classes(head, base, &mut classes[..n_units], counts);
+        let classes = classes.as_chunks().0;
+        let find = |group: &_, class, n| kernels.find_in_class(group, class, n);
+        sparse::read_by_class(head.sparse.n, bytes, (classes, counts), changes, find)
     } else {
         sparse::read(bytes, base.len() / size_of::<W>(), changes)
     }
@@ -333,6 +337,14 @@ mod tests {
                     kernels.count_classes(&head, units, &mut classes, &mut counts);
                     let plain = found.get_or_insert_with(|| (classes.clone(), counts.clone()));
                     assert!(*plain == (classes, counts), "{dtype} {k} {backend}");
+                    let group: &[u8; GROUP] = plain.0[..].first_chunk().unwrap_or(&[15; GROUP]);
+                    let mut ranks = [0; 256];
+                    for (place, &class) in (0..).zip(group) {
+                        let rank = &mut ranks[usize::from(class)];
+                        assert_eq!(kernels.rank_in_class(group, class, place), *rank, "{backend}");
+                        assert_eq!(kernels.find_in_class(group, class, *rank), place, "{backend}");
+                        *rank += 1;
+                    }
                 }
                 let (classes, counts) = found.expect("one backend");
                 for (class, n) in counts[0].iter().enumerate() {

@@ -6,17 +6,27 @@ use bigsmall_format::internal::{Ahead, reserve, set_len};
 use super::bits::BitSink;
 use super::head::Head;
 use super::kinds::{KIND_CODED, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
-use super::sparse::{self, Change, GroupCounts};
+use super::sparse::{Change, Form, GroupCounts};
 use super::split::{Parts, Splitter};
 use super::values::Word;
 use crate::block::{CARRIED, HEADER, pad4, states_with, write_raw, write_states};
 use crate::kernels::{EncodeJob, Kernels, ROOM};
 use crate::planes::GROUP;
 
-/// If more than one unit in so many differs from the base's, a sparse block is not tried.
-const SPARSE_ABOVE: usize = 12;
-/// If no more than one unit in so many differs, a coded block is not tried.
-const CODED_BELOW: usize = 200;
+/// If more than one unit in so many differs from the base's, a sparse block is not tried: where
+/// no block can be coded or trying costs little, where units differ in nearly all groups, and where
+/// they are clustered. Then tables tell rows that were trained from others, which gaps do not.
+const SPARSE_BELOW: [usize; 3] = [12, 20, 64];
+/// If no more than one unit in so many differs, a coded block is not tried: in any case, and if
+/// units differ in nearly all groups.
+const CODED_ABOVE: [usize; 2] = [200, 28];
+/// Units differ in nearly all groups if none does in one of so many, or fewer.
+const SPREAD: usize = 8;
+/// Up to so many units of a block trying costs little.
+const SMALL: usize = 4096;
+/// If changes of a sparse block take more bits than so many, a coded block is tried.
+const DEAR: u64 = 16;
+
 /// Encodes the blocks of one tensor.
 pub(crate) struct Encoder {
     pub(crate) head: Head,
@@ -38,7 +48,8 @@ pub(crate) struct Scratch {
     counts: Vec<GroupCounts>,
     changes: Vec<Change>,
     sorted: Vec<Change>,
-    sparse: [BitSink; 2],
+    sparse: BitSink,
+    n_changed: Vec<u16>,
 }
 
 impl Encoder {
@@ -66,26 +77,45 @@ impl Encoder {
             return Ok(0);
         }
         let n_units = units.len() / size_of::<W>();
-        let n_changed = W::count_changed(units, base);
+        set_len(&mut scratch.n_changed, n_units.div_ceil(GROUP))?;
+        W::count_changed(units, base, &mut scratch.n_changed);
+        let of_groups = || scratch.n_changed[..n_units.div_ceil(GROUP)].iter();
+        let n_changed: usize = of_groups().map(|&n| usize::from(n)).sum();
+        let in_groups = GROUP * of_groups().filter(|&&n| n > 0).count();
         // At worst a raw block, and its padding.
         reserve(out, HEADER + units.len() + 8)?;
+        let can_code = n_units >= GROUP && !self.head.tables.is_empty();
+        let small = n_units <= SMALL;
+        let spread = !small && in_groups * SPREAD >= n_units * (SPREAD - 1);
+        let kind = if small || !can_code { 0 } else { 2 - usize::from(spread) };
+        let below = SPARSE_BELOW[kind];
         let mut sparse = None;
-        if n_changed <= n_units / SPARSE_ABOVE + 4 {
-            let by_class = self.find_changes::<W>(units, base, scratch)?;
-            sparse = Some((by_class, scratch.sparse[usize::from(by_class)].bytes.len()));
+        if n_changed <= n_units / below + 4 {
+            sparse = Some(self.find_changes::<W>(units, base, scratch)?);
         }
-        let tried = n_units >= GROUP && !self.head.tables.is_empty();
-        if tried && (sparse.is_none() || n_changed > n_units / CODED_BELOW) {
+        let few = n_changed <= n_units / CODED_ABOVE[0];
+        let surely_sparse = few || spread && n_changed <= n_units / CODED_ABOVE[1];
+        let dear = sparse.is_none_or(|(_, form)| form.bits > DEAR * n_changed as u64);
+        if can_code && (!surely_sparse || dear && !few) {
             self.write_coded::<W>(units, base, scratch, out)?;
         }
         let coded = out.len() - begin;
         match sparse {
-            Some((by_class, len))
-                if 1 + len < HEADER + units.len() && (coded == 0 || len < coded) =>
+            Some((by_class, form))
+                if 1 + form.bits.div_ceil(8) < (HEADER + units.len()) as u64
+                    && (coded == 0 || form.bits.div_ceil(8) < coded as u64) =>
             {
                 out.truncate(begin);
-                out.push(if by_class { KIND_SPARSE_BY_CLASS } else { KIND_SPARSE });
-                out.extend_from_slice(&scratch.sparse[usize::from(by_class)].bytes);
+                let Scratch { sparse, changes, sorted, .. } = scratch;
+                sparse.clear();
+                if by_class {
+                    out.push(KIND_SPARSE_BY_CLASS);
+                    form.write_by_class(self.head.sparse.n, &sorted[..changes.len()], sparse);
+                } else {
+                    out.push(KIND_SPARSE);
+                    form.write(changes, sparse);
+                }
+                out.extend_from_slice(sparse.finish());
             }
             _ if coded == 0 || coded >= HEADER + units.len() => {
                 out.truncate(begin);
@@ -98,59 +128,69 @@ impl Encoder {
         Ok(len)
     }
 
-    /// Writes both forms of a sparse block into the scratch; returns whether that by classes is
-    /// the smaller one.
+    /// Finds the changes of a block; returns its smaller form and whether that is the one by
+    /// classes.
     fn find_changes<W: Word>(
         &self,
         units: &[u8],
         base: &[u8],
         scratch: &mut Scratch,
-    ) -> Result<bool> {
-        let Scratch { classes, counts, changes, sorted, sparse, .. } = scratch;
+    ) -> Result<(bool, Form)> {
+        let Scratch { classes, counts, changes, sorted, n_changed, .. } = scratch;
         let is_float = self.head.field.is_float();
-        changes.clear();
-        sparse.iter_mut().for_each(BitSink::clear);
         let by_class = self.head.sparse;
+        changes.clear();
         let mut ranks = [0u32; 16];
         let piece = GROUP * size_of::<W>();
         let n_units = units.len() / size_of::<W>();
-        set_len(classes, n_units)?;
-        set_len(counts, n_units.div_ceil(GROUP))?;
-        let classes = &mut classes[..n_units];
         let n_groups = n_units.div_ceil(GROUP);
-        self.kernels.count_classes(&self.head, base, classes, &mut counts[..n_groups]);
-        for (group, (units, base)) in units.chunks(piece).zip(base.chunks(piece)).enumerate() {
-            let n = units.len() / size_of::<W>();
-            if units == base {
-                for (rank, &n) in ranks.iter_mut().zip(&counts[group]) {
-                    *rank += u32::from(n);
+        set_len(classes, n_groups * GROUP)?;
+        set_len(counts, n_groups)?;
+        classes[n_units..n_groups * GROUP].fill(u8::MAX);
+        if by_class.n > 1 {
+            let counts = &mut counts[..n_groups];
+            self.kernels.count_classes(&self.head, base, &mut classes[..n_units], counts);
+        }
+        let groups = classes.as_chunks::<GROUP>().0.iter().zip(&*counts).zip(&*n_changed);
+        let pieces = units.chunks(piece).zip(base.chunks(piece)).zip(groups);
+        for (group, ((units, base), ((classes, counts), &n))) in (0..).zip(pieces) {
+            if n > 0 {
+                reserve(changes, usize::from(n))?;
+                let mut differ = [0; GROUP];
+                W::differ(units, base, &mut differ);
+                for (at, word) in (0..).step_by(8).zip(differ.as_chunks::<8>().0) {
+                    let mut word = u64::from_le_bytes(*word);
+                    while word != 0 {
+                        let i = at + word.trailing_zeros() / 8;
+                        word &= word - 1;
+                        let (mut class, mut rank) = (0, 0);
+                        if by_class.n > 1 {
+                            class = classes[i as usize];
+                            let in_group = self.kernels.rank_in_class(classes, class, i);
+                            rank = ranks[usize::from(class & 15)] + in_group;
+                        }
+                        let of = |units: &[u8]| {
+                            W::read(&units[i as usize * size_of::<W>()..][..size_of::<W>()])
+                        };
+                        let value = W::difference(of(base), of(units), is_float);
+                        let signed = value.above(W::default());
+                        changes.push(Change {
+                            position: group * GROUP as u32 + i,
+                            rank,
+                            class,
+                            is_less: signed < 0,
+                            distance: signed.unsigned_abs(),
+                        });
+                    }
                 }
-                continue;
             }
-            let classes = &classes[group * GROUP..][..n];
-            reserve(changes, n)?;
-            let pairs = units.chunks_exact(size_of::<W>()).zip(base.chunks_exact(size_of::<W>()));
-            for (i, ((unit, base), &class)) in pairs.zip(classes).enumerate() {
-                let rank = &mut ranks[usize::from(class & 15)];
-                let (unit, base) = (W::read(unit), W::read(base));
-                if unit != base {
-                    let signed = W::difference(base, unit, is_float).above(W::default());
-                    changes.push(Change {
-                        position: (group * GROUP + i) as u32,
-                        rank: *rank,
-                        class,
-                        is_less: signed < 0,
-                        distance: signed.unsigned_abs(),
-                    });
-                }
-                *rank += 1;
+            for (rank, &n) in ranks.iter_mut().zip(counts) {
+                *rank += u32::from(n);
             }
         }
-        let [natural, classed] = sparse;
-        sparse::write(changes, natural);
-        natural.finish();
+        let natural = Form::natural(changes);
         if by_class.n == 1 {
-            return Ok(false);
+            return Ok((false, natural));
         }
         let mut places = [0; 16];
         for change in &*changes {
@@ -166,9 +206,10 @@ impl Encoder {
             sorted[*place] = *change;
             *place += 1;
         }
-        sparse::write_by_class(by_class.n, &sorted[..changes.len()], classed);
-        classed.finish();
-        Ok(classed.bytes.len() < natural.bytes.len())
+        let classed = Form::by_class(by_class.n, &sorted[..changes.len()]);
+        // Whole bytes: of two that take as many, the one in natural order is read faster.
+        let is_smaller = classed.bits.div_ceil(8) < natural.bits.div_ceil(8);
+        Ok(if is_smaller { (true, classed) } else { (false, natural) })
     }
 
     fn write_coded<W: Word>(

@@ -141,7 +141,7 @@ fn decode(
 /// twice.
 ///
 /// Memory: two decoded blocks for each thread, and 16 bytes for each weight that changes in blocks
-/// in which at most one in 64 does.
+/// in which at most one in 24 does.
 ///
 /// ```
 /// use bigsmall_codec::{Rule, apply_delta, encode_delta};

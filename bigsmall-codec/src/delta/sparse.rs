@@ -36,27 +36,108 @@ struct Parameters {
     large: u32,
 }
 
-/// Appends the changes of a block, which are in the order of positions.
-pub(crate) fn write(changes: &[Change], out: &mut BitSink) {
-    write_class(changes, |change| change.position, out);
+/// A form of the changes of a block: how many bits it takes, and the parameters of its classes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Form {
+    pub(crate) bits: u64,
+    parameters: [Parameters; MAX_SPARSE_CLASSES as usize],
 }
 
-/// Appends the changes of a block, which are in the order of classes and positions.
-pub(crate) fn write_by_class(n_classes: u32, mut changes: &[Change], out: &mut BitSink) {
-    for class in 0..n_classes {
-        let n = changes.partition_point(|change| u32::from(change.class) <= class);
-        let (of_class, rest) = changes.split_at(n);
-        changes = rest;
-        write_class(of_class, |change| change.rank, out);
+impl Form {
+    /// That of changes in the order of positions.
+    pub(crate) fn natural(changes: &[Change]) -> Form {
+        let mut form = Form::default();
+        form.add(0, changes, |change| change.position);
+        form
+    }
+
+    /// That of changes in the order of classes and positions.
+    pub(crate) fn by_class(n_classes: u32, changes: &[Change]) -> Form {
+        let mut form = Form::default();
+        for (class, changes) in of_classes(n_classes, changes) {
+            form.add(class, changes, |change| change.rank);
+        }
+        form
+    }
+
+    /// Appends changes in the order of positions.
+    pub(crate) fn write(&self, changes: &[Change], out: &mut BitSink) {
+        write_class(self.parameters[0], changes, |change| change.position, out);
+    }
+
+    /// Appends changes in the order of classes and positions.
+    pub(crate) fn write_by_class(&self, n_classes: u32, changes: &[Change], out: &mut BitSink) {
+        for (class, changes) in of_classes(n_classes, changes) {
+            write_class(self.parameters[class], changes, |change| change.rank, out);
+        }
+    }
+
+    /// Takes the parameters with which the changes of one class take the fewest bits.
+    fn add(&mut self, class: usize, changes: &[Change], rank: impl Fn(&Change) -> u32) {
+        let n = changes.len() as u64;
+        self.bits += 2 * u64::from((n + 1).ilog2()) + 1;
+        if n == 0 {
+            return;
+        }
+        // Sums of what the parameters change; the rest is the same for each number.
+        let (mut gaps, mut runs, mut larges) = ([0u64; 18], [0u64; 16], [0u64; 16]);
+        let (mut next, mut ones) = (0, 0);
+        let (mut n_runs, mut n_larges) = (0, 0);
+        for change in changes {
+            add_quotients(&mut gaps, u64::from(rank(change) - next));
+            next = rank(change) + 1;
+            match change.distance {
+                1 => ones += 1,
+                distance => {
+                    add_quotients(&mut runs, ones);
+                    let mut rest = distance - 2;
+                    for sum in &mut larges {
+                        if rest == 0 {
+                            break;
+                        }
+                        *sum += 2 * u64::from((rest + 1).ilog2());
+                        rest >>= 1;
+                    }
+                    (n_runs, n_larges, ones) = (n_runs + 1, n_larges + 1, 0);
+                }
+            }
+        }
+        if ones > 0 {
+            add_quotients(&mut runs, ones);
+            n_runs += 1;
+        }
+        let least = |sums: &[u64], n: u64| {
+            sums.iter().zip(0..).map(|(sum, q)| (sum + n * u64::from(q), q)).min().unwrap_or((0, 0))
+        };
+        let (gap, run, large) = (least(&gaps, n), least(&runs, n_runs), least(&larges, n_larges));
+        self.parameters[class] = Parameters { gap: gap.1, run: run.1, large: large.1 };
+        // A one that ends each code, and the signs.
+        let ends = 2 * n + n_runs + n_larges;
+        self.bits += u64::from(GAP_BITS + 2 * SMALL_BITS) + gap.0 + run.0 + large.0 + ends;
     }
 }
 
-fn write_class(changes: &[Change], rank: impl Fn(&Change) -> u32, out: &mut BitSink) {
+/// The changes of each class.
+fn of_classes(n_classes: u32, mut changes: &[Change]) -> impl Iterator<Item = (usize, &[Change])> {
+    (0..n_classes as usize).map(move |class| {
+        let n = changes.partition_point(|change| usize::from(change.class) <= class);
+        let (of_class, rest) = changes.split_at(n);
+        changes = rest;
+        (class, of_class)
+    })
+}
+
+fn write_class(
+    parameters: Parameters,
+    changes: &[Change],
+    rank: impl Fn(&Change) -> u32,
+    out: &mut BitSink,
+) {
     out.push_golomb(changes.len() as u64, 0);
     if changes.is_empty() {
         return;
     }
-    let Parameters { gap: q, run: t, large: g } = parameters(changes, &rank);
+    let Parameters { gap: q, run: t, large: g } = parameters;
     out.push(u64::from(q), GAP_BITS);
     out.push(u64::from(t), SMALL_BITS);
     out.push(u64::from(g), SMALL_BITS);
@@ -76,45 +157,6 @@ fn write_class(changes: &[Change], rank: impl Fn(&Change) -> u32, out: &mut BitS
             out.push_golomb(change.distance - 2, g);
             run_end = None;
         }
-    }
-}
-
-/// The parameters with which the changes of one class take the fewest bits.
-fn parameters(changes: &[Change], rank: impl Fn(&Change) -> u32) -> Parameters {
-    // Sums of what the parameters change; the rest is the same for each number.
-    let (mut gaps, mut runs, mut larges) = ([0u64; 18], [0u64; 16], [0u64; 16]);
-    let (mut next, mut ones) = (0, 0);
-    let (mut n_runs, mut n_larges) = (0, 0);
-    for change in changes {
-        add_quotients(&mut gaps, u64::from(rank(change) - next));
-        next = rank(change) + 1;
-        match change.distance {
-            1 => ones += 1,
-            distance => {
-                add_quotients(&mut runs, ones);
-                let mut rest = distance - 2;
-                for sum in &mut larges {
-                    if rest == 0 {
-                        break;
-                    }
-                    *sum += 2 * u64::from((rest + 1).ilog2());
-                    rest >>= 1;
-                }
-                (n_runs, n_larges, ones) = (n_runs + 1, n_larges + 1, 0);
-            }
-        }
-    }
-    if ones > 0 {
-        add_quotients(&mut runs, ones);
-        n_runs += 1;
-    }
-    let least = |sums: &[u64], n: u64| {
-        sums.iter().zip(0..).map(|(sum, q)| (sum + n * u64::from(q), q)).min().map_or(0, |(_, q)| q)
-    };
-    Parameters {
-        gap: least(&gaps, changes.len() as u64),
-        run: least(&runs, n_runs),
-        large: least(&larges, n_larges),
     }
 }
 
@@ -231,13 +273,14 @@ pub(crate) fn read(bytes: &[u8], n_units: usize, changes: &mut Vec<Change>) -> R
 /// How many units of each class a group has.
 pub(crate) type GroupCounts = [u16; MAX_SPARSE_CLASSES as usize];
 
-/// Reads the changes of a block in the order of classes, given the class of each unit and their
-/// numbers in each group.
+/// Reads the changes of a block in the order of classes, given the class of each unit, whole groups
+/// of them, and their numbers in each group. `find` is [`find`] or does the same.
 pub(crate) fn read_by_class(
     n_classes: u32,
     bytes: &[u8],
-    (classes, counts): (&[u8], &[GroupCounts]),
+    (classes, counts): (&[[u8; GROUP]], &[GroupCounts]),
     changes: &mut Vec<Change>,
+    find: impl Fn(&[u8; GROUP], u8, u32) -> u32,
 ) -> Result<()> {
     changes.clear();
     let mut reader = Reader::new(bytes);
@@ -260,28 +303,35 @@ pub(crate) fn read_by_class(
                 first += n;
                 group += 1;
             }
-            let in_group = nth(&classes[group * GROUP..], class, rank - first);
-            let position = (group * GROUP + in_group) as u32;
+            let in_group = find(&classes[group], class, rank - first);
+            let position = (group * GROUP) as u32 + in_group;
             changes.push(Change { position, rank, class, is_less, distance });
         }
     }
     reader.bits.finish(Rule::DeltaChanges)
 }
 
-/// The place of the byte that `n` others before it equal, all of them `class`. It exists.
-fn nth(classes: &[u8], class: u8, mut n: u32) -> usize {
-    for (i, piece) in classes.chunks(32).enumerate() {
-        let mut differ = [1; 32];
-        differ.iter_mut().zip(piece).for_each(|(differ, &c)| *differ = c ^ class);
-        let mut equal = !at_least(&differ, 1);
+/// The place of the byte `class` that `n` others precede. It exists.
+pub(crate) fn find(group: &[u8; GROUP], class: u8, mut n: u32) -> u32 {
+    for (i, piece) in (0..).step_by(32).zip(group.as_chunks::<32>().0) {
+        let mut equal = !at_least(&piece.map(|c| c ^ class), 1);
         let n_equal = equal.count_ones();
         if n < n_equal {
             (0..n).for_each(|_| equal &= equal - 1);
-            return 32 * i + equal.trailing_zeros() as usize;
+            return i + equal.trailing_zeros();
         }
         n -= n_equal;
     }
     unreachable!("the counts of a group are those of its units")
+}
+
+/// How many of the bytes before `end` are `class`: the inverse of [`find`].
+pub(crate) fn rank(group: &[u8; GROUP], class: u8, end: u32) -> u32 {
+    let (whole, rest) = group.split_at(end as usize / 32 * 32);
+    let whole = whole.as_chunks::<32>().0.iter();
+    let sums = whole.map(|piece| piece.iter().map(|&c| u8::from(c == class)).sum::<u8>());
+    let last = rest.iter().zip(0..end % 32).map(|(&c, _)| u32::from(c == class));
+    sums.map(u32::from).sum::<u32>() + last.sum::<u32>()
 }
 
 /// The classes of units by their bases, those of sparse blocks, and their numbers in each group, by

@@ -39,8 +39,10 @@ pub(crate) trait Word:
     fn exponent(self, field: Field) -> u16;
     /// The classes of units, by their bases.
     fn classes(classes: Classes, field: Field, base: &[u8], out: &mut [u8]);
-    /// How many units differ.
-    fn count_changed(units: &[u8], base: &[u8]) -> usize;
+    /// How many units of each group differ, the last group included.
+    fn count_changed(units: &[u8], base: &[u8], counts: &mut [u16]);
+    /// Whether units of a group differ, 1 or 0 for each.
+    fn differ(units: &[u8], base: &[u8], out: &mut [u8; GROUP]);
     /// The values of units, in the order of classes: those of each class begin at `at`. The number
     /// of units is a multiple of [`PARTS`].
     fn partition(
@@ -117,19 +119,30 @@ macro_rules! words {
                 }
             }
 
-            #[inline(always)]
-            fn count_changed(units: &[u8], base: &[u8]) -> usize {
+            fn count_changed(units: &[u8], base: &[u8], counts: &mut [u16]) {
                 let (units, _) = units.as_chunks::<{ size_of::<$type>() }>();
                 let (base, _) = base.as_chunks::<{ size_of::<$type>() }>();
                 // Few at a time, so that sums are narrow.
-                let pieces = units.chunks(128).zip(base.chunks(128));
-                let count = |(units, base): (&[[u8; _]], &[[u8; _]])| -> usize {
+                let count = |units: &[[u8; _]], base: &[[u8; _]]| {
                     let differ = units.iter().zip(base).map(|(unit, base)| {
                         u8::from($type::from_le_bytes(*unit) != $type::from_le_bytes(*base))
                     });
-                    usize::from(differ.sum::<u8>())
+                    u16::from(differ.sum::<u8>())
                 };
-                pieces.map(count).sum()
+                let groups = units.chunks(GROUP).zip(base.chunks(GROUP));
+                for (n, (units, base)) in counts.iter_mut().zip(groups) {
+                    let half = units.len().min(GROUP / 2);
+                    let (units, base) = (units.split_at(half), base.split_at(half));
+                    *n = count(units.0, base.0) + count(units.1, base.1);
+                }
+            }
+
+            fn differ(units: &[u8], base: &[u8], out: &mut [u8; GROUP]) {
+                let pairs = units.as_chunks().0.iter().zip(base.as_chunks().0);
+                for (differ, (unit, base)) in out.iter_mut().zip(pairs) {
+                    let differs = $type::from_le_bytes(*unit) != $type::from_le_bytes(*base);
+                    *differ = u8::from(differs);
+                }
             }
 
             #[inline(always)]

@@ -230,7 +230,7 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
 }
 
 plain_loops!("avx2,popcnt");
-plain_delta_loops!("avx2,bmi1,bmi2,popcnt", count256);
+plain_delta_loops!("avx2,bmi1,bmi2,popcnt", count256, equal256);
 
 impl Kernels for Avx2 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {

@@ -337,7 +337,8 @@ expand_units!(expand64, 8, u8, _mm512_maskz_expand_epi64);
 plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
 plain_delta_loops!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt",
-    count512
+    count512,
+    equal512
 );
 
 impl Kernels for Avx512 {

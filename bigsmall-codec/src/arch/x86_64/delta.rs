@@ -57,6 +57,57 @@ pub(super) fn count512(group: &[u8; GROUP]) -> GroupCounts {
     counts
 }
 
+/// Which bytes of a group are `class`, a bit for each.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn equal256(group: &[u8; GROUP], class: u8) -> [u64; 4] {
+    let class = _mm256_set1_epi8(class as i8);
+    std::array::from_fn(|i| {
+        // SAFETY: two vectors of the group's eight.
+        let halves = [2 * i, 2 * i + 1]
+            .map(|i| unsafe { _mm256_loadu_si256(group.as_ptr().add(32 * i).cast()) });
+        let masks = halves.map(|half| _mm256_movemask_epi8(_mm256_cmpeq_epi8(half, class)) as u32);
+        u64::from(masks[0]) | u64::from(masks[1]) << 32
+    })
+}
+
+/// The same.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn equal512(group: &[u8; GROUP], class: u8) -> [u64; 4] {
+    let class = _mm512_set1_epi8(class as i8);
+    std::array::from_fn(|i| {
+        // SAFETY: one vector of the group's four.
+        let bytes = unsafe { _mm512_loadu_si512(group.as_ptr().add(64 * i).cast()) };
+        _mm512_cmpeq_epi8_mask(bytes, class)
+    })
+}
+
+/// [`find`](crate::delta::sparse::find), given which bytes are of the class.
+#[inline]
+#[target_feature(enable = "bmi1,bmi2,popcnt")]
+pub(super) fn find(equal: [u64; 4], mut n: u32) -> u32 {
+    for (i, mask) in (0..).step_by(64).zip(equal) {
+        let n_equal = mask.count_ones();
+        if n < n_equal {
+            return i + _pdep_u64(1 << n, mask).trailing_zeros();
+        }
+        n -= n_equal;
+    }
+    unreachable!("the counts of a group are those of its units")
+}
+
+/// [`rank`](crate::delta::sparse::rank), given which bytes are of the class.
+#[inline]
+#[target_feature(enable = "bmi1,bmi2,popcnt")]
+pub(super) fn rank(equal: [u64; 4], end: u32) -> u32 {
+    let below = |i: u32, mask: u64| match end.saturating_sub(64 * i) {
+        n @ 0..64 => mask & ((1 << n) - 1),
+        _ => mask,
+    };
+    (0..).zip(equal).map(|(i, mask)| below(i, mask).count_ones()).sum()
+}
+
 /// Where the first value of each class is, from how many units the classes have.
 fn starts(counts: [usize; 8]) -> [usize; 8] {
     let mut sum = 0;
