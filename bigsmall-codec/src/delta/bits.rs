@@ -109,7 +109,11 @@ impl<'a> Bits<'a> {
 /// Appends bits to bytes.
 #[derive(Default)]
 pub(crate) struct BitSink {
-    pub(crate) bytes: Vec<u8>,
+    /// The bytes, and room for more.
+    bytes: Vec<u8>,
+    /// Whole bytes.
+    len: usize,
+    /// The bits after them, fewer than 8.
     pending: u64,
     n_pending: u32,
 }
@@ -118,24 +122,31 @@ impl BitSink {
     /// Appends the low `n` bits of `value`, at most 64.
     #[inline(always)]
     pub(crate) fn push(&mut self, value: u64, n: u32) {
-        if n > 32 {
+        if n > 56 {
             self.push_word(value, 32);
             return self.push_word(value >> 32, n - 32);
         }
         self.push_word(value, n);
     }
 
-    /// Appends the low `n` bits of `value`, at most 32.
+    /// Appends the low `n` bits of `value`, at most 56.
     #[inline(always)]
     fn push_word(&mut self, value: u64, n: u32) {
-        let value = value & ((1 << n) - 1);
-        self.pending |= value << self.n_pending;
+        self.pending |= (value & ((1 << n) - 1)) << self.n_pending;
         self.n_pending += n;
-        if self.n_pending >= 32 {
-            self.bytes.extend_from_slice(&(self.pending as u32).to_le_bytes());
-            self.pending >>= 32;
-            self.n_pending -= 32;
+        if self.len + 8 > self.bytes.len() {
+            self.grow();
         }
+        // All of them, whether they are whole bytes or not: without a branch.
+        self.bytes[self.len..self.len + 8].copy_from_slice(&self.pending.to_le_bytes());
+        self.len += self.n_pending as usize / 8;
+        self.pending >>= self.n_pending & !7;
+        self.n_pending &= 7;
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.bytes.resize(2 * self.bytes.len() + 256, 0);
     }
 
     /// Appends `n` ones and a zero.
@@ -166,16 +177,15 @@ impl BitSink {
 
     /// Forgets the bits and keeps the memory.
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        (self.pending, self.n_pending) = (0, 0);
+        (self.len, self.pending, self.n_pending) = (0, 0, 0);
     }
 
     /// Fills up the last byte with zeros.
     pub(crate) fn finish(&mut self) -> &[u8] {
-        let n = self.n_pending.div_ceil(8) as usize;
-        self.bytes.extend_from_slice(&self.pending.to_le_bytes()[..n]);
+        // It was stored with the bytes before it.
+        self.len += usize::from(self.n_pending > 0);
         (self.pending, self.n_pending) = (0, 0);
-        &self.bytes
+        &self.bytes[..self.len]
     }
 }
 

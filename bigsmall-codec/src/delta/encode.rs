@@ -235,9 +235,9 @@ impl Encoder {
         set_len(symbols, n)?;
         let parts = Parts { symbols: &mut symbols[..n], table_ids, group_tables, lows, extra };
         kernels.split(head, splitter, values, &starts, parts);
-        extra.finish();
-        let n_carried = extra.bytes.len().min(CARRIED);
-        let (kept, carried) = extra.bytes.split_at(extra.bytes.len() - n_carried);
+        let extra = extra.finish();
+        let n_carried = extra.len().min(CARRIED);
+        let (kept, carried) = extra.split_at(extra.len() - n_carried);
         let mut states = states_with(carried);
         set_len(words, n + ROOM)?;
         let mut begin = 0;

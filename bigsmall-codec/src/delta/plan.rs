@@ -7,7 +7,7 @@ use bigsmall_format::{ReadAt, Result, TensorSpec};
 use super::classes::{Classes, Field};
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
 use super::split::symbol_of;
-use super::values::Word;
+use super::values::{Word, at_least};
 use crate::head::MAX_TABLES;
 use crate::plan::{Histograms, cluster};
 use crate::planes::GROUP;
@@ -50,37 +50,40 @@ const ROUNDS: usize = 4;
 pub(crate) type Plan = (Head, Vec<Vec<u8>>);
 
 /// The sampled units.
-#[derive(Default)]
-struct Sample {
-    /// The exponents of the bases' units, the differences, and the values of mode 1.
-    exponents: Vec<u16>,
-    differences: Vec<i64>,
-    turned: Vec<u64>,
+struct Sample<W> {
+    /// The bases' units and the differences from them.
+    bases: Vec<W>,
+    differences: Vec<W>,
     /// The number of units after each run.
     ends: Vec<usize>,
     /// The most units of a run that differ.
     most_changed: usize,
+    field: Field,
 }
 
-impl Sample {
-    fn add<W: Word>(&mut self, field: Field, units: &[u8], base: &[u8]) -> Result<()> {
-        let n = units.len() / size_of::<W>();
-        reserve(&mut self.exponents, n)?;
-        reserve(&mut self.differences, n)?;
-        reserve(&mut self.turned, n)?;
-        let is_float = field.is_float();
-        let bases = base.chunks_exact(size_of::<W>()).map(W::read);
-        let pairs = || units.chunks_exact(size_of::<W>()).map(W::read).zip(bases.clone());
-        // One after the other, so that each loop is one of vectors.
-        self.exponents.extend(bases.clone().map(|base| base.exponent(field)));
-        self.differences.extend(
-            pairs().map(|(unit, base)| W::difference(base, unit, is_float).above(W::default())),
-        );
-        self.turned.extend(pairs().map(|(unit, base)| W::turned(base, unit, is_float).to_u64()));
-        let changed = pairs().filter(|(unit, base)| unit != base).count();
-        self.ends.push(self.exponents.len());
-        self.most_changed = self.most_changed.max(changed);
-        Ok(())
+impl<W: Word> Sample<W> {
+    fn add(&mut self, units: &[u8], base: &[u8]) {
+        let begin = self.bases.len();
+        let is_float = self.field.is_float();
+        self.bases.extend(base.chunks_exact(size_of::<W>()).map(W::read));
+        let units = units.chunks_exact(size_of::<W>()).map(W::read);
+        let pairs = units.zip(&self.bases[begin..]);
+        self.differences.extend(pairs.map(|(unit, &base)| W::difference(base, unit, is_float)));
+        let differ = self.differences[begin..].iter().map(|&d| usize::from(d != W::default()));
+        self.most_changed = self.most_changed.max(differ.sum());
+        self.ends.push(self.bases.len());
+    }
+
+    fn exponents(&self) -> impl Iterator<Item = u16> {
+        self.bases.iter().map(|base| base.exponent(self.field))
+    }
+
+    /// The values of mode 1.
+    fn turned(&self) -> impl Iterator<Item = W> {
+        let is_float = self.field.is_float();
+        self.bases.iter().zip(&self.differences).map(move |(&base, &difference)| {
+            W::turned(base, W::add(base, difference, is_float), is_float)
+        })
     }
 }
 
@@ -92,7 +95,7 @@ pub(crate) fn plan<W: Word>(
 ) -> Result<Plan> {
     let field = Field::of(spec.dtype());
     let sample = sample::<W>(spec, source, base, field)?;
-    let highest = exponent_above(&sample.exponents, 256);
+    let highest = exponent_above(&sample, 256);
     let n_sparse = if field.is_float() { MAX_SPARSE_CLASSES } else { 1 };
     // Exponents below 0 are none.
     let sparse = Classes { n: n_sparse.min(highest + 1), top: highest };
@@ -103,8 +106,8 @@ pub(crate) fn plan<W: Word>(
     if sample.most_changed * CODED_FROM <= RUN as usize || spec.n_units() < GROUP as u64 {
         return Ok(none());
     }
-    let counts = Counts::new::<W>(&sample);
-    let top = exponent_above(&sample.exponents, TOP_SHARE);
+    let mut counts = Counts::new(&sample)?;
+    let top = exponent_above(&sample, TOP_SHARE);
     // Costs are those of the sample; a head costs as much for any number of units.
     let share = spec.n_units().div_ceil(sample.differences.len() as u64).max(1);
     let mut best: Option<Candidate> = None;
@@ -113,9 +116,9 @@ pub(crate) fn plan<W: Word>(
             break;
         }
         let classes = Classes { n, top };
-        let one = Candidate::new::<W>(&counts, classes, share);
+        let one = Candidate::new(&mut counts, classes, share);
         let several = match &one {
-            Some(one) if n <= SEVERAL_TABLES => one.with_several_tables::<W>(&sample, share)?,
+            Some(one) if n <= SEVERAL_TABLES => one.with_several_tables(&sample, share)?,
             _ => None,
         };
         for candidate in one.into_iter().chain(several) {
@@ -145,10 +148,10 @@ struct Candidate {
 
 impl Candidate {
     /// One table for each class; `None` if there are no units.
-    fn new<W: Word>(counts: &Counts, classes: Classes, share: u64) -> Option<Candidate> {
+    fn new<W: Word>(counts: &mut Counts<'_, W>, classes: Classes, share: u64) -> Option<Candidate> {
         let (mut cost, mut modes, mut tables) = (0, 0, Vec::new());
         for class in 0..classes.n as u8 {
-            let Some((of_class, mode, table)) = counts.of_class::<W>(classes, class) else {
+            let Some((of_class, mode, table)) = counts.of_class(classes, class) else {
                 tables.push(None);
                 continue;
             };
@@ -167,39 +170,45 @@ impl Candidate {
     /// The same with several tables for each class, which differ in their frequencies.
     fn with_several_tables<W: Word>(
         &self,
-        sample: &Sample,
+        sample: &Sample<W>,
         share: u64,
     ) -> Result<Option<Candidate>> {
         let n = self.classes.n;
         let mut out = Candidate { cost: 0, tables: Vec::new(), of_class: Vec::new(), ..*self };
         out.segment = SHORT_SEGMENT;
-        // Most values are near their `lo`.
-        let small: [u8; 256] =
-            std::array::from_fn(|y| symbol_of(y as i64 - 128, NEAR_SYMBOLS, LOGS).0);
+        let turned: Vec<W> = match self.modes {
+            0 => Vec::new(),
+            _ => sample.turned().collect(),
+        };
         for (class, table) in (0..n as u8).zip(&self.tables) {
-            let lo = W::from_u64(table.lo);
             let values = match self.modes >> class & 1 {
-                0 => bytemuck::cast_slice(&sample.differences),
-                _ => &sample.turned[..],
+                0 => &sample.differences,
+                _ => &turned,
             };
             let (mut symbols, mut total) = (Vec::new(), 0u64);
+            reserve(&mut symbols, values.len())?;
             let mut begin = 0;
             for &end in &sample.ends {
                 let whole = symbols.len();
-                symbols.resize(whole + end - begin, 0);
-                let mut n = whole;
-                for (&value, &exponent) in values[begin..end].iter().zip(&sample.exponents[begin..])
-                {
-                    let y = W::from_u64(value).above(lo) >> table.shift;
-                    symbols[n] = match small.get((y as usize).wrapping_add(128)) {
-                        Some(&symbol) => symbol,
-                        None => symbol_of(y, NEAR_SYMBOLS, LOGS).0,
-                    };
-                    // The next one takes the place of one of another class.
-                    n += usize::from(self.classes.of(exponent) == class);
+                let mut bases = sample.bases[begin..end].iter();
+                for values in values[begin..end].chunks(GROUP) {
+                    let mut group = [W::default(); GROUP];
+                    group[..values.len()].copy_from_slice(values);
+                    let row = symbols_of(&group, table);
+                    if n == 1 {
+                        symbols.extend_from_slice(&row[..values.len()]);
+                        continue;
+                    }
+                    let (mut kept, mut n_kept) = ([0; 2 * GROUP], 0);
+                    for (symbol, base) in row.iter().zip(bases.by_ref().take(values.len())) {
+                        // The next one takes the place of one of another class.
+                        kept[n_kept % GROUP] = *symbol;
+                        let of = self.classes.of(base.exponent(sample.field));
+                        n_kept += usize::from(of == class);
+                    }
+                    symbols.extend_from_slice(&kept[..n_kept % (2 * GROUP)]);
                 }
-                total += (n - whole) as u64;
-                symbols.truncate(n);
+                total += (symbols.len() - whole) as u64;
                 begin = end;
                 // Whole segments alone.
                 symbols.truncate(whole + (symbols.len() - whole) / SHORT_SEGMENT * SHORT_SEGMENT);
@@ -213,11 +222,19 @@ impl Candidate {
             let mut histograms = Histograms { counts: Vec::new(), n_symbols };
             set_len(&mut histograms.counts, symbols.len() / SHORT_SEGMENT * n_symbols)?;
             let segments = histograms.counts.chunks_exact_mut(n_symbols);
-            let mut extra = 0u64;
+            let (mut extra, all) = (0u64, W::BITS - table.shift);
             for (counts, symbols) in segments.zip(symbols.chunks_exact(SHORT_SEGMENT)) {
-                for &symbol in symbols {
-                    counts[usize::from(rank[usize::from(symbol)])] += 1;
-                    extra += u64::from(extra_bits(symbol, W::BITS - table.shift));
+                // Four counts, so that equal neighbours do not wait for each other.
+                let mut fours = [[0u8; 2 * NEAR_SYMBOLS as usize]; 4];
+                for four in symbols.as_chunks::<4>().0 {
+                    for (counts, &symbol) in fours.iter_mut().zip(four) {
+                        counts[usize::from(symbol) % (2 * NEAR_SYMBOLS as usize)] += 1;
+                    }
+                }
+                for (symbol, &place) in (0..).zip(&rank) {
+                    let n: u16 = fours.iter().map(|counts| u16::from(counts[symbol])).sum();
+                    counts[usize::from(place)] = n;
+                    extra += u64::from(n) * u64::from(extra_bits(symbol as u8, all));
                 }
             }
             let (cost, clusters) = cluster(&histograms, MAX_TABLES / n as usize, ROUNDS);
@@ -260,50 +277,72 @@ fn extra_bits(symbol: u8, all: u32) -> u32 {
     }
 }
 
+/// The symbols of a group of values.
+fn symbols_of<W: Word>(values: &[W; GROUP], table: &Table) -> [u8; GROUP] {
+    let (lo, mut symbols) = (W::from_u64(table.lo), [0; GROUP]);
+    W::steps(values, lo, table.shift, &mut symbols);
+    for (values, symbols) in values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0) {
+        if at_least(symbols, NEAR_SYMBOLS) != 0 {
+            W::symbols(values, lo, table.shift, (NEAR_SYMBOLS, LOGS), symbols);
+        }
+    }
+    symbols
+}
+
 /// Reads runs of units, spread over the tensor.
 fn sample<W: Word>(
     spec: &TensorSpec,
     source: &dyn ReadAt,
     base: &dyn ReadAt,
     field: Field,
-) -> Result<Sample> {
+) -> Result<Sample<W>> {
     let (n, unit) = (spec.n_units(), size_of::<W>() as u64);
     let all_runs = n.div_ceil(RUN);
     let n_runs = all_runs.min((n / 4).clamp(SAMPLE.0, SAMPLE.1).div_ceil(RUN));
-    let mut sample = Sample::default();
+    let (bases, differences, ends) = Default::default();
+    let mut sample = Sample { bases, differences, ends, most_changed: 0, field };
+    reserve(&mut sample.bases, (n_runs * RUN).min(n) as usize)?;
+    reserve(&mut sample.differences, (n_runs * RUN).min(n) as usize)?;
     let mut buffers = [Vec::new(), Vec::new()];
     for i in 0..n_runs {
         let begin = (i * all_runs / n_runs) * RUN;
         let range = begin * unit..n.min(begin + RUN) * unit;
-        for (buffer, source) in buffers.iter_mut().zip([source, base]) {
-            set_len(buffer, (range.end - range.start) as usize)?;
-            buffer.truncate((range.end - range.start) as usize);
-            match source.bytes_at(range.clone()) {
-                Some(bytes) => buffer.copy_from_slice(bytes),
-                None => read_at(source, range.start, buffer)?,
-            }
+        let mut run = [&[][..]; 2];
+        for ((run, buffer), source) in run.iter_mut().zip(&mut buffers).zip([source, base]) {
+            *run = match source.bytes_at(range.clone()) {
+                Some(bytes) => bytes,
+                None => {
+                    set_len(buffer, (range.end - range.start) as usize)?;
+                    read_at(source, range.start, buffer)?;
+                    buffer
+                }
+            };
         }
-        sample.add::<W>(field, &buffers[0], &buffers[1])?;
+        sample.add(run[0], run[1]);
     }
     Ok(sample)
 }
 
 /// The highest exponent that at least one unit in `share` has or exceeds.
-fn exponent_above(exponents: &[u16], share: usize) -> u32 {
+fn exponent_above<W: Word>(sample: &Sample<W>, share: usize) -> u32 {
     let mut counts = [0usize; 2048];
-    exponents.iter().for_each(|&e| counts[usize::from(e & 2047)] += 1);
+    sample.exponents().for_each(|e| counts[usize::from(e & 2047)] += 1);
     let mut sum = 0;
     for (exponent, n) in counts.iter().enumerate().rev() {
         sum += n;
-        if sum * share >= exponents.len().max(1) {
+        if sum * share >= sample.bases.len().max(1) {
             return exponent as u32;
         }
     }
     0
 }
 
+/// The mode and the table of some units, and what they cost in bits.
+type Priced = (u64, u8, Table);
+
 /// How often each value is in the sample, for each exponent.
-struct Counts {
+struct Counts<'a, W> {
+    sample: &'a Sample<W>,
     /// The highest exponent.
     highest: u32,
     /// Low bits of differences that are not looked at.
@@ -311,65 +350,105 @@ struct Counts {
     /// Where the counts of differences are that are not 0.
     range: std::ops::Range<usize>,
     near: Vec<[u32; NEAR]>,
-    turned: Vec<[u32; TURNED]>,
+    /// Counted when a class needs them.
+    turned: Option<Vec<[u32; TURNED]>>,
+    /// What is known of classes: other numbers of classes have the same highest ones.
+    known: Vec<((u32, u32), Option<Priced>)>,
 }
 
-impl Counts {
-    fn new<W: Word>(sample: &Sample) -> Counts {
-        let highest = sample.exponents.iter().copied().max().unwrap_or(0);
-        // Nearly all differences are counted one by one.
-        let mut logs = [0usize; 65];
-        for d in &sample.differences {
-            logs[(u64::BITS - d.unsigned_abs().leading_zeros()) as usize] += 1;
-        }
-        let (mut bits, mut above) = (64, 0);
-        while bits > 0 && (above + logs[bits]) * 64 < sample.differences.len() {
-            above += logs[bits];
-            bits -= 1;
-        }
-        let shift = (bits as u32).saturating_sub(NEAR.ilog2() - 1).min(W::BITS - 6);
-        let mut counts = Counts {
-            highest: u32::from(highest),
-            shift,
-            range: 0..0,
-            near: vec![[0; NEAR]; EXPONENTS],
-            turned: vec![[0; TURNED]; EXPONENTS],
-        };
+impl<'a, W: Word> Counts<'a, W> {
+    fn new(sample: &'a Sample<W>) -> Result<Self> {
+        let highest = u32::from(sample.exponents().max().unwrap_or(0));
         let half = NEAR as i64 / 2;
+        // Nearly all differences are counted one by one.
+        let zero = W::default();
+        let differences = || sample.differences.iter().map(|d| d.above(zero));
+        let mut shift = 0;
+        let n_large = differences().filter(|d| d.unsigned_abs() >= half as u64).count();
+        if n_large * 64 >= sample.differences.len() {
+            let mut logs = [0usize; 65];
+            for d in differences() {
+                logs[(u64::BITS - d.unsigned_abs().leading_zeros()) as usize] += 1;
+            }
+            let (mut bits, mut above) = (64, 0);
+            while bits > 0 && (above + logs[bits]) * 64 < sample.differences.len() {
+                above += logs[bits];
+                bits -= 1;
+            }
+            shift = (bits as u32).saturating_sub(NEAR.ilog2() - 1).min(W::BITS - 6);
+        }
+        let mut near = Vec::new();
+        reserve(&mut near, EXPONENTS)?;
+        near.resize(EXPONENTS, [0; NEAR]);
         let (mut first, mut end) = (NEAR, 0);
-        for ((&e, &d), &t) in sample.exponents.iter().zip(&sample.differences).zip(&sample.turned) {
-            let e = EXPONENTS - 1 - usize::from(highest - e).min(EXPONENTS - 1);
+        for (e, d) in sample.exponents().zip(differences()) {
             let place = ((d >> shift).clamp(-half, half - 1) + half) as usize;
             first = first.min(place);
             end = end.max(place + 1);
-            counts.near[e][place & (NEAR - 1)] += 1;
-            counts.turned[e][(t >> (W::BITS - 8)) as usize & (TURNED - 1)] += 1;
+            near[row(highest, e)][place & (NEAR - 1)] += 1;
         }
-        counts.range = first.min(end)..end;
-        counts
+        let (range, known) = (first.min(end)..end, Vec::new());
+        Ok(Counts { sample, highest, shift, range, near, turned: None, known })
     }
 
     /// The cheapest mode and table of a class, and what its units cost in bits; `None` if it has
     /// none.
-    fn of_class<W: Word>(&self, classes: Classes, class: u8) -> Option<(u64, u8, Table)> {
-        let range = self.range.clone();
-        let (mut near, mut turned) = (vec![0; range.len()], vec![0; TURNED]);
-        for e in 0..EXPONENTS {
-            let below = (EXPONENTS - 1 - e) as u32;
-            let of = self.highest.checked_sub(below).map_or(0, |e| classes.of(e as u16));
-            if of == class {
-                near.iter_mut().zip(&self.near[e][range.clone()]).for_each(|(sum, n)| *sum += n);
-                turned.iter_mut().zip(&self.turned[e]).for_each(|(sum, n)| *sum += n);
-            }
+    fn of_class(&mut self, classes: Classes, class: u8) -> Option<Priced> {
+        let key = match class {
+            0 => (classes.n, 0),
+            _ => (0, classes.n - u32::from(class)),
+        };
+        if let Some((_, priced)) = self.known.iter().find(|(known, _)| *known == key) {
+            return priced.clone();
         }
-        if near.iter().all(|&n| n == 0) {
+        let priced = self.price(classes, class);
+        self.known.push((key, priced.clone()));
+        priced
+    }
+
+    fn price(&mut self, classes: Classes, class: u8) -> Option<Priced> {
+        let (range, highest, sample) = (self.range.clone(), self.highest, self.sample);
+        let mut rows = [false; EXPONENTS];
+        for (e, is_of_class) in rows.iter_mut().enumerate() {
+            let below = (EXPONENTS - 1 - e) as u32;
+            let of = highest.checked_sub(below).map_or(0, |e| classes.of(e as u16));
+            *is_of_class = of == class;
+        }
+        let rows = || rows.iter().zip(0..EXPONENTS).filter(|(of, _)| **of).map(|(_, e)| e);
+        let mut near = vec![0; range.len()];
+        for e in rows() {
+            near.iter_mut().zip(&self.near[e][range.clone()]).for_each(|(sum, n)| *sum += n);
+        }
+        let n: u64 = near.iter().map(|&n| u64::from(n)).sum();
+        if n == 0 {
             return None;
         }
         let half = NEAR as i64 / 2;
         let (of_near, near) = best_table::<W>(near, (range.start, NEAR), -half, self.shift);
+        // In mode 1 units keep their low bits as they are.
+        if of_near <= n * u64::from(W::BITS - 8) {
+            return Some((of_near, 0, near));
+        }
+        let all = self.turned.get_or_insert_with(|| {
+            let mut all = vec![[0; TURNED]; EXPONENTS];
+            for (e, t) in sample.exponents().zip(sample.turned()) {
+                let high = (t.to_u64() >> (W::BITS - 8)) as usize;
+                all[row(highest, e)][high & (TURNED - 1)] += 1;
+            }
+            all
+        });
+        let mut turned = vec![0; TURNED];
+        for e in rows() {
+            turned.iter_mut().zip(&all[e]).for_each(|(sum, n)| *sum += n);
+        }
         let (of_turned, turned) = best_table::<W>(turned, (0, TURNED), 0, W::BITS - 8);
         Some(if of_turned < of_near { (of_turned, 1, turned) } else { (of_near, 0, near) })
     }
+}
+
+/// The row of counts of an exponent.
+fn row(highest: u32, exponent: u16) -> usize {
+    EXPONENTS - 1 - (highest as usize - usize::from(exponent)).min(EXPONENTS - 1)
 }
 
 /// The cheapest table for values and what they cost in bits. Of `len` counts those from `begin` on
@@ -381,8 +460,9 @@ fn best_table<W: Word>(
     shift: u32,
 ) -> (u64, Table) {
     let mut best: Option<(u64, u32, i64, Vec<u32>)> = None;
-    let (near, logs) = (NEAR_SYMBOLS as usize, LOGS);
+    let near = NEAR_SYMBOLS as usize;
     let n_symbols = 2 * near;
+    let mut sums = Vec::new();
     for shift in shift..W::BITS {
         let zeros = counts.iter().take_while(|n| **n == 0).count();
         counts.drain(..zeros);
@@ -390,26 +470,51 @@ fn best_table<W: Word>(
         // The window with the most values, the first of equal ones. Windows before the first
         // value have none.
         let last_window = len.saturating_sub(near);
-        let at = |i: usize| i.checked_sub(begin).and_then(|i| counts.get(i)).copied().unwrap_or(0);
         let from = begin.saturating_sub(near - 1).min(last_window);
-        let mut sum: u32 = (from..from + near).map(at).sum();
-        let mut most = (sum, from);
-        for window in from + 1..=last_window.min(begin + counts.len()) {
-            sum += at(window + near - 1);
-            sum -= at(window - 1);
-            if sum > most.0 {
-                most = (sum, window);
+        let end = last_window.min(begin + counts.len());
+        sums.clear();
+        sums.resize(end + near - from, 0);
+        let place = begin - from;
+        let n = counts.len().min(sums.len().saturating_sub(place));
+        sums[place..][..n].copy_from_slice(&counts[..n]);
+        let mut step = 1;
+        while step < near {
+            for i in 0..sums.len() - step {
+                sums[i] += sums[i + step];
+            }
+            step *= 2;
+        }
+        let sums = &sums[..=end - from];
+        let most = sums.iter().copied().max().unwrap_or(0);
+        let window = from + sums.iter().position(|&sum| sum == most).unwrap_or(0);
+        let mut symbols = vec![0u32; n_symbols];
+        let total: u32 = counts.iter().sum();
+        // Symbols of logarithms stand for ranges.
+        let in_range = |first: usize, end: usize| -> u32 {
+            let place = |i: usize| i.saturating_sub(begin).min(counts.len());
+            counts[place(first)..place(end)].iter().sum()
+        };
+        for (i, symbol) in symbols[..near].iter_mut().enumerate() {
+            *symbol = in_range(window + i, window + i + 1);
+        }
+        let (mut cost, mut rest) = (0u64, total - symbols.iter().sum::<u32>());
+        for log in 0..LOGS {
+            let (least, next) = (1usize << log, 2usize << log);
+            let above = window + near - 1;
+            let below = |a: usize| (window + 1).saturating_sub(a);
+            let mut add = |symbol: u32, n: u32| {
+                symbols[symbol as usize] = n;
+                cost += u64::from(n) * u64::from(log);
+                rest -= n;
+            };
+            add(NEAR_SYMBOLS + log, in_range(above + least, above + next));
+            if log < LOGS - 1 {
+                add(NEAR_SYMBOLS + LOGS + log, in_range(below(next), below(least)));
             }
         }
-        let mut symbols = vec![0u32; n_symbols];
-        let mut cost = 0u64;
-        let total: u32 = counts.iter().sum();
-        for (i, &n) in (begin..).zip(&counts).filter(|(_, n)| **n > 0) {
-            let (symbol, extra) = symbol_of(i as i64 - most.1 as i64, near as u32, logs);
-            let extra = if extra == u32::MAX { W::BITS - shift } else { extra };
-            symbols[usize::from(symbol)] += n;
-            cost += u64::from(n) * u64::from(extra + shift);
-        }
+        symbols[n_symbols - 1] = rest;
+        cost += u64::from(rest) * u64::from(W::BITS - shift);
+        cost += u64::from(total) * u64::from(shift);
         let entropy: u64 = symbols
             .iter()
             .filter(|&&n| n > 0)
@@ -417,7 +522,7 @@ fn best_table<W: Word>(
             .sum();
         cost += entropy >> 20;
         if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
-            best = Some((cost, shift, first + most.1 as i64, symbols));
+            best = Some((cost, shift, first + window as i64, symbols));
         }
         if len <= near || shift + 5 > W::BITS {
             break;

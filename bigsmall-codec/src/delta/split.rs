@@ -4,6 +4,7 @@
 use super::bits::BitSink;
 use super::head::{Head, Table};
 use super::values::{Word, for_unit};
+use crate::head::MAX_TABLES;
 use crate::planes::{self, GROUP};
 
 /// The cost of what a table does not code, in 2^-8 bits.
@@ -14,6 +15,8 @@ pub(crate) struct Splitter {
     tables: Vec<Coder>,
     /// For each class the tables that are considered.
     of_class: Vec<Vec<u8>>,
+    /// What symbols cost, with their extra bits and the shifted ones, in 2^-8 bits, by each table.
+    costs: Box<[[u32; MAX_TABLES]; 64]>,
 }
 
 /// What encoding with a table needs.
@@ -22,17 +25,20 @@ struct Coder {
     lo: u64,
     /// For each symbol whether the table codes it.
     coded: [bool; 64],
-    /// The near values that it does not code, a bit for each.
-    not_coded: u32,
-    /// What it costs, with its extra bits and the shifted ones, in 2^-8 bits.
-    cost: [u32; 64],
+    /// All near values from `first` to `first + span` are coded.
+    first: u8,
+    span: u8,
+    /// For each symbol its extra bits: their number, and what they are counted from, up or down.
+    extra: [(u32, u64, u64); 64],
 }
 
 impl Splitter {
     /// `of_class` says for each class which tables are considered.
     pub(crate) fn new(head: &Head, of_class: Vec<Vec<u8>>) -> Splitter {
-        let tables = head.tables.iter().map(|table| Coder::new(head, table)).collect();
-        Splitter { tables, of_class }
+        let mut costs = Box::new([[0; MAX_TABLES]; 64]);
+        let tables = (0..).zip(&head.tables);
+        let tables = tables.map(|(id, table)| Coder::new(head, table, id, &mut costs)).collect();
+        Splitter { tables, of_class, costs }
     }
 
     /// Splits the values of a block, which have the classes of `starts`, into the parts of a coded
@@ -49,12 +55,14 @@ impl Splitter {
         for_unit!(head.unit_bytes, split(head, self, values, starts, parts, &at_least));
     }
 
-    /// The table of a segment, whose values have the places `place` in the order of classes.
+    /// The table of a segment, whose values have the places `place` in the order of classes, and
+    /// their symbols, whether or not it codes them.
     #[inline(always)]
     fn choose_table<W: Word>(
         &self,
         head: &Head,
         values: &[W],
+        symbols: &mut [u8],
         place: std::ops::Range<usize>,
         (starts, n): (&[usize; 8], usize),
         at_least: &impl Fn(&[u8; 32], u32) -> u32,
@@ -68,28 +76,46 @@ impl Splitter {
                 }
             }
         }
+        let mut id = candidates.trailing_zeros() as usize % MAX_TABLES;
+        self.tables[id].find_symbols(head, values, symbols, at_least);
         if candidates.count_ones() <= 1 {
-            return candidates.trailing_zeros() as u8 % 32;
+            return id as u8;
         }
-        // Tables that differ in their frequencies alone share the counts of symbols.
-        let mut counts = [0; 64];
-        let mut counted: Option<&Coder> = None;
+        // Tables that differ in their frequencies alone share symbols.
         let mut least = (u32::MAX, 0);
-        for (id, table) in (0..).zip(&self.tables) {
-            if candidates >> id & 1 == 0 {
-                continue;
+        loop {
+            let table = &self.tables[id];
+            let sums = self.sum(symbols);
+            for (other, sum) in (0..).zip(sums) {
+                if candidates >> other & 1 == 1 && table.is_like(&self.tables[other]) {
+                    candidates &= !(1 << other);
+                    least = least.min((sum, other));
+                }
             }
-            if counted.is_none_or(|of| (of.shift, of.lo) != (table.shift, table.lo)) {
-                counts = table.count(head, values, at_least);
-                counted = Some(table);
+            let best = &self.tables[least.1];
+            if candidates == 0 {
+                if !best.is_like(table) {
+                    best.find_symbols(head, values, symbols, at_least);
+                }
+                return least.1 as u8;
             }
-            // At most 2^16 values, each of less than 2^16.
-            let cost = counts.iter().zip(&table.cost).map(|(n, cost)| n * cost).sum();
-            if cost < least.0 {
-                least = (cost, id);
+            id = candidates.trailing_zeros() as usize;
+            self.tables[id].find_symbols(head, values, symbols, at_least);
+        }
+    }
+
+    /// What symbols cost by each table: at most 2^16 of them, each of less than 2^16. Inlined, the
+    /// sums are not kept in vectors.
+    #[inline(never)]
+    fn sum(&self, symbols: &[u8]) -> [u32; MAX_TABLES] {
+        let mut sums = [0; MAX_TABLES];
+        for &symbol in symbols {
+            let costs = &self.costs[usize::from(symbol & 63)];
+            for t in 0..MAX_TABLES {
+                sums[t] += costs[t];
             }
         }
-        least.1
+        sums
     }
 }
 
@@ -123,14 +149,15 @@ fn split<W: Word>(
     for (values, symbols) in values.chunks(head.segment).zip(symbols.chunks_mut(head.segment)) {
         let place = begin..begin + values.len();
         begin = place.end;
-        let id = splitter.choose_table(head, values, place, (starts, n), at_least);
+        let classes = (starts, n);
+        let id = splitter.choose_table(head, values, symbols, place, classes, at_least);
         table_ids.push(id);
         let table = &splitter.tables[usize::from(id)];
         for (values, symbols) in
             values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut::<GROUP>().0)
         {
             group_tables.push(id);
-            table.split(head, values, symbols, extra, at_least);
+            table.push_extra(head, values, symbols, extra, at_least);
             if table.shift > 0 {
                 let lo = W::from_u64(table.lo);
                 planes::pack_lows(|i| values[i].above(lo) as u64, table.shift, lows);
@@ -158,60 +185,62 @@ pub(crate) fn symbol_of(y: i64, near: u32, logs: u32) -> (u8, u32) {
 }
 
 impl Coder {
-    fn new(head: &Head, table: &Table) -> Coder {
+    /// `costs` are those of all tables.
+    fn new(head: &Head, table: &Table, id: usize, costs: &mut [[u32; MAX_TABLES]; 64]) -> Coder {
         let (near, logs) = (head.n_near(), head.n_logs());
-        let (mut coded, mut cost) = ([false; 64], [OUTSIDE_COST; 64]);
+        let (mut coded, mut extra) = ([false; 64], [(0, 0, 0); 64]);
         let freqs = table.frequencies.freqs();
         for (s, (&f, bits)) in freqs.iter().zip(table.frequencies.costs()).enumerate() {
             let log = (s as u32).saturating_sub(near);
-            let extra = match log {
-                _ if s as u32 == near + 2 * logs - 1 => 8 * head.unit_bytes as u32 - table.shift,
-                _ if log >= logs => log - logs,
-                _ => log,
+            extra[s] = match log {
+                _ if (s as u32) < near => (0, 0, 0),
+                _ if log == 2 * logs - 1 => (8 * head.unit_bytes as u32 - table.shift, 0, 0),
+                _ if log < logs => (log, u64::from(near) - 1 + (1 << log), 0),
+                _ => (log - logs, (1u64 << (log - logs)).wrapping_neg(), u64::MAX),
             };
             coded[s] = f > 0;
-            cost[s] = if f > 0 { u32::from(bits) + (extra << 8) } else { OUTSIDE_COST };
-            cost[s] += table.shift << 8;
+            let cost = if f > 0 { u32::from(bits) + (extra[s].0 << 8) } else { OUTSIDE_COST };
+            costs[s][id] = cost + (table.shift << 8);
         }
-        let not_coded = (0..near).filter(|&s| !coded[s as usize]).map(|s| 1 << s).sum();
-        Coder { shift: table.shift, lo: table.lo, coded, not_coded, cost }
+        let is_coded = |s: &usize| coded[*s];
+        let common = (0..near as usize).max_by_key(|&s| freqs[s]).unwrap_or(0);
+        let below = (0..common).rev().take_while(is_coded).count();
+        let above = (common + 1..near as usize).take_while(is_coded).count();
+        let (first, span) = ((common - below) as u8, (below + above) as u8);
+        Coder { shift: table.shift, lo: table.lo, coded, first, span, extra }
     }
 
-    /// How often each symbol stands for one of the values.
+    /// Whether the tables have the same symbols.
+    fn is_like(&self, other: &Coder) -> bool {
+        (self.shift, self.lo) == (other.shift, other.lo)
+    }
+
+    /// The symbols of values, whether or not the table codes them.
     #[inline(always)]
-    fn count<W: Word>(
+    fn find_symbols<W: Word>(
         &self,
         head: &Head,
         values: &[W],
+        symbols: &mut [u8],
         at_least: &impl Fn(&[u8; 32], u32) -> u32,
-    ) -> [u32; 64] {
+    ) {
         let (near, logs) = (head.n_near(), head.n_logs());
         let lo = W::from_u64(self.lo);
-        let mut counts = [[0u32; 64]; 2];
-        let mut symbols = [0; 32];
-        for values in values.as_chunks::<32>().0 {
-            W::steps(values, lo, self.shift, &mut symbols);
-            let mut outside = at_least(&symbols, near);
-            while outside != 0 {
-                let i = outside.trailing_zeros() as usize;
-                outside &= outside - 1;
-                symbols[i] = symbol_of(values[i].above(lo) >> self.shift, near, logs).0;
-            }
-            for pair in symbols.as_chunks::<2>().0 {
-                counts[0][usize::from(pair[0] & 63)] += 1;
-                counts[1][usize::from(pair[1] & 63)] += 1;
+        let groups = values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut().0);
+        for (values, symbols) in groups {
+            W::steps(values, lo, self.shift, symbols);
+            let rows = values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0);
+            for (values, symbols) in rows {
+                if at_least(symbols, near) != 0 {
+                    W::symbols(values, lo, self.shift, (near, logs), symbols);
+                }
             }
         }
-        let [mut sums, others] = counts;
-        for s in 0..64 {
-            sums[s] += others[s];
-        }
-        sums
     }
 
-    /// The symbols of a group, and their extra bits.
+    /// Appends the extra bits of a group, and replaces symbols that the table does not code.
     #[inline(always)]
-    fn split<W: Word>(
+    fn push_extra<W: Word>(
         &self,
         head: &Head,
         values: &[W; GROUP],
@@ -219,36 +248,24 @@ impl Coder {
         extra: &mut BitSink,
         at_least: &impl Fn(&[u8; 32], u32) -> u32,
     ) {
-        let (near, logs) = (head.n_near(), head.n_logs());
+        let last = 2 * head.n_near() as u8 - 1;
         let lo = W::from_u64(self.lo);
-        let last = near + 2 * logs - 1;
         for (values, symbols) in
             values.as_chunks::<32>().0.iter().zip(symbols.as_chunks_mut::<32>().0)
         {
-            W::steps(values, lo, self.shift, symbols);
-            let mut outside = at_least(symbols, near);
-            if self.not_coded != 0 {
-                for (i, &symbol) in symbols.iter().enumerate() {
-                    outside |= (self.not_coded >> (symbol & 31) & 1) << i;
-                }
-            }
-            while outside != 0 {
-                let i = outside.trailing_zeros() as usize;
-                outside &= outside - 1;
+            // Those that have extra bits or may not be coded.
+            let far = symbols.map(|s| u8::from(s.wrapping_sub(self.first) > self.span));
+            let mut which = at_least(&far, 1);
+            while which != 0 {
+                let i = which.trailing_zeros() as usize;
+                which &= which - 1;
                 let y = values[i].above(lo) >> self.shift;
-                let (symbol, n) = symbol_of(y, near, logs);
-                if n == u32::MAX || !self.coded[usize::from(symbol & 63)] {
-                    symbols[i] = last as u8;
-                    extra.push(y as u64, W::BITS - self.shift);
-                } else {
-                    symbols[i] = symbol;
-                    let a = if y < 0 {
-                        y.unsigned_abs()
-                    } else {
-                        (y as u64).wrapping_sub(u64::from(near) - 1)
-                    };
-                    extra.push(a, n);
+                let symbol = &mut symbols[i];
+                if !self.coded[usize::from(*symbol & 63)] {
+                    *symbol = last;
                 }
+                let (n, first, minus) = self.extra[usize::from(*symbol & 63)];
+                extra.push(((y as u64).wrapping_sub(first) ^ minus).wrapping_sub(minus), n);
             }
         }
     }

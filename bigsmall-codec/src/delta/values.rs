@@ -73,8 +73,17 @@ pub(crate) trait Word:
     /// `self + (y << shift)`.
     fn plus_shifted(self, y: u64, shift: u32) -> Self;
     /// For each value how many steps it is above `lo`, at most 255; for those below
-    /// `lo` 128 or more.
-    fn steps(values: &[Self; 32], lo: Self, shift: u32, symbols: &mut [u8; 32]);
+    /// `lo` 128 or more. Compilers make vectors of a whole group alone: they unroll shorter loops.
+    fn steps(values: &[Self; GROUP], lo: Self, shift: u32, symbols: &mut [u8; GROUP]);
+    /// The symbols of values, of `n_near` near ones and `n_logs` for each side: the last one for
+    /// all that has no other.
+    fn symbols(
+        values: &[Self; 32],
+        lo: Self,
+        shift: u32,
+        near_and_logs: (u32, u32),
+        symbols: &mut [u8; 32],
+    );
     /// For each symbol `lo + (symbol << shift)`.
     fn near(symbols: &[u8; GROUP], shift: u32, lo: Self, values: &mut [Self; GROUP]);
 }
@@ -311,10 +320,35 @@ macro_rules! words {
             }
 
             #[inline(always)]
-            fn steps(values: &[Self; 32], lo: Self, shift: u32, symbols: &mut [u8; 32]) {
+            fn steps(values: &[Self; GROUP], lo: Self, shift: u32, symbols: &mut [u8; GROUP]) {
                 for (symbol, &value) in symbols.iter_mut().zip(values) {
                     let step = (value.wrapping_sub(lo) as $signed >> shift) as $type;
                     *symbol = step.min(255) as u8;
+                }
+            }
+
+            #[inline(always)]
+            fn symbols(
+                values: &[Self; 32],
+                lo: Self,
+                shift: u32,
+                (n_near, n_logs): (u32, u32),
+                symbols: &mut [u8; 32],
+            ) {
+                // Nothing beyond has a logarithm of its own.
+                const MOST: $type = if $type::BITS > 16 { (1u64 << 16) as $type } else { !0 };
+                let (last, n) = (n_near + 2 * n_logs - 1, n_near as $type);
+                for (symbol, &value) in symbols.iter_mut().zip(values) {
+                    let y = value.wrapping_sub(lo) as $signed >> shift;
+                    let (negative, y) = ((y >> (Self::BITS - 1)) as $type, y as $type);
+                    let a = (y ^ negative).wrapping_sub(negative);
+                    let a = a.wrapping_sub(!negative & (n - 1));
+                    // A float has the logarithm as its exponent, in vectors as well.
+                    let log = (a.min(MOST) as i32 as f32).to_bits() >> 23;
+                    let log = log.wrapping_sub(127);
+                    let of_log = n_near + (negative as u32 & n_logs) + log;
+                    let far = if log < n_logs { of_log } else { last };
+                    *symbol = if y < n { y as u8 } else { far as u8 };
                 }
             }
 
