@@ -10,7 +10,7 @@ use super::sparse::{Change, Form, GroupCounts};
 use super::split::{Parts, Splitter};
 use super::values::Word;
 use crate::block::{CARRIED, HEADER, pad4, states_with, write_raw, write_states};
-use crate::kernels::{EncodeJob, Kernels, ROOM};
+use crate::kernels::{EncodeJob, Kernels, LANES, ROOM};
 use crate::planes::GROUP;
 
 /// If more than one unit in so many differs from the base's, a sparse block is not tried: where
@@ -50,6 +50,31 @@ pub(crate) struct Scratch {
     sorted: Vec<Change>,
     sparse: BitSink,
     n_changed: Vec<u16>,
+    /// The states of a coded block, and where its words begin.
+    states: [u32; LANES],
+    begin: usize,
+}
+
+impl Scratch {
+    /// The block that was split last.
+    fn job(&mut self) -> EncodeJob<'_> {
+        EncodeJob {
+            symbols: &self.symbols,
+            group_tables: &self.group_tables,
+            states: &mut self.states,
+            words: &mut self.words,
+            begin: &mut self.begin,
+            ahead: Ahead::default(),
+        }
+    }
+}
+
+/// What is known of a block before it is coded.
+struct Choice {
+    /// The smaller form of a sparse block, and whether it is the one by classes.
+    sparse: Option<(bool, Form)>,
+    /// Whether it was split to be coded.
+    is_split: bool,
 }
 
 impl Encoder {
@@ -63,27 +88,50 @@ impl Encoder {
         Encoder { head, kernels, splitter }
     }
 
-    /// Appends the block of `units` against `base` to `out`, padded to a multiple of 8 bytes;
-    /// returns its length without the padding.
+    /// Appends one or two blocks of `units` against `base` to `out`, each padded to a multiple of 8
+    /// bytes, and their lengths without the padding to `lens`.
     pub(crate) fn encode<W: Word>(
         &self,
-        units: &[u8],
-        base: &[u8],
-        scratch: &mut Scratch,
-        out: &mut Vec<u8>,
-    ) -> Result<u32> {
-        let begin = out.len();
-        if units == base {
-            return Ok(0);
+        units: [&[u8]; 2],
+        base: [&[u8]; 2],
+        scratch: &mut [Scratch; 2],
+        (out, lens): (&mut Vec<u8>, &mut Vec<u32>),
+    ) -> Result<()> {
+        let mut choices = [None, None];
+        for (choice, (scratch, (units, base))) in
+            choices.iter_mut().zip(scratch.iter_mut().zip(units.into_iter().zip(base)))
+        {
+            if units != base {
+                *choice = Some(self.choose::<W>(units, base, scratch)?);
+            }
         }
+        // Blocks wait for each other's lookups: two at once.
+        let is_split = |choice: &Option<Choice>| choice.as_ref().is_some_and(|c| c.is_split);
+        let split = scratch.iter_mut().zip(&choices).filter(|(_, choice)| is_split(choice));
+        let mut jobs: Vec<_> = split.map(|(scratch, _)| scratch.job()).collect();
+        self.kernels.encode(&self.head.ans, &mut jobs);
+        for (choice, (scratch, units)) in choices.into_iter().zip(scratch.iter_mut().zip(units)) {
+            let begin = out.len();
+            if let Some(choice) = choice {
+                self.write::<W>(choice, units, scratch, out)?;
+            }
+            // There is no second one without units.
+            if !units.is_empty() {
+                lens.push((out.len() - begin) as u32);
+            }
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        Ok(())
+    }
+
+    /// Finds what a block may become, and splits it if it may be coded.
+    fn choose<W: Word>(&self, units: &[u8], base: &[u8], scratch: &mut Scratch) -> Result<Choice> {
         let n_units = units.len() / size_of::<W>();
         set_len(&mut scratch.n_changed, n_units.div_ceil(GROUP))?;
         W::count_changed(units, base, &mut scratch.n_changed);
         let of_groups = || scratch.n_changed[..n_units.div_ceil(GROUP)].iter();
         let n_changed: usize = of_groups().map(|&n| usize::from(n)).sum();
         let in_groups = GROUP * of_groups().filter(|&&n| n > 0).count();
-        // At worst a raw block, and its padding.
-        reserve(out, HEADER + units.len() + 8)?;
         let can_code = n_units >= GROUP && !self.head.tables.is_empty();
         let small = n_units <= SMALL;
         let spread = !small && in_groups * SPREAD >= n_units * (SPREAD - 1);
@@ -96,8 +144,26 @@ impl Encoder {
         let few = n_changed <= n_units / CODED_ABOVE[0];
         let surely_sparse = few || spread && n_changed <= n_units / CODED_ABOVE[1];
         let dear = sparse.is_none_or(|(_, form)| form.bits > DEAR * n_changed as u64);
-        if can_code && (!surely_sparse || dear && !few) {
-            self.write_coded::<W>(units, base, scratch, out)?;
+        let is_split = can_code && (!surely_sparse || dear && !few);
+        if is_split {
+            self.split::<W>(units, base, scratch)?;
+        }
+        Ok(Choice { sparse, is_split })
+    }
+
+    /// Appends the smallest form of a block.
+    fn write<W: Word>(
+        &self,
+        Choice { sparse, is_split }: Choice,
+        units: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let begin = out.len();
+        // At worst a raw block, and its padding.
+        reserve(out, HEADER + units.len() + 8)?;
+        if is_split {
+            self.write_coded::<W>(units, scratch, out)?;
         }
         let coded = out.len() - begin;
         match sparse {
@@ -123,9 +189,7 @@ impl Encoder {
             }
             _ => {}
         }
-        let len = (out.len() - begin) as u32;
-        out.resize(out.len().next_multiple_of(8), 0);
-        Ok(len)
+        Ok(())
     }
 
     /// Finds the changes of a block; returns its smaller form and whether that is the one by
@@ -212,55 +276,47 @@ impl Encoder {
         Ok(if is_smaller { (true, classed) } else { (false, natural) })
     }
 
-    fn write_coded<W: Word>(
-        &self,
-        units: &[u8],
-        base: &[u8],
-        scratch: &mut Scratch,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    /// Splits the groups of a block to be coded.
+    fn split<W: Word>(&self, units: &[u8], base: &[u8], scratch: &mut Scratch) -> Result<()> {
         let Encoder { head, kernels, splitter } = self;
-        let n_groups = units.len() / size_of::<W>() / GROUP;
-        let n = n_groups * GROUP;
-        let (units, tail) = units.split_at(n * size_of::<W>());
+        let n = units.len() / size_of::<W>() / GROUP * GROUP;
+        let units = &units[..n * size_of::<W>()];
         let base = &base[..units.len()];
-        let Scratch {
-            classes, values, symbols, table_ids, group_tables, words, lows, extra, ..
-        } = scratch;
+        let Scratch { classes, values, symbols, table_ids, group_tables, lows, extra, .. } =
+            scratch;
         set_len(classes, n)?;
         set_len(values, n.div_ceil(8 / size_of::<W>()))?;
         let values = &mut bytemuck::cast_slice_mut(values)[..units.len()];
         let starts = kernels.partition(head, units, base, values, &mut classes[..n]);
-
         set_len(symbols, n)?;
-        let parts = Parts { symbols: &mut symbols[..n], table_ids, group_tables, lows, extra };
+        let parts = Parts { symbols, table_ids, group_tables, lows, extra };
         kernels.split(head, splitter, values, &starts, parts);
         let extra = extra.finish();
-        let n_carried = extra.len().min(CARRIED);
-        let (kept, carried) = extra.split_at(extra.len() - n_carried);
-        let mut states = states_with(carried);
-        set_len(words, n + ROOM)?;
-        let mut begin = 0;
-        let mut jobs = [EncodeJob {
-            symbols: &symbols[..n],
-            group_tables,
-            states: &mut states,
-            words: &mut words[..n + ROOM],
-            begin: &mut begin,
-            ahead: Ahead::default(),
-        }];
-        kernels.encode(&head.ans, &mut jobs);
+        scratch.states = states_with(&extra[extra.len().saturating_sub(CARRIED)..]);
+        set_len(&mut scratch.words, n + ROOM)
+    }
 
-        let words = &mut words[begin..n + ROOM];
+    /// Appends the block that was split and coded last.
+    fn write_coded<W: Word>(
+        &self,
+        units: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let Scratch { table_ids, words, begin, states, lows, extra, symbols, .. } = scratch;
+        let tail = &units[symbols.len() * size_of::<W>()..];
+        let extra = extra.finish();
+        let kept = &extra[..extra.len().saturating_sub(CARRIED)];
+        let words = &mut words[*begin..];
         reserve(out, 2 * words.len() + lows.len() + kept.len() + tail.len() + 4096)?;
-        out.extend_from_slice(&[KIND_CODED, n_carried as u8, 0, 0]);
+        out.extend_from_slice(&[KIND_CODED, (extra.len() - kept.len()) as u8, 0, 0]);
         out.extend_from_slice(&(words.len() as u32).to_le_bytes());
-        write_states(&states, out);
+        write_states(states, out);
         words.iter_mut().for_each(|w| *w = w.to_le());
         out.extend_from_slice(bytemuck::cast_slice(words));
         pad4(out);
         let mut bits = BitSink::default();
-        table_ids.iter().for_each(|&id| bits.push(u64::from(id), head.table_id_bits()));
+        table_ids.iter().for_each(|&id| bits.push(u64::from(id), self.head.table_id_bits()));
         out.extend_from_slice(bits.finish());
         pad4(out);
         out.extend_from_slice(lows);

@@ -95,7 +95,7 @@ pub(crate) fn plan<W: Word>(
 ) -> Result<Plan> {
     let field = Field::of(spec.dtype());
     let sample = sample::<W>(spec, source, base, field)?;
-    let highest = exponent_above(&sample, 256);
+    let [highest, top] = exponents_above(&sample, [256, TOP_SHARE]);
     let n_sparse = if field.is_float() { MAX_SPARSE_CLASSES } else { 1 };
     // Exponents below 0 are none.
     let sparse = Classes { n: n_sparse.min(highest + 1), top: highest };
@@ -107,10 +107,9 @@ pub(crate) fn plan<W: Word>(
         return Ok(none());
     }
     let mut counts = Counts::new(&sample)?;
-    let top = exponent_above(&sample, TOP_SHARE);
     // Costs are those of the sample; a head costs as much for any number of units.
     let share = spec.n_units().div_ceil(sample.differences.len() as u64).max(1);
-    let mut best: Option<Candidate> = None;
+    let (mut best, mut alike): (Option<Candidate>, _) = (None, false);
     for n in CLASSES {
         if n > 1 && (!field.is_float() || n > top + 1) {
             break;
@@ -118,9 +117,13 @@ pub(crate) fn plan<W: Word>(
         let classes = Classes { n, top };
         let one = Candidate::new(&mut counts, classes, share);
         let several = match &one {
-            Some(one) if n <= SEVERAL_TABLES => one.with_several_tables(&sample, share)?,
+            Some(one) if n <= SEVERAL_TABLES && !alike => {
+                one.with_several_tables(&sample, share)?
+            }
             _ => None,
         };
+        // Segments that are alike are so in each class.
+        alike |= several.as_ref().zip(one.as_ref()).is_some_and(|(a, b)| a.cost >= b.cost);
         for candidate in one.into_iter().chain(several) {
             // More classes take longer to decode.
             if best.as_ref().is_none_or(|best| candidate.cost < best.cost - best.cost / 150) {
@@ -323,18 +326,24 @@ fn sample<W: Word>(
     Ok(sample)
 }
 
-/// The highest exponent that at least one unit in `share` has or exceeds.
-fn exponent_above<W: Word>(sample: &Sample<W>, share: usize) -> u32 {
-    let mut counts = [0usize; 2048];
-    sample.exponents().for_each(|e| counts[usize::from(e & 2047)] += 1);
-    let mut sum = 0;
-    for (exponent, n) in counts.iter().enumerate().rev() {
-        sum += n;
-        if sum * share >= sample.bases.len().max(1) {
-            return exponent as u32;
-        }
+/// For each of `shares` the highest exponent that at least one unit in so many has or exceeds.
+fn exponents_above<W: Word>(sample: &Sample<W>, shares: [usize; 2]) -> [u32; 2] {
+    // Two histograms, so that equal neighbours do not wait for each other.
+    let mut counts = [[0u32; 2048]; 2];
+    for (i, e) in sample.exponents().enumerate() {
+        counts[i & 1][usize::from(e & 2047)] += 1;
     }
-    0
+    shares.map(|share| {
+        let mut sum = 0;
+        let counts = counts[0].iter().zip(&counts[1]).map(|(a, b)| (a + b) as usize);
+        for (exponent, n) in counts.enumerate().rev() {
+            sum += n;
+            if sum * share >= sample.bases.len().max(1) {
+                return exponent as u32;
+            }
+        }
+        0
+    })
 }
 
 /// The mode and the table of some units, and what they cost in bits.
@@ -349,7 +358,8 @@ struct Counts<'a, W> {
     shift: u32,
     /// Where the counts of differences are that are not 0.
     range: std::ops::Range<usize>,
-    near: Vec<[u32; NEAR]>,
+    /// For each exponent those of the range.
+    near: Vec<u32>,
     /// Counted when a class needs them.
     turned: Option<Vec<[u32; TURNED]>>,
     /// What is known of classes: other numbers of classes have the same highest ones.
@@ -364,7 +374,12 @@ impl<'a, W: Word> Counts<'a, W> {
         let zero = W::default();
         let differences = || sample.differences.iter().map(|d| d.above(zero));
         let mut shift = 0;
-        let n_large = differences().filter(|d| d.unsigned_abs() >= half as u64).count();
+        let (least, most) = (W::from_u64(half as u64 - 1), W::from_u64(2 * (half as u64 - 1)));
+        let is_large = |d: &&W| d.plus_shifted(least.to_u64(), 0) > most;
+        let n_large = match W::BITS {
+            8 => 0,
+            _ => sample.differences.iter().filter(is_large).count(),
+        };
         if n_large * 64 >= sample.differences.len() {
             let mut logs = [0usize; 65];
             for d in differences() {
@@ -377,18 +392,20 @@ impl<'a, W: Word> Counts<'a, W> {
             }
             shift = (bits as u32).saturating_sub(NEAR.ilog2() - 1).min(W::BITS - 6);
         }
-        let mut near = Vec::new();
-        reserve(&mut near, EXPONENTS)?;
-        near.resize(EXPONENTS, [0; NEAR]);
-        let (mut first, mut end) = (NEAR, 0);
+        let place = |d: i64| ((d >> shift).clamp(-half, half - 1) + half) as usize;
+        let (least, most) =
+            differences().fold((i64::MAX, i64::MIN), |(a, b), d| (a.min(d), b.max(d)));
+        let (first, end) =
+            if least > most { (NEAR, NEAR) } else { (place(least), place(most) + 1) };
+        let (mut near, width) = (Vec::new(), end - first);
+        set_len(&mut near, EXPONENTS * width)?;
         for (e, d) in sample.exponents().zip(differences()) {
-            let place = ((d >> shift).clamp(-half, half - 1) + half) as usize;
-            first = first.min(place);
-            end = end.max(place + 1);
-            near[row(highest, e)][place & (NEAR - 1)] += 1;
+            if let Some(n) = near.get_mut(row(highest, e) * width + place(d) - first) {
+                *n += 1;
+            }
         }
-        let (range, known) = (first.min(end)..end, Vec::new());
-        Ok(Counts { sample, highest, shift, range, near, turned: None, known })
+        let (turned, known) = (None, Vec::new());
+        Ok(Counts { sample, highest, shift, range: first..end, near, turned, known })
     }
 
     /// The cheapest mode and table of a class, and what its units cost in bits; `None` if it has
@@ -417,7 +434,8 @@ impl<'a, W: Word> Counts<'a, W> {
         let rows = || rows.iter().zip(0..EXPONENTS).filter(|(of, _)| **of).map(|(_, e)| e);
         let mut near = vec![0; range.len()];
         for e in rows() {
-            near.iter_mut().zip(&self.near[e][range.clone()]).for_each(|(sum, n)| *sum += n);
+            let counts = &self.near[e * range.len()..];
+            near.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
         }
         let n: u64 = near.iter().map(|&n| u64::from(n)).sum();
         if n == 0 {

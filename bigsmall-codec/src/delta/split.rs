@@ -144,7 +144,9 @@ fn split<W: Word>(
     table_ids.clear();
     group_tables.clear();
     lows.clear();
-    extra.clear();
+    // A sink of its own stays in registers.
+    let mut bits = std::mem::take(extra);
+    bits.clear();
     let mut begin = 0;
     for (values, symbols) in values.chunks(head.segment).zip(symbols.chunks_mut(head.segment)) {
         let place = begin..begin + values.len();
@@ -157,13 +159,14 @@ fn split<W: Word>(
             values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut::<GROUP>().0)
         {
             group_tables.push(id);
-            table.push_extra(head, values, symbols, extra, at_least);
+            table.push_extra(head, values, symbols, &mut bits, at_least);
             if table.shift > 0 {
                 let lo = W::from_u64(table.lo);
                 planes::pack_lows(|i| values[i].above(lo) as u64, table.shift, lows);
             }
         }
     }
+    *extra = bits;
 }
 
 /// The symbol of a value that is `y` steps above `lo`, and its extra bits; the last symbol is for
@@ -254,7 +257,10 @@ impl Coder {
             values.as_chunks::<32>().0.iter().zip(symbols.as_chunks_mut::<32>().0)
         {
             // Those that have extra bits or may not be coded.
-            let far = symbols.map(|s| u8::from(s.wrapping_sub(self.first) > self.span));
+            let mut far = [0; 32];
+            for (far, symbol) in far.iter_mut().zip(&*symbols) {
+                *far = u8::from(symbol.wrapping_sub(self.first) > self.span);
+            }
             let mut which = at_least(&far, 1);
             while which != 0 {
                 let i = which.trailing_zeros() as usize;
