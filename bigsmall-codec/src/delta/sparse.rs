@@ -2,7 +2,7 @@
 //! section 10.5).
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::internal::reserve;
+use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits};
@@ -270,6 +270,9 @@ pub(crate) fn read(bytes: &[u8], n_units: usize, changes: &mut Vec<Change>) -> R
     reader.bits.finish(Rule::DeltaChanges)
 }
 
+/// Groups that are compared with a rank at once.
+const AT_ONCE: usize = 8;
+
 /// How many units of each class a group has.
 pub(crate) type GroupCounts = [u16; MAX_SPARSE_CLASSES as usize];
 
@@ -288,21 +291,30 @@ pub(crate) fn read_by_class(
     for counts in counts {
         totals.iter_mut().zip(counts).for_each(|(sum, &n)| *sum += u32::from(n));
     }
+    let mut firsts = Vec::new();
+    set_len(&mut firsts, counts.len() + AT_ONCE)?;
+    firsts[counts.len()..].fill(u32::MAX);
     for (class, total) in (0..n_classes as u8).zip(totals) {
         let n = reader.n_of_class()?;
         reader.begin_class(n, total)?;
         reserve(changes, n as usize)?;
-        // The group of the next change, and the rank of its first unit.
-        let (mut group, mut first) = (0, 0);
+        // For each group the rank of its first unit; behind the last one there is none.
+        let mut sum = 0;
+        for (first, counts) in firsts.iter_mut().zip(counts) {
+            *first = sum;
+            sum += u32::from(counts[usize::from(class)]);
+        }
+        let mut group = 0;
         while let Some((rank, is_less, distance)) = reader.next()? {
-            loop {
-                let n = u32::from(counts[group][usize::from(class)]);
-                if rank < first + n {
+            // The last group that begins at this rank or before it, several at a time.
+            while let Some(next) = firsts[group + 1..].first_chunk::<AT_ONCE>() {
+                let n = next.iter().map(|&first| u32::from(first <= rank)).sum::<u32>() as usize;
+                group += n;
+                if n < AT_ONCE {
                     break;
                 }
-                first += n;
-                group += 1;
             }
+            let first = firsts[group];
             let in_group = find(&classes[group], class, rank - first);
             let position = (group * GROUP) as u32 + in_group;
             changes.push(Change { position, rank, class, is_less, distance });

@@ -86,15 +86,13 @@ pub(super) fn equal512(group: &[u8; GROUP], class: u8) -> [u64; 4] {
 /// [`find`](crate::delta::sparse::find), given which bytes are of the class.
 #[inline]
 #[target_feature(enable = "bmi1,bmi2,popcnt")]
-pub(super) fn find(equal: [u64; 4], mut n: u32) -> u32 {
-    for (i, mask) in (0..).step_by(64).zip(equal) {
-        let n_equal = mask.count_ones();
-        if n < n_equal {
-            return i + _pdep_u64(1 << n, mask).trailing_zeros();
-        }
-        n -= n_equal;
-    }
-    unreachable!("the counts of a group are those of its units")
+pub(super) fn find(equal: [u64; 4], n: u32) -> u32 {
+    // Without branches: which mask has it cannot be predicted.
+    let [a, b, c, _] = equal.map(u64::count_ones);
+    let ends = [a, a + b, a + b + c];
+    let i = ends.iter().map(|&end| u32::from(n >= end)).sum::<u32>() as usize & 3;
+    let first = [0, ends[0], ends[1], ends[2]][i];
+    64 * i as u32 + _pdep_u64(1 << ((n - first) & 63), equal[i]).trailing_zeros()
 }
 
 /// [`rank`](crate::delta::sparse::rank), given which bytes are of the class.
