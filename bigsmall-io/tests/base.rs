@@ -324,6 +324,21 @@ fn a_base_never_makes_a_shard_larger() {
 }
 
 #[test]
+fn a_dry_run_tells_the_size_with_a_base() {
+    let dir = Dir::new();
+    series(&dir);
+    let before = names(dir.0.path());
+    let options = CompressOptions::new().dry_run(true).base(dir.path("base"));
+    let (new, out, progress) = (dir.path("a"), dir.path("a.bs"), Progress::default());
+    let told = bigsmall_io::compress(&new, &out, &options, &progress).unwrap();
+    assert_eq!(names(dir.0.path()), before);
+    let written = dir.compress("a", &["base"], "a.bs").unwrap();
+    assert_eq!(told.compressed_bytes, written.compressed_bytes);
+    assert_eq!(told.compressed_bytes, dir.read("a.bs").len() as u64);
+    assert!(told.files[0].n_deltas > 0);
+}
+
+#[test]
 // T-01
 fn a_wrong_base_is_refused_before_any_output() {
     let dir = Dir::new();

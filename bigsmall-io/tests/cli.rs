@@ -445,6 +445,28 @@ fn every_cause_is_printed_once() {
 }
 
 #[test]
+fn a_wrong_base_exits_with_3_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for (name, value) in [("base", 1), ("m", 1), ("other", 2)] {
+        write(&d.join(name), &[tensor("b", Dtype::U8, &[90, 100], vec![value; 9000])]);
+    }
+    assert_eq!(code(d, &["compress", "m", "-o", "m.bs", "--base", "base"]), 0);
+    for args in [
+        &["restore", "m.bs", "-o", "x", "--base", "other"][..],
+        &["verify", "m.bs", "--base", "other"],
+        &["extract", "m.bs", "--tensor", "b", "-o", "x", "--base", "other"],
+        &["rebase", "m.bs", "--onto", "other", "-o", "x", "--base", "other"],
+    ] {
+        let output = bigsmall(d, args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
+        assert!(!d.join("x").exists(), "{args:?}");
+    }
+    assert_eq!(code(d, &["restore", "m.bs", "-o", "x", "--base", "base"]), 0);
+}
+
+#[test]
 fn an_error_names_the_option_that_the_command_has_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -8,9 +8,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bigsmall_io::{CloudFile, ErrorKind, Model, ReadAt as _, Rule};
+use bigsmall_io::{CloudFile, CompressOptions, ErrorKind, Model, Progress, ReadAt, Rule, compress};
 use common::{Random, Tensor, tensor, write};
 use object_store::aws::AmazonS3Builder;
 use object_store::memory::InMemory;
@@ -69,6 +70,46 @@ fn shards_in_a_store_are_read_with_and_without_a_runtime_of_the_callers() {
         Model::from_source(empty).err().unwrap().kind(),
         ErrorKind::Format(Rule::ShardTooShort)
     );
+}
+
+/// A source that counts the bytes that are read.
+struct Counted(CloudFile, Arc<AtomicU64>);
+
+impl ReadAt for Counted {
+    fn byte_len(&self) -> std::io::Result<u64> {
+        self.0.byte_len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.0.read_exact_at(offset, buffer)
+    }
+}
+
+#[test]
+fn of_a_base_in_a_store_only_the_blocks_that_are_needed_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let base = tensors(1);
+    let mut new = tensors(1);
+    new.iter_mut().for_each(|t| t.bytes.iter_mut().step_by(50).for_each(|byte| *byte ^= 1));
+    write(&path("base"), &base);
+    write(&path("new"), &new);
+    let options = CompressOptions::new().base(path("base"));
+    compress(path("new"), path("new.bs"), &options, &Progress::default()).unwrap();
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    put(&*store, "base.bs", shard(&base));
+    let read = Arc::new(AtomicU64::new(0));
+    let file = CloudFile::open(Arc::clone(&store), "base.bs").unwrap();
+    let of_base = Model::from_source(Counted(file, Arc::clone(&read))).unwrap();
+    let model = Model::open(path("new.bs")).unwrap().with_base(of_base).unwrap();
+    let before = read.load(Ordering::Relaxed);
+    let row = model.rows("model.layers.1.w", 700..701).unwrap();
+    assert!(row.bytes() == &new[1].bytes[700 * 1800..701 * 1800]);
+    let of_row = read.load(Ordering::Relaxed) - before;
+    // A block of 65,536 weights, not the tensor of 900,000.
+    assert!((1..300_000).contains(&of_row), "{of_row}");
+    check(&model, &new);
 }
 
 #[test]
