@@ -3,6 +3,7 @@
 mod bits;
 mod classes;
 mod coded;
+mod counts;
 mod decode;
 mod encode;
 mod encoding;
