@@ -11,6 +11,7 @@ pub(crate) mod head;
 pub(crate) mod join;
 mod kinds;
 mod plan;
+mod sample;
 mod slice;
 pub(crate) mod sparse;
 pub(crate) mod split;

@@ -6,10 +6,15 @@ use bigsmall_format::internal::set_len;
 
 use super::classes::Classes;
 use super::head::Table;
-use super::plan::{LOGS, NEAR_SYMBOLS, Sample};
+use super::sample::Sample;
 use super::values::Word;
 use crate::table::{FrequencyTable, log2};
 
+/// Symbol bits of the head.
+pub(super) const SYMBOL_BITS: u32 = 5;
+/// Symbols that are values of their own, and symbols of logarithms for each side.
+pub(super) const NEAR_SYMBOLS: u32 = 1 << (SYMBOL_BITS - 1);
+pub(super) const LOGS: u32 = 1 << (SYMBOL_BITS - 2);
 /// Exponents that are told apart, downwards from the highest in the sample.
 const EXPONENTS: usize = 16;
 /// Differences that are counted one by one, after they were shifted.

@@ -1,12 +1,13 @@
 //! Decides the head of a tensor from a sample of it and of its base: classes, modes, tables. All
 //! arithmetic is in integers, because the decisions determine the bytes.
 
-use bigsmall_format::internal::{read_at, reserve, set_len};
+use bigsmall_format::internal::{reserve, set_len};
 use bigsmall_format::{ReadAt, Result, TensorSpec};
 
 use super::classes::{Classes, Field};
-use super::counts::Counts;
+use super::counts::{Counts, LOGS, NEAR_SYMBOLS, SYMBOL_BITS};
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
+use super::sample::{RUN, Sample, sample};
 use super::split::symbol_of;
 use super::values::{Word, at_least};
 use crate::head::MAX_TABLES;
@@ -14,10 +15,6 @@ use crate::plan::{Histograms, cluster};
 use crate::planes::GROUP;
 use crate::table::COST_FRACTION;
 
-/// Units in one read.
-const RUN: u64 = 1024;
-/// The sample is a quarter of the tensor, within these bounds.
-const SAMPLE: (u64, u64) = (1 << 15, 1 << 16);
 /// If in no run of the sample more than one unit in so many differs, no table is made.
 const CODED_FROM: usize = 250;
 /// The highest class of coded blocks holds at least one unit in so many.
@@ -26,11 +23,6 @@ const TOP_SHARE: usize = 48;
 const CLASSES: [u32; 4] = [1, 2, 4, 8];
 /// Bits of a table in the head.
 const TABLE_BITS: u64 = 220;
-/// Symbol bits of the head.
-const SYMBOL_BITS: u32 = 5;
-/// Symbols that are values of their own, and symbols of logarithms for each side.
-pub(super) const NEAR_SYMBOLS: u32 = 1 << (SYMBOL_BITS - 1);
-pub(super) const LOGS: u32 = 1 << (SYMBOL_BITS - 2);
 /// Units of a segment if each class has one table.
 const SEGMENT: usize = 1024;
 /// If classes have several tables, segments are as short as they can be: rows that were trained lie
@@ -43,44 +35,6 @@ const ROUNDS: usize = 4;
 
 /// A plan: the head, and for each class the tables that are considered.
 pub(crate) type Plan = (Head, Vec<Vec<u8>>);
-
-/// The sampled units.
-pub(super) struct Sample<W> {
-    /// The bases' units and the differences from them.
-    bases: Vec<W>,
-    pub(super) differences: Vec<W>,
-    /// The number of units after each run.
-    ends: Vec<usize>,
-    /// The most units of a run that differ.
-    most_changed: usize,
-    field: Field,
-}
-
-impl<W: Word> Sample<W> {
-    fn add(&mut self, units: &[u8], base: &[u8]) {
-        let begin = self.bases.len();
-        let is_float = self.field.is_float();
-        self.bases.extend(base.chunks_exact(size_of::<W>()).map(W::read));
-        let units = units.chunks_exact(size_of::<W>()).map(W::read);
-        let pairs = units.zip(&self.bases[begin..]);
-        self.differences.extend(pairs.map(|(unit, &base)| W::difference(base, unit, is_float)));
-        let differ = self.differences[begin..].iter().map(|&d| usize::from(d != W::default()));
-        self.most_changed = self.most_changed.max(differ.sum());
-        self.ends.push(self.bases.len());
-    }
-
-    pub(super) fn exponents(&self) -> impl Iterator<Item = u16> {
-        self.bases.iter().map(|base| base.exponent(self.field))
-    }
-
-    /// The values of mode 1.
-    pub(super) fn turned(&self) -> impl Iterator<Item = W> {
-        let is_float = self.field.is_float();
-        self.bases.iter().zip(&self.differences).map(move |(&base, &difference)| {
-            W::turned(base, W::add(base, difference, is_float), is_float)
-        })
-    }
-}
 
 /// Decides the head of `spec`.
 pub(crate) fn plan<W: Word>(
@@ -285,40 +239,6 @@ fn symbols_of<W: Word>(values: &[W; GROUP], table: &Table) -> [u8; GROUP] {
         }
     }
     symbols
-}
-
-/// Reads runs of units, spread over the tensor.
-fn sample<W: Word>(
-    spec: &TensorSpec,
-    source: &dyn ReadAt,
-    base: &dyn ReadAt,
-    field: Field,
-) -> Result<Sample<W>> {
-    let (n, unit) = (spec.n_units(), size_of::<W>() as u64);
-    let all_runs = n.div_ceil(RUN);
-    let n_runs = all_runs.min((n / 4).clamp(SAMPLE.0, SAMPLE.1).div_ceil(RUN));
-    let (bases, differences, ends) = Default::default();
-    let mut sample = Sample { bases, differences, ends, most_changed: 0, field };
-    reserve(&mut sample.bases, (n_runs * RUN).min(n) as usize)?;
-    reserve(&mut sample.differences, (n_runs * RUN).min(n) as usize)?;
-    let mut buffers = [Vec::new(), Vec::new()];
-    for i in 0..n_runs {
-        let begin = (i * all_runs / n_runs) * RUN;
-        let range = begin * unit..n.min(begin + RUN) * unit;
-        let mut run = [&[][..]; 2];
-        for ((run, buffer), source) in run.iter_mut().zip(&mut buffers).zip([source, base]) {
-            *run = match source.bytes_at(range.clone()) {
-                Some(bytes) => bytes,
-                None => {
-                    set_len(buffer, (range.end - range.start) as usize)?;
-                    read_at(source, range.start, buffer)?;
-                    buffer
-                }
-            };
-        }
-        sample.add(run[0], run[1]);
-    }
-    Ok(sample)
 }
 
 /// For each of `shares` the highest exponent that at least one unit in so many has or exceeds.
