@@ -67,7 +67,8 @@ pub fn compress(
         Input::File(source) => source,
     };
     progress.expect(source.byte_len().in_file(shown(input))?);
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
+        .named(&options.base_names);
     let (base, name) = (Against::new(&base), shown(input));
     let report = compress_opened(&source, Path::new(&name), base, output, options, progress);
     let mut report = report.map_err(|e| e.in_input(name))?;
@@ -105,7 +106,8 @@ pub fn compress_from(
     let unchecked = |_: &_| Ok(());
     progress.expect(source.byte_len()?);
     options.check_output(output.as_ref())?;
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
+        .named(&options.base_names);
     let base = Against::new(&base);
     let report = compress_to(source, None, base, output.as_ref(), options, progress, unchecked)?;
     Ok(Report::of(vec![report]))

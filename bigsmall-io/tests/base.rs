@@ -324,6 +324,32 @@ fn a_base_never_makes_a_shard_larger() {
 }
 
 #[test]
+fn names_in_the_base_can_be_given() {
+    let dir = Dir::new();
+    let mut random = Random::new(4);
+    let [a, b] = [(); 2].map(|()| random.weights(40_000));
+    let bf16 = |name: &str, bytes: &[u8]| tensor(name, Dtype::BF16, &[400, 100], bytes.to_vec());
+    write(&dir.path("base"), &[bf16("old.a", &a), bf16("old.b", &b)]);
+    // Every sample of them has changed.
+    let [new_a, new_b] = [&a, &b].map(|bytes| changed(bytes, 2, 7));
+    write(&dir.path("new"), &[bf16("first", &new_a), bf16("second", &new_b)]);
+    dir.compress("new", &["base"], "alone.bs").unwrap();
+    assert_eq!(dir.stored("alone.bs", "first"), None);
+    let given = CompressOptions::new().base(dir.path("base")).base_name("first", "old.a");
+    let compress = |options: &CompressOptions| {
+        bigsmall_io::compress(dir.path("new"), dir.path("new.bs"), options, &Progress::default())
+    };
+    compress(&given.clone().base_name("second", "old.b")).unwrap();
+    assert_eq!(dir.stored("new.bs", "first").as_deref(), Some("old.a"));
+    assert_eq!(dir.stored("new.bs", "second").as_deref(), Some("old.b"));
+    dir.check("new.bs", &["base"], "new");
+    let error = compress(&given.replace(true).base_name("second", "old.c")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Argument, "{error}");
+    assert_eq!(error.tensor(), Some("second"));
+    assert_eq!(error.found_text(), Some("old.c"));
+}
+
+#[test]
 fn a_dry_run_tells_the_size_with_a_base() {
     let dir = Dir::new();
     series(&dir);

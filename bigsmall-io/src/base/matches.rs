@@ -11,7 +11,7 @@ use crate::Progress;
 use crate::base::find::find_behind;
 use crate::base::model::BaseModel;
 use crate::base::tensor::{BaseFile, TensorBase};
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Error, ErrorKind, Result};
 
 /// The tensors of a base that the tensors of one file are compared with.
 #[derive(Default)]
@@ -39,7 +39,8 @@ pub(crate) struct New<'a> {
 }
 
 impl Matches {
-    /// Finds a base for the tensors of `new`: the one with the same name; or the one with the same
+    /// Finds a base for the tensors of `new`: the one whose name was given; the one with the same
+    /// name; or the one with the same
     /// dtype and shape whose name is longer or shorter by a prefix; or one with the same dtype,
     /// shape and sample of values.
     pub(crate) fn find(base: &BaseModel, new: &New<'_>, progress: &Progress) -> Result<Self> {
@@ -66,6 +67,14 @@ impl Matches {
         let same = |spec: &TensorSpec| by_name.get(spec.name()).copied().filter(|m| suits(spec, m));
         let mut of: Vec<Option<Match>> =
             tensors.iter().map(|spec| same(spec).filter(|_| spec.byte_len() > 0)).collect();
+        for (spec, of) in tensors.iter().zip(&mut of) {
+            let Some(name) = base.name_of(spec.name()) else { continue };
+            let given = by_name.get(name).copied().filter(|m| suits(spec, m)).ok_or_else(|| {
+                let error = Error::new(ErrorKind::Argument).in_tensor(spec.name());
+                error.expected("the base has a tensor for it of that name").found(name)
+            })?;
+            *of = Some(given).filter(|_| spec.byte_len() > 0);
+        }
         let used: HashSet<Match> = of.iter().flatten().copied().collect();
         // What is left may have been renamed.
         let mut alike: HashMap<(Dtype, &[u64]), Alike> = HashMap::new();

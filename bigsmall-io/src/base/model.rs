@@ -1,6 +1,6 @@
 //! A base as a caller gives it: a file, a folder or a URL.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub struct BaseModel {
     files: Vec<Arc<BaseFile>>,
     /// How many of the files are the model itself.
     n_own: usize,
+    /// What tensors that are compared with it are called in it.
+    names: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for BaseModel {
@@ -130,7 +132,8 @@ impl BaseModel {
     }
 
     fn of(files: Vec<BaseFile>) -> Self {
-        BaseModel { n_own: files.len(), files: files.into_iter().map(Arc::new).collect() }
+        let names = BTreeMap::new();
+        BaseModel { n_own: files.len(), files: files.into_iter().map(Arc::new).collect(), names }
     }
 
     /// The shards of an open model, each with its name in errors and its bases.
@@ -146,6 +149,17 @@ impl BaseModel {
             about.file(Content::Shard { shard, bases }, None)
         });
         BaseModel::of(files.collect())
+    }
+
+    /// The same, given what tensors that are compared with it are called in it.
+    pub(crate) fn named(mut self, names: &BTreeMap<String, String>) -> Self {
+        self.names.clone_from(names);
+        self
+    }
+
+    /// The name that a tensor has in the base, if it was given.
+    pub(crate) fn name_of(&self, name: &str) -> Option<&str> {
+        self.names.get(name).map(String::as_str)
     }
 
     /// All files, of the model and of the bases behind it.

@@ -1,13 +1,14 @@
 //! How to compress.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::listing::FolderOptions;
 use crate::{Encoding, os};
 
-/// How to compress. The output depends on `encoding`, `md5` and `bases` alone, never on the pool of
-/// threads.
+/// How to compress. The output depends on `encoding`, `md5`, `bases` and `base_names` alone, never on the
+/// pool of threads.
 ///
 /// ```
 /// let options = bigsmall_io::CompressOptions::new().md5(true);
@@ -42,6 +43,10 @@ pub struct CompressOptions {
     /// [`transcode`](crate::transcode) reads its input with these, and writes a shard without a
     /// base.
     pub bases: Vec<PathBuf>,
+    /// What tensors of the input are called in the base, where that is another name. Without it,
+    /// renamed tensors are found if the names differ by a prefix, or if they have kept a sample of
+    /// their values.
+    pub base_names: BTreeMap<String, String>,
 }
 
 impl CompressOptions {
@@ -76,6 +81,13 @@ impl CompressOptions {
     #[must_use]
     pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
         self.bases.push(path.into());
+        self
+    }
+
+    /// Adds the name that a tensor has in the base to [`base_names`](Self#structfield.base_names).
+    #[must_use]
+    pub fn base_name(mut self, name: impl Into<String>, of_base: impl Into<String>) -> Self {
+        self.base_names.insert(name.into(), of_base.into());
         self
     }
 

@@ -93,7 +93,8 @@ pub(crate) fn compress_folder(
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(folder, &to, options.ignore_free_space, progress);
     let inner = options.clone().replace(false);
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
+        .named(&options.base_names);
     let (mut reports, mut taken) = (Vec::new(), 0);
     let mut each = |name: &PathBuf| -> Result<()> {
         if role(name, SAFETENSORS) != Role::Weights {

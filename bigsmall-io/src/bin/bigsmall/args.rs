@@ -70,6 +70,12 @@ fn input() -> impl TypedValueParser<Value = PathBuf> {
     not_standard("files are read at any place, so standard input does not do")
 }
 
+/// The name of a tensor, and its name in the base.
+fn names(text: &str) -> Result<(String, String), String> {
+    let (name, of_base) = text.split_once('=').ok_or("no `=` between two names")?;
+    Ok((name.to_owned(), of_base.to_owned()))
+}
+
 /// A path to write, not `-`.
 fn output() -> impl TypedValueParser<Value = PathBuf> {
     not_standard("what is written is read back, so standard output does not do")
@@ -190,6 +196,9 @@ pub(crate) struct Compress {
     /// in any order, give the base of the base, and so on.
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Vec<PathBuf>,
+    /// A tensor has another name in the base. May be given several times.
+    #[arg(long, value_name = "NAME=BASE-NAME", value_parser = names, requires = "base")]
+    pub(crate) base_name: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// Store an MD5 of every tensor.

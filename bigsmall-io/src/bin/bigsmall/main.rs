@@ -118,6 +118,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .ignore_free_space(a.ignore_free_space)
                 .folder(a.folder.options());
             options.bases = a.base;
+            options.base_names = a.base_name.into_iter().collect();
             // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
