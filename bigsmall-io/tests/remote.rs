@@ -669,6 +669,33 @@ fn models_of_the_hub_come_whole_and_from_the_cache_where_it_has_them() {
 }
 
 #[test]
+fn of_a_base_on_the_hub_only_the_blocks_that_are_needed_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let mut random = Random::new(8);
+    let mut matrix = |name: &str| tensor(name, Dtype::BF16, &[1000, 900], random.weights(900_000));
+    let base = [matrix("a"), matrix("b"), matrix("c")];
+    let mut bytes = base[1].bytes.clone();
+    bytes.iter_mut().step_by(50).for_each(|byte| *byte ^= 1);
+    write(&d.join("base"), &base);
+    // The other tensors are left out.
+    write(&d.join("new"), &[tensor("b", Dtype::BF16, &[1000, 900], bytes)]);
+    done(&bigsmall(d, &["compress", "new", "--base", "base", "-o", "new.bs"], &[]));
+    let file = shard(&base);
+    let len = file.len() as u64;
+    let of_storage = file.clone();
+    let storage = Server::new(move |request, _| serve(request, &of_storage, "e"));
+    let files = BTreeMap::from([("base.bs".to_owned(), file)]);
+    let server = hub(files, storage.url(""), "abc");
+    let endpoint = server.url("");
+    let env = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", "hf_secret")];
+    done(&bigsmall(d, &["restore", "new.bs", "--base", "hf://o/n", "-o", "back"], &env));
+    assert!(std::fs::read(d.join("back")).unwrap() == std::fs::read(d.join("new")).unwrap());
+    let sent = storage.sent();
+    assert!((len / 4..len / 2 + 200_000).contains(&sent), "{sent} of {len} bytes");
+}
+
+#[test]
 fn names_of_the_hub_never_lead_out() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
