@@ -224,7 +224,13 @@ fn best_table<W: Word>(
         if begin % 2 == 1 {
             counts.insert(0, 0);
         }
-        counts = counts.chunks(2).map(|pair| pair.iter().sum()).collect();
+        if counts.len() % 2 == 1 {
+            counts.push(0);
+        }
+        for i in 0..counts.len() / 2 {
+            counts[i] = counts[2 * i] + counts[2 * i + 1];
+        }
+        counts.truncate(counts.len() / 2);
         (begin, len, first) = (begin / 2, len.div_ceil(2), first >> 1);
     }
     let Some((cost, shift, lo, symbols)) = best else {

@@ -8,8 +8,9 @@ use super::values::Word;
 
 /// Units in one read.
 pub(super) const RUN: u64 = 1024;
-/// The sample is a quarter of the tensor, within these bounds.
-const SAMPLE: (u64, u64) = (1 << 15, 1 << 16);
+/// The sample is a quarter of the tensor, within these bounds: of units of 2 bytes or less, and of
+/// wider ones: most of their bits are raw whatever the plan.
+const SAMPLE: [(u64, u64); 2] = [(1 << 15, 1 << 16), (1 << 15, 1 << 15)];
 
 /// The sampled units.
 pub(super) struct Sample<W> {
@@ -57,8 +58,9 @@ pub(super) fn sample<W: Word>(
     field: Field,
 ) -> Result<Sample<W>> {
     let (n, unit) = (spec.n_units(), size_of::<W>() as u64);
+    let (least, most) = SAMPLE[usize::from(W::BITS > 16)];
     let all_runs = n.div_ceil(RUN);
-    let n_runs = all_runs.min((n / 4).clamp(SAMPLE.0, SAMPLE.1).div_ceil(RUN));
+    let n_runs = all_runs.min((n / 4).clamp(least, most).div_ceil(RUN));
     let (bases, differences, ends) = Default::default();
     let mut sample = Sample { bases, differences, ends, most_changed: 0, field };
     reserve(&mut sample.bases, (n_runs * RUN).min(n) as usize)?;
