@@ -276,3 +276,51 @@ impl Coder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compare<W: Word>(random: &mut impl FnMut() -> u64) {
+        for (near, logs) in [(16, 8), (32, 16)] {
+            for shift in [0, 1, 3, W::BITS - 6, W::BITS - 1] {
+                let lo = W::from_u64(random());
+                let values: [W; GROUP] = std::array::from_fn(|i| {
+                    // Near ones, far ones, and the borders of logarithms.
+                    let d = random() >> (random() % 64);
+                    let d = if i % 4 == 0 { 1 << (random() % 20) } else { d } + random() % 3;
+                    let d = d.wrapping_sub(1) << shift;
+                    lo.plus_shifted(if i % 2 == 0 { d } else { d.wrapping_neg() }, 0)
+                });
+                let (mut steps, mut symbols) = ([0; GROUP], [0; GROUP]);
+                W::steps(&values, lo, shift, &mut steps);
+                for (values, symbols) in values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0)
+                {
+                    W::symbols(values, lo, shift, (near, logs), symbols);
+                }
+                for ((value, step), found) in values.iter().zip(steps).zip(symbols) {
+                    let expected = symbol_of(value.above(lo) >> shift, near, logs).0;
+                    assert_eq!(found, expected, "{value:?} {lo:?} {shift} {near}");
+                    let is_near = u32::from(expected) < near;
+                    assert_eq!(is_near, u32::from(step) < near, "{value:?} {lo:?} {shift}");
+                    assert!(!is_near || step == expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn symbols_of_vectors_are_those_of_values() {
+        let mut state = 3u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            state >> 32 ^ state << 32
+        };
+        for _ in 0..100 {
+            compare::<u8>(&mut random);
+            compare::<u16>(&mut random);
+            compare::<u32>(&mut random);
+            compare::<u64>(&mut random);
+        }
+    }
+}
