@@ -60,12 +60,22 @@ impl Steps {
 fn in_bf16(model: &Path, only: &str) -> Result<Vec<u8>> {
     let weights = Weights::from_safetensors(std::fs::read(model)?)?;
     let mut tensors = Vec::new();
-    let is_wanted = |spec: &&TensorSpec| spec.dtype() == Dtype::F32 && spec.name().contains(only);
+    let is_wanted = |spec: &&TensorSpec| spec.name().contains(only);
     for spec in weights.tensors().iter().filter(is_wanted) {
-        let values = weights.tensor(spec.name())?.as_chunks().0;
-        let rounded = values.iter().map(|v| bf16::from_f32(f32::from_le_bytes(*v)));
-        let bytes: Vec<u8> = rounded.flat_map(bf16::to_le_bytes).collect();
+        let bytes = weights.tensor(spec.name())?;
+        let bytes = match spec.dtype() {
+            Dtype::BF16 => bytes.to_vec(),
+            Dtype::F32 => {
+                let values = bytes.as_chunks().0.iter();
+                let rounded = values.map(|v| bf16::from_f32(f32::from_le_bytes(*v)));
+                rounded.flat_map(bf16::to_le_bytes).collect()
+            }
+            _ => continue,
+        };
         tensors.push((spec.name(), TensorView::new(Dtype::BF16, spec.shape(), bytes)));
+    }
+    if tensors.is_empty() {
+        return Err("the model has no tensor of f32 or bf16 to simulate steps of".into());
     }
     Ok(Weights::from_tensors(tensors, None)?.into_bytes())
 }
