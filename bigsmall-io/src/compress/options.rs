@@ -7,8 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::listing::FolderOptions;
 use crate::{Encoding, os};
 
-/// How to compress. The output depends on `encoding`, `md5`, `bases` and `base_names` alone, never on the
-/// pool of threads.
+/// How to compress. The output depends on `encoding`, `md5`, `bases` and `base_names` alone, never
+/// on the pool of threads.
 ///
 /// ```
 /// let options = bigsmall_io::CompressOptions::new().md5(true);
