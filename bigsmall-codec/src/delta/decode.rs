@@ -53,21 +53,21 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Decodes one or two blocks; `units` hold those of the base.
-pub(crate) fn decode<W: Word>(
+/// Decodes blocks, as many as are best decoded at once; `units` hold those of the base, block by
+/// block.
+pub(crate) fn decode<'a, W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    blocks: &[&[u8]],
-    units: [&mut [u8]; 2],
+    blocks: &[&'a [u8]],
+    units: impl Iterator<Item = &'a mut [u8]>,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    // Coded blocks wait for each other: two at once keep both halves of the machine busy.
-    let mut coded: [Option<Coded<'_>>; 2] = [None, None];
-    for ((block, units), coded) in blocks.iter().zip(units).zip(&mut coded) {
+    let mut coded = Vec::with_capacity(blocks.len());
+    for (block, units) in blocks.iter().zip(units) {
         match Block::read(head, block, units.len())? {
             Block::Same => {}
             Block::Raw(body) => units.copy_from_slice(body),
-            Block::Coded(sections) => *coded = Some((sections, Some(units))),
+            Block::Coded(sections) => coded.push((sections, Some(units))),
             Block::Sparse(bytes, by_class) => {
                 read_changes::<W>(head, kernels, bytes, by_class, units, scratch)?;
                 for change in &scratch.changes {
@@ -78,7 +78,7 @@ pub(crate) fn decode<W: Word>(
             }
         }
     }
-    decode_coded::<W>(head, kernels, coded, scratch)
+    decode_coded::<W>(head, kernels, &mut coded, scratch)
 }
 
 /// The changes of a block that was checked, places and new values, so that it need not be decoded
@@ -88,22 +88,22 @@ pub(crate) type Kept = Option<Vec<(u32, u64)>>;
 /// Changes are kept if no more than one unit in so many differs.
 const KEPT_BELOW: usize = 24;
 
-/// Checks that one or two blocks decode.
+/// Checks that blocks decode, as many as are best decoded at once.
 pub(crate) fn check<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
     blocks: &[&[u8]],
-    bases: [&[u8]; 2],
+    bases: &[&[u8]],
     kept: &mut [Kept],
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let mut coded: [Option<Coded<'_>>; 2] = [None, None];
-    for (((block, base), coded), kept) in blocks.iter().zip(bases).zip(&mut coded).zip(kept) {
+    let mut coded = Vec::with_capacity(blocks.len());
+    for ((block, base), kept) in blocks.iter().zip(bases).zip(kept) {
         *kept = None;
         match Block::read(head, block, base.len())? {
             Block::Same => *kept = Some(Vec::new()),
             Block::Raw(_) => {}
-            Block::Coded(sections) => *coded = Some((sections, None)),
+            Block::Coded(sections) => coded.push((sections, None)),
             Block::Sparse(bytes, by_class) => {
                 read_changes::<W>(head, kernels, bytes, by_class, base, scratch)?;
                 if scratch.changes.len() * KEPT_BELOW <= base.len() / size_of::<W>() {
@@ -114,7 +114,7 @@ pub(crate) fn check<W: Word>(
             }
         }
     }
-    decode_coded::<W>(head, kernels, coded, scratch)
+    decode_coded::<W>(head, kernels, &mut coded, scratch)
 }
 
 /// Makes changes that were kept.
@@ -196,39 +196,56 @@ fn job<'a>(s: &'a Sections<'_>) -> Job<'a> {
     Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
 }
 
+/// Coded blocks wait for themselves, so several are decoded at once, as many as the kernels take.
 fn decode_coded<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    blocks: [Option<Coded<'_>>; 2],
+    mut blocks: &mut [Coded<'_>],
     scratch: &mut Scratch,
 ) -> Result<()> {
     let mut symbols = std::mem::take(&mut scratch.symbols);
-    let mut finish = |s: &Sections<'_>, units, job: Job<'_>, symbols: &[u8]| {
-        finish_block::<W>(head, kernels, (s, job), symbols, units, scratch)
-    };
-    let done = match blocks {
-        [Some((a, units_a)), Some((b, units_b))] if a.n_groups == b.n_groups => {
-            let n = a.n_groups * GROUP;
-            set_len(&mut symbols, 2 * n).and_then(|()| {
-                let (first, second) = symbols[..2 * n].split_at_mut(n);
-                let mut jobs = [job(&a), job(&b)];
-                kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut *first, &mut *second]);
-                let [job_a, job_b] = jobs;
-                finish(&a, units_a, job_a, first)?;
-                finish(&b, units_b, job_b, second)
-            })
-        }
-        blocks => blocks.into_iter().flatten().try_for_each(|(s, units)| {
-            let n = s.n_groups * GROUP;
-            set_len(&mut symbols, n)?;
-            let mut jobs = [job(&s)];
-            kernels.decode_symbols(&head.ans, &mut jobs, &mut [&mut symbols[..n]]);
-            let [job] = jobs;
-            finish(&s, units, job, &symbols[..n])
-        }),
-    };
+    let mut done = Ok(());
+    while !blocks.is_empty() && done.is_ok() {
+        let n = match blocks.len() {
+            4.. => kernels.blocks_at_once(),
+            2.. => 2,
+            _ => 1,
+        };
+        let (these, rest) = std::mem::take(&mut blocks).split_at_mut(n);
+        blocks = rest;
+        done = decode_together::<W>(head, kernels, these, &mut symbols, scratch);
+    }
     scratch.symbols = symbols;
     done
+}
+
+fn decode_together<W: Word>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    blocks: &mut [Coded<'_>],
+    symbols: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let n = |s: &Sections<'_>| s.n_groups * GROUP;
+    let total = blocks.iter().map(|(s, _)| n(s)).sum();
+    set_len(symbols, total)?;
+    let mut rest = &mut symbols[..total];
+    let mut pieces = Vec::with_capacity(blocks.len());
+    let mut jobs = Vec::with_capacity(blocks.len());
+    let (sections, units): (Vec<_>, Vec<_>) =
+        blocks.iter_mut().map(|(s, units)| (&**s, units.take())).unzip();
+    for s in &sections {
+        let (piece, after) = rest.split_at_mut(n(s));
+        pieces.push(piece);
+        jobs.push(job(s));
+        rest = after;
+    }
+    kernels.decode_symbols(&head.ans, &mut jobs, &mut pieces);
+    let all = sections.into_iter().zip(jobs).zip(pieces).zip(units);
+    for ((block, symbols), units) in all {
+        finish_block::<W>(head, kernels, block, symbols, units, scratch)?;
+    }
+    Ok(())
 }
 
 /// Units from decoded symbols.

@@ -170,23 +170,12 @@ fn check_lengths(expected: usize, found: usize) -> Result<()> {
 }
 
 impl Decoder {
-    /// Decodes one or two blocks in place of the base's units.
-    fn decode_some(
-        &self,
-        blocks: &[&[u8]],
-        units: [&mut [u8]; 2],
-        scratch: &mut decode::Scratch,
-    ) -> Result<()> {
-        let Decoder { head, kernels, .. } = self;
-        for_unit!(head.unit_bytes, decode::decode(head, *kernels, blocks, units, scratch))
-    }
-
-    /// Checks that one or two blocks decode, without touching the units of the base. `kept` are the
-    /// changes of blocks that have few.
+    /// Checks that blocks decode, as many as are best decoded at once, without touching the units
+    /// of the base. `kept` are the changes of blocks that have few.
     pub(super) fn check_some(
         &self,
         blocks: &[&[u8]],
-        bases: [&[u8]; 2],
+        bases: &[&[u8]],
         kept: &mut [Kept],
         scratch: &mut decode::Scratch,
     ) -> Result<()> {
@@ -214,6 +203,10 @@ impl Decoder {
 }
 
 impl BlockDecoder for Decoder {
+    fn blocks_at_once(&self) -> usize {
+        self.kernels.blocks_at_once()
+    }
+
     fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
         let unit_bytes = self.head.unit_bytes;
         if !dst.len().is_multiple_of(unit_bytes)
@@ -222,10 +215,11 @@ impl BlockDecoder for Decoder {
             return Err(Error::new(Rule::BufferLength).expected("as many blocks as units"));
         }
         with_scratch(&DECODING, |scratch| {
-            let pieces = dst.chunks_mut(2 * self.block_bytes);
-            blocks.chunks(2).zip(pieces).try_for_each(|(blocks, units)| {
-                let (first, second) = units.split_at_mut(units.len().min(self.block_bytes));
-                self.decode_some(blocks, [first, second], scratch)
+            let (head, at_once) = (&self.head, self.blocks_at_once());
+            let pieces = dst.chunks_mut(at_once * self.block_bytes);
+            blocks.chunks(at_once).zip(pieces).try_for_each(|(blocks, units)| {
+                let units = units.chunks_mut(self.block_bytes);
+                for_unit!(unit_bytes, decode::decode(head, self.kernels, blocks, units, scratch))
             })
         })
     }

@@ -214,7 +214,7 @@ enum Checked {
 }
 
 /// Blocks that are decoded at a time.
-const PAIR: usize = 2;
+const RUN: usize = 4;
 
 /// Checks and decodes everything aside.
 fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Checked> {
@@ -222,8 +222,8 @@ fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Checked> {
     tensor.check_head()?;
     let named = |e: Error| e.in_tensor(tensor.spec().name());
     let block_bytes = tensor.spec().block_bytes();
-    let first = (0..).step_by(PAIR);
-    let pairs = first.zip(live.chunks(PAIR * block_bytes)).collect::<Vec<_>>();
+    let first = (0..).step_by(RUN);
+    let runs = first.zip(live.chunks(RUN * block_bytes)).collect::<Vec<_>>();
     if tensor.encoding() != EncodingId::Delta {
         let decoder = tensor.open(&Ans::default())?;
         let check = |aside: &mut Vec<u8>, (first, live): (u64, &[u8])| {
@@ -232,26 +232,26 @@ fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Checked> {
             set_len(aside, live.len())?;
             decoder.decode_blocks(&blocks[..n], &mut aside[..live.len()])
         };
-        for_each_in_parallel(pairs.into_iter(), Vec::new, check).map_err(named)?;
+        for_each_in_parallel(runs.into_iter(), Vec::new, check).map_err(named)?;
         return Ok(Checked::Alone(decoder));
     }
     let decoder = Delta::default().decoder(tensor.spec(), tensor.head())?;
     let mut kept = Vec::new();
     set_len(&mut kept, tensor.table().n_blocks() as usize)?;
-    let pairs = pairs.into_iter().zip(kept.chunks_mut(PAIR)).collect::<Vec<_>>();
+    let runs = runs.into_iter().zip(kept.chunks_mut(RUN)).collect::<Vec<_>>();
     for_each_in_parallel(
-        pairs.into_iter(),
+        runs.into_iter(),
         || (),
         |(), ((first, live), kept)| {
             let (blocks, n) = blocks(tensor, first);
-            let mut bases = [&live[..0]; PAIR];
+            let mut bases = [&live[..0]; RUN];
             for ((index, live), base) in (first..).zip(live.chunks(block_bytes)).zip(&mut bases) {
                 tensor.check_block(index)?;
                 tensor.table().check_base(index, live)?;
                 *base = live;
             }
             with_scratch(&DECODING, |scratch| {
-                decoder.check_some(&blocks[..n], bases, kept, scratch)
+                decoder.check_some(&blocks[..n], &bases[..n], kept, scratch)
             })
         },
     )
@@ -259,9 +259,9 @@ fn check(tensor: &EncodedView<'_>, live: &[u8]) -> Result<Checked> {
     Ok(Checked::Delta(decoder, kept))
 }
 
-/// The blocks of a pair, and how many they are.
-fn blocks<'a>(tensor: &'a EncodedView<'_>, first: u64) -> ([&'a [u8]; PAIR], usize) {
-    let n = (tensor.table().n_blocks() - first).min(PAIR as u64) as usize;
+/// The blocks of a run, and how many they are.
+fn blocks<'a>(tensor: &'a EncodedView<'_>, first: u64) -> ([&'a [u8]; RUN], usize) {
+    let n = (tensor.table().n_blocks() - first).min(RUN as u64) as usize;
     let of = |i: usize| if i < n { tensor.block(first + i as u64) } else { &[] };
     (std::array::from_fn(of), n)
 }
@@ -269,8 +269,8 @@ fn blocks<'a>(tensor: &'a EncodedView<'_>, first: u64) -> ([&'a [u8]; PAIR], usi
 /// Decodes in place what [`check`] has checked.
 fn replace(tensor: &EncodedView<'_>, checked: &Checked, live: &mut [u8]) -> Result<()> {
     let block_bytes = tensor.spec().block_bytes();
-    let first = (0..).step_by(PAIR);
-    let pairs = first.zip(live.chunks_mut(PAIR * block_bytes)).collect::<Vec<_>>();
+    let first = (0..).step_by(RUN);
+    let runs = first.zip(live.chunks_mut(RUN * block_bytes)).collect::<Vec<_>>();
     let replace = |(): &mut (), (first, live): (u64, &mut [u8])| {
         let (blocks, n) = blocks(tensor, first);
         let blocks = &blocks[..n];
@@ -290,7 +290,7 @@ fn replace(tensor: &EncodedView<'_>, checked: &Checked, live: &mut [u8]) -> Resu
             None => decoder.decode_blocks(&[*block], live),
         })
     };
-    for_each_in_parallel(pairs.into_iter(), || (), replace)
+    for_each_in_parallel(runs.into_iter(), || (), replace)
         .map_err(|e| e.in_tensor(tensor.spec().name()))
 }
 
