@@ -66,12 +66,13 @@ fn join_units<W: Word>(
             add_lows(packed, table.shift, values);
         }
         for (symbols, values) in
-            symbols.as_chunks::<32>().0.iter().zip(values.as_chunks_mut::<32>().0)
+            symbols.as_chunks::<64>().0.iter().zip(values.as_chunks_mut::<64>().0)
         {
-            let logs = at_least(symbols, head.n_near());
-            if logs != 0 {
-                add_extra(&large, table.shift, (symbols, logs), &mut bits, values);
+            let mut which = 0;
+            for (i, half) in (0..).zip(symbols.as_chunks::<32>().0) {
+                which |= u64::from(at_least(half, head.n_near())) << (32 * i);
             }
+            add_extra(&large, table.shift, (symbols, which), &mut bits, values);
         }
     }
     bits.finish(Rule::DeltaBlock)
@@ -109,9 +110,9 @@ impl Large {
 fn add_extra<W: Word>(
     large: &[Large; 64],
     shift: u32,
-    (symbols, mut which): (&[u8; 32], u32),
+    (symbols, mut which): (&[u8; 64], u64),
     bits: &mut Bits<'_>,
-    values: &mut [W; 32],
+    values: &mut [W; 64],
 ) {
     while which != 0 {
         let i = which.trailing_zeros() as usize;
