@@ -270,15 +270,23 @@ impl Kernels for Avx2 {
     }
 
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]) {
-        for (job, symbols) in jobs.iter_mut().zip(symbols) {
-            let groups = symbols.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;
+        let mut done = 0;
+        if let (Ok(jobs), [a, b]) = (<&mut [_; 2]>::try_from(&mut *jobs), &mut *symbols) {
+            let mut groups = [a, b].map(|s| s.as_chunks_mut().0.as_chunks_mut().0);
             // SAFETY: `self` is the proof that the machine has the instructions.
-            let done = unsafe { decode_symbols(head, job, groups) };
-            // The last groups of a block: where a vector would read past its end.
-            let groups = &mut groups[done..];
-            // SAFETY: as above.
-            let last = job.with_last_words(|job| unsafe { decode_symbols(head, job, groups) });
-            let rest = groups[last.unwrap_or(0)..].as_flattened_mut().as_flattened_mut();
+            done = unsafe { decode_symbols(head, jobs, &mut groups) };
+        }
+        // What is left of a block, and its last groups, where a vector would read past its end.
+        for (job, symbols) in jobs.iter_mut().zip(symbols) {
+            let mut groups = &mut symbols.as_chunks_mut().0.as_chunks_mut().0[done..];
+            let one = |job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]| {
+                // SAFETY: as above.
+                unsafe { decode_symbols(head, std::array::from_mut(job), &mut [groups]) }
+            };
+            let done = one(job, groups);
+            groups = &mut groups[done..];
+            let done = job.with_last_words(|job| one(job, groups)).unwrap_or(0);
+            let rest = groups[done..].as_flattened_mut().as_flattened_mut();
             Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
         }
     }

@@ -374,45 +374,52 @@ pub(super) fn decode_fused<
     n
 }
 
-/// Decodes symbols of one job as long as no kernel would read past the block; returns the groups
+/// Decodes symbols of `N` jobs as long as no kernel would read past a block; returns the groups
 /// done.
 #[target_feature(enable = "avx2,popcnt")]
 #[allow(clippy::undocumented_unsafe_blocks)] // not seen through macros
-pub(super) fn decode_symbols(
+pub(super) fn decode_symbols<const N: usize>(
     head: &Head,
-    job: &mut Job<'_>,
-    groups: &mut [[[u8; LANES]; ROWS]],
+    jobs: &mut [Job<'_>; N],
+    groups: &mut [&mut [[[u8; LANES]; ROWS]]; N],
 ) -> usize {
-    let mut states = load_states(&job.states);
+    let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
+    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let mut done = 0;
-    for group in groups {
-        if job.words.len() < 2 * (job.position + WORDS_AHEAD) {
-            break;
-        }
-        let table = &head.alias[usize::from(job.group_tables[job.group])];
-        let mut words: *const u16 = job.words[2 * job.position..].as_ptr().cast();
+    let words_ahead = |job: &Job<'_>| job.words.len() >= 2 * (job.position + WORDS_AHEAD);
+    while done < n && jobs.iter().all(words_ahead) {
+        let tables: [_; N] =
+            std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
+        let mut words: [*const u16; N] =
+            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
         macro_rules! rows {
-            ($step:ident, $table:expr) => {
-                for row in group {
-                    // SAFETY: 256 words for this group and 8 more were seen; a row is 32 bytes.
-                    unsafe {
-                        let symbols = $step(&mut states, $table, &mut words);
-                        _mm256_storeu_si256(row.as_mut_ptr().cast(), reorder(symbols));
-                    }
+            ($step:ident, |$table:ident| $of:expr) => {
+                for row in 0..ROWS {
+                    each_block!(N, |i| {
+                        let $table = tables[i];
+                        // SAFETY: `words_ahead` saw 256 words for this group and 8 more; a row is
+                        // 32 bytes.
+                        unsafe {
+                            let symbols = $step(&mut states[i], $of, &mut words[i]);
+                            let to = groups[i][done][row].as_mut_ptr();
+                            _mm256_storeu_si256(to.cast(), reorder(symbols));
+                        }
+                    });
                 }
             };
         }
         match head.symbol_bits {
-            5 => rows!(step_by_bytes, &table.buckets().bytes),
-            _ => {
-                let slots = table.slots();
-                rows!(step_by_slots, slots);
-            }
+            5 => rows!(step_by_bytes, |table| &table.buckets().bytes),
+            _ => rows!(step_by_slots, |table| table.slots()),
         }
-        job.position = (words as usize - job.words.as_ptr() as usize) / 2;
-        job.group += 1;
+        for (job, words) in jobs.iter_mut().zip(words) {
+            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
+            job.group += 1;
+        }
         done += 1;
     }
-    store_states(states, &mut job.states);
+    for (job, states) in jobs.iter_mut().zip(states) {
+        store_states(states, &mut job.states);
+    }
     done
 }
