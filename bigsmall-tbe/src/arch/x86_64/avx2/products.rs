@@ -1,6 +1,7 @@
 //! Products of plain weights and of weights as nibbles, 32 weights at a time.
 #![allow(unsafe_code)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use bigsmall_format::Dtype;
@@ -91,7 +92,11 @@ fn floats<const M: u32>([even, odd]: Pairs) -> [__m256; 4] {
         let second = |weights| _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(weights));
         return [first(even), second(even), first(odd), second(odd)];
     }
-    let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    let mut top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    // Of a mask that they know compilers make blends with zeros, for which many processors have a
+    // single port, the one that unpacks and looks up.
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) top, options(pure, nomem, nostack)) };
     [
         _mm256_slli_epi32::<16>(even),
         _mm256_and_si256(even, top),
