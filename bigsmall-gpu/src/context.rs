@@ -33,7 +33,8 @@ use crate::tuning::Tuning;
 /// caller.
 ///
 /// The buffers that the last two recordings used stay in device memory until the next recording,
-/// until the next new buffer, or until any weights are dropped.
+/// until the next new buffer, or until any weights are dropped. What attention needs for a context
+/// of more than 256 positions, up to 32 MiB, is kept as long as the `Wgpu`.
 pub struct Wgpu {
     pub(crate) device: Device,
     pub(crate) dispatcher: Dispatcher,

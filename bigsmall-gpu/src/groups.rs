@@ -9,7 +9,7 @@ use crate::kernels::Kernel;
 
 /// The bind groups of a device, by kernel, parameters and buffers.
 ///
-/// A bind group keeps its buffers alive. So none stays when weights are dropped, or before memory
+/// A bind group keeps its buffers alive. So none stays when weights are dropped, or before storage
 /// is taken; see `Device::storage`.
 pub(crate) type Groups = Recent<GroupKey, wgpu::BindGroup>;
 

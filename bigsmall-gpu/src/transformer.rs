@@ -47,7 +47,8 @@ pub(crate) struct LayerParams {
 /// depends only on shapes and positions.
 ///
 /// All of them fail with [`ErrorKind::BufferLength`] if a buffer is too short, and with
-/// [`ErrorKind::TooLarge`] if one is larger than the device can bind.
+/// [`ErrorKind::TooLarge`] if one is larger than the device can bind. Attention needs memory beside
+/// its buffers, up to 32 MiB, and may be refused it.
 impl Recorder<'_> {
     /// Records `y = x / sqrt(mean of x^2 + epsilon) * weight` for vectors of `n` values.
     ///

@@ -863,7 +863,6 @@ fn a_step_is_one_submission() {
     gpu().submit_and_read(step().unwrap(), &x, &mut [0f32; 0], || Ok(())).unwrap();
 }
 
-/// Commands in the caller's encoder.
 /// Bind groups are kept from one recording to the next, but not the memory of weights that were
 /// dropped, nor that of other buffers when memory is taken.
 fn what_is_dropped_is_free() {

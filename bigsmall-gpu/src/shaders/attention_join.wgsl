@@ -42,7 +42,8 @@ fn attention_join(@builtin(workgroup_id) workgroup: vec3<u32>,
   if (part < parts) {
     for (var i = part; i < count; i += parts) {
       let of_tile = tiles[at + i * stride + quads];
-      let shrink = exp(of_tile.x - largest);
+      // Not left to the device's `exp`: what has no other tile stays as it is.
+      let shrink = select(exp(of_tile.x - largest), 1.0, of_tile.x == largest);
       chain = fma(vec4<f32>(shrink), tiles[at + i * stride + quad], chain);
       total = fma(shrink, of_tile.y, total);
     }

@@ -20,11 +20,13 @@ var<workgroup> products: array<f32, 2048>;
 // three become denormal in f16.
 fn weight_of(w: u32) -> f16 {
   let exponent = (w >> 7u) & 0xffu;
-  // Zero has no leading one. Its other terms are zero as well, since half_offset is at most 1.
+  // Zero has no leading one. Its other terms are zero as well, since half_offset is at most 1. For
+  // zeros, and for padding, whose products are not used, `e` may be negative: then the shift is by
+  // some number below 32.
   let significand = (w & 0x7fu) | (min(exponent, 1u) << 7u);
   let e = i32(exponent) + p.half_offset + 2;
   let shift = min(e, 3);
-  let half = (significand << u32(shift)) + (u32(e - shift) << 10u);
+  let half = (significand << (u32(shift) & 31u)) + (u32(e - shift) << 10u);
   return bitcast<f16>(u16(half | (w & 0x8000u)));
 }
 

@@ -26,7 +26,7 @@ fn decode_plain(@builtin(workgroup_id) workgroup: vec3<u32>,
     decoded[at + 192u] = w.d.xy;
     decoded[at + 193u] = w.d.zw;
   }
-  if (segment + 1u == p.segments) {
+  if (segment + 1u == p.segments && p.tail != 0u) {
     let held = hold_block(row, p.blocks, lane);
     for (var step = 0u; step < p.tail; step++) {
       let pair = load_step(held, p.blocks, step, lane, &cursor);

@@ -39,7 +39,7 @@ fn decode_rows(@builtin(workgroup_id) workgroup: vec3<u32>,
     write_four(out_row, k + 768u, w.d.xy);
     write_four(out_row, k + 896u, w.d.zw);
   }
-  if (segment + 1u == p.segments) {
+  if (segment + 1u == p.segments && p.tail != 0u) {
     let held = hold_block(row, p.blocks, lane);
     for (var step = 0u; step < p.tail; step++) {
       let k = p.blocks * 1024u + step * 128u + lane * 4u;
