@@ -122,6 +122,26 @@ fn every_tensor_comes_back() {
     }
 }
 
+/// Four whole blocks, then three and a part of one.
+#[test]
+fn blocks_that_are_decoded_together() {
+    let pair = pair(Dtype::BF16, 1_000_000, 5, &mut Random::new(2));
+    let spec = TensorSpec::new("w", Dtype::BF16, &[1000, 1000]).unwrap();
+    let tensor = encode(&spec, &pair, Backend::Portable);
+    assert!((0..8).all(|index| tensor.block(index)[0] == 1), "every block is coded");
+    for backend in backends() {
+        let delta = Delta::default().with_backend(backend).unwrap();
+        let mut out = vec![1; pair[1].len()];
+        EncodedRef::from(&tensor)
+            .decode_bytes_with_base(&delta, &pair[0], 0..2_000_000, &mut out)
+            .unwrap();
+        assert!(out == pair[1], "{backend}");
+    }
+    let mut live = pair[0].clone();
+    apply_delta_bytes(&tensor.to_bytes(), &mut live).unwrap();
+    assert!(live == pair[1]);
+}
+
 #[test]
 fn threads_do_not_change_a_byte() {
     let pair = pair(Dtype::BF16, 1_000_000, 5, &mut Random::new(2));

@@ -287,11 +287,11 @@ fn every_number_of_groups_is_read() {
     }
 }
 
-/// Backends take two blocks at once where they are of one length.
+/// Backends take up to four blocks at once, whatever their lengths.
 #[test]
 fn a_full_block_and_a_short_one() {
     let mut random = Random::new(3);
-    for n_units in [BLOCK_UNITS + 1000, 2 * BLOCK_UNITS + 300] {
+    for n_units in [BLOCK_UNITS + 1000, 2 * BLOCK_UNITS + 300, 3 * BLOCK_UNITS + 5000] {
         let value = |_| (0x3c00 + (random.below(8) * random.below(8) * 64) as u16).to_le_bytes();
         let bytes: Vec<u8> = (0..n_units).flat_map(value).collect();
         let spec = spec(Dtype::BF16, n_units);

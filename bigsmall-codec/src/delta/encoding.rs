@@ -21,8 +21,8 @@ use crate::scratch::{Pool, with_scratch};
 /// so. A tensor that has little to do with its base may be smaller without one: compare with
 /// [`Ans`](crate::Ans).
 ///
-/// Memory: encoding takes about 4 MB for each thread, decoding 1 MB, which the process keeps for
-/// the next tensor.
+/// Memory: encoding takes about 4 MB for each thread, decoding 1 to 2 MB, which the process keeps
+/// for the next tensor.
 ///
 /// ```
 /// use bigsmall_codec::*;

@@ -158,6 +158,7 @@ impl Candidate {
                         let of = self.classes.of(base.exponent(sample.field));
                         n_kept += usize::from(of == class);
                     }
+                    // At most GROUP; said so that no bound is checked.
                     symbols.extend_from_slice(&kept[..n_kept % (2 * GROUP)]);
                 }
                 total += (symbols.len() - whole) as u64;

@@ -8,8 +8,8 @@ use super::values::Word;
 
 /// Units in one read.
 pub(super) const RUN: u64 = 1024;
-/// The sample is a quarter of the tensor, within these bounds: of units of 2 bytes or less, and of
-/// wider ones: most of their bits are raw whatever the plan.
+/// The least and the most units of a sample, which is a quarter of the tensor in between: for units
+/// of 2 bytes or less, and for wider ones, most of whose bits are raw whatever the plan.
 const SAMPLE: [(u64, u64); 2] = [(1 << 15, 1 << 16), (1 << 15, 1 << 15)];
 
 /// The sampled units.

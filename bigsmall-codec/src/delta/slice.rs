@@ -140,7 +140,7 @@ fn decode(
 /// no others than those that change are written. Blocks in which many weights change are decoded
 /// twice.
 ///
-/// Memory: two decoded blocks for each thread, and 16 bytes for each weight that changes in blocks
+/// Memory: four decoded blocks for each thread, and 16 bytes for each weight that changes in blocks
 /// in which at most one in 24 does.
 ///
 /// ```

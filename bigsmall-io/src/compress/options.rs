@@ -45,7 +45,8 @@ pub struct CompressOptions {
     pub bases: Vec<PathBuf>,
     /// What tensors of the input are called in the base, where that is another name. Without it,
     /// renamed tensors are found if the names differ by a prefix, or if they have kept a sample of
-    /// their values.
+    /// their values. Names that no tensor of the input has do not matter, so that one map can serve
+    /// many files.
     pub base_names: BTreeMap<String, String>,
 }
 

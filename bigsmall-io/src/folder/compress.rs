@@ -85,7 +85,7 @@ pub(crate) fn compress_folder(
         let copied = bytes_to_copy(folder, files.iter().filter(is_copied))?;
         check_space(copied, output, options.ignore_free_space).in_file(output)?;
     }
-    let how = (options.encoding, options.md5, &options.bases);
+    let how = (options.encoding, options.md5, &options.bases, &options.base_names);
     let target = match options.dry_run {
         true => None,
         false => Some(AtomicDir::create(output, options.replace, &job("compress", &how))?),

@@ -278,8 +278,8 @@ unsafe fn decode_tiles<const M: u32, const W: usize>(
         if t.is_multiple_of(2) {
             ahead.fetch(LINES);
         }
-        // SAFETY: `check_run` passed: there are bitmaps and bytes of the plane for this tile. Of
-        // the escapes, only those after the first `used` are read. `out` has room for each tile.
+        // SAFETY: `check_run` passed: there are bitmaps and bytes of the plane for this tile. `out`
+        // has room for each tile.
         unsafe {
             let codes = codes::<M, W>(tiles.bitmaps, t);
             let exponents = exponents::<M, W>(codes, base, &mut escapes);
@@ -404,8 +404,7 @@ unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
         let here = tiles.bitmaps.as_ptr().wrapping_add(t * per_tile);
         stream::fetch_bitmaps(here, per_tile, AHEAD);
         // SAFETY: `check_run` passed: there are bitmaps for this tile, for one more if it is
-        // shifted, and bytes of the plane. Of the escapes, only those after the first `used` are
-        // read.
+        // shifted, and bytes of the plane.
         unsafe {
             let mut these = codes::<M, W>(tiles.bitmaps, t);
             if !ALIGNED {

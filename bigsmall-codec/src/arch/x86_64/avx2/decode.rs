@@ -19,8 +19,9 @@ use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
 use crate::table::{AliasTable, BucketBytes, Shuffled, Slots, TOTAL, shuffled};
 
-/// Words that the decoding of one group may read: one a symbol, and a vector beyond the last.
-const WORDS_AHEAD: usize = GROUP + 8;
+/// Words that the decoding of one group may read: one a symbol. Each vector reads 8, and those
+/// before it have taken at most as many.
+const WORDS_AHEAD: usize = GROUP;
 
 /// Vectors of 8 lanes.
 pub(super) const VECTORS: usize = LANES / 8;
@@ -98,8 +99,7 @@ unsafe fn unpack(low: __m256i, high: __m256i) -> [__m256i; 2] {
 /// One step of all lanes, by the bytes of 32 buckets. Returns the symbols.
 ///
 /// # Safety
-/// 32 words can be read at `words`: 8 more than are used up to the last vector. The machine must
-/// have the instructions.
+/// 32 words can be read at `words`. The machine must have the instructions.
 #[inline(always)]
 unsafe fn step_by_bytes(
     x: &mut [__m256i; VECTORS],
@@ -308,8 +308,7 @@ struct Shared<'a> {
 /// Decodes one row of a block.
 ///
 /// # Safety
-/// 32 words can be read at the group's words, 8 of them beyond need. The machine must have the
-/// instructions.
+/// 32 words can be read at the group's words. The machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
     shared: &Shared<'_>,
@@ -359,8 +358,8 @@ pub(super) fn decode_fused<
         |groups, ahead, lines| {
             for row in 0..ROWS {
                 ahead.fetch(lines);
-                // SAFETY: a group takes at most 256 words, so 8 more can be read before each
-                // vector's; the machine has the instructions.
+                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+                // instructions.
                 each_block!(N, |i| unsafe {
                     let (x, group) = (&mut states[i], &mut groups[i]);
                     decode_row::<UNIT, RESIDUAL, BITS>(&shared, x, group, row);
@@ -397,8 +396,7 @@ pub(super) fn decode_symbols<const N: usize>(
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let $table = tables[i];
-                        // SAFETY: `words_ahead` saw 256 words for this group and 8 more; a row is
-                        // 32 bytes.
+                        // SAFETY: `words_ahead` saw a word for each symbol; a row is 32 bytes.
                         unsafe {
                             let symbols = $step(&mut states[i], $of, &mut words[i]);
                             let to = groups[i][done][row].as_mut_ptr();
