@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bigsmall_io::Progress;
@@ -20,9 +20,12 @@ const PATIENCE: Duration = Duration::from_millis(600);
 pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let flag = progress.cancel_flag();
-    let mut signals = vec![SIGINT, SIGTERM];
-    #[cfg(unix)]
-    signals.push(signal_hook::consts::SIGHUP);
+    let signals = [
+        SIGINT,
+        SIGTERM,
+        #[cfg(unix)]
+        signal_hook::consts::SIGHUP,
+    ];
     let ignored = ignored();
     for signal in signals.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
         register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
@@ -31,7 +34,7 @@ pub(crate) fn stop_on_signals(progress: &Progress) -> std::io::Result<()> {
     // Report a file above the system's size limit as an error. By default the signal would end the
     // program and leave the temporary file behind.
     #[cfg(unix)]
-    register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    register(signal_hook::consts::SIGXFSZ, Arc::default())?;
     let watch = std::thread::Builder::new().name("signals".into()).spawn(move || {
         while !flag.load(Ordering::Relaxed) {
             std::thread::sleep(LOOK);
