@@ -56,6 +56,13 @@ impl<'a> Job<'a> {
         Some(result)
     }
 
+    /// Whether there is a word for each symbol of the next group. No kernel reads more: each vector
+    /// reads as many words as it has lanes, and those before it have taken at most as many.
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+    pub(crate) fn has_group(&self) -> bool {
+        self.words.len() >= 2 * (self.position + GROUP)
+    }
+
     /// Words used so far.
     pub(crate) fn position(&self) -> usize {
         self.position

@@ -7,6 +7,7 @@ use bigsmall_format::{Result, Rule};
 use super::bits::Bits;
 use super::classes::Classes;
 use super::head::Head;
+use super::split::Large;
 use super::values::{Word, for_unit};
 use crate::planes::{self, GROUP, packed_len};
 use crate::units::low_len;
@@ -54,7 +55,11 @@ fn join_units<W: Word>(
     let values: &mut [W] = bytemuck::cast_slice_mut(values);
     let mut lows = parts.lows;
     let mut bits = Bits::new(parts.extra);
-    let large: [Large; 64] = std::array::from_fn(|symbol| Large::of(head, symbol as u32));
+    // Less the symbols themselves, which were taken for near values.
+    let large: [Large; 64] = std::array::from_fn(|symbol| {
+        let large = Large::of(head, symbol as u32);
+        Large { first: large.first.wrapping_sub(symbol as u64), ..large }
+    });
     let groups = parts.symbols.as_chunks::<GROUP>().0.iter().zip(values.as_chunks_mut::<GROUP>().0);
     for ((symbols, values), &id) in groups.zip(parts.group_tables) {
         let table = &head.tables[usize::from(id)];
@@ -76,32 +81,6 @@ fn join_units<W: Word>(
         }
     }
     bits.finish(Rule::DeltaBlock)
-}
-
-/// What a symbol that is no near value stands for: a number of extra bits, added to or subtracted
-/// from a first step.
-#[derive(Clone, Copy)]
-struct Large {
-    /// Extra bits; `u32::MAX` for all bits of a step.
-    n: u32,
-    /// The first step, less the symbol itself.
-    first: u64,
-    /// All ones if the bits are subtracted.
-    minus: u64,
-}
-
-impl Large {
-    fn of(head: &Head, symbol: u32) -> Large {
-        let (near, logs) = (head.n_near(), head.n_logs());
-        let log = symbol.wrapping_sub(near);
-        let (n, first, minus) = match log {
-            // Behind the last symbol there is none.
-            _ if log >= 2 * logs - 1 => (u32::MAX, 0, 0),
-            _ if log < logs => (log, u64::from(near) - 1 + (1 << log), 0),
-            _ => (log - logs, (1u64 << (log - logs)).wrapping_neg(), u64::MAX),
-        };
-        Large { n, first: first.wrapping_sub(u64::from(symbol)), minus }
-    }
 }
 
 /// Replaces the symbols that are no near values, those at the set bits of `which`: they were taken

@@ -9,7 +9,7 @@ use super::counts::{Counts, LOGS, NEAR_SYMBOLS, SYMBOL_BITS};
 use super::head::{Head, MAX_SPARSE_CLASSES, Table};
 use super::sample::{RUN, Sample, sample};
 use super::split::symbol_of;
-use super::values::{Word, at_least};
+use super::values::{Word, at_least, symbols_of};
 use crate::head::MAX_TABLES;
 use crate::plan::{Histograms, cluster};
 use crate::planes::GROUP;
@@ -146,7 +146,9 @@ impl Candidate {
                 for values in values[begin..end].chunks(GROUP) {
                     let mut group = [W::default(); GROUP];
                     group[..values.len()].copy_from_slice(values);
-                    let row = symbols_of(&group, table);
+                    let mut row = [0; GROUP];
+                    let steps = (W::from_u64(table.lo), table.shift);
+                    symbols_of(&group, steps, (NEAR_SYMBOLS, LOGS), &mut row, &at_least);
                     if n == 1 {
                         symbols.extend_from_slice(&row[..values.len()]);
                         continue;
@@ -228,18 +230,6 @@ fn extra_bits(symbol: u8, all: u32) -> u32 {
         last if last == 2 * NEAR_SYMBOLS - 1 => all,
         log => (log - NEAR_SYMBOLS) % LOGS,
     }
-}
-
-/// The symbols of a group of values.
-fn symbols_of<W: Word>(values: &[W; GROUP], table: &Table) -> [u8; GROUP] {
-    let (lo, mut symbols) = (W::from_u64(table.lo), [0; GROUP]);
-    W::steps(values, lo, table.shift, &mut symbols);
-    for (values, symbols) in values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0) {
-        if at_least(symbols, NEAR_SYMBOLS) != 0 {
-            W::symbols(values, lo, table.shift, (NEAR_SYMBOLS, LOGS), symbols);
-        }
-    }
-    symbols
 }
 
 /// For each of `shares` the highest exponent that at least one unit in so many has or exceeds.

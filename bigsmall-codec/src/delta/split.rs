@@ -3,7 +3,7 @@
 
 use super::bits::BitSink;
 use super::head::{Head, Table};
-use super::values::{Word, for_unit};
+use super::values::{Word, for_unit, symbols_of};
 use crate::head::MAX_TABLES;
 use crate::planes::{self, GROUP};
 
@@ -187,20 +187,44 @@ pub(crate) fn symbol_of(y: i64, near: u32, logs: u32) -> (u8, u32) {
     }
 }
 
+/// What a symbol that is no near value stands for: a number of extra bits, added to or subtracted
+/// from a first step.
+#[derive(Clone, Copy)]
+pub(crate) struct Large {
+    /// Extra bits; `u32::MAX` for all bits of a step.
+    pub(crate) n: u32,
+    pub(crate) first: u64,
+    /// All ones if the bits are subtracted.
+    pub(crate) minus: u64,
+}
+
+impl Large {
+    /// Zeros for a near value.
+    pub(crate) fn of(head: &Head, symbol: u32) -> Large {
+        let (near, logs) = (head.n_near(), head.n_logs());
+        let (n, first, minus) = match symbol.checked_sub(near) {
+            None => (0, 0, 0),
+            Some(log) if log < logs => (log, u64::from(near) - 1 + (1 << log), 0),
+            Some(log) if log < 2 * logs - 1 => {
+                (log - logs, (1u64 << (log - logs)).wrapping_neg(), u64::MAX)
+            }
+            // Behind the last symbol there is none.
+            Some(_) => (u32::MAX, 0, 0),
+        };
+        Large { n, first, minus }
+    }
+}
+
 impl Coder {
     /// `costs` are those of all tables.
     fn new(head: &Head, table: &Table, id: usize, costs: &mut [[u32; MAX_TABLES]; 64]) -> Coder {
-        let (near, logs) = (head.n_near(), head.n_logs());
+        let near = head.n_near();
         let (mut coded, mut extra) = ([false; 64], [(0, 0, 0); 64]);
         let freqs = table.frequencies.freqs();
         for (s, (&f, bits)) in freqs.iter().zip(table.frequencies.costs()).enumerate() {
-            let log = (s as u32).saturating_sub(near);
-            extra[s] = match log {
-                _ if (s as u32) < near => (0, 0, 0),
-                _ if log == 2 * logs - 1 => (8 * head.unit_bytes as u32 - table.shift, 0, 0),
-                _ if log < logs => (log, u64::from(near) - 1 + (1 << log), 0),
-                _ => (log - logs, (1u64 << (log - logs)).wrapping_neg(), u64::MAX),
-            };
+            let Large { n, first, minus } = Large::of(head, s as u32);
+            let all = 8 * head.unit_bytes as u32 - table.shift;
+            extra[s] = (if n == u32::MAX { all } else { n }, first, minus);
             coded[s] = f > 0;
             let cost = if f > 0 { u32::from(bits) + (extra[s].0 << 8) } else { OUTSIDE_COST };
             costs[s][id] = cost + (table.shift << 8);
@@ -227,18 +251,8 @@ impl Coder {
         symbols: &mut [u8],
         at_least: &impl Fn(&[u8; 32], u32) -> u32,
     ) {
-        let (near, logs) = (head.n_near(), head.n_logs());
-        let lo = W::from_u64(self.lo);
-        let groups = values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut().0);
-        for (values, symbols) in groups {
-            W::steps(values, lo, self.shift, symbols);
-            let rows = values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0);
-            for (values, symbols) in rows {
-                if at_least(symbols, near) != 0 {
-                    W::symbols(values, lo, self.shift, (near, logs), symbols);
-                }
-            }
-        }
+        let steps = (W::from_u64(self.lo), self.shift);
+        symbols_of(values, steps, (head.n_near(), head.n_logs()), symbols, at_least);
     }
 
     /// Appends the extra bits of a group, and replaces symbols that the table does not code.

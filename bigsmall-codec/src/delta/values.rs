@@ -404,6 +404,28 @@ mod of_u64 {
     words! { u64 i64; }
 }
 
+/// The symbols of the values of whole groups, whether or not a table codes them, in steps of
+/// `lo` and `shift`. `at_least` says which of 32 bytes are at least a power of two.
+#[inline(always)]
+pub(crate) fn symbols_of<W: Word>(
+    values: &[W],
+    (lo, shift): (W, u32),
+    near_and_logs: (u32, u32),
+    symbols: &mut [u8],
+    at_least: &impl Fn(&[u8; 32], u32) -> u32,
+) {
+    let groups = values.as_chunks::<GROUP>().0.iter().zip(symbols.as_chunks_mut().0);
+    for (values, symbols) in groups {
+        W::steps(values, lo, shift, symbols);
+        let rows = values.as_chunks().0.iter().zip(symbols.as_chunks_mut().0);
+        for (values, symbols) in rows {
+            if at_least(symbols, near_and_logs.0) != 0 {
+                W::symbols(values, lo, shift, near_and_logs, symbols);
+            }
+        }
+    }
+}
+
 /// Which of the bytes are at least `power`, a power of two: bit i is set for byte i.
 #[inline(always)]
 pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {

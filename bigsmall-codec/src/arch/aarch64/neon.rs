@@ -12,8 +12,6 @@ use crate::table::{EncodeTable, Slots, TOTAL};
 /// The backend.
 pub(crate) struct Neon;
 
-/// Words that the decoding of one group may read: one a symbol, and a vector beyond the last.
-const WORDS_AHEAD: usize = GROUP + 4;
 /// Rows of a group.
 const ROWS: usize = GROUP / LANES;
 /// Vectors of 4 lanes.
@@ -109,11 +107,6 @@ fn step(x: uint32x4_t, entry: uint32x4_t, words: &[u8; 8]) -> (uint32x4_t, usize
     (vbslq_u32(low, refilled, y), set.count_ones() as usize)
 }
 
-/// Whether the next group of `job` can be decoded without reading past the block.
-fn words_ahead(job: &Job<'_>) -> bool {
-    job.words.len() >= 2 * (job.position + WORDS_AHEAD)
-}
-
 /// Decodes symbols of one job as long as the words of a whole group are at hand; returns the groups
 /// done.
 #[target_feature(enable = "neon")]
@@ -121,7 +114,7 @@ fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; RO
     let mut states = load_states(&job.states);
     let mut done = 0;
     for group in groups {
-        if !words_ahead(job) {
+        if !job.has_group() {
             break;
         }
         let slots = head.alias[usize::from(job.group_tables[job.group])].slots();

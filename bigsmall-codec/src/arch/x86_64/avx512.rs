@@ -5,9 +5,8 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
-use crate::arch::portable::Portable;
 use crate::arch::x86_64::delta::{merge512, partition512};
-use crate::arch::x86_64::fused::{ROWS, fused_forms};
+use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::Parts;
@@ -417,19 +416,10 @@ impl Kernels for Avx512 {
                 _ => 0,
             }
         };
-        // What is left of a block, and its last groups, where a vector would read past its end.
-        for (job, symbols) in jobs.iter_mut().zip(symbols) {
-            let mut groups = &mut symbols.as_chunks_mut().0.as_chunks_mut().0[done..];
-            let one = |job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]| {
-                // SAFETY: `self` is the proof that the machine has the instructions.
-                unsafe { decode_symbols(head, std::array::from_mut(job), &mut [groups]) }
-            };
-            let done = one(job, groups);
-            groups = &mut groups[done..];
-            let done = job.with_last_words(|job| one(job, groups)).unwrap_or(0);
-            let rest = groups[done..].as_flattened_mut().as_flattened_mut();
-            Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
-        }
+        decode_rest(head, jobs, symbols, done, |job, groups| {
+            // SAFETY: as above.
+            unsafe { decode_symbols(head, std::array::from_mut(job), &mut [groups]) }
+        });
     }
 
     fn decode_fused(

@@ -3,7 +3,9 @@
 
 use bigsmall_format::internal::{Ahead, prefetch_output};
 
-use crate::kernels::{Job, LANES, Planes};
+use crate::arch::portable::Portable;
+use crate::head::Head;
+use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
 use crate::units::low_len;
 
@@ -106,15 +108,14 @@ impl Group<'_> {
 }
 
 /// Calls `decode` with group after group of `N` blocks of that form, as many as all have planes and
-/// units for and as no kernel would read past a block; returns their number. `words_ahead` is how
-/// many words a kernel may read. With each row `decode` prefetches as many lines as it is told:
-/// many at once use up the line-fill buffers that the kernel's own loads need.
+/// units for and as no kernel would read past a block; returns their number. With each row `decode`
+/// prefetches as many lines as it is told: many at once use up the line-fill buffers that the
+/// kernel's own loads need.
 #[inline(always)]
 pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     jobs: &mut [Job<'_>; N],
     planes: &[Planes<'_>],
     units: &mut [&mut [u8]],
-    words_ahead: usize,
     mut ahead: Ahead<'_>,
     mut decode: impl FnMut(&mut [Group<'_>; N], &mut Ahead<'_>, usize),
 ) -> usize {
@@ -128,7 +129,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     }
     let lines = ahead.lines_a_step(n * ROWS);
     let mut group = 0;
-    while group < n && jobs.iter().all(|job| job.words.len() >= 2 * (job.position + words_ahead)) {
+    while group < n && jobs.iter().all(Job::has_group) {
         let mut each = units.iter_mut();
         let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
             let units = &mut each.next().expect("N blocks")[group * each_unit..];
@@ -150,4 +151,25 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     }
     jobs.iter_mut().for_each(|job| job.group = group);
     group
+}
+
+/// Decodes the groups of every job after the first `done`, job by job, where `decode` decodes those
+/// of one job as long as there are words for it: then the last groups of the block, with zeros
+/// behind its words.
+#[inline(always)]
+pub(super) fn decode_rest(
+    head: &Head,
+    jobs: &mut [Job<'_>],
+    symbols: &mut [&mut [u8]],
+    done: usize,
+    decode: impl Fn(&mut Job<'_>, &mut [[[u8; LANES]; ROWS]]) -> usize,
+) {
+    for (job, symbols) in jobs.iter_mut().zip(symbols) {
+        let mut groups = &mut symbols.as_chunks_mut().0.as_chunks_mut().0[done..];
+        let done = decode(job, groups);
+        groups = &mut groups[done..];
+        let done = job.with_last_words(|job| decode(job, groups)).unwrap_or(0);
+        let rest = groups[done..].as_flattened_mut().as_flattened_mut();
+        Portable.decode_symbols(head, std::slice::from_mut(job), &mut [rest]);
+    }
 }

@@ -19,10 +19,6 @@ use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
 use crate::table::{AliasTable, BucketBytes, Shuffled, Slots, TOTAL, shuffled};
 
-/// Words that the decoding of one group may read: one a symbol. Each vector reads 8, and those
-/// before it have taken at most as many.
-const WORDS_AHEAD: usize = GROUP;
-
 /// Vectors of 8 lanes.
 pub(super) const VECTORS: usize = LANES / 8;
 
@@ -349,24 +345,17 @@ pub(super) fn decode_fused<
         slots: large.iter().map(AliasTable::slots).collect(),
     };
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let n = walk::<UNIT, RESIDUAL, N>(
-        jobs,
-        planes,
-        units,
-        WORDS_AHEAD,
-        ahead,
-        |groups, ahead, lines| {
-            for row in 0..ROWS {
-                ahead.fetch(lines);
-                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-                // instructions.
-                each_block!(N, |i| unsafe {
-                    let (x, group) = (&mut states[i], &mut groups[i]);
-                    decode_row::<UNIT, RESIDUAL, BITS>(&shared, x, group, row);
-                });
-            }
-        },
-    );
+    let n = walk::<UNIT, RESIDUAL, N>(jobs, planes, units, ahead, |groups, ahead, lines| {
+        for row in 0..ROWS {
+            ahead.fetch(lines);
+            // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+            // instructions.
+            each_block!(N, |i| unsafe {
+                let (x, group) = (&mut states[i], &mut groups[i]);
+                decode_row::<UNIT, RESIDUAL, BITS>(&shared, x, group, row);
+            });
+        }
+    });
     for (job, states) in jobs.iter_mut().zip(states) {
         store_states(states, &mut job.states);
     }
@@ -385,8 +374,7 @@ pub(super) fn decode_symbols<const N: usize>(
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let mut done = 0;
-    let words_ahead = |job: &Job<'_>| job.words.len() >= 2 * (job.position + WORDS_AHEAD);
-    while done < n && jobs.iter().all(words_ahead) {
+    while done < n && jobs.iter().all(Job::has_group) {
         let tables: [_; N] =
             std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
         let mut words: [*const u16; N] =
@@ -396,7 +384,7 @@ pub(super) fn decode_symbols<const N: usize>(
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let $table = tables[i];
-                        // SAFETY: `words_ahead` saw a word for each symbol; a row is 32 bytes.
+                        // SAFETY: there is a word for each symbol; a row is 32 bytes.
                         unsafe {
                             let symbols = $step(&mut states[i], $of, &mut words[i]);
                             let to = groups[i][done][row].as_mut_ptr();

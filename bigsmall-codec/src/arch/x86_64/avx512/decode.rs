@@ -18,9 +18,6 @@ use crate::kernels::{Job, LANES, Planes, STATE_MIN};
 use crate::planes::GROUP;
 use crate::table::{Buckets, Buckets32, Slots, TOTAL};
 
-/// Words that the decoding of one group may read: one a symbol.
-const WORDS_AHEAD: usize = GROUP;
-
 #[target_feature(enable = "avx512f")]
 pub(super) fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
     // SAFETY: 32 states are two vectors.
@@ -326,23 +323,16 @@ pub(super) fn decode_fused<
     let Some(tables) = tables else { return 0 };
     let shared = Shared { fields: std::array::from_fn(field), tables };
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let n = walk::<UNIT, RESIDUAL, N>(
-        jobs,
-        planes,
-        units,
-        WORDS_AHEAD,
-        ahead,
-        |groups, ahead, lines| {
-            for row in 0..ROWS {
-                ahead.fetch(lines);
-                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-                // instructions.
-                each_block!(N, |i| unsafe {
-                    decode_row::<UNIT, RESIDUAL, BITS>(&shared, &mut states[i], &mut groups[i], row)
-                });
-            }
-        },
-    );
+    let n = walk::<UNIT, RESIDUAL, N>(jobs, planes, units, ahead, |groups, ahead, lines| {
+        for row in 0..ROWS {
+            ahead.fetch(lines);
+            // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+            // instructions.
+            each_block!(N, |i| unsafe {
+                decode_row::<UNIT, RESIDUAL, BITS>(&shared, &mut states[i], &mut groups[i], row)
+            });
+        }
+    });
     for (job, states) in jobs.iter_mut().zip(states) {
         store_states(states, &mut job.states);
     }
@@ -361,8 +351,7 @@ pub(super) fn decode_symbols<const N: usize>(
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
     let mut done = 0;
-    let words_ahead = |job: &Job<'_>| job.words.len() >= 2 * (job.position + WORDS_AHEAD);
-    while done < n && jobs.iter().all(words_ahead) {
+    while done < n && jobs.iter().all(Job::has_group) {
         let tables: [_; N] =
             std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
         let mut words: [*const u16; N] =
@@ -373,7 +362,7 @@ pub(super) fn decode_symbols<const N: usize>(
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let ($table, $x, $words) = (tables[i], &mut states[i], &mut words[i]);
-                        // SAFETY: `words_ahead` saw a word for each symbol; a row is 32 bytes.
+                        // SAFETY: there is a word for each symbol; a row is 32 bytes.
                         unsafe {
                             let symbols = _mm512_and_si512($step, mask);
                             let symbols = _mm512_cvtepi16_epi8(symbols);
