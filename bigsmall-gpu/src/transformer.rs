@@ -35,7 +35,7 @@ pub(crate) struct LayerParams {
     position: u32,
     /// The bits of an f32.
     number: u32,
-    /// The first vector.
+    /// The first token.
     first: u32,
     /// Tiles of positions.
     tiles: u32,
@@ -153,9 +153,9 @@ impl Recorder<'_> {
         }
         // Several tiles need memory for the result of each, so a long prompt takes a few
         // dispatches. The memory is for a power of two of tiles: a context grows token by token.
-        let vector_words = dim as u64 + 4;
+        let pair_words = dim as u64 + 4;
         let most_tiles = tiles_of(position, rows).next_power_of_two();
-        let row_words = queries as u64 * most_tiles * vector_words;
+        let row_words = queries as u64 * most_tiles * pair_words;
         let most_words = self.gpu.device.largest_binding().min(TILES_BYTES) / 4;
         let at_once = (most_words / row_words).clamp(1, rows as u64) as usize;
         for first in (0..rows).step_by(at_once) {
@@ -168,18 +168,19 @@ impl Recorder<'_> {
                 tiles: tiles as u32,
                 ..params
             };
-            let vectors = n as u64 * queries as u64;
+            // Of a token and a query head.
+            let pairs = n as u64 * queries as u64;
             if tiles == 1 {
-                self.layer_kernel(LayerKernel::Attention, params, &bound, vectors)?;
+                self.layer_kernel(LayerKernel::Attention, params, &bound, pairs)?;
                 continue;
             }
             let words = at_once as u64 * row_words;
             let joined = self.gpu.tiles.get(&self.gpu.device, "attention", words as usize)?;
-            let n_joined = vectors * tiles * vector_words;
+            let n_joined = pairs * tiles * pair_words;
             let tile = [(1, q, all), (2, &joined, n_joined), (3, keys, past), (4, values, past)];
-            self.layer_kernel(LayerKernel::Attention, params, &tile, vectors * tiles)?;
+            self.layer_kernel(LayerKernel::Attention, params, &tile, pairs * tiles)?;
             let join = [(1, &joined, n_joined), (2, y, all)];
-            self.layer_kernel(LayerKernel::AttentionJoin, params, &join, vectors)?;
+            self.layer_kernel(LayerKernel::AttentionJoin, params, &join, pairs)?;
         }
         Ok(())
     }

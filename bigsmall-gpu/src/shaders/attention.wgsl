@@ -23,13 +23,14 @@ const LEAST: f32 = -3.0e38;
 @compute @workgroup_size(256)
 fn attention(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
-  let vectors = p.rows * p.heads;
+  // Of a token and a query head.
+  let pairs = p.rows * p.heads;
   // A workgroup beyond the last one computes the last one again, so that all its threads reach the
   // barriers. So does one whose token has no position in the tile; nothing reads its result.
-  let at = min(workgroup_index(workgroup, grid), vectors * p.tiles - 1u);
+  let at = min(workgroup_index(workgroup, grid), pairs * p.tiles - 1u);
   // Workgroups that run together read the same keys and values.
-  let tile = at / vectors;
-  let index = at % vectors;
+  let tile = at / pairs;
+  let index = at % pairs;
   let kv = (index % p.heads) / (p.heads / p.kv_heads);
   let count = p.position + index / p.heads + 1u;
   let first = tile * 256u;

@@ -8,7 +8,7 @@ struct Layer {
   dim: u32,       // values per head
   position: u32,  // position of the first token
   number: f32,    // epsilon, or the factor for the queries
-  first: u32,     // first vector of this dispatch
+  first: u32,     // first token of this dispatch
   tiles: u32,     // tiles of 256 positions of this dispatch
 }
 @group(0) @binding(0) var<uniform> p: Layer;

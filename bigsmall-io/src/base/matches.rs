@@ -39,10 +39,9 @@ pub(crate) struct New<'a> {
 }
 
 impl Matches {
-    /// Finds a base for the tensors of `new`: the one whose name was given; the one with the same
-    /// name; or the one with the same
-    /// dtype and shape whose name is longer or shorter by a prefix; or one with the same dtype,
-    /// shape and sample of values.
+    /// Finds a base for the tensors of `new`: the one whose name was given; or that with the same
+    /// name; or the one with the same dtype and shape whose name is longer or shorter by a prefix;
+    /// or one with the same dtype, shape and sample of values.
     pub(crate) fn find(base: &BaseModel, new: &New<'_>, progress: &Progress) -> Result<Self> {
         let files: Vec<_> = base.files_for(new.folder).into_iter().cloned().collect();
         let most = Limits::default().max_base_depth;
