@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bigsmall_io::candle::{sharded_var_builder, var_builder};
-use bigsmall_io::{CompressOptions, Model, Progress, ReadAt};
+use bigsmall_io::{BaseModel, CompressOptions, Model, Progress, ReadAt};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::var_builder::Shard;
 use common::{DTYPES, ENCODINGS, Random, tensor, write};
@@ -185,4 +185,48 @@ fn ranks_get_their_parts_and_read_no_more_than_they_need() {
     assert!(weights.get_with_hints((1, 1), "nothing", hint).is_err());
     assert!(weights.get((4096, 1), "w").is_err());
     same(&weights.get_unchecked("w").unwrap(), &expected["w"]);
+}
+
+#[test]
+fn tensors_with_a_base_are_those_of_the_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut random = Random::new(3);
+    let (large, kept) = (random.weights(300_000), random.weights(10_000));
+    let mut tuned = large.clone();
+    // In the first of three blocks; the others are those of the base.
+    tuned[..100_000].iter_mut().step_by(6).for_each(|byte| *byte ^= 1);
+    let added = random.bytes(48);
+    let file = |name: &str, large: Vec<u8>| {
+        let tensors = [
+            tensor("large", Dtype::BF16, &[300, 1000], large),
+            tensor("kept", Dtype::BF16, &[100, 100], kept.clone()),
+            tensor("added", Dtype::F32, &[3, 4], added.clone()),
+        ];
+        write(&path(name), &tensors[..if name == "base" { 2 } else { 3 }]);
+    };
+    file("base", large);
+    file("new", tuned);
+    let options = CompressOptions::new().base(path("base"));
+    bigsmall_io::compress(path("new"), path("new.bs"), &options, &Progress::default()).unwrap();
+    let alone = Model::open(path("new.bs")).unwrap();
+    let has_base = |name: &str| alone.stored(name).unwrap().base.is_some();
+    assert_eq!(["large", "kept", "added"].map(has_base), [true, true, false]);
+    let error = var_builder(alone, DType::BF16, &CPU).get_unchecked("large").unwrap_err();
+    assert!(error.to_string().contains("base"), "{error}");
+    let model = || {
+        let model = Model::open(path("new.bs")).unwrap();
+        model.with_base(BaseModel::open(path("base")).unwrap()).unwrap()
+    };
+    let weights = var_builder(model(), DType::BF16, &CPU);
+    let parts = sharded_var_builder(model(), DType::BF16, &CPU);
+    for (name, whole) in candle_core::safetensors::load(path("new"), &CPU).unwrap() {
+        let dtype = whole.dtype();
+        let found = weights.get_with_hints_dtype(whole.shape(), &name, Default::default(), dtype);
+        same(&found.unwrap(), &whole);
+        let half = whole.narrow(1, 0, whole.dims()[1] / 2).unwrap();
+        let hint = Shard { dim: 1, rank: 0, world_size: 2 };
+        let found = parts.get_with_hints_dtype(whole.shape(), &name, hint, dtype);
+        same(&found.unwrap(), &half);
+    }
 }
