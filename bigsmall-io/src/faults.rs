@@ -8,9 +8,10 @@ use std::time::Instant;
 use bigsmall_format::internal::read_at;
 use bigsmall_format::{Dtype, Header, ReadAt, Rule, Shard, TensorSpec};
 
+use crate::base::matches::Against;
 use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
-use crate::compress::walk::{self, Against};
+use crate::compress::walk;
 use crate::error::{ErrorKind, Result};
 use crate::stage::output::Output;
 use crate::{CompressOptions, Encoding, FileReport, Level, Model, Progress, RestoreOptions};

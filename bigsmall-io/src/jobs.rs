@@ -6,10 +6,10 @@ use std::path::Path;
 use bigsmall_format::{ReadAt, Shard};
 
 use crate::base::find::find;
+use crate::base::matches::Against;
 use crate::base::model::BaseModel;
 use crate::base::tensor::Bases;
 use crate::compress::file::{compress_opened, compress_to};
-use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::against::{Compared, compare};
 use crate::folder::compress::compress_folder;
@@ -67,9 +67,8 @@ pub fn compress(
         Input::File(source) => source,
     };
     progress.expect(source.byte_len().in_file(shown(input))?);
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
-        .named(&options.base_names);
-    let (base, name) = (Against::new(&base), shown(input));
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let (base, name) = (Against::new(&base).named(&options.base_names), shown(input));
     let report = compress_opened(&source, Path::new(&name), base, output, options, progress);
     let mut report = report.map_err(|e| e.in_input(name))?;
     report.name = crate::report::file_name(input);
@@ -106,9 +105,8 @@ pub fn compress_from(
     let unchecked = |_: &_| Ok(());
     progress.expect(source.byte_len()?);
     options.check_output(output.as_ref())?;
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
-        .named(&options.base_names);
-    let base = Against::new(&base);
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    let base = Against::new(&base).named(&options.base_names);
     let report = compress_to(source, None, base, output.as_ref(), options, progress, unchecked)?;
     Ok(Report::of(vec![report]))
 }

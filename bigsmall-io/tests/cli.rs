@@ -508,3 +508,56 @@ fn a_shard_that_is_larger_than_its_original_says_why() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("each of the 2000 tensors takes some 50 bytes of index"), "{text}");
 }
+
+#[test]
+fn renamed_tensors_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let mut random = Random::new(5);
+    let old = [(); 2].map(|()| random.weights(40_000));
+    // So much has changed that samples do not find them.
+    let new = old.clone().map(|mut bytes| {
+        bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+        bytes
+    });
+    let bf16 = |name: &str, bytes: &[u8]| tensor(name, Dtype::BF16, &[400, 100], bytes.to_vec());
+    write(&d.join("base"), &[bf16("old.a", &old[0]), bf16("old.b", &old[1])]);
+    write(&d.join("new"), &[bf16("first", &new[0]), bf16("second", &new[1])]);
+    // A folder with a tensor in each file: one list of names serves both.
+    std::fs::create_dir(d.join("folder")).unwrap();
+    for (file, name, bytes) in [("1", "first", &new[0]), ("2", "second", &new[1])] {
+        write(&d.join(format!("folder/{file}.safetensors")), &[bf16(name, bytes)]);
+    }
+    let compress = |input: &'static str, more: &[&'static str]| {
+        let args = ["compress", input, "--base", "base", "-o", "out", "--json"];
+        bigsmall(d, &[&args, more].concat())
+    };
+    let deltas = |output: Output| -> Vec<Value> {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["files"].as_array().unwrap().iter().map(|f| f["delta_tensors"].clone()).collect()
+    };
+    let both = ["--base-name", "first=old.a", "--base-name", "second=old.b"];
+    assert_eq!(deltas(compress("new", &[])), [0]);
+    let alone = std::fs::metadata(d.join("out")).unwrap().len();
+    assert_eq!(deltas(compress("new", &[&both[..], &["--force"]].concat())), [2]);
+    assert!(std::fs::metadata(d.join("out")).unwrap().len() * 2 < alone);
+    assert_eq!(code(d, &["restore", "out", "--base", "base", "-o", "back"]), 0);
+    assert!(std::fs::read(d.join("back")).unwrap() == std::fs::read(d.join("new")).unwrap());
+    std::fs::remove_file(d.join("out")).unwrap();
+    for input in ["new", "folder"] {
+        for (wrong, said) in [
+            ("third=old.a", "\"third\": an argument is wrong: expected a tensor of the input"),
+            ("second=old.c", "expected the name of a tensor that the base has for it, found old.c"),
+            ("second", "no `=`"),
+        ] {
+            let output = compress(input, &[&both[..2], &["--base-name", wrong]].concat());
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{input} {wrong}: {text}");
+            assert!(text.contains(said), "{input} {wrong}: {text}");
+            assert!(!d.join("out").exists());
+        }
+    }
+    assert_eq!(deltas(compress("folder", &both)), [1, 1]);
+    assert_eq!(code(d, &["compress", "new", "-o", "none", both[0], both[1]]), 2);
+}

@@ -10,8 +10,9 @@ use bigsmall_format::{BaseTensor, Dtype, Header, Limits, ReadAt, Rule, TensorSpe
 use crate::Progress;
 use crate::base::find::find_behind;
 use crate::base::model::BaseModel;
+use crate::base::names::{Names, not_in_base, not_in_input};
 use crate::base::tensor::{BaseFile, TensorBase};
-use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::error::{Context as _, Error, Result};
 
 /// The tensors of a base that the tensors of one file are compared with.
 #[derive(Default)]
@@ -34,16 +35,38 @@ pub(crate) struct New<'a> {
     pub(crate) header: &'a Header,
     /// Where the data begins.
     pub(crate) data_at: u64,
+}
+
+/// The base that a file is compared with.
+#[derive(Clone, Copy)]
+pub(crate) struct Against<'a> {
+    pub(crate) base: &'a BaseModel,
+    /// What tensors of the file are called in the base.
+    pub(crate) names: &'a Names,
     /// The folder that the file lies in, within its model.
     pub(crate) folder: &'a Path,
+}
+
+impl<'a> Against<'a> {
+    /// A file that does not lie in a folder.
+    pub(crate) fn new(base: &'a BaseModel) -> Self {
+        static NONE: Names = Names::new();
+        Against { base, names: &NONE, folder: Path::new("") }
+    }
+
+    /// The same, given what tensors of the file are called in the base.
+    pub(crate) fn named(self, names: &'a Names) -> Self {
+        Against { names, ..self }
+    }
 }
 
 impl Matches {
     /// Finds a base for the tensors of `new`: the one whose name was given; or that with the same
     /// name; or the one with the same dtype and shape whose name is longer or shorter by a prefix;
     /// or one with the same dtype, shape and sample of values.
-    pub(crate) fn find(base: &BaseModel, new: &New<'_>, progress: &Progress) -> Result<Self> {
-        let files: Vec<_> = base.files_for(new.folder).into_iter().cloned().collect();
+    pub(crate) fn find(against: Against<'_>, new: &New<'_>, progress: &Progress) -> Result<Self> {
+        let Against { base, names, folder } = against;
+        let files: Vec<_> = base.files_for(folder).into_iter().cloned().collect();
         let most = Limits::default().max_base_depth;
         for file in &files {
             if file.depth() >= most {
@@ -66,13 +89,12 @@ impl Matches {
         let same = |spec: &TensorSpec| by_name.get(spec.name()).copied().filter(|m| suits(spec, m));
         let mut of: Vec<Option<Match>> =
             tensors.iter().map(|spec| same(spec).filter(|_| spec.byte_len() > 0)).collect();
-        for (spec, of) in tensors.iter().zip(&mut of) {
-            let Some(name) = base.name_of(spec.name()) else { continue };
-            let given = by_name.get(name).copied().filter(|m| suits(spec, m)).ok_or_else(|| {
-                let error = Error::new(ErrorKind::Argument).in_tensor(spec.name());
-                error.expected("the base has a tensor for it of that name").found(name)
-            })?;
-            *of = Some(given).filter(|_| spec.byte_len() > 0);
+        for (name, of_base) in names {
+            let index = new.header.index_of(name).ok_or_else(|| not_in_input(name))?;
+            let spec = &tensors[index];
+            let given = by_name.get(&**of_base).copied().filter(|m| suits(spec, m));
+            let given = given.ok_or_else(|| not_in_base(name, of_base))?;
+            of[index] = Some(given).filter(|_| spec.byte_len() > 0);
         }
         let used: HashSet<Match> = of.iter().flatten().copied().collect();
         // What is left may have been renamed.

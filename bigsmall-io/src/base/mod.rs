@@ -3,4 +3,5 @@
 pub(crate) mod find;
 pub(crate) mod matches;
 pub(crate) mod model;
+pub(crate) mod names;
 pub(crate) mod tensor;

@@ -1,6 +1,6 @@
 //! A base as a caller gives it: a file, a folder or a URL.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,6 @@ pub struct BaseModel {
     files: Vec<Arc<BaseFile>>,
     /// How many of the files are the model itself.
     n_own: usize,
-    /// What tensors that are compared with it are called in it.
-    names: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for BaseModel {
@@ -132,8 +130,7 @@ impl BaseModel {
     }
 
     fn of(files: Vec<BaseFile>) -> Self {
-        let names = BTreeMap::new();
-        BaseModel { n_own: files.len(), files: files.into_iter().map(Arc::new).collect(), names }
+        BaseModel { n_own: files.len(), files: files.into_iter().map(Arc::new).collect() }
     }
 
     /// The shards of an open model, each with its name in errors and its bases.
@@ -151,15 +148,9 @@ impl BaseModel {
         BaseModel::of(files.collect())
     }
 
-    /// The same, given what tensors that are compared with it are called in it.
-    pub(crate) fn named(mut self, names: &BTreeMap<String, String>) -> Self {
-        self.names.clone_from(names);
-        self
-    }
-
-    /// The name that a tensor has in the base, if it was given.
-    pub(crate) fn name_of(&self, name: &str) -> Option<&str> {
-        self.names.get(name).map(String::as_str)
+    /// Whether the model itself has a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files[..self.n_own].iter().any(|file| file.header().index_of(name).is_some())
     }
 
     /// All files, of the model and of the bases behind it.
@@ -257,7 +248,8 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::compress::walk::{Against, compress_source};
+    use crate::base::matches::Against;
+    use crate::compress::walk::compress_source;
     use crate::stage::output::Discard;
     use crate::{CompressOptions, Progress};
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use bigsmall_format::ReadAt;
 
-use crate::compress::walk::{Against, compress_source};
+use crate::base::matches::Against;
+use crate::compress::walk::compress_source;
 use crate::error::{Context as _, Result};
 use crate::source::ahead::Ahead;
 use crate::source::file::Source;

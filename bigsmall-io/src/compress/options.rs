@@ -45,8 +45,10 @@ pub struct CompressOptions {
     pub bases: Vec<PathBuf>,
     /// What tensors of the input are called in the base, where that is another name. Without it,
     /// renamed tensors are found if the names differ by a prefix, or if they have kept a sample of
-    /// their values. Names that no tensor of the input has do not matter, so that one map can serve
-    /// many files.
+    /// their values.
+    ///
+    /// It is an error if the input has no tensor of such a name, of a folder none of its files, or
+    /// if the base has no tensor of the other name.
     pub base_names: BTreeMap<String, String>,
 }
 

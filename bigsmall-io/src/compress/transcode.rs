@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use bigsmall_format::{Rule, Shard};
 
 use crate::base::find::find;
+use crate::base::matches::Against;
 use crate::base::model::BaseModel;
-use crate::compress::walk::{Against, compress_source};
+use crate::compress::walk::compress_source;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::restore::bounds::Expansion;
 use crate::restore::original::Original;

@@ -2,7 +2,6 @@
 //! of the data.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,8 +9,7 @@ use bigsmall_format::internal::{Assembler, read_at};
 use bigsmall_format::{Header, Limits, ReadAt};
 use crossbeam_channel::{Receiver, unbounded};
 
-use crate::base::matches::{Matches, New};
-use crate::base::model::BaseModel;
+use crate::base::matches::{Against, Matches, New};
 use crate::base::tensor::BaseFile;
 use crate::compress::check::{Scratch, check};
 use crate::compress::encode::Coder;
@@ -52,21 +50,6 @@ pub(crate) fn compress_source(
     compress_walk(source, Origin::File, base, output, options, progress)
 }
 
-/// The base that a file is compared with.
-#[derive(Clone, Copy)]
-pub(crate) struct Against<'a> {
-    pub(crate) base: &'a BaseModel,
-    /// The folder that the file lies in, within its model.
-    pub(crate) folder: &'a Path,
-}
-
-impl<'a> Against<'a> {
-    /// A file that does not lie in a folder.
-    pub(crate) fn new(base: &'a BaseModel) -> Self {
-        Against { base, folder: Path::new("") }
-    }
-}
-
 /// The same for any origin.
 pub(crate) fn compress_walk(
     source: &dyn ReadAt,
@@ -82,8 +65,7 @@ pub(crate) fn compress_walk(
     let header = Arc::new(header);
     let data_at = 8 + json.len() as u64;
     let tensors = header.tensors();
-    let new = New { source, header: &header, data_at, folder: base.folder };
-    let matches = &Matches::find(base.base, &new, progress)?;
+    let matches = &Matches::find(base, &New { source, header: &header, data_at }, progress)?;
     let shared = &find_shared(source, data_at, &header, matches)?;
     let mut digest = FileDigest::new();
     digest.update(&(json.len() as u64).to_le_bytes());

@@ -8,9 +8,10 @@ use bigsmall_format::internal::len_of;
 use bigsmall_format::{Header, Limits, Shard};
 
 use crate::base::find::find;
+use crate::base::matches::Against;
 use crate::base::model::BaseModel;
+use crate::base::names::NamesOfFiles;
 use crate::compress::file::compress_opened;
-use crate::compress::walk::Against;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
 use crate::folder::check::refuse_cards;
@@ -52,11 +53,13 @@ pub(crate) fn compress_folder(
     }
     refuse_cards(folder, files)?;
     let mut twins = Twins::default();
+    let mut base_names = NamesOfFiles::new(&options.base_names);
     for name in weights(files, SAFETENSORS)? {
         progress.check()?;
         let source = folder.open_file(name)?;
         let (json, header) = Header::read(&source, &Limits::default()).in_file(name)?;
         progress.expect(len_of(&source).in_file(name)?);
+        base_names.add(name, &header);
         // It is only for a hint, and every sample of another machine is a request.
         if options.bases.is_empty() && source.is_local() {
             twins.add(folder, name, &header, 8 + json.len() as u64).in_file(name)?;
@@ -93,8 +96,8 @@ pub(crate) fn compress_folder(
     let to = target.as_ref().map_or(output, AtomicDir::path).to_owned();
     let mut out = Out::new(folder, &to, options.ignore_free_space, progress);
     let inner = options.clone().replace(false);
-    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?
-        .named(&options.base_names);
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    base_names.check(&base)?;
     let (mut reports, mut taken) = (Vec::new(), 0);
     let mut each = |name: &PathBuf| -> Result<()> {
         if role(name, SAFETENSORS) != Role::Weights {
@@ -112,7 +115,7 @@ pub(crate) fn compress_folder(
             false => out.place(&to_shard)?,
         };
         let parent = name.parent().unwrap_or(Path::new(""));
-        let against = Against { base: &base, folder: parent };
+        let against = Against { base: &base, names: base_names.of(name), folder: parent };
         let source = folder.open_file(name)?;
         if let Some(left) = target.as_ref().and_then(|target| target.left(&to_shard))
             && let Some(report) = take_over(&left, &source, &base, options, progress)?

@@ -12,8 +12,9 @@ use std::path::Path;
 
 use bigsmall_format::{Header, ReadAt, Rule, TensorSpec};
 
+use crate::base::matches::Against;
 use crate::base::model::BaseModel;
-use crate::compress::walk::{Against, Origin, compress_walk};
+use crate::compress::walk::{Origin, compress_walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::file_name;
 use crate::stage::atomic::AtomicFile;

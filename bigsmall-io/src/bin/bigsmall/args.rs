@@ -196,7 +196,8 @@ pub(crate) struct Compress {
     /// in any order, give the base of the base, and so on.
     #[arg(long, value_name = "BASE")]
     pub(crate) base: Vec<PathBuf>,
-    /// A tensor has another name in the base. May be given several times.
+    /// A tensor has another name in the base. May be given several times. It is an error if the
+    /// input or the base has no tensor of that name.
     #[arg(long, value_name = "NAME=BASE-NAME", value_parser = names, requires = "base")]
     pub(crate) base_name: Vec<(String, String)>,
     #[command(flatten)]
