@@ -1,12 +1,17 @@
 //! Estimates the compressed size of a model, and the time to compress it, from samples.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bigsmall_format::internal::{Section, len_of, pool_size, read_at, set_len};
-use bigsmall_format::{BLOCK_UNITS, Header, Limits, ReadAt, TensorSpec};
+use bigsmall_format::{BLOCK_UNITS, BlockEncoder, Header, Limits, Raw, ReadAt, TensorSpec};
 
-use crate::encodings::by_sample;
+use crate::base::matches::{Against, Matches, New};
+use crate::base::model::BaseModel;
+use crate::base::names::NamesOfFiles;
+use crate::base::tensor::TensorBase;
+use crate::encodings::{by_sample, delta};
 use crate::error::{Context as _, Result};
 use crate::names::SAFETENSORS;
 use crate::source::folder::Input;
@@ -45,9 +50,15 @@ const REMOTE_BLOCKS: u64 = 4;
 /// of every tensor. Does not look for identical tensors. `input` may be a URL as in
 /// [`Model::open`](crate::Model::open), of which only those blocks are fetched.
 ///
+/// With [`bases`](CompressOptions::bases) the same blocks are also encoded as differences from the
+/// base, and the smaller result counts. The estimate is good where changes are spread over a
+/// tensor, and less so where they are in some rows alone; a dry run of
+/// [`compress`](crate::compress) is exact.
+///
 /// # Errors
 /// Header rules of [`Rule`](crate::Rule); [`ErrorKind::Io`](crate::ErrorKind::Io) and
-/// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+/// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); for bases those of
+/// [`BaseModel::open`](crate::BaseModel::open).
 pub fn estimate(
     input: impl AsRef<Path>,
     options: &CompressOptions,
@@ -57,34 +68,53 @@ pub fn estimate(
     let files = match open_original(input, progress)? {
         Input::Folder(folder) => {
             let names = folder.weights(SAFETENSORS, options.folder)?;
-            let open = |name: PathBuf| Ok((folder.open_file(&name).in_file(&name)?, name));
+            let open = |name: PathBuf| {
+                let within = name.parent().unwrap_or(Path::new("")).to_owned();
+                Ok((folder.open_file(&name).in_file(&name)?, name, within))
+            };
             names.into_iter().map(open).collect::<Result<Vec<_>>>()?
         }
-        Input::File(source) => vec![(source, PathBuf::from(shown(input)))],
+        Input::File(source) => vec![(source, PathBuf::from(shown(input)), PathBuf::new())],
     };
+    let mut names = NamesOfFiles::new(&options.base_names);
     let mut opened = Vec::new();
-    for (file, path) in files {
+    for (file, path, within) in files {
         progress.check()?;
-        let read = Header::read(&file, &Limits::default()).in_file(&path)?;
+        let (json, header) = Header::read(&file, &Limits::default()).in_file(&path)?;
         progress.expect(len_of(&file)?);
-        opened.push((file, read));
+        names.add(&path, &header);
+        opened.push((file, path, within, json.len() as u64, header));
     }
+    let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
+    names.check(&base)?;
     let mut total = Estimate::default();
     let mut work = Work::default();
-    for (file, (json, header)) in &opened {
-        let data_at = 8 + json.len() as u64;
+    for (file, path, within, json_len, header) in &opened {
+        let data_at = 8 + json_len;
         total.original_bytes += data_at + header.data_len();
         progress.advance(data_at);
         // Prelude, fixed part of the index, stored header, trailer.
-        total.compressed_bytes += 16 + 48 + json.len() as u64 + 48;
+        total.compressed_bytes += 16 + 48 + json_len + 48;
+        let matches = match options.bases.is_empty() {
+            true => Matches::default(),
+            false => {
+                let against = Against { base: &base, names: names.of(path), folder: within };
+                let new = New { source: file, header, data_at };
+                Matches::find(against, &new, progress).in_file(path)?
+            }
+        };
+        work.hash_bases(&matches);
         for (index, spec) in header.tensors().iter().enumerate() {
             progress.check()?;
             let range = header.data_range(index);
             let source = Section::new(file, data_at + range.start..data_at + range.end)?;
+            let of_base = matches.open(index, spec)?;
+            let waits = !file.is_local() || of_base.as_ref().is_some_and(TensorBase::waits);
+            let of_base = of_base.as_ref().map(|base| base as &dyn ReadAt);
             total.compressed_bytes += 32 + 12 * spec.n_blocks();
-            let guess = match file.is_local() {
-                true => work.tensor(spec, &source, options),
-                false => work.remote_tensor(spec, &source, options),
+            let guess = match waits {
+                false => work.tensor(spec, &source, of_base, options),
+                true => work.remote_tensor(spec, &source, of_base, options),
             };
             total.compressed_bytes += guess.in_tensor(spec.name())?;
             progress.advance(spec.byte_len());
@@ -101,24 +131,76 @@ struct Work {
     plan: f64,
     encode: f64,
     hash: f64,
+    /// The files of bases that are hashed, with their lengths.
+    bases: BTreeMap<String, u64>,
+}
+
+/// Blocks of a tensor in one encoding.
+struct Coded {
+    encoder: Box<dyn BlockEncoder>,
+    bytes: Vec<u8>,
+    lens: Vec<u32>,
+    seconds: f64,
+}
+
+impl Coded {
+    fn new(encoder: Box<dyn BlockEncoder>) -> Self {
+        Coded { encoder, bytes: Vec::new(), lens: Vec::new(), seconds: 0.0 }
+    }
+
+    /// Encodes some blocks from block `first` on, as differences from those of the base if any.
+    fn add(&mut self, first: u64, units: &[u8], base: Option<(&dyn ReadAt, u64)>) -> Result<()> {
+        let begin = Instant::now();
+        let Coded { encoder, bytes, lens, .. } = self;
+        match base {
+            None => encoder.encode_blocks(first, units, bytes, lens)?,
+            Some((base, at)) => {
+                let mut of_base = Vec::new();
+                set_len(&mut of_base, units.len())?;
+                read_at(base, at, &mut of_base)?;
+                encoder.encode_blocks_with_base(first, units, &of_base, bytes, lens)?;
+            }
+        }
+        self.seconds += begin.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// The estimated bytes of a tensor of `whole` bytes, of which `sampled` were encoded.
+    fn guess(&self, whole: u64, sampled: u64) -> u64 {
+        let blocks = (self.bytes.len() as f64 * whole as f64 / sampled as f64) as u64;
+        blocks + self.encoder.head().len() as u64
+    }
 }
 
 impl Work {
-    /// The same for a tensor on another machine: from a few blocks in its middle, by one request.
+    /// Notes the files of a base whose SHA-256 is to be computed.
+    fn hash_bases(&mut self, matches: &Matches) {
+        let unknown = matches.needed().into_values().filter(|file| file.known_sha256().is_none());
+        self.bases.extend(unknown.map(|file| (file.shown.clone(), file.original_len())));
+    }
+
+    /// The same for a tensor on another machine, or with a base there: from a few blocks in its
+    /// middle, by one request.
     fn remote_tensor(
         &mut self,
         spec: &TensorSpec,
         source: &dyn ReadAt,
+        base: Option<&dyn ReadAt>,
         options: &CompressOptions,
     ) -> Result<u64> {
         let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
         let len = spec.byte_len().min(REMOTE_BLOCKS * block);
-        let mut piece = Vec::new();
-        set_len(&mut piece, len as usize)?;
-        read_at(source, (spec.byte_len() - len) / 2 / block * block, &mut piece)?;
+        let read = |source: &dyn ReadAt| -> Result<Vec<u8>> {
+            let mut piece = Vec::new();
+            set_len(&mut piece, len as usize)?;
+            read_at(source, (spec.byte_len() - len) / 2 / block * block, &mut piece)?;
+            Ok(piece)
+        };
+        let (piece, of_base) = (read(source)?, base.map(read).transpose()?);
         let n = len * 8 / u64::from(spec.dtype().bits());
         let part = TensorSpec::new(spec.name(), spec.dtype(), &[n])?;
-        let guess = self.tensor(&part, &piece, options)?;
+        let of_base = of_base.as_ref().map(|base| base as &dyn ReadAt);
+        let guess = self.tensor(&part, &piece, of_base, options)?;
         Ok((guess as f64 * spec.byte_len() as f64 / len.max(1) as f64) as u64)
     }
 
@@ -127,42 +209,57 @@ impl Work {
         &mut self,
         spec: &TensorSpec,
         source: &dyn ReadAt,
+        base: Option<&dyn ReadAt>,
         options: &CompressOptions,
     ) -> Result<u64> {
         let encoding = by_sample(options.encoding);
-        if spec.byte_len() == 0 || !encoding.supports(spec.dtype()) {
+        if spec.byte_len() == 0 || base.is_none() && !encoding.supports(spec.dtype()) {
             return Ok(spec.byte_len());
         }
         let begin = Instant::now();
-        let encoder = encoding.plan(spec, source)?;
+        let encoding = if encoding.supports(spec.dtype()) { encoding } else { &Raw };
+        let mut alone = Coded::new(encoding.plan(spec, source)?);
+        let mut against = match base {
+            Some(base) => Some((Coded::new(delta().plan_with_base(spec, source, base)?), base)),
+            None => None,
+        };
         self.plan += begin.elapsed().as_secs_f64();
         let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
         let samples = SAMPLES.min(spec.n_blocks());
-        let (mut units, mut out, mut lens) = (Vec::new(), Vec::new(), Vec::new());
-        let mut sampled = 0;
+        let (mut units, mut sampled) = (Vec::new(), 0);
         for i in 0..samples {
             let first = i * spec.n_blocks() / samples;
             let at = first * block;
             let len = block.min(spec.byte_len() - at);
             set_len(&mut units, len as usize)?;
             read_at(source, at, &mut units)?;
+            alone.add(first, &units, None)?;
+            if let Some((against, base)) = &mut against {
+                against.add(first, &units, Some((*base, at)))?;
+            }
             let begin = Instant::now();
-            encoder.encode_blocks(first, &units, &mut out, &mut lens)?;
-            let middle = Instant::now();
             let mut digest = FileDigest::new();
             digest.update(&units);
             std::hint::black_box(digest.finish());
-            self.encode += (middle - begin).as_secs_f64();
-            self.hash += middle.elapsed().as_secs_f64();
+            self.hash += begin.elapsed().as_secs_f64();
             sampled += len;
         }
         self.bytes += sampled;
-        let guess = (out.len() as f64 * spec.byte_len() as f64 / sampled as f64) as u64;
-        Ok((guess + encoder.head().len() as u64).min(spec.byte_len()))
+        let whole = spec.byte_len();
+        let (mut guess, mut seconds) = (alone.guess(whole, sampled).min(whole), alone.seconds);
+        if let Some((against, _)) = against {
+            // A checksum for each block of the base.
+            let differences = against.guess(whole, sampled) + 8 * spec.n_blocks();
+            if differences < guess {
+                (guess, seconds) = (differences, against.seconds);
+            }
+        }
+        self.encode += seconds;
+        Ok(guess)
     }
 
-    /// One thread hashes; the others share the rest of the work. Checking and writing add about a
-    /// third.
+    /// One thread hashes the file, another one the base; the others share the rest of the work.
+    /// Checking and writing add about a third.
     fn seconds(&self, original: u64) -> f64 {
         if self.bytes == 0 {
             return 0.0;
@@ -171,7 +268,9 @@ impl Work {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
         let threads = pool_size() as f64;
         let scale = original as f64 / self.bytes as f64;
+        let base = self.bases.values().sum::<u64>() as f64 / self.bytes as f64 * self.hash;
         let (hash, encode) = (self.hash * scale, self.encode * scale * 1.33 + self.plan);
-        hash.max(encode / threads).max((hash + encode) / (threads.min(cores)))
+        let one = hash.max(base).max(encode / threads);
+        one.max((hash + base + encode) / (threads.min(cores)))
     }
 }

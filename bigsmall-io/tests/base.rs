@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bigsmall_io::{
     BaseModel, Class, CompressOptions, EncodingId, ErrorKind, Layer, Model, Progress, ReadAt as _,
     Report, RestoreOptions, Result, Rule, Shard, StreamOptions, StreamingLoader, compress_from,
-    rebase, transcode,
+    estimate, rebase, transcode,
 };
 use common::{DTYPES, Random, Tensor, names, tensor, write};
 use proptest::prelude::*;
@@ -362,6 +362,47 @@ fn a_dry_run_tells_the_size_with_a_base() {
     assert_eq!(told.compressed_bytes, written.compressed_bytes);
     assert_eq!(told.compressed_bytes, dir.read("a.bs").len() as u64);
     assert!(told.files[0].n_deltas > 0);
+}
+
+#[test]
+fn an_estimate_with_a_base_is_about_what_compressing_makes() {
+    let dir = Dir::new();
+    series(&dir);
+    write_folder(&dir.path("base folder"), model(1), 3);
+    write_folder(&dir.path("folder"), tuned(&model(1), 2), 2);
+    dir.compress("base", &[], "base.bs").unwrap();
+    for (new, bases) in
+        [("a", ["base"]), ("a", ["base.bs"]), ("a", ["base folder"]), ("folder", ["base folder"])]
+    {
+        let written = dir.compress(new, &bases, "written").unwrap();
+        let before = names(dir.0.path());
+        let options = CompressOptions::new().base(dir.path(bases[0]));
+        let guess = estimate(dir.path(new), &options, &Progress::default()).unwrap();
+        assert_eq!(names(dir.0.path()), before);
+        assert_eq!(guess.original_bytes, written.original_bytes);
+        let off = guess.compressed_bytes as f64 / written.compressed_bytes as f64;
+        assert!((0.9..1.1).contains(&off), "{new} {bases:?}: {off}");
+        assert!(guess.seconds > 0.0);
+        // Alone it is more than twice as large.
+        let alone = estimate(dir.path(new), &CompressOptions::new(), &Progress::default()).unwrap();
+        assert!(guess.compressed_bytes * 2 < alone.compressed_bytes);
+        std::fs::remove_dir_all(dir.path("written")).unwrap_or_else(|_| {
+            std::fs::remove_file(dir.path("written")).unwrap();
+        });
+    }
+    // A base with nothing in common.
+    write(&dir.path("other"), &model(9));
+    let options = CompressOptions::new().base(dir.path("other"));
+    let [with, without] = [options.clone(), CompressOptions::new()].map(|options| {
+        let guess = estimate(dir.path("a"), &options, &Progress::default()).unwrap();
+        guess.compressed_bytes
+    });
+    assert_eq!(with, without);
+    for (name, of_base) in [("no tensor", "embed.weight"), ("embed.weight", "no tensor")] {
+        let options = options.clone().base_name(name, of_base);
+        let error = estimate(dir.path("a"), &options, &Progress::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Argument, "{error}");
+    }
 }
 
 #[test]

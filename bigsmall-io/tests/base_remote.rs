@@ -7,7 +7,7 @@ mod server;
 
 use bigsmall_io::{
     BaseModel, CompressOptions, ErrorKind, Model, Progress, RestoreOptions, StreamOptions,
-    StreamingLoader,
+    StreamingLoader, estimate,
 };
 use common::{Random, Tensor, tensor, write};
 use safetensors::Dtype;
@@ -46,7 +46,16 @@ fn only_the_blocks_that_are_needed_are_read() {
         let url = server.url(file);
         let options = CompressOptions::new().replace(true).base(&url);
         bigsmall_io::compress(path("new"), path("new.bs"), &options, &Progress::default()).unwrap();
-        assert!(std::fs::metadata(path("new.bs")).unwrap().len() < 2_500_000);
+        let written = std::fs::metadata(path("new.bs")).unwrap().len();
+        assert!(written < 2_500_000);
+
+        // An estimate: four blocks of each tensor.
+        let before = server.sent();
+        let guess = estimate(path("new"), &options, &Progress::default()).unwrap();
+        let off = guess.compressed_bytes as f64 / written as f64;
+        assert!((0.9..1.1).contains(&off), "{file}: {off}");
+        let sent = server.sent() - before;
+        assert!(sent < 2 * 4 * 262_144 + 600_000, "{file}: {sent} bytes for an estimate");
 
         // Half of the base, and what opening fetches.
         let before = server.sent();

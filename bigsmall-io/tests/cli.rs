@@ -125,6 +125,9 @@ fn json_has_its_keys() {
     let guess = json(d, &["estimate", "m.safetensors", "--json"]);
     sizes(&guess, None);
     assert!(guess["seconds"].as_f64().unwrap() >= 0.0);
+    let same = json(d, &["estimate", "m.safetensors", "--base", "m.bs", "--json"]);
+    sizes(&same, None);
+    assert!(same["ratio"].as_f64().unwrap() < 0.01, "{same}");
     let small = json(d, &["transcode", "m.bs", "-o", "t.bs", "--encoding", "tbe3", "--json"]);
     sizes(&small, Some(std::fs::metadata(d.join("t.bs")).unwrap().len()));
 }

@@ -34,8 +34,7 @@ impl<'a> NamesOfFiles<'a> {
         self.of.get(file).unwrap_or(self.given)
     }
 
-    /// Refuses a name that none of the files has, and one that the base does not have: before
-    /// anything is compressed.
+    /// Refuses a name that none of the files has, and one that the base does not have.
     pub(crate) fn check(&self, base: &BaseModel) -> Result<()> {
         for (name, of_base) in self.given {
             if !self.of.values().any(|of_file| of_file.contains_key(name)) {

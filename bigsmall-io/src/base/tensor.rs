@@ -69,6 +69,14 @@ impl BaseFile {
         }
     }
 
+    /// Bytes of the safetensors file.
+    pub(crate) fn original_len(&self) -> u64 {
+        match &self.content {
+            Content::Safetensors { header, data_at, .. } => data_at + header.data_len(),
+            Content::Shard { shard, .. } => shard.original_len(),
+        }
+    }
+
     /// Whether reading the file or one of its bases waits for another machine.
     pub(crate) fn waits(&self) -> bool {
         let behind = match &self.content {

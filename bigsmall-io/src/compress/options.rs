@@ -48,7 +48,8 @@ pub struct CompressOptions {
     /// their values.
     ///
     /// It is an error if the input has no tensor of such a name, of a folder none of its files, or
-    /// if the base has no tensor of the other name.
+    /// if the base has no tensor of the other name. [`compress`](crate::compress) and
+    /// [`estimate`](crate::estimate) use names.
     pub base_names: BTreeMap<String, String>,
 }
 

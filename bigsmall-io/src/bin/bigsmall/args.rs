@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bigsmall_codec::Backend;
-use bigsmall_io::{Encoding, FolderOptions};
+use bigsmall_io::{CompressOptions, Encoding, FolderOptions};
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Make one model from the shards that several machines wrote into a folder.
     Index(Index),
     /// Estimate, from samples, the compressed size of a file or folder and the time to compress it.
+    ///
+    /// A few blocks of each tensor are encoded, with --base also as differences. Where changes are
+    /// in some rows alone, `compress --dry-run` says more; it encodes everything.
     Estimate(Estimate),
     /// Rewrite a shard in another encoding, without the original. The result has no base.
     Transcode(Transcode),
@@ -177,6 +180,28 @@ impl FolderArgs {
     }
 }
 
+/// The base that a model is compared with.
+#[derive(Args, Debug)]
+pub(crate) struct Against {
+    /// Store differences from this base: a safetensors file, a shard, a folder or a URL. After it,
+    /// in any order, give the base of the base, and so on.
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: Vec<PathBuf>,
+    /// A tensor has another name in the base. May be given several times. It is an error if the
+    /// input or the base has no tensor of that name.
+    #[arg(long, value_name = "NAME=BASE-NAME", value_parser = names, requires = "base")]
+    pub(crate) base_name: Vec<(String, String)>,
+}
+
+impl Against {
+    pub(crate) fn options(self) -> CompressOptions {
+        let mut options = CompressOptions::new();
+        options.bases = self.base;
+        options.base_names = self.base_name.into_iter().collect();
+        options
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Compress {
     /// A safetensors file, a model folder, or a URL: https://, hf://owner/name, s3://, gs://,
@@ -192,14 +217,8 @@ pub(crate) struct Compress {
         value_parser = output()
     )]
     pub(crate) output: Option<PathBuf>,
-    /// Store differences from this base: a safetensors file, a shard, a folder or a URL. After it,
-    /// in any order, give the base of the base, and so on.
-    #[arg(long, value_name = "BASE")]
-    pub(crate) base: Vec<PathBuf>,
-    /// A tensor has another name in the base. May be given several times. It is an error if the
-    /// input or the base has no tensor of that name.
-    #[arg(long, value_name = "NAME=BASE-NAME", value_parser = names, requires = "base")]
-    pub(crate) base_name: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) against: Against,
     #[command(flatten)]
     pub(crate) coding: Coding,
     /// Store an MD5 of every tensor.
@@ -355,6 +374,8 @@ pub(crate) struct Estimate {
     /// az://.
     #[arg(value_parser = input())]
     pub(crate) input: PathBuf,
+    #[command(flatten)]
+    pub(crate) against: Against,
     #[command(flatten)]
     pub(crate) coding: Coding,
     #[command(flatten)]

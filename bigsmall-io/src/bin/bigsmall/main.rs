@@ -110,15 +110,14 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
     let begin = Instant::now();
     match command {
         Command::Compress(a) => {
-            let mut options = CompressOptions::new()
+            let options = a.against.options();
+            let options = options
                 .encoding(a.coding.encoding())
                 .md5(a.md5)
                 .replace(a.force)
                 .dry_run(a.dry_run)
                 .ignore_free_space(a.ignore_free_space)
                 .folder(a.folder.options());
-            options.bases = a.base;
-            options.base_names = a.base_name.into_iter().collect();
             // A dry run does not use the output.
             let output = a.output.unwrap_or_default();
             let report = bigsmall_io::compress(&a.input, &output, &options, progress)?;
@@ -164,7 +163,7 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
             clap_complete::generate(shell, &mut Cli::command(), "bigsmall", &mut script);
             Ok(String::from_utf8_lossy(&script).into_owned())
         }
-        Command::Estimate(a) => estimate(&a, progress),
+        Command::Estimate(a) => estimate(a, progress),
         Command::Transcode(a) => {
             let options = transcoding(&a);
             let report = bigsmall_io::transcode(&a.input, &a.output, &options, progress)?;
@@ -359,8 +358,9 @@ fn show(what: &str, report: &Report, begin: Instant, as_json: bool) -> String {
     out
 }
 
-fn estimate(a: &args::Estimate, progress: &Progress) -> Result<String> {
-    let options = CompressOptions::new().encoding(a.coding.encoding()).folder(a.folder.options());
+fn estimate(a: args::Estimate, progress: &Progress) -> Result<String> {
+    let options = a.against.options();
+    let options = options.encoding(a.coding.encoding()).folder(a.folder.options());
     let found = bigsmall_io::estimate(&a.input, &options, progress)?;
     if a.json {
         let value = json!({
