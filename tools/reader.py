@@ -5,7 +5,8 @@
     python3 reader.py TABLES PAGE OUT    decodes a page with its tables
     python3 reader.py --check FILE...    says of each file whether it is sound, or why not
 
-A shard with bases needs them: --base=BASE.safetensors, once for each.
+A shard with bases needs them: --base=BASE.safetensors, once for each. A frame of differences needs
+the bytes of its base: --base=BYTES.
 
 Written from FORMAT.md alone, with Python's standard library (3.9 or later). It is meant to be read
 beside FORMAT.md, and to check other readers. Comments name its sections, errors its rules. Blocks
@@ -146,7 +147,7 @@ def read_block_table(source, tensor, head_length, head_checksum, encoding):  # 5
         require(least <= length <= 2 * size + 4096, "BlockLength", f"{length} for {size}")
     tensor.payload_length = sum(part + -part % 8 for part in (head_length, *tensor.lengths))
 
-def read_tensor(tensor, payloads, given=()):  # reads a payload and decodes it
+def read_tensor(tensor, payloads, given):  # reads a payload and decodes it
     if tensor.owner:
         tensor.content = tensor.owner.content
     else:
@@ -223,9 +224,9 @@ def check_entry(name, entry):
 # 9. Frames
 FRAME_MAGIC = b"\x89bsmlT\r\n"
 
-def read_frame(data):  # returns the bytes of the tensor
+def read_frame(data, base=None):  # returns the bytes of the tensor; `base` are those of its base
     tensor, source = read_description(data)
-    read_tensor(tensor, source)
+    read_tensor(tensor, source, base)
     return tensor.content
 
 def read_description(data):  # returns what a frame says of its tensor, and its payload
@@ -254,6 +255,7 @@ def read_description(data):  # returns what a frame says of its tensor, and its 
     require(source.left() >= tensor.payload_length, "FrameTruncated", found)
     require(source.left() == tensor.payload_length, "FrameTrailing", found)
     tensor.encoding, tensor.shape, tensor.owner, tensor.md5 = encoding, shape, None, None
+    tensor.base = None
     return tensor, source
 
 # 6. Encodings
@@ -303,7 +305,10 @@ def read_bases(index):  # 10.1; returns SHA-256, depth and hint of each
     return bases
 
 def read_base(tensor, given):  # 10.2; returns the blocks of the base as the tensor sees it
-    (digest, _, hint), name = tensor.base or ((None, 0, "of a frame"), "")
+    if not tensor.base:  # of a frame, which does not name it
+        require(given is not None and len(given) == tensor.size, "BaseMissing", "of a frame")
+        return check_base(tensor, given)
+    (digest, _, hint), name = tensor.base
     require(digest in given, "BaseMissing", hint)
     data = given[digest]
     begin = 8 + word(data, 0)
@@ -337,7 +342,7 @@ ENCODINGS = {0: decode_raw, 1: decode_ans, 2: decode_tbe, 3: decode_delta}
 def read(file, given=()):
     data = Path(file).read_bytes()
     is_frame = data[:8] == FRAME_MAGIC or str(file).endswith(".frame")
-    return read_frame(data) if is_frame else restore(data, given)
+    return read_frame(data, *given[:1]) if is_frame else restore(data, given)
 
 def check(files):  # prints a line for each; returns the exit code of the first that is refused
     code = 0

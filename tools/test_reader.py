@@ -190,6 +190,28 @@ class Goldens(unittest.TestCase):
             reader.restore(delta, [base[:-1]])
         self.assertEqual(refused.exception.rule, "BaseMissing")
 
+    def test_chain(self):
+        """A shard with two bases, of which one has the other as its base."""
+        base = reader.restore((GOLDENS / "chain-base.bs").read_bytes())
+        middle = reader.restore((GOLDENS / "chain-middle.delta").read_bytes(), [base])
+        self.assertEqual(middle, (GOLDENS / "chain-middle.safetensors").read_bytes())
+        last = (GOLDENS / "chain.delta").read_bytes()
+        self.assertEqual(reader.restore(last, [base, middle]),
+                         (GOLDENS / "chain.safetensors").read_bytes())
+        for given in ([base], [middle]):
+            with self.assertRaises(parts.Refused) as refused:
+                reader.restore(last, given)
+            self.assertEqual(refused.exception.rule, "BaseMissing")
+
+    def test_delta_frame(self):
+        frame = (GOLDENS / "delta.frame").read_bytes()
+        base = (GOLDENS / "ans.values").read_bytes()
+        self.assertEqual(reader.read_frame(frame, base), (GOLDENS / "delta.values").read_bytes())
+        for wrong, rule in ((None, "BaseMissing"), (base[2:] + base[:2], "BaseMismatch")):
+            with self.assertRaises(parts.Refused) as refused:
+                reader.read_frame(frame, wrong)
+            self.assertEqual(refused.exception.rule, rule)
+
     def test_goldens(self):
         sums = (GOLDENS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         self.assertTrue(sums)
@@ -197,9 +219,10 @@ class Goldens(unittest.TestCase):
             with self.subTest(name):
                 ending = ".bs" if name.endswith(".safetensors") else ".frame"
                 encoded = (GOLDENS / name).with_suffix(ending)
-                if encoded.name == "deltas.bs":  # test_deltas
+                if encoded.with_suffix(".delta").exists():  # test_deltas, test_chain
                     continue
-                self.assertEqual(hashlib.sha256(reader.read(encoded)).hexdigest(), digest)
+                base = [(GOLDENS / "ans.values").read_bytes()] if name == "delta.values" else []
+                self.assertEqual(hashlib.sha256(reader.read(encoded, base)).hexdigest(), digest)
 
     def test_refused(self):
         """Each under its own rule, with the class that FORMAT.md gives to it."""

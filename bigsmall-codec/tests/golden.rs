@@ -180,6 +180,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
             see(format!("low widths {}", head.low_widths.len()));
             see(format!("zero in the window's place {}", head.first != head.base));
             see(format!("blocks {}", tensor.table().n_blocks().min(3)));
+            see(format!("masks {}, columns {}", head.mask.is_some(), !head.columns.is_empty()));
             for b in 0..tensor.table().n_blocks() {
                 let from = b as usize * spec.block_bytes();
                 let units = spec.block_byte_len(b);
@@ -257,6 +258,10 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
         "kind 2",
         "kind 3",
         "kind 4",
+        "kind 5",
+        "masks true, columns false",
+        "masks false, columns true",
+        "masks true, columns true",
         "mask of kind 0",
         "mask of kind 1",
         "mask of kind 2",

@@ -839,4 +839,14 @@ fn the_golden_delta_restores() {
     let error = bigsmall_io::restore(&delta, dir.path("wrong"), &options, &progress).unwrap_err();
     assert_eq!(error.rule(), Some(Rule::BaseMismatch), "{error}");
     assert!(!dir.path("wrong").exists());
+    // A shard with two bases, of which one has the other as its base.
+    let chain = goldens.join("chain.delta");
+    let [base, middle] = ["chain-base.bs", "chain-middle.delta"].map(|name| goldens.join(name));
+    options.bases = vec![base, middle];
+    bigsmall_io::restore(&chain, dir.path("chain"), &options, &progress).unwrap();
+    let original = std::fs::read(goldens.join("chain.safetensors")).unwrap();
+    assert!(dir.read("chain") == original);
+    options.bases.pop();
+    let error = bigsmall_io::restore(&chain, dir.path("wrong"), &options, &progress).unwrap_err();
+    assert_eq!(error.rule(), Some(Rule::BaseMismatch), "{error}");
 }

@@ -10,7 +10,7 @@ use crate::Random;
 use crate::goldens::Golden;
 
 /// A safetensors file.
-fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
+pub(crate) fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
     let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     let json = Header::synthesise(&specs)?;
     let data = tensors.iter().flat_map(|(_, bytes)| bytes.iter().copied());
@@ -50,7 +50,7 @@ fn moved(base: &[u8], random: &mut Random) -> Vec<u8> {
     new
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 

@@ -13,15 +13,18 @@ use std::path::{Path, PathBuf};
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    BLOCK_UNITS, Dtype, Header, Limits, Raw, Result, TensorEncoding, TensorSpec, encode_tensor,
+    BLOCK_UNITS, Dtype, Error, Header, Limits, Raw, Result, TensorEncoding, TensorSpec,
+    encode_tensor,
 };
 use bigsmall_tbe::{Tbe, Width};
 use half::{bf16, f16};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
+use crate::golden_bases::golden_bases;
 use crate::golden_deltas::golden_deltas;
 use crate::golden_pages::golden_pages;
+use crate::oracle::ans as oracle;
 
 pub use refused::{Refused, refused, twice_broken};
 
@@ -338,6 +341,7 @@ pub fn goldens() -> Result<Vec<Golden>> {
 
     // Columns of different scales, likewise.
     out.push(columns()?);
+    out.push(masks_and_columns()?);
 
     // TBE.
     for (name, width) in [("tbe3", Width::Three), ("tbe4", Width::Four)] {
@@ -549,6 +553,47 @@ fn columns() -> Result<Golden> {
     )
 }
 
+/// A tensor whose head has both masks and columns: a block with zeros, and one of columns. Our
+/// encoder never uses both, so the second block and the head are put together here.
+fn masks_and_columns() -> Result<Golden> {
+    let mut random = Xorshift(0x3c4b_5a69_7887_96a5);
+    let r = &mut random;
+    const COLUMNS: usize = 24;
+    let classes: Vec<u8> = (0..COLUMNS).map(|i| (i * 5 % 8) as u8).collect();
+    // Rows begin anywhere in a block.
+    let first = BLOCK_UNITS % COLUMNS;
+    let zeros = units::<2>(BLOCK_UNITS, |i| match i % 128 {
+        5 => element(Dtype::BF16, r.weight() * 0.1),
+        _ => 0,
+    });
+    let columns = units::<2>(COLUMNS * 29 - first, |i| {
+        let class = classes[(first + i) % COLUMNS];
+        element(Dtype::BF16, r.weight() / f64::from(1 << class))
+    });
+    let order = oracle::order_of_classes(&classes, first, columns.len() / 2);
+    let ordered: Vec<u8> = order.iter().flat_map(|i| columns[2 * i..][..2].to_vec()).collect();
+    let n_rows = ((zeros.len() + columns.len()) / 2 / COLUMNS) as u64;
+    let spec = TensorSpec::new("masks and columns", Dtype::BF16, &[n_rows, COLUMNS as u64])?;
+    let coded = encode_tensor(&Ans::default(), &spec, &[&zeros[..], &ordered].concat())?;
+    let mut head = oracle::Head::read(spec.dtype(), coded.head()).map_err(Error::new)?;
+    let kinds = (head.mask.is_some(), coded.block(0)[0], coded.block(1)[0]);
+    assert_eq!(kinds, (true, 3, 2), "masks, and a coded block");
+    head.columns = classes;
+    let blocks = [coded.block(0).to_vec(), oracle::columns_block(first, coded.block(1))];
+    let encoded = oracle::seal(&spec, &head.write(), &blocks)?;
+    let bytes = [zeros, columns].concat();
+    let json = Header::synthesise(std::slice::from_ref(&spec))?;
+    let original = [&(json.len() as u64).to_le_bytes()[..], &json, &bytes].concat();
+    let mut writer = Assembler::synthesised(Vec::new(), &[spec])?;
+    writer.tensor(&encoded, None)?;
+    Ok(Golden {
+        name: "ans-masks-and-columns.bs".into(),
+        bytes: writer.finish(Sha256::digest(&original).into())?,
+        original_name: "ans-masks-and-columns.safetensors".into(),
+        original,
+    })
+}
+
 /// Indices, masks, equal rows.
 fn repeated() -> Result<Golden> {
     let mut random = Xorshift(0x4b5a_6978_8796_a5b4);
@@ -606,11 +651,13 @@ pub fn folder() -> PathBuf {
 /// The name and contents of every file in that folder.
 ///
 /// # Panics
-/// If a page or a delta cannot be encoded, on a bug.
+/// If a page or a delta cannot be encoded, or without `ans.frame`, on a bug.
 #[must_use]
 pub fn files(goldens: &[Golden], refused: &[Refused]) -> Vec<(String, Vec<u8>)> {
-    let deltas = golden_deltas().expect("deltas are encoded");
-    let all = || goldens.iter().chain(&deltas);
+    let frame = goldens.iter().find(|g| g.name == "ans.frame").expect("a frame");
+    let mut with_bases = Vec::from(golden_deltas().expect("deltas are encoded"));
+    with_bases.extend(golden_bases(&frame.original).expect("deltas are encoded"));
+    let all = || goldens.iter().chain(&with_bases);
     let mut files = vec![("SHA256SUMS".to_owned(), sums(all()).into_bytes())];
     for golden in all() {
         files.push((golden.name.clone(), golden.bytes.clone()));

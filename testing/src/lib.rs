@@ -15,6 +15,7 @@
 
 #[cfg(feature = "gpu")]
 pub mod device;
+mod golden_bases;
 mod golden_deltas;
 mod golden_pages;
 pub mod goldens;
