@@ -69,11 +69,11 @@ impl Matches {
         let files: Vec<_> = base.files_for(folder).into_iter().cloned().collect();
         let most = Limits::default().max_base_depth;
         for file in &files {
-            if file.depth() >= most {
+            if file.depth >= most {
                 return Err(Error::new(Rule::BaseDepth)
                     .in_file(&file.shown)
                     .expected(format!("fewer than {most} bases behind a base; `rebase` it"))
-                    .found(file.depth()));
+                    .found(file.depth));
             }
             find_behind(file, base.files(), progress)?;
         }

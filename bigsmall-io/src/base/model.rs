@@ -216,8 +216,8 @@ impl About {
     fn file(self, content: Content, stamp: Option<Stamp>) -> BaseFile {
         let About { shown, hint, folder, remote } = self;
         let is_unchanged = stamp.unwrap_or_else(|| Box::new(|| true));
-        let sha256 = Mutex::new(None);
-        BaseFile { shown, hint, folder, remote, content, is_unchanged, sha256 }
+        let (depth, sha256) = (content.depth(), Mutex::new(None));
+        BaseFile { shown, hint, folder, remote, depth, content, is_unchanged, sha256 }
     }
 }
 

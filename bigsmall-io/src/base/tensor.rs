@@ -25,6 +25,8 @@ pub(crate) struct BaseFile {
     pub(crate) folder: PathBuf,
     /// Whether reading it waits for another machine.
     pub(crate) remote: bool,
+    /// How many bases lie one behind the other.
+    pub(crate) depth: u32,
     pub(crate) content: Content,
     /// Whether the file is as it was when it was opened. A remote source checks this itself.
     pub(crate) is_unchanged: Box<dyn Fn() -> bool + Send + Sync>,
@@ -46,6 +48,16 @@ pub(crate) enum Content {
     },
 }
 
+impl Content {
+    /// How many bases lie one behind the other. Looks at each base.
+    pub(crate) fn depth(&self) -> u32 {
+        match self {
+            Content::Safetensors { .. } => 0,
+            Content::Shard { shard, .. } => shard.base_depth(),
+        }
+    }
+}
+
 /// Bytes of a base that are hashed at a time.
 const HASHED: u64 = 4 << 20;
 
@@ -59,14 +71,6 @@ impl BaseFile {
 
     pub(crate) fn tensors(&self) -> &[TensorSpec] {
         self.header().tensors()
-    }
-
-    /// How many bases lie one behind the other.
-    pub(crate) fn depth(&self) -> u32 {
-        match &self.content {
-            Content::Safetensors { .. } => 0,
-            Content::Shard { shard, .. } => shard.base_depth(),
-        }
     }
 
     /// Bytes of the safetensors file.
@@ -133,27 +137,33 @@ impl BaseFile {
 /// The bases of a shard, in the order of [`Shard::bases`]. Empty if the shard stands alone, or if
 /// its bases were not given.
 #[derive(Clone, Default)]
-pub(crate) struct Bases(Arc<[Arc<BaseFile>]>);
+pub(crate) struct Bases {
+    files: Arc<[Arc<BaseFile>]>,
+    wait: bool,
+}
 
 impl Bases {
+    /// `files` know their own bases, if these were given.
     pub(crate) fn new(files: Vec<Arc<BaseFile>>) -> Self {
-        Bases(files.into())
+        // Once: who asks each of them, and these their own, may ask for ever.
+        let wait = files.iter().any(|file| file.waits());
+        Bases { files: files.into(), wait }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.files.is_empty()
     }
 
     /// Whether reading one of them waits for another machine.
     pub(crate) fn wait(&self) -> bool {
-        self.0.iter().any(|file| file.waits())
+        self.wait
     }
 
     /// The base of tensor `index` of `shard`.
     pub(crate) fn tensor<R: ReadAt>(&self, shard: &Shard<R>, index: usize) -> Result<TensorBase> {
         let Some(base) = shard.base_of(index)? else { return Ok(TensorBase::default()) };
         let spec = &shard.tensors()[index];
-        match self.0.get(base.base) {
+        match self.files.get(base.base) {
             Some(file) => TensorBase::new(file, base.name, spec).in_tensor(spec.name()),
             None => Err(missing(&shard.bases()[base.base]).in_tensor(spec.name())),
         }

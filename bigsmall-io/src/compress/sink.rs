@@ -122,7 +122,7 @@ impl<'a, 'p> Sink<'a, 'p> {
             None => {
                 let file = &matches.files[of.file];
                 // Its SHA-256 is added at the end.
-                let base = Base::new([0; 32]).depth(file.depth()).hint(&file.hint);
+                let base = Base::new([0; 32]).depth(file.depth).hint(&file.hint);
                 let place = self.writer.add_base(base);
                 self.bases.insert(of.file, place);
                 place
