@@ -5,8 +5,8 @@
 //! disturbed least), which is what counts on a shared machine, then criterion's own figures.
 //! `-- ratios` prints the ratios alone, `-- forms` products in every form for memory (by the
 //! processor time of the thread where the system has a clock for it; with THREADS in the
-//! environment by wall time, for more than one thread; `-- forms F16 F8_E4M3` for some dtypes
-//! alone),
+//! environment by wall time, for more than one thread; `-- forms BF16 tbe3 b1 avx512` for some
+//! dtypes, forms, batches and backends alone),
 //! `-- small` products of a small matrix, `-- decode` and the like run a part of criterion's. Data:
 //! 256 MiB, bf16 unless another dtype is named, rows of 0.02 N(0, 1) exp(N(0, 0.2)), larger than
 //! the caches; buffers are reused, block checksums verified, one thread.
@@ -171,30 +171,40 @@ fn forms() {
         resident.with_backend(backend).unwrap()
     };
     let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F8_E4M3, Dtype::F8_E5M2];
-    let named = |dtype: &Dtype| std::env::args().any(|a| a == dtype.name());
-    let all = !dtypes.iter().any(named);
+    let dtypes = chosen(&dtypes, Dtype::to_string);
+    let forms = chosen(&Form::ALL[1..], Form::to_string);
+    let batches = chosen(&[1, 4, 64], |batch| format!("b{batch}"));
+    let backends: Vec<_> = bigsmall_tbe::backends().collect();
+    let backends = chosen(&backends, Backend::to_string);
     let bf16 = encoded(Dtype::BF16);
     println!("{:30} {:>9} {:>9} {:>7} {:>8}", "GB/s or GFLOP/s", "", "plain", "ratio", "fastest");
-    for dtype in dtypes.into_iter().filter(|dtype| all || named(dtype)) {
+    for dtype in dtypes {
         let other = (dtype != Dtype::BF16).then(|| encoded(dtype));
         let encoded = other.as_ref().unwrap_or(&bf16);
         println!("{dtype}: {:.4} with 3 bitmaps", encoded.byte_len() as f64 / BYTES as f64);
-        for backend in bigsmall_tbe::backends() {
+        for &backend in &backends {
             let plain = make(encoded, Form::Plain, backend);
             if dtype != Dtype::BF16 {
                 let bf16 = make(&bf16, Form::Plain, backend);
                 compare(&format!("{dtype} plain / BF16"), backend, 1, (&plain, &bf16), &x, &mut y);
             }
-            let forms = Form::ALL[1..].iter();
+            let forms = forms.iter();
             for &form in forms.filter(|&&f| dtype == Dtype::BF16 || f != Form::Nibbles) {
                 let matrix = make(encoded, form, backend);
-                for batch in [1, 4, 64] {
+                for &batch in &batches {
                     let name = format!("{dtype} {form}");
                     compare(&name, backend, batch, (&matrix, &plain), &x, &mut y);
                 }
             }
         }
     }
+}
+
+/// Those whose names are among the arguments, or all of them if there is none.
+fn chosen<T: Copy>(all: &[T], name: impl Fn(&T) -> String) -> Vec<T> {
+    let named = |value: &&T| std::env::args().any(|a| a == name(value));
+    let some: Vec<T> = all.iter().filter(named).copied().collect();
+    if some.is_empty() { all.to_vec() } else { some }
 }
 
 /// The processor time of this thread, which does all the work if there is only one; else the time.

@@ -20,13 +20,12 @@ const PLAIN_AHEAD: usize = 8192;
 /// The same for nibbles, which take fewer bytes and hardly any time to decode.
 const NIBBLES_AHEAD: usize = 8192;
 
-/// Prefetches the plain weights [`PLAIN_AHEAD`] of `tile` into the level 2 cache. Their product
-/// computes so little per byte that prefetches to level 1 would use up its line-fill buffers.
+/// Prefetches the plain weights [`PLAIN_AHEAD`] of `tile`.
 #[inline(always)]
 pub(super) fn fetch_plain(tile: &[u8]) {
     let at = tile.as_ptr().wrapping_add(PLAIN_AHEAD);
     for line in (0..tile.len()).step_by(LINE) {
-        fetch::<_MM_HINT_T1>(at.wrapping_add(line));
+        fetch(at.wrapping_add(line));
     }
 }
 
@@ -34,28 +33,29 @@ pub(super) fn fetch_plain(tile: &[u8]) {
 #[inline(always)]
 pub(super) fn fetch_nibbles(tile: &[u8; NIBBLE_TILE]) {
     let at = tile.as_ptr().wrapping_add(NIBBLES_AHEAD / TILE * NIBBLE_TILE);
-    fetch::<_MM_HINT_T1>(at);
-    fetch::<_MM_HINT_T1>(at.wrapping_add(LINE));
+    fetch(at);
+    fetch(at.wrapping_add(LINE));
 }
 
 /// Prefetches the byte plane `ahead` weights after weight `at`.
 #[inline(always)]
 pub(super) fn fetch_plane(tiles: &Tiles<'_>, at: usize, ahead: usize) {
-    fetch::<_MM_HINT_T0>(tiles.plane.as_ptr().wrapping_add(at + ahead));
+    fetch(tiles.plane.as_ptr().wrapping_add(at + ahead));
 }
 
 /// Prefetches the bitmaps `ahead` weights after `here`, where a tile has so many.
 #[inline(always)]
 pub(super) fn fetch_bitmaps(here: *const [u8; 8], per_tile: usize, ahead: usize) {
-    fetch::<_MM_HINT_T0>(here.wrapping_add(ahead / TILE * per_tile).cast());
+    fetch(here.wrapping_add(ahead / TILE * per_tile).cast());
 }
 
-/// Prefetches a cache line. The address need not be valid.
+/// Prefetches a cache line into the level 2 cache: prefetches to level 1 would use up its line-fill
+/// buffers. The address need not be valid.
 #[inline(always)]
-fn fetch<const HINT: i32>(line: *const u8) {
+fn fetch(line: *const u8) {
     // SAFETY: SSE is part of x86-64. A prefetch does not read or write for the program, and an
     // invalid address is not an error.
-    unsafe { _mm_prefetch::<HINT>(line.cast()) };
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 #[repr(align(64))]
