@@ -169,6 +169,10 @@ impl<'a> Block<'a> {
         if index >= self.n {
             return self.escapes.len();
         }
+        if index == 0 {
+            // Reads nothing: at the beginning of a block, memory is not yet in the caches.
+            return 0;
+        }
         let mut before = u32::from_le_bytes(self.starts[index / GROUP]) as usize;
         let tile = index / TILE;
         for t in index / GROUP * (GROUP / TILE)..tile {
@@ -219,8 +223,10 @@ impl<'a> Block<'a> {
     /// its tile. Byte plane and escapes begin at the weight; the bitmaps begin at the tile.
     pub(crate) fn tiles_at(&self, index: usize) -> (Tiles<'a>, u32) {
         let mut tiles = self.tiles_from(index / TILE);
-        tiles.plane = &self.plane[index.min(self.plane.len())..];
-        tiles.escapes = &self.escapes[self.escapes_before(index)..];
+        if !index.is_multiple_of(TILE) {
+            tiles.plane = &self.plane[index.min(self.plane.len())..];
+            tiles.escapes = &self.escapes[self.escapes_before(index)..];
+        }
         (tiles, (index % TILE) as u32)
     }
 

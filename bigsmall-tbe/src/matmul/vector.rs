@@ -21,34 +21,41 @@ pub(super) fn multiply(
     let dtype = w.spec.dtype();
     // The weights after the last tile that was multiplied in encoded form.
     let mut next = None;
-    for (row, out) in (first..).zip(out) {
-        trees.clear(1);
-        for begin in (0..w.k).step_by(CHUNK) {
-            let n = (w.k - begin).min(CHUNK);
-            let x = &x[begin..][..n.next_multiple_of(TILE)];
-            let mut chains = [0.0; TILE];
-            match (w.weights, w.kernels.dot_tbe) {
-                (Weights::Encoded(view), Some(dot)) => {
-                    let position = row as u64 * w.k as u64 + begin as u64;
-                    bitmaps(&view, position, n, x, dot, &mut next, &mut chains);
-                }
-                (Weights::Nibbles(matrix), _) => {
-                    matrix.dot(row, begin..begin + n, x, &mut chains, w.kernels);
-                }
-                _ => {
-                    let weights = w.bytes(row, begin..begin + n, bytes);
-                    let tile = TILE * dtype.unit_bytes();
-                    let (whole, rest) = weights.split_at(n / TILE * tile);
-                    (w.kernels.dot_plain)(dtype, whole, x, &mut chains);
-                    if !rest.is_empty() {
-                        let mut last = [0; 2 * TILE];
-                        last[..rest.len()].copy_from_slice(rest);
-                        let x = &x[n / TILE * TILE..];
-                        (w.kernels.dot_plain)(dtype, &last[..tile], x, &mut chains);
-                    }
+    let mut of_chunk = |row: usize, begin: usize| {
+        let n = (w.k - begin).min(CHUNK);
+        let x = &x[begin..][..n.next_multiple_of(TILE)];
+        let mut chains = [0.0; TILE];
+        match (w.weights, w.kernels.dot_tbe) {
+            (Weights::Encoded(view), Some(dot)) => {
+                let position = row as u64 * w.k as u64 + begin as u64;
+                bitmaps(&view, position, n, x, dot, &mut next, &mut chains);
+            }
+            (Weights::Nibbles(matrix), _) => {
+                matrix.dot(row, begin..begin + n, x, &mut chains, w.kernels);
+            }
+            _ => {
+                let weights = w.bytes(row, begin..begin + n, bytes);
+                let tile = TILE * dtype.unit_bytes();
+                let (whole, rest) = weights.split_at(n / TILE * tile);
+                (w.kernels.dot_plain)(dtype, whole, x, &mut chains);
+                if !rest.is_empty() {
+                    let mut last = [0; 2 * TILE];
+                    last[..rest.len()].copy_from_slice(rest);
+                    let x = &x[n / TILE * TILE..];
+                    (w.kernels.dot_plain)(dtype, &last[..tile], x, &mut chains);
                 }
             }
-            trees.push([sums::of_chains(&chains)].into_iter());
+        }
+        sums::of_chains(&chains)
+    };
+    for (row, out) in (first..).zip(out) {
+        if w.k <= CHUNK {
+            *out = of_chunk(row, 0);
+            continue;
+        }
+        trees.clear(1);
+        for begin in (0..w.k).step_by(CHUNK) {
+            trees.push(std::iter::once(of_chunk(row, begin)));
         }
         *out = trees.sums()[0];
     }
