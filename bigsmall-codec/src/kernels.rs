@@ -4,7 +4,7 @@ use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
 use crate::delta::head::Head as DeltaHead;
-use crate::delta::join::{self, Parts};
+use crate::delta::join::{self, Merge, Parts};
 use crate::delta::sparse::{self, GroupCounts};
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::delta::values::at_least;
@@ -189,9 +189,9 @@ pub(crate) trait Kernels: Sync {
 
     /// [`join::merge`]: puts the values of a delta block, which are in the order of classes, in
     /// place of the base's units, which are whole groups. `values` holds one for each unit, and
-    /// [`MERGE_ROOM`] more, `classes` as many as there are units.
-    fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-        join::merge(head, values, units, classes);
+    /// [`MERGE_ROOM`] more.
+    fn merge(&self, head: &DeltaHead, values: &[u64], place: Merge<'_>) {
+        join::merge(head, values, place);
     }
 
     /// [`join::partition`]: the inverse of [`merge`](Self::merge), and where the values of each

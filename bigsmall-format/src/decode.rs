@@ -44,7 +44,7 @@ pub fn decode_range(
 /// each is compared with its checksum before anything is decoded from it. A tensor without a base
 /// is decoded as well, and `base` is not read.
 ///
-/// Memory: as [`decode_range`]; the base is read into `dst`.
+/// Memory: as [`decode_range`]; a base that is not in memory is read into `dst`.
 ///
 /// # Errors
 /// [`Rule::BaseMismatch`], those of [`decode_range`] and of `base`.
@@ -180,15 +180,24 @@ impl Blocks<'_> {
             }
             let starts = blocks.clone().map(|index| table.padded_block_range(index).start);
             let decode = |dst: &mut [u8]| {
+                let mut in_memory = None;
                 if let Some(base) = base {
                     let begin = blocks.start * block_bytes;
                     let named = |e: Error| e.in_tensor(spec.name());
-                    read_at(base, begin, dst).map_err(named)?;
-                    for (index, bytes) in blocks.clone().zip(dst.chunks(block_bytes as usize)) {
+                    in_memory = base.bytes_at(begin..begin + dst.len() as u64);
+                    if in_memory.is_none() {
+                        read_at(base, begin, dst).map_err(named)?;
+                    }
+                    let bytes = in_memory.unwrap_or(dst).chunks(block_bytes as usize);
+                    for (index, bytes) in blocks.clone().zip(bytes) {
                         table.check_base(index, bytes).map_err(named)?;
                     }
                 }
-                decoder.decode_blocks_with(&slices[..n], dst, ahead).map_err(|error| {
+                let decoded = match in_memory {
+                    Some(base) => decoder.decode_blocks_from(&slices[..n], base, dst, ahead),
+                    None => decoder.decode_blocks_with(&slices[..n], dst, ahead),
+                };
+                decoded.map_err(|error| {
                     // What was the base's is overwritten.
                     let refill = |index: u64, dst: &mut [u8]| match base {
                         Some(base) => base.read_exact_at(index * block_bytes, dst).is_ok(),

@@ -171,6 +171,23 @@ pub trait BlockDecoder: Send + Sync {
         self.decode_blocks(blocks, dst)
     }
 
+    /// The same for an encoding that needs a base, from the base's bytes elsewhere: `dst` need not
+    /// hold them.
+    ///
+    /// # Errors
+    /// As [`decode_blocks`](Self::decode_blocks).
+    #[doc(hidden)]
+    fn decode_blocks_from(
+        &self,
+        blocks: &[&[u8]],
+        base: &[u8],
+        dst: &mut [u8],
+        ahead: Ahead<'_>,
+    ) -> Result<()> {
+        dst.copy_from_slice(base);
+        self.decode_blocks_with(blocks, dst, ahead)
+    }
+
     /// How many blocks it is best given at once, at most 4. The result does not depend on it.
     #[doc(hidden)]
     fn blocks_at_once(&self) -> usize {

@@ -57,8 +57,8 @@ macro_rules! plain_delta_loops {
         }
 
         #[target_feature(enable = $features)]
-        fn plain_merge(head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
-            delta::join::merge(head, values, units, classes);
+        fn plain_merge(head: &DeltaHead, values: &[u64], place: Merge<'_>) {
+            delta::join::merge(head, values, place);
         }
 
         #[target_feature(enable = $features)]
@@ -118,11 +118,11 @@ macro_rules! delta_methods {
             unsafe { values(head, parts, out) }
         }
 
-        fn merge(&self, head: &DeltaHead, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+        fn merge(&self, head: &DeltaHead, values: &[u64], mut place: Merge<'_>) {
             // SAFETY: `self` is the proof that the machine has the instructions.
             unsafe {
-                if !$merge(head, bytemuck::cast_slice(values), units) {
-                    plain_merge(head, values, units, classes);
+                if !$merge(head, bytemuck::cast_slice(values), &mut place) {
+                    plain_merge(head, values, place);
                 }
             }
         }

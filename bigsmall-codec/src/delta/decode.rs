@@ -6,7 +6,7 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::coded::Sections;
 use super::head::Head;
-use super::join::Parts;
+use super::join::{Merge, Parts};
 use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
 use super::sparse::{self, Change, GroupCounts};
 use super::values::Word;
@@ -23,6 +23,14 @@ pub(crate) struct Scratch {
     counts: Vec<GroupCounts>,
     extra: Vec<u8>,
     changes: Vec<Change>,
+}
+
+/// The first `n` of `values`, whose contents are unspecified.
+fn room<T: Clone + Default>(values: &mut Vec<T>, n: usize) -> Result<&mut [T]> {
+    if values.len() < n {
+        set_len(values, n)?;
+    }
+    Ok(&mut values[..n])
 }
 
 /// What a block is.
@@ -53,22 +61,30 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Decodes blocks, as many as are best decoded at once; `units` hold those of the base, block by
-/// block.
+/// The base's units, if they are not in the place of the new ones, and that place.
+pub(crate) type Place<'a> = (Option<&'a [u8]>, &'a mut [u8]);
+
+/// Decodes blocks, as many as are best decoded at once.
 pub(crate) fn decode<'a, W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
     blocks: &[&'a [u8]],
-    units: impl Iterator<Item = &'a mut [u8]>,
+    units: impl Iterator<Item = Place<'a>>,
     scratch: &mut Scratch,
 ) -> Result<()> {
+    let copy = |base: Option<&[u8]>, units: &mut [u8]| {
+        if let Some(base) = base {
+            units.copy_from_slice(base);
+        }
+    };
     let mut coded = Vec::with_capacity(blocks.len());
-    for (block, units) in blocks.iter().zip(units) {
+    for (block, (base, units)) in blocks.iter().zip(units) {
         match Block::read(head, block, units.len())? {
-            Block::Same => {}
             Block::Raw(body) => units.copy_from_slice(body),
-            Block::Coded(sections) => coded.push((sections, Some(units))),
+            Block::Coded(sections) => coded.push((sections, Some((base, units)))),
+            Block::Same => copy(base, units),
             Block::Sparse(bytes, by_class) => {
+                copy(base, units);
                 read_changes::<W>(head, kernels, bytes, by_class, units, scratch)?;
                 for change in &scratch.changes {
                     let unit = &mut units[change.position as usize * size_of::<W>()..];
@@ -175,10 +191,8 @@ fn read_changes<W: Word>(
     if by_class && head.sparse.n > 1 {
         let n_units = base.len() / size_of::<W>();
         let n_groups = n_units.div_ceil(GROUP);
-        set_len(classes, n_groups * GROUP)?;
-        set_len(counts, n_groups)?;
-        classes[n_units..n_groups * GROUP].fill(u8::MAX);
-        let counts = &mut counts[..n_groups];
+        let (classes, counts) = (room(classes, n_groups * GROUP)?, room(counts, n_groups)?);
+        classes[n_units..].fill(u8::MAX);
         kernels.count_classes(head, base, &mut classes[..n_units], counts);
         let classes = classes.as_chunks().0;
         let find = |group: &_, class, n| kernels.find_in_class(group, class, n);
@@ -188,9 +202,8 @@ fn read_changes<W: Word>(
     }
 }
 
-/// A coded block, and its base's units, which the new ones replace; without them it is checked
-/// alone.
-type Coded<'a> = (Box<Sections<'a>>, Option<&'a mut [u8]>);
+/// A coded block, and where its units go; without a place it is checked alone.
+type Coded<'a> = (Box<Sections<'a>>, Option<Place<'a>>);
 
 fn job<'a>(s: &'a Sections<'_>) -> Job<'a> {
     Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
@@ -228,12 +241,11 @@ fn decode_together<W: Word>(
 ) -> Result<()> {
     let n = |s: &Sections<'_>| s.n_groups * GROUP;
     let total = blocks.iter().map(|(s, _)| n(s)).sum();
-    set_len(symbols, total)?;
-    let mut rest = &mut symbols[..total];
+    let mut rest = room(symbols, total)?;
     let mut pieces = Vec::with_capacity(blocks.len());
     let mut jobs = Vec::with_capacity(blocks.len());
-    let (sections, units): (Vec<_>, Vec<_>) =
-        blocks.iter_mut().map(|(s, units)| (&**s, units.take())).unzip();
+    let (sections, places): (Vec<_>, Vec<_>) =
+        blocks.iter_mut().map(|(s, place)| (&**s, place.take())).unzip();
     for s in &sections {
         let (piece, after) = rest.split_at_mut(n(s));
         pieces.push(piece);
@@ -241,9 +253,9 @@ fn decode_together<W: Word>(
         rest = after;
     }
     kernels.decode_symbols(&head.ans, &mut jobs, &mut pieces);
-    let all = sections.into_iter().zip(jobs).zip(pieces).zip(units);
-    for ((block, symbols), units) in all {
-        finish_block::<W>(head, kernels, block, symbols, units, scratch)?;
+    let all = sections.into_iter().zip(jobs).zip(pieces).zip(places);
+    for ((block, symbols), place) in all {
+        finish_block::<W>(head, kernels, block, symbols, place, scratch)?;
     }
     Ok(())
 }
@@ -254,7 +266,7 @@ fn finish_block<W: Word>(
     kernels: &dyn Kernels,
     (s, job): (&Sections<'_>, Job<'_>),
     symbols: &[u8],
-    units: Option<&mut [u8]>,
+    place: Option<Place<'_>>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let n = s.n_groups * GROUP;
@@ -263,13 +275,13 @@ fn finish_block<W: Word>(
     extra.clear();
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
-    set_len(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
+    let values = room(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
     let group_tables = &s.group_tables[..s.n_groups];
     kernels.values(head, &Parts { symbols, group_tables, lows: s.lows, extra }, values)?;
-    let Some(units) = units else { return Ok(()) };
-    let (grouped, tail) = units.split_at_mut(n * size_of::<W>());
-    set_len(classes, n)?;
-    kernels.merge(head, values, grouped, &mut classes[..n]);
+    let Some((base, units)) = place else { return Ok(()) };
+    let (units, tail) = units.split_at_mut(n * size_of::<W>());
+    let base = base.map(|base| &base[..units.len()]);
+    kernels.merge(head, values, Merge { base, units, scratch: room(classes, 2 * n)? });
     tail.copy_from_slice(s.tail);
     Ok(())
 }
@@ -342,9 +354,16 @@ mod tests {
                 let mut found: Option<(Vec<u8>, Vec<GroupCounts>)> = None;
                 for backend in backends() {
                     let kernels = kernels(backend).expect("one of this machine");
-                    let (mut out, mut classes) = (base.clone(), vec![9; n]);
-                    kernels.merge(&head, &values, &mut out, &mut classes);
-                    assert!(out == expected, "{dtype} {k} {modes:#x} {backend}");
+                    let (mut out, mut classes) = (vec![1; base.len()], vec![9; 2 * n]);
+                    for from in [Some(&base[..]), None] {
+                        if from.is_none() {
+                            out.copy_from_slice(&base);
+                        }
+                        let (units, scratch) = (&mut out[..], &mut classes[..]);
+                        kernels.merge(&head, &values, Merge { base: from, units, scratch });
+                        assert!(out == expected, "{dtype} {k} {modes:#x} {backend}");
+                    }
+                    classes.truncate(n);
                     let sorted = &mut vec![0; out.len()];
                     kernels.partition(&head, &out, &base, sorted, &mut classes);
                     let values: &[u8] = bytemuck::cast_slice(&values);

@@ -1,5 +1,6 @@
 //! The encoding and its backends; the API for tensors in memory is in `slice.rs`.
 
+use bigsmall_format::internal::Ahead;
 use bigsmall_format::{
     Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
     TensorEncoding, TensorSpec,
@@ -202,12 +203,9 @@ impl Decoder {
     }
 }
 
-impl BlockDecoder for Decoder {
-    fn blocks_at_once(&self) -> usize {
-        self.kernels.blocks_at_once()
-    }
-
-    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+impl Decoder {
+    /// Decodes blocks from those of the base, which are in `dst` if they are not given.
+    fn decode(&self, blocks: &[&[u8]], base: Option<&[u8]>, dst: &mut [u8]) -> Result<()> {
         let unit_bytes = self.head.unit_bytes;
         if !dst.len().is_multiple_of(unit_bytes)
             || dst.len().div_ceil(self.block_bytes) != blocks.len()
@@ -216,11 +214,35 @@ impl BlockDecoder for Decoder {
         }
         with_scratch(&DECODING, |scratch| {
             let (head, at_once) = (&self.head, self.blocks_at_once());
-            let pieces = dst.chunks_mut(at_once * self.block_bytes);
-            blocks.chunks(at_once).zip(pieces).try_for_each(|(blocks, units)| {
-                let units = units.chunks_mut(self.block_bytes);
-                for_unit!(unit_bytes, decode::decode(head, self.kernels, blocks, units, scratch))
+            let mut bases = base.map(|base| base.chunks(self.block_bytes));
+            let mut places = dst
+                .chunks_mut(self.block_bytes)
+                .map(|units| (bases.as_mut().and_then(Iterator::next), units));
+            blocks.chunks(at_once).try_for_each(|blocks| {
+                let places = places.by_ref().take(blocks.len());
+                for_unit!(unit_bytes, decode::decode(head, self.kernels, blocks, places, scratch))
             })
         })
+    }
+}
+
+impl BlockDecoder for Decoder {
+    fn blocks_at_once(&self) -> usize {
+        self.kernels.blocks_at_once()
+    }
+
+    fn decode_blocks(&self, blocks: &[&[u8]], dst: &mut [u8]) -> Result<()> {
+        self.decode(blocks, None, dst)
+    }
+
+    fn decode_blocks_from(
+        &self,
+        blocks: &[&[u8]],
+        base: &[u8],
+        dst: &mut [u8],
+        _: Ahead<'_>,
+    ) -> Result<()> {
+        check_lengths(dst.len(), base.len())?;
+        self.decode(blocks, Some(base), dst)
     }
 }

@@ -12,13 +12,27 @@ use super::values::{Word, for_unit};
 use crate::planes::{self, GROUP, packed_len};
 use crate::units::low_len;
 
+/// What values are merged with.
+pub(crate) struct Merge<'a> {
+    /// The base's units; none where they are in the place of the new ones.
+    pub(crate) base: Option<&'a [u8]>,
+    pub(crate) units: &'a mut [u8],
+    /// Twice as many bytes as there are units.
+    pub(crate) scratch: &'a mut [u8],
+}
+
 /// [`Word::merge`] for the units of `head`; `values` has room for 8 bytes each.
 #[inline(always)]
-pub(crate) fn merge(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
+pub(crate) fn merge(head: &Head, values: &[u64], place: Merge<'_>) {
     #[inline(always)]
     fn of<W: Word>(head: &Head, values: &[u64], units: &mut [u8], classes: &mut [u8]) {
         W::merge(head, classes, bytemuck::cast_slice(values), units);
     }
+    let Merge { base, units, scratch } = place;
+    if let Some(base) = base {
+        units.copy_from_slice(base);
+    }
+    let classes = &mut scratch[..units.len() / head.unit_bytes];
     for_unit!(head.unit_bytes, of(head, values, units, classes));
 }
 

@@ -10,7 +10,7 @@ use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::arch::x86_64::tables::{UNPACK16, unpacking};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
-use crate::delta::join::Parts;
+use crate::delta::join::{Merge, Parts};
 use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;

@@ -9,7 +9,7 @@ use crate::arch::x86_64::delta::{merge512, partition512};
 use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
-use crate::delta::join::Parts;
+use crate::delta::join::{Merge, Parts};
 use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};

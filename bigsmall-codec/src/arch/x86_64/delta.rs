@@ -3,11 +3,21 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::x86_64::tables::{EXPAND, UNPACK16};
 use crate::delta::head::Head;
+use crate::delta::join::Merge;
 use crate::delta::sparse::GroupCounts;
 use crate::kernels::MERGE_ROOM;
 use crate::planes::GROUP;
+
+mod merge256;
+mod merge512;
+
+/// What is taken from an exponent and what is added, each of which stops at the ends of a byte, and
+/// the most that it may be then: so it becomes a class.
+fn steps_to_class(head: &Head) -> [u8; 3] {
+    let (last, top) = (head.classes.n - 1, head.classes.top);
+    [top.saturating_sub(last) as u8, last.saturating_sub(top) as u8, last as u8]
+}
 
 /// [`at_least`](crate::delta::values::at_least).
 #[inline]
@@ -115,328 +125,60 @@ fn starts(counts: [usize; 8]) -> [usize; 8] {
     })
 }
 
-/// A kernel that merges, for units of one width and `K` classes or fewer.
-macro_rules! merge_512 {
-    ($name:ident, $type:ident, $lanes:literal, $set:ident, $srl:ident, $add:ident, $sub:ident,
-     $subs:ident, $min:ident, $eq:ident, $mask_sub:ident, $expand:ident, $sra:expr, $blend:ident,
-     $turn:expr) => {
-        /// # Safety
-        /// There are [`MERGE_ROOM`] values more than units.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,popcnt")]
-        unsafe fn $name<const K: usize>(head: &Head, values: &[u8], units: &mut [u8]) {
-            const TOP: $type = 1 << ($type::BITS - 1);
-            const BYTES: usize = size_of::<$type>();
-            let n = units.len() / BYTES;
-            let last = head.classes.n - 1;
-            let (field, top) = ($set(head.field.mask as _), $set(head.classes.top as _));
-            let (last_class, sign) = ($set(last as _), $set(TOP as _));
-            let shift = _mm_cvtsi32_si128(head.field.shift as i32);
-            let class = |base| {
-                let exponent = _mm512_and_si512($srl(base, shift), field);
-                $min($subs($add(exponent, last_class), top), last_class)
-            };
-            let mut counts = [0; 8];
-            if K > 1 {
-                let mut sums = [_mm512_setzero_si512(); K];
-                for units in units.as_chunks::<64>().0 {
-                    // SAFETY: 64 bytes are one vector.
-                    let class = class(unsafe { _mm512_loadu_si512(units.as_ptr().cast()) });
-                    for c in 0..K - 1 {
-                        let mask = $eq(class, $set(c as _));
-                        // A lane counts to at most 2^17 / 32.
-                        sums[c] = $mask_sub(sums[c], mask, sums[c], $set(!0));
-                    }
-                }
-                for (n, sums) in counts.iter_mut().zip(sums) {
-                    let mut lanes = [0 as $type; $lanes];
-                    // SAFETY: one vector.
-                    unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums) };
-                    *n = lanes.iter().map(|&n| n as usize).sum();
-                }
-            }
-            let mut at: [usize; K] = starts(counts)[..K].try_into().expect("8 or fewer");
-            let from = values.as_ptr();
-            for unit in (0..n).step_by($lanes) {
-                // SAFETY: the units are whole vectors.
-                let place: *mut __m512i = unsafe { units.as_mut_ptr().add(unit * BYTES).cast() };
-                // SAFETY: as above.
-                let base = unsafe { _mm512_loadu_si512(place.cast()) };
-                let (mut value, mut turned) = (_mm512_setzero_si512(), 0);
-                if K == 1 {
-                    // SAFETY: there are more values than units.
-                    value = unsafe { _mm512_loadu_si512(from.add(unit * BYTES).cast()) };
-                    turned = if head.modes == 0 { 0 } else { !0 };
-                } else {
-                    let class = class(base);
-                    for c in 0..K {
-                        let mask = $eq(class, $set(c as _));
-                        // SAFETY: a class has at most as many values as units, so that a vector
-                        // from its next value on ends within the room behind the values.
-                        let next = unsafe { _mm512_loadu_si512(from.add(at[c] * BYTES).cast()) };
-                        value = $expand(value, mask, next);
-                        at[c] += mask.count_ones() as usize;
-                        if head.modes >> c & 1 == 1 {
-                            turned |= mask;
-                        }
-                    }
-                }
-                let ordered = $add(value, _mm512_or_si512(base, sign));
-                // All bits change where the number is negative, else the highest alone. Then the
-                // base's sign.
-                let rest = _mm512_andnot_si512(sign, $sra(ordered));
-                let plain =
-                    _mm512_xor_si512(ordered, _mm512_xor_si512(rest, _mm512_set1_epi32(-1)));
-                let both = $blend(turned, plain, $turn(value));
-                let new = _mm512_xor_si512(both, _mm512_and_si512(base, sign));
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(place.cast(), new) };
-            }
-        }
-    };
-}
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn subs512_epu32(a: __m512i, b: __m512i) -> __m512i {
     _mm512_sub_epi32(_mm512_max_epu32(a, b), b)
 }
 
-#[inline]
-#[target_feature(enable = "avx512bw")]
-fn turn_back512_16(value: __m512i) -> __m512i {
-    _mm512_or_si512(_mm512_srli_epi16::<1>(value), _mm512_slli_epi16::<15>(value))
-}
-
-merge_512!(
-    merge512_16,
-    u16,
-    32,
-    _mm512_set1_epi16,
-    _mm512_srl_epi16,
-    _mm512_add_epi16,
-    _mm512_sub_epi16,
-    _mm512_subs_epu16,
-    _mm512_min_epu16,
-    _mm512_cmpeq_epi16_mask,
-    _mm512_mask_sub_epi16,
-    _mm512_mask_expand_epi16,
-    _mm512_srai_epi16::<15>,
-    _mm512_mask_blend_epi16,
-    turn_back512_16
-);
-merge_512!(
-    merge512_32,
-    u32,
-    16,
-    _mm512_set1_epi32,
-    _mm512_srl_epi32,
-    _mm512_add_epi32,
-    _mm512_sub_epi32,
-    subs512_epu32,
-    _mm512_min_epu32,
-    _mm512_cmpeq_epi32_mask,
-    _mm512_mask_sub_epi32,
-    _mm512_mask_expand_epi32,
-    _mm512_srai_epi32::<31>,
-    _mm512_mask_blend_epi32,
-    _mm512_ror_epi32::<1>
-);
-
-/// The same for AVX2. `$put` takes values of a class to their places in a vector that is zero
-/// elsewhere, for the class `$class` of 32 bytes of units; it counts them in `$at`.
-macro_rules! merge_256 {
-    ($name:ident, $type:ident, $set:ident, $srl:ident, $add:ident, $sub:ident, $subs:ident,
-     $min:ident, $eq:ident, $put:ident, $sra:expr, $shift_right:expr, $shift_left:expr) => {
-        /// # Safety
-        /// There are [`MERGE_ROOM`] values more than units.
-        #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-        unsafe fn $name<const K: usize>(head: &Head, values: &[u8], units: &mut [u8]) {
-            const TOP: $type = 1 << ($type::BITS - 1);
-            const BYTES: usize = size_of::<$type>();
-            const LANES: usize = 32 / BYTES;
-            let n = units.len() / BYTES;
-            let last = head.classes.n - 1;
-            let (field, top) = ($set(head.field.mask as _), $set(head.classes.top as _));
-            let (last_class, sign) = ($set(last as _), $set(TOP as _));
-            let shift = _mm_cvtsi32_si128(head.field.shift as i32);
-            let class = |base| {
-                let exponent = _mm256_and_si256($srl(base, shift), field);
-                $min($subs($add(exponent, last_class), top), last_class)
-            };
-            let mut counts = [0; 8];
-            if K > 1 {
-                let mut sums = [_mm256_setzero_si256(); K];
-                for units in units.as_chunks::<32>().0 {
-                    // SAFETY: 32 bytes are one vector.
-                    let class = class(unsafe { _mm256_loadu_si256(units.as_ptr().cast()) });
-                    for c in 0..K - 1 {
-                        // A lane counts to at most 2^17 / 16.
-                        sums[c] = $sub(sums[c], $eq(class, $set(c as _)));
-                    }
-                }
-                for (n, sums) in counts.iter_mut().zip(sums) {
-                    let mut lanes = [0 as $type; LANES];
-                    // SAFETY: one vector.
-                    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
-                    *n = lanes.iter().map(|&n| n as usize).sum();
-                }
-            }
-            let mut at: [usize; K] = starts(counts)[..K].try_into().expect("8 or fewer");
-            let from = values.as_ptr();
-            for unit in (0..n).step_by(LANES) {
-                // SAFETY: the units are whole vectors.
-                let place: *mut __m256i = unsafe { units.as_mut_ptr().add(unit * BYTES).cast() };
-                // SAFETY: as above.
-                let base = unsafe { _mm256_loadu_si256(place) };
-                let (mut value, mut turned) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-                if K == 1 {
-                    // SAFETY: there are more values than units.
-                    value = unsafe { _mm256_loadu_si256(from.add(unit * BYTES).cast()) };
-                    turned = $set(if head.modes == 0 { 0 } else { !0 });
-                } else {
-                    let class = class(base);
-                    for c in 0..K {
-                        let is_class = $eq(class, $set(c as _));
-                        // SAFETY: a class has at most as many values as units, so that a vector
-                        // from its next value on ends within the room behind the values.
-                        let put = unsafe { $put(is_class, from, &mut at[c]) };
-                        value = _mm256_or_si256(value, put);
-                        if head.modes >> c & 1 == 1 {
-                            turned = _mm256_or_si256(turned, is_class);
-                        }
-                    }
-                }
-                let ordered = $add(value, _mm256_or_si256(base, sign));
-                let rest = _mm256_andnot_si256(sign, $sra(ordered));
-                let plain =
-                    _mm256_xor_si256(ordered, _mm256_xor_si256(rest, _mm256_set1_epi32(-1)));
-                let turned_back = _mm256_or_si256($shift_right(value), $shift_left(value));
-                let both = _mm256_blendv_epi8(plain, turned_back, turned);
-                let new = _mm256_xor_si256(both, _mm256_and_si256(base, sign));
-                // SAFETY: as above.
-                unsafe { _mm256_storeu_si256(place, new) };
-            }
-        }
-    };
-}
-
-/// The values from `at` on at the lanes of `is_class`, zeros elsewhere.
-///
-/// # Safety
-/// 16 values can be read from `at` on.
-#[inline]
-#[target_feature(enable = "avx2,popcnt")]
-unsafe fn put16(is_class: __m256i, values: *const u8, at: &mut usize) -> __m256i {
-    let halves = _mm256_packs_epi16(is_class, is_class);
-    let mask = _mm256_movemask_epi8(halves) as u32;
-    let (low, high) = ((mask & 0xff) as usize, (mask >> 24) as usize);
-    // SAFETY: the caller vouches for 16 values, of which the first half takes at most 8; the
-    // table has every set of 8 lanes.
-    unsafe {
-        let first = _mm_loadu_si128(values.add(2 * *at).cast());
-        *at += low.count_ones() as usize;
-        let second = _mm_loadu_si128(values.add(2 * *at).cast());
-        *at += high.count_ones() as usize;
-        let order = |mask: usize| _mm_loadu_si128(UNPACK16[mask].as_ptr().cast());
-        let first = _mm_shuffle_epi8(first, order(low));
-        _mm256_inserti128_si256::<1>(
-            _mm256_castsi128_si256(first),
-            _mm_shuffle_epi8(second, order(high)),
-        )
-    }
-}
-
-/// The values from `at` on at the lanes of `is_class`, zeros elsewhere.
-///
-/// # Safety
-/// 8 values can be read from `at` on.
-#[inline]
-#[target_feature(enable = "avx2,popcnt")]
-unsafe fn put32(is_class: __m256i, values: *const u8, at: &mut usize) -> __m256i {
-    let mask = _mm256_movemask_ps(_mm256_castsi256_ps(is_class)) as usize & 0xff;
-    // SAFETY: the caller vouches for 8 values; the table has every set of 8 lanes.
-    let put = unsafe {
-        let next = _mm256_loadu_si256(values.add(4 * *at).cast());
-        let order = _mm256_loadu_si256(EXPAND[mask].as_ptr().cast());
-        _mm256_permutevar8x32_epi32(next, order)
-    };
-    *at += mask.count_ones() as usize;
-    _mm256_and_si256(put, is_class)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn subs256_epu32(a: __m256i, b: __m256i) -> __m256i {
-    _mm256_sub_epi32(_mm256_max_epu32(a, b), b)
-}
-
-merge_256!(
-    merge256_16,
-    u16,
-    _mm256_set1_epi16,
-    _mm256_srl_epi16,
-    _mm256_add_epi16,
-    _mm256_sub_epi16,
-    _mm256_subs_epu16,
-    _mm256_min_epu16,
-    _mm256_cmpeq_epi16,
-    put16,
-    _mm256_srai_epi16::<15>,
-    _mm256_srli_epi16::<1>,
-    _mm256_slli_epi16::<15>
-);
-merge_256!(
-    merge256_32,
-    u32,
-    _mm256_set1_epi32,
-    _mm256_srl_epi32,
-    _mm256_add_epi32,
-    _mm256_sub_epi32,
-    subs256_epu32,
-    _mm256_min_epu32,
-    _mm256_cmpeq_epi32,
-    put32,
-    _mm256_srai_epi32::<31>,
-    _mm256_srli_epi32::<1>,
-    _mm256_slli_epi32::<31>
-);
-
 /// Chooses the kernel by width and number of classes.
 macro_rules! choose {
-    ($name:ident, $features:literal, $of16:ident, $of32:ident) => {
+    ($name:ident, $features:literal, $scratch:literal) => {
         /// Merges if there is a kernel for such units: returns whether there is.
         #[target_feature(enable = $features)]
-        pub(super) fn $name(head: &Head, values: &[u8], units: &mut [u8]) -> bool {
-            let room = values.len() >= units.len() + MERGE_ROOM * head.unit_bytes;
-            if !units.len().is_multiple_of(64) || !room || !head.field.is_float() {
+        pub(super) fn $name(head: &Head, values: &[u8], place: &mut Merge<'_>) -> bool {
+            let Merge { base, units, scratch } = place;
+            let n = units.len() / head.unit_bytes;
+            let room = values.len() >= units.len() + MERGE_ROOM * head.unit_bytes
+                && scratch.len() >= $scratch * n
+                && base.is_none_or(|base| base.len() == units.len());
+            if !n.is_multiple_of(64) || !room || !head.field.is_float() {
                 return false;
             }
-            // SAFETY: the room was just seen.
-            unsafe {
-                match (head.unit_bytes, head.classes.n) {
-                    (2, 1) => $of16::<1>(head, values, units),
-                    (2, 2) => $of16::<2>(head, values, units),
-                    (2, 3..=4) => $of16::<4>(head, values, units),
-                    (2, _) => $of16::<8>(head, values, units),
-                    (4, 1) => $of32::<1>(head, values, units),
-                    (4, 2) => $of32::<2>(head, values, units),
-                    (4, 3..=4) => $of32::<4>(head, values, units),
-                    (4, _) => $of32::<8>(head, values, units),
-                    _ => return false,
-                }
+            let (values, scratch, units) =
+                (values.as_ptr(), scratch.as_mut_ptr(), units.as_mut_ptr());
+            let base = base.map_or(units.cast_const(), <[u8]>::as_ptr);
+            macro_rules! kernel {
+                ($bytes:literal, $k:literal) => {
+                    // SAFETY: the lengths were just compared.
+                    unsafe {
+                        match head.modes {
+                            0 => $name::merge::<$bytes, $k, false>(
+                                head, values, base, units, scratch, n,
+                            ),
+                            _ => $name::merge::<$bytes, $k, true>(
+                                head, values, base, units, scratch, n,
+                            ),
+                        }
+                    }
+                };
+            }
+            match (head.unit_bytes, head.classes.n) {
+                (2, 1) => kernel!(2, 1),
+                (2, 2..=4) => kernel!(2, 4),
+                (2, _) => kernel!(2, 8),
+                (4, 1) => kernel!(4, 1),
+                (4, 2..=4) => kernel!(4, 4),
+                (4, _) => kernel!(4, 8),
+                _ => return false,
             }
             true
         }
     };
 }
 
-choose!(
-    merge512,
-    "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,popcnt",
-    merge512_16,
-    merge512_32
-);
-choose!(merge256, "avx2,bmi1,bmi2,popcnt", merge256_16, merge256_32);
+choose!(merge512, "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,gfni", 1);
+choose!(merge256, "avx2", 2);
 
 /// The values of units in the order of classes, with AVX-512, for units of one width and `K`
 /// classes or fewer.
