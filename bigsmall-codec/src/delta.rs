@@ -1,6 +1,6 @@
 //! Tensors as differences from a base (FORMAT.md section 10).
 
-mod bits;
+pub(crate) mod bits;
 mod classes;
 mod coded;
 mod counts;

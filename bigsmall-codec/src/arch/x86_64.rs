@@ -112,10 +112,15 @@ macro_rules! plain_delta_loops {
 /// Those methods of `Kernels`, from the functions of [`plain_delta_loops`] and a function that
 /// merges, or returns false.
 macro_rules! delta_methods {
-    ($merge:path, $partition:path) => {
+    ($values:path, $merge:path, $partition:path) => {
         fn values(&self, head: &DeltaHead, parts: &Parts<'_>, out: &mut [u64]) -> Result<()> {
             // SAFETY: `self` is the proof that the machine has the instructions.
-            unsafe { values(head, parts, out) }
+            unsafe {
+                match $values(head, parts, out) {
+                    Some(done) => done,
+                    None => values(head, parts, out),
+                }
+            }
         }
 
         fn merge(&self, head: &DeltaHead, values: &[u64], mut place: Merge<'_>) {

@@ -18,6 +18,12 @@ impl<'a> Bits<'a> {
         Bits { bytes, at: 0 }
     }
 
+    /// Takes `n` bits without looking at them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn skip(&mut self, n: usize) {
+        self.at += n;
+    }
+
     /// Checks that the bits taken fill the bytes, the last one filled up with zeros; another
     /// length breaks the rule `length`.
     pub(crate) fn finish(&self, length: Rule) -> Result<()> {

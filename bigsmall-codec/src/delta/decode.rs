@@ -6,7 +6,7 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::coded::Sections;
 use super::head::Head;
-use super::join::{Merge, Parts};
+use super::join::{EXTRA_ROOM, Merge, Parts};
 use super::kinds::{KIND_CODED, KIND_RAW, KIND_SPARSE, KIND_SPARSE_BY_CLASS};
 use super::sparse::{self, Change, GroupCounts};
 use super::values::Word;
@@ -275,6 +275,7 @@ fn finish_block<W: Word>(
     extra.clear();
     extra.extend_from_slice(s.extra);
     extra.extend_from_slice(&carried[..s.n_carried]);
+    extra.extend_from_slice(&[0; EXTRA_ROOM]);
     let values = room(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
     let group_tables = &s.group_tables[..s.n_groups];
     kernels.values(head, &Parts { symbols, group_tables, lows: s.lows, extra }, values)?;

@@ -43,9 +43,12 @@ pub(crate) struct Parts<'a> {
     /// The table of every group.
     pub(crate) group_tables: &'a [u8],
     pub(crate) lows: &'a [u8],
-    /// The extra bits with the bytes that the end states carry.
+    /// The extra bits with the bytes that the end states carry, and [`EXTRA_ROOM`] zeros.
     pub(crate) extra: &'a [u8],
 }
+
+/// How many bytes a backend may read behind extra bits.
+pub(crate) const EXTRA_ROOM: usize = 64;
 
 /// Values from symbols, low planes and extra bits, group by group, as many as there are symbols.
 /// `at_least` says which of 32 bytes are at least a power of two.
@@ -68,7 +71,7 @@ fn join_units<W: Word>(
 ) -> Result<()> {
     let values: &mut [W] = bytemuck::cast_slice_mut(values);
     let mut lows = parts.lows;
-    let mut bits = Bits::new(parts.extra);
+    let mut bits = Bits::new(&parts.extra[..parts.extra.len() - EXTRA_ROOM]);
     // Less the symbols themselves, which were taken for near values.
     let large: [Large; 64] = std::array::from_fn(|symbol| {
         let large = Large::of(head, symbol as u32);
@@ -120,7 +123,7 @@ fn add_extra<W: Word>(
 
 /// Adds the low bits of one group.
 #[inline(always)]
-fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
+pub(crate) fn add_lows<W: Word>(packed: &[u8], shift: u32, values: &mut [W; GROUP]) {
     let (planes, rest) = packed.split_at((shift / 8) as usize * GROUP);
     for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
         for (value, &b) in values.iter_mut().zip(plane) {
@@ -162,4 +165,122 @@ pub(crate) fn partition(
         starts[0]
     }
     for_unit!(head.unit_bytes, of(head, units, base, values, classes))
+}
+
+#[cfg(test)]
+mod tests {
+    use bigsmall_format::Dtype;
+
+    use super::*;
+    use crate::backend::{backends, kernels};
+    use crate::delta::head::Table;
+    use crate::kernels::MERGE_ROOM;
+    use crate::table::FrequencyTable;
+
+    /// What FORMAT.md says, symbol by symbol: whether the extra bits are as many as are needed.
+    fn join_one_by_one<W: Word>(head: &Head, parts: &Parts<'_>, values: &mut [u64]) -> bool {
+        let values: &mut [W] = bytemuck::cast_slice_mut(values);
+        let extra = &parts.extra[..parts.extra.len() - EXTRA_ROOM];
+        let bit = |at: usize| u64::from(extra.get(at / 8).map_or(0, |byte| byte >> (at % 8) & 1));
+        let (near, logs) = (u64::from(head.n_near()), u64::from(head.n_logs()));
+        let (mut lows, mut at) = (parts.lows, 0);
+        for (group, &id) in parts.group_tables.iter().enumerate() {
+            let Table { shift, lo, .. } = head.tables[usize::from(id)];
+            let values = values[group * GROUP..].first_chunk_mut().expect("a group");
+            for (value, &a) in values.iter_mut().zip(&parts.symbols[group * GROUP..]) {
+                let mut take = |n: u32| {
+                    at += n as usize;
+                    (0..n as usize).map(|i| bit(at - n as usize + i) << i).sum::<u64>()
+                };
+                let y = match u64::from(a) {
+                    a if a < near => a,
+                    a if a < near + logs => near - 1 + (1 << (a - near)) + take((a - near) as u32),
+                    a if a < 2 * near - 1 => {
+                        let j = a - near - logs;
+                        ((1u64 << j) + take(j as u32)).wrapping_neg()
+                    }
+                    _ => take(W::BITS - shift),
+                };
+                *value = W::from_u64(lo).plus_shifted(y, shift);
+            }
+            let (packed, rest) = lows.split_at(low_len(shift));
+            lows = rest;
+            if shift > 0 {
+                add_lows(packed, shift, values);
+            }
+        }
+        at.div_ceil(8) == extra.len() && (at..8 * extra.len()).all(|at| bit(at) == 0)
+    }
+
+    #[test]
+    fn backends_join_alike() {
+        let mut state = 5u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            state ^ state >> 29
+        };
+        let all = [Dtype::I8, Dtype::BF16, Dtype::F32, Dtype::F64];
+        for (dtype, symbol_bits) in all.into_iter().flat_map(|dtype| [(dtype, 5), (dtype, 6)]) {
+            let unit_bits = 8 * dtype.unit_bytes() as u32;
+            for round in 0..12 {
+                let table = |shift| Table {
+                    shift,
+                    lo: random() >> (64 - unit_bits),
+                    frequencies: FrequencyTable::from_counts(&vec![1; 1 << symbol_bits]),
+                };
+                let tables = [0, 3, unit_bits - 1].map(table).into();
+                let one = Classes { n: 1, top: 0 };
+                let head = Head::new(dtype, symbol_bits, GROUP, (one, 0), one, tables);
+                let group_tables: Vec<u8> = (0..7).map(|i| (i + round) % 3).collect();
+                let n = group_tables.len() * GROUP;
+                // In the first groups near values alone, in the last ones none.
+                let symbols: Vec<u8> = (0..n)
+                    .map(|i| {
+                        let symbol = random() as u8 & ((1 << symbol_bits) - 1);
+                        match (random() as usize % n, round) {
+                            (_, 11) => (1 << symbol_bits) - 1,
+                            (far, _) if far < i => symbol,
+                            _ => symbol >> 1,
+                        }
+                    })
+                    .collect();
+                let shift = |i: usize| head.tables[usize::from(group_tables[i / GROUP])].shift;
+                let n_bits = |(i, &symbol): (usize, &u8)| {
+                    let n = Large::of(&head, symbol.into()).n;
+                    (if n == u32::MAX { unit_bits - shift(i) } else { n }) as usize
+                };
+                let n_bits: usize = symbols.iter().enumerate().map(n_bits).sum();
+                let n_lows = (0..n).step_by(GROUP).map(|i| low_len(shift(i))).sum();
+                let lows: Vec<u8> = (0..n_lows).map(|_| random() as u8).collect();
+                let exact = n_bits.div_ceil(8);
+                for n_extra in [exact, exact - exact / 3, exact + 1] {
+                    let mut extra: Vec<u8> = (0..n_extra).map(|_| random() as u8 | 1).collect();
+                    if let Some(last) =
+                        extra.get_mut(exact - 1).filter(|_| !n_bits.is_multiple_of(8))
+                    {
+                        *last &= (1 << (n_bits % 8)) - 1;
+                    }
+                    extra.extend_from_slice(&[0; EXTRA_ROOM]);
+                    let parts = Parts {
+                        symbols: &symbols,
+                        group_tables: &group_tables,
+                        lows: &lows,
+                        extra: &extra,
+                    };
+                    let room = (n + MERGE_ROOM) * dtype.unit_bytes() / 8;
+                    let mut expected = vec![0; room];
+                    let whole =
+                        for_unit!(head.unit_bytes, join_one_by_one(&head, &parts, &mut expected));
+                    assert_eq!(whole, n_extra == exact);
+                    for backend in backends() {
+                        let kernels = kernels(backend).expect("one of this machine");
+                        let mut values = vec![0; room];
+                        let done = kernels.values(&head, &parts, &mut values);
+                        assert_eq!(done.is_ok(), whole, "{dtype} {symbol_bits} {backend}");
+                        assert!(values == expected, "{dtype} {symbol_bits} {backend}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
-use crate::arch::x86_64::delta::{merge256, partition256};
+use crate::arch::x86_64::delta::{merge256, partition256, values256};
 use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::arch::x86_64::tables::{UNPACK16, unpacking};
 use crate::delta;
@@ -312,7 +312,7 @@ impl Kernels for Avx2 {
         zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
-    delta_methods!(merge256, partition256);
+    delta_methods!(values256, merge256, partition256);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         for job in jobs {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
-use crate::arch::x86_64::delta::{merge512, partition512};
+use crate::arch::x86_64::delta::{merge512, partition512, values512};
 use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
@@ -452,7 +452,7 @@ impl Kernels for Avx512 {
         zeros::expand_rest(unit_bytes, mask, units, at, next);
     }
 
-    delta_methods!(merge512, partition512);
+    delta_methods!(values512, merge512, partition512);
 
     fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
         let n_groups = |job: &EncodeJob<'_>| job.symbols.len() / GROUP;

@@ -3,14 +3,19 @@
 
 use std::arch::x86_64::*;
 
+use bigsmall_format::Result;
+
 use crate::delta::head::Head;
-use crate::delta::join::Merge;
+use crate::delta::join::{Merge, Parts};
 use crate::delta::sparse::GroupCounts;
 use crate::kernels::MERGE_ROOM;
 use crate::planes::GROUP;
 
 mod merge256;
 mod merge512;
+mod values512;
+
+pub(super) use values512::values512;
 
 /// What is taken from an exponent and what is added, each of which stops at the ends of a byte, and
 /// the most that it may be then: so it becomes a class.
@@ -335,6 +340,11 @@ pub(super) fn partition512(
             _ => return None,
         })
     }
+}
+
+/// AVX2 compiles the plain loop.
+pub(super) fn values256(_: &Head, _: &Parts<'_>, _: &mut [u64]) -> Option<Result<()>> {
+    None
 }
 
 /// AVX2 compiles the plain loop: vectors of it have no masked stores of 16 bits.
