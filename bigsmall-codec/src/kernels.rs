@@ -33,11 +33,15 @@ pub(crate) struct Job<'a> {
     pub(crate) group_tables: &'a [u8],
     /// The next group.
     pub(crate) group: usize,
+    /// Where the symbols lead later: it may be prefetched while they are decoded, which hardly
+    /// needs memory.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) soon: Ahead<'a>,
 }
 
 impl<'a> Job<'a> {
     pub(crate) fn new(states: [u32; LANES], words: &'a [u8], group_tables: &'a [u8]) -> Self {
-        Job { states, words, position: 0, group_tables, group: 0 }
+        Job { states, words, position: 0, group_tables, group: 0, soon: Ahead::default() }
     }
 
     /// Calls `work`, a kernel that reads past the words it needs, with a copy of the last words and
@@ -49,7 +53,7 @@ impl<'a> Job<'a> {
         let mut words = [0; LAST_WORDS * 4];
         words.get_mut(..rest.len()).filter(|_| rest.len() <= LAST_WORDS * 2)?.copy_from_slice(rest);
         let Job { states, group_tables, group, .. } = *self;
-        let mut job = Job { states, words: &words, position: 0, group_tables, group };
+        let mut job = Job { states, group, ..Job::new(states, &words, group_tables) };
         let result = work(&mut job);
         (self.states, self.group) = (job.states, job.group);
         self.position += job.position;

@@ -1,7 +1,7 @@
 //! Blocks to units, in place of the base's.
 #![warn(clippy::unwrap_used)]
 
-use bigsmall_format::internal::{reserve, set_len};
+use bigsmall_format::internal::{Ahead, reserve, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::coded::Sections;
@@ -246,16 +246,20 @@ fn decode_together<W: Word>(
     let mut jobs = Vec::with_capacity(blocks.len());
     let (sections, places): (Vec<_>, Vec<_>) =
         blocks.iter_mut().map(|(s, place)| (&**s, place.take())).unzip();
-    for s in &sections {
+    for (s, place) in sections.iter().zip(&places) {
         let (piece, after) = rest.split_at_mut(n(s));
         pieces.push(piece);
-        jobs.push(job(s));
+        let soon = place.as_ref().map_or_else(Ahead::default, |(_, units)| Ahead::new(units));
+        jobs.push(Job { soon, ..job(s) });
         rest = after;
     }
     kernels.decode_symbols(&head.ans, &mut jobs, &mut pieces);
-    let all = sections.into_iter().zip(jobs).zip(pieces).zip(places);
-    for ((block, symbols), place) in all {
-        finish_block::<W>(head, kernels, block, symbols, place, scratch)?;
+    let carried =
+        jobs.iter().zip(&sections).map(|(job, s)| finish_states(job, s.n_words, s.n_carried));
+    let carried = carried.collect::<Result<Vec<_>>>()?;
+    let all = sections.into_iter().zip(carried).zip(pieces).zip(places);
+    for (((s, carried), symbols), place) in all {
+        finish_block::<W>(head, kernels, (s, &carried[..s.n_carried]), symbols, place, scratch)?;
     }
     Ok(())
 }
@@ -264,17 +268,16 @@ fn decode_together<W: Word>(
 fn finish_block<W: Word>(
     head: &Head,
     kernels: &dyn Kernels,
-    (s, job): (&Sections<'_>, Job<'_>),
+    (s, carried): (&Sections<'_>, &[u8]),
     symbols: &[u8],
     place: Option<Place<'_>>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let n = s.n_groups * GROUP;
     let Scratch { values, classes, extra, .. } = scratch;
-    let carried = finish_states(&job, s.n_words, s.n_carried)?;
     extra.clear();
     extra.extend_from_slice(s.extra);
-    extra.extend_from_slice(&carried[..s.n_carried]);
+    extra.extend_from_slice(carried);
     extra.extend_from_slice(&[0; EXTRA_ROOM]);
     let values = room(values, (n + MERGE_ROOM).div_ceil(8 / size_of::<W>()))?;
     let group_tables = &s.group_tables[..s.n_groups];

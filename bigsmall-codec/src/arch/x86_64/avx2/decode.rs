@@ -373,6 +373,8 @@ pub(super) fn decode_symbols<const N: usize>(
 ) -> usize {
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
     let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
+    let lines: [_; N] = std::array::from_fn(|i| jobs[i].soon.lines_a_step(groups[i].len() * ROWS));
+    let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
     let mut done = 0;
     while done < n && jobs.iter().all(Job::has_group) {
         let tables: [_; N] =
@@ -384,6 +386,7 @@ pub(super) fn decode_symbols<const N: usize>(
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let $table = tables[i];
+                        soon[i].fetch(lines[i]);
                         // SAFETY: there is a word for each symbol; a row is 32 bytes.
                         unsafe {
                             let symbols = $step(&mut states[i], $of, &mut words[i]);
@@ -404,8 +407,9 @@ pub(super) fn decode_symbols<const N: usize>(
         }
         done += 1;
     }
-    for (job, states) in jobs.iter_mut().zip(states) {
+    for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {
         store_states(states, &mut job.states);
+        job.soon = soon;
     }
     done
 }
