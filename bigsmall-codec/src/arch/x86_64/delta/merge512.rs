@@ -179,7 +179,6 @@ pub(super) unsafe fn merge<const BYTES: usize, const K: usize, const MODES: bool
         if K == 1 {
             let turned = if MODES { !0 } else { 0 };
             for at in (0..n_units * BYTES).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(units.wrapping_add(at + 1024).cast());
                 let base = _mm512_loadu_si512(base.add(at).cast());
                 let value = _mm512_loadu_si512(values.add(at).cast());
                 let new = restore::<BYTES, MODES>(base, value, turned);
@@ -207,11 +206,6 @@ pub(super) unsafe fn merge<const BYTES: usize, const K: usize, const MODES: bool
         let at = at.as_mut_ptr();
         for unit in (0..n_units).step_by(UNITS) {
             let members = scratch.add(unit);
-            for part in 0..BYTES {
-                _mm_prefetch::<_MM_HINT_T0>(
-                    units.wrapping_add(unit * BYTES + 64 * part + 1024).cast(),
-                );
-            }
             let counts = count_bits(_mm512_loadu_si512(members.cast()));
             for part in 0..BYTES {
                 let before = if part == 0 { 0 } else { (1 << (64 / BYTES * part)) - 1 };
