@@ -1,7 +1,7 @@
 //! Tensors as differences from a base (FORMAT.md section 10).
 
 pub(crate) mod bits;
-mod classes;
+pub(crate) mod classes;
 mod coded;
 mod counts;
 mod decode;

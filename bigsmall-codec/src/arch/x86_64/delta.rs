@@ -17,13 +17,6 @@ mod values512;
 
 pub(super) use values512::values512;
 
-/// What is taken from an exponent and what is added, each of which stops at the ends of a byte, and
-/// the most that it may be then: so it becomes a class.
-fn steps_to_class(head: &Head) -> [u8; 3] {
-    let (last, top) = (head.classes.n - 1, head.classes.top);
-    [top.saturating_sub(last) as u8, last.saturating_sub(top) as u8, last as u8]
-}
-
 /// [`at_least`](crate::delta::values::at_least).
 #[inline]
 #[target_feature(enable = "avx2")]

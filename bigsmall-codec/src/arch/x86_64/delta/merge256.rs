@@ -4,7 +4,6 @@
 
 use std::arch::x86_64::*;
 
-use super::steps_to_class;
 use crate::delta::head::Head;
 
 /// Units whose classes are found at once.
@@ -23,7 +22,7 @@ const fn lane_of(class: usize) -> usize {
 struct Divide {
     shift: __m128i,
     field: __m256i,
-    /// [`steps_to_class`].
+    /// [`Classes::steps`](crate::delta::classes::Classes::steps).
     less: __m256i,
     more: __m256i,
     last: __m256i,
@@ -33,7 +32,7 @@ impl Divide {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn new<const BYTES: usize>(head: &Head) -> Divide {
-        let [less, more, last] = steps_to_class(head).map(|n| _mm256_set1_epi8(n as i8));
+        let [less, more, last] = head.classes.steps().map(|n| _mm256_set1_epi8(n as i8));
         Divide {
             shift: _mm_cvtsi32_si128(head.field.shift as i32),
             field: if BYTES == 2 {

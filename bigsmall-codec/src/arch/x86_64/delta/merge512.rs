@@ -3,7 +3,6 @@
 
 use std::arch::x86_64::*;
 
-use super::steps_to_class;
 use crate::delta::head::Head;
 
 /// Units whose classes are found at once.
@@ -13,7 +12,7 @@ const UNITS: usize = 64;
 struct Divide {
     shift: __m128i,
     field: __m512i,
-    /// [`steps_to_class`].
+    /// [`Classes::steps`](crate::delta::classes::Classes::steps).
     less: __m512i,
     more: __m512i,
     last: __m512i,
@@ -23,7 +22,7 @@ impl Divide {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new<const BYTES: usize>(head: &Head) -> Divide {
-        let [less, more, last] = steps_to_class(head).map(|n| _mm512_set1_epi8(n as i8));
+        let [less, more, last] = head.classes.steps().map(|n| _mm512_set1_epi8(n as i8));
         Divide {
             shift: _mm_cvtsi32_si128(head.field.shift as i32),
             field: if BYTES == 2 {

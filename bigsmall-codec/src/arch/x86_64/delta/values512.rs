@@ -165,11 +165,7 @@ impl Group {
 
 /// [`join`](crate::delta::join::join), if there is a kernel for such units.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
-pub(in crate::arch::x86_64) fn values512(
-    head: &Head,
-    parts: &Parts<'_>,
-    values: &mut [u64],
-) -> Option<Result<()>> {
+pub(crate) fn values512(head: &Head, parts: &Parts<'_>, values: &mut [u64]) -> Option<Result<()>> {
     if head.unit_bytes != 2 || parts.extra.len() < EXTRA_ROOM {
         return None;
     }
