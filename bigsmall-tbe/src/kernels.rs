@@ -127,6 +127,8 @@ pub(crate) struct Kernels {
     pub(crate) dot_nibbles: fn(&Nibbles<'_>, x: &[f32], &mut Chains),
     /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each tile.
     pub(crate) unpack: fn(&Nibbles<'_>, out: &mut [u8]),
+    /// Sums the chains as a tree: each step adds the second half to the first.
+    pub(crate) sum: fn(&Chains) -> f32,
     /// Writes plain weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
     pub(crate) widen: fn(Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]),
     /// The products of all rows `w` with all columns `x`: the chains of row r and column c go to

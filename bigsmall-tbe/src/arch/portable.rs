@@ -20,6 +20,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dot_plain,
     dot_nibbles,
     unpack,
+    sum,
     widen,
     multiply,
 };
@@ -224,6 +225,22 @@ fn unpack_tile(high: &[u8; 16], tile: &[u8; NIBBLE_TILE], out: &mut [u8; 2 * TIL
         first[i] = [low[i], high[usize::from(codes & 15)]];
         second[i] = [low[TILE / 2 + i], high[usize::from(codes >> 4)]];
     }
+}
+
+fn sum(chains: &Chains) -> f32 {
+    // Of fixed lengths, so that compilers add vectors.
+    let sums: [f32; TILE / 2] = halved(chains);
+    let sums: [f32; TILE / 4] = halved(&sums);
+    let sums: [f32; TILE / 8] = halved(&sums);
+    let sums: [f32; TILE / 16] = halved(&sums);
+    let sums: [f32; TILE / 32] = halved(&sums);
+    sums[0] + sums[1]
+}
+
+#[inline(always)]
+fn halved<const N: usize>(numbers: &[f32]) -> [f32; N] {
+    let (first, second) = numbers.split_at(N);
+    std::array::from_fn(|i| first[i] + second[i])
 }
 
 fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {

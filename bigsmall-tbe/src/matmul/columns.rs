@@ -4,7 +4,7 @@
 use super::kept::Floats;
 use super::order::COLUMNS;
 use super::rows::Rows;
-use super::sums::{self, CHUNK, Trees};
+use super::sums::{CHUNK, Trees};
 use crate::kernels::{Chains, Panels};
 use crate::layout::TILE;
 
@@ -64,7 +64,7 @@ fn block(
             x = after;
             let chains = &mut chains[..n * columns];
             (w.kernels.multiply)(&weights, &Panels { floats, n: columns, tiles }, chains);
-            trees.extend(chains.iter().map(sums::of_chains));
+            trees.extend(chains.iter().map(w.kernels.sum));
         }
         trees.end_row();
     }

@@ -1,28 +1,10 @@
 //! The sums of the chains.
 
-use crate::kernels::Chains;
 use crate::layout::TILE;
 
 /// The number of weights of a row after which the 64 chains are summed: each chain has 64
 /// additions.
 pub(super) const CHUNK: usize = 64 * TILE;
-
-/// Sums the chains as a tree: each step adds the second half to the first.
-pub(super) fn of_chains(chains: &Chains) -> f32 {
-    // Of fixed lengths, so that compilers add vectors.
-    let sums: [f32; TILE / 2] = halved(chains);
-    let sums: [f32; TILE / 4] = halved(&sums);
-    let sums: [f32; TILE / 8] = halved(&sums);
-    let sums: [f32; TILE / 16] = halved(&sums);
-    let sums: [f32; TILE / 32] = halved(&sums);
-    sums[0] + sums[1]
-}
-
-#[inline(always)]
-fn halved<const N: usize>(numbers: &[f32]) -> [f32; N] {
-    let (first, second) = numbers.split_at(N);
-    std::array::from_fn(|i| first[i] + second[i])
-}
 
 /// Sums rows of numbers, each number with those at its place in the other rows, as balanced trees:
 /// in the order of their arrival, neighbours first.

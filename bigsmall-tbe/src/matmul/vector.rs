@@ -3,7 +3,7 @@
 use bigsmall_format::BLOCK_UNITS;
 
 use super::rows::{Rows, Weights};
-use super::sums::{self, CHUNK, Trees};
+use super::sums::{CHUNK, Trees};
 use crate::kernels::{Chains, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
@@ -24,29 +24,29 @@ pub(super) fn multiply(
     let mut of_chunk = |row: usize, begin: usize| {
         let n = (w.k - begin).min(CHUNK);
         let x = &x[begin..][..n.next_multiple_of(TILE)];
-        let mut chains = [0.0; TILE];
+        let Lines(chains) = &mut Lines([0.0; TILE]);
         match (w.weights, w.kernels.dot_tbe) {
             (Weights::Encoded(view), Some(dot)) => {
                 let position = row as u64 * w.k as u64 + begin as u64;
-                bitmaps(&view, position, n, x, dot, &mut next, &mut chains);
+                bitmaps(&view, position, n, x, dot, &mut next, chains);
             }
             (Weights::Nibbles(matrix), _) => {
-                matrix.dot(row, begin..begin + n, x, &mut chains, w.kernels);
+                matrix.dot(row, begin..begin + n, x, chains, w.kernels);
             }
             _ => {
                 let weights = w.bytes(row, begin..begin + n, bytes);
                 let tile = TILE * dtype.unit_bytes();
                 let (whole, rest) = weights.split_at(n / TILE * tile);
-                (w.kernels.dot_plain)(dtype, whole, x, &mut chains);
+                (w.kernels.dot_plain)(dtype, whole, x, chains);
                 if !rest.is_empty() {
                     let mut last = [0; 2 * TILE];
                     last[..rest.len()].copy_from_slice(rest);
                     let x = &x[n / TILE * TILE..];
-                    (w.kernels.dot_plain)(dtype, &last[..tile], x, &mut chains);
+                    (w.kernels.dot_plain)(dtype, &last[..tile], x, chains);
                 }
             }
         }
-        sums::of_chains(&chains)
+        (w.kernels.sum)(chains)
     };
     for (row, out) in (first..).zip(out) {
         if w.k <= CHUNK {
@@ -60,6 +60,11 @@ pub(super) fn multiply(
         *out = trees.sums()[0];
     }
 }
+
+/// Chains at the beginning of a cache line, so that no vector of them lies in two: a load that waits
+/// for such a store takes several times as long.
+#[repr(align(64))]
+struct Lines(Chains);
 
 /// Encoded weights up to the end of their block.
 struct Run<'a> {

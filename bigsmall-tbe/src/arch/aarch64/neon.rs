@@ -38,6 +38,7 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
         unpack: products::unpack,
+        sum: products::sum,
         widen: products::widen,
         multiply: products::multiply,
     };

@@ -40,6 +40,7 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
         dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
         unpack: products::unpack,
+        sum: products::sum,
         widen: products::widen,
         multiply: products::multiply,
     }

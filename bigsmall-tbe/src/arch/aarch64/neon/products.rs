@@ -26,6 +26,11 @@ pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     unsafe { unpack_impl(nibbles, out) }
 }
 
+pub(super) fn sum(chains: &Chains) -> f32 {
+    // SAFETY: as above.
+    unsafe { sum_impl(chains) }
+}
+
 pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
     // SAFETY: as above.
     unsafe { for_dtype!(dtype, M => widen_impl::<M>(weights, n, row, out)) }
@@ -154,6 +159,20 @@ pub(super) fn store_chains(sums: [[float32x4_t; 4]; 4], chains: &mut Chains) {
             unsafe { vst1q_f32(chains.as_mut_ptr().add(4 * quarter + 16 * i), sum) };
         }
     }
+}
+
+#[target_feature(enable = "neon")]
+fn sum_impl(chains: &Chains) -> f32 {
+    // SAFETY: sixteen vectors are 64 floats.
+    let mut sums: [float32x4_t; 16] =
+        std::array::from_fn(|i| unsafe { vld1q_f32(chains.as_ptr().add(4 * i)) });
+    for n in [8, 4, 2, 1] {
+        for i in 0..n {
+            sums[i] = vaddq_f32(sums[i], sums[i + n]);
+        }
+    }
+    let pair = vadd_f32(vget_low_f32(sums[0]), vget_high_f32(sums[0]));
+    vget_lane_f32::<0>(pair) + vget_lane_f32::<1>(pair)
 }
 
 /// The quarters of a tile of plain weights.

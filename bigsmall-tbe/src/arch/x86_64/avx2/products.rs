@@ -27,6 +27,11 @@ pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     unsafe { unpack_impl(nibbles, out) }
 }
 
+pub(super) fn sum(chains: &Chains) -> f32 {
+    // SAFETY: as above.
+    unsafe { sum_impl(chains) }
+}
+
 pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
     // SAFETY: as above.
     unsafe { for_dtype!(dtype, M => widen_impl::<M>(weights, n, row, out)) }
@@ -145,6 +150,19 @@ pub(super) fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
             unsafe { _mm256_storeu_ps(chains.as_mut_ptr().add(8 * half + 16 * i), sum) };
         }
     }
+}
+
+#[target_feature(enable = "avx2")]
+fn sum_impl(chains: &Chains) -> f32 {
+    // SAFETY: eight vectors are 64 floats.
+    let eights: [__m256; 8] =
+        std::array::from_fn(|i| unsafe { _mm256_loadu_ps(chains.as_ptr().add(8 * i)) });
+    let four: [__m256; 4] = std::array::from_fn(|i| _mm256_add_ps(eights[i], eights[i + 4]));
+    let two = [_mm256_add_ps(four[0], four[2]), _mm256_add_ps(four[1], four[3])];
+    let one = _mm256_add_ps(two[0], two[1]);
+    let half = _mm_add_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps::<1>(one));
+    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
 }
 
 /// Both halves of a tile of plain weights.

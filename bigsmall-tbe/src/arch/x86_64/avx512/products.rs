@@ -26,6 +26,11 @@ pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     unsafe { unpack_impl(nibbles, out) }
 }
 
+pub(super) fn sum(chains: &Chains) -> f32 {
+    // SAFETY: as above.
+    unsafe { sum_impl(chains) }
+}
+
 pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
     // SAFETY: as above.
     unsafe { for_dtype!(dtype, M => widen_impl::<M>(weights, n, row, out)) }
@@ -143,6 +148,18 @@ pub(super) fn store_chains(sums: [__m512; 4], chains: &mut Chains) {
         // SAFETY: 16 floats.
         unsafe { _mm512_storeu_ps(chains.as_mut_ptr(), sum) };
     }
+}
+
+#[target_feature(enable = "avx512f,avx2")]
+fn sum_impl(chains: &Chains) -> f32 {
+    // SAFETY: 64 floats.
+    let [a, b, c, d] = unsafe { load_chains(chains.as_ptr()) };
+    let one = _mm512_add_ps(_mm512_add_ps(a, c), _mm512_add_ps(b, d));
+    let upper = _mm512_shuffle_f32x4::<0b11_10>(one, one);
+    let half = _mm256_add_ps(_mm512_castps512_ps256(one), _mm512_castps512_ps256(upper));
+    let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+    let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
 }
 
 /// A tile of plain weights.
