@@ -61,8 +61,8 @@ pub(super) fn multiply(
     }
 }
 
-/// Chains at the beginning of a cache line, so that no vector of them lies in two: a load that waits
-/// for such a store takes several times as long.
+/// Chains at the beginning of a cache line, so that no vector of them lies in two: a load that
+/// waits for such a store takes several times as long.
 #[repr(align(64))]
 struct Lines(Chains);
 
