@@ -306,7 +306,9 @@ def read_bases(index):  # 10.1; returns SHA-256, depth and hint of each
 
 def read_base(tensor, given):  # 10.2; returns the blocks of the base as the tensor sees it
     if not tensor.base:  # of a frame, which does not name it
-        require(given is not None and len(given) == tensor.size, "BaseMissing", "of a frame")
+        require(given is not None, "BaseMissing", "of a frame")
+        if len(given) != tensor.size:  # the caller's error
+            raise ValueError(f"a base of {len(given)} bytes, not {tensor.size}")
         return check_base(tensor, given)
     (digest, _, hint), name = tensor.base
     require(digest in given, "BaseMissing", hint)

@@ -184,7 +184,9 @@ impl Blocks<'_> {
                 if let Some(base) = base {
                     let begin = blocks.start * block_bytes;
                     let named = |e: Error| e.in_tensor(spec.name());
-                    in_memory = base.bytes_at(begin..begin + dst.len() as u64);
+                    in_memory = base
+                        .bytes_at(begin..begin + dst.len() as u64)
+                        .filter(|bytes| bytes.len() == dst.len());
                     if in_memory.is_none() {
                         read_at(base, begin, dst).map_err(named)?;
                     }

@@ -171,8 +171,8 @@ pub trait BlockDecoder: Send + Sync {
         self.decode_blocks(blocks, dst)
     }
 
-    /// The same for an encoding that needs a base, from the base's bytes elsewhere: `dst` need not
-    /// hold them.
+    /// The same for an encoding that needs a base, from the base's bytes elsewhere, as many as
+    /// `dst` is long: `dst` need not hold them.
     ///
     /// # Errors
     /// As [`decode_blocks`](Self::decode_blocks).

@@ -150,16 +150,16 @@ impl Coded {
 
     /// Encodes some blocks from block `first` on, as differences from those of the base if any.
     fn add(&mut self, first: u64, units: &[u8], base: Option<(&dyn ReadAt, u64)>) -> Result<()> {
+        let mut of_base = Vec::new();
+        if let Some((base, at)) = base {
+            set_len(&mut of_base, units.len())?;
+            read_at(base, at, &mut of_base)?;
+        }
         let begin = Instant::now();
         let Coded { encoder, bytes, lens, .. } = self;
         match base {
             None => encoder.encode_blocks(first, units, bytes, lens)?,
-            Some((base, at)) => {
-                let mut of_base = Vec::new();
-                set_len(&mut of_base, units.len())?;
-                read_at(base, at, &mut of_base)?;
-                encoder.encode_blocks_with_base(first, units, &of_base, bytes, lens)?;
-            }
+            Some(_) => encoder.encode_blocks_with_base(first, units, &of_base, bytes, lens)?,
         }
         self.seconds += begin.elapsed().as_secs_f64();
         Ok(())
@@ -179,8 +179,8 @@ impl Work {
         self.bases.extend(unknown.map(|file| (file.shown.clone(), file.original_len())));
     }
 
-    /// The same for a tensor on another machine, or with a base there: from a few blocks in its
-    /// middle, by one request.
+    /// [`tensor`](Self::tensor) for one on another machine, or with a base there: from a few blocks
+    /// in its middle, by one request.
     fn remote_tensor(
         &mut self,
         spec: &TensorSpec,
@@ -246,15 +246,14 @@ impl Work {
         }
         self.bytes += sampled;
         let whole = spec.byte_len();
-        let (mut guess, mut seconds) = (alone.guess(whole, sampled).min(whole), alone.seconds);
+        let mut guess = alone.guess(whole, sampled).min(whole);
+        self.encode += alone.seconds;
         if let Some((against, _)) = against {
             // A checksum for each block of the base.
-            let differences = against.guess(whole, sampled) + 8 * spec.n_blocks();
-            if differences < guess {
-                (guess, seconds) = (differences, against.seconds);
-            }
+            guess = guess.min(against.guess(whole, sampled) + 8 * spec.n_blocks());
+            // A tensor is encoded in both ways.
+            self.encode += against.seconds;
         }
-        self.encode += seconds;
         Ok(guess)
     }
 

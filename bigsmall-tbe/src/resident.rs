@@ -45,18 +45,21 @@ impl Form {
         }
     }
 
-    /// The form of a matrix of that dtype whose products with one vector are the fastest with the
-    /// kernels of `backend`, from memory and with all cores.
+    /// The form of a matrix of that dtype for products with one vector by the kernels of `backend`,
+    /// from memory and with all cores.
     ///
-    /// The choice is a table of measurements (docs/performance.md), not a measurement of each
-    /// process: to measure products from memory takes matrices larger than the caches and idle
-    /// cores, and on a busy machine chance would decide how much memory a model takes.
+    /// The choice is a table, not a measurement of each process: to measure products from memory
+    /// takes matrices larger than the caches and idle cores, and on a busy machine chance would
+    /// decide how much memory a model takes. The form is the one that was the fastest where memory
+    /// gives each core less than about 20 GB/s (docs/performance.md), as it does with many cores.
+    /// Where it gives more, another form may be faster.
     #[must_use]
     pub fn best(dtype: Dtype, backend: Backend) -> Form {
         match (dtype, backend) {
             // Without instructions that look up bytes.
             (Dtype::BF16, Backend::Portable) => Form::Bitmaps(Width::Four),
-            // Instructions that expand bytes make escapes cheap, so fewer bytes count.
+            // Instructions that expand bytes make escapes cheap, so fewer bytes count. Where a core
+            // gets more than about 20 GB/s, nibbles are faster.
             (Dtype::BF16, Backend::Avx512) => Form::Bitmaps(Width::Three),
             (Dtype::BF16, _) => Form::Nibbles,
             // Their bitmaps save a tenth, or a fifth for F8_E5M2, and take longer to decode.

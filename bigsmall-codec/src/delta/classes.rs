@@ -53,8 +53,8 @@ impl Classes {
         (exponent + last).saturating_sub(self.top as u16).min(last) as u8
     }
 
-    /// What is taken from an exponent of 8 bits, and what is added to it, each of which stops at
-    /// the ends of a byte; and the most that it may be then: so it becomes its class.
+    /// `[less, more, last]`: the class of an exponent of 8 bits is the smaller one of `last` and
+    /// `exponent - less + more`, where the subtraction stops at 0 and the addition at 255.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn steps(self) -> [u8; 3] {
         let last = self.n - 1;

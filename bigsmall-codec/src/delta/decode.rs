@@ -1,4 +1,4 @@
-//! Blocks to units, in place of the base's.
+//! Blocks to units, from those of the base, which may be in their place.
 #![warn(clippy::unwrap_used)]
 
 use bigsmall_format::internal::{Ahead, reserve, set_len};
@@ -333,19 +333,25 @@ mod tests {
         let others = [(Dtype::I8, 1), (Dtype::F4, 1)];
         let all = floats.iter().flat_map(|&dtype| (1..=8).map(move |k| (dtype, k)));
         for (dtype, k) in all.chain(others) {
-            for (n_groups, modes) in [(1, 0), (3, 0xff), (6, 0x5a), (1, random() as u8), (5, 0)] {
+            let rounds = [(1, 0), (3, 0xff), (6, 0x5a), (1, random() as u8), (5, 0), (7, 0)];
+            for (n_groups, modes) in rounds {
                 let modes = modes & ((1u16 << k) - 1) as u8;
                 let mask = Field::of(dtype).mask;
-                let top = (random() as u32 % 12 + 3) & mask;
+                let top = match n_groups {
+                    7 => random() as u32 & mask,
+                    _ => (random() as u32 % 12 + 3) & mask,
+                };
                 let classes = Classes { n: k, top };
                 let sparse = Classes { n: if mask == 0 { 1 } else { 2 * k }, top };
                 let head = Head::new(dtype, 5, GROUP, (classes, modes), sparse, Vec::new());
                 let n = n_groups * GROUP;
                 let base: Vec<u8> = (0..n)
                     .flat_map(|_| {
-                        // Also nearly all of one class: sums in narrow lanes must not overflow.
+                        // Also nearly all of one class: sums in narrow lanes must not overflow. And
+                        // all exponents.
                         let exponent = match n_groups {
-                            5 => u64::from(top).saturating_sub(u64::from(random() % 16 > 0)),
+                            5 => u64::from(top).saturating_sub(u64::from(random() % 256 > 0)),
+                            7 => random(),
                             _ => random() % 20,
                         };
                         let exponent = exponent & u64::from(mask);

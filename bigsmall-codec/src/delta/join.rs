@@ -21,7 +21,8 @@ pub(crate) struct Merge<'a> {
     pub(crate) scratch: &'a mut [u8],
 }
 
-/// [`Word::merge`] for the units of `head`; `values` has room for 8 bytes each.
+/// [`Word::merge`] for the units of `head`; `values` holds one for each unit, and
+/// [`MERGE_ROOM`](crate::kernels::MERGE_ROOM) more.
 #[inline(always)]
 pub(crate) fn merge(head: &Head, values: &[u64], place: Merge<'_>) {
     #[inline(always)]
@@ -231,9 +232,10 @@ mod tests {
                 let tables = [0, 3, unit_bits - 1].map(table).into();
                 let one = Classes { n: 1, top: 0 };
                 let head = Head::new(dtype, symbol_bits, GROUP, (one, 0), one, tables);
-                let group_tables: Vec<u8> = (0..7).map(|i| (i + round) % 3).collect();
+                // More groups than a kernel takes at a time.
+                let group_tables: Vec<u8> = (0..19).map(|i| (i + round) % 3).collect();
                 let n = group_tables.len() * GROUP;
-                // In the first groups near values alone, in the last ones none.
+                // In the first groups hardly any far values, in the last ones half.
                 let symbols: Vec<u8> = (0..n)
                     .map(|i| {
                         let symbol = random() as u8 & ((1 << symbol_bits) - 1);

@@ -47,9 +47,8 @@ pub struct CompressOptions {
     /// renamed tensors are found if the names differ by a prefix, or if they have kept a sample of
     /// their values.
     ///
-    /// It is an error if the input has no tensor of such a name, of a folder none of its files, or
-    /// if the base has no tensor of the other name. [`compress`](crate::compress) and
-    /// [`estimate`](crate::estimate) use names.
+    /// It is an error if no file of the input has a tensor of such a name, or if the base has none
+    /// of the other name.
     pub base_names: BTreeMap<String, String>,
 }
 

@@ -109,7 +109,7 @@ impl Group {
             // SAFETY: 16 symbols from one of the group on lie within the bytes of `far`.
             let symbols = unsafe { _mm_loadu_si128(self.far.as_ptr().add(i).cast()) };
             let symbols = _mm512_cvtepu8_epi32(symbols);
-            // The upper bytes of a number are 0, and so are the first entries.
+            // Upper bytes look up entry 0, which is 0.
             let len = _mm512_permutexvar_epi8(symbols, lens);
             let first = _mm512_permutex2var_epi16(firsts[0], symbols, firsts[1]);
             let minus = _mm512_test_epi32_mask(len, _mm512_set1_epi32(i32::from(MINUS)));
@@ -120,7 +120,7 @@ impl Group {
             sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<14>(sum, zero));
             sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<12>(sum, zero));
             sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<8>(sum, zero));
-            // 16 symbols have at most as many bits of 16, which are less than one vector.
+            // 16 symbols take at most 7 + 256 bits from here: one vector has all of them.
             let begin = (*at / 8).min(extra.len() - EXTRA_ROOM);
             let window = &extra[begin..begin + EXTRA_ROOM];
             // SAFETY: 64 bytes.
