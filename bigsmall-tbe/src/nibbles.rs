@@ -116,9 +116,6 @@ impl NibbleMatrix {
     /// The escapes among some weights of a row.
     fn escapes(&self, row: usize, range: Range<usize>) -> &[Escape] {
         let escapes = &self.escapes[self.starts[row]..self.starts[row + 1]];
-        if escapes.is_empty() {
-            return escapes;
-        }
         let begin = escapes.partition_point(|e| (e.at as usize) < range.start);
         let end = escapes.partition_point(|e| (e.at as usize) < range.end);
         &escapes[begin..end]

@@ -50,16 +50,16 @@ impl Form {
     ///
     /// The choice is a table, not a measurement of each process: to measure products from memory
     /// takes matrices larger than the caches and idle cores, and on a busy machine chance would
-    /// decide how much memory a model takes. The form is the one that was the fastest where memory
-    /// gives each core less than about 20 GB/s (docs/performance.md), as it does with many cores.
-    /// Where it gives more, another form may be faster.
+    /// decide how much memory a model takes. The table follows measurements on machines with two
+    /// cores (docs/performance.md). With AVX-512 it names the smallest form, which ran a language
+    /// model fastest where memory gave each core 15 GB/s; where it gave more than about 20, nibbles
+    /// were faster.
     #[must_use]
     pub fn best(dtype: Dtype, backend: Backend) -> Form {
         match (dtype, backend) {
             // Without instructions that look up bytes.
             (Dtype::BF16, Backend::Portable) => Form::Bitmaps(Width::Four),
-            // Instructions that expand bytes make escapes cheap, so fewer bytes count. Where a core
-            // gets more than about 20 GB/s, nibbles are faster.
+            // Instructions that expand bytes make escapes cheap.
             (Dtype::BF16, Backend::Avx512) => Form::Bitmaps(Width::Three),
             (Dtype::BF16, _) => Form::Nibbles,
             // Their bitmaps save a tenth, or a fifth for F8_E5M2, and take longer to decode.
