@@ -158,18 +158,16 @@ mod tests {
         };
         // Each has the one before 40 times as its base.
         let mut given = BaseModel::from_source(plain).unwrap();
-        for depth in 0..6 {
+        // To follow each way through them would take 40^12 steps, which do not end.
+        for depth in 0..12 {
             given = BaseModel::from_source(shard(depth)).unwrap().with_base(given);
         }
-        let shard = Shard::open(shard(6)).unwrap();
-        let begin = Instant::now();
+        let shard = Shard::open(shard(12)).unwrap();
         let found = find(&shard, given.files(), &Progress::default()).unwrap();
         let base = found.tensor(&shard, 0).unwrap();
         assert!(!base.waits());
         let mut byte = [0];
         base.read_exact_at(0, &mut byte).unwrap();
         assert_eq!(byte, [7]);
-        // 40^6 steps take longer.
-        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     }
 }
