@@ -79,7 +79,13 @@ def main():
     print("| product of 64 weights | avx512 | avx2 | neon |\n|---|---|---|---|")
     for dtype, m, _ in DTYPES:
         products(f"{dtype}, plain", f"dot_plain_implK{m}")
-    products("bf16, nibbles", "dot_nibbles_impl")
+    avx2 = count(x86, "avx28products.*dot_nibbles_impl", FUSED, 8)
+    neon = count(arm, "neon8products.*dot_nibbles_impl", FUSED, 16)
+    # With AVX-512 the kernel of AVX2 runs.
+    row("bf16, nibbles", avx2, avx2, neon)
+    # Two tiles in each round.
+    pairs = count(x86, "avx5128products.*sum_of_pairs_impl", FUSED, 4)
+    print(f"| bf16, pairs | {pairs:.0f} | | |")
     for dtype, m, x in DTYPES:
         for w, bitmaps in [("3", "three"), ("4", "four")]:
             # A number that occurs before is written as a reference to it.

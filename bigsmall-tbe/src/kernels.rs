@@ -30,6 +30,28 @@ impl<'a> Tiles<'a> {
     }
 }
 
+/// Whole tiles of a column x, in the order of the lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Column<'a> {
+    pub(crate) x: &'a [f32],
+    /// So many weights after those that are multiplied are the ones to prefetch.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    // the other kernels do not prefetch
+    pub(crate) ahead: usize,
+}
+
+impl Column<'_> {
+    /// The tiles after the first `n`.
+    pub(crate) fn skip_tiles(self, n: usize) -> Self {
+        Column { x: &self.x[n * TILE..], ..self }
+    }
+
+    /// The first `n` tiles.
+    pub(crate) fn first_tiles(self, n: usize) -> Self {
+        Column { x: &self.x[..n * TILE], ..self }
+    }
+}
+
 /// The running sums for one row and one column: 64 chains of additions, where weight k belongs to
 /// chain [`lane_of`]`(k % 64)`. This is the order of the weights of a tile after bytes are
 /// unpacked, and it is the same for every kernel.
@@ -55,16 +77,73 @@ pub(crate) fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
     assert!(tiles.plane.len() >= n * TILE || !tiles.head.fields.has_plane());
 }
 
-/// Bytes of a tile as nibbles: the codes of the weights 0 to 31 in the low halves of 32 bytes and
-/// those of the weights 32 to 63 in the high halves; then the low bytes of the weights.
-pub(crate) const NIBBLE_TILE: usize = TILE / 2 + TILE;
+/// Bytes of a cell of nibbles, which has one tile: the codes of the weights 0 to 31 in the low halves
+/// of 32 bytes and those of the weights 32 to 63 in the high halves; then the low bytes of the
+/// weights.
+pub(crate) const NIBBLE_CELL: usize = TILE / 2 + TILE;
 
-/// Consecutive tiles of bf16 weights as nibbles, without escapes.
+/// Consecutive bf16 weights as nibbles, whatever their escapes are.
 #[derive(Clone, Copy)]
 pub(crate) struct Nibbles<'a> {
     /// The high bytes of the codes.
     pub(crate) high: &'a [u8; 16],
-    pub(crate) tiles: &'a [[u8; NIBBLE_TILE]],
+    pub(crate) cells: &'a [[u8; NIBBLE_CELL]],
+}
+
+/// Bytes of a cell of pairs, which has two tiles: 64 codes of seven bits, from the lowest bit of the
+/// first byte on; then the low bytes of the weights. Code i has the high bytes of weight i of both
+/// tiles.
+pub(crate) const PAIR_CELL: usize = 7 * TILE / 8 + 2 * TILE;
+
+/// Consecutive bf16 weights as pairs, whatever their escapes are.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs<'a> {
+    /// The high bytes that the numbers of [`PAIRS`] stand for.
+    pub(crate) high: &'a [u8; 16],
+    pub(crate) cells: &'a [[u8; PAIR_CELL]],
+}
+
+/// The numbers of the high bytes that a code stands for: of the weight in the first tile, and of the
+/// one in the second. These are the pairs with the smallest sums, since a high byte is about half as
+/// frequent as the one before it, so that pairs with equal sums are equally frequent.
+pub(crate) static PAIRS: [[u8; 128]; 2] = {
+    let mut pairs = [[0; 128]; 2];
+    let (mut code, mut sum) = (0, 0);
+    while code < 128 {
+        let mut first = 0;
+        while first <= sum && code < 128 {
+            pairs[0][code] = first;
+            pairs[1][code] = sum - first;
+            code += 1;
+            first += 1;
+        }
+        sum += 1;
+    }
+    pairs
+};
+
+/// A weight whose high byte has no code: its place in the row and, in the lowest byte, the high byte.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Escape(u32);
+
+impl Escape {
+    /// The places that there are.
+    pub(crate) const MOST_PLACES: usize = 1 << 24;
+
+    pub(crate) fn new(place: usize, high: u8) -> Self {
+        debug_assert!(place < Self::MOST_PLACES);
+        Escape((place as u32) << 8 | u32::from(high))
+    }
+
+    #[inline(always)]
+    pub(crate) fn place(self) -> usize {
+        (self.0 >> 8) as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn high(self) -> u8 {
+        self.0 as u8
+    }
 }
 
 /// Chains of a group: the floats of a tile that lie together in [`Panels`].
@@ -103,7 +182,8 @@ pub(crate) const LINES: usize = 3;
 
 pub(crate) type CountEscapes =
     fn(&Head, bitmaps: &[[u8; 8]], starts: &[Start]) -> Result<usize, usize>;
-pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, x: &[f32], &mut Chains) -> usize;
+pub(crate) type SumOfPairs = fn(&Pairs<'_>, &[Escape], first: usize, Column<'_>) -> f32;
+pub(crate) type DotTbe = fn(&Tiles<'_>, shift: u32, Column<'_>, &mut Chains) -> usize;
 
 /// The kernels of one backend. A table exists only if the machine supports the instructions, so its
 /// functions are safe to call.
@@ -122,13 +202,21 @@ pub(crate) struct Kernels {
     /// first is as fast.
     pub(crate) dot_tbe: Option<DotTbe>,
     /// The same with plain weights, whole tiles.
-    pub(crate) dot_plain: fn(Dtype, weights: &[u8], x: &[f32], &mut Chains),
-    /// The same with weights as nibbles.
-    pub(crate) dot_nibbles: fn(&Nibbles<'_>, x: &[f32], &mut Chains),
-    /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each tile.
-    pub(crate) unpack: fn(&Nibbles<'_>, out: &mut [u8]),
-    /// Sums the chains as a tree: each step adds the second half to the first.
-    pub(crate) sum: fn(&Chains) -> f32,
+    pub(crate) dot_plain: fn(Dtype, weights: &[u8], Column<'_>, &mut Chains),
+    /// The same with weights as nibbles, without escapes.
+    pub(crate) dot_nibbles: fn(&Nibbles<'_>, Column<'_>, &mut Chains),
+    /// The sum of all chains of the products of weights as pairs, with their escapes; the first
+    /// weight is at place `first` of the row. `None` if unpacking to a buffer first is as fast.
+    pub(crate) sum_of_pairs: Option<SumOfPairs>,
+    /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each cell, with
+    /// any high bytes for escapes.
+    pub(crate) unpack_nibbles: fn(&Nibbles<'_>, out: &mut [u8]),
+    /// The same for pairs, 256 bytes for each cell.
+    pub(crate) unpack_pairs: fn(&Pairs<'_>, out: &mut [u8]),
+    /// Takes the sum of the chains, as a tree: each step adds the second half to the first. Leaves
+    /// zeros, in vectors as long as those that products load: shorter ones would have to reach the
+    /// cache first.
+    pub(crate) take_sum: fn(&mut Chains) -> f32,
     /// Writes plain weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
     pub(crate) widen: fn(Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]),
     /// The products of all rows `w` with all columns `x`: the chains of row r and column c go to

@@ -4,12 +4,12 @@
 mod aligned;
 mod arch;
 mod backend;
+mod codes;
 mod encode;
 mod floats;
 mod kernels;
 mod layout;
 mod matmul;
-mod nibbles;
 mod plain;
 mod resident;
 mod view;

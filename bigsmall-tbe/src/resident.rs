@@ -10,11 +10,11 @@ use bigsmall_format::{
 
 use crate::aligned::Aligned;
 use crate::backend;
+use crate::codes::{Code, CodeMatrix};
 use crate::encode::Tbe;
 use crate::kernels::Kernels;
 use crate::layout::{Fields, Width};
 use crate::matmul::{Factor, Rows, Weights, expect, multiply, shape};
-use crate::nibbles::NibbleMatrix;
 use crate::view::Matrix;
 
 /// How a [`Resident`] keeps its weights in memory.
@@ -25,21 +25,30 @@ pub enum Form {
     Plain,
     /// bf16 with high bytes as codes of four bits, about 12 bits for each weight.
     Nibbles,
+    /// bf16 with a code of seven bits for the high bytes of two weights, about 11.6 bits for each
+    /// weight. Its products are fused with AVX-512.
+    Pairs,
     /// The bitmaps of the triple-bitmap encoding.
     Bitmaps(Width),
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: &'static [Form] =
-        &[Form::Plain, Form::Nibbles, Form::Bitmaps(Width::Three), Form::Bitmaps(Width::Four)];
+    pub const ALL: &'static [Form] = &[
+        Form::Plain,
+        Form::Nibbles,
+        Form::Pairs,
+        Form::Bitmaps(Width::Three),
+        Form::Bitmaps(Width::Four),
+    ];
 
-    /// A short name: `plain`, `nibbles`, `tbe3` or `tbe4`.
+    /// A short name: `plain`, `nibbles`, `pairs`, `tbe3` or `tbe4`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Form::Plain => "plain",
             Form::Nibbles => "nibbles",
+            Form::Pairs => "pairs",
             Form::Bitmaps(Width::Three) => "tbe3",
             Form::Bitmaps(Width::Four) => "tbe4",
         }
@@ -51,16 +60,14 @@ impl Form {
     /// The choice is a table, not a measurement of each process: to measure products from memory
     /// takes matrices larger than the caches and idle cores, and on a busy machine chance would
     /// decide how much memory a model takes. The table follows measurements on machines with two
-    /// cores (docs/performance.md). With AVX-512 it names the smallest form, which ran a language
-    /// model fastest where memory gave each core 15 GB/s; where it gave more than about 20, nibbles
-    /// were faster.
+    /// cores (docs/performance.md).
     #[must_use]
     pub fn best(dtype: Dtype, backend: Backend) -> Form {
         match (dtype, backend) {
             // Without instructions that look up bytes.
             (Dtype::BF16, Backend::Portable) => Form::Bitmaps(Width::Four),
-            // Instructions that expand bytes make escapes cheap.
-            (Dtype::BF16, Backend::Avx512) => Form::Bitmaps(Width::Three),
+            // One instruction looks up 64 of 128 bytes.
+            (Dtype::BF16, Backend::Avx512) => Form::Pairs,
             (Dtype::BF16, _) => Form::Nibbles,
             // Their bitmaps save a tenth, or a fifth for F8_E5M2, and take longer to decode.
             _ => Form::Plain,
@@ -74,8 +81,15 @@ impl std::fmt::Display for Form {
     }
 }
 
-/// With more escapes than one of so many weights, nibbles are slower than other forms.
-const MOST_ESCAPES: f64 = 1.0 / 512.0;
+/// The share of escapes beyond which a form is slower than others.
+fn most_escapes(form: Form) -> f64 {
+    match form {
+        Form::Nibbles => 1.0 / 512.0,
+        // One in a cell of 128 weights.
+        Form::Pairs => 1.0 / 128.0,
+        _ => 1.0,
+    }
+}
 
 /// A matrix in memory, in the form in which this machine multiplies it fastest, made once from any
 /// encoding. All forms have the same products, bit for bit: those of
@@ -105,13 +119,13 @@ pub struct Resident {
 #[derive(Clone)]
 enum Held {
     Plain(Aligned),
-    Nibbles(NibbleMatrix),
+    Codes(CodeMatrix),
     Bitmaps(Matrix),
 }
 
 impl Resident {
     /// Takes `tensor`, which `encoding` decodes, into the form that [`Form::best`] names for this
-    /// machine: nibbles or bitmaps for BF16; F16 and FP8 stay plain. A tensor that does not suit
+    /// machine: codes or bitmaps for BF16; F16 and FP8 stay plain. A tensor that does not suit
     /// this form (too many different exponents) gets another one; one that no form makes smaller
     /// stays plain. Everything is validated; works on the
     /// threads of the caller's pool.
@@ -136,7 +150,7 @@ impl Resident {
         let other = Some(Form::Bitmaps(Width::Three)).filter(|&other| other != best);
         let smaller = std::iter::once(best).chain(other).filter(|_| best != Form::Plain);
         for form in smaller {
-            if let Some(resident) = Self::try_form(tensor, encoding, form, MOST_ESCAPES)?
+            if let Some(resident) = Self::try_form(tensor, encoding, form, most_escapes(form))?
                 && resident.byte_len() < tensor.spec().byte_len()
             {
                 return resident.with_backend(backend);
@@ -148,8 +162,8 @@ impl Resident {
     /// The same in a form of choice, even if it is larger than the plain weights.
     ///
     /// # Errors
-    /// Those of [`new`](Self::new); [`Rule::EncodingRefuses`] for nibbles of another dtype than
-    /// BF16, or with rows of 2^32 weights or more.
+    /// Those of [`new`](Self::new); [`Rule::EncodingRefuses`] for nibbles or pairs of another
+    /// dtype than BF16, or with rows of more than 2^24 weights.
     pub fn with_form(
         tensor: &EncodedTensor,
         encoding: &dyn TensorEncoding,
@@ -158,7 +172,8 @@ impl Resident {
         Self::try_form(tensor, encoding, form, 1.0)?.ok_or_else(|| {
             Error::new(Rule::EncodingRefuses)
                 .in_tensor(tensor.spec().name())
-                .expected("shorter rows for nibbles")
+                .expected(format!("rows of at most 2^24 weights for the form {form}"))
+                .found(shape(tensor.spec()).1)
         })
     }
 
@@ -170,7 +185,7 @@ impl Resident {
     ) -> Result<Option<Self>> {
         let spec = tensor.spec();
         let supported = match form {
-            Form::Nibbles => spec.dtype() == Dtype::BF16,
+            Form::Nibbles | Form::Pairs => spec.dtype() == Dtype::BF16,
             _ => Fields::of(spec.dtype()).is_some(),
         };
         if !supported {
@@ -185,17 +200,18 @@ impl Resident {
                 tensor.decode_bytes(encoding, 0..spec.byte_len(), &mut bytes)?;
                 Held::Plain(bytes)
             }
-            Form::Nibbles => {
+            Form::Nibbles | Form::Pairs => {
+                let code = if form == Form::Pairs { Code::Pair } else { Code::Nibble };
                 let decoder = tensor.open(encoding)?;
                 let (rows, cols) = shape(spec);
-                let packed = NibbleMatrix::pack(rows, cols, most_escapes, |row, out| {
+                let packed = CodeMatrix::pack(code, rows, cols, most_escapes, |row, out| {
                     let begin = (row * cols * 2) as u64;
                     let range = begin..begin + out.len() as u64;
                     let payload: &dyn bigsmall_format::ReadAt = &tensor.payload();
                     decode_here(&*decoder, spec, tensor.table(), payload, None, range, out)
                 })?;
                 match packed {
-                    Some(packed) => Held::Nibbles(packed),
+                    Some(packed) => Held::Codes(packed),
                     None => return Ok(None),
                 }
             }
@@ -246,7 +262,8 @@ impl Resident {
     pub fn form(&self) -> Form {
         match &self.held {
             Held::Plain(_) => Form::Plain,
-            Held::Nibbles(_) => Form::Nibbles,
+            Held::Codes(matrix) if matrix.code() == Code::Pair => Form::Pairs,
+            Held::Codes(_) => Form::Nibbles,
             Held::Bitmaps(matrix) => Form::Bitmaps(matrix.view().width()),
         }
     }
@@ -256,7 +273,7 @@ impl Resident {
     pub fn byte_len(&self) -> u64 {
         match &self.held {
             Held::Plain(bytes) => bytes.len() as u64,
-            Held::Nibbles(matrix) => matrix.byte_len(),
+            Held::Codes(matrix) => matrix.byte_len(),
             Held::Bitmaps(matrix) => matrix.view().tensor().byte_len(),
         }
     }
@@ -264,7 +281,7 @@ impl Resident {
     fn all_rows(&self) -> Rows<'_> {
         let weights = match &self.held {
             Held::Plain(bytes) => Weights::Plain(bytes),
-            Held::Nibbles(matrix) => Weights::Nibbles(matrix),
+            Held::Codes(matrix) => Weights::Codes(matrix),
             Held::Bitmaps(matrix) => Weights::Encoded(matrix.view()),
         };
         Rows::new(weights, &self.spec, self.kernels)

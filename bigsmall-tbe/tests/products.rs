@@ -121,6 +121,11 @@ fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
+/// Whether a form takes weights of a dtype.
+fn takes(form: Form, dtype: Dtype) -> bool {
+    dtype == Dtype::BF16 || ![Form::Nibbles, Form::Pairs].contains(&form)
+}
+
 /// Encoded, plain and reference agree on every backend and in every pool; the error keeps the
 /// bound.
 fn check(case: &Case) {
@@ -128,7 +133,7 @@ fn check(case: &Case) {
     let (m, k) = (case.m(), case.k());
     let view = View::new(&case.encoded).unwrap();
     let weights = case.weights();
-    let forms = Form::ALL.iter().filter(|f| spec.dtype() == Dtype::BF16 || **f != Form::Nibbles);
+    let forms = Form::ALL.iter().filter(|f| takes(**f, spec.dtype()));
     let residents: Vec<Resident> = forms
         .map(|f| Resident::with_form(&case.encoded, &Tbe::default(), *f).unwrap())
         .inspect(|resident| check_original(resident, bytes))
@@ -252,7 +257,7 @@ fn any_bits() {
             let bytes = oracle::bytes(dtype, &values);
             let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
             let x = vec![1.0; k as usize];
-            let forms = Form::ALL.iter().filter(|f| dtype == Dtype::BF16 || **f != Form::Nibbles);
+            let forms = Form::ALL.iter().filter(|f| takes(**f, dtype));
             for form in forms {
                 let resident = Resident::with_form(&raw, &Raw, *form).unwrap();
                 check_original(&resident, &bytes);
@@ -281,6 +286,7 @@ fn forms_by_size() {
     for (form, bits) in [
         (Form::Plain, 16.0),
         (Form::Nibbles, 12.1),
+        (Form::Pairs, 11.7),
         (Form::Bitmaps(Width::Three), 11.2),
         (Form::Bitmaps(Width::Four), 12.1),
     ] {

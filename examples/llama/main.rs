@@ -127,7 +127,8 @@ struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     #[arg(value_parser = |name: &str| Kernels::from_name(name).map_err(|e| e.to_string()))]
     kernels: Kernels,
-    /// The form of compressed weights on the CPU: nibbles, tbe3 or tbe4. By default the fastest.
+    /// The form of compressed weights on the CPU: nibbles, pairs, tbe3 or tbe4. By default the
+    /// fastest.
     #[arg(long, value_name = "NAME", value_parser = form)]
     form: Option<Form>,
     /// Use an adapter whose name contains this text, if there are several.
@@ -142,7 +143,7 @@ struct Args {
 
 fn form(name: &str) -> std::result::Result<Form, String> {
     let found = Form::ALL.iter().copied().find(|form| form.name() == name);
-    found.ok_or_else(|| format!("{name:?}, expected nibbles, tbe3 or tbe4"))
+    found.ok_or_else(|| format!("{name:?}, expected nibbles, pairs, tbe3 or tbe4"))
 }
 
 fn main() -> Result<()> {

@@ -8,7 +8,8 @@ use bigsmall_format::{Backend, Dtype};
 use crate::arch::blocks::{self, Four};
 use crate::floats;
 use crate::kernels::{
-    Chains, GROUP_LANES, GROUPS, Kernels, NIBBLE_TILE, Nibbles, Panels, Tiles, weight_of,
+    Chains, Column, GROUP_LANES, GROUPS, Kernels, NIBBLE_CELL, Nibbles, PAIR_CELL, PAIRS, Pairs,
+    Panels, Tiles, weight_of,
 };
 use crate::layout::{GROUP, Head, Start, TILE, Width, escape_mask};
 
@@ -19,8 +20,10 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dot_tbe: None,
     dot_plain,
     dot_nibbles,
-    unpack,
-    sum,
+    sum_of_pairs: None,
+    unpack_nibbles,
+    unpack_pairs,
+    take_sum,
     widen,
     multiply,
 };
@@ -177,7 +180,8 @@ fn mul_then_add(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
 }
 
-fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
+fn dot_plain(dtype: Dtype, weights: &[u8], column: Column<'_>, chains: &mut Chains) {
+    let x = column.x;
     let pairs = weights.as_chunks::<2>().0;
     match dtype {
         Dtype::BF16 => dot_bf16(weights, x, chains),
@@ -203,23 +207,23 @@ fn dot_each<T: Copy>(weights: &[T], x: &[f32], chains: &mut Chains, to_f32: impl
     *chains = sums;
 }
 
-fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
+fn dot_nibbles(nibbles: &Nibbles<'_>, column: Column<'_>, chains: &mut Chains) {
     let mut weights = [0; 2 * TILE];
-    for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
-        unpack_tile(nibbles.high, tile, &mut weights);
+    for (cell, x) in nibbles.cells.iter().zip(column.x.as_chunks::<TILE>().0) {
+        unpack_nibble_cell(nibbles.high, cell, &mut weights);
         dot_bf16(&weights, x, chains);
     }
 }
 
-fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut().0) {
-        unpack_tile(nibbles.high, tile, out);
+fn unpack_nibbles(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+    for (cell, out) in nibbles.cells.iter().zip(out.as_chunks_mut().0) {
+        unpack_nibble_cell(nibbles.high, cell, out);
     }
 }
 
 #[inline(always)]
-fn unpack_tile(high: &[u8; 16], tile: &[u8; NIBBLE_TILE], out: &mut [u8; 2 * TILE]) {
-    let (codes, low) = tile.split_at(TILE / 2);
+fn unpack_nibble_cell(high: &[u8; 16], cell: &[u8; NIBBLE_CELL], out: &mut [u8; 2 * TILE]) {
+    let (codes, low) = cell.split_at(TILE / 2);
     let (first, second) = out.as_chunks_mut::<2>().0.split_at_mut(TILE / 2);
     for (i, &codes) in codes.iter().enumerate() {
         first[i] = [low[i], high[usize::from(codes & 15)]];
@@ -227,13 +231,33 @@ fn unpack_tile(high: &[u8; 16], tile: &[u8; NIBBLE_TILE], out: &mut [u8; 2 * TIL
     }
 }
 
-fn sum(chains: &Chains) -> f32 {
+pub(crate) fn unpack_pairs(pairs: &Pairs<'_>, out: &mut [u8]) {
+    // The high bytes of each code.
+    let high = PAIRS.map(|numbers| numbers.map(|number| pairs.high[usize::from(number)]));
+    for (cell, out) in pairs.cells.iter().zip(out.as_chunks_mut::<{ 4 * TILE }>().0) {
+        let (codes, low) = cell.split_at(PAIR_CELL - 2 * TILE);
+        let (first, second) = out.as_chunks_mut::<2>().0.split_at_mut(TILE);
+        for (i, seven) in codes.as_chunks::<7>().0.iter().enumerate() {
+            let [a, b, c, d, e, f, g] = *seven;
+            let eight = u64::from_le_bytes([a, b, c, d, e, f, g, 0]);
+            for j in 0..8 {
+                let code = (eight >> (7 * j) & 127) as usize;
+                let i = 8 * i + j;
+                first[i] = [low[i], high[0][code]];
+                second[i] = [low[TILE + i], high[1][code]];
+            }
+        }
+    }
+}
+
+fn take_sum(chains: &mut Chains) -> f32 {
     // Of fixed lengths, so that compilers add vectors.
     let sums: [f32; TILE / 2] = halved(chains);
     let sums: [f32; TILE / 4] = halved(&sums);
     let sums: [f32; TILE / 8] = halved(&sums);
     let sums: [f32; TILE / 16] = halved(&sums);
     let sums: [f32; TILE / 32] = halved(&sums);
+    *chains = [0.0; TILE];
     sums[0] + sums[1]
 }
 

@@ -64,7 +64,7 @@ fn block(
             x = after;
             let chains = &mut chains[..n * columns];
             (w.kernels.multiply)(&weights, &Panels { floats, n: columns, tiles }, chains);
-            trees.extend(chains.iter().map(w.kernels.sum));
+            trees.extend(chains.iter_mut().map(w.kernels.take_sum));
         }
         trees.end_row();
     }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use bigsmall_format::{Error, Result, Rule, TensorSpec};
 
+use crate::codes::CodeMatrix;
 use crate::kernels::Kernels;
-use crate::nibbles::NibbleMatrix;
 use crate::view::View;
 
 /// Rows of one matrix that are to be multiplied.
@@ -21,7 +21,7 @@ pub(crate) struct Rows<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Weights<'a> {
     Encoded(View<'a>),
-    Nibbles(&'a NibbleMatrix),
+    Codes(&'a CodeMatrix),
     Plain(&'a [u8]),
 }
 
@@ -85,7 +85,7 @@ impl<'a> Rows<'a> {
         let dst = &mut dst[..len];
         match self.weights {
             Weights::Encoded(view) => view.decode_here(first as u64, dst, self.kernels),
-            Weights::Nibbles(matrix) => matrix.decode(row, range, dst, self.kernels),
+            Weights::Codes(matrix) => matrix.decode(row, range, dst, self.kernels),
             Weights::Plain(_) => {}
         }
         dst

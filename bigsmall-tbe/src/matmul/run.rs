@@ -74,12 +74,17 @@ pub(crate) fn multiply(
     }
     // Row by row, with all columns of each row. So a run of rows is one slice, also across
     // matrices.
-    values.clear();
     values.resize(n_rows * batch, 0.0);
     product.run(n_rows, k, values)?;
-    let mut rows = values.chunks_exact(batch);
+    let mut values = &values[..];
     for (w, y) in matrices.iter().zip(y) {
-        for (i, values) in rows.by_ref().take(w.rows.len()).enumerate() {
+        let (of_matrix, after) = values.split_at(y.len());
+        values = after;
+        if batch == 1 {
+            y.copy_from_slice(of_matrix);
+            continue;
+        }
+        for (i, values) in of_matrix.chunks_exact(batch).enumerate() {
             for (column, value) in values.iter().enumerate() {
                 y[column * w.rows.len() + i] = *value;
             }

@@ -4,9 +4,19 @@ use bigsmall_format::BLOCK_UNITS;
 
 use super::rows::{Rows, Weights};
 use super::sums::{CHUNK, Trees};
-use crate::kernels::{Chains, DotTbe, Tiles};
+use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
+
+/// How many weights ahead products prefetch.
+const AHEAD: usize = 8192;
+
+/// A column of more values than these leaves too little of a level 1 cache of 32 KiB to the weights:
+/// it would come from the level 2 cache for every row.
+const SHORT: usize = 6144;
+
+/// The rows whose chunks are multiplied one after the other with the same chunk of a longer column.
+const ROWS: usize = 12;
 
 /// Writes the products of `out.len()` rows from `first` on. `x` is the column in the order of the
 /// lanes.
@@ -21,43 +31,50 @@ pub(super) fn multiply(
     let dtype = w.spec.dtype();
     // The weights after the last tile that was multiplied in encoded form.
     let mut next = None;
+    // Bitmaps stay in order: the processor prefetches their escapes by itself, but not those of the
+    // next row.
+    let in_order = w.k <= SHORT || matches!(w.weights, Weights::Encoded(_));
+    let (at_a_time, ahead) = if in_order { (1, AHEAD) } else { (ROWS, w.k) };
+    // Zeros before each chunk.
+    let Lines(chains) = &mut Lines([0.0; TILE]);
     let mut of_chunk = |row: usize, begin: usize| {
         let n = (w.k - begin).min(CHUNK);
-        let x = &x[begin..][..n.next_multiple_of(TILE)];
-        let Lines(chains) = &mut Lines([0.0; TILE]);
+        let column = Column { x: &x[begin..][..n.next_multiple_of(TILE)], ahead };
         match (w.weights, w.kernels.dot_tbe) {
             (Weights::Encoded(view), Some(dot)) => {
                 let position = row as u64 * w.k as u64 + begin as u64;
-                bitmaps(&view, position, n, x, dot, &mut next, chains);
+                bitmaps(&view, position, n, column, dot, &mut next, chains);
             }
-            (Weights::Nibbles(matrix), _) => {
-                matrix.dot(row, begin..begin + n, x, chains, w.kernels);
+            (Weights::Codes(matrix), _) => {
+                return matrix.sum(row, begin..begin + n, column, chains, w.kernels, bytes);
             }
             _ => {
                 let weights = w.bytes(row, begin..begin + n, bytes);
                 let tile = TILE * dtype.unit_bytes();
                 let (whole, rest) = weights.split_at(n / TILE * tile);
-                (w.kernels.dot_plain)(dtype, whole, x, chains);
+                (w.kernels.dot_plain)(dtype, whole, column, chains);
                 if !rest.is_empty() {
                     let mut last = [0; 2 * TILE];
                     last[..rest.len()].copy_from_slice(rest);
-                    let x = &x[n / TILE * TILE..];
-                    (w.kernels.dot_plain)(dtype, &last[..tile], x, chains);
+                    let column = column.skip_tiles(n / TILE);
+                    (w.kernels.dot_plain)(dtype, &last[..tile], column, chains);
                 }
             }
         }
-        (w.kernels.sum)(chains)
+        (w.kernels.take_sum)(chains)
     };
-    for (row, out) in (first..).zip(out) {
-        if w.k <= CHUNK {
+    if w.k <= CHUNK {
+        for (row, out) in (first..).zip(out) {
             *out = of_chunk(row, 0);
-            continue;
         }
-        trees.clear(1);
+        return;
+    }
+    for (first, out) in (first..).step_by(at_a_time).zip(out.chunks_mut(at_a_time)) {
+        trees.clear(out.len());
         for begin in (0..w.k).step_by(CHUNK) {
-            trees.push(std::iter::once(of_chunk(row, begin)));
+            trees.push((first..first + out.len()).map(|row| of_chunk(row, begin)));
         }
-        *out = trees.sums()[0];
+        out.copy_from_slice(trees.sums());
     }
 }
 
@@ -98,7 +115,7 @@ fn bitmaps<'a>(
     view: &View<'a>,
     first: u64,
     n: usize,
-    x: &[f32],
+    column: Column<'_>,
     dot: DotTbe,
     next: &mut Option<Run<'a>>,
     chains: &mut Chains,
@@ -117,10 +134,12 @@ fn bitmaps<'a>(
             let (dtype, kernels) = (view.dtype(), view.kernels());
             let unit = dtype.unit_bytes();
             view.decode_here(position, &mut tile[..unit * len], kernels);
-            (kernels.dot_plain)(dtype, &tile[..unit * TILE], &x[at..at + TILE], chains);
+            let column = column.skip_tiles(at / TILE).first_tiles(1);
+            (kernels.dot_plain)(dtype, &tile[..unit * TILE], column, chains);
             at += len;
         } else {
-            let used = dot(&run.tiles, run.shift, &x[at..at + whole], chains);
+            let column = column.skip_tiles(at / TILE).first_tiles(whole / TILE);
+            let used = dot(&run.tiles, run.shift, column, chains);
             *next = Some(run.after(whole, used));
             at += whole;
         }

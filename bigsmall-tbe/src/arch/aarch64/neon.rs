@@ -9,7 +9,7 @@ use bigsmall_format::internal::Ahead;
 
 use self::products::{add_products, load_chains, pairs, store_chains};
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, Tiles, check_run};
+use crate::kernels::{Chains, Column, Kernels, Tiles, check_run};
 use crate::layout::{
     BF16, Head, Start, TILE, Width, exponent_place, extra_bitmaps, for_dtype, has_plane, tile_bytes,
 };
@@ -37,8 +37,10 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         dot_tbe: Some(dot_tbe),
         dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
-        unpack: products::unpack,
-        sum: products::sum,
+        sum_of_pairs: None,
+        unpack_nibbles: products::unpack_nibbles,
+        unpack_pairs: portable::unpack_pairs,
+        take_sum: products::take_sum,
         widen: products::widen,
         multiply: products::multiply,
     };
@@ -67,7 +69,8 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], _: &mut Ahead<'_>) {
     }
 }
 
-fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, column: Column<'_>, chains: &mut Chains) -> usize {
+    let x = column.x;
     check_run(tiles, shift, x.len() / TILE);
     // SAFETY: `kernels` returned this function, so the machine has NEON. The lengths were checked
     // above.

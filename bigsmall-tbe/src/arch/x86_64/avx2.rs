@@ -12,12 +12,12 @@ use bigsmall_format::internal::Ahead;
 use self::products::{add_products, load_chains, pairs, store_chains};
 use super::stream;
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
+use crate::kernels::{Chains, Column, Kernels, LINES, Tiles, check_run};
 use crate::layout::{
     BF16, Head, Start, TILE, Width, exponent_place, extra_bitmaps, for_dtype, has_plane, tile_bytes,
 };
 
-mod products;
+pub(super) mod products;
 
 /// How many weights ahead products prefetch.
 const AHEAD: usize = 4096;
@@ -39,8 +39,10 @@ const fn with_or_without<const GFNI: bool>() -> Kernels {
         dot_tbe: Some(dot_tbe::<GFNI>),
         dot_plain: products::dot_plain,
         dot_nibbles: products::dot_nibbles,
-        unpack: products::unpack,
-        sum: products::sum,
+        sum_of_pairs: None,
+        unpack_nibbles: products::unpack_nibbles,
+        unpack_pairs: portable::unpack_pairs,
+        take_sum: products::take_sum,
         widen: products::widen,
         multiply: products::multiply,
     }
@@ -87,24 +89,24 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
 fn dot_tbe<const GFNI: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
-    x: &[f32],
+    column: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
-    check_run(tiles, shift, x.len() / TILE);
+    check_run(tiles, shift, column.x.len() / TILE);
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
         for_dtype!(tiles.head.dtype, M => {
             const X: usize = extra_bitmaps(M);
             match (tiles.head.width, shift, GFNI) {
-                (Width::Three, 0, true) => dot_gfni::<M, X, 3, true>(tiles, shift, x, chains),
-                (Width::Three, _, true) => dot_gfni::<M, X, 3, false>(tiles, shift, x, chains),
-                (Width::Four, 0, true) => dot_gfni::<M, X, 4, true>(tiles, shift, x, chains),
-                (Width::Four, _, true) => dot_gfni::<M, X, 4, false>(tiles, shift, x, chains),
-                (Width::Three, 0, false) => dot_avx2::<M, X, 3, true>(tiles, shift, x, chains),
-                (Width::Three, _, false) => dot_avx2::<M, X, 3, false>(tiles, shift, x, chains),
-                (Width::Four, 0, false) => dot_avx2::<M, X, 4, true>(tiles, shift, x, chains),
-                (Width::Four, _, false) => dot_avx2::<M, X, 4, false>(tiles, shift, x, chains),
+                (Width::Three, 0, true) => dot_gfni::<M, X, 3, true>(tiles, shift, column, chains),
+                (Width::Three, _, true) => dot_gfni::<M, X, 3, false>(tiles, shift, column, chains),
+                (Width::Four, 0, true) => dot_gfni::<M, X, 4, true>(tiles, shift, column, chains),
+                (Width::Four, _, true) => dot_gfni::<M, X, 4, false>(tiles, shift, column, chains),
+                (Width::Three, 0, false) => dot_avx2::<M, X, 3, true>(tiles, shift, column, chains),
+                (Width::Three, _, false) => dot_avx2::<M, X, 3, false>(tiles, shift, column, chains),
+                (Width::Four, 0, false) => dot_avx2::<M, X, 4, true>(tiles, shift, column, chains),
+                (Width::Four, _, false) => dot_avx2::<M, X, 4, false>(tiles, shift, column, chains),
             }
         })
     }
@@ -222,8 +224,8 @@ const LAG: usize = 6;
 const RING: usize = LAG + 2;
 
 /// Calls `each` for `n` tiles, in order, with the index of the tile's first weight and its turned
-/// exponents, beside which are the bits of the X extra bitmaps. Returns the number of their
-/// escapes.
+/// exponents, beside which are the bits of the X extra bitmaps. Prefetches what is `ahead` weights
+/// after each. Returns the number of their escapes.
 ///
 /// # Safety
 /// [`check_run`] must have passed for this shift and `n` tiles. `ALIGNED` requires a shift of 0.
@@ -239,6 +241,7 @@ unsafe fn for_each_tile<
     tiles: &Tiles<'_>,
     shift: u32,
     n: usize,
+    ahead: usize,
     mut each: impl FnMut(usize, &[__m256i; 2]),
 ) -> usize {
     // One more tile, for the byte that patching writes after the last one.
@@ -258,9 +261,9 @@ unsafe fn for_each_tile<
             };
             here = here.wrapping_add(per_tile);
             if has_plane(M) {
-                stream::fetch_plane(tiles, at, AHEAD);
+                stream::fetch_plane(tiles, at, ahead);
             }
-            stream::fetch_bitmaps(here, per_tile, AHEAD);
+            stream::fetch_bitmaps(here, per_tile, ahead);
             // SAFETY: each of the RING tiles is followed by another one. The next tile was used one
             // round ago, because RING is LAG + 2.
             unsafe {
@@ -454,7 +457,7 @@ unsafe fn decode_tiles<const M: u32, const X: usize, const W: usize, const GFNI:
         }
     };
     // SAFETY: as the caller promises.
-    unsafe { for_each_tile::<M, X, W, true, GFNI>(tiles, 0, n, each) }
+    unsafe { for_each_tile::<M, X, W, true, GFNI>(tiles, 0, n, AHEAD, each) }
 }
 
 /// # Safety
@@ -497,9 +500,10 @@ unsafe fn dot<
 >(
     tiles: &Tiles<'_>,
     shift: u32,
-    x: &[f32],
+    column: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
+    let Column { x, ahead } = column;
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     let (planes, from) = (tiles.plane.as_ptr(), x.as_ptr());
@@ -514,8 +518,9 @@ unsafe fn dot<
         }
     };
     // SAFETY: as the caller promises.
-    let used =
-        unsafe { for_each_tile::<M, X, W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, each) };
+    let used = unsafe {
+        for_each_tile::<M, X, W, ALIGNED, GFNI>(tiles, shift, x.len() / TILE, ahead, each)
+    };
     // SAFETY: the machine has AVX2.
     unsafe { store_chains(sums, chains) };
     used
@@ -527,11 +532,11 @@ unsafe fn dot<
 unsafe fn dot_gfni<const M: u32, const X: usize, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
-    x: &[f32],
+    column: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { dot::<M, X, W, ALIGNED, true>(tiles, shift, x, chains) }
+    unsafe { dot::<M, X, W, ALIGNED, true>(tiles, shift, column, chains) }
 }
 
 /// # Safety
@@ -540,11 +545,11 @@ unsafe fn dot_gfni<const M: u32, const X: usize, const W: usize, const ALIGNED: 
 unsafe fn dot_avx2<const M: u32, const X: usize, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
-    x: &[f32],
+    column: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { dot::<M, X, W, ALIGNED, false>(tiles, shift, x, chains) }
+    unsafe { dot::<M, X, W, ALIGNED, false>(tiles, shift, column, chains) }
 }
 
 #[cfg(test)]
@@ -580,7 +585,7 @@ mod tests {
         let tiles = Tiles { head, bitmaps: &bitmaps, plane: &plane, escapes: &escapes };
         let [with, without] = [&WITH_GFNI, &WITHOUT_GFNI].map(|kernels| {
             let (mut chains, mut out) = ([0.5; TILE], vec![0; out_len]);
-            kernels.dot_tbe.unwrap()(&tiles, shift, &x, &mut chains);
+            kernels.dot_tbe.unwrap()(&tiles, shift, Column { x: &x, ahead: 0 }, &mut chains);
             (kernels.decode)(&tiles, &mut out, &mut Ahead::new(&[]));
             (chains.map(f32::to_bits), out)
         });

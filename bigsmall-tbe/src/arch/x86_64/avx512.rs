@@ -8,19 +8,16 @@ use std::arch::x86_64::*;
 use bigsmall_format::Backend;
 use bigsmall_format::internal::Ahead;
 
-use self::products::{add_products, load_chains, pairs, store_chains};
-use super::stream;
+use self::products::{add_products, load_chains, store_chains, words};
+use super::{avx2, stream};
 use crate::arch::portable;
-use crate::kernels::{Chains, Kernels, LINES, Tiles, check_run};
+use crate::kernels::{Chains, Column, Kernels, LINES, Tiles, check_run};
 use crate::layout::{
     BF16, Head, Start, TILE, Width, escape_mask, exponent_place, extra_bitmaps, for_dtype,
     has_plane, tile_bytes,
 };
 
 mod products;
-
-/// How many weights ahead products prefetch.
-const AHEAD: usize = 8192;
 
 pub(crate) fn kernels() -> Option<&'static Kernels> {
     static KERNELS: Kernels = Kernels {
@@ -29,9 +26,12 @@ pub(crate) fn kernels() -> Option<&'static Kernels> {
         decode,
         dot_tbe: Some(dot_tbe),
         dot_plain: products::dot_plain,
-        dot_nibbles: products::dot_nibbles,
-        unpack: products::unpack,
-        sum: products::sum,
+        // As fast as with vectors of 64 bytes: they wait for memory.
+        dot_nibbles: avx2::products::dot_nibbles,
+        sum_of_pairs: Some(products::sum_of_pairs),
+        unpack_nibbles: avx2::products::unpack_nibbles,
+        unpack_pairs: products::unpack_pairs,
+        take_sum: products::take_sum,
         widen: products::widen,
         multiply: products::multiply,
     };
@@ -65,16 +65,16 @@ fn decode(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead<'_>) {
     }
 }
 
-fn dot_tbe(tiles: &Tiles<'_>, shift: u32, x: &[f32], chains: &mut Chains) -> usize {
-    check_run(tiles, shift, x.len() / TILE);
+fn dot_tbe(tiles: &Tiles<'_>, shift: u32, column: Column<'_>, chains: &mut Chains) -> usize {
+    check_run(tiles, shift, column.x.len() / TILE);
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
         for_dtype!(tiles.head.dtype, M => match (tiles.head.width, shift) {
-            (Width::Three, 0) => dot_tbe_impl::<M, 3, true>(tiles, shift, x, chains),
-            (Width::Three, _) => dot_tbe_impl::<M, 3, false>(tiles, shift, x, chains),
-            (Width::Four, 0) => dot_tbe_impl::<M, 4, true>(tiles, shift, x, chains),
-            (Width::Four, _) => dot_tbe_impl::<M, 4, false>(tiles, shift, x, chains),
+            (Width::Three, 0) => dot_tbe_impl::<M, 3, true>(tiles, shift, column, chains),
+            (Width::Three, _) => dot_tbe_impl::<M, 3, false>(tiles, shift, column, chains),
+            (Width::Four, 0) => dot_tbe_impl::<M, 4, true>(tiles, shift, column, chains),
+            (Width::Four, _) => dot_tbe_impl::<M, 4, false>(tiles, shift, column, chains),
         })
     }
 }
@@ -386,7 +386,7 @@ impl Output {
 unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
-    x: &[f32],
+    Column { x, ahead }: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
     let base = base_of::<M>(tiles);
@@ -399,11 +399,11 @@ unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (t, x) in x.as_chunks::<TILE>().0.iter().enumerate() {
         if has_plane(M) {
-            stream::fetch_plane(tiles, t * TILE, AHEAD);
+            stream::fetch_plane(tiles, t * TILE, ahead);
         }
         let per_tile = W + extra_bitmaps(M);
         let here = tiles.bitmaps.as_ptr().wrapping_add(t * per_tile);
-        stream::fetch_bitmaps(here, per_tile, AHEAD);
+        stream::fetch_bitmaps(here, per_tile, ahead);
         // SAFETY: `check_run` passed: there are bitmaps for this tile, for one more if it is
         // shifted, and bytes of the plane.
         unsafe {
@@ -415,7 +415,7 @@ unsafe fn dot_tbe_impl<const M: u32, const W: usize, const ALIGNED: bool>(
             }
             let exponents = exponents::<M, W>(these, base, &mut escapes);
             let (low, high) = bytes_of::<M>(exponents, load_plane::<M>(tiles.plane, t));
-            add_products::<M>(&mut sums, pairs::<M>(low, high), x.as_ptr());
+            add_products::<M>(&mut sums, words::<M>(low, high), x.as_ptr());
         }
     }
     store_chains(sums, chains);

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernels::{NIBBLE_TILE, Tiles};
+use crate::kernels::{NIBBLE_CELL, PAIR_CELL, Tiles};
 use crate::layout::TILE;
 
 /// Bytes of a cache line.
@@ -14,27 +14,29 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs of at least this length (a whole block of bf16) bypass the caches.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// How many bytes of plain weights ahead kernels prefetch. The processor's own prefetching stops at
+/// Prefetches the plain weights `ahead` weights after `tile`. The processor's own prefetching stops at
 /// the end of each page.
-const PLAIN_AHEAD: usize = 8192;
-/// The same for nibbles, which take fewer bytes and hardly any time to decode.
-const NIBBLES_AHEAD: usize = 8192;
-
-/// Prefetches the plain weights [`PLAIN_AHEAD`] of `tile`.
 #[inline(always)]
-pub(super) fn fetch_plain(tile: &[u8]) {
-    let at = tile.as_ptr().wrapping_add(PLAIN_AHEAD);
+pub(super) fn fetch_plain(tile: &[u8], ahead: usize) {
+    let at = tile.as_ptr().wrapping_add(ahead * (tile.len() / TILE));
     for line in (0..tile.len()).step_by(LINE) {
         fetch(at.wrapping_add(line));
     }
 }
 
-/// Prefetches the nibbles [`NIBBLES_AHEAD`] of `tile`. A tile is a line and a half.
+/// Prefetches the nibbles `ahead` weights after `cell`, which is a line and a half.
 #[inline(always)]
-pub(super) fn fetch_nibbles(tile: &[u8; NIBBLE_TILE]) {
-    let at = tile.as_ptr().wrapping_add(NIBBLES_AHEAD / TILE * NIBBLE_TILE);
+pub(super) fn fetch_nibbles(cell: &[u8; NIBBLE_CELL], ahead: usize) {
+    let at = cell.as_ptr().wrapping_add(ahead / TILE * NIBBLE_CELL);
     fetch(at);
     fetch(at.wrapping_add(LINE));
+}
+
+/// Prefetches the pairs `ahead` weights after `cell`, which is nearly three lines.
+#[inline(always)]
+pub(super) fn fetch_pairs(cell: &[u8; PAIR_CELL], ahead: usize) {
+    let at = cell.as_ptr().wrapping_add(ahead / (2 * TILE) * PAIR_CELL);
+    (0..3).for_each(|line| fetch(at.wrapping_add(line * LINE)));
 }
 
 /// Prefetches the byte plane `ahead` weights after weight `at`.

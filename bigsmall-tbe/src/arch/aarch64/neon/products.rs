@@ -8,27 +8,27 @@ use bigsmall_format::Dtype;
 
 use crate::arch::blocks::{self, Lanes};
 use crate::floats;
-use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
+use crate::kernels::{Chains, Column, GROUP_LANES, NIBBLE_CELL, Nibbles, Panels};
 use crate::layout::{BF16, E4M3, E5M2, F16, TILE, TILE_BYTES, for_dtype, has_plane, tile_bytes};
 
-pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
+pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], column: Column<'_>, chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has NEON.
-    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, x, chains)) }
+    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, column.x, chains)) }
 }
 
-pub(super) fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
+pub(super) fn dot_nibbles(nibbles: &Nibbles<'_>, column: Column<'_>, chains: &mut Chains) {
     // SAFETY: as above.
-    unsafe { dot_nibbles_impl(nibbles, x, chains) }
+    unsafe { dot_nibbles_impl(nibbles, column.x, chains) }
 }
 
-pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+pub(super) fn unpack_nibbles(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     // SAFETY: as above.
-    unsafe { unpack_impl(nibbles, out) }
+    unsafe { unpack_nibbles_impl(nibbles, out) }
 }
 
-pub(super) fn sum(chains: &Chains) -> f32 {
+pub(super) fn take_sum(chains: &mut Chains) -> f32 {
     // SAFETY: as above.
-    unsafe { sum_impl(chains) }
+    unsafe { take_sum_impl(chains) }
 }
 
 pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
@@ -162,10 +162,11 @@ pub(super) fn store_chains(sums: [[float32x4_t; 4]; 4], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "neon")]
-fn sum_impl(chains: &Chains) -> f32 {
+fn take_sum_impl(chains: &mut Chains) -> f32 {
     // SAFETY: sixteen vectors are 64 floats.
     let mut sums: [float32x4_t; 16] =
         std::array::from_fn(|i| unsafe { vld1q_f32(chains.as_ptr().add(4 * i)) });
+    *chains = [0.0; TILE];
     for n in [8, 4, 2, 1] {
         for i in 0..n {
             sums[i] = vaddq_f32(sums[i], sums[i + n]);
@@ -195,7 +196,7 @@ fn plain<const M: u32>(tile: &[u8]) -> [Pairs; 4] {
 /// The quarters of a tile of nibbles.
 #[inline]
 #[target_feature(enable = "neon")]
-fn quarters(high: uint8x16_t, tile: &[u8; NIBBLE_TILE]) -> [Pairs; 4] {
+fn quarters(high: uint8x16_t, tile: &[u8; NIBBLE_CELL]) -> [Pairs; 4] {
     // SAFETY: at is at most 80: 80 + 16 of 96 bytes.
     let load = |at: usize| unsafe { vld1q_u8(tile.as_ptr().add(at)) };
     let (a, b, nibble) = (load(0), load(16), vdupq_n_u8(15));
@@ -231,7 +232,7 @@ fn dot_plain_impl<const M: u32>(weights: &[u8], x: &[f32], chains: &mut Chains) 
 fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
     let high = table(nibbles.high);
     let mut sums = load_chains(chains);
-    for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
+    for (tile, x) in nibbles.cells.iter().zip(x.as_chunks::<TILE>().0) {
         for (i, pairs) in quarters(high, tile).into_iter().enumerate() {
             // SAFETY: i is at most 3: 12 + 52 of 64 floats.
             unsafe { add_products::<BF16>(&mut sums[i], pairs, x.as_ptr().add(4 * i)) };
@@ -241,9 +242,9 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "neon")]
-fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+fn unpack_nibbles_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     let high = table(nibbles.high);
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
+    for (tile, out) in nibbles.cells.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
         for (i, [first, second]) in quarters(high, tile).into_iter().enumerate() {
             // SAFETY: i is at most 3: 96 + 32 of 128 bytes.
             unsafe {

@@ -9,27 +9,31 @@ use bigsmall_format::Dtype;
 use crate::arch::blocks::{self, Lanes};
 use crate::arch::x86_64::stream;
 use crate::floats;
-use crate::kernels::{Chains, GROUP_LANES, NIBBLE_TILE, Nibbles, Panels};
+use crate::kernels::{Chains, Column, GROUP_LANES, NIBBLE_CELL, Nibbles, Panels};
 use crate::layout::{BF16, E4M3, E5M2, F16, TILE, TILE_BYTES, for_dtype, has_plane, tile_bytes};
 
-pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], x: &[f32], chains: &mut Chains) {
+pub(super) fn dot_plain(dtype: Dtype, weights: &[u8], column: Column<'_>, chains: &mut Chains) {
     // SAFETY: `kernels` returned this function, so the machine has the features.
-    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, x, chains)) }
+    unsafe { for_dtype!(dtype, M => dot_plain_impl::<M>(weights, column, chains)) }
 }
 
-pub(super) fn dot_nibbles(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
+pub(in crate::arch::x86_64) fn dot_nibbles(
+    nibbles: &Nibbles<'_>,
+    column: Column<'_>,
+    chains: &mut Chains,
+) {
     // SAFETY: as above.
-    unsafe { dot_nibbles_impl(nibbles, x, chains) }
+    unsafe { dot_nibbles_impl(nibbles, column, chains) }
 }
 
-pub(super) fn unpack(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+pub(in crate::arch::x86_64) fn unpack_nibbles(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     // SAFETY: as above.
-    unsafe { unpack_impl(nibbles, out) }
+    unsafe { unpack_nibbles_impl(nibbles, out) }
 }
 
-pub(super) fn sum(chains: &Chains) -> f32 {
+pub(super) fn take_sum(chains: &mut Chains) -> f32 {
     // SAFETY: as above.
-    unsafe { sum_impl(chains) }
+    unsafe { take_sum_impl(chains) }
 }
 
 pub(super) fn widen(dtype: Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]) {
@@ -153,10 +157,14 @@ pub(super) fn store_chains(sums: [[__m256; 4]; 2], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "avx2")]
-fn sum_impl(chains: &Chains) -> f32 {
+fn take_sum_impl(chains: &mut Chains) -> f32 {
     // SAFETY: eight vectors are 64 floats.
     let eights: [__m256; 8] =
         std::array::from_fn(|i| unsafe { _mm256_loadu_ps(chains.as_ptr().add(8 * i)) });
+    for eight in chains.as_chunks_mut::<8>().0 {
+        // SAFETY: eight floats.
+        unsafe { _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_setzero_ps()) };
+    }
     let four: [__m256; 4] = std::array::from_fn(|i| _mm256_add_ps(eights[i], eights[i + 4]));
     let two = [_mm256_add_ps(four[0], four[2]), _mm256_add_ps(four[1], four[3])];
     let one = _mm256_add_ps(two[0], two[1]);
@@ -185,7 +193,7 @@ fn plain<const M: u32>(tile: &[u8]) -> [Pairs; 2] {
 /// Both halves of a tile of nibbles.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn halves(high: __m256i, tile: &[u8; NIBBLE_TILE]) -> [Pairs; 2] {
+fn halves(high: __m256i, tile: &[u8; NIBBLE_CELL]) -> [Pairs; 2] {
     let nibble = _mm256_set1_epi8(15);
     // SAFETY: three vectors are 96 bytes.
     let [codes, first, second] =
@@ -203,11 +211,12 @@ fn table(bytes: &[u8; 16]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_plain_impl<const M: u32>(weights: &[u8], x: &[f32], chains: &mut Chains) {
+fn dot_plain_impl<const M: u32>(weights: &[u8], column: Column<'_>, chains: &mut Chains) {
+    let Column { x, ahead } = column;
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
     for (tile, x) in weights.chunks_exact(tile_bytes(M)).zip(x.as_chunks::<TILE>().0) {
-        stream::fetch_plain(tile);
+        stream::fetch_plain(tile, ahead);
         for (i, pairs) in plain::<M>(tile).into_iter().enumerate() {
             // SAFETY: i is 0 or 1: 8 + 56 of 64 floats.
             unsafe { add_products::<M>(&mut sums[i], pairs, x.as_ptr().add(8 * i)) };
@@ -217,12 +226,13 @@ fn dot_plain_impl<const M: u32>(weights: &[u8], x: &[f32], chains: &mut Chains) 
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
+fn dot_nibbles_impl(nibbles: &Nibbles<'_>, column: Column<'_>, chains: &mut Chains) {
+    let Column { x, ahead } = column;
     let high = table(nibbles.high);
     // SAFETY: 64 floats.
     let mut sums = unsafe { load_chains(chains.as_ptr()) };
-    for (tile, x) in nibbles.tiles.iter().zip(x.as_chunks::<TILE>().0) {
-        stream::fetch_nibbles(tile);
+    for (tile, x) in nibbles.cells.iter().zip(x.as_chunks::<TILE>().0) {
+        stream::fetch_nibbles(tile, ahead);
         for (i, pairs) in halves(high, tile).into_iter().enumerate() {
             // SAFETY: i is 0 or 1: 8 + 56 of 64 floats.
             unsafe { add_products::<BF16>(&mut sums[i], pairs, x.as_ptr().add(8 * i)) };
@@ -232,9 +242,9 @@ fn dot_nibbles_impl(nibbles: &Nibbles<'_>, x: &[f32], chains: &mut Chains) {
 }
 
 #[target_feature(enable = "avx2")]
-fn unpack_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
+fn unpack_nibbles_impl(nibbles: &Nibbles<'_>, out: &mut [u8]) {
     let high = table(nibbles.high);
-    for (tile, out) in nibbles.tiles.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
+    for (tile, out) in nibbles.cells.iter().zip(out.as_chunks_mut::<TILE_BYTES>().0) {
         let [a, b] = halves(high, tile).map(|[even, odd]| {
             [
                 _mm256_permute2x128_si256::<0x20>(even, odd),
