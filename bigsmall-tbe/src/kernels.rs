@@ -77,9 +77,9 @@ pub(crate) fn check_run(tiles: &Tiles<'_>, shift: u32, n: usize) {
     assert!(tiles.plane.len() >= n * TILE || !tiles.head.fields.has_plane());
 }
 
-/// Bytes of a cell of nibbles, which has one tile: the codes of the weights 0 to 31 in the low halves
-/// of 32 bytes and those of the weights 32 to 63 in the high halves; then the low bytes of the
-/// weights.
+/// Bytes of a cell of nibbles, which has one tile: the codes of the weights 0 to 31 in the low
+/// halves of 32 bytes and those of the weights 32 to 63 in the high halves; then the low bytes of
+/// the weights.
 pub(crate) const NIBBLE_CELL: usize = TILE / 2 + TILE;
 
 /// Consecutive bf16 weights as nibbles, whatever their escapes are.
@@ -90,9 +90,9 @@ pub(crate) struct Nibbles<'a> {
     pub(crate) cells: &'a [[u8; NIBBLE_CELL]],
 }
 
-/// Bytes of a cell of pairs, which has two tiles: 64 codes of seven bits, from the lowest bit of the
-/// first byte on; then the low bytes of the weights. Code i has the high bytes of weight i of both
-/// tiles.
+/// Bytes of a cell of pairs, which has two tiles: 64 codes of seven bits, from the lowest bit of
+/// the first byte on; then the low bytes of the weights. Code i has the high bytes of weight i of
+/// both tiles.
 pub(crate) const PAIR_CELL: usize = 7 * TILE / 8 + 2 * TILE;
 
 /// Consecutive bf16 weights as pairs, whatever their escapes are.
@@ -103,9 +103,9 @@ pub(crate) struct Pairs<'a> {
     pub(crate) cells: &'a [[u8; PAIR_CELL]],
 }
 
-/// The numbers of the high bytes that a code stands for: of the weight in the first tile, and of the
-/// one in the second. These are the pairs with the smallest sums, since a high byte is about half as
-/// frequent as the one before it, so that pairs with equal sums are equally frequent.
+/// The numbers of the high bytes that a code stands for: of the weight in the first tile, and of
+/// the one in the second. These are the pairs with the smallest sums, since a high byte is about
+/// half as frequent as the one before it, so that pairs with equal sums are equally frequent.
 pub(crate) static PAIRS: [[u8; 128]; 2] = {
     let mut pairs = [[0; 128]; 2];
     let (mut code, mut sum) = (0, 0);
@@ -122,7 +122,8 @@ pub(crate) static PAIRS: [[u8; 128]; 2] = {
     pairs
 };
 
-/// A weight whose high byte has no code: its place in the row and, in the lowest byte, the high byte.
+/// A weight whose high byte has no code: its place in the row and, in the lowest byte, the high
+/// byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Escape(u32);
 
@@ -208,8 +209,8 @@ pub(crate) struct Kernels {
     /// The sum of all chains of the products of weights as pairs, with their escapes; the first
     /// weight is at place `first` of the row. `None` if unpacking to a buffer first is as fast.
     pub(crate) sum_of_pairs: Option<SumOfPairs>,
-    /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each cell, with
-    /// any high bytes for escapes.
+    /// Writes weights that are stored as nibbles as plain bf16 weights, 128 bytes for each cell,
+    /// with any high bytes for escapes.
     pub(crate) unpack_nibbles: fn(&Nibbles<'_>, out: &mut [u8]),
     /// The same for pairs, 256 bytes for each cell.
     pub(crate) unpack_pairs: fn(&Pairs<'_>, out: &mut [u8]),

@@ -11,8 +11,8 @@ use crate::view::View;
 /// How many weights ahead products prefetch.
 const AHEAD: usize = 8192;
 
-/// A column of more values than these leaves too little of a level 1 cache of 32 KiB to the weights:
-/// it would come from the level 2 cache for every row.
+/// A column of more values than these leaves too little of a level 1 cache of 32 KiB to the
+/// weights: it would come from the level 2 cache for every row.
 const SHORT: usize = 6144;
 
 /// The rows whose chunks are multiplied one after the other with the same chunk of a longer column.

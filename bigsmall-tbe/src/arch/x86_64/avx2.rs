@@ -89,24 +89,24 @@ fn decode<const GFNI: bool>(tiles: &Tiles<'_>, out: &mut [u8], ahead: &mut Ahead
 fn dot_tbe<const GFNI: bool>(
     tiles: &Tiles<'_>,
     shift: u32,
-    column: Column<'_>,
+    x: Column<'_>,
     chains: &mut Chains,
 ) -> usize {
-    check_run(tiles, shift, column.x.len() / TILE);
+    check_run(tiles, shift, x.x.len() / TILE);
     // SAFETY: `kernels` returned this function, so the machine has the features; the lengths were
     // checked above.
     unsafe {
         for_dtype!(tiles.head.dtype, M => {
             const X: usize = extra_bitmaps(M);
             match (tiles.head.width, shift, GFNI) {
-                (Width::Three, 0, true) => dot_gfni::<M, X, 3, true>(tiles, shift, column, chains),
-                (Width::Three, _, true) => dot_gfni::<M, X, 3, false>(tiles, shift, column, chains),
-                (Width::Four, 0, true) => dot_gfni::<M, X, 4, true>(tiles, shift, column, chains),
-                (Width::Four, _, true) => dot_gfni::<M, X, 4, false>(tiles, shift, column, chains),
-                (Width::Three, 0, false) => dot_avx2::<M, X, 3, true>(tiles, shift, column, chains),
-                (Width::Three, _, false) => dot_avx2::<M, X, 3, false>(tiles, shift, column, chains),
-                (Width::Four, 0, false) => dot_avx2::<M, X, 4, true>(tiles, shift, column, chains),
-                (Width::Four, _, false) => dot_avx2::<M, X, 4, false>(tiles, shift, column, chains),
+                (Width::Three, 0, true) => dot_gfni::<M, X, 3, true>(tiles, shift, x, chains),
+                (Width::Three, _, true) => dot_gfni::<M, X, 3, false>(tiles, shift, x, chains),
+                (Width::Four, 0, true) => dot_gfni::<M, X, 4, true>(tiles, shift, x, chains),
+                (Width::Four, _, true) => dot_gfni::<M, X, 4, false>(tiles, shift, x, chains),
+                (Width::Three, 0, false) => dot_avx2::<M, X, 3, true>(tiles, shift, x, chains),
+                (Width::Three, _, false) => dot_avx2::<M, X, 3, false>(tiles, shift, x, chains),
+                (Width::Four, 0, false) => dot_avx2::<M, X, 4, true>(tiles, shift, x, chains),
+                (Width::Four, _, false) => dot_avx2::<M, X, 4, false>(tiles, shift, x, chains),
             }
         })
     }

@@ -14,8 +14,8 @@ pub(super) const GROUP: usize = 4096;
 /// Outputs of at least this length (a whole block of bf16) bypass the caches.
 pub(super) const LEAST: usize = 1 << 18;
 
-/// Prefetches the plain weights `ahead` weights after `tile`. The processor's own prefetching stops at
-/// the end of each page.
+/// Prefetches the plain weights `ahead` weights after `tile`. The processor's own prefetching stops
+/// at the end of each page.
 #[inline(always)]
 pub(super) fn fetch_plain(tile: &[u8], ahead: usize) {
     let at = tile.as_ptr().wrapping_add(ahead * (tile.len() / TILE));
