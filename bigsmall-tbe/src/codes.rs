@@ -4,8 +4,8 @@
 //! of them, its most frequent ones, which are 16 exponents as weights are distributed. A code
 //! stands for one of them, or for a pair of them ([`Code`]); the low bytes stay as they are. One
 //! look-up finds the high bytes of a vector of codes, and unpacking puts them beside the low ones,
-//! where bitmaps need dozens of instructions. A weight whose high byte has no code is an escape: a
-//! list beside the codes has its place in the row. So what has no escapes needs no test.
+//! where bitmaps need dozens of instructions. A weight whose high byte its code does not give is an
+//! escape: a list beside the codes has its place in the row and its high byte.
 
 use std::ops::Range;
 
@@ -39,6 +39,13 @@ impl Code {
         }
     }
 
+    /// Whether rows of so many weights take fewer bytes than with the other code.
+    pub(crate) fn is_smaller(self, cols: usize) -> bool {
+        let bytes = |code: Code| cols.div_ceil(code.cell()) * code.cell_bytes();
+        let other = if self == Code::Pair { Code::Nibble } else { Code::Pair };
+        bytes(self) < bytes(other)
+    }
+
     /// The bytes of a cell.
     const fn cell_bytes(self) -> usize {
         match self {
@@ -66,7 +73,7 @@ pub(crate) struct CodeMatrix {
 
 impl CodeMatrix {
     /// Packs a matrix in one pass: `read` fills a buffer with whole rows from the given one on.
-    /// `None` if more than this share of the weights are escapes, or more than 2^32, or if a row is
+    /// `None` if more than this share of the weights are escapes, or 2^32 of them, or if a row is
     /// too long for the places of its escapes.
     pub(crate) fn pack(
         code: Code,
@@ -136,18 +143,18 @@ impl CodeMatrix {
         (self.bytes.len() + size_of_val(&self.high[..]) + escapes) as u64
     }
 
-    /// Some cells of a row.
-    fn cells(&self, row: usize, cells: Range<usize>) -> &[u8] {
+    /// The bytes of some cells of a row.
+    fn bytes_of(&self, row: usize, cells: Range<usize>) -> &[u8] {
         let cell = self.code.cell_bytes();
         &self.bytes[(row * self.cells + cells.start) * cell..][..cells.len() * cell]
     }
 
     fn nibbles(&self, row: usize, cells: Range<usize>) -> Nibbles<'_> {
-        Nibbles { high: &self.high[row], cells: self.cells(row, cells).as_chunks().0 }
+        Nibbles { high: &self.high[row], cells: self.bytes_of(row, cells).as_chunks().0 }
     }
 
     fn pairs(&self, row: usize, cells: Range<usize>) -> Pairs<'_> {
-        Pairs { high: &self.high[row], cells: self.cells(row, cells).as_chunks().0 }
+        Pairs { high: &self.high[row], cells: self.bytes_of(row, cells).as_chunks().0 }
     }
 
     /// The escapes among some weights of a row.
@@ -236,7 +243,7 @@ impl CodeMatrix {
         }
     }
 
-    /// Writes the weights `range` of a row to `dst`.
+    /// Writes the weights `range` of a row, which begins with a cell, to `dst`.
     pub(crate) fn decode(
         &self,
         row: usize,
@@ -245,31 +252,23 @@ impl CodeMatrix {
         kernels: &Kernels,
     ) {
         let size = self.code.cell();
-        let (mut at, mut rest) = (range.start, dst);
-        while at < range.end {
-            let cell = at / size;
-            let skip = at % size;
-            let n = if skip == 0 && range.end - at >= size {
-                let whole = (range.end - at) / size;
-                self.unpack(row, cell..cell + whole, &mut rest[..2 * size * whole], kernels);
-                whole * size
-            } else {
-                let n = (size - skip).min(range.end - at);
-                let mut weights = [0; 2 * Code::Pair.cell()];
-                self.unpack(row, cell..cell + 1, &mut weights[..2 * size], kernels);
-                rest[..2 * n].copy_from_slice(&weights[2 * skip..][..2 * n]);
-                n
-            };
-            (at, rest) = (at + n, &mut rest[2 * n..]);
+        let first = range.start / size;
+        let whole = first + range.len() / size;
+        let (out, rest) = dst.split_at_mut(2 * size * (whole - first));
+        self.unpack(row, first..whole, out, kernels);
+        if !rest.is_empty() {
+            let mut weights = [0; 2 * Code::Pair.cell()];
+            self.unpack(row, whole..whole + 1, &mut weights[..2 * size], kernels);
+            rest.copy_from_slice(&weights[..rest.len()]);
         }
     }
 }
 
-/// The number of a high byte in the table of its row. It is 16 if it has no code.
+/// Instead of the number of a high byte in the table of its row: it is not in the table.
 const NONE: u8 = 16;
 
-/// Packs the weights of a row into its cells, which are zeros before. Returns the high bytes that
-/// have codes.
+/// Packs the weights of a row into its cells, which are zeros before. Returns the table of its high
+/// bytes.
 fn pack_row(
     code: Code,
     weights: &[[u8; 2]],
@@ -281,37 +280,46 @@ fn pack_row(
     let mut by_count: [u8; 256] = std::array::from_fn(|i| i as u8);
     // Stable, so equal counts have the same order on every machine.
     by_count.sort_by_key(|&high| std::cmp::Reverse(counts[usize::from(high)]));
-    let table: [u8; 16] = std::array::from_fn(|number| by_count[number]);
+    let mut table: [u8; 16] = std::array::from_fn(|number| by_count[number]);
+    // What fills up the last cell is positive, as zeros are that fill up plain weights: a sum of
+    // -0.0 becomes +0.0. Its low bytes are 0, so it is neither infinite nor NaN.
+    let filler = table.iter().position(|&high| high < 0x80).unwrap_or_else(|| {
+        table[15] = 0;
+        15
+    }) as u8;
     let mut numbers = [NONE; 256];
     (0..).zip(table).for_each(|(number, high)| numbers[usize::from(high)] = number);
-    // What fills up the last cell has low bytes of 0. So it is neither infinite nor NaN, whatever
-    // its high bytes are, and its products with zeros of x are zeros.
     let cells = out.chunks_exact_mut(code.cell_bytes()).zip(weights.chunks(code.cell()));
     for (cell, (out, weights)) in cells.enumerate() {
         let first = cell * code.cell();
         match code {
-            Code::Nibble => pack_nibbles(weights, first, &numbers, out, escapes),
-            Code::Pair => pack_pairs(weights, first, &numbers, out, escapes),
+            Code::Nibble => pack_nibbles(weights, first, &numbers, filler, out, escapes),
+            Code::Pair => pack_pairs(weights, first, &numbers, filler, out, escapes),
         }
     }
     table
 }
 
-/// Packs a cell. `first` is the place of its first weight in the row.
+/// Packs a cell. `first` is the place of its first weight in the row; `filler` is the number of what
+/// is beyond the row.
 fn pack_nibbles(
     weights: &[[u8; 2]],
     first: usize,
     numbers: &[u8; 256],
+    filler: u8,
     cell: &mut [u8],
     escapes: &mut Vec<Escape>,
 ) {
     let (codes, lows) = cell.split_at_mut(TILE / 2);
-    for (i, &[low, high]) in weights.iter().enumerate() {
-        lows[i] = low;
-        let mut code = numbers[usize::from(high)];
-        if code == NONE {
-            escapes.push(Escape::new(first + i, high));
-            code = 0;
+    for i in 0..TILE {
+        let mut code = filler;
+        if let Some(&[low, high]) = weights.get(i) {
+            lows[i] = low;
+            code = numbers[usize::from(high)];
+            if code == NONE {
+                escapes.push(Escape::new(first + i, high));
+                code = 0;
+            }
         }
         codes[i % (TILE / 2)] |= code << (i / (TILE / 2) * 4);
     }
@@ -322,6 +330,7 @@ fn pack_pairs(
     weights: &[[u8; 2]],
     first: usize,
     numbers: &[u8; 256],
+    filler: u8,
     cell: &mut [u8],
     escapes: &mut Vec<Escape>,
 ) {
@@ -329,21 +338,20 @@ fn pack_pairs(
     lows.iter_mut().zip(weights).for_each(|(out, &[low, _])| *out = low);
     let begin = escapes.len();
     for i in 0..TILE {
-        // What is beyond the row has number 0.
-        let pair = [i, TILE + i].map(|i| weights.get(i).copied().unwrap_or_default());
-        let mut pair_numbers = [0, 1].map(|j| match TILE * j + i < weights.len() {
-            true => numbers[usize::from(pair[j][1])],
-            false => 0,
-        });
+        let places = [i, TILE + i];
+        let mut pair =
+            places.map(|i| weights.get(i).map_or(filler, |w| numbers[usize::from(w[1])]));
         let code = loop {
-            if let Some(code) = code_of_pair(pair_numbers) {
+            if let Some(code) = code_of_pair(pair) {
                 break code;
             }
-            // The rarer one becomes an escape. With number 0 instead, the other one has a code
-            // unless it is an escape, too.
-            let rare = usize::from(pair_numbers[1] > pair_numbers[0]);
-            escapes.push(Escape::new(first + TILE * rare + i, pair[rare][1]));
-            pair_numbers[rare] = 0;
+            // The rarer one becomes an escape, with number 0 instead. Mostly the other one has a
+            // code then.
+            let rare = usize::from(pair[1] > pair[0]);
+            pair[rare] = 0;
+            // A filler's high byte is in the table, and any positive one will do.
+            let high = weights.get(places[rare]).map_or(0, |w| w[1]);
+            escapes.push(Escape::new(first + places[rare], high));
         };
         let bit = 7 * i;
         let shifted = (u16::from(code) << (bit % 8)).to_le_bytes();

@@ -85,7 +85,7 @@ pub(crate) const NIBBLE_CELL: usize = TILE / 2 + TILE;
 /// Consecutive bf16 weights as nibbles, whatever their escapes are.
 #[derive(Clone, Copy)]
 pub(crate) struct Nibbles<'a> {
-    /// The high bytes of the codes.
+    /// The high bytes that the codes stand for.
     pub(crate) high: &'a [u8; 16],
     pub(crate) cells: &'a [[u8; NIBBLE_CELL]],
 }
@@ -104,8 +104,9 @@ pub(crate) struct Pairs<'a> {
 }
 
 /// The numbers of the high bytes that a code stands for: of the weight in the first tile, and of
-/// the one in the second. These are the pairs with the smallest sums, since a high byte is about
-/// half as frequent as the one before it, so that pairs with equal sums are equally frequent.
+/// the one in the second. These are the pairs with the smallest sums, up to 14 and some of 15: a
+/// high byte is about half as frequent as the one before it, so pairs with equal sums are equally
+/// frequent.
 pub(crate) static PAIRS: [[u8; 128]; 2] = {
     let mut pairs = [[0; 128]; 2];
     let (mut code, mut sum) = (0, 0);
@@ -122,8 +123,8 @@ pub(crate) static PAIRS: [[u8; 128]; 2] = {
     pairs
 };
 
-/// A weight whose high byte has no code: its place in the row and, in the lowest byte, the high
-/// byte.
+/// A weight whose high byte its code does not give: its place in the row and, in the lowest byte,
+/// the high byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Escape(u32);
 
@@ -215,8 +216,8 @@ pub(crate) struct Kernels {
     /// The same for pairs, 256 bytes for each cell.
     pub(crate) unpack_pairs: fn(&Pairs<'_>, out: &mut [u8]),
     /// Takes the sum of the chains, as a tree: each step adds the second half to the first. Leaves
-    /// zeros, in vectors as long as those that products load: shorter ones would have to reach the
-    /// cache first.
+    /// zeros, in vectors as long as those that most products load: shorter ones would have to reach
+    /// the cache first.
     pub(crate) take_sum: fn(&mut Chains) -> f32,
     /// Writes plain weights, whole tiles, as row `row` of `n` rows in the form of [`Panels`].
     pub(crate) widen: fn(Dtype, weights: &[u8], n: usize, row: usize, out: &mut [f32]),

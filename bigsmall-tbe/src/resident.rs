@@ -26,7 +26,8 @@ pub enum Form {
     /// bf16 with high bytes as codes of four bits, about 12 bits for each weight.
     Nibbles,
     /// bf16 with a code of seven bits for the high bytes of two weights, about 11.6 bits for each
-    /// weight. Its products are fused with AVX-512.
+    /// weight of long rows. With AVX-512 it is multiplied in this form, with other kernels each
+    /// chunk of a row is unpacked first.
     Pairs,
     /// The bitmaps of the triple-bitmap encoding.
     Bitmaps(Width),
@@ -146,7 +147,11 @@ impl Resident {
         encoding: &dyn TensorEncoding,
         backend: Backend,
     ) -> Result<Self> {
-        let best = Form::best(tensor.spec().dtype(), backend);
+        let best = match Form::best(tensor.spec().dtype(), backend) {
+            // Short rows can leave much of their last pair of tiles empty.
+            Form::Pairs if !Code::Pair.is_smaller(shape(tensor.spec()).1) => Form::Nibbles,
+            best => best,
+        };
         let other = Some(Form::Bitmaps(Width::Three)).filter(|&other| other != best);
         let smaller = std::iter::once(best).chain(other).filter(|_| best != Form::Plain);
         for form in smaller {
@@ -173,7 +178,7 @@ impl Resident {
             Error::new(Rule::EncodingRefuses)
                 .in_tensor(tensor.spec().name())
                 .expected(format!("rows of at most 2^24 weights for the form {form}"))
-                .found(shape(tensor.spec()).1)
+                .found(format!("rows of {}", shape(tensor.spec()).1))
         })
     }
 

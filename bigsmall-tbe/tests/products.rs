@@ -79,8 +79,13 @@ fn to_f32(dtype: Dtype, value: u16) -> f32 {
 
 /// The order of the additions, written down once more: 64 chains by k mod 64, summed over the bits
 /// 3, 0, 5, 4, 2, 1 of that number after each 4096 weights, then those sums as a tree of
-/// neighbours.
+/// neighbours. Zeros follow up to a multiple of 64 weights.
 fn reference(backend: Backend, w: &[f32], x: &[f32]) -> f32 {
+    let [w, x] = [w, x].map(|values| {
+        let mut values = values.to_vec();
+        values.resize(values.len().next_multiple_of(64), 0.0);
+        values
+    });
     let mut sums: Vec<f32> = w
         .chunks(4096)
         .zip(x.chunks(4096))
@@ -276,6 +281,67 @@ fn any_bits() {
     }
 }
 
+/// All pairs of the 16 high bytes that have numbers and of four that have none come back, in rows
+/// that end anywhere in a cell.
+#[test]
+fn every_pair_of_high_bytes() {
+    const N: usize = 20;
+    // The high byte n is more frequent than n + 1.
+    let high = |n: usize| 0x30 + n as u16;
+    let (mut first, mut second): (Vec<u16>, Vec<u16>) =
+        (0..N * N).map(|i| (high(i / N), high(i % N))).unzip();
+    for n in 0..N {
+        for list in [&mut first, &mut second] {
+            list.extend(vec![high(n); 8 * (N - n)]);
+        }
+    }
+    let cells = first.chunks(64).zip(second.chunks(64));
+    let row: Vec<u16> = cells.flat_map(|(a, b)| [a, b].concat()).map(|h| h << 8 | 0x5a).collect();
+    for k in [row.len(), row.len() - 1, row.len() - 65, row.len() / 128 * 128, 1000] {
+        let spec = TensorSpec::new("w", Dtype::BF16, &[2, k as u64]).unwrap();
+        let bytes = oracle::bytes(Dtype::BF16, &[&row[..k], &row[row.len() - k..]].concat());
+        let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
+        let x = vec![0.25; k];
+        for form in [Form::Nibbles, Form::Pairs] {
+            let resident = Resident::with_form(&raw, &Raw, form).unwrap();
+            for backend in bigsmall_tbe::backends() {
+                let resident = resident.clone().with_backend(backend).unwrap();
+                check_original(&resident, &bytes);
+                let plain = Plain::new(&spec, &bytes).unwrap().with_backend(backend).unwrap();
+                let (mut y, mut expected) = ([0.0; 2], [1.0; 2]);
+                plain.matmul(&x, 1, &mut expected).unwrap();
+                resident.matmul(&x, 1, &mut y).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{form} {backend} {k}");
+            }
+        }
+    }
+}
+
+/// Products that vanish leave the same zero in every form and batch, also if all weights are
+/// negative.
+#[test]
+fn the_sign_of_zero() {
+    for k in [64, 65, 128, 129, 200] {
+        let spec = TensorSpec::new("w", Dtype::BF16, &[1, k]).unwrap();
+        let bytes = [0x80, 0x80].repeat(k as usize);
+        let raw = encode_tensor(&Raw, &spec, &bytes).unwrap();
+        let x = vec![(-30f32).exp2(); 2 * k as usize];
+        let weights = vec![to_f32(Dtype::BF16, 0x8080); k as usize];
+        for backend in bigsmall_tbe::backends() {
+            let expected = reference(backend, &weights, &x[..k as usize]).to_bits();
+            for form in Form::ALL {
+                let resident = Resident::with_form(&raw, &Raw, *form).unwrap();
+                let resident = resident.with_backend(backend).unwrap();
+                let (mut one, mut two) = ([1.0], [1.0; 2]);
+                resident.matmul(&x[..k as usize], 1, &mut one).unwrap();
+                resident.matmul(&x, 2, &mut two).unwrap();
+                let found = [one[0], two[0], two[1]].map(f32::to_bits);
+                assert_eq!(found, [expected; 3], "{form} {backend} {k}");
+            }
+        }
+    }
+}
+
 /// What the form costs, and what does not suit nibbles gets another form.
 #[test]
 fn forms_by_size() {
@@ -298,6 +364,29 @@ fn forms_by_size() {
     let best = Form::best(Dtype::BF16, bigsmall_tbe::backends().next().unwrap());
     assert_eq!(Resident::new(&normal, &Raw).unwrap().form(), best);
 
+    // One escape in 200 weights, and one in 33.
+    let three = Form::Bitmaps(Width::Three);
+    for (permille, pairs, nibbles) in [(5, Form::Pairs, three), (30, three, three)] {
+        let weights = oracle::weights(&mut random, Dtype::BF16, 3, 115, permille, 64 * 4096);
+        let some = encode_tensor(&Raw, &spec, &oracle::bytes(Dtype::BF16, &weights)).unwrap();
+        for backend in bigsmall_tbe::backends() {
+            let expected = match Form::best(Dtype::BF16, backend) {
+                Form::Pairs => pairs,
+                Form::Nibbles => nibbles,
+                best => best,
+            };
+            let found = Resident::for_backend(&some, &Raw, backend).unwrap().form();
+            assert_eq!(found, expected, "{backend}, {permille} escapes in 1000 weights");
+        }
+    }
+    // Pairs of tiles would be half empty.
+    for (cols, form) in [(320, Form::Nibbles), (384, Form::Pairs)] {
+        let spec = TensorSpec::new("w", Dtype::BF16, &[64, cols]).unwrap();
+        let ones = encode_tensor(&Raw, &spec, &[0x80, 0x3f].repeat(64 * cols as usize)).unwrap();
+        let found = Resident::new(&ones, &Raw).unwrap().form();
+        assert_eq!(found, if best == Form::Pairs { form } else { best });
+    }
+
     let bytes: Vec<u8> = (0..spec.byte_len()).map(|_| random.below(256) as u8).collect();
     let noise = encode_tensor(&Raw, &spec, &bytes).unwrap();
     assert_eq!(Resident::new(&noise, &Raw).unwrap().form(), Form::Plain);
@@ -317,8 +406,16 @@ fn forms_by_size() {
 
     let spec = TensorSpec::new("w", Dtype::F16, &[64, 64]).unwrap();
     let f16 = encode_tensor(&Raw, &spec, &vec![0; 8192]).unwrap();
-    let error = Resident::with_form(&f16, &Raw, Form::Nibbles).unwrap_err();
+    for form in [Form::Nibbles, Form::Pairs] {
+        let error = Resident::with_form(&f16, &Raw, form).unwrap_err();
+        assert_eq!(error.rule(), Rule::EncodingRefuses);
+    }
+    // An escape has 24 bits for its place.
+    let spec = TensorSpec::new("w", Dtype::BF16, &[(1 << 24) + 1]).unwrap();
+    let long = encode_tensor(&Raw, &spec, &vec![0; spec.byte_len() as usize]).unwrap();
+    let error = Resident::with_form(&long, &Raw, Form::Pairs).unwrap_err();
     assert_eq!(error.rule(), Rule::EncodingRefuses);
+    assert!(error.to_string().contains("rows of 16777217"), "{error}");
     let spec = TensorSpec::new("w", Dtype::F32, &[64, 64]).unwrap();
     let f32 = encode_tensor(&Raw, &spec, &vec![0; 16384]).unwrap();
     for form in Form::ALL {
@@ -328,7 +425,7 @@ fn forms_by_size() {
     assert_eq!(Resident::new(&f32, &Raw).unwrap_err().rule(), Rule::EncodingRefuses);
 }
 
-const SHAPES: [(u64, u64); 16] = [
+const SHAPES: [(u64, u64); 19] = [
     (1, 1),
     (1, 63),
     (63, 1),
@@ -339,6 +436,10 @@ const SHAPES: [(u64, u64); 16] = [
     (17, 1000),
     (3, 4096),
     (3, 4097),
+    // Columns that are multiplied a chunk at a time, by blocks of rows.
+    (12, 6144),
+    (13, 6145),
+    (25, 12_352),
     (2, 8191),
     // Rows that cross blocks, at the end of a tile and within one.
     (33, 4000),

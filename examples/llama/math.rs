@@ -9,6 +9,9 @@ use crate::config::Heads;
 const LANES: usize = 16;
 /// Values that are worth a task of their own.
 const TASK: usize = 1 << 14;
+/// Values times positions of an attention that one thread computes as fast as two: it reads keys and
+/// values in order, while two would each read a half of every position's.
+const ALONE: usize = 1 << 18;
 
 /// The sum of the products.
 fn dot(x: &[f32], y: &[f32]) -> f32 {
@@ -103,41 +106,43 @@ pub(crate) fn attention(
     let Heads { keys: n_keys, dim, .. } = heads;
     // The query heads that share a key head are computed together.
     let group = heads.queries / n_keys * dim;
-    let one = |scores: &mut Vec<f32>, (i, y): (usize, &mut [f32])| {
-        let (row, head) = (i / n_keys, i % n_keys);
-        let at = |t: usize| (t * n_keys + head) * dim..(t * n_keys + head + 1) * dim;
+    // Some heads of a row, position after position, so that memory is read in order.
+    let some = |row: usize, first: usize, y: &mut [f32]| {
         let n = position + row + 1;
-        let queries = &queries[i * group..][..group];
-        scores.resize(group / dim * n, 0.0);
+        let queries = &queries[(row * n_keys + first) * group..][..y.len()];
+        let mut scores = vec![0.0; y.len() / dim * n];
         let scale = 1.0 / (dim as f32).sqrt();
+        let at = |t: usize| (t * n_keys + first) * dim..(t * n_keys + n_keys) * dim;
         for t in 0..n {
-            let key = &keys[at(t)];
-            for (query, scores) in queries.chunks_exact(dim).zip(scores.chunks_exact_mut(n)) {
-                scores[t] = dot(query, key) * scale;
+            let groups = queries.chunks_exact(group).zip(scores.chunks_exact_mut(group / dim * n));
+            for (key, (queries, scores)) in keys[at(t)].chunks_exact(dim).zip(groups) {
+                for (query, scores) in queries.chunks_exact(dim).zip(scores.chunks_exact_mut(n)) {
+                    scores[t] = dot(query, key) * scale;
+                }
             }
         }
-        for scores in scores.chunks_exact_mut(n) {
-            softmax(scores);
-        }
+        scores.chunks_exact_mut(n).for_each(softmax);
         y.fill(0.0);
         for t in 0..n {
-            let value = &values[at(t)];
-            for (y, scores) in y.chunks_exact_mut(dim).zip(scores.chunks_exact(n)) {
-                let weight = scores[t];
-                y.iter_mut().zip(value).for_each(|(y, v)| *y += weight * v);
+            let groups = y.chunks_exact_mut(group).zip(scores.chunks_exact(group / dim * n));
+            for (value, (y, scores)) in values[at(t)].chunks_exact(dim).zip(groups) {
+                for (y, scores) in y.chunks_exact_mut(dim).zip(scores.chunks_exact(n)) {
+                    let weight = scores[t];
+                    y.iter_mut().zip(value).for_each(|(y, v)| *y += weight * v);
+                }
             }
         }
     };
-    let pieces = y.len() / group;
-    let work = (position + pieces / n_keys / 2 + 1) * group;
-    // Each task with at least as much work as it costs.
-    let least = (TASK / work.max(1)).max(1);
-    if pieces <= least {
-        let mut scores = Vec::new();
-        y.chunks_exact_mut(group).enumerate().for_each(|piece| one(&mut scores, piece));
-    } else {
-        y.par_chunks_exact_mut(group).enumerate().with_min_len(least).for_each_init(Vec::new, one);
+    if y.len() * (position + 1) <= ALONE {
+        y.chunks_mut(n_keys * group).enumerate().for_each(|(row, y)| some(row, 0, y));
+        return;
     }
+    // A row has as many parts as there are threads.
+    let part = n_keys.div_ceil(rayon::current_num_threads());
+    y.par_chunks_mut(n_keys * group).enumerate().for_each(|(row, y)| {
+        let parts = y.par_chunks_mut(part * group).enumerate();
+        parts.for_each(|(i, y)| some(row, i * part, y));
+    });
 }
 
 fn softmax(scores: &mut [f32]) {

@@ -1,15 +1,13 @@
 //! Products with several columns: a few rows at a time become f32 once, and then meet all columns,
 //! a block of rows and columns after the other.
 
+use super::ROWS;
 use super::kept::Floats;
 use super::order::COLUMNS;
 use super::rows::Rows;
 use super::sums::{CHUNK, Trees};
 use crate::kernels::{Chains, Panels};
 use crate::layout::TILE;
-
-/// Rows that become f32 together: in a chunk, 192 KiB of the level 2 cache.
-pub(super) const ROWS: usize = 12;
 
 /// Memory of one thread.
 #[derive(Default)]

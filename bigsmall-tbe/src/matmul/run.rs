@@ -1,18 +1,21 @@
 //! Divides a product among threads.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use bigsmall_format::internal::for_each_in_parallel;
+use bigsmall_format::internal::{for_each_in_parallel, pool_size};
 use bigsmall_format::{Error, Result, Rule};
 
 use super::kept::{Floats, Kept};
 use super::rows::{Rows, expect};
 use super::sums::Trees;
-use super::{columns, order, vector};
+use super::{ROWS, columns, order, vector};
 use crate::layout::TILE;
 
-/// The number of weights in the rows that a thread processes at a time, with one column.
-const PIECE: usize = 1 << 18;
+/// The most and the fewest weights that a thread multiplies at a time, with one column. At the
+/// beginning of a piece nothing is prefetched; at the end of a product threads wait for the last
+/// piece.
+const PIECE: Range<usize> = 1 << 15..1 << 21;
 
 /// Memory of a product that all threads share.
 #[derive(Default)]
@@ -103,14 +106,23 @@ struct Product<'a> {
 impl Product<'_> {
     /// Writes all products, `batch` of each row, row by row.
     fn run(&self, n_rows: usize, k: usize, out: &mut [f32]) -> Result<()> {
-        // Whole blocks, so that none is divided without need.
-        let at_a_time = (PIECE / k / self.batch).next_multiple_of(columns::ROWS);
-        let at_a_time = at_a_time.clamp(columns::ROWS, n_rows.max(columns::ROWS));
+        // Long pieces first, and shorter and shorter ones. Whole blocks, so that none is divided
+        // without need.
+        let [least, most] = [PIECE.start, PIECE.end].map(|weights| weights / k / self.batch);
+        let (mut first, mut rest) = (0, out);
+        let mut pieces = Vec::new();
+        while first < n_rows {
+            let share = (n_rows - first) / (4 * pool_size());
+            let n = share.clamp(least, most).max(1).next_multiple_of(ROWS).min(n_rows - first);
+            let (piece, after) = rest.split_at_mut(n * self.batch);
+            pieces.push((first, piece));
+            (first, rest) = (first + n, after);
+        }
         for_each_in_parallel(
-            out.chunks_mut(at_a_time * self.batch).enumerate(),
+            pieces.into_iter(),
             || Kept::take(&SCRATCH),
-            |scratch, (piece, out)| {
-                self.run_piece(piece * at_a_time, out, &mut scratch.value);
+            |scratch, (first, out)| {
+                self.run_piece(first, out, &mut scratch.value);
                 Ok(())
             },
         )

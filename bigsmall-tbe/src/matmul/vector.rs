@@ -2,21 +2,19 @@
 
 use bigsmall_format::BLOCK_UNITS;
 
+use super::ROWS;
 use super::rows::{Rows, Weights};
 use super::sums::{CHUNK, Trees};
 use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
 
-/// How many weights ahead products prefetch.
+/// How many weights ahead products prefetch, where the next row follows.
 const AHEAD: usize = 8192;
 
 /// A column of more values than these leaves too little of a level 1 cache of 32 KiB to the
 /// weights: it would come from the level 2 cache for every row.
 const SHORT: usize = 6144;
-
-/// The rows whose chunks are multiplied one after the other with the same chunk of a longer column.
-const ROWS: usize = 12;
 
 /// Writes the products of `out.len()` rows from `first` on. `x` is the column in the order of the
 /// lanes.

@@ -19,7 +19,7 @@ use crate::layout::{
 
 pub(super) mod products;
 
-/// How many weights ahead products prefetch.
+/// How many weights ahead decoding prefetches.
 const AHEAD: usize = 4096;
 
 pub(crate) fn kernels() -> Option<&'static Kernels> {
