@@ -300,8 +300,8 @@ fn pack_row(
     table
 }
 
-/// Packs a cell. `first` is the place of its first weight in the row; `filler` is the number of what
-/// is beyond the row.
+/// Packs a cell. `first` is the place of its first weight in the row; `filler` is the number of
+/// what is beyond the row.
 fn pack_nibbles(
     weights: &[[u8; 2]],
     first: usize,
