@@ -9,8 +9,15 @@ use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
 
-/// How many weights ahead products prefetch, where the next row follows.
-const AHEAD: usize = 8192;
+/// How many weights ahead products prefetch, where the next row follows. For plain weights and codes
+/// that is about 6 KiB.
+fn ahead(w: &Rows<'_>) -> usize {
+    match w.weights {
+        Weights::Plain(_) => 6144 / w.spec.dtype().unit_bytes(),
+        Weights::Codes(_) => 4608,
+        Weights::Encoded(_) => 8192,
+    }
+}
 
 /// A column of more values than these leaves too little of a level 1 cache of 32 KiB to the
 /// weights: it would come from the level 2 cache for every row.
@@ -32,7 +39,7 @@ pub(super) fn multiply(
     // Bitmaps stay in order: the processor prefetches their escapes by itself, but not those of the
     // next row.
     let in_order = w.k <= SHORT || matches!(w.weights, Weights::Encoded(_));
-    let (at_a_time, ahead) = if in_order { (1, AHEAD) } else { (ROWS, w.k) };
+    let (at_a_time, ahead) = if in_order { (1, ahead(w)) } else { (ROWS, w.k) };
     // Zeros before each chunk.
     let Lines(chains) = &mut Lines([0.0; TILE]);
     let mut of_chunk = |row: usize, begin: usize| {
