@@ -5,15 +5,17 @@ use bigsmall_format::BLOCK_UNITS;
 use super::ROWS;
 use super::rows::{Rows, Weights};
 use super::sums::{CHUNK, Trees};
+use crate::codes::Code;
 use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
 
 /// How many weights ahead products prefetch, where the next row follows. For plain weights and codes
-/// that is about 6 KiB.
+/// that is 6 or 7 KiB.
 fn ahead(w: &Rows<'_>) -> usize {
     match w.weights {
         Weights::Plain(_) => 6144 / w.spec.dtype().unit_bytes(),
+        Weights::Codes(matrix) if matrix.code() == Code::Pair => 5120,
         Weights::Codes(_) => 4608,
         Weights::Encoded(_) => 8192,
     }
