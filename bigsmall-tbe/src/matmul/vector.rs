@@ -10,8 +10,8 @@ use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
 use crate::view::View;
 
-/// How many weights ahead products prefetch, where the next row follows. For plain weights and codes
-/// that is 6 or 7 KiB.
+/// How many weights ahead products prefetch, where the next row follows. For plain weights and
+/// codes that is 6 or 7 KiB.
 fn ahead(w: &Rows<'_>) -> usize {
     match w.weights {
         Weights::Plain(_) => 6144 / w.spec.dtype().unit_bytes(),
