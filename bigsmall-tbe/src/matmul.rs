@@ -20,10 +20,6 @@ mod run;
 mod sums;
 mod vector;
 
-/// Rows that meet the same chunk of x after each other. With several columns they become f32
-/// together: in a chunk, 192 KiB of the level 2 cache.
-const ROWS: usize = 12;
-
 pub(crate) use rows::{Rows, Weights, expect, shape};
 pub(crate) use run::multiply;
 

@@ -1,11 +1,10 @@
 //! Products with several columns: a few rows at a time become f32 once, and then meet all columns,
 //! a block of rows and columns after the other.
 
-use super::ROWS;
 use super::kept::Floats;
 use super::order::COLUMNS;
 use super::rows::Rows;
-use super::sums::{CHUNK, Trees};
+use super::sums::{CHUNK, ROWS, Trees};
 use crate::kernels::{Chains, Panels};
 use crate::layout::TILE;
 

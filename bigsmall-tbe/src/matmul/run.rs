@@ -8,8 +8,8 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::kept::{Floats, Kept};
 use super::rows::{Rows, expect};
-use super::sums::Trees;
-use super::{ROWS, columns, order, vector};
+use super::sums::{ROWS, Trees};
+use super::{columns, order, vector};
 use crate::layout::TILE;
 
 /// The most and the fewest weights that a thread multiplies at a time, with one column. At the

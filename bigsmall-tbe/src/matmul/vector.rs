@@ -2,9 +2,8 @@
 
 use bigsmall_format::BLOCK_UNITS;
 
-use super::ROWS;
 use super::rows::{Rows, Weights};
-use super::sums::{CHUNK, Trees};
+use super::sums::{CHUNK, ROWS, Trees};
 use crate::codes::Code;
 use crate::kernels::{Chains, Column, DotTbe, Tiles};
 use crate::layout::TILE;
