@@ -296,7 +296,8 @@ def main():
         print("SKIPPED: no Chromium (apt-get install chromium)")
         return
     command = args.bigsmall.resolve()
-    with tempfile.TemporaryDirectory() as folder:
+    # A process of the browser may still write to its profile while that is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
 
         def run(*words):
