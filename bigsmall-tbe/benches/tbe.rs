@@ -160,11 +160,6 @@ fn encoded(dtype: Dtype) -> EncodedTensor {
     encode_tensor(&Tbe::default(), &spec, &weights(dtype, rows, K)).unwrap()
 }
 
-/// Whether a form takes weights of a dtype.
-fn takes(form: Form, dtype: Dtype) -> bool {
-    dtype == Dtype::BF16 || ![Form::Nibbles, Form::Pairs].contains(&form)
-}
-
 /// Products in every form, in turn with plain weights in the same kind of memory; those of plain
 /// weights of other dtypes in turn with as many bytes of plain bf16.
 fn forms() {
@@ -194,7 +189,7 @@ fn forms() {
                 compare(&format!("{dtype} plain / BF16"), backend, 1, (&plain, &bf16), &x, &mut y);
             }
             let forms = forms.iter();
-            for &form in forms.filter(|&&f| takes(f, dtype)) {
+            for &form in forms.filter(|f| f.takes(dtype)) {
                 let matrix = make(encoded, form, backend);
                 for &batch in &batches {
                     let name = format!("{dtype} {form}");

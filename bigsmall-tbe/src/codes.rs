@@ -281,45 +281,44 @@ fn pack_row(
     // Stable, so equal counts have the same order on every machine.
     by_count.sort_by_key(|&high| std::cmp::Reverse(counts[usize::from(high)]));
     let mut table: [u8; 16] = std::array::from_fn(|number| by_count[number]);
-    // What fills up the last cell is positive, as zeros are that fill up plain weights: a sum of
-    // -0.0 becomes +0.0. Its low bytes are 0, so it is neither infinite nor NaN.
-    let filler = table.iter().position(|&high| high < 0x80).unwrap_or_else(|| {
-        table[15] = 0;
-        15
-    }) as u8;
+    if !weights.len().is_multiple_of(code.cell()) {
+        // What fills up the last cell has number 0. It is positive, as zeros are that fill up plain
+        // weights: a sum of -0.0 becomes +0.0. Its low bytes are 0, so it is neither infinite nor
+        // NaN.
+        let positive = table.iter().position(|&high| high < 0x80).unwrap_or_else(|| {
+            table[15] = 0;
+            15
+        });
+        table.swap(0, positive);
+    }
     let mut numbers = [NONE; 256];
     (0..).zip(table).for_each(|(number, high)| numbers[usize::from(high)] = number);
     let cells = out.chunks_exact_mut(code.cell_bytes()).zip(weights.chunks(code.cell()));
     for (cell, (out, weights)) in cells.enumerate() {
         let first = cell * code.cell();
         match code {
-            Code::Nibble => pack_nibbles(weights, first, &numbers, filler, out, escapes),
-            Code::Pair => pack_pairs(weights, first, &numbers, filler, out, escapes),
+            Code::Nibble => pack_nibbles(weights, first, &numbers, out, escapes),
+            Code::Pair => pack_pairs(weights, first, &numbers, out, escapes),
         }
     }
     table
 }
 
-/// Packs a cell. `first` is the place of its first weight in the row; `filler` is the number of
-/// what is beyond the row.
+/// Packs a cell. `first` is the place of its first weight in the row.
 fn pack_nibbles(
     weights: &[[u8; 2]],
     first: usize,
     numbers: &[u8; 256],
-    filler: u8,
     cell: &mut [u8],
     escapes: &mut Vec<Escape>,
 ) {
     let (codes, lows) = cell.split_at_mut(TILE / 2);
-    for i in 0..TILE {
-        let mut code = filler;
-        if let Some(&[low, high]) = weights.get(i) {
-            lows[i] = low;
-            code = numbers[usize::from(high)];
-            if code == NONE {
-                escapes.push(Escape::new(first + i, high));
-                code = 0;
-            }
+    for (i, &[low, high]) in weights.iter().enumerate() {
+        lows[i] = low;
+        let mut code = numbers[usize::from(high)];
+        if code == NONE {
+            escapes.push(Escape::new(first + i, high));
+            code = 0;
         }
         codes[i % (TILE / 2)] |= code << (i / (TILE / 2) * 4);
     }
@@ -330,7 +329,6 @@ fn pack_pairs(
     weights: &[[u8; 2]],
     first: usize,
     numbers: &[u8; 256],
-    filler: u8,
     cell: &mut [u8],
     escapes: &mut Vec<Escape>,
 ) {
@@ -340,7 +338,7 @@ fn pack_pairs(
     for i in 0..TILE {
         let places = [i, TILE + i];
         let mut pair =
-            places.map(|i| weights.get(i).map_or(filler, |w| numbers[usize::from(w[1])]));
+            places.map(|i| weights.get(i).map_or(0, |&[_, high]| numbers[usize::from(high)]));
         let code = loop {
             if let Some(code) = code_of_pair(pair) {
                 break code;
@@ -349,9 +347,7 @@ fn pack_pairs(
             // code then.
             let rare = usize::from(pair[1] > pair[0]);
             pair[rare] = 0;
-            // A filler's high byte is in the table, and any positive one will do.
-            let high = weights.get(places[rare]).map_or(0, |w| w[1]);
-            escapes.push(Escape::new(first + places[rare], high));
+            escapes.push(Escape::new(first + places[rare], weights[places[rare]][1]));
         };
         let bit = 7 * i;
         let shifted = (u16::from(code) << (bit % 8)).to_le_bytes();

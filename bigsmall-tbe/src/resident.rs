@@ -55,6 +55,22 @@ impl Form {
         }
     }
 
+    /// Whether weights of that dtype can have this form: codes are for BF16 alone, and no form is for
+    /// dtypes without a triple-bitmap encoding, such as F32.
+    ///
+    /// ```
+    /// use bigsmall_tbe::{Dtype, Form};
+    ///
+    /// assert!(Form::Pairs.takes(Dtype::BF16) && !Form::Pairs.takes(Dtype::F16));
+    /// ```
+    #[must_use]
+    pub fn takes(self, dtype: Dtype) -> bool {
+        match self {
+            Form::Nibbles | Form::Pairs => dtype == Dtype::BF16,
+            Form::Plain | Form::Bitmaps(_) => Fields::of(dtype).is_some(),
+        }
+    }
+
     /// The form of a matrix of that dtype for products with one vector by the kernels of `backend`,
     /// from memory and with all cores.
     ///
@@ -128,8 +144,7 @@ impl Resident {
     /// Takes `tensor`, which `encoding` decodes, into the form that [`Form::best`] names for this
     /// machine: codes or bitmaps for BF16; F16 and FP8 stay plain. A tensor that does not suit
     /// this form (too many different exponents) gets another one; one that no form makes smaller
-    /// stays plain. Everything is validated; works on the
-    /// threads of the caller's pool.
+    /// stays plain. Everything is validated; works on the threads of the caller's pool.
     ///
     /// # Errors
     /// [`Rule::EncodingRefuses`] for a dtype other than BF16, F16, F8_E4M3 and F8_E5M2; those of
@@ -189,11 +204,7 @@ impl Resident {
         most_escapes: f64,
     ) -> Result<Option<Self>> {
         let spec = tensor.spec();
-        let supported = match form {
-            Form::Nibbles | Form::Pairs => spec.dtype() == Dtype::BF16,
-            _ => Fields::of(spec.dtype()).is_some(),
-        };
-        if !supported {
+        if !form.takes(spec.dtype()) {
             return Err(Error::new(Rule::EncodingRefuses)
                 .in_tensor(spec.name())
                 .expected(format!("a dtype that the form {form} takes"))

@@ -9,8 +9,8 @@ use crate::config::Heads;
 const LANES: usize = 16;
 /// Values that are worth a task of their own.
 const TASK: usize = 1 << 14;
-/// Values times positions of an attention that one thread computes as fast as two: it reads keys
-/// and values in order, while two would each read a half of every position's.
+/// Values times positions of an attention that one thread computed as fast as two: it reads keys
+/// and values in order, while each of two reads a half of every position's.
 const ALONE: usize = 1 << 18;
 
 /// The sum of the products.

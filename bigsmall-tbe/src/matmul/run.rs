@@ -1,7 +1,6 @@
 //! Divides a product among threads.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use bigsmall_format::internal::{for_each_in_parallel, pool_size};
 use bigsmall_format::{Error, Result, Rule};
@@ -12,10 +11,11 @@ use super::sums::{ROWS, Trees};
 use super::{columns, order, vector};
 use crate::layout::TILE;
 
-/// The most and the fewest weights that a thread multiplies at a time, with one column. At the
-/// beginning of a piece nothing is prefetched; at the end of a product threads wait for the last
-/// piece.
-const PIECE: Range<usize> = 1 << 15..1 << 21;
+/// The most weights that a thread multiplies at a time, with one column. At the beginning of a piece
+/// nothing is prefetched.
+const MOST: usize = 1 << 21;
+/// The fewest. At the end of a product threads wait for the last piece.
+const FEWEST: usize = 1 << 15;
 
 /// Memory of a product that all threads share.
 #[derive(Default)]
@@ -108,12 +108,12 @@ impl Product<'_> {
     fn run(&self, n_rows: usize, k: usize, out: &mut [f32]) -> Result<()> {
         // Long pieces first, and shorter and shorter ones. Whole blocks, so that none is divided
         // without need.
-        let [least, most] = [PIECE.start, PIECE.end].map(|weights| weights / k / self.batch);
+        let [fewest, most] = [FEWEST, MOST].map(|weights| weights / k / self.batch);
         let (mut first, mut rest) = (0, out);
         let mut pieces = Vec::new();
         while first < n_rows {
             let share = (n_rows - first) / (4 * pool_size());
-            let n = share.clamp(least, most).max(1).next_multiple_of(ROWS).min(n_rows - first);
+            let n = share.clamp(fewest, most).max(1).next_multiple_of(ROWS).min(n_rows - first);
             let (piece, after) = rest.split_at_mut(n * self.batch);
             pieces.push((first, piece));
             (first, rest) = (first + n, after);
