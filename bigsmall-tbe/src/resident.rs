@@ -55,8 +55,8 @@ impl Form {
         }
     }
 
-    /// Whether weights of that dtype can have this form: codes are for BF16 alone, and no form is for
-    /// dtypes without a triple-bitmap encoding, such as F32.
+    /// Whether weights of that dtype can have this form: codes are for BF16 alone, and no form is
+    /// for dtypes without a triple-bitmap encoding, such as F32.
     ///
     /// ```
     /// use bigsmall_tbe::{Dtype, Form};

@@ -319,7 +319,7 @@ fn the_sign_of_zero() {
     for k in [64, 65, 128, 129, 200] {
         let spec = TensorSpec::new("w", Dtype::BF16, &[1, k]).unwrap();
         // Sixteen high bytes, all negative.
-        let values: Vec<u16> = (0..k as u16).map(|i| 0x8080 | i % 16 << 8).collect();
+        let values: Vec<u16> = (0..k as u16).map(|i| 0x8080 | (i % 16) << 8).collect();
         let raw = encode_tensor(&Raw, &spec, &oracle::bytes(Dtype::BF16, &values)).unwrap();
         let x = vec![(-60f32).exp2(); 2 * k as usize];
         let weights: Vec<f32> = values.iter().map(|&v| to_f32(Dtype::BF16, v)).collect();

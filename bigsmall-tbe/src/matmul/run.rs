@@ -11,8 +11,8 @@ use super::sums::{ROWS, Trees};
 use super::{columns, order, vector};
 use crate::layout::TILE;
 
-/// The most weights that a thread multiplies at a time, with one column. At the beginning of a piece
-/// nothing is prefetched.
+/// The most weights that a thread multiplies at a time, with one column. At the beginning of a
+/// piece nothing is prefetched.
 const MOST: usize = 1 << 21;
 /// The fewest. At the end of a product threads wait for the last piece.
 const FEWEST: usize = 1 << 15;
