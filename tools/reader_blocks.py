@@ -51,7 +51,7 @@ def read_table(source, fields):  # 7.3; returns field, frequency and rank of eve
     symbols, size, frequencies = range(len(fields)), 4096 // len(fields), []
     for _ in symbols:
         bits = source.bits(4)
-        require(bits <= 13, "FrequencyTable", f"frequency of {bits} bits")
+        require(bits <= 12, "FrequencyTable", f"frequency of {bits} bits")
         frequencies.append(1 << bits - 1 | source.bits(bits - 1) if bits else 0)
     require(sum(frequencies) == 4096, "FrequencyTable", f"sum {sum(frequencies)}")
     left, keep, donor = list(frequencies), [size for _ in symbols], list(symbols)
@@ -63,8 +63,10 @@ def read_table(source, fields):  # 7.3; returns field, frequency and rank of eve
         if left[giver] < size:
             small.append(large.pop())
     slots = [s for b in symbols for s in keep[b] * [b] + (size - keep[b]) * [donor[b]]]
-    ranks = [iter(range(4096)) for _ in symbols]
-    return [(fields[s], frequencies[s], next(ranks[s])) for s in slots]
+    own = [slot % size < keep[slot // size] for slot in range(4096)]
+    ranks = [iter(range(keep[s], 4096)) for s in symbols]
+    return [(fields[s], frequencies[s], slot % size if own[slot] else next(ranks[s]))
+            for slot, s in enumerate(slots)]
 
 def unpack(packed, n):  # 7.4: 256 values of n bits
     values = [byte >> 7 << n - 1 | byte & (1 << n - 1) - 1 for byte in packed]
@@ -177,7 +179,7 @@ def decode_lanes(states, words, tables):  # returns all fields; end states remai
                 state = frequency * (state >> 12) + rank
                 if state < 65536:
                     state, used = state << 16 | supply[used], used + 1
-                states[lane], row[2 * lane if lane < 16 else 2 * lane - 31] = state, field
+                states[lane], row[lane] = state, field
             fields += row
     require(used == len(words), "AnsWords", f"{used} words used of {len(words)}")
     return fields

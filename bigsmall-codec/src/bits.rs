@@ -72,6 +72,19 @@ impl<'a> BitReader<'a> {
         (self.at <= self.bytes.len() * 8).then_some(value)
     }
 
+    /// Fills `out` with the next numbers of `n` bits, at most 3; `None` at the end.
+    pub(crate) fn pull_each(&mut self, n: u32, out: &mut [u8]) -> Option<()> {
+        for out in out.chunks_mut(16) {
+            let mut window = self.window();
+            self.at += n as usize * out.len();
+            for out in out {
+                *out = (window & ((1 << n) - 1)) as u8;
+                window >>= n;
+            }
+        }
+        (self.at <= self.bytes.len() * 8).then_some(())
+    }
+
     /// Counts ones up to the next zero and takes them and it; `None` at the end, or if there are
     /// more than `most`.
     #[inline(always)]

@@ -13,9 +13,8 @@ use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 use crate::zeros;
 
-/// Lanes of a block: rANS states that share one stream of words. Of a row of 32 the first half of
-/// the lanes codes the even elements, so that two vectors of 16 lanes of 32 bits make one vector of
-/// 32 elements of 16 bits by a shift and an or.
+/// Lanes of a block: rANS states that share one stream of words. A lane codes one element of each
+/// row of 32.
 pub(crate) const LANES: usize = 32;
 
 /// Lower bound of a lane's state.

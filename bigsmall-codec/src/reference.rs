@@ -19,11 +19,6 @@ use crate::table::{FrequencyTable, PRECISION, TOTAL};
 
 pub(crate) struct Reference;
 
-/// The element of a row that a lane codes.
-fn element(lane: usize) -> usize {
-    if lane < LANES / 2 { 2 * lane } else { 2 * lane - LANES + 1 }
-}
-
 /// A table as a model with one interval a symbol, in the order of the symbols.
 struct Intervals<'a>(&'a FrequencyTable);
 
@@ -113,14 +108,14 @@ impl Kernels for Reference {
                 let table = usize::from(job.group_tables[job.group]);
                 job.group += 1;
                 for row in group.as_chunks_mut::<LANES>().0 {
-                    for lane in 0..LANES {
-                        let x = job.states[lane];
-                        let x = replace_low(x, places[table][0][(x % TOTAL) as usize]);
+                    for (symbol, state) in row.iter_mut().zip(&mut job.states) {
+                        let slot = (*state % TOTAL) as usize;
+                        let x = replace_low(*state, places[table][0][slot]);
                         let words = SharedWords { words: job.words, position: &position };
                         let mut coder = AnsCoder::from_raw_parts(words, x);
-                        let Ok(symbol) = coder.decode_symbol(Intervals(&head.tables[table]));
-                        job.states[lane] = coder.into_raw_parts().1;
-                        row[element(lane)] = symbol;
+                        let Ok(decoded) = coder.decode_symbol(Intervals(&head.tables[table]));
+                        *state = coder.into_raw_parts().1;
+                        *symbol = decoded;
                     }
                 }
             }
@@ -136,15 +131,15 @@ impl Kernels for Reference {
             for (group, &table) in groups.rev() {
                 let table = usize::from(table);
                 for row in group.as_chunks::<LANES>().0.iter().rev() {
-                    for lane in (0..LANES).rev() {
+                    for (&symbol, state) in row.iter().zip(&mut *job.states).rev() {
                         let sink = SharedSink(&mut written);
-                        let mut coder = AnsCoder::from_raw_parts(sink, job.states[lane]);
+                        let mut coder = AnsCoder::from_raw_parts(sink, *state);
                         coder
-                            .encode_symbol(row[element(lane)], Intervals(&head.tables[table]))
+                            .encode_symbol(symbol, Intervals(&head.tables[table]))
                             .expect("the plan gives every coded symbol a frequency");
                         let x = coder.into_raw_parts().1;
                         let slot = places[table][1][(x % TOTAL) as usize];
-                        job.states[lane] = replace_low(x, slot);
+                        *state = replace_low(x, slot);
                     }
                 }
             }

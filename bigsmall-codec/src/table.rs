@@ -1,7 +1,6 @@
 //! Frequency tables: made from counts by integer arithmetic, written in about 10 bits a symbol,
 //! laid out as alias buckets (FORMAT.md section 7.3).
 
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use bigsmall_format::{Error, Result, Rule};
@@ -53,7 +52,8 @@ pub(crate) fn log2(n: u32) -> u64 {
     u64::from(LOG2[(n.max(1) >> dropped) as usize]) + (u64::from(dropped) << LOG_FRACTION)
 }
 
-/// Frequencies of the symbols of a window; they sum to 4096. One that exists is valid.
+/// Frequencies of the symbols of a window; they sum to 4096, so at least two are not 0: none is
+/// 4096, which 16 times would not fit 16 bits. One that exists is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrequencyTable {
     /// One for each symbol of the window; 0 for a symbol that only exceptions have.
@@ -85,7 +85,6 @@ impl FrequencyTable {
             .collect();
         if n == 0 {
             freqs[0] = TOTAL as u16;
-            return FrequencyTable { freqs };
         }
         // Rounding misses 4096 by a few: mend it one step at a time where it costs least or gains
         // most.
@@ -93,7 +92,7 @@ impl FrequencyTable {
         loop {
             let sum: u32 = freqs.iter().map(|&f| u32::from(f)).sum();
             if sum == TOTAL {
-                return FrequencyTable { freqs };
+                return FrequencyTable { freqs }.of_two_symbols();
             }
             let symbols = || (0..freqs.len()).filter(|&s| kept[s] > 0);
             if sum > TOTAL {
@@ -112,6 +111,13 @@ impl FrequencyTable {
                 }
             }
         }
+    }
+
+    /// The same table, or, if one symbol has all of it, one where the first of the others has one
+    /// in 4096.
+    fn of_two_symbols(self) -> FrequencyTable {
+        let other = usize::from(self.freqs[0] > 0);
+        if self.freqs.contains(&(TOTAL as u16)) { self.with_symbol(other) } else { self }
     }
 
     /// The table in which symbol `order[i]` has the frequency of symbol i.
@@ -182,12 +188,12 @@ impl FrequencyTable {
             let len = bits.pull(4).ok_or_else(short)?;
             let f = match len {
                 0 => 0,
-                1..=13 => 1 << (len - 1) | bits.pull(len - 1).ok_or_else(short)?,
+                1..=PRECISION => 1 << (len - 1) | bits.pull(len - 1).ok_or_else(short)?,
                 _ => u32::MAX,
             };
-            if f > TOTAL {
+            if f >= TOTAL {
                 return Err(Error::new(Rule::FrequencyTable)
-                    .expected("a frequency of at most 4096")
+                    .expected("a frequency of at most 4095")
                     .found(format!("length {len} for symbol {symbol}")));
             }
             sum += f;
@@ -296,54 +302,43 @@ impl EncodeTable {
     }
 }
 
-/// At most [`Buckets::MOST`] buckets, for kernels that look several of them up at once. Aligned, so
-/// that no vector of a table lies in two cache lines.
+/// At most [`Buckets::MOST`] buckets in the forms that vector kernels look up. Aligned, so that no
+/// vector of a table lies in two cache lines.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 #[repr(align(64))]
 pub(crate) struct Buckets {
-    /// The first 32 of them.
-    pub(crate) first32: Buckets32,
-    /// For each bucket `split << 6 | donor`, the split counted from its beginning.
-    pub(crate) sides: [u16; Buckets::MOST],
-    /// For each bucket rank minus slot of its own symbol, and of its donor.
-    pub(crate) own: [u16; Buckets::MOST],
+    /// For each bucket how many of its slots belong to its own symbol.
+    pub(crate) keep: [u16; Buckets::MOST],
+    /// For each bucket the symbol that the others belong to.
     pub(crate) donor: [u16; Buckets::MOST],
-    /// For each symbol its frequency.
+    /// What is added to the place of a donor's slot in its bucket: then it is the rank.
+    pub(crate) donated: [u16; Buckets::MOST],
+    /// For each symbol 16 times its frequency: what the upper half of a state is multiplied by.
     pub(crate) freq: [u16; Buckets::MOST],
     /// The same byte by byte.
     pub(crate) bytes: BucketBytes,
 }
 
-/// 32 buckets; entries in one word each: `freq | symbol << 13 | delta << 19`.
-#[derive(Clone, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
-pub(crate) struct Buckets32 {
-    pub(crate) split: [u32; 32],
-    pub(crate) own: [u32; 32],
-    pub(crate) donor: [u32; 32],
-}
+/// A table of 64 bytes, of which each 16 stand there twice, as shuffles within lanes of 128 bits
+/// take them.
+pub(crate) type Shuffled = [[[u8; 16]; 2]; Buckets::MOST / 16];
 
-/// 32 bytes, of which each 16 stand there twice, as shuffles within lanes of 128 bits take them.
-pub(crate) type Shuffled = [[[u8; 16]; 2]; 2];
-
-/// What the first 32 of [`Buckets`] hold as tables of bytes; of two bytes the lower one first.
+/// What [`Buckets`] holds as tables of bytes; of two bytes the lower one first.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) struct BucketBytes {
-    /// The last slot of the bucket's own symbol, counted from its beginning; -1 for none.
+    /// How many of the bucket's slots belong to its own symbol, less one; -1 for none.
     pub(crate) last: Shuffled,
-    /// The donor.
-    pub(crate) symbol: Shuffled,
-    pub(crate) own: [Shuffled; 2],
-    pub(crate) donor: [Shuffled; 2],
+    pub(crate) donor: Shuffled,
+    pub(crate) donated: [Shuffled; 2],
     pub(crate) freq: [Shuffled; 2],
 }
 
 /// A table for shuffles.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) fn shuffled(bytes: impl Fn(usize) -> u8) -> Shuffled {
-    std::array::from_fn(|half| [std::array::from_fn(|i| bytes(16 * half + i)); 2])
+    std::array::from_fn(|part| [std::array::from_fn(|i| bytes(16 * part + i)); 2])
 }
 
 impl Buckets {
@@ -356,34 +351,25 @@ impl Buckets {
         let of = |each: &dyn Fn(usize) -> u16| -> [u16; Buckets::MOST] {
             std::array::from_fn(|i| if i < n { each(i) } else { 0 })
         };
-        let split = |b: usize| (table.split[b] - b as u32 * cap) as u16;
-        let sides = of(&|b| split(b) << 6 | u16::from(table.donor[b].symbol));
-        let own = of(&|b| table.own[b].delta as u16);
-        let donor = of(&|b| table.donor[b].delta as u16);
-        let freq = of(&|s| freqs[s]);
+        let keep = of(&|b| (table.split[b] - b as u32 * cap) as u16);
+        let donor = of(&|b| table.donor[b].symbol.into());
+        let begin = |b: usize| (b as u32 * cap) as u16;
+        let donated = of(&|b| (table.donor[b].delta as u16).wrapping_add(begin(b)));
+        let freq = of(&|s| 16 * freqs[s]);
         let both = |column: [u16; Buckets::MOST]| {
             [0, 1].map(|byte| shuffled(|i| column[i].to_le_bytes()[byte]))
         };
         let bytes = BucketBytes {
-            last: shuffled(|b| (sides[b] >> 6).wrapping_sub(1) as u8),
-            symbol: shuffled(|b| sides[b] as u8 & 63),
-            own: both(own),
-            donor: both(donor),
+            last: shuffled(|b| keep[b].wrapping_sub(1) as u8),
+            donor: shuffled(|b| donor[b] as u8),
+            donated: both(donated),
             freq: both(freq),
         };
-        let word = |e: AliasEntry| {
-            u32::from(e.freq) | u32::from(e.symbol) << 13 | (i32::from(e.delta) << 19) as u32
-        };
-        let first32 = Buckets32 {
-            split: std::array::from_fn(|b| table.split[b]),
-            own: std::array::from_fn(|b| word(table.own[b])),
-            donor: std::array::from_fn(|b| word(table.donor[b])),
-        };
-        Buckets { first32, sides, own, donor, freq, bytes }
+        Buckets { keep, donor, donated, freq, bytes }
     }
 }
 
-/// For every slot `freq - 1 | rank << 12 | symbol << 24`.
+/// For every slot `freq | rank << 12 | symbol << 24`.
 pub(crate) type Slots = [u32; TOTAL as usize];
 
 /// The slots of a bucket that belong to one symbol (FORMAT.md section 7.3).
@@ -392,7 +378,7 @@ pub(crate) type Slots = [u32; TOTAL as usize];
 pub struct AliasEntry {
     /// The symbol.
     pub symbol: u8,
-    /// Its frequency, 0 to 4096.
+    /// Its frequency, 0 to 4095.
     pub freq: u16,
     /// Rank minus slot, the same for all of these slots.
     pub delta: i16,
@@ -429,21 +415,21 @@ impl AliasTable {
             slots: OnceLock::new(),
             encode: OnceLock::new(),
         };
-        // Slots of a symbol get their ranks in increasing order.
-        let mut next_rank = vec![0; n];
+        // The first ranks of a symbol are the slots of its own bucket: so a kernel needs no table
+        // to find them. The others follow in the order of their slots.
+        let mut next_rank = keep.clone();
         for b in 0..n {
             let begin = b as u32 * cap;
             let split = begin + keep[b];
-            out.split.push(split);
-            let mut side = |symbol: usize, slots: Range<u32>| {
-                let delta = (next_rank[symbol] as i32 - slots.start as i32) as i16;
-                next_rank[symbol] += slots.len() as u32;
-                AliasEntry { symbol: symbol as u8, freq: freqs[symbol], delta }
+            let entry = |symbol: usize, rank: u32, slot: u32| AliasEntry {
+                symbol: symbol as u8,
+                freq: freqs[symbol],
+                delta: (rank as i32 - slot as i32) as i16,
             };
-            let own = side(b, begin..split);
-            let donor = side(donor[b], split..begin + cap);
-            out.own.push(own);
-            out.donor.push(donor);
+            out.split.push(split);
+            out.own.push(entry(b, 0, begin));
+            out.donor.push(entry(donor[b], next_rank[donor[b]], split));
+            next_rank[donor[b]] += cap - keep[b];
         }
         out.buckets = (n <= Buckets::MOST).then(|| Box::new(Buckets::new(freqs, &out)));
         out
@@ -474,7 +460,7 @@ impl AliasTable {
             let mut slots = Box::new([0; TOTAL as usize]);
             self.for_each_slot(|slot, entry, rank| {
                 slots[slot as usize] =
-                    (u32::from(entry.freq) - 1) | rank << 12 | u32::from(entry.symbol) << 24;
+                    u32::from(entry.freq) | rank << 12 | u32::from(entry.symbol) << 24;
             });
             slots
         })
@@ -514,6 +500,7 @@ mod tests {
     fn frequencies_sum_to_4096_and_round_trip() {
         for table in tables() {
             assert_eq!(table.freqs.iter().map(|&f| u32::from(f)).sum::<u32>(), TOTAL);
+            assert!(table.freqs.iter().all(|&f| u32::from(f) < TOTAL));
             let mut out = BitWriter::default();
             table.write(&mut out);
             let bytes = out.finish();
@@ -527,21 +514,36 @@ mod tests {
         for table in tables() {
             let alias = AliasTable::new(&table);
             let cap = 4096 / table.freqs.len() as u32;
-            let mut seen = vec![0; table.freqs.len()];
+            let own = |b: usize| alias.split[b] - b as u32 * cap;
+            let mut seen: Vec<u32> = (0..table.freqs.len()).map(own).collect();
             for slot in 0..TOTAL {
-                let bucket = (slot / cap) as usize;
-                let entry = if slot < alias.split[bucket] {
-                    alias.own[bucket]
-                } else {
-                    alias.donor[bucket]
-                };
+                let (bucket, place) = ((slot / cap) as usize, slot % cap);
+                let is_own = slot < alias.split[bucket];
+                let entry = if is_own { alias.own[bucket] } else { alias.donor[bucket] };
                 let rank = (slot as i32 + i32::from(entry.delta)) as u32;
                 let packed = alias.slots()[slot as usize];
-                assert_eq!(packed & 0xfff, u32::from(entry.freq) - 1);
+                assert_eq!(packed & 0xfff, u32::from(entry.freq));
                 assert_eq!(packed >> 12 & 0xfff, rank);
                 assert_eq!((packed >> 24) as u8, entry.symbol);
-                assert_eq!(rank, seen[entry.symbol as usize], "ranks rise with the slots");
-                seen[entry.symbol as usize] += 1;
+                if is_own {
+                    assert_eq!((usize::from(entry.symbol), rank), (bucket, place));
+                } else {
+                    let seen = &mut seen[usize::from(entry.symbol)];
+                    assert_eq!(rank, *seen, "ranks rise with the slots of donors");
+                    *seen += 1;
+                }
+                if let Some(buckets) = &alias.buckets {
+                    assert_eq!(is_own, place < buckets.keep[bucket].into());
+                    assert_eq!(
+                        u32::from(buckets.freq[usize::from(entry.symbol)]),
+                        16 * u32::from(entry.freq)
+                    );
+                    if !is_own {
+                        assert_eq!(buckets.donor[bucket], u16::from(entry.symbol));
+                        let sum = (place as u16).wrapping_add(buckets.donated[bucket]);
+                        assert_eq!(u32::from(sum), rank);
+                    }
+                }
                 // Encoding undoes it: every quotient, the least and greatest among them.
                 let (freq, encode) = (u32::from(entry.freq), alias.encode(&table));
                 for q in [16, 17, 1000, 0xf_ffff] {

@@ -387,6 +387,8 @@ fn heads() {
     sum_above[31] = 129;
     let mut one = vec![0; 32];
     one[9] = 4096;
+    let mut nearly_one = vec![0; 32];
+    (nearly_one[9], nearly_one[30]) = (4095, 1);
     let mut more = vec![0; 32];
     more[9] = 4097;
     let spec = spec(Dtype::BF16, 300);
@@ -396,7 +398,8 @@ fn heads() {
         // G-02
         ("a sum of 4097", sum_above, false),
         // G-05
-        ("all the mass at one symbol", one, true),
+        ("all the mass at one symbol", one, false),
+        ("all the mass but for one in 4096", nearly_one, true),
         ("a frequency of 4097", more, false),
         ("a frequency of 8191", [&[8191][..], &[0; 31]].concat(), false),
         ("a frequency of 8192", [&[8192][..], &[0; 31]].concat(), false),

@@ -3,7 +3,7 @@
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
 use crate::planes::{GROUP, ONES};
-use crate::table::{EncodeTable, PRECISION, TOTAL};
+use crate::table::{EncodeTable, PRECISION, Slots, TOTAL};
 
 pub(crate) struct Portable;
 
@@ -52,24 +52,20 @@ fn encode_row(
     // How many words are left below the last one. One less than none, after 32 words, counts as 32
     // below.
     let mut left = LANES - 1;
-    for odd in [1, 0] {
-        for i in (0..LANES / 2).rev() {
-            let lane = odd * LANES / 2 + i;
-            let symbol = row[2 * i + odd];
-            let x = states[lane];
-            // Without a branch: which lanes give a word cannot be predicted.
-            let full = x >> (32 - PRECISION) >= table.freq(symbol);
-            words[left % LANES] = x as u16;
-            left = left.wrapping_sub(usize::from(full));
-            let x = std::hint::select_unpredictable(full, x >> 16, x);
-            states[lane] = table.step(x, symbol);
-        }
+    for (state, &symbol) in states.iter_mut().zip(row).rev() {
+        let x = *state;
+        // Without a branch: which lanes give a word cannot be predicted.
+        let full = x >> (32 - PRECISION) >= table.freq(symbol);
+        words[left % LANES] = x as u16;
+        left = left.wrapping_sub(usize::from(full));
+        let x = std::hint::select_unpredictable(full, x >> 16, x);
+        *state = table.step(x, symbol);
     }
     (LANES - 1).wrapping_sub(left)
 }
 
 #[inline(always)]
-fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; LANES]) {
+fn decode_row(job: &mut Job<'_>, slots: &Slots, row: &mut [u8; LANES]) {
     let begin = job.position;
     // 32 words that may be needed. Past the end of the block they are zeros; the caller checks how
     // many were used.
@@ -94,7 +90,7 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
     let mut refill = [0u8; LANES];
     for lane in 0..LANES {
         let q = job.states[lane] >> PRECISION;
-        next[lane] = q * (slot[lane] & 0xfff) + q + (slot[lane] >> 12 & 0xfff);
+        next[lane] = q * (slot[lane] & 0xfff) + (slot[lane] >> 12 & 0xfff);
         refill[lane] = u8::from(next[lane] < STATE_MIN);
     }
     // How many lanes before each take a word: eight sums by one product.
@@ -114,11 +110,6 @@ fn decode_row(job: &mut Job<'_>, slots: &[u32; TOTAL as usize], row: &mut [u8; L
         let y = next[lane];
         job.states[lane] = if y < STATE_MIN { y << 16 | u32::from(word[lane]) } else { y };
     }
-    let symbols = slot.map(|slot| (slot >> 24) as u8);
-    // The first half of the lanes has the even elements.
-    let (even, odd) = symbols.split_at(LANES / 2);
-    for ((pair, &even), &odd) in row.as_chunks_mut::<2>().0.iter_mut().zip(even).zip(odd) {
-        *pair = [even, odd];
-    }
+    *row = slot.map(|slot| (slot >> 24) as u8);
     job.position = begin + used as usize;
 }

@@ -186,4 +186,3 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod delta;
 mod fused;
-mod tables;

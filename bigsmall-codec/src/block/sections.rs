@@ -321,14 +321,17 @@ fn read_ids(
     groups: &mut [u8],
 ) -> Result<()> {
     let wrong = || Error::new(Rule::AnsTableId).found(what);
-    for segment in groups.chunks_mut(each) {
-        let id = bits.pull(n_bits).ok_or_else(wrong)?;
-        if id as usize >= most {
-            return Err(wrong().expected(format!("below {most}")));
-        }
-        // Not `fill`, a call for one byte in most cases.
-        for group in segment {
-            *group = id as u8;
+    let n = groups.len().div_ceil(each);
+    bits.pull_each(n_bits, &mut groups[..n]).ok_or_else(wrong)?;
+    if groups[..n].iter().any(|&id| usize::from(id) >= most) {
+        return Err(wrong().expected(format!("below {most}")));
+    }
+    if each > 1 {
+        // From the last to the first: no number is overwritten before it was spread.
+        for segment in (0..n).rev() {
+            let (id, begin) = (groups[segment], segment * each);
+            let end = groups.len().min(begin + each);
+            groups[begin..end].fill(id);
         }
     }
     Ok(())

@@ -74,7 +74,7 @@ impl Head {
                     }
                 });
             }
-            if frequencies.iter().sum::<u32>() != 4096 {
+            if frequencies.iter().sum::<u32>() != 4096 || frequencies.contains(&4096) {
                 return Err(Rule::FrequencyTable);
             }
             tables.push(Table { k, lo, frequencies });
@@ -264,8 +264,7 @@ fn decode_coded(head: &Head, block: &[u8], base: &[u128]) -> Result<Vec<u128>, R
                 used += 1;
             }
             states[lane] = x;
-            let unit = if lane < 16 { 2 * lane } else { 2 * lane - 31 };
-            symbols[row * LANES + unit] = symbol as u32;
+            symbols[row * LANES + lane] = symbol as u32;
         }
     }
     if used != n_words {

@@ -154,13 +154,17 @@ pub fn alias(freqs: &[u32]) -> Alias {
             small.push(large.pop().unwrap());
         }
     }
-    let mut next = vec![0; freqs.len()];
+    let mut next = keep.clone();
     let mut slots = vec![];
     for b in 0..freqs.len() {
         for j in 0..c {
-            let s = if j < keep[b] { b } else { donor[b] };
-            slots.push((s, freqs[s], next[s]));
-            next[s] += 1;
+            if j < keep[b] {
+                slots.push((b, freqs[b], j));
+            } else {
+                let s = donor[b];
+                slots.push((s, freqs[s], next[s]));
+                next[s] += 1;
+            }
         }
     }
     Alias { keep, donor, slots }
@@ -285,7 +289,7 @@ impl Head {
                     }
                 });
             }
-            if freqs.iter().sum::<u32>() != 4096 {
+            if freqs.iter().sum::<u32>() != 4096 || freqs.contains(&4096) {
                 return Err(Rule::FrequencyTable);
             }
             tables.push(freqs);
@@ -576,8 +580,7 @@ pub fn encode(head: &Head, units: &[u8], choices: &Choices) -> Block {
     for row in (0..symbols.len() / LANES).rev() {
         let table = choices.tables[row * LANES / segment];
         for lane in (0..LANES).rev() {
-            let unit = if lane < 16 { 2 * lane } else { 2 * lane - 31 };
-            let s = symbols[row * LANES + unit];
+            let s = symbols[row * LANES + lane];
             let f = head.tables[table][s];
             let mut x = states[lane];
             if u64::from(x) >= u64::from(f) << 20 {
@@ -722,8 +725,7 @@ pub fn decode(head: &Head, bytes: &[u8], n_units: usize) -> Result<Vec<u8>, Rule
         let slots = &aliases[tables[segment_of(row * LANES)]].slots;
         for lane in 0..LANES {
             let (symbol, freq, rank) = slots[(states[lane] % 4096) as usize];
-            let unit = if lane < 16 { 2 * lane } else { 2 * lane - 31 };
-            symbols[row * LANES + unit] = symbol;
+            symbols[row * LANES + lane] = symbol;
             let mut x = u64::from(freq) * (states[lane] >> 12) + u64::from(rank);
             if x < 1 << 16 {
                 let word = words[..n_words].get(used).ok_or(Rule::AnsWords)?;

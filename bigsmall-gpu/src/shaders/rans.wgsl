@@ -28,7 +28,7 @@ struct Ans {
 // The data that the lanes exchange in one row.
 struct Row {
   who: u32,   // a bit for each lane that needs a word
-  pair: u32,  // for lanes below 16: the units of columns 2 * lane and 2 * lane + 1
+  pair: u32,  // for even lanes: the units of this lane and of the next one
 }
 
 var<workgroup> wrong_lanes: atomic<u32>;
@@ -69,9 +69,6 @@ fn unit_of(field: u32, r: u32) -> u32 {
   return (field << (7u - ans.m)) | (r & 0x7fu) | ((r & 0x80u) << 8u);
 }
 
-// The column of a lane: lanes 0 to 15 have the even columns, lanes 16 to 31 the odd ones.
-fn column_of(lane: u32) -> u32 { return select(2u * lane - 31u, 2u * lane, lane < 16u); }
-
 fn decode_block(index: u32, lane: u32) {
   // A workgroup beyond the last block decodes that block again, so that its threads reach the
   // barriers. It writes the same values.
@@ -93,7 +90,6 @@ fn decode_block(index: u32, lane: u32) {
   if (lane == 0u) { atomicStore(&wrong_lanes, 0u); }
   workgroupBarrier();
 
-  let column = column_of(lane);
   let stored = n_groups * (8u - ans.m) * 32u - min(64u, n_groups * (8u - ans.m) * 32u);
   let held_from = n_groups - min(2u, n_groups);
   let bucket_shift = 12u - ans.symbol_bits;
@@ -113,9 +109,9 @@ fn decode_block(index: u32, lane: u32) {
     let needs = x < 65536u;
     var unit = 0u;
     if (group < held_from) {
-      unit = unit_of(field, residual(group, i & 7u, column, place, stored));
+      unit = unit_of(field, residual(group, i & 7u, lane, place, stored));
     } else {
-      fields[(i - held_from * 8u) * 32u + column] = field;
+      fields[(i - held_from * 8u) * 32u + lane] = field;
     }
     let row = share(i, lane, needs, unit);
     if (needs) {
@@ -126,7 +122,7 @@ fn decode_block(index: u32, lane: u32) {
       }
     }
     position += countOneBits(row.who);
-    if (group < held_from && lane < 16u) { decoded[out + i * 16u + lane] = row.pair; }
+    if (group < held_from && (lane & 1u) == 0u) { decoded[out + i * 16u + lane / 2u] = row.pair; }
   }
 
   // Take the carried bytes from the end states, and check that the rest of each state is the one

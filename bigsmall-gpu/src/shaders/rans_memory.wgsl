@@ -8,10 +8,10 @@ var<workgroup> units: array<u32, 64>;
 
 fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {
   if (needs) { atomicOr(&wanting[i & 3u], 1u << lane); }
-  units[(i & 1u) * 32u + column_of(lane)] = unit;
+  units[(i & 1u) * 32u + lane] = unit;
   workgroupBarrier();
   if (lane == 0u) { atomicStore(&wanting[(i + 2u) & 3u], 0u); }
-  let pair = (i & 1u) * 32u + (lane & 15u) * 2u;
+  let pair = (i & 1u) * 32u + (lane & 30u);
   return Row(atomicLoad(&wanting[i & 3u]), units[pair] | (units[pair + 1u] << 16u));
 }
 

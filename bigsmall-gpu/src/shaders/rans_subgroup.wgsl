@@ -5,8 +5,7 @@ fn share(i: u32, lane: u32, needs: bool, unit: u32) -> Row {
   // All lanes have to be here at once, although some had words to take and others not. SPIR-V does
   // not promise it without maximal reconvergence. A lane that is missing makes end states wrong,
   // which is an error; `gpu_bench --selftest` compares every bit.
-  // Lanes l and l + 16 have neighbouring columns.
-  return Row(subgroupBallot(needs).x, unit | (subgroupShuffleXor(unit, 16u) << 16u));
+  return Row(subgroupBallot(needs).x, unit | (subgroupShuffleXor(unit, 1u) << 16u));
 }
 
 @compute @workgroup_size(32)

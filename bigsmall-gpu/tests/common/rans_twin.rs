@@ -77,7 +77,6 @@ impl RansTwin<'_> {
             let mut units = [0; 32];
             let mut needs = [false; 32];
             for lane in 0..32 {
-                let column = if lane < 16 { 2 * lane } else { 2 * lane - 31 };
                 let slot = x[lane] & 4095;
                 let bucket = (table << plan.symbol_bits) + (slot >> (12 - plan.symbol_bits));
                 let bucket = bucket as usize * 5;
@@ -91,10 +90,10 @@ impl RansTwin<'_> {
                 let field = if symbol == 0 { plan.first } else { plan.base + symbol };
                 needs[lane] = x[lane] < 65_536;
                 if group < held_from {
-                    let r = self.residual(i, column as u32, place, stored, &carried);
-                    units[column] = self.unit_of(field, r);
+                    let r = self.residual(i, lane as u32, place, stored, &carried);
+                    units[lane] = self.unit_of(field, r);
                 } else {
-                    fields[((i - held_from * 8) * 32) as usize + column] = field;
+                    fields[((i - held_from * 8) * 32) as usize + lane] = field;
                 }
             }
             for lane in 0..32 {

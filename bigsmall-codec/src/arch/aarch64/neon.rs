@@ -1,13 +1,16 @@
-//! NEON, which every 64-bit ARM has: eight vectors of 4 lanes a block. There is no gather: entries
-//! are loaded one by one, and the arithmetic, the words and their order are done by vectors.
+//! NEON, which every 64-bit ARM has. Decoding: the upper and the lower halves of the states of 32
+//! lanes as four vectors of 16-bit numbers each; buckets are looked up by `tbl`, one byte of 16
+//! lanes at a time. There is no gather: for more than 64 symbols, and for encoding, entries are
+//! loaded one by one, and the arithmetic, the words and their order are done by vectors.
 
 use std::arch::aarch64::*;
 
 use crate::arch::portable::Portable;
+use crate::arch::tables::UNPACK16;
 use crate::head::Head;
-use crate::kernels::{EncodeJob, Job, Kernels, LANES, STATE_MIN};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES};
 use crate::planes::GROUP;
-use crate::table::{EncodeTable, Slots, TOTAL};
+use crate::table::{BucketBytes, EncodeTable, Shuffled, Slots, TOTAL};
 
 /// The backend.
 pub(crate) struct Neon;
@@ -16,25 +19,6 @@ pub(crate) struct Neon;
 const ROWS: usize = GROUP / LANES;
 /// Vectors of 4 lanes.
 const VECTORS: usize = LANES / 4;
-
-/// For every set of 4 lanes the bytes that hand them consecutive words of 16 bits; 0xff gives zero.
-static EXPAND: [[u8; 16]; 16] = {
-    let mut table = [[0xff; 16]; 16];
-    let mut mask = 0;
-    while mask < 16 {
-        let (mut lane, mut word) = (0, 0);
-        while lane < 4 {
-            if mask >> lane & 1 == 1 {
-                table[mask][4 * lane] = 2 * word;
-                table[mask][4 * lane + 1] = 2 * word + 1;
-                word += 1;
-            }
-            lane += 1;
-        }
-        mask += 1;
-    }
-    table
-};
 
 /// For every set of 4 lanes the bytes that move the lower halves of those lanes to the end of 8
 /// bytes.
@@ -79,66 +63,164 @@ fn lanes(all_or_none: uint32x4_t) -> usize {
     vaddvq_u32(vandq_u32(all_or_none, load(&[1, 2, 4, 8]))) as usize
 }
 
-#[target_feature(enable = "neon")]
-fn gather(slots: &Slots, x: uint32x4_t) -> uint32x4_t {
-    let slot = vandq_u32(x, vdupq_n_u32(TOTAL - 1));
-    load(&[
-        slots[vgetq_lane_u32::<0>(slot) as usize],
-        slots[vgetq_lane_u32::<1>(slot) as usize],
-        slots[vgetq_lane_u32::<2>(slot) as usize],
-        slots[vgetq_lane_u32::<3>(slot) as usize],
-    ])
+/// The states of all lanes: their upper and their lower halves.
+struct Halves {
+    upper: [uint16x8_t; 4],
+    lower: [uint16x8_t; 4],
 }
 
-/// One step of 4 lanes, given their slots' entries. `words` begins with 4 words.
+impl Halves {
+    fn load(states: &[u32; LANES]) -> Halves {
+        let load = |half: fn(u32) -> u16| {
+            let halves = states.map(half);
+            // SAFETY: 8 halves are one vector.
+            std::array::from_fn(|v| unsafe { vld1q_u16(halves[8 * v..][..8].as_ptr()) })
+        };
+        Halves { upper: load(|x| (x >> 16) as u16), lower: load(|x| x as u16) }
+    }
+
+    fn store(&self, states: &mut [u32; LANES]) {
+        for (v, states) in states.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let (mut upper, mut lower) = ([0u16; 8], [0u16; 8]);
+            // SAFETY: 8 halves are one vector.
+            unsafe {
+                vst1q_u16(upper.as_mut_ptr(), self.upper[v]);
+                vst1q_u16(lower.as_mut_ptr(), self.lower[v]);
+            }
+            *states = std::array::from_fn(|i| u32::from(upper[i]) << 16 | u32::from(lower[i]));
+        }
+    }
+
+    /// Moves 8 lanes on: `freq` and `rank` are those of their slots. Those that fell below the
+    /// bound take a word. `words` begins with 8 words; returns how many were taken.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn step(&mut self, v: usize, freq: uint16x8_t, rank: uint16x8_t, words: &[u8; 16]) -> usize {
+        let (upper, lower) = (self.upper[v], self.lower[v]);
+        // freq * (state >> 12) + rank = 16 * freq * upper + rest. The rest is less than 2^16.
+        let rest = vmlaq_u16(rank, freq, vshrq_n_u16::<12>(lower));
+        let freq = vshlq_n_u16::<4>(freq);
+        let low = vmovl_u16(vget_low_u16(rest));
+        let low = vmlal_u16(low, vget_low_u16(freq), vget_low_u16(upper));
+        let high = vmlal_high_u16(vmovl_high_u16(rest), freq, upper);
+        let (low, high) = (vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+        let (lower, upper) = (vuzp1q_u16(low, high), vuzp2q_u16(low, high));
+        let below = vceqzq_u16(upper);
+        let bits = vcreate_u8(0x8040_2010_0804_0201);
+        let set = vaddv_u8(vand_u8(vmovn_u16(below), bits));
+        // SAFETY: 16 bytes are one vector.
+        let (words, order) =
+            unsafe { (vld1q_u8(words.as_ptr()), vld1q_u8(UNPACK16[usize::from(set)].as_ptr())) };
+        let next = vreinterpretq_u16_u8(vqtbl1q_u8(words, order));
+        self.upper[v] = vbslq_u16(below, lower, upper);
+        self.lower[v] = vbslq_u16(below, next, lower);
+        set.count_ones() as usize
+    }
+}
+
+/// Looks up 16 numbers of 5 or 6 bits in a table of as many bytes.
+#[inline]
 #[target_feature(enable = "neon")]
-fn step(x: uint32x4_t, entry: uint32x4_t, words: &[u8; 8]) -> (uint32x4_t, usize) {
-    let low12 = vdupq_n_u32(TOTAL - 1);
-    let q = vshrq_n_u32::<12>(x);
-    let rank = vandq_u32(vshrq_n_u32::<12>(entry), low12);
-    let y = vmlaq_u32(vaddq_u32(q, rank), q, vandq_u32(entry, low12));
-    let low = vcltq_u32(y, vdupq_n_u32(STATE_MIN));
-    let set = lanes(low);
-    // SAFETY: 8 bytes are half a vector, 16 a whole one.
-    let (words, order) = unsafe { (vld1_u8(words.as_ptr()), vld1q_u8(EXPAND[set].as_ptr())) };
-    let words = vcombine_u8(words, vdup_n_u8(0));
-    let next = vreinterpretq_u32_u8(vqtbl1q_u8(words, order));
-    let refilled = vorrq_u32(vshlq_n_u32::<16>(y), next);
-    (vbslq_u32(low, refilled, y), set.count_ones() as usize)
+fn look_up<const BITS: u32>(table: &Shuffled, numbers: uint8x16_t) -> uint8x16_t {
+    // SAFETY: 16 bytes are one vector.
+    let part = |i: usize| unsafe { vld1q_u8(table[i][0].as_ptr()) };
+    if BITS == 5 {
+        vqtbl2q_u8(uint8x16x2_t(part(0), part(1)), numbers)
+    } else {
+        vqtbl4q_u8(uint8x16x4_t(part(0), part(1), part(2), part(3)), numbers)
+    }
+}
+
+/// Lower and upper bytes as 16 numbers of 16 bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn zip(low: uint8x16_t, high: uint8x16_t) -> [uint16x8_t; 2] {
+    [vreinterpretq_u16_u8(vzip1q_u8(low, high)), vreinterpretq_u16_u8(vzip2q_u8(low, high))]
+}
+
+/// Symbols, frequencies and ranks of the slots of 16 lanes, by the bytes of 2^`BITS` buckets, 5 or
+/// 6.
+#[inline]
+#[target_feature(enable = "neon")]
+fn find<const BITS: u32>(
+    table: &BucketBytes,
+    states: [uint16x8_t; 2],
+) -> (uint8x16_t, [uint16x8_t; 2], [uint16x8_t; 2]) {
+    let in_bucket = vdupq_n_u16((1 << (12 - BITS)) - 1);
+    let slots = states.map(|lower| vandq_u16(lower, vdupq_n_u16(TOTAL as u16 - 1)));
+    let places = slots.map(|slot| vandq_u16(slot, in_bucket));
+    let buckets = slots.map(|slot| match BITS {
+        5 => vshrn_n_u16::<7>(slot),
+        _ => vshrn_n_u16::<6>(slot),
+    });
+    let bucket = vcombine_u8(buckets[0], buckets[1]);
+    let place = vcombine_u8(vmovn_u16(places[0]), vmovn_u16(places[1]));
+    let last = look_up::<BITS>(&table.last, bucket);
+    let donated = vcgtq_s8(vreinterpretq_s8_u8(place), vreinterpretq_s8_u8(last));
+    let symbols = vbslq_u8(donated, look_up::<BITS>(&table.donor, bucket), bucket);
+    let [low, high] = [0, 1].map(|i| vandq_u8(look_up::<BITS>(&table.donated[i], bucket), donated));
+    let more = zip(low, high);
+    let rank = [vaddq_u16(places[0], more[0]), vaddq_u16(places[1], more[1])];
+    let [low, high] = [0, 1].map(|i| look_up::<BITS>(&table.freq[i], symbols));
+    (symbols, zip(low, high).map(|freq| vshrq_n_u16::<4>(freq)), rank)
+}
+
+/// The same by slots in memory, for any number of symbols.
+#[inline]
+#[target_feature(enable = "neon")]
+fn find_slots(
+    slots: &Slots,
+    states: [uint16x8_t; 2],
+) -> (uint8x16_t, [uint16x8_t; 2], [uint16x8_t; 2]) {
+    let low12 = vdupq_n_u16(TOTAL as u16 - 1);
+    let mut found = [(vdup_n_u8(0), low12, low12); 2];
+    for (found, lower) in found.iter_mut().zip(states) {
+        let mut at = [0u16; 8];
+        // SAFETY: 8 halves are one vector.
+        unsafe { vst1q_u16(at.as_mut_ptr(), vandq_u16(lower, low12)) };
+        let [a, b, c, d, e, f, g, h] = at.map(|slot| slots[usize::from(slot)]);
+        let (low, high) = (load(&[a, b, c, d]), load(&[e, f, g, h]));
+        let halves = (vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+        let freq = vandq_u16(vuzp1q_u16(halves.0, halves.1), low12);
+        let rank = vcombine_u16(vshrn_n_u32::<12>(low), vshrn_n_u32::<12>(high));
+        let symbols = vshrn_n_u16::<8>(vuzp2q_u16(halves.0, halves.1));
+        *found = (symbols, freq, vandq_u16(rank, low12));
+    }
+    let [a, b] = found;
+    (vcombine_u8(a.0, b.0), [a.1, b.1], [a.2, b.2])
 }
 
 /// Decodes symbols of one job as long as the words of a whole group are at hand; returns the groups
 /// done.
 #[target_feature(enable = "neon")]
 fn decode_symbols(head: &Head, job: &mut Job<'_>, groups: &mut [[[u8; LANES]; ROWS]]) -> usize {
-    let mut states = load_states(&job.states);
+    let mut states = Halves::load(&job.states);
     let mut done = 0;
     for group in groups {
         if !job.has_group() {
             break;
         }
-        let slots = head.alias[usize::from(job.group_tables[job.group])].slots();
+        let table = &head.alias[usize::from(job.group_tables[job.group])];
         for row in group {
-            let mut symbols = [vdup_n_u16(0); VECTORS];
-            for (x, symbols) in states.iter_mut().zip(&mut symbols) {
-                let entry = gather(slots, *x);
-                *symbols = vmovn_u32(vshrq_n_u32::<24>(entry));
-                let words = job.words[2 * job.position..].first_chunk().expect("words ahead");
-                let used;
-                (*x, used) = step(*x, entry, words);
-                job.position += used;
+            for (half, row) in row.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let of_half = [states.lower[2 * half], states.lower[2 * half + 1]];
+                let (symbols, freq, rank) = match head.symbol_bits {
+                    5 => find::<5>(&table.buckets().bytes, of_half),
+                    6 => find::<6>(&table.buckets().bytes, of_half),
+                    _ => find_slots(table.slots(), of_half),
+                };
+                // SAFETY: half a row is 16 bytes, one vector.
+                unsafe { vst1q_u8(row.as_mut_ptr(), symbols) };
+                for i in 0..2 {
+                    let words = job.words[2 * job.position..].first_chunk().expect("words ahead");
+                    job.position += states.step(2 * half + i, freq[i], rank[i], words);
+                }
             }
-            let [a, b, c, d, e, f, g, h] = symbols;
-            // The first four vectors hold the even elements.
-            let even = vcombine_u8(vmovn_u16(vcombine_u16(a, b)), vmovn_u16(vcombine_u16(c, d)));
-            let odd = vcombine_u8(vmovn_u16(vcombine_u16(e, f)), vmovn_u16(vcombine_u16(g, h)));
-            // SAFETY: a row is 32 bytes, two vectors interleaved.
-            unsafe { vst2q_u8(row.as_mut_ptr(), uint8x16x2_t(even, odd)) };
         }
         job.group += 1;
         done += 1;
     }
-    store_states(states, &mut job.states);
+    states.store(&mut job.states);
     done
 }
 
@@ -204,9 +286,7 @@ impl Kernels for Neon {
                 for row in group.iter().rev() {
                     job.ahead.fetch(lines);
                     for v in (0..VECTORS).rev() {
-                        // The first four vectors hold the even elements.
-                        let from = 8 * (v % 4) + v / 4;
-                        let symbols = [row[from], row[from + 2], row[from + 4], row[from + 6]];
+                        let symbols = row.as_chunks::<4>().0[v];
                         // SAFETY: every 64-bit ARM has the instructions.
                         states[v] = unsafe {
                             encode_lanes(states[v], table, symbols, job.words, &mut room)

@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
+use crate::arch::tables::{UNPACK16, unpacking};
 use crate::arch::x86_64::delta::{merge256, partition256, values256};
 use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
-use crate::arch::x86_64::tables::{UNPACK16, unpacking};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::{Merge, Parts};
@@ -22,7 +22,7 @@ use crate::zeros;
 
 mod decode;
 
-use decode::{VECTORS, decode_fused, decode_symbols, load_states, store_states};
+use decode::{decode_fused, decode_symbols};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx2(());
@@ -31,6 +31,23 @@ impl Avx2 {
     /// The backend, if the machine has it.
     pub(crate) fn new() -> Option<&'static Avx2> {
         Backend::Avx2.is_available().then_some(&Avx2(()))
+    }
+}
+
+/// Vectors of 8 lanes.
+const VECTORS: usize = LANES / 8;
+
+#[target_feature(enable = "avx2")]
+fn load_states(states: &[u32; LANES]) -> [__m256i; VECTORS] {
+    // SAFETY: 32 states are four vectors.
+    std::array::from_fn(|i| unsafe { _mm256_loadu_si256(states.as_ptr().add(8 * i).cast()) })
+}
+
+#[target_feature(enable = "avx2")]
+fn store_states(vectors: [__m256i; VECTORS], states: &mut [u32; LANES]) {
+    for (vector, to) in vectors.into_iter().zip(states.as_chunks_mut::<8>().0) {
+        // SAFETY: 8 states are one vector.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) };
     }
 }
 
@@ -104,18 +121,12 @@ static COMPACT: [[u8; 16]; 256] = {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn look_up_encode(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]; 2] {
-    // SAFETY: a row is 32 bytes, twice half a vector.
-    let pairs: [__m256i; 2] = std::array::from_fn(|half| unsafe {
-        _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(16 * half).cast()))
-    });
     [&table.reciprocal, &table.fields].map(|column| {
-        std::array::from_fn(|v| {
-            // The first two vectors hold the even elements, in the lower bytes.
-            let pair = pairs[v % 2];
-            let low8 = _mm256_set1_epi32(0xff);
-            let s = if v < 2 { _mm256_and_si256(pair, low8) } else { _mm256_srli_epi32::<8>(pair) };
-            // SAFETY: the tables have 256 entries, and every symbol is less.
-            unsafe { _mm256_i32gather_epi32::<4>(column.as_ptr().cast(), s) }
+        // SAFETY: a row is four times 8 bytes; the tables have 256 entries, and every symbol is
+        // less.
+        std::array::from_fn(|v| unsafe {
+            let s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(row.as_ptr().add(8 * v).cast()));
+            _mm256_i32gather_epi32::<4>(column.as_ptr().cast(), s)
         })
     })
 }
@@ -127,11 +138,9 @@ fn look_up_encode(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]
 fn look_up_encode32(row: &[u8; LANES], table: &EncodeTable) -> [[__m256i; VECTORS]; 2] {
     // SAFETY: a row is 32 bytes, one vector.
     let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
-    // Putting bytes together makes a vector of four bytes of each half: here of those at even
-    // places, then of those at odd ones.
-    let row = _mm256_permute4x64_epi64::<0b11_01_10_00>(row);
-    let even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    let row = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(even_odd));
+    // Putting bytes together makes a vector of four bytes of each half.
+    let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    let row = _mm256_permutevar8x32_epi32(row, order);
     // Whatever the bytes are, entries of the table come out: the slots are looked up without a
     // check.
     let row = _mm256_and_si256(row, _mm256_set1_epi8(31));

@@ -21,7 +21,7 @@ use crate::zeros;
 
 mod decode;
 
-use decode::{decode_fused, decode_symbols, load_states, store_states};
+use decode::{decode_fused, decode_symbols, load};
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -75,6 +75,26 @@ fn load_encode(table: &EncodeTable) -> EncodeRegisters {
     EncodeRegisters { reciprocal: pair(&table.reciprocal), fields: pair(&table.fields) }
 }
 
+#[target_feature(enable = "avx512f")]
+fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
+    // SAFETY: 32 states are two vectors.
+    unsafe {
+        [
+            _mm512_loadu_si512(states.as_ptr().cast()),
+            _mm512_loadu_si512(states.as_ptr().add(16).cast()),
+        ]
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn store_states(vectors: [__m512i; 2], states: &mut [u32; LANES]) {
+    // SAFETY: 32 states are two vectors.
+    unsafe {
+        _mm512_storeu_si512(states.as_mut_ptr().cast(), vectors[0]);
+        _mm512_storeu_si512(states.as_mut_ptr().add(16).cast(), vectors[1]);
+    }
+}
+
 /// What one block of the encoder needs.
 struct Encoding<'a> {
     states: [__m512i; 2],
@@ -106,8 +126,8 @@ fn encode_group<const N: usize, const SMALL: bool>(
             block.ahead.fetch(block.lines);
             // SAFETY: a row is 32 bytes.
             let row = unsafe { _mm256_loadu_si256(symbols[i][row].as_ptr().cast()) };
-            let row = _mm512_cvtepu8_epi16(row);
-            let symbols = [_mm512_and_si512(row, low16), _mm512_srli_epi32::<16>(row)];
+            let halves = [_mm256_castsi256_si128(row), _mm256_extracti128_si256::<1>(row)];
+            let symbols = halves.map(|half| _mm512_cvtepu8_epi32(half));
             let both = _mm512_permutex2var_epi16(block.states[0], lower, block.states[1]);
             let mut full = [0; 2];
             for half in 0..2 {
@@ -276,27 +296,6 @@ fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
             unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
         }
     }
-}
-
-/// Loads 64 bytes for an instruction that expands them. Compilers would make this load a part of
-/// that instruction, a form of it that takes twice as long on AMD's Zen 5.
-///
-/// # Safety
-/// 64 bytes can be read at `from`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load(from: *const u8) -> __m512i {
-    let vector;
-    // SAFETY: as the caller promises; nothing else is read or written.
-    unsafe {
-        std::arch::asm!(
-            "vmovdqu64 {}, zmmword ptr [{}]",
-            out(zmm_reg) vector,
-            in(reg) from,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-    }
-    vector
 }
 
 /// [`zeros::expand`] for whole words of the mask; returns where it stopped: the bytes done, and

@@ -7,6 +7,7 @@ use crate::arch::portable::Portable;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
+use crate::table::Buckets;
 use crate::units::low_len;
 
 /// Rows of a group.
@@ -86,24 +87,26 @@ pub(super) use each_block;
 pub(super) struct Group<'a> {
     /// The next word. As many as the kernel asked for can be read at first.
     pub(super) words: *const u16,
-    pub(super) table: usize,
+    pub(super) table: &'a Buckets,
     /// The packed residuals of the group.
     pub(super) residual: *const u8,
     /// Its planes of low bits, each of 256 bytes; dangling if there are none.
     pub(super) lows: *const u8,
     /// Its units.
     pub(super) units: *mut u8,
-    /// The units two groups later, if any.
-    soon: &'a [u8],
+    /// The units two groups later, or the last ones.
+    soon: *const u8,
 }
 
 impl Group<'_> {
     /// Prefetches `len` of the bytes that are written two groups later, from `at` on.
+    ///
+    /// # Safety
+    /// The units of a group have at least `at + len` bytes.
     #[inline(always)]
-    pub(super) fn prefetch(&self, at: usize, len: usize) {
-        if let Some(soon) = self.soon.get(at..at + len) {
-            prefetch_output(soon);
-        }
+    pub(super) unsafe fn prefetch(&self, at: usize, len: usize) {
+        // SAFETY: `soon` has as many bytes as the units, which nothing reads or writes meanwhile.
+        prefetch_output(unsafe { std::slice::from_raw_parts(self.soon.add(at), len) });
     }
 }
 
@@ -113,6 +116,7 @@ impl Group<'_> {
 /// kernel's own loads need.
 #[inline(always)]
 pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
+    tables: &[&Buckets],
     jobs: &mut [Job<'_>; N],
     planes: &[Planes<'_>],
     units: &mut [&mut [u8]],
@@ -128,24 +132,32 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
         n = n.min(planes.lows.len().checked_div(each_low).unwrap_or(n));
     }
     let lines = ahead.lines_a_step(n * ROWS);
+    let mut each = units.iter_mut();
+    let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
+        let units = each.next().expect("N blocks");
+        Group {
+            words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
+            table: tables[0],
+            residual: planes[i].residual.as_ptr(),
+            lows: planes[i].lows.as_ptr(),
+            soon: units.as_ptr(),
+            units: units.as_mut_ptr(),
+        }
+    });
     let mut group = 0;
     while group < n && jobs.iter().all(Job::has_group) {
-        let mut each = units.iter_mut();
-        let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
-            let units = &mut each.next().expect("N blocks")[group * each_unit..];
-            let (units, later) = units.split_at_mut(each_unit);
-            Group {
-                words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
-                table: usize::from(jobs[i].group_tables[group]),
-                residual: planes[i].residual[group * each_residual..][..each_residual].as_ptr(),
-                lows: planes[i].lows[group * each_low..][..each_low].as_ptr(),
-                units: units.as_mut_ptr(),
-                soon: later.get(each_unit..2 * each_unit).unwrap_or(&[]),
-            }
-        });
+        // The last groups prefetch the units of the last one once more.
+        let soon = (group + 2).min(n - 1) - group;
+        for (this, job) in groups.iter_mut().zip(&*jobs) {
+            this.table = tables[usize::from(job.group_tables[group])];
+            this.soon = this.units.wrapping_add(soon * each_unit);
+        }
         decode(&mut groups, &mut ahead, lines);
-        for (job, group) in jobs.iter_mut().zip(groups) {
-            job.position = (group.words as usize - job.words.as_ptr() as usize) / 2;
+        for (this, job) in groups.iter_mut().zip(&mut *jobs) {
+            job.position = (this.words as usize - job.words.as_ptr() as usize) / 2;
+            this.residual = this.residual.wrapping_add(each_residual);
+            this.lows = this.lows.wrapping_add(each_low);
+            this.units = this.units.wrapping_add(each_unit);
         }
         group += 1;
     }

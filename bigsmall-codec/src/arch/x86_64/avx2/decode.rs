@@ -1,6 +1,7 @@
-//! Decoding: 32 lanes as four vectors of 8, two blocks interleaved. The entries of 32 buckets are
-//! looked up by shuffles, one byte of all 32 lanes at a time: processors with slow gathers take
-//! less time for that, and others no more. For more symbols the slots are gathered.
+//! Decoding: the upper and the lower halves of the states of 32 lanes as two vectors of 16-bit
+//! numbers each, two blocks interleaved. The buckets of 32 or 64 symbols are looked up by shuffles,
+//! one byte of all 32 lanes at a time: processors with slow gathers take less time for that, and
+//! others no more. For more symbols the slots are gathered.
 //!
 //! Bytes of a row are in the order in which packing two vectors of 16 bits leaves them and
 //! unpacking takes them: elements 0 to 7, 16 to 23, 8 to 15, 24 to 31.
@@ -12,73 +13,127 @@ use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
 
+use crate::arch::tables::UNPACK16;
 use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
-use crate::arch::x86_64::tables::EXPAND;
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
 use crate::table::{AliasTable, BucketBytes, Shuffled, Slots, TOTAL, shuffled};
 
-/// Vectors of 8 lanes.
-pub(super) const VECTORS: usize = LANES / 8;
-
-#[target_feature(enable = "avx2")]
-pub(super) fn load_states(states: &[u32; LANES]) -> [__m256i; VECTORS] {
-    // SAFETY: 32 states are four vectors.
-    std::array::from_fn(|i| unsafe { _mm256_loadu_si256(states.as_ptr().add(8 * i).cast()) })
+/// The states of all lanes: their upper and their lower halves, those of 16 lanes in a vector.
+struct States {
+    upper: [__m256i; 2],
+    lower: [__m256i; 2],
 }
 
-#[target_feature(enable = "avx2")]
-pub(super) fn store_states(vectors: [__m256i; VECTORS], states: &mut [u32; LANES]) {
-    for (vector, to) in vectors.into_iter().zip(states.as_chunks_mut::<8>().0) {
-        // SAFETY: 8 states are one vector.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) };
+impl States {
+    fn load(states: &[u32; LANES]) -> States {
+        let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
+        // SAFETY: 32 halves are two vectors.
+        let load = |halves: [u16; LANES]| unsafe {
+            [0, 16].map(|lane| _mm256_loadu_si256(halves.as_ptr().add(lane).cast()))
+        };
+        States { upper: load(upper), lower: load(lower) }
+    }
+
+    fn store(&self, states: &mut [u32; LANES]) {
+        let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
+        for (halves, vectors) in [(&mut upper, &self.upper), (&mut lower, &self.lower)] {
+            for (to, vector) in halves.as_chunks_mut::<16>().0.iter_mut().zip(vectors) {
+                // SAFETY: 16 halves are one vector.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), *vector) };
+            }
+        }
+        let halves = upper.into_iter().zip(lower);
+        for (state, (upper, lower)) in states.iter_mut().zip(halves) {
+            *state = u32::from(upper) << 16 | u32::from(lower);
+        }
+    }
+
+    /// Moves the states on: `freq` is 16 times the frequency of their slots, `rank` their rank.
+    /// Lanes that fell below the bound take a word.
+    ///
+    /// With the halves `u` and `l` of a state, freq / 16 * (state >> 12) + rank is freq * u +
+    /// (freq / 16 * (l >> 12) + rank); the sum in brackets is less than freq, so it fits 16 bits.
+    ///
+    /// # Safety
+    /// 32 words can be read at `words`. The machine must have the instructions.
+    #[inline(always)]
+    unsafe fn step(&mut self, freq: [__m256i; 2], rank: [__m256i; 2], words: &mut *const u16) {
+        // SAFETY: the caller vouches for 32 words: each vector of 8 reads as many, and those before
+        // it have taken at most as many. The shuffle is one of 256.
+        unsafe {
+            let (mut upper, mut lower, mut low) = (self.upper, self.lower, self.upper);
+            for v in 0..2 {
+                let top = _mm256_and_si256(self.lower[v], _mm256_set1_epi16(0xf000_u16 as i16));
+                let rank = _mm256_add_epi16(rank[v], _mm256_mulhi_epu16(freq[v], top));
+                let product = _mm256_mullo_epi16(freq[v], self.upper[v]);
+                upper[v] = _mm256_mulhi_epu16(freq[v], self.upper[v]);
+                lower[v] = _mm256_add_epi16(product, rank);
+                // -1 unless the sum was too large for 16 bits.
+                let no_carry = _mm256_cmpeq_epi16(_mm256_adds_epu16(product, rank), lower[v]);
+                let more = _mm256_add_epi16(no_carry, _mm256_set1_epi16(1));
+                upper[v] = _mm256_add_epi16(upper[v], more);
+                low[v] = _mm256_cmpeq_epi16(upper[v], _mm256_setzero_si256());
+            }
+            // Elements 0 to 7, 16 to 23, 8 to 15, 24 to 31.
+            let sets = _mm256_movemask_epi8(_mm256_packs_epi16(low[0], low[1])) as u32;
+            let mut next = [_mm_setzero_si128(); 4];
+            for (next, shift) in next.iter_mut().zip([0, 16, 8, 24]) {
+                let set = (sets >> shift) as u8;
+                let order = _mm_loadu_si128(UNPACK16[usize::from(set)].as_ptr().cast());
+                *next = _mm_shuffle_epi8(_mm_loadu_si128((*words).cast()), order);
+                *words = words.add(set.count_ones() as usize);
+            }
+            let next = [_mm256_set_m128i(next[1], next[0]), _mm256_set_m128i(next[3], next[2])];
+            for v in 0..2 {
+                // Where `low` is set `upper` is 0, elsewhere `next`.
+                self.upper[v] = _mm256_or_si256(upper[v], _mm256_and_si256(low[v], lower[v]));
+                self.lower[v] = _mm256_or_si256(_mm256_andnot_si256(low[v], lower[v]), next[v]);
+            }
+        }
     }
 }
 
-/// Takes a word for every lane of `y` that fell below the bound.
-///
-/// # Safety
-/// 8 words can be read at `words`. The machine must have the instructions.
-#[inline(always)]
-unsafe fn refill(y: __m256i, words: &mut *const u16) -> __m256i {
-    // SAFETY: the caller vouches for 8 words, of which at most as many are used; the permutation is
-    // one row of 8 of the table.
-    unsafe {
-        let low = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(y), _mm256_setzero_si256());
-        let mask = _mm256_movemask_ps(_mm256_castsi256_ps(low)) as u8;
-        let next = _mm256_cvtepu16_epi32(_mm_loadu_si128((*words).cast()));
-        let order = _mm256_loadu_si256(EXPAND[usize::from(mask)].as_ptr().cast());
-        *words = words.add(mask.count_ones() as usize);
-        let next = _mm256_permutevar8x32_epi32(next, order);
-        _mm256_blendv_epi8(y, _mm256_or_si256(_mm256_slli_epi32::<16>(y), next), low)
-    }
-}
+/// Parts of 16 numbers of a table that is looked up by shuffles.
+const PARTS: usize = 4;
 
-/// Numbers of 5 bits as indices for [`look_up`]: for each half of a table the place in it, or a
-/// byte with its highest bit set, of which a shuffle makes 0.
+/// Numbers of `BITS` bits as indices for [`look_up`]: for each part of a table the place in it, or
+/// a byte with its highest bit set, of which a shuffle makes 0.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn index(numbers: __m256i) -> [__m256i; 2] {
+unsafe fn index<const BITS: u32>(numbers: __m256i) -> [__m256i; PARTS] {
     // SAFETY: as the caller promises.
     unsafe {
-        let low = _mm256_adds_epu8(numbers, _mm256_set1_epi8(0x70));
-        [low, _mm256_sub_epi8(numbers, _mm256_set1_epi8(16))]
+        let above = _mm256_set1_epi8(0x70);
+        if BITS == 5 {
+            let low = _mm256_adds_epu8(numbers, above);
+            let high = _mm256_sub_epi8(numbers, _mm256_set1_epi8(16));
+            return [low, high, low, high];
+        }
+        // For a part the numbers that are not in it have bits above the lowest four.
+        let mut index = [numbers; PARTS];
+        for (index, part) in index.iter_mut().zip([0, 16, 32, 48]) {
+            *index = _mm256_adds_epu8(_mm256_xor_si256(numbers, _mm256_set1_epi8(part)), above);
+        }
+        index
     }
 }
 
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn look_up(table: &Shuffled, index: &[__m256i; 2]) -> __m256i {
+unsafe fn look_up<const BITS: u32>(table: &Shuffled, index: &[__m256i; PARTS]) -> __m256i {
     // SAFETY: twice 16 bytes are one vector.
     unsafe {
-        let low = _mm256_loadu_si256(table[0].as_ptr().cast());
-        let high = _mm256_loadu_si256(table[1].as_ptr().cast());
-        let (low, high) = (_mm256_shuffle_epi8(low, index[0]), _mm256_shuffle_epi8(high, index[1]));
-        _mm256_or_si256(low, high)
+        let mut found = _mm256_setzero_si256();
+        for (table, index) in table.iter().zip(index).take(1 << (BITS - 4)) {
+            let part = _mm256_loadu_si256(table.as_ptr().cast());
+            found = _mm256_or_si256(found, _mm256_shuffle_epi8(part, *index));
+        }
+        found
     }
 }
 
@@ -92,50 +147,44 @@ unsafe fn unpack(low: __m256i, high: __m256i) -> [__m256i; 2] {
     unsafe { [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)] }
 }
 
-/// One step of all lanes, by the bytes of 32 buckets. Returns the symbols.
+/// One step of all lanes, by the bytes of 2^`BITS` buckets, 5 or 6. Returns the symbols.
 ///
 /// # Safety
 /// 32 words can be read at `words`. The machine must have the instructions.
 #[inline(always)]
-unsafe fn step_by_bytes(
-    x: &mut [__m256i; VECTORS],
+unsafe fn step_by_bytes<const BITS: u32>(
+    x: &mut States,
     table: &BucketBytes,
     words: &mut *const u16,
 ) -> __m256i {
     // SAFETY: as the caller promises.
     unsafe {
-        let lower = _mm256_set1_epi32(0xffff);
-        let (low12, low7) = (_mm256_set1_epi16(TOTAL as i16 - 1), _mm256_set1_epi16(127));
-        // The first two vectors hold the even elements.
-        let a = _mm256_blend_epi16::<0xaa>(x[0], _mm256_slli_epi32::<16>(x[2]));
-        let b = _mm256_blend_epi16::<0xaa>(x[1], _mm256_slli_epi32::<16>(x[3]));
-        let (a, b) = (_mm256_and_si256(a, low12), _mm256_and_si256(b, low12));
-        let bucket = _mm256_packus_epi16(_mm256_srli_epi16::<7>(a), _mm256_srli_epi16::<7>(b));
-        let place = _mm256_packus_epi16(_mm256_and_si256(a, low7), _mm256_and_si256(b, low7));
-        let of_bucket = index(bucket);
-        let donated = _mm256_cmpgt_epi8(place, look_up(&table.last, &of_bucket));
-        let symbols = _mm256_blendv_epi8(bucket, look_up(&table.symbol, &of_bucket), donated);
-        let of_symbol = index(symbols);
-        let mut delta = [donated; 2];
-        for (byte, delta) in delta.iter_mut().enumerate() {
-            let own = look_up(&table.own[byte], &of_bucket);
-            *delta = _mm256_blendv_epi8(own, look_up(&table.donor[byte], &of_bucket), donated);
+        let in_bucket = _mm256_set1_epi16((1 << (12 - BITS)) - 1);
+        let (mut buckets, mut places) = (x.lower, x.lower);
+        for v in 0..2 {
+            let slot = _mm256_and_si256(x.lower[v], _mm256_set1_epi16(TOTAL as i16 - 1));
+            places[v] = _mm256_and_si256(slot, in_bucket);
+            buckets[v] = match BITS {
+                5 => _mm256_srli_epi16::<7>(slot),
+                _ => _mm256_srli_epi16::<6>(slot),
+            };
         }
-        let delta = unpack(delta[0], delta[1]);
-        let freq = look_up(&table.freq[0], &of_symbol);
-        let freq = unpack(freq, look_up(&table.freq[1], &of_symbol));
-        for (v, slots) in [a, b].into_iter().enumerate() {
-            let rank = _mm256_add_epi16(slots, delta[v]);
-            let q = _mm256_srli_epi32::<12>(x[v]);
-            let even = _mm256_mullo_epi32(_mm256_and_si256(freq[v], lower), q);
-            x[v] = _mm256_add_epi32(even, _mm256_and_si256(rank, lower));
-            let q = _mm256_srli_epi32::<12>(x[v + 2]);
-            let odd = _mm256_mullo_epi32(_mm256_srli_epi32::<16>(freq[v]), q);
-            x[v + 2] = _mm256_add_epi32(odd, _mm256_srli_epi32::<16>(rank));
+        let bucket = _mm256_packus_epi16(buckets[0], buckets[1]);
+        let place = _mm256_packus_epi16(places[0], places[1]);
+        let of_bucket = index::<BITS>(bucket);
+        let donated = _mm256_cmpgt_epi8(place, look_up::<BITS>(&table.last, &of_bucket));
+        let donor = look_up::<BITS>(&table.donor, &of_bucket);
+        let symbols = _mm256_blendv_epi8(bucket, donor, donated);
+        let low = _mm256_and_si256(look_up::<BITS>(&table.donated[0], &of_bucket), donated);
+        let high = _mm256_and_si256(look_up::<BITS>(&table.donated[1], &of_bucket), donated);
+        let mut rank = unpack(low, high);
+        for (rank, place) in rank.iter_mut().zip(places) {
+            *rank = _mm256_add_epi16(*rank, place);
         }
-        for x in x.iter_mut() {
-            *x = refill(*x, words);
-        }
+        let of_symbol = index::<BITS>(symbols);
+        let low = look_up::<BITS>(&table.freq[0], &of_symbol);
+        let freq = unpack(low, look_up::<BITS>(&table.freq[1], &of_symbol));
+        x.step(freq, rank, words);
         symbols
     }
 }
@@ -145,29 +194,28 @@ unsafe fn step_by_bytes(
 /// # Safety
 /// As [`step_by_bytes`].
 #[inline(always)]
-unsafe fn step_by_slots(
-    x: &mut [__m256i; VECTORS],
-    slots: &Slots,
-    words: &mut *const u16,
-) -> __m256i {
+unsafe fn step_by_slots(x: &mut States, slots: &Slots, words: &mut *const u16) -> __m256i {
     // SAFETY: as the caller promises; a slot of 12 bits lies within the 4096 entries.
     unsafe {
         let low12 = _mm256_set1_epi32(TOTAL as i32 - 1);
-        let mut entries = *x;
-        for entry in &mut entries {
-            let slot = _mm256_and_si256(*entry, low12);
-            *entry = _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), slot);
+        let (mut freq, mut rank, mut symbols) = (x.lower, x.lower, x.lower);
+        for v in 0..2 {
+            let slot = _mm256_and_si256(x.lower[v], _mm256_set1_epi16(TOTAL as i16 - 1));
+            // Unpacked and packed again, elements are in their order.
+            let zero = _mm256_setzero_si256();
+            let a = _mm256_unpacklo_epi16(slot, zero);
+            let b = _mm256_unpackhi_epi16(slot, zero);
+            let a = _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), a);
+            let b = _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), b);
+            let of = _mm256_packus_epi32(_mm256_and_si256(a, low12), _mm256_and_si256(b, low12));
+            freq[v] = _mm256_slli_epi16::<4>(of);
+            let (c, d) = (_mm256_srli_epi32::<12>(a), _mm256_srli_epi32::<12>(b));
+            rank[v] = _mm256_packus_epi32(_mm256_and_si256(c, low12), _mm256_and_si256(d, low12));
+            symbols[v] =
+                _mm256_packus_epi32(_mm256_srli_epi32::<24>(a), _mm256_srli_epi32::<24>(b));
         }
-        for (x, entry) in x.iter_mut().zip(&mut entries) {
-            let q = _mm256_srli_epi32::<12>(*x);
-            let rank = _mm256_and_si256(_mm256_srli_epi32::<12>(*entry), low12);
-            let product = _mm256_mullo_epi32(_mm256_and_si256(*entry, low12), q);
-            *x = refill(_mm256_add_epi32(_mm256_add_epi32(product, q), rank), words);
-            *entry = _mm256_srli_epi32::<24>(*entry);
-        }
-        let a = _mm256_or_si256(entries[0], _mm256_slli_epi32::<16>(entries[2]));
-        let b = _mm256_or_si256(entries[1], _mm256_slli_epi32::<16>(entries[3]));
-        _mm256_packus_epi16(a, b)
+        x.step(freq, rank, words);
+        _mm256_packus_epi16(symbols[0], symbols[1])
     }
 }
 
@@ -267,11 +315,11 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
             }
             return;
         }
-        let of_symbol = index(symbols);
+        let of_symbol = index::<5>(symbols);
         let below = _mm256_and_si256(residual, _mm256_set1_epi8((mask & 0x7f) as i8));
         let sign = _mm256_and_si256(residual, _mm256_set1_epi8(0x80u8 as i8));
-        let lower = _mm256_or_si256(look_up(&fields.bytes[0], &of_symbol), below);
-        let upper = _mm256_or_si256(look_up(&fields.bytes[1], &of_symbol), sign);
+        let lower = _mm256_or_si256(look_up::<5>(&fields.bytes[0], &of_symbol), below);
+        let upper = _mm256_or_si256(look_up::<5>(&fields.bytes[1], &of_symbol), sign);
         let high = unpack(lower, upper);
         if UNIT == 2 {
             _mm256_storeu_si256(units, high[0]);
@@ -292,34 +340,22 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     }
 }
 
-/// What all blocks of a fused kernel share.
-struct Shared<'a> {
-    fields: Fields,
-    /// Of all tables, if there are 32 symbols, else none.
-    bytes: Vec<&'a BucketBytes>,
-    /// The same if there are more.
-    slots: Vec<&'a Slots>,
-}
-
 /// Decodes one row of a block.
 ///
 /// # Safety
 /// 32 words can be read at the group's words. The machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
-    shared: &Shared<'_>,
-    x: &mut [__m256i; VECTORS],
+    fields: &Fields,
+    x: &mut States,
     group: &mut Group<'_>,
     row: usize,
 ) {
-    group.prefetch(row * LANES * UNIT, LANES * UNIT);
     // SAFETY: as the caller promises.
     unsafe {
-        let symbols = match BITS {
-            5 => step_by_bytes(x, shared.bytes[group.table], &mut group.words),
-            _ => step_by_slots(x, shared.slots[group.table], &mut group.words),
-        };
-        join::<UNIT, RESIDUAL>(symbols, &shared.fields, group, row);
+        group.prefetch(row * LANES * UNIT, LANES * UNIT);
+        let symbols = step_by_bytes::<BITS>(x, &group.table.bytes, &mut group.words);
+        join::<UNIT, RESIDUAL>(symbols, fields, group, row);
     }
 }
 
@@ -338,26 +374,23 @@ pub(super) fn decode_fused<
     units: &mut [&mut [u8]],
     ahead: Ahead<'_>,
 ) -> usize {
-    let (small, large) = head.alias.split_at(if BITS == 5 { head.alias.len() } else { 0 });
-    let shared = Shared {
-        fields: Fields::new(head),
-        bytes: small.iter().map(|table| &table.buckets().bytes).collect(),
-        slots: large.iter().map(AliasTable::slots).collect(),
-    };
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let n = walk::<UNIT, RESIDUAL, N>(jobs, planes, units, ahead, |groups, ahead, lines| {
-        for row in 0..ROWS {
-            ahead.fetch(lines);
-            // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-            // instructions.
-            each_block!(N, |i| unsafe {
-                let (x, group) = (&mut states[i], &mut groups[i]);
-                decode_row::<UNIT, RESIDUAL, BITS>(&shared, x, group, row);
-            });
-        }
-    });
+    let fields = Fields::new(head);
+    let tables: Vec<_> = head.alias.iter().map(AliasTable::buckets).collect();
+    let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
+    let n =
+        walk::<UNIT, RESIDUAL, N>(&tables, jobs, planes, units, ahead, |groups, ahead, lines| {
+            for row in 0..ROWS {
+                ahead.fetch(lines);
+                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+                // instructions.
+                each_block!(N, |i| unsafe {
+                    let (x, group) = (&mut states[i], &mut groups[i]);
+                    decode_row::<UNIT, RESIDUAL, BITS>(&fields, x, group, row);
+                });
+            }
+        });
     for (job, states) in jobs.iter_mut().zip(states) {
-        store_states(states, &mut job.states);
+        states.store(&mut job.states);
     }
     n
 }
@@ -372,7 +405,7 @@ pub(super) fn decode_symbols<const N: usize>(
     groups: &mut [&mut [[[u8; LANES]; ROWS]]; N],
 ) -> usize {
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
+    let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let lines: [_; N] = std::array::from_fn(|i| jobs[i].soon.lines_a_step(groups[i].len() * ROWS));
     let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
     let mut done = 0;
@@ -382,7 +415,7 @@ pub(super) fn decode_symbols<const N: usize>(
         let mut words: [*const u16; N] =
             std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
         macro_rules! rows {
-            ($step:ident, |$table:ident| $of:expr) => {
+            ($step:expr, |$table:ident| $of:expr) => {
                 for row in 0..ROWS {
                     each_block!(N, |i| {
                         let $table = tables[i];
@@ -398,7 +431,8 @@ pub(super) fn decode_symbols<const N: usize>(
             };
         }
         match head.symbol_bits {
-            5 => rows!(step_by_bytes, |table| &table.buckets().bytes),
+            5 => rows!(step_by_bytes::<5>, |table| &table.buckets().bytes),
+            6 => rows!(step_by_bytes::<6>, |table| &table.buckets().bytes),
             _ => rows!(step_by_slots, |table| table.slots()),
         }
         for (job, words) in jobs.iter_mut().zip(words) {
@@ -408,7 +442,7 @@ pub(super) fn decode_symbols<const N: usize>(
         done += 1;
     }
     for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {
-        store_states(states, &mut job.states);
+        states.store(&mut job.states);
         job.soon = soon;
     }
     done

@@ -1,9 +1,10 @@
-//! Decoding: 32 lanes as two vectors of 16, four blocks interleaved. A row waits for itself, from
-//! the states to their entries, from these by a product to new states, and to the words of those
-//! that fell below the bound: two and a half times as long as it computes.
+//! Decoding: the upper and the lower halves of the states of 32 lanes as one vector of 16-bit
+//! numbers each, four blocks interleaved. A row waits for itself, from the states to their buckets,
+//! from these by two products to new states, and to the words of those that fell below the bound:
+//! two and a half times as long as it computes.
 //!
-//! The entries of 32 buckets are looked up as words of 32 bits, those of 64 for all 32 lanes at
-//! once, as numbers of 16 bits; for more symbols the slots are gathered.
+//! The buckets of 32 or 64 symbols are looked up for all lanes at once; for more symbols the slots
+//! are gathered.
 //!
 //! The functions that a row consists of are always inlined. So they have no target features of
 //! their own, and their callers must have them.
@@ -14,27 +15,86 @@ use bigsmall_format::internal::Ahead;
 
 use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
 use crate::head::Head;
-use crate::kernels::{Job, LANES, Planes, STATE_MIN};
+use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
-use crate::table::{Buckets, Buckets32, Slots, TOTAL};
+use crate::table::{AliasTable, Buckets, Slots, TOTAL};
 
+/// Loads 64 bytes for an instruction that expands them. Compilers would make this load a part of
+/// that instruction, a form of it that takes twice as long on AMD's Zen 5.
+///
+/// # Safety
+/// 64 bytes can be read at `from`.
+#[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
-    // SAFETY: 32 states are two vectors.
+pub(super) unsafe fn load(from: *const u8) -> __m512i {
+    let vector;
+    // SAFETY: as the caller promises; nothing else is read or written.
     unsafe {
-        [
-            _mm512_loadu_si512(states.as_ptr().cast()),
-            _mm512_loadu_si512(states.as_ptr().add(16).cast()),
-        ]
+        std::arch::asm!(
+            "vmovdqu64 {}, zmmword ptr [{}]",
+            out(zmm_reg) vector,
+            in(reg) from,
+            options(pure, readonly, nostack, preserves_flags),
+        );
     }
+    vector
 }
 
-#[target_feature(enable = "avx512f")]
-pub(super) fn store_states(vectors: [__m512i; 2], states: &mut [u32; LANES]) {
-    // SAFETY: 32 states are two vectors.
-    unsafe {
-        _mm512_storeu_si512(states.as_mut_ptr().cast(), vectors[0]);
-        _mm512_storeu_si512(states.as_mut_ptr().add(16).cast(), vectors[1]);
+/// The states of all lanes: their upper and their lower halves.
+struct States {
+    upper: __m512i,
+    lower: __m512i,
+}
+
+impl States {
+    fn load(states: &[u32; LANES]) -> States {
+        let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
+        // SAFETY: 32 halves are one vector.
+        unsafe {
+            States {
+                upper: _mm512_loadu_si512(upper.as_ptr().cast()),
+                lower: _mm512_loadu_si512(lower.as_ptr().cast()),
+            }
+        }
+    }
+
+    fn store(&self, states: &mut [u32; LANES]) {
+        let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
+        // SAFETY: 32 halves are one vector.
+        unsafe {
+            _mm512_storeu_si512(upper.as_mut_ptr().cast(), self.upper);
+            _mm512_storeu_si512(lower.as_mut_ptr().cast(), self.lower);
+        }
+        let halves = upper.into_iter().zip(lower);
+        for (state, (upper, lower)) in states.iter_mut().zip(halves) {
+            *state = u32::from(upper) << 16 | u32::from(lower);
+        }
+    }
+
+    /// Moves the states on: `freq` is 16 times the frequency of their slots, `rank` their rank.
+    /// Lanes that fell below the bound take a word.
+    ///
+    /// With the halves `u` and `l` of a state, freq / 16 * (state >> 12) + rank is freq * u +
+    /// (freq / 16 * (l >> 12) + rank); the sum in brackets is less than freq, so it fits 16 bits.
+    ///
+    /// # Safety
+    /// 32 words can be read at `words`. The machine must have the instructions.
+    #[inline(always)]
+    unsafe fn step(&mut self, freq: __m512i, rank: __m512i, words: &mut *const u16) {
+        // SAFETY: the caller vouches for 32 words, of which at most as many are used.
+        unsafe {
+            let top = _mm512_and_si512(self.lower, _mm512_set1_epi16(0xf000_u16 as i16));
+            let rank = _mm512_add_epi16(rank, _mm512_mulhi_epu16(freq, top));
+            let lower = _mm512_add_epi16(_mm512_mullo_epi16(freq, self.upper), rank);
+            let carry = _mm512_cmplt_epu16_mask(lower, rank);
+            let upper = _mm512_mulhi_epu16(freq, self.upper);
+            let upper = _mm512_mask_sub_epi16(upper, carry, upper, _mm512_set1_epi16(-1));
+            let low = _mm512_testn_epi16_mask(upper, upper);
+            self.upper = _mm512_mask_mov_epi16(upper, low, lower);
+            let next = load((*words).cast());
+            self.lower = _mm512_mask_expand_epi16(lower, low, next);
+            *words = words.add(low.count_ones() as usize);
+        }
     }
 }
 
@@ -56,126 +116,65 @@ unsafe fn look_up<const BITS: u32>(table: &[u16; 64], index: __m512i) -> __m512i
     }
 }
 
-/// Looks up 16 indices of 5 bits, whose upper bits do not matter, in a table of 32-bit numbers.
+/// One step of all lanes with 2^`BITS` buckets, 5 or 6. Returns the symbols of a row, 16 bits
+/// each, of which those above the lowest `BITS` mean nothing.
+///
+/// # Safety
+/// 32 words can be read at `words`. The machine must have the instructions.
+#[inline(always)]
+unsafe fn step<const BITS: u32>(
+    x: &mut States,
+    table: &Buckets,
+    words: &mut *const u16,
+) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let bucket = match BITS {
+            5 => _mm512_srli_epi16::<7>(x.lower),
+            _ => _mm512_srli_epi16::<6>(x.lower),
+        };
+        let place = _mm512_and_si512(x.lower, _mm512_set1_epi16((1 << (12 - BITS)) - 1));
+        let donated = _mm512_cmpge_epu16_mask(place, look_up::<BITS>(&table.keep, bucket));
+        let donor = look_up::<BITS>(&table.donor, bucket);
+        let symbols = _mm512_mask_mov_epi16(bucket, donated, donor);
+        let more = look_up::<BITS>(&table.donated, bucket);
+        let rank = _mm512_mask_add_epi16(place, donated, place, more);
+        x.step(look_up::<BITS>(&table.freq, symbols), rank, words);
+        symbols
+    }
+}
+
+/// The lower halves of the 32-bit numbers of two vectors.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn look_up32(table: &[u32; 32], index: __m512i) -> __m512i {
-    // SAFETY: 32 numbers of 32 bits are two vectors.
-    unsafe {
-        let first = _mm512_loadu_si512(table.as_ptr().cast());
-        let second = _mm512_loadu_si512(table.as_ptr().add(16).cast());
-        _mm512_permutex2var_epi32(first, index, second)
-    }
-}
-
-/// Takes a word for every lane of the two vectors `y` that fell below the bound. The words of both
-/// are put in place at once, so that the second vector does not wait for the number of those that
-/// the first takes.
-///
-/// # Safety
-/// 32 words can be read at `words`. The machine must have the instructions.
-#[inline(always)]
-unsafe fn refill(y: [__m512i; 2], words: &mut *const u16) -> [__m512i; 2] {
-    // SAFETY: the caller vouches for 32 words, 64 bytes, of which at most as many are used.
-    unsafe {
-        let low = y.map(|y| _mm512_cmplt_epu32_mask(y, _mm512_set1_epi32(STATE_MIN as i32)));
-        let both = _mm512_kunpackw(low[1].into(), low[0].into());
-        let next = _mm512_maskz_expand_epi16(both, _mm512_loadu_si512((*words).cast()));
-        *words = words.add(both.count_ones() as usize);
-        let next = [_mm512_castsi512_si256(next), _mm512_extracti64x4_epi64::<1>(next)];
-        std::array::from_fn(|i| {
-            let next = _mm512_cvtepu16_epi32(next[i]);
-            _mm512_mask_or_epi32(y[i], low[i], _mm512_slli_epi32::<16>(y[i]), next)
-        })
-    }
-}
-
-/// One step of all lanes with 32 buckets. Returns the symbols of a row in order, 16 bits each.
-///
-/// # Safety
-/// 32 words can be read at `words`. The machine must have the instructions.
-#[inline(always)]
-unsafe fn step32(x: &mut [__m512i; 2], table: &Buckets32, words: &mut *const u16) -> __m512i {
+unsafe fn lower_halves(of: [__m512i; 2]) -> __m512i {
     // SAFETY: as the caller promises.
     unsafe {
-        let mut entries = *x;
-        for (x, entry) in x.iter_mut().zip(&mut entries) {
-            let slot = _mm512_and_si512(*x, _mm512_set1_epi32(TOTAL as i32 - 1));
-            // The permutations look at the low 5 bits alone.
-            let bucket = _mm512_srli_epi32::<7>(*x);
-            let donated = _mm512_cmpge_epu32_mask(slot, look_up32(&table.split, bucket));
-            let (own, donor) = (look_up32(&table.own, bucket), look_up32(&table.donor, bucket));
-            *entry = _mm512_mask_blend_epi32(donated, own, donor);
-            let freq = _mm512_and_si512(*entry, _mm512_set1_epi32(0x1fff));
-            let rank = _mm512_add_epi32(slot, _mm512_srai_epi32::<19>(*entry));
-            let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(*x));
-            *x = _mm512_add_epi32(product, rank);
-        }
-        *x = refill(*x, words);
-        let even = _mm512_and_si512(_mm512_srli_epi32::<13>(entries[0]), _mm512_set1_epi32(31));
-        let odd = _mm512_slli_epi32::<3>(entries[1]);
-        // even | (odd & mask): lanes 0 to 15 hold the even elements, the others the odd ones.
-        _mm512_ternarylogic_epi32::<0xf8>(even, odd, _mm512_set1_epi32(31 << 16))
-    }
-}
-
-/// The same with 64 buckets; the symbols' bits above the lowest 6 mean nothing.
-///
-/// # Safety
-/// As [`step32`].
-#[inline(always)]
-unsafe fn step64(x: &mut [__m512i; 2], table: &Buckets, words: &mut *const u16) -> __m512i {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let lower = _mm512_set1_epi32(0xffff);
-        let slot_mask = _mm512_set1_epi32(TOTAL as i32 - 1);
-        // The lower 16 bits of all states: lower ? x[0] : x[1] << 16.
-        let slots = _mm512_ternarylogic_epi32::<0xca>(lower, x[0], _mm512_slli_epi32::<16>(x[1]));
-        let bucket = _mm512_srli_epi16::<6>(slots);
-        let sides = look_up::<6>(&table.sides, bucket);
-        // The place in the bucket in the bits of a split, ones below it: (slots << 6 & mask) | 63.
-        let place = _mm512_ternarylogic_epi32::<0xea>(
-            _mm512_slli_epi16::<6>(slots),
-            _mm512_set1_epi16(63 << 6),
-            _mm512_set1_epi16(63),
-        );
-        let donated = _mm512_cmpge_epu16_mask(place, sides);
-        let symbols = _mm512_mask_blend_epi16(donated, bucket, sides);
-        let freq = look_up::<6>(&table.freq, symbols);
-        let (own, donor) = (look_up::<6>(&table.own, bucket), look_up::<6>(&table.donor, bucket));
-        let rank = _mm512_add_epi16(slots, _mm512_mask_blend_epi16(donated, own, donor));
-        let even = _mm512_mullo_epi32(_mm512_and_si512(freq, lower), _mm512_srli_epi32::<12>(x[0]));
-        let odd = _mm512_mullo_epi32(_mm512_srli_epi32::<16>(freq), _mm512_srli_epi32::<12>(x[1]));
-        let of_even = _mm512_and_si512(rank, slot_mask);
-        let of_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(rank), slot_mask);
-        *x = refill([_mm512_add_epi32(even, of_even), _mm512_add_epi32(odd, of_odd)], words);
-        symbols
+        let lower = of.map(|half| _mm512_cvtepi32_epi16(half));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower[0]), lower[1])
     }
 }
 
 /// The same by slots in memory, for any number of symbols.
 ///
 /// # Safety
-/// As [`step32`].
+/// As [`step`].
 #[inline(always)]
-unsafe fn step_by_slots(x: &mut [__m512i; 2], slots: &Slots, words: &mut *const u16) -> __m512i {
+unsafe fn step_by_slots(x: &mut States, slots: &Slots, words: &mut *const u16) -> __m512i {
     // SAFETY: as the caller promises; a slot of 12 bits lies within the 4096 entries.
     unsafe {
-        let low12 = _mm512_set1_epi32(TOTAL as i32 - 1);
-        let mut entries = *x;
-        for (x, entry) in x.iter_mut().zip(&mut entries) {
-            let slot = _mm512_and_si512(*x, low12);
-            *entry = _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast());
-            let q = _mm512_srli_epi32::<12>(*x);
-            let rank = _mm512_and_si512(_mm512_srli_epi32::<12>(*entry), low12);
-            let product = _mm512_mullo_epi32(_mm512_and_si512(*entry, low12), q);
-            *x = _mm512_add_epi32(_mm512_add_epi32(product, q), rank);
-        }
-        *x = refill(*x, words);
-        let odd = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<24>(entries[1]));
-        _mm512_or_si512(_mm512_srli_epi32::<24>(entries[0]), odd)
+        let slot = _mm512_and_si512(x.lower, _mm512_set1_epi16(TOTAL as i16 - 1));
+        let slot = [_mm512_castsi512_si256(slot), _mm512_extracti64x4_epi64::<1>(slot)];
+        let entries = slot.map(|slot| {
+            _mm512_i32gather_epi32::<4>(_mm512_cvtepu16_epi32(slot), slots.as_ptr().cast())
+        });
+        let freq = _mm512_slli_epi16::<4>(lower_halves(entries));
+        let rank = lower_halves(entries.map(|e| _mm512_srli_epi32::<12>(e)));
+        let rank = _mm512_and_si512(rank, _mm512_set1_epi16(TOTAL as i16 - 1));
+        x.step(freq, rank, words);
+        lower_halves(entries.map(|e| _mm512_srli_epi32::<24>(e)))
     }
 }
 
@@ -271,33 +270,22 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     }
 }
 
-/// What all blocks of a fused kernel share.
-struct Shared<'a> {
-    /// The fields of all symbols where they go.
-    fields: [u16; 64],
-    tables: Vec<&'a Buckets>,
-}
-
 /// Decodes one row of a block.
 ///
 /// # Safety
 /// 32 words can be read at the group's words. The machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
-    shared: &Shared<'_>,
-    x: &mut [__m512i; 2],
+    fields: &[u16; 64],
+    x: &mut States,
     group: &mut Group<'_>,
     row: usize,
 ) {
-    let table = shared.tables[group.table];
-    group.prefetch(row * LANES * UNIT, LANES * UNIT);
     // SAFETY: as the caller promises.
     unsafe {
-        let symbols = match BITS {
-            5 => step32(x, &table.first32, &mut group.words),
-            _ => step64(x, table, &mut group.words),
-        };
-        join::<UNIT, RESIDUAL>(look_up::<BITS>(&shared.fields, symbols), group, row);
+        group.prefetch(row * LANES * UNIT, LANES * UNIT);
+        let symbols = step::<BITS>(x, group.table, &mut group.words);
+        join::<UNIT, RESIDUAL>(look_up::<BITS>(fields, symbols), group, row);
     }
 }
 
@@ -319,22 +307,22 @@ pub(super) fn decode_fused<
     let in_upper = UNIT > 1 && high_bytes(RESIDUAL) == 1;
     let shift = head.layout.field_shift() + if in_upper { 8 } else { 0 };
     let field = |s: usize| if s < 1 << BITS { head.field(s as u8) << shift } else { 0 };
-    let tables: Option<Vec<_>> = head.alias.iter().map(|t| t.buckets.as_deref()).collect();
-    let Some(tables) = tables else { return 0 };
-    let shared = Shared { fields: std::array::from_fn(field), tables };
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
-    let n = walk::<UNIT, RESIDUAL, N>(jobs, planes, units, ahead, |groups, ahead, lines| {
-        for row in 0..ROWS {
-            ahead.fetch(lines);
-            // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-            // instructions.
-            each_block!(N, |i| unsafe {
-                decode_row::<UNIT, RESIDUAL, BITS>(&shared, &mut states[i], &mut groups[i], row)
-            });
-        }
-    });
+    let fields = std::array::from_fn(field);
+    let tables: Vec<_> = head.alias.iter().map(AliasTable::buckets).collect();
+    let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
+    let n =
+        walk::<UNIT, RESIDUAL, N>(&tables, jobs, planes, units, ahead, |groups, ahead, lines| {
+            for row in 0..ROWS {
+                ahead.fetch(lines);
+                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
+                // instructions.
+                each_block!(N, |i| unsafe {
+                    decode_row::<UNIT, RESIDUAL, BITS>(&fields, &mut states[i], &mut groups[i], row)
+                });
+            }
+        });
     for (job, states) in jobs.iter_mut().zip(states) {
-        store_states(states, &mut job.states);
+        states.store(&mut job.states);
     }
     n
 }
@@ -349,7 +337,7 @@ pub(super) fn decode_symbols<const N: usize>(
     groups: &mut [&mut [[[u8; LANES]; ROWS]]; N],
 ) -> usize {
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
-    let mut states: [_; N] = std::array::from_fn(|i| load_states(&jobs[i].states));
+    let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let lines: [_; N] = std::array::from_fn(|i| jobs[i].soon.lines_a_step(groups[i].len() * ROWS));
     let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
     let mut done = 0;
@@ -376,8 +364,8 @@ pub(super) fn decode_symbols<const N: usize>(
             };
         }
         match head.symbol_bits {
-            5 => rows!(|table, x, words| step32(x, &table.buckets().first32, words)),
-            6 => rows!(|table, x, words| step64(x, table.buckets(), words)),
+            5 => rows!(|table, x, words| step::<5>(x, table.buckets(), words)),
+            6 => rows!(|table, x, words| step::<6>(x, table.buckets(), words)),
             _ => rows!(|table, x, words| step_by_slots(x, table.slots(), words)),
         }
         for (job, words) in jobs.iter_mut().zip(words) {
@@ -387,7 +375,7 @@ pub(super) fn decode_symbols<const N: usize>(
         done += 1;
     }
     for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {
-        store_states(states, &mut job.states);
+        states.store(&mut job.states);
         job.soon = soon;
     }
     done

@@ -1,23 +1,5 @@
 //! Tables of shuffles and permutations.
 
-/// For every set of lanes the permutation that hands them consecutive words.
-pub(super) static EXPAND: [[u32; 8]; 256] = {
-    let mut table = [[0; 8]; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut lane, mut word) = (0, 0);
-        while lane < 8 {
-            if mask >> lane & 1 == 1 {
-                table[mask][lane] = word;
-                word += 1;
-            }
-            lane += 1;
-        }
-        mask += 1;
-    }
-    table
-};
-
 /// For every set of `UNITS` places the byte shuffle that moves as many packed units of `BYTES`
 /// there, and zeros to the other places.
 pub(super) const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>()
