@@ -78,7 +78,7 @@ impl<'a> Job<'a> {
 pub(crate) struct Planes<'a> {
     /// The packed residuals.
     pub(crate) residual: &'a [u8],
-    /// The low bits; nothing if some group does not keep all of them.
+    /// The low bits of the first groups, up to one that does not keep all of them.
     pub(crate) lows: &'a [u8],
 }
 
@@ -160,7 +160,7 @@ pub(crate) trait Kernels: Sync {
         2
     }
 
-    /// Decodes the first groups of every job straight into its units, where the backend has a
+    /// Decodes the next groups of every job straight into its units, where the backend has a
     /// kernel for this head: as many as the planes are complete for. Returns their number, the
     /// same for all jobs. Prefetches `ahead` meanwhile.
     fn decode_fused(

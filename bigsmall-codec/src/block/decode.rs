@@ -339,50 +339,24 @@ fn decode_ans<const N: usize>(
         Job::new(s.states, s.from_words, &s.group_tables[..s.n_groups])
     });
     let lines = ahead.lines_a_step(least);
-    let mut group = if head.is_of_bytes() {
-        decode_bytes(head, kernels, &mut jobs, &mut units, least.saturating_sub(2), |groups| {
+    let mut group = 0;
+    if head.is_of_bytes() {
+        let n = least.saturating_sub(2);
+        group = decode_bytes(head, kernels, &mut jobs, &mut units, n, |groups| {
             ahead.fetch(groups * lines);
-        })
-    } else {
-        let planes = sections.map(|s| s.planes(head, 0, 0));
-        kernels.decode_fused(head, &mut jobs, &planes, &mut units, ahead.clone())
-    };
-    let mut symbols = [[0; 2 * GROUP]; N];
-    // Bytes of the low planes that fused groups use, which keep all low bits.
-    let low_len = low_len(head.layout.low_bits());
-    let mut low_at = [group * low_len; N];
+        });
+    }
+    let mut low_at = [0; N];
+    let blocks = (&sections, &mut jobs, &mut units, &mut low_at);
     // Of blocks of different lengths the last groups are decoded one block after the other.
     let together = if equal { least } else { least.saturating_sub(2) };
-    while group < together {
-        let count = if equal { groups_at_once(least - group) } else { 1 };
-        let range = group..group + count;
-        let blocks = (&sections, &mut jobs, &mut units, &mut low_at);
-        decode_groups(head, kernels, blocks, range, &mut symbols, || {
-            // Not together with the output: many lines at once use up the line-fill buffers that
-            // decoding needs.
-            ahead.fetch(lines);
-        })?;
-        group += count;
-    }
+    group = decode_run(head, kernels, blocks, group..together, (ahead.clone(), lines))?;
     if !equal {
         for (i, s) in sections.into_iter().enumerate() {
-            // The backend's kernel once more, from here on.
-            let job = std::array::from_mut(&mut jobs[i]);
-            job[0].group_tables = &s.group_tables[group..s.n_groups];
-            job[0].group = 0;
-            let planes = [s.planes(head, group, low_at[i])];
-            let rest = &mut [&mut units[i][group * GROUP * unit_bytes..]];
-            let fused = kernels.decode_fused(head, job, &planes, rest, ahead.clone());
-            let mut at = group + fused;
-            low_at[i] += fused * low_len;
-            while at < s.n_groups {
-                let range = at..at + groups_at_once(s.n_groups - at);
-                at = range.end;
-                let units = std::array::from_mut(&mut units[i]);
-                let low_at = std::array::from_mut(&mut low_at[i]);
-                let symbols = std::array::from_mut(&mut symbols[i]);
-                decode_groups(head, kernels, (&[s], job, units, low_at), range, symbols, || {})?;
-            }
+            let (job, units) = (&mut jobs[i], &mut units[i]);
+            let (job, units) = (std::array::from_mut(job), std::array::from_mut(units));
+            let blocks = (&[s], job, units, std::array::from_mut(&mut low_at[i]));
+            decode_run(head, kernels, blocks, group..s.n_groups, (ahead.clone(), lines))?;
         }
     }
     for (s, units) in sections.into_iter().zip(&mut units) {
@@ -425,6 +399,49 @@ type Coding<'s, 'a, const N: usize> = (
     &'s mut [&'a mut [u8]; N],
     &'s mut [usize; N],
 );
+
+/// Fewer groups that keep all low bits than this are not worth a kernel of their own.
+const FEWEST: usize = 4;
+
+/// Decodes a range of groups of every block, by the backend's kernel for units where it has one.
+/// Returns the first group that is not decoded: the end of the range, or one after it. Fetches
+/// `ahead` meanwhile, so many lines a group.
+fn decode_run<const N: usize>(
+    head: &Head,
+    kernels: &dyn Kernels,
+    (sections, jobs, units, low_at): Coding<'_, '_, N>,
+    groups: Range<usize>,
+    (mut ahead, lines): (Ahead<'_>, usize),
+) -> Result<usize> {
+    let unit_bytes = head.layout.unit_bytes;
+    // Bytes of the low planes of a group that keeps all low bits.
+    let low_len = low_len(head.layout.low_bits());
+    let mut symbols = [[0; 2 * GROUP]; N];
+    let mut group = groups.start;
+    let mut has_kernel = !head.is_of_bytes();
+    while group < groups.end {
+        let whole = |s: &&Sections<'_>| s.whole_groups(head, group);
+        if has_kernel && sections.iter().map(whole).min() >= Some(FEWEST) {
+            let planes: [_; N] =
+                std::array::from_fn(|i| sections[i].planes(head, group, low_at[i]));
+            let mut rest = units.each_mut().map(|units| &mut units[group * GROUP * unit_bytes..]);
+            let n = kernels.decode_fused(head, jobs, &planes, &mut rest, ahead.clone());
+            has_kernel = n > 0;
+            group += n;
+            low_at.iter_mut().for_each(|at| *at += n * low_len);
+            continue;
+        }
+        let range = group..group + groups_at_once(groups.end - group);
+        group = range.end;
+        let blocks = (sections, &mut *jobs, &mut *units, &mut *low_at);
+        decode_groups(head, kernels, blocks, range, &mut symbols, || {
+            // Not together with the output: many lines at once use up the line-fill buffers that
+            // decoding needs.
+            ahead.fetch(lines);
+        })?;
+    }
+    Ok(group)
+}
 
 /// The last two groups at once, since the carried bytes lie among them; the others one by one, so
 /// that memory is read and written at the pace of decoding.

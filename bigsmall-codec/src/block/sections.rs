@@ -277,14 +277,20 @@ impl<'a> Sections<'a> {
         })
     }
 
-    /// What a fused kernel needs from `group` on, whose low bits begin at `low_at`.
+    /// How many groups from `group` on keep all low bits.
+    pub(super) fn whole_groups(&self, head: &Head, group: usize) -> usize {
+        let all = head.layout.low_bits();
+        let widths = &self.group_widths[group..self.n_groups];
+        widths.iter().take_while(|&&width| u32::from(width) == all).count()
+    }
+
+    /// What a fused kernel needs of these groups, whose low bits begin at `low_at`.
     pub(super) fn planes(&self, head: &Head, group: usize, low_at: usize) -> Planes<'a> {
         let layout = &head.layout;
-        let widths = &self.group_widths[group..self.n_groups];
-        let whole = widths.iter().all(|&width| u32::from(width) == layout.low_bits());
+        let low_len = self.whole_groups(head, group) * low_len(layout.low_bits());
         Planes {
             residual: &self.residual[group * packed_len(layout.residual_bits)..],
-            lows: if whole { &self.lows[low_at..] } else { &[] },
+            lows: &self.lows[low_at..low_at + low_len],
         }
     }
 

@@ -132,6 +132,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
         n = n.min(planes.lows.len().checked_div(each_low).unwrap_or(n));
     }
     let lines = ahead.lines_a_step(n * ROWS);
+    let group_tables = jobs.each_ref().map(|job| &job.group_tables[job.group..]);
     let mut each = units.iter_mut();
     let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
         let units = each.next().expect("N blocks");
@@ -148,8 +149,8 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     while group < n && jobs.iter().all(Job::has_group) {
         // The last groups prefetch the units of the last one once more.
         let soon = (group + 2).min(n - 1) - group;
-        for (this, job) in groups.iter_mut().zip(&*jobs) {
-            this.table = tables[usize::from(job.group_tables[group])];
+        for (this, of_block) in groups.iter_mut().zip(group_tables) {
+            this.table = tables[usize::from(of_block[group])];
             this.soon = this.units.wrapping_add(soon * each_unit);
         }
         decode(&mut groups, &mut ahead, lines);
@@ -161,7 +162,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
         }
         group += 1;
     }
-    jobs.iter_mut().for_each(|job| job.group = group);
+    jobs.iter_mut().for_each(|job| job.group += group);
     group
 }
 
