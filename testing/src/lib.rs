@@ -36,7 +36,7 @@ pub mod specification;
 pub mod targets;
 pub mod trials;
 
-pub use models::{Llama, e4m3, round, write_f32_that_holds_bf16};
+pub use models::{Llama, e4m3, round, write_f32_that_holds_bf16, write_matrix};
 pub use random::Random;
 
 #[cfg(test)]

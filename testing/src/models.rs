@@ -212,6 +212,27 @@ pub fn write_f32_that_holds_bf16(path: &Path) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// Writes one matrix of 8192 x 4096 values 0.02 N(0, 1), in F32 or F16.
+///
+/// # Errors
+/// [`Rule::Io`]; [`Rule::SpecMismatch`] for another dtype.
+pub fn write_matrix(path: &Path, dtype: Dtype) -> Result<()> {
+    if !matches!(dtype, Dtype::F32 | Dtype::F16) {
+        return Err(Error::new(Rule::SpecMismatch).expected("F32 or F16").found(dtype));
+    }
+    let tensors = [TensorSpec::new("weight", dtype, &[8192, 4096])?];
+    let mut out = begin(path, &tensors)?;
+    let mut random = Random::new(0);
+    for _ in 0..8192 * 4096 {
+        let w = 0.02 * random.normal();
+        match dtype {
+            Dtype::F32 => out.write_all(&(w as f32).to_le_bytes())?,
+            _ => out.write_all(&f16::from_f32(w as f32).to_le_bytes())?,
+        }
+    }
+    Ok(out.flush()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

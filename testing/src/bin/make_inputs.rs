@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::{Dtype, Error, Result};
-use bigsmall_testing::{Llama, round, write_f32_that_holds_bf16};
+use bigsmall_testing::{Llama, round, write_f32_that_holds_bf16, write_matrix};
 
 fn main() -> Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -33,5 +33,7 @@ fn main() -> Result<()> {
     }
     make("llama-bf16.safetensors", &|p| Llama::MEASURED.write(p))?;
     make("llama-fp8.safetensors", &|p| Llama::MEASURED.write_fp8(p))?;
+    make("matrix-f32.safetensors", &|p| write_matrix(p, Dtype::F32))?;
+    make("matrix-f16.safetensors", &|p| write_matrix(p, Dtype::F16))?;
     make("bf16-in-f32.safetensors", &write_f32_that_holds_bf16)
 }
