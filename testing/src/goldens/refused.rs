@@ -333,6 +333,7 @@ fn contents(out: &mut Vec<Refused>) -> Result<()> {
         flips(&format!("ans-{name}"), &ans, dtype, &bytes, rules, out)?;
     }
     columns(&mut Xorshift(0x1357_9bdf_2468_ace0), out)?;
+    frequency(out)?;
     let tbe = Tbe::new(Width::Three);
     let mut bytes = weights(r, Dtype::F8_E4M3, 600, 0.1);
     // Escapes: the exponents 15, 9 and 0.
@@ -411,6 +412,22 @@ fn columns(r: &mut Xorshift, out: &mut Vec<Refused>) -> Result<()> {
         let name = format!("ans-columns-{name}.bs");
         out.push(Refused { name, rule, bytes: one(&sound, &head, &block, &bytes) });
     }
+    Ok(())
+}
+
+/// A table in which one symbol has all of the frequency.
+fn frequency(out: &mut Vec<Refused>) -> Result<()> {
+    let spec = TensorSpec::new("w", Dtype::BF16, &[300])?;
+    let bytes = units::<2>(300, |i| 0x3f80 + i as u64 % 7);
+    let sound = encode_tensor(&Ans::default(), &spec, &bytes)?;
+    // m = 1, 5 symbol bits, segments of 2^8 units, one table, base and first 0.
+    let mut head = vec![1, 5, 8, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // 4096 = 2^12 has 13 bits, and of those below the highest all are 0.
+    head.push(13);
+    head.resize(14 + (12 + 32 * 4_usize).div_ceil(8), 0);
+    let block = [&[0; 8][..], &bytes].concat();
+    let bytes = one(&sound, &head, &block, &bytes);
+    out.push(Refused { name: "ans-frequency-4096.bs".into(), rule: Rule::FrequencyTable, bytes });
     Ok(())
 }
 
