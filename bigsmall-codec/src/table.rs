@@ -62,7 +62,8 @@ pub(crate) struct FrequencyTable {
 
 impl FrequencyTable {
     /// Divides 4096 among the symbols so that coding `counts` costs least, leaving out symbols so
-    /// rare that exceptions are cheaper. Without any counts the first symbol gets everything.
+    /// rare that exceptions are cheaper. If only one symbol has counts, it gets 4095, and the first
+    /// of the others 1; without any counts the first symbol counts as that one.
     pub(crate) fn from_counts(counts: &[u32]) -> FrequencyTable {
         let n: u64 = counts.iter().map(|&c| u64::from(c)).sum();
         // A symbol in the table takes at least 1/4096 from all others, n * log2(e) / 4096 bits,
@@ -449,7 +450,7 @@ impl AliasTable {
     }
 
     /// The buckets of a table with symbols of at most 6 bits.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub(crate) fn buckets(&self) -> &Buckets {
         self.buckets.as_deref().expect("at most 64 symbols")
     }

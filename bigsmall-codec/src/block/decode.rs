@@ -350,13 +350,13 @@ fn decode_ans<const N: usize>(
     let blocks = (&sections, &mut jobs, &mut units, &mut low_at);
     // Of blocks of different lengths the last groups are decoded one block after the other.
     let together = if equal { least } else { least.saturating_sub(2) };
-    group = decode_run(head, kernels, blocks, group..together, (ahead.clone(), lines))?;
+    group = decode_run(head, kernels, blocks, group..together, (&mut ahead, lines))?;
     if !equal {
         for (i, s) in sections.into_iter().enumerate() {
             let (job, units) = (&mut jobs[i], &mut units[i]);
             let (job, units) = (std::array::from_mut(job), std::array::from_mut(units));
             let blocks = (&[s], job, units, std::array::from_mut(&mut low_at[i]));
-            decode_run(head, kernels, blocks, group..s.n_groups, (ahead.clone(), lines))?;
+            decode_run(head, kernels, blocks, group..s.n_groups, (&mut ahead, lines))?;
         }
     }
     for (s, units) in sections.into_iter().zip(&mut units) {
@@ -400,7 +400,8 @@ type Coding<'s, 'a, const N: usize> = (
     &'s mut [usize; N],
 );
 
-/// Fewer groups that keep all low bits than this are not worth a kernel of their own.
+/// Fewer groups one after the other that keep all low bits are not worth calling the kernel for
+/// units: neither between others nor in a block of so few groups.
 const FEWEST: usize = 4;
 
 /// Decodes a range of groups of every block, by the backend's kernel for units where it has one.
@@ -411,7 +412,7 @@ fn decode_run<const N: usize>(
     kernels: &dyn Kernels,
     (sections, jobs, units, low_at): Coding<'_, '_, N>,
     groups: Range<usize>,
-    (mut ahead, lines): (Ahead<'_>, usize),
+    (ahead, lines): (&mut Ahead<'_>, usize),
 ) -> Result<usize> {
     let unit_bytes = head.layout.unit_bytes;
     // Bytes of the low planes of a group that keeps all low bits.
@@ -420,13 +421,18 @@ fn decode_run<const N: usize>(
     let mut group = groups.start;
     let mut has_kernel = !head.is_of_bytes();
     while group < groups.end {
-        let whole = |s: &&Sections<'_>| s.whole_groups(head, group);
-        if has_kernel && sections.iter().map(whole).min() >= Some(FEWEST) {
-            let planes: [_; N] =
-                std::array::from_fn(|i| sections[i].planes(head, group, low_at[i]));
+        let whole = sections.iter().map(|s| s.whole_groups(head, group)).min().unwrap_or(0);
+        if has_kernel && whole >= FEWEST {
+            let planes = |i: usize| sections[i].planes(head, group, low_at[i], whole);
+            let planes: [_; N] = std::array::from_fn(planes);
             let mut rest = units.each_mut().map(|units| &mut units[group * GROUP * unit_bytes..]);
-            let n = kernels.decode_fused(head, jobs, &planes, &mut rest, ahead.clone());
+            let mut later = ahead.clone();
+            let now = later.take_lines(whole * lines);
+            let n = kernels.decode_fused(head, jobs, &planes, &mut rest, now);
             has_kernel = n > 0;
+            if has_kernel {
+                *ahead = later;
+            }
             group += n;
             low_at.iter_mut().for_each(|at| *at += n * low_len);
             continue;

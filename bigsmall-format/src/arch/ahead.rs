@@ -27,12 +27,19 @@ impl<'a> Ahead<'a> {
         self.rest.len().div_ceil(LINE).div_ceil(steps.max(1))
     }
 
+    /// Takes the next `lines` cache lines, to be fetched by somebody else.
+    #[must_use]
+    #[inline(always)]
+    pub fn take_lines(&mut self, lines: usize) -> Ahead<'a> {
+        let (now, rest) = self.rest.split_at(lines.saturating_mul(LINE).min(self.rest.len()));
+        self.rest = rest;
+        Ahead { rest: now }
+    }
+
     /// Prefetches the next `lines` cache lines and does not wait for them.
     #[inline(always)]
     pub fn fetch(&mut self, lines: usize) {
-        let (now, rest) = self.rest.split_at((lines * LINE).min(self.rest.len()));
-        self.rest = rest;
-        now.chunks(LINE).for_each(prefetch::<2>);
+        self.take_lines(lines).rest.chunks(LINE).for_each(prefetch::<2>);
     }
 }
 

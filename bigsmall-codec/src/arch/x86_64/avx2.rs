@@ -1,4 +1,4 @@
-//! AVX2: four vectors of 8 lanes a block.
+//! AVX2. Encoding has four vectors of 8 lanes a block.
 
 use std::arch::x86_64::*;
 

@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI2: two vectors of 16 lanes a block.
+//! AVX-512 with VBMI2. Encoding has two vectors of 16 lanes a block.
 
 use std::arch::x86_64::*;
 

@@ -7,7 +7,7 @@ use crate::arch::portable::Portable;
 use crate::head::Head;
 use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
-use crate::table::Buckets;
+use crate::table::{AliasTable, Buckets};
 use crate::units::low_len;
 
 /// Rows of a group.
@@ -85,7 +85,7 @@ pub(super) use each_block;
 
 /// One group of a block, as pointers: kernels would check lengths row by row.
 pub(super) struct Group<'a> {
-    /// The next word. As many as the kernel asked for can be read at first.
+    /// The next word. At first there is one for each unit of the group.
     pub(super) words: *const u16,
     pub(super) table: &'a Buckets,
     /// The packed residuals of the group.
@@ -116,7 +116,7 @@ impl Group<'_> {
 /// kernel's own loads need.
 #[inline(always)]
 pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
-    tables: &[&Buckets],
+    tables: &[AliasTable],
     jobs: &mut [Job<'_>; N],
     planes: &[Planes<'_>],
     units: &mut [&mut [u8]],
@@ -137,8 +137,9 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
         let units = each.next().expect("N blocks");
         Group {
-            words: jobs[i].words[2 * jobs[i].position..].as_ptr().cast(),
-            table: tables[0],
+            // In a damaged block the position may be past all words: then there is no group.
+            words: jobs[i].words.get(2 * jobs[i].position..).unwrap_or(&[]).as_ptr().cast(),
+            table: tables[0].buckets(),
             residual: planes[i].residual.as_ptr(),
             lows: planes[i].lows.as_ptr(),
             soon: units.as_ptr(),
@@ -150,7 +151,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
         // The last groups prefetch the units of the last one once more.
         let soon = (group + 2).min(n - 1) - group;
         for (this, of_block) in groups.iter_mut().zip(group_tables) {
-            this.table = tables[usize::from(of_block[group])];
+            this.table = tables[usize::from(of_block[group])].buckets();
             this.soon = this.units.wrapping_add(soon * each_unit);
         }
         decode(&mut groups, &mut ahead, lines);

@@ -18,7 +18,7 @@ use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_m
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
-use crate::table::{AliasTable, BucketBytes, Shuffled, Slots, TOTAL, shuffled};
+use crate::table::{BucketBytes, Shuffled, Slots, TOTAL, shuffled};
 
 /// The states of all lanes: their upper and their lower halves, those of 16 lanes in a vector.
 struct States {
@@ -27,6 +27,7 @@ struct States {
 }
 
 impl States {
+    #[target_feature(enable = "avx2")]
     fn load(states: &[u32; LANES]) -> States {
         let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
         // SAFETY: 32 halves are two vectors.
@@ -36,6 +37,7 @@ impl States {
         States { upper: load(upper), lower: load(lower) }
     }
 
+    #[target_feature(enable = "avx2")]
     fn store(&self, states: &mut [u32; LANES]) {
         let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
         for (halves, vectors) in [(&mut upper, &self.upper), (&mut lower, &self.lower)] {
@@ -259,6 +261,7 @@ unsafe fn residuals<const RESIDUAL: u32>(packed: *const u8, row: usize) -> __m25
 }
 
 /// The fields of symbols at their places in the high bits.
+#[repr(align(64))]
 struct Fields {
     /// For high bits of two bytes: of each of 32 symbols, the lower byte first.
     bytes: [Shuffled; 2],
@@ -280,7 +283,7 @@ impl Fields {
 /// Puts the units of a row together.
 ///
 /// # Safety
-/// The machine must have the instructions.
+/// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
 #[inline(always)]
 unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     symbols: __m256i,
@@ -343,7 +346,8 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
 /// Decodes one row of a block.
 ///
 /// # Safety
-/// 32 words can be read at the group's words. The machine must have the instructions.
+/// `group` is one of [`walk`]'s, `row` one of its rows, and 32 words can be read at its words. The
+/// machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
     fields: &Fields,
@@ -375,20 +379,25 @@ pub(super) fn decode_fused<
     ahead: Ahead<'_>,
 ) -> usize {
     let fields = Fields::new(head);
-    let tables: Vec<_> = head.alias.iter().map(AliasTable::buckets).collect();
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
-    let n =
-        walk::<UNIT, RESIDUAL, N>(&tables, jobs, planes, units, ahead, |groups, ahead, lines| {
+    let n = walk::<UNIT, RESIDUAL, N>(
+        &head.alias,
+        jobs,
+        planes,
+        units,
+        ahead,
+        |groups, ahead, lines| {
             for row in 0..ROWS {
                 ahead.fetch(lines);
-                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-                // instructions.
+                // SAFETY: a group of `walk` has planes, units, and a word for each of them; the
+                // machine has the instructions.
                 each_block!(N, |i| unsafe {
                     let (x, group) = (&mut states[i], &mut groups[i]);
                     decode_row::<UNIT, RESIDUAL, BITS>(&fields, x, group, row);
                 });
             }
-        });
+        },
+    );
     for (job, states) in jobs.iter_mut().zip(states) {
         states.store(&mut job.states);
     }

@@ -17,7 +17,7 @@ use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_m
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes};
 use crate::planes::GROUP;
-use crate::table::{AliasTable, Buckets, Slots, TOTAL};
+use crate::table::{Buckets, Slots, TOTAL};
 
 /// Loads 64 bytes for an instruction that expands them. Compilers would make this load a part of
 /// that instruction, a form of it that takes twice as long on AMD's Zen 5.
@@ -47,6 +47,7 @@ struct States {
 }
 
 impl States {
+    #[target_feature(enable = "avx512f")]
     fn load(states: &[u32; LANES]) -> States {
         let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
         // SAFETY: 32 halves are one vector.
@@ -58,6 +59,7 @@ impl States {
         }
     }
 
+    #[target_feature(enable = "avx512f")]
     fn store(&self, states: &mut [u32; LANES]) {
         let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
         // SAFETY: 32 halves are one vector.
@@ -222,7 +224,7 @@ static PLACES: [[u16; 32]; 2] = {
 /// and those at the top of 16 bits for units of more than one byte.
 ///
 /// # Safety
-/// The machine must have the instructions.
+/// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
 #[inline(always)]
 unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     fields: __m512i,
@@ -270,13 +272,18 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     }
 }
 
+/// The fields of all symbols where they go. Aligned as [`Buckets`] are.
+#[repr(align(64))]
+struct Fields([u16; 64]);
+
 /// Decodes one row of a block.
 ///
 /// # Safety
-/// 32 words can be read at the group's words. The machine must have the instructions.
+/// `group` is one of [`walk`]'s, `row` one of its rows, and 32 words can be read at its words. The
+/// machine must have the instructions.
 #[inline(always)]
 unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
-    fields: &[u16; 64],
+    fields: &Fields,
     x: &mut States,
     group: &mut Group<'_>,
     row: usize,
@@ -285,7 +292,7 @@ unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
     unsafe {
         group.prefetch(row * LANES * UNIT, LANES * UNIT);
         let symbols = step::<BITS>(x, group.table, &mut group.words);
-        join::<UNIT, RESIDUAL>(look_up::<BITS>(fields, symbols), group, row);
+        join::<UNIT, RESIDUAL>(look_up::<BITS>(&fields.0, symbols), group, row);
     }
 }
 
@@ -307,20 +314,25 @@ pub(super) fn decode_fused<
     let in_upper = UNIT > 1 && high_bytes(RESIDUAL) == 1;
     let shift = head.layout.field_shift() + if in_upper { 8 } else { 0 };
     let field = |s: usize| if s < 1 << BITS { head.field(s as u8) << shift } else { 0 };
-    let fields = std::array::from_fn(field);
-    let tables: Vec<_> = head.alias.iter().map(AliasTable::buckets).collect();
+    let fields = Fields(std::array::from_fn(field));
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
-    let n =
-        walk::<UNIT, RESIDUAL, N>(&tables, jobs, planes, units, ahead, |groups, ahead, lines| {
+    let n = walk::<UNIT, RESIDUAL, N>(
+        &head.alias,
+        jobs,
+        planes,
+        units,
+        ahead,
+        |groups, ahead, lines| {
             for row in 0..ROWS {
                 ahead.fetch(lines);
-                // SAFETY: `walk` saw a word for each symbol of the group; the machine has the
-                // instructions.
+                // SAFETY: a group of `walk` has planes, units, and a word for each of them; the
+                // machine has the instructions.
                 each_block!(N, |i| unsafe {
                     decode_row::<UNIT, RESIDUAL, BITS>(&fields, &mut states[i], &mut groups[i], row)
                 });
             }
-        });
+        },
+    );
     for (job, states) in jobs.iter_mut().zip(states) {
         states.store(&mut job.states);
     }
