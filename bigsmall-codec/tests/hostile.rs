@@ -559,6 +559,33 @@ fn words_that_end_before_the_groups_of_a_kernel() {
     assert_eq!(found.err(), Some(Rule::AnsWords));
 }
 
+/// The same in blocks of masks, which are decoded together although one has fewer units that are
+/// not zero: what is left of the longer one begins behind all words.
+#[test]
+fn words_that_end_before_a_block_goes_on_alone() {
+    let mut freqs = vec![1; 32];
+    freqs[1] = 4096 - 31;
+    let mut head = Head::plain(Dtype::BF16, 1, 240, vec![freqs]);
+    head.mask = Some(Box::new(Head::plain(Dtype::U8, 0, 0, vec![vec![16; 256]])));
+    let blocks = [170, 150].map(|groups: usize| {
+        let units = (240u16 << 6).to_le_bytes().repeat(256 * groups);
+        let (tables, low_widths) = (vec![0; groups], vec![]);
+        let choices = oracle::Choices { tables, low_widths, q: 0, begin: vec![] };
+        let mut others = oracle::encode(&head, &units, &choices);
+        others.set_words(&[]);
+        let ones = 256 / 8 * groups;
+        let mask = [vec![0; 8], vec![0xff; ones], vec![0; BLOCK_UNITS / 8 - ones]].concat();
+        oracle::zeros_block(&mask, &others.bytes(), 256 * groups)
+    });
+    let spec = spec(Dtype::BF16, 2 * BLOCK_UNITS);
+    for ans in backends() {
+        let decoder = ans.open(&spec, &head.write()).unwrap();
+        let mut dst = vec![0; spec.byte_len() as usize];
+        let found = decoder.decode_blocks(&[&blocks[0], &blocks[1]], &mut dst);
+        assert_eq!(found.unwrap_err().rule(), Rule::AnsWords, "{:?}", ans.backend());
+    }
+}
+
 type BlockCase = (&'static str, fn(&Kit, &mut Block), Rule);
 
 fn run_blocks(kit: &Kit, cases: &[BlockCase]) {
