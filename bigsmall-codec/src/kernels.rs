@@ -20,6 +20,18 @@ pub(crate) const LANES: usize = 32;
 /// Lower bound of a lane's state.
 pub(crate) const STATE_MIN: u32 = 1 << 16;
 
+/// The upper and the lower halves of all states.
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+pub(crate) fn halves(states: &[u32; LANES]) -> [[u16; LANES]; 2] {
+    [states.map(|x| (x >> 16) as u16), states.map(|x| x as u16)]
+}
+
+/// The inverse of [`halves`].
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+pub(crate) fn whole([upper, lower]: [[u16; LANES]; 2]) -> [u32; LANES] {
+    std::array::from_fn(|lane| u32::from(upper[lane]) << 16 | u32::from(lower[lane]))
+}
+
 /// The state of decoding one block.
 pub(crate) struct Job<'a> {
     pub(crate) states: [u32; LANES],

@@ -337,7 +337,6 @@ pub(crate) struct BucketBytes {
 }
 
 /// A table for shuffles.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) fn shuffled(bytes: impl Fn(usize) -> u8) -> Shuffled {
     std::array::from_fn(|part| [std::array::from_fn(|i| bytes(16 * part + i)); 2])
 }

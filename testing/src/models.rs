@@ -202,14 +202,7 @@ pub fn round(input: &Path, output: &Path, dtype: Dtype) -> Result<()> {
 /// # Errors
 /// [`Rule::Io`].
 pub fn write_f32_that_holds_bf16(path: &Path) -> Result<()> {
-    let tensors = [TensorSpec::new("weight", Dtype::F32, &[1024, 1024])?];
-    let mut out = begin(path, &tensors)?;
-    let mut random = Random::new(0);
-    for _ in 0..1024 * 1024 {
-        let w = bf16::from_f64(0.02 * random.normal()).to_f32();
-        out.write_all(&w.to_le_bytes())?;
-    }
-    Ok(out.flush()?)
+    write_normal(path, Dtype::F32, [1024, 1024], |w| bf16::from_f64(w).to_f32().to_le_bytes())
 }
 
 /// Writes one matrix of 8192 x 4096 values 0.02 N(0, 1), in F32 or F16.
@@ -217,18 +210,26 @@ pub fn write_f32_that_holds_bf16(path: &Path) -> Result<()> {
 /// # Errors
 /// [`Rule::Io`]; [`Rule::SpecMismatch`] for another dtype.
 pub fn write_matrix(path: &Path, dtype: Dtype) -> Result<()> {
-    if !matches!(dtype, Dtype::F32 | Dtype::F16) {
-        return Err(Error::new(Rule::SpecMismatch).expected("F32 or F16").found(dtype));
+    const SHAPE: [u64; 2] = [8192, 4096];
+    match dtype {
+        Dtype::F32 => write_normal(path, dtype, SHAPE, |w| (w as f32).to_le_bytes()),
+        Dtype::F16 => write_normal(path, dtype, SHAPE, |w| f16::from_f32(w as f32).to_le_bytes()),
+        _ => Err(Error::new(Rule::SpecMismatch).expected("F32 or F16").found(dtype)),
     }
-    let tensors = [TensorSpec::new("weight", dtype, &[8192, 4096])?];
+}
+
+/// Writes one matrix of values 0.02 N(0, 1), each as the bytes that `element` makes of it.
+fn write_normal<const N: usize>(
+    path: &Path,
+    dtype: Dtype,
+    shape: [u64; 2],
+    element: impl Fn(f64) -> [u8; N],
+) -> Result<()> {
+    let tensors = [TensorSpec::new("weight", dtype, &shape)?];
     let mut out = begin(path, &tensors)?;
     let mut random = Random::new(0);
-    for _ in 0..8192 * 4096 {
-        let w = 0.02 * random.normal();
-        match dtype {
-            Dtype::F32 => out.write_all(&(w as f32).to_le_bytes())?,
-            _ => out.write_all(&f16::from_f32(w as f32).to_le_bytes())?,
-        }
+    for _ in 0..shape[0] * shape[1] {
+        out.write_all(&element(0.02 * random.normal()))?;
     }
     Ok(out.flush()?)
 }

@@ -400,8 +400,8 @@ type Coding<'s, 'a, const N: usize> = (
     &'s mut [usize; N],
 );
 
-/// Fewer groups one after the other that keep all low bits are not worth calling the kernel for
-/// units: neither between others nor in a block of so few groups.
+/// The kernel for units is called for at least so many groups that keep all low bits. Fewer groups,
+/// between others or in a small block, are decoded to symbols first.
 const FEWEST: usize = 4;
 
 /// Decodes a range of groups of every block, by the backend's kernel for units where it has one.

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use crate::arch::portable::Portable;
 use crate::arch::tables::UNPACK16;
 use crate::head::Head;
-use crate::kernels::{EncodeJob, Job, Kernels, LANES};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, halves, whole};
 use crate::planes::GROUP;
 use crate::table::{BucketBytes, EncodeTable, Shuffled, Slots, TOTAL};
 
@@ -71,35 +71,33 @@ struct Halves {
 
 impl Halves {
     fn load(states: &[u32; LANES]) -> Halves {
-        let load = |half: fn(u32) -> u16| {
-            let halves = states.map(half);
+        let [upper, lower] = halves(states).map(|half| {
             // SAFETY: 8 halves are one vector.
-            std::array::from_fn(|v| unsafe { vld1q_u16(halves[8 * v..][..8].as_ptr()) })
-        };
-        Halves { upper: load(|x| (x >> 16) as u16), lower: load(|x| x as u16) }
+            std::array::from_fn(|v| unsafe { vld1q_u16(half[8 * v..][..8].as_ptr()) })
+        });
+        Halves { upper, lower }
     }
 
     fn store(&self, states: &mut [u32; LANES]) {
-        for (v, states) in states.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let (mut upper, mut lower) = ([0u16; 8], [0u16; 8]);
-            // SAFETY: 8 halves are one vector.
-            unsafe {
-                vst1q_u16(upper.as_mut_ptr(), self.upper[v]);
-                vst1q_u16(lower.as_mut_ptr(), self.lower[v]);
+        let mut halves = [[0; LANES]; 2];
+        for (half, vectors) in halves.iter_mut().zip([self.upper, self.lower]) {
+            for (to, vector) in half.as_chunks_mut::<8>().0.iter_mut().zip(vectors) {
+                // SAFETY: 8 halves are one vector.
+                unsafe { vst1q_u16(to.as_mut_ptr(), vector) };
             }
-            *states = std::array::from_fn(|i| u32::from(upper[i]) << 16 | u32::from(lower[i]));
         }
+        *states = whole(halves);
     }
 
-    /// Moves 8 lanes on: `freq` and `rank` are those of their slots. Those that fell below the
-    /// bound take a word. `words` begins with 8 words; returns how many were taken.
+    /// Moves 8 lanes on: `freq` is 16 times the frequency of their slots, `rank` their rank. Those
+    /// that fell below the bound take a word. `words` begins with 8 words; returns how many were
+    /// taken.
     #[inline]
     #[target_feature(enable = "neon")]
     fn step(&mut self, v: usize, freq: uint16x8_t, rank: uint16x8_t, words: &[u8; 16]) -> usize {
         let (upper, lower) = (self.upper[v], self.lower[v]);
-        // freq * (state >> 12) + rank = 16 * freq * upper + rest. The rest is less than 2^16.
-        let rest = vmlaq_u16(rank, freq, vshrq_n_u16::<12>(lower));
-        let freq = vshlq_n_u16::<4>(freq);
+        // freq / 16 * (state >> 12) + rank = freq * upper + rest. The rest is less than 2^16.
+        let rest = vmlaq_u16(rank, vshrq_n_u16::<4>(freq), vshrq_n_u16::<12>(lower));
         let low = vmovl_u16(vget_low_u16(rest));
         let low = vmlal_u16(low, vget_low_u16(freq), vget_low_u16(upper));
         let high = vmlal_high_u16(vmovl_high_u16(rest), freq, upper);
@@ -138,8 +136,8 @@ fn zip(low: uint8x16_t, high: uint8x16_t) -> [uint16x8_t; 2] {
     [vreinterpretq_u16_u8(vzip1q_u8(low, high)), vreinterpretq_u16_u8(vzip2q_u8(low, high))]
 }
 
-/// Symbols, frequencies and ranks of the slots of 16 lanes, by the bytes of 2^`BITS` buckets, 5 or
-/// 6.
+/// Symbols, 16 times the frequencies, and ranks of the slots of 16 lanes, by the bytes of 2^`BITS`
+/// buckets, 5 or 6.
 #[inline]
 #[target_feature(enable = "neon")]
 fn find<const BITS: u32>(
@@ -162,7 +160,7 @@ fn find<const BITS: u32>(
     let more = zip(low, high);
     let rank = [vaddq_u16(places[0], more[0]), vaddq_u16(places[1], more[1])];
     let [low, high] = [0, 1].map(|i| look_up::<BITS>(&table.freq[i], symbols));
-    (symbols, zip(low, high).map(|freq| vshrq_n_u16::<4>(freq)), rank)
+    (symbols, zip(low, high), rank)
 }
 
 /// The same by slots in memory, for any number of symbols.
@@ -181,7 +179,7 @@ fn find_slots(
         let [a, b, c, d, e, f, g, h] = at.map(|slot| slots[usize::from(slot)]);
         let (low, high) = (load(&[a, b, c, d]), load(&[e, f, g, h]));
         let halves = (vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
-        let freq = vandq_u16(vuzp1q_u16(halves.0, halves.1), low12);
+        let freq = vshlq_n_u16::<4>(vuzp1q_u16(halves.0, halves.1));
         let rank = vcombine_u16(vshrn_n_u32::<12>(low), vshrn_n_u32::<12>(high));
         let symbols = vshrn_n_u16::<8>(vuzp2q_u16(halves.0, halves.1));
         *found = (symbols, freq, vandq_u16(rank, low12));

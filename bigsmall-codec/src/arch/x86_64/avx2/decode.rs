@@ -16,7 +16,7 @@ use bigsmall_format::internal::Ahead;
 use crate::arch::tables::UNPACK16;
 use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
 use crate::head::Head;
-use crate::kernels::{Job, LANES, Planes};
+use crate::kernels::{Job, LANES, Planes, halves, whole};
 use crate::planes::GROUP;
 use crate::table::{BucketBytes, Shuffled, Slots, TOTAL, shuffled};
 
@@ -29,7 +29,7 @@ struct States {
 impl States {
     #[target_feature(enable = "avx2")]
     fn load(states: &[u32; LANES]) -> States {
-        let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
+        let [upper, lower] = halves(states);
         // SAFETY: 32 halves are two vectors.
         let load = |halves: [u16; LANES]| unsafe {
             [0, 16].map(|lane| _mm256_loadu_si256(halves.as_ptr().add(lane).cast()))
@@ -39,17 +39,14 @@ impl States {
 
     #[target_feature(enable = "avx2")]
     fn store(&self, states: &mut [u32; LANES]) {
-        let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
-        for (halves, vectors) in [(&mut upper, &self.upper), (&mut lower, &self.lower)] {
-            for (to, vector) in halves.as_chunks_mut::<16>().0.iter_mut().zip(vectors) {
+        let mut halves = [[0; LANES]; 2];
+        for (half, vectors) in halves.iter_mut().zip([self.upper, self.lower]) {
+            for (to, vector) in half.as_chunks_mut::<16>().0.iter_mut().zip(vectors) {
                 // SAFETY: 16 halves are one vector.
-                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), *vector) };
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) };
             }
         }
-        let halves = upper.into_iter().zip(lower);
-        for (state, (upper, lower)) in states.iter_mut().zip(halves) {
-            *state = u32::from(upper) << 16 | u32::from(lower);
-        }
+        *states = whole(halves);
     }
 
     /// Moves the states on: `freq` is 16 times the frequency of their slots, `rank` their rank.

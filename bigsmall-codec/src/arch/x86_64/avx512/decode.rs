@@ -15,7 +15,7 @@ use bigsmall_format::internal::Ahead;
 
 use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
 use crate::head::Head;
-use crate::kernels::{Job, LANES, Planes};
+use crate::kernels::{Job, LANES, Planes, halves, whole};
 use crate::planes::GROUP;
 use crate::table::{Buckets, Slots, TOTAL};
 
@@ -49,7 +49,7 @@ struct States {
 impl States {
     #[target_feature(enable = "avx512f")]
     fn load(states: &[u32; LANES]) -> States {
-        let (upper, lower) = (states.map(|x| (x >> 16) as u16), states.map(|x| x as u16));
+        let [upper, lower] = halves(states);
         // SAFETY: 32 halves are one vector.
         unsafe {
             States {
@@ -61,16 +61,12 @@ impl States {
 
     #[target_feature(enable = "avx512f")]
     fn store(&self, states: &mut [u32; LANES]) {
-        let (mut upper, mut lower) = ([0u16; LANES], [0u16; LANES]);
-        // SAFETY: 32 halves are one vector.
-        unsafe {
-            _mm512_storeu_si512(upper.as_mut_ptr().cast(), self.upper);
-            _mm512_storeu_si512(lower.as_mut_ptr().cast(), self.lower);
+        let mut halves = [[0; LANES]; 2];
+        for (half, vector) in halves.iter_mut().zip([self.upper, self.lower]) {
+            // SAFETY: 32 halves are one vector.
+            unsafe { _mm512_storeu_si512(half.as_mut_ptr().cast(), vector) };
         }
-        let halves = upper.into_iter().zip(lower);
-        for (state, (upper, lower)) in states.iter_mut().zip(halves) {
-            *state = u32::from(upper) << 16 | u32::from(lower);
-        }
+        *states = whole(halves);
     }
 
     /// Moves the states on: `freq` is 16 times the frequency of their slots, `rank` their rank.
