@@ -90,7 +90,9 @@ impl<'a> Job<'a> {
 pub(crate) struct Planes<'a> {
     /// The packed residuals.
     pub(crate) residual: &'a [u8],
-    /// The low bits of the first groups, up to one that does not keep all of them.
+    /// How many low bits each group keeps.
+    pub(crate) widths: &'a [u8],
+    /// These low bits.
     pub(crate) lows: &'a [u8],
 }
 
@@ -173,7 +175,7 @@ pub(crate) trait Kernels: Sync {
     }
 
     /// Decodes the next groups of every job straight into its units, where the backend has a
-    /// kernel for this head: as many as the planes are complete for. Returns their number, the
+    /// kernel for this head: as many as there are planes for. Returns their number, the
     /// same for all jobs. Prefetches `ahead` meanwhile.
     fn decode_fused(
         &self,

@@ -85,6 +85,9 @@ struct Block {
     decoded: Vec<u8>,
 }
 
+/// The low widths of groups: BF16 has no low bits.
+const NO_LOWS: [u8; MAX_GROUPS] = [0; MAX_GROUPS];
+
 impl Stages {
     /// Bytes of original data that a stage handles at once.
     pub const BYTES: usize = 2 * 2 * BLOCK_UNITS;
@@ -183,9 +186,7 @@ impl Stages {
             Stage::Join => {
                 for b in blocks {
                     let symbols = b.decoded_symbols.as_chunks().0;
-                    // BF16 has no low bits.
-                    let widths = [0; MAX_GROUPS];
-                    kernels.join(head, symbols, &b.residual, &[], &widths, &mut b.decoded);
+                    kernels.join(head, symbols, &b.residual, &[], &NO_LOWS, &mut b.decoded);
                 }
             }
             Stage::DecodeFused => {
@@ -197,7 +198,7 @@ impl Stages {
 
     fn decode_fused(&mut self) -> usize {
         let [a, b] = self.blocks.each_mut().map(|b| {
-            let planes = Planes { residual: &b.residual, lows: &[] };
+            let planes = Planes { residual: &b.residual, widths: &NO_LOWS, lows: &[] };
             (Job::new(b.states, &b.read, &b.group_tables), planes, &mut b.decoded[..])
         });
         let (head, ahead) = (&self.head, Ahead::default());

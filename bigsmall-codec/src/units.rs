@@ -229,14 +229,15 @@ pub(crate) fn join(
 ) -> usize {
     let layout = &head.layout;
     let mut used = 0;
+    let mut room = [0; MOST_LOWS];
     let unit_bytes = layout.unit_bytes;
     let groups = symbols.iter().zip(widths).zip(units.chunks_exact_mut(GROUP * unit_bytes));
     let each = packed_len(layout.residual_bits);
     for (g, ((symbols, &width), units)) in groups.enumerate() {
         let residual = &residual[g * each..][..each];
-        let width = u32::from(width);
-        let packed = &lows[used..][..low_len(width)];
+        let packed = &lows[used..][..low_len(u32::from(width))];
         used += packed.len();
+        let lows = low_planes(packed, width, layout.low_bits(), &mut room);
         match (unit_bytes, layout.high_bytes) {
             (1, _) => {
                 let rows = units.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks().0);
@@ -244,8 +245,8 @@ pub(crate) fn join(
                     *units = join_short_highs(head, symbols, residual, row);
                 }
             }
-            (2, 1) if width == 8 => {
-                let rows = symbols.as_chunks().0.iter().zip(packed.as_chunks::<COLUMNS>().0);
+            (2, 1) => {
+                let rows = symbols.as_chunks().0.iter().zip(lows.as_chunks::<COLUMNS>().0);
                 let units = units.as_chunks_mut::<2>().0.as_chunks_mut::<COLUMNS>().0;
                 for (row, (units, (symbols, lows))) in units.iter_mut().zip(rows).enumerate() {
                     let highs = join_short_highs(head, symbols, residual, row);
@@ -259,10 +260,10 @@ pub(crate) fn join(
                 let highs = join_highs(head, symbols, residual);
                 units.iter_mut().zip(&highs).for_each(|(unit, &h)| *unit = h.to_le_bytes());
             }
-            (4, _) if width == 16 => {
+            (4, _) => {
                 let highs = join_highs(head, symbols, residual);
                 let units = units.as_chunks_mut::<4>().0;
-                let (low, high) = packed.split_at(GROUP);
+                let (low, high) = lows.split_at(GROUP);
                 for (((unit, &h), &low), &high) in units.iter_mut().zip(&highs).zip(low).zip(high) {
                     let value = u32::from(low) | u32::from(high) << 8 | u32::from(h) << 16;
                     *unit = value.to_le_bytes();
@@ -270,10 +271,13 @@ pub(crate) fn join(
             }
             _ => {
                 let highs = join_highs(head, symbols, residual);
-                let mut lows = [0u64; GROUP];
-                unpack_lows(packed, layout.low_bits(), width, &mut lows);
-                for ((unit, &h), low) in units.chunks_exact_mut(unit_bytes).zip(&highs).zip(lows) {
-                    let value = low | u64::from(h) << layout.low_bits();
+                let mut values = highs.map(|h| u64::from(h) << layout.low_bits());
+                for (byte, plane) in (0..).zip(lows.as_chunks::<GROUP>().0) {
+                    for (value, &b) in values.iter_mut().zip(plane) {
+                        *value |= u64::from(b) << (8 * byte);
+                    }
+                }
+                for (unit, value) in units.chunks_exact_mut(unit_bytes).zip(values) {
                     unit.copy_from_slice(&value.to_le_bytes()[..unit_bytes]);
                 }
             }
@@ -373,22 +377,47 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
     }
 }
 
-/// Adds the low bits of one group to `lows`, which the caller has zeroed. Widths that are not whole
-/// bytes are rare: one copy of this serves all backends.
-fn unpack_lows(packed: &[u8], low_bits: u32, width: u32, lows: &mut [u64; GROUP]) {
-    let shift = low_bits - width;
-    let (planes, rest) = packed.split_at((width / 8) as usize * GROUP);
-    for (byte, plane) in (0..).zip(planes.chunks_exact(GROUP)) {
-        for (low, &b) in lows.iter_mut().zip(plane) {
-            *low |= u64::from(b) << (shift + 8 * byte);
-        }
+/// Bytes of the low planes of a group, at most: those of f64.
+pub(crate) const MOST_LOWS: usize = 6 * GROUP;
+
+/// The planes of a group that keeps all `low_bits`: `packed` where `width` is as many, else made of
+/// it in `room`, which has as many bytes or more.
+#[inline(always)]
+pub(crate) fn low_planes<'a>(
+    packed: &'a [u8],
+    width: u8,
+    low_bits: u32,
+    room: &'a mut [u8],
+) -> &'a [u8] {
+    if u32::from(width) == low_bits {
+        return packed;
     }
+    let planes = &mut room[..low_len(low_bits)];
+    widen(packed, u32::from(width), planes);
+    planes
+}
+
+/// Puts zeros below the low bits that a group keeps. Not inlined: such groups are rare, and one
+/// copy serves all backends.
+#[inline(never)]
+fn widen(packed: &[u8], width: u32, planes: &mut [u8]) {
+    let (whole, rest) = packed.as_chunks::<GROUP>();
     let bits = width % 8;
+    // The bits above the whole bytes are one byte more, at its bottom.
+    let mut above = [0; GROUP];
     if bits > 0 {
-        let mut values = [0; GROUP];
-        planes::unpack(rest, bits, &mut values);
-        for (low, &v) in lows.iter_mut().zip(&values) {
-            *low |= u64::from(planes::unspread(v, bits)) << (low_bits - bits);
+        planes::unpack(rest, bits, &mut above);
+        above.iter_mut().for_each(|v| *v = planes::unspread(*v, bits));
+    }
+    let up = (8 - bits) % 8;
+    let planes = planes.as_chunks_mut::<GROUP>().0;
+    let (zeros, kept) = planes.split_at_mut(planes.len() - width.div_ceil(8) as usize);
+    zeros.as_flattened_mut().fill(0);
+    let mut below = &[0; GROUP];
+    for (plane, from) in kept.iter_mut().zip(whole.iter().chain([&above])) {
+        for (byte, (&this, &below)) in plane.iter_mut().zip(from.iter().zip(below)) {
+            *byte = (u16::from_le_bytes([below, this]) << up >> 8) as u8;
         }
+        below = from;
     }
 }

@@ -400,10 +400,6 @@ type Coding<'s, 'a, const N: usize> = (
     &'s mut [usize; N],
 );
 
-/// The kernel for units is called for at least so many groups that keep all low bits. Fewer groups,
-/// between others or in a small block, are decoded to symbols first.
-const FEWEST: usize = 4;
-
 /// Decodes a range of groups of every block, by the backend's kernel for units where it has one.
 /// Returns the first group that is not decoded: the end of the range, or one after it. Fetches
 /// `ahead` meanwhile, so many lines a group.
@@ -415,28 +411,24 @@ fn decode_run<const N: usize>(
     (ahead, lines): (&mut Ahead<'_>, usize),
 ) -> Result<usize> {
     let unit_bytes = head.layout.unit_bytes;
-    // Bytes of the low planes of a group that keeps all low bits.
-    let low_len = low_len(head.layout.low_bits());
     let mut symbols = [[0; 2 * GROUP]; N];
     let mut group = groups.start;
-    let mut has_kernel = !head.is_of_bytes();
-    while group < groups.end {
-        let whole = sections.iter().map(|s| s.whole_groups(head, group)).min().unwrap_or(0);
-        if has_kernel && whole >= FEWEST {
-            let planes = |i: usize| sections[i].planes(head, group, low_at[i], whole);
-            let planes: [_; N] = std::array::from_fn(planes);
-            let mut rest = units.each_mut().map(|units| &mut units[group * GROUP * unit_bytes..]);
-            let mut later = ahead.clone();
-            let now = later.take_lines(whole * lines);
-            let n = kernels.decode_fused(head, jobs, &planes, &mut rest, now);
-            has_kernel = n > 0;
-            if has_kernel {
-                *ahead = later;
-            }
-            group += n;
-            low_at.iter_mut().for_each(|at| *at += n * low_len);
-            continue;
+    if !head.is_of_bytes() && group < groups.end {
+        let planes = |i: usize| sections[i].planes(head, group, low_at[i]);
+        let planes: [_; N] = std::array::from_fn(planes);
+        let mut rest = units.each_mut().map(|units| &mut units[group * GROUP * unit_bytes..]);
+        let mut later = ahead.clone();
+        let now = later.take_lines(groups.len() * lines);
+        let n = kernels.decode_fused(head, jobs, &planes, &mut rest, now);
+        if n > 0 {
+            *ahead = later;
         }
+        for (at, planes) in low_at.iter_mut().zip(&planes) {
+            *at += planes.widths[..n].iter().map(|&width| low_len(width.into())).sum::<usize>();
+        }
+        group += n;
+    }
+    while group < groups.end {
         let range = group..group + groups_at_once(groups.end - group);
         group = range.end;
         let blocks = (sections, &mut *jobs, &mut *units, &mut *low_at);

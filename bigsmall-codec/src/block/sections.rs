@@ -277,30 +277,13 @@ impl<'a> Sections<'a> {
         })
     }
 
-    /// How many groups from `group` on keep all low bits; of a block where some do not, at most 64.
-    pub(super) fn whole_groups(&self, head: &Head, group: usize) -> usize {
-        let all = head.layout.low_bits();
-        let widths = &self.group_widths[group..self.n_groups];
-        if self.lows.len() == self.n_groups * low_len(all) {
-            return widths.len();
-        }
-        widths.iter().take(64).take_while(|&&width| u32::from(width) == all).count()
-    }
-
-    /// What a kernel for units needs of the groups from `group` on, of which the first `whole` keep
-    /// all low bits; these begin at `low_at`.
-    pub(super) fn planes(
-        &self,
-        head: &Head,
-        group: usize,
-        low_at: usize,
-        whole: usize,
-    ) -> Planes<'a> {
-        let layout = &head.layout;
-        let lows = whole * low_len(layout.low_bits());
+    /// What a kernel for units needs of the groups from `group` on, whose low bits begin at
+    /// `low_at`.
+    pub(super) fn planes(&self, head: &Head, group: usize, low_at: usize) -> Planes<'_> {
         Planes {
-            residual: &self.residual[group * packed_len(layout.residual_bits)..],
-            lows: &self.lows[low_at..low_at + lows],
+            residual: &self.residual[group * packed_len(head.layout.residual_bits)..],
+            widths: &self.group_widths[group..self.n_groups],
+            lows: &self.lows[low_at..],
         }
     }
 

@@ -8,7 +8,7 @@ use crate::head::Head;
 use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
 use crate::table::{AliasTable, Buckets};
-use crate::units::low_len;
+use crate::units::{low_len, low_planes};
 
 /// Rows of a group.
 pub(super) const ROWS: usize = GROUP / LANES;
@@ -90,7 +90,7 @@ pub(super) struct Group<'a> {
     pub(super) table: &'a Buckets,
     /// The packed residuals of the group.
     pub(super) residual: *const u8,
-    /// Its planes of low bits, each of 256 bytes; dangling if there are none.
+    /// Its planes of all low bits, each of 256 bytes; dangling if there are none.
     pub(super) lows: *const u8,
     /// Its units.
     pub(super) units: *mut u8,
@@ -125,14 +125,17 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
 ) -> usize {
     let each_unit = UNIT * GROUP;
     let each_residual = packed_len(RESIDUAL);
-    let each_low = low_len(8 * (UNIT - high_bytes(RESIDUAL)) as u32);
+    let low_bits = 8 * (UNIT - high_bytes(RESIDUAL)) as u32;
     let mut n = usize::MAX;
     for (planes, units) in planes.iter().zip(&*units) {
         n = n.min(planes.residual.len() / each_residual).min(units.len() / each_unit);
-        n = n.min(planes.lows.len().checked_div(each_low).unwrap_or(n));
+        n = n.min(planes.widths.len());
     }
     let lines = ahead.lines_a_step(n * ROWS);
     let group_tables = jobs.each_ref().map(|job| &job.group_tables[job.group..]);
+    let mut lows: [_; N] = std::array::from_fn(|i| planes[i].lows);
+    // Planes of the groups that keep fewer low bits.
+    let mut rooms = [[0; 2 * GROUP]; N];
     let mut each = units.iter_mut();
     let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
         let units = each.next().expect("N blocks");
@@ -141,7 +144,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
             words: jobs[i].words.get(2 * jobs[i].position..).unwrap_or(&[]).as_ptr().cast(),
             table: tables[0].buckets(),
             residual: planes[i].residual.as_ptr(),
-            lows: planes[i].lows.as_ptr(),
+            lows: lows[i].as_ptr(),
             soon: units.as_ptr(),
             units: units.as_mut_ptr(),
         }
@@ -154,11 +157,18 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
             this.table = tables[usize::from(of_block[group])].buckets();
             this.soon = this.units.wrapping_add(soon * each_unit);
         }
+        if low_bits > 0 {
+            for (i, this) in groups.iter_mut().enumerate() {
+                let width = planes[i].widths[group];
+                let (packed, rest) = lows[i].split_at(low_len(width.into()));
+                this.lows = low_planes(packed, width, low_bits, &mut rooms[i]).as_ptr();
+                lows[i] = rest;
+            }
+        }
         decode(&mut groups, &mut ahead, lines);
         for (this, job) in groups.iter_mut().zip(&mut *jobs) {
             job.position = (this.words as usize - job.words.as_ptr() as usize) / 2;
             this.residual = this.residual.wrapping_add(each_residual);
-            this.lows = this.lows.wrapping_add(each_low);
             this.units = this.units.wrapping_add(each_unit);
         }
         group += 1;
