@@ -341,7 +341,11 @@ pub(crate) fn low_len(width: u32) -> usize {
 /// How many of the low bits a segment needs: those above the zeros that all its units end in.
 pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
     let all = match layout.unit_bytes {
-        2 => units.as_chunks::<2>().0.iter().fold(0, |all, u| all | u64::from(u[0])),
+        2 => {
+            let all =
+                units.as_chunks::<2>().0.iter().fold(0, |all, u| all | u16::from_le_bytes(*u));
+            u64::from(all & 0xff)
+        }
         4 => {
             let all =
                 units.as_chunks::<4>().0.iter().fold(0, |all, u| all | u32::from_le_bytes(*u));
@@ -362,10 +366,12 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
     let low_bits = layout.low_bits();
     for group in units.chunks_exact(GROUP * layout.unit_bytes) {
         match layout.unit_bytes {
-            2 if width == 8 => out.extend(group.as_chunks::<2>().0.iter().map(|u| u[0])),
+            2 if width == 8 => {
+                out.extend_from_slice(&plane(group, |u| u16::from_le_bytes(u) as u8));
+            }
             4 if width == 16 => {
-                out.extend(group.as_chunks::<4>().0.iter().map(|u| u[0]));
-                out.extend(group.as_chunks::<4>().0.iter().map(|u| u[1]));
+                out.extend_from_slice(&plane(group, |u| u32::from_le_bytes(u) as u8));
+                out.extend_from_slice(&plane(group, |u| (u32::from_le_bytes(u) >> 8) as u8));
             }
             _ => {
                 let mut lows = [0u64; GROUP];
@@ -379,6 +385,14 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
 
 /// Bytes of the low planes of a group, at most: those of f64.
 pub(crate) const MOST_LOWS: usize = 6 * GROUP;
+
+/// One byte of each unit of a group. `byte` reads whole units: bytes far apart are not loaded as
+/// vectors.
+fn plane<const UNIT: usize>(group: &[u8], byte: impl Fn([u8; UNIT]) -> u8) -> [u8; GROUP] {
+    let mut plane = [0; GROUP];
+    plane.iter_mut().zip(group.as_chunks().0).for_each(|(b, unit)| *b = byte(*unit));
+    plane
+}
 
 /// The planes of a group that keeps all `low_bits`: `packed` where `width` is as many, else made of
 /// it in `room`, which has as many bytes or more.

@@ -42,37 +42,34 @@ type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// The columns of an [`EncodeTable`] of 32 symbols as vectors.
-#[derive(Clone, Copy)]
-struct EncodeRegisters {
-    reciprocal: [__m512i; 2],
-    fields: [__m512i; 2],
-}
+/// The first 64 entries of a column of an [`EncodeTable`].
+type Column = [__m512i; 4];
 
-/// For 16 symbols reciprocal and fields.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn look_up_encode(s: __m512i, table: &EncodeTable) -> (__m512i, __m512i) {
-    // Symbols are bytes already: this lets the next lines see it.
-    let s = _mm512_and_si512(s, _mm512_set1_epi32(0xff));
-    // SAFETY: the tables have 256 entries.
-    unsafe {
-        (
-            _mm512_i32gather_epi32::<4>(s, table.reciprocal.as_ptr().cast()),
-            _mm512_i32gather_epi32::<4>(s, table.fields.as_ptr().cast()),
-        )
+fn load_column(column: &[u32; 256]) -> Column {
+    // SAFETY: 64 of 256 entries.
+    std::array::from_fn(|i| unsafe { _mm512_loadu_si512(column.as_ptr().add(16 * i).cast()) })
+}
+
+/// The entries of 16 symbols, of 32 or 64 with `BITS` 5 or 6, which `first` holds; gathered from
+/// `column` for more.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn look_up<const BITS: u32>(symbols: __m512i, first: &Column, column: &[u32; 256]) -> __m512i {
+    if BITS > 6 {
+        // Symbols are bytes already: this lets the next line see it.
+        let symbols = _mm512_and_si512(symbols, _mm512_set1_epi32(0xff));
+        // SAFETY: the column has 256 entries.
+        return unsafe { _mm512_i32gather_epi32::<4>(symbols, column.as_ptr().cast()) };
     }
-}
-
-/// The first 32 entries.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_encode(table: &EncodeTable) -> EncodeRegisters {
-    // SAFETY: 32 of 256 entries.
-    let pair = |t: &[u32; 256]| unsafe {
-        [_mm512_loadu_si512(t.as_ptr().cast()), _mm512_loadu_si512(t.as_ptr().add(16).cast())]
-    };
-    EncodeRegisters { reciprocal: pair(&table.reciprocal), fields: pair(&table.fields) }
+    let lower = _mm512_permutex2var_epi32(first[0], symbols, first[1]);
+    if BITS == 5 {
+        return lower;
+    }
+    let upper = _mm512_permutex2var_epi32(first[2], symbols, first[3]);
+    let is_upper = _mm512_test_epi32_mask(symbols, _mm512_set1_epi32(32));
+    _mm512_mask_blend_epi32(is_upper, lower, upper)
 }
 
 #[target_feature(enable = "avx512f")]
@@ -109,7 +106,7 @@ struct Encoding<'a> {
 /// Encodes one group of each of `N` blocks, last row to first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn encode_group<const N: usize, const SMALL: bool>(
+fn encode_group<const N: usize, const BITS: u32>(
     blocks: &mut [Encoding<'_>; N],
     tables: &[&EncodeTable; N],
     symbols: &[&[[u8; LANES]; ROWS]; N],
@@ -119,7 +116,8 @@ fn encode_group<const N: usize, const SMALL: bool>(
     let lower: [i16; 32] = std::array::from_fn(|i| 2 * i as i16);
     // SAFETY: 32 indices of 16 bits are one vector.
     let lower = unsafe { _mm512_loadu_si512(lower.as_ptr().cast()) };
-    let registers: [_; N] = std::array::from_fn(|i| load_encode(tables[i]));
+    let reciprocals: [_; N] = std::array::from_fn(|i| load_column(&tables[i].reciprocal));
+    let fields: [_; N] = std::array::from_fn(|i| load_column(&tables[i].fields));
     for row in (0..ROWS).rev() {
         for i in 0..N {
             let block = &mut blocks[i];
@@ -132,15 +130,8 @@ fn encode_group<const N: usize, const SMALL: bool>(
             let mut full = [0; 2];
             for half in 0..2 {
                 let (s, x) = (symbols[half], block.states[half]);
-                let r = &registers[i];
-                let (reciprocal, fields) = if SMALL {
-                    (
-                        _mm512_permutex2var_epi32(r.reciprocal[0], s, r.reciprocal[1]),
-                        _mm512_permutex2var_epi32(r.fields[0], s, r.fields[1]),
-                    )
-                } else {
-                    look_up_encode(s, tables[i])
-                };
+                let reciprocal = look_up::<BITS>(s, &reciprocals[i], &tables[i].reciprocal);
+                let fields = look_up::<BITS>(s, &fields[i], &tables[i].fields);
                 let freq = _mm512_and_si512(fields, _mm512_set1_epi32(0x1fff));
                 full[half] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
                 let x = _mm512_mask_srli_epi32::<16>(x, full[half], x);
@@ -193,10 +184,10 @@ fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
     for group in (0..groups[0].len()).rev() {
         let tables = group_tables.map(|t| head.encode_table(t[group]));
         let symbols = groups.map(|g| &g[group]);
-        if head.symbol_bits == 5 {
-            encode_group::<N, true>(&mut blocks, &tables, &symbols);
-        } else {
-            encode_group::<N, false>(&mut blocks, &tables, &symbols);
+        match head.symbol_bits {
+            5 => encode_group::<N, 5>(&mut blocks, &tables, &symbols),
+            6 => encode_group::<N, 6>(&mut blocks, &tables, &symbols),
+            _ => encode_group::<N, 8>(&mut blocks, &tables, &symbols),
         }
     }
     let done = blocks.map(|b| (b.states, b.room));
@@ -214,19 +205,25 @@ fn widen(sums: __m256i) -> __m256i {
     _mm256_add_epi32(low, _mm256_srli_epi32::<16>(sums))
 }
 
-/// [`units::choose_tables`] for tables of 32 symbols: the costs of 32 symbols at once, table by
-/// table.
+/// [`units::choose_tables`] for tables of 2^`BITS` symbols, 32 or 64: the costs of 32 symbols at
+/// once, table by table.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+fn choose_tables<const BITS: u32>(
+    head: &Head,
+    costs: &CostTable,
+    symbols: &[u8],
+    ids: &mut Vec<u8>,
+) {
     /// Rows whose costs, those of both halves of a vector together, can be added in 16 bits.
     const PIECE: usize = (u16::MAX / MAX_COST) as usize / 2;
     let n = head.tables.len();
-    let of_table: [__m512i; MAX_TABLES] = std::array::from_fn(|t| {
-        let of_symbols: [u16; 32] = std::array::from_fn(|s| costs.of(s as u8)[t]);
+    let of_table: [[__m512i; 2]; MAX_TABLES] = std::array::from_fn(|t| {
+        let of_symbols: [u16; 64] = std::array::from_fn(|s| costs.of(s as u8)[t]);
+        let (lower, upper) = of_symbols.split_at(32);
         // SAFETY: 32 costs of 16 bits are one vector.
-        unsafe { _mm512_loadu_si512(of_symbols.as_ptr().cast()) }
+        [lower, upper].map(|costs| unsafe { _mm512_loadu_si512(costs.as_ptr().cast()) })
     });
-    let outside = _mm512_set1_epi16(32);
+    let outside = _mm512_set1_epi16(1 << BITS);
     ids.clear();
     for segment in symbols.chunks(head.segment) {
         let mut sums = [_mm256_setzero_si256(); MAX_TABLES];
@@ -239,7 +236,11 @@ fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u
                 // Symbols outside the window cost nothing.
                 let inside = _mm512_cmplt_epu16_mask(row, outside);
                 for t in 0..MAX_TABLES {
-                    let cost = _mm512_permutexvar_epi16(row, of_table[t]);
+                    let [lower, upper] = of_table[t];
+                    let cost = match BITS {
+                        5 => _mm512_permutexvar_epi16(row, lower),
+                        _ => _mm512_permutex2var_epi16(lower, row, upper),
+                    };
                     of_piece[t] = _mm512_mask_add_epi16(of_piece[t], inside, of_piece[t], cost);
                 }
             }
@@ -361,11 +362,14 @@ impl Kernels for Avx512 {
     }
 
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
-        if head.symbol_bits != 5 || head.tables.len() == 1 {
-            return units::choose_tables(head, costs, symbols, ids);
-        }
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { choose_tables(head, costs, symbols, ids) }
+        unsafe {
+            match head.symbol_bits {
+                5 if head.tables.len() > 1 => choose_tables::<5>(head, costs, symbols, ids),
+                6 if head.tables.len() > 1 => choose_tables::<6>(head, costs, symbols, ids),
+                _ => units::choose_tables(head, costs, symbols, ids),
+            }
+        }
     }
 
     fn replace_exceptions(
