@@ -175,8 +175,8 @@ pub(crate) trait Kernels: Sync {
     }
 
     /// Decodes the next groups of every job straight into its units, where the backend has a
-    /// kernel for this head: as many as there are planes for. Returns their number, the
-    /// same for all jobs. Prefetches `ahead` meanwhile.
+    /// kernel for this head: at most as many as there are planes for, fewer where words run short.
+    /// Returns their number, the same for all jobs. Prefetches `ahead` meanwhile.
     fn decode_fused(
         &self,
         head: &Head,

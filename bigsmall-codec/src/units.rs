@@ -229,15 +229,23 @@ pub(crate) fn join(
 ) -> usize {
     let layout = &head.layout;
     let mut used = 0;
-    let mut room = [0; MOST_LOWS];
     let unit_bytes = layout.unit_bytes;
     let groups = symbols.iter().zip(widths).zip(units.chunks_exact_mut(GROUP * unit_bytes));
     let each = packed_len(layout.residual_bits);
     for (g, ((symbols, &width), units)) in groups.enumerate() {
         let residual = &residual[g * each..][..each];
-        let packed = &lows[used..][..low_len(u32::from(width))];
+        let (width, low_bits) = (u32::from(width), layout.low_bits());
+        let packed = &lows[used..][..low_len(width)];
         used += packed.len();
-        let lows = low_planes(packed, width, layout.low_bits(), &mut room);
+        // Only groups that need it pay for this memory.
+        let mut room;
+        let mut lows = packed;
+        if width < low_bits {
+            room = [0; MOST_LOWS];
+            let planes = &mut room[..low_len(low_bits)];
+            widen(packed, width, planes);
+            lows = planes;
+        }
         match (unit_bytes, layout.high_bytes) {
             (1, _) => {
                 let rows = units.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(symbols.as_chunks().0);
@@ -271,14 +279,14 @@ pub(crate) fn join(
             }
             _ => {
                 let highs = join_highs(head, symbols, residual);
-                let mut values = highs.map(|h| u64::from(h) << layout.low_bits());
+                let mut values = highs.map(|h| u64::from(h) << low_bits);
                 for (byte, plane) in (0..).zip(lows.as_chunks::<GROUP>().0) {
                     for (value, &b) in values.iter_mut().zip(plane) {
                         *value |= u64::from(b) << (8 * byte);
                     }
                 }
-                for (unit, value) in units.chunks_exact_mut(unit_bytes).zip(values) {
-                    unit.copy_from_slice(&value.to_le_bytes()[..unit_bytes]);
+                for (unit, value) in units.as_chunks_mut::<8>().0.iter_mut().zip(values) {
+                    *unit = value.to_le_bytes();
                 }
             }
         }
@@ -384,7 +392,7 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
 }
 
 /// Bytes of the low planes of a group, at most: those of f64.
-pub(crate) const MOST_LOWS: usize = 6 * GROUP;
+const MOST_LOWS: usize = 6 * GROUP;
 
 /// One byte of each unit of a group. `byte` reads whole units: bytes far apart are not loaded as
 /// vectors.
@@ -394,27 +402,10 @@ fn plane<const UNIT: usize>(group: &[u8], byte: impl Fn([u8; UNIT]) -> u8) -> [u
     plane
 }
 
-/// The planes of a group that keeps all `low_bits`: `packed` where `width` is as many, else made of
-/// it in `room`, which has as many bytes or more.
-#[inline(always)]
-pub(crate) fn low_planes<'a>(
-    packed: &'a [u8],
-    width: u8,
-    low_bits: u32,
-    room: &'a mut [u8],
-) -> &'a [u8] {
-    if u32::from(width) == low_bits {
-        return packed;
-    }
-    let planes = &mut room[..low_len(low_bits)];
-    widen(packed, u32::from(width), planes);
-    planes
-}
-
-/// Puts zeros below the low bits that a group keeps. Not inlined: such groups are rare, and one
-/// copy serves all backends.
+/// Makes of the `width` low bits that a group keeps the planes of all of them, with zeros below.
+/// Not inlined: one copy serves all backends.
 #[inline(never)]
-fn widen(packed: &[u8], width: u32, planes: &mut [u8]) {
+pub(crate) fn widen(packed: &[u8], width: u32, planes: &mut [u8]) {
     let (whole, rest) = packed.as_chunks::<GROUP>();
     let bits = width % 8;
     // The bits above the whole bytes are one byte more, at its bottom.

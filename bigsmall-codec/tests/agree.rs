@@ -31,12 +31,12 @@ fn cases() -> Vec<(Dtype, Vec<u8>)> {
                     let value = sum * 0.02 * (1.0 + (i / 300 % 9) as f64 * 0.3);
                     let unit = match (kind, dtype) {
                         (0, Dtype::BF16) => u64::from(half::bf16::from_f64(value).to_bits()),
-                        // Groups that keep fewer low bits, at the same places of two blocks.
-                        (0, Dtype::F16) if i / 1024 % 2 == 0 => {
+                        // Some groups keep fewer low bits, other ones in each block.
+                        (0, Dtype::F16) if i / 1024 % 3 == 0 => {
                             u64::from(half::f16::from_f64(value).to_bits() & 0xffe0)
                         }
                         (0, Dtype::F16) => u64::from(half::f16::from_f64(value).to_bits()),
-                        (0, Dtype::F32) if i / 1024 % 2 == 0 => {
+                        (0, Dtype::F32) if i / 1024 % 3 == 0 => {
                             u64::from(f32::from(half::f16::from_f64(value)).to_bits())
                         }
                         (0, Dtype::F32) => u64::from((value as f32).to_bits()),
@@ -117,12 +117,16 @@ fn float(dtype: Dtype, value: f64) -> u64 {
 #[test]
 fn all_forms_of_floats_agree() {
     let mut random = Random::new(2);
-    // Seven whole blocks, then a block of one group and a few units.
+    // Seven whole blocks, then a block of one group and a few units. Some groups keep fewer low
+    // bits, other ones in each block.
     let n = 7 * bigsmall_format::BLOCK_UNITS + 300;
     for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2] {
         let bytes: Vec<u8> = (0..n)
             .flat_map(|i| {
                 let value = random.normal() * (1.0 + (i / 300 % 9) as f64 * 0.3) * 0.1;
+                let value = if i / 1024 % 3 == 0 { f64::from(value as f32) } else { value };
+                let value =
+                    if i / 1024 % 5 == 0 { half::f16::from_f64(value).into() } else { value };
                 let units = float(dtype, value).to_le_bytes();
                 units.into_iter().take(dtype.unit_bytes())
             })

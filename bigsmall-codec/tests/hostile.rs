@@ -538,6 +538,27 @@ fn outcome_quick(spec: &TensorSpec, head: &[u8], block: &[u8], what: &str) -> Ou
     first.unwrap()
 }
 
+/// Without words of its own a block has groups only as long as its other bytes last as words: then
+/// the kernel stops, in the middle of groups that keep none of their low bits, and others.
+#[test]
+fn words_that_end_among_groups_of_different_widths() {
+    const GROUPS: usize = 68;
+    // All units have the symbol 0, and a word of zeros leads to it again: three for four symbols.
+    let mut freqs = vec![1; 32];
+    freqs[1] = 4096 - 31;
+    let mut head = Head::plain(Dtype::F32, 1, 240, vec![freqs]);
+    head.low_widths = vec![16, 0];
+    let units = (240u32 << 22).to_le_bytes().repeat(256 * GROUPS);
+    let low_widths = (0..GROUPS).map(|group| group % 2).collect();
+    let choices = oracle::Choices { tables: vec![0; GROUPS], low_widths, q: 0, begin: vec![] };
+    let spec = spec(Dtype::F32, 256 * GROUPS);
+    let mut block = oracle::encode(&head, &units, &choices);
+    assert_eq!(outcome(&spec, &head.write(), &block.bytes(), true, "sound"), Ok(units));
+    block.set_words(&[]);
+    let found = outcome(&spec, &head.write(), &block.bytes(), true, "no words");
+    assert_eq!(found.err(), Some(Rule::AnsWords));
+}
+
 /// Blocks of masks are decoded together although one has fewer units that are not zero: what is
 /// left of the longer one may begin behind all words.
 #[test]

@@ -52,8 +52,8 @@ fn load_column(column: &[u32; 256]) -> Column {
     std::array::from_fn(|i| unsafe { _mm512_loadu_si512(column.as_ptr().add(16 * i).cast()) })
 }
 
-/// The entries of 16 symbols, of 32 or 64 with `BITS` 5 or 6, which `first` holds; gathered from
-/// `column` for more.
+/// The entries of 16 symbols. `first` holds those of all 32 or 64 symbols (`BITS` 5 or 6); where
+/// there are more symbols, they are gathered from `column`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn look_up<const BITS: u32>(symbols: __m512i, first: &Column, column: &[u32; 256]) -> __m512i {
@@ -364,9 +364,9 @@ impl Kernels for Avx512 {
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
-            match head.symbol_bits {
-                5 if head.tables.len() > 1 => choose_tables::<5>(head, costs, symbols, ids),
-                6 if head.tables.len() > 1 => choose_tables::<6>(head, costs, symbols, ids),
+            match (head.symbol_bits, head.tables.len() > 1) {
+                (5, true) => choose_tables::<5>(head, costs, symbols, ids),
+                (6, true) => choose_tables::<6>(head, costs, symbols, ids),
                 _ => units::choose_tables(head, costs, symbols, ids),
             }
         }

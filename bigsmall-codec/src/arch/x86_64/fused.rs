@@ -8,7 +8,7 @@ use crate::head::Head;
 use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
 use crate::table::{AliasTable, Buckets};
-use crate::units::{low_len, low_planes};
+use crate::units::{low_len, widen};
 
 /// Rows of a group.
 pub(super) const ROWS: usize = GROUP / LANES;
@@ -83,6 +83,9 @@ macro_rules! each_block {
 }
 pub(super) use each_block;
 
+/// Planes of low bits, at most, of the forms that there are: those of f32.
+const MOST_PLANES: usize = 2;
+
 /// One group of a block, as pointers: kernels would check lengths row by row.
 pub(super) struct Group<'a> {
     /// The next word. At first there is one for each unit of the group.
@@ -90,7 +93,7 @@ pub(super) struct Group<'a> {
     pub(super) table: &'a Buckets,
     /// The packed residuals of the group.
     pub(super) residual: *const u8,
-    /// Its planes of all low bits, each of 256 bytes; dangling if there are none.
+    /// The planes of all its low bits, each of 256 bytes; not used if there are none.
     pub(super) lows: *const u8,
     /// Its units.
     pub(super) units: *mut u8,
@@ -125,7 +128,10 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
 ) -> usize {
     let each_unit = UNIT * GROUP;
     let each_residual = packed_len(RESIDUAL);
-    let low_bits = 8 * (UNIT - high_bytes(RESIDUAL)) as u32;
+    let low_bits = const {
+        assert!(UNIT - high_bytes(RESIDUAL) <= MOST_PLANES);
+        8 * (UNIT - high_bytes(RESIDUAL)) as u32
+    };
     let mut n = usize::MAX;
     for (planes, units) in planes.iter().zip(&*units) {
         n = n.min(planes.residual.len() / each_residual).min(units.len() / each_unit);
@@ -135,7 +141,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     let group_tables = jobs.each_ref().map(|job| &job.group_tables[job.group..]);
     let mut lows: [_; N] = std::array::from_fn(|i| planes[i].lows);
     // Planes of the groups that keep fewer low bits.
-    let mut rooms = [[0; 2 * GROUP]; N];
+    let mut rooms = [[0; MOST_PLANES * GROUP]; N];
     let mut each = units.iter_mut();
     let mut groups: [Group<'_>; N] = std::array::from_fn(|i| {
         let units = each.next().expect("N blocks");
@@ -159,9 +165,14 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
         }
         if low_bits > 0 {
             for (i, this) in groups.iter_mut().enumerate() {
-                let width = planes[i].widths[group];
-                let (packed, rest) = lows[i].split_at(low_len(width.into()));
-                this.lows = low_planes(packed, width, low_bits, &mut rooms[i]).as_ptr();
+                let width = u32::from(planes[i].widths[group]);
+                let (packed, rest) = lows[i].split_at(low_len(width));
+                this.lows = packed.as_ptr();
+                if width < low_bits {
+                    let planes = &mut rooms[i][..low_len(low_bits)];
+                    widen(packed, width, planes);
+                    this.lows = planes.as_ptr();
+                }
                 lows[i] = rest;
             }
         }
