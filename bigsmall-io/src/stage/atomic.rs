@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bigsmall_format::internal::{read_at, xxh3};
 use tempfile::TempPath;
@@ -70,6 +71,18 @@ fn probe(path: &Path) -> io::Result<PathBuf> {
     let other = path.with_file_name(format!("{start}{random}{SUFFIX}"));
     std::fs::rename(path, &other)?;
     Ok(other)
+}
+
+/// Removes a file that was just closed. A mount in user space learns of that a moment later; until
+/// then it may refuse to remove the file.
+fn remove_closed(path: &Path) {
+    for _ in 0..100 {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => return,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The temporary files and folders of this process.
@@ -139,15 +152,20 @@ impl AtomicFile {
         let (file, temp) = loop {
             let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
             let (file, temp) = temp.in_file(target)?.into_parts();
-            // After an error the file is closed, then removed: a mount in user space may hide an
-            // open file instead.
             let (mut temp, file) = (temp, file);
             // First: what nobody holds, another job removes.
             if !leftovers::claim(&file, &temp) {
                 continue;
             }
             if !own {
-                let renamed = probe(&temp).and_then(TempPath::try_from_path).in_file(target)?;
+                let renamed = match probe(&temp).and_then(TempPath::try_from_path) {
+                    Ok(renamed) => renamed,
+                    Err(error) => {
+                        drop(file);
+                        remove_closed(&temp);
+                        return Err(error).in_file(target);
+                    }
+                };
                 // There is nothing under the name that is removed.
                 drop(std::mem::replace(&mut temp, renamed));
             }
