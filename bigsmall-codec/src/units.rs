@@ -243,7 +243,7 @@ pub(crate) fn join(
         if width < low_bits {
             room = [0; MOST_LOWS];
             let planes = &mut room[..low_len(low_bits)];
-            widen(packed, width, planes);
+            widen_lows(packed, width, planes);
             lows = planes;
         }
         match (unit_bytes, layout.high_bytes) {
@@ -394,21 +394,21 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
 /// Bytes of the low planes of a group, at most: those of f64.
 const MOST_LOWS: usize = 6 * GROUP;
 
-/// One byte of each unit of a group. `byte` reads whole units: bytes far apart are not loaded as
-/// vectors.
+/// One byte of each unit of a group. `byte` takes it from the whole unit: of single bytes that are
+/// apart, compilers make no vectors.
 fn plane<const UNIT: usize>(group: &[u8], byte: impl Fn([u8; UNIT]) -> u8) -> [u8; GROUP] {
     let mut plane = [0; GROUP];
     plane.iter_mut().zip(group.as_chunks().0).for_each(|(b, unit)| *b = byte(*unit));
     plane
 }
 
-/// Makes of the `width` low bits that a group keeps the planes of all of them, with zeros below.
-/// Not inlined: one copy serves all backends.
+/// Makes the planes of all low bits of a group from `packed`, the upper `width` of them, which the
+/// group keeps; the bits below are zeros. Not inlined: one copy serves all backends.
 #[inline(never)]
-pub(crate) fn widen(packed: &[u8], width: u32, planes: &mut [u8]) {
+pub(crate) fn widen_lows(packed: &[u8], width: u32, planes: &mut [u8]) {
     let (whole, rest) = packed.as_chunks::<GROUP>();
     let bits = width % 8;
-    // The bits above the whole bytes are one byte more, at its bottom.
+    // The bits above the whole bytes, at the bottom of one byte more.
     let mut above = [0; GROUP];
     if bits > 0 {
         planes::unpack(rest, bits, &mut above);

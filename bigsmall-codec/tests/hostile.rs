@@ -538,8 +538,8 @@ fn outcome_quick(spec: &TensorSpec, head: &[u8], block: &[u8], what: &str) -> Ou
     first.unwrap()
 }
 
-/// Without words of its own a block has groups only as long as its other bytes last as words: then
-/// the kernel stops, in the middle of groups that keep none of their low bits, and others.
+/// A kernel that finds no words reads the other bytes of the block as words, and stops where these
+/// end: among groups of which some keep all low bits and some none.
 #[test]
 fn words_that_end_among_groups_of_different_widths() {
     const GROUPS: usize = 68;
@@ -549,7 +549,7 @@ fn words_that_end_among_groups_of_different_widths() {
     let mut head = Head::plain(Dtype::F32, 1, 240, vec![freqs]);
     head.low_widths = vec![16, 0];
     let units = (240u32 << 22).to_le_bytes().repeat(256 * GROUPS);
-    let low_widths = (0..GROUPS).map(|group| group % 2).collect();
+    let low_widths = (0..GROUPS).map(|group| usize::from(group % 8 != 0)).collect();
     let choices = oracle::Choices { tables: vec![0; GROUPS], low_widths, q: 0, begin: vec![] };
     let spec = spec(Dtype::F32, 256 * GROUPS);
     let mut block = oracle::encode(&head, &units, &choices);

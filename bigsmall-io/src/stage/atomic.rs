@@ -152,6 +152,7 @@ impl AtomicFile {
         let (file, temp) = loop {
             let temp = os::plain_mode(&mut builder, mode.unwrap_or(0o666)).tempfile_in(dir);
             let (file, temp) = temp.in_file(target)?.into_parts();
+            // Dropped the other way round, so closed before it is removed.
             let (mut temp, file) = (temp, file);
             // First: what nobody holds, another job removes.
             if !leftovers::claim(&file, &temp) {

@@ -8,7 +8,7 @@ use crate::head::Head;
 use crate::kernels::{Job, Kernels as _, LANES, Planes};
 use crate::planes::{GROUP, packed_len};
 use crate::table::{AliasTable, Buckets};
-use crate::units::{low_len, widen};
+use crate::units::{low_len, widen_lows};
 
 /// Rows of a group.
 pub(super) const ROWS: usize = GROUP / LANES;
@@ -170,7 +170,7 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
                 this.lows = packed.as_ptr();
                 if width < low_bits {
                     let planes = &mut rooms[i][..low_len(low_bits)];
-                    widen(packed, width, planes);
+                    widen_lows(packed, width, planes);
                     this.lows = planes.as_ptr();
                 }
                 lows[i] = rest;
