@@ -309,10 +309,9 @@ impl EncodeTable {
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 #[repr(align(64))]
 pub(crate) struct Buckets {
-    /// For each bucket how many of its slots belong to its own symbol.
-    pub(crate) keep: [u16; Buckets::MOST],
-    /// For each bucket the symbol that the others belong to.
-    pub(crate) donor: [u16; Buckets::MOST],
+    /// For each bucket 256 times (how many of its slots belong to its own symbol, less one), as a
+    /// signed number, and the symbol that the others belong to.
+    pub(crate) split: [u16; Buckets::MOST],
     /// What is added to the place of a donor's slot in its bucket: then it is the rank.
     pub(crate) donated: [u16; Buckets::MOST],
     /// For each symbol 16 times its frequency: what the upper half of a state is multiplied by.
@@ -353,6 +352,7 @@ impl Buckets {
         };
         let keep = of(&|b| (table.split[b] - b as u32 * cap) as u16);
         let donor = of(&|b| table.donor[b].symbol.into());
+        let split = of(&|b| (keep[b].wrapping_sub(1) << 8) | donor[b]);
         let begin = |b: usize| (b as u32 * cap) as u16;
         let donated = of(&|b| (table.donor[b].delta as u16).wrapping_add(begin(b)));
         let freq = of(&|s| 16 * freqs[s]);
@@ -365,7 +365,7 @@ impl Buckets {
             donated: both(donated),
             freq: both(freq),
         };
-        Buckets { keep, donor, donated, freq, bytes }
+        Buckets { split, donated, freq, bytes }
     }
 }
 
@@ -533,13 +533,14 @@ mod tests {
                     *seen += 1;
                 }
                 if let Some(buckets) = &alias.buckets {
-                    assert_eq!(is_own, place < buckets.keep[bucket].into());
+                    let [donor, last] = buckets.split[bucket].to_le_bytes();
+                    assert_eq!(is_own, place as i32 <= i32::from(last as i8));
                     assert_eq!(
                         u32::from(buckets.freq[usize::from(entry.symbol)]),
                         16 * u32::from(entry.freq)
                     );
                     if !is_own {
-                        assert_eq!(buckets.donor[bucket], u16::from(entry.symbol));
+                        assert_eq!(donor, entry.symbol);
                         let sum = (place as u16).wrapping_add(buckets.donated[bucket]);
                         assert_eq!(u32::from(sum), rank);
                     }

@@ -1,7 +1,8 @@
 //! Decoding: the upper and the lower halves of the states of 32 lanes as one vector of 16-bit
 //! numbers each, four blocks interleaved. A row waits for itself, from the states to their buckets,
 //! from these by two products to new states, and to the words of those that fell below the bound:
-//! two and a half times as long as it computes.
+//! two and a half times as long as it computes. A row of each block is found first, then all states
+//! move on, then the units are written: so what may run side by side stands close together.
 //!
 //! The buckets of 32 or 64 symbols are looked up for all lanes at once; for more symbols the slots
 //! are gathered.
@@ -83,10 +84,12 @@ impl States {
         unsafe {
             let top = _mm512_and_si512(self.lower, _mm512_set1_epi16(0xf000_u16 as i16));
             let rank = _mm512_add_epi16(rank, _mm512_mulhi_epu16(freq, top));
-            let lower = _mm512_add_epi16(_mm512_mullo_epi16(freq, self.upper), rank);
-            let carry = _mm512_cmplt_epu16_mask(lower, rank);
+            let product = _mm512_mullo_epi16(freq, self.upper);
+            let lower = _mm512_add_epi16(product, rank);
+            // (rank & product) | ((rank | product) & !lower): its top bits are the carries.
+            let carry = _mm512_ternarylogic_epi32::<0xd4>(rank, product, lower);
             let upper = _mm512_mulhi_epu16(freq, self.upper);
-            let upper = _mm512_mask_sub_epi16(upper, carry, upper, _mm512_set1_epi16(-1));
+            let upper = _mm512_add_epi16(upper, _mm512_srli_epi16::<15>(carry));
             let low = _mm512_testn_epi16_mask(upper, upper);
             self.upper = _mm512_mask_mov_epi16(upper, low, lower);
             let next = load((*words).cast());
@@ -114,8 +117,30 @@ unsafe fn look_up<const BITS: u32>(table: &[u16; 64], index: __m512i) -> __m512i
     }
 }
 
-/// One step of all lanes with 2^`BITS` buckets, 5 or 6. Returns the symbols of a row, 16 bits
-/// each, of which those above the lowest `BITS` mean nothing.
+/// A row of symbols of 16 bits each, of which those above the lowest `BITS` mean nothing, and their
+/// ranks, found with 2^`BITS` buckets, 5 or 6.
+///
+/// # Safety
+/// The machine must have the instructions.
+#[inline(always)]
+unsafe fn find<const BITS: u32>(x: &States, table: &Buckets) -> [__m512i; 2] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let bucket = match BITS {
+            5 => _mm512_srli_epi16::<7>(x.lower),
+            _ => _mm512_srli_epi16::<6>(x.lower),
+        };
+        let place = _mm512_and_si512(x.lower, _mm512_set1_epi16((1 << (12 - BITS)) - 1));
+        let split = look_up::<BITS>(&table.split, bucket);
+        // The low byte of `split`, the donor, makes no difference: that of the place is zero.
+        let donated = _mm512_cmpgt_epi16_mask(_mm512_slli_epi16::<8>(place), split);
+        let symbols = _mm512_mask_mov_epi16(bucket, donated, split);
+        let more = look_up::<BITS>(&table.donated, bucket);
+        [symbols, _mm512_mask_add_epi16(place, donated, place, more)]
+    }
+}
+
+/// One step of all lanes with 2^`BITS` buckets, 5 or 6. Returns the symbols as [`find`].
 ///
 /// # Safety
 /// 32 words can be read at `words`. The machine must have the instructions.
@@ -127,16 +152,7 @@ unsafe fn step<const BITS: u32>(
 ) -> __m512i {
     // SAFETY: as the caller promises.
     unsafe {
-        let bucket = match BITS {
-            5 => _mm512_srli_epi16::<7>(x.lower),
-            _ => _mm512_srli_epi16::<6>(x.lower),
-        };
-        let place = _mm512_and_si512(x.lower, _mm512_set1_epi16((1 << (12 - BITS)) - 1));
-        let donated = _mm512_cmpge_epu16_mask(place, look_up::<BITS>(&table.keep, bucket));
-        let donor = look_up::<BITS>(&table.donor, bucket);
-        let symbols = _mm512_mask_mov_epi16(bucket, donated, donor);
-        let more = look_up::<BITS>(&table.donated, bucket);
-        let rank = _mm512_mask_add_epi16(place, donated, place, more);
+        let [symbols, rank] = find::<BITS>(x, table);
         x.step(look_up::<BITS>(&table.freq, symbols), rank, words);
         symbols
     }
@@ -176,29 +192,30 @@ unsafe fn step_by_slots(x: &mut States, slots: &Slots, words: &mut *const u16) -
     }
 }
 
-/// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing.
+/// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing. `WHOLE`
+/// says that the row is stored as it is: the first `RESIDUAL` ones are, and the bits of the others
+/// lie between theirs.
 ///
 /// # Safety
 /// `packed` must be valid for reads of a group. The machine must have the instructions.
 #[inline(always)]
-unsafe fn residuals<const RESIDUAL: u32>(packed: *const u8, row: usize) -> __m256i {
+unsafe fn residuals<const RESIDUAL: u32, const WHOLE: bool>(
+    packed: *const u8,
+    row: usize,
+) -> __m256i {
     // SAFETY: as the caller promises: a group has RESIDUAL rows of 32 bytes.
     unsafe {
-        if row < RESIDUAL as usize {
+        if WHOLE {
             return _mm256_loadu_si256(packed.add(row * LANES).cast());
         }
-        // One bit from each byte row. No bit crosses a byte.
+        // One bit from each byte row. It does not leave its byte.
         let mut residual = _mm256_setzero_si256();
         for k in 0..RESIDUAL as usize {
             let to = if k as u32 == RESIDUAL - 1 { 7 } else { k as i32 };
-            let by = to - (row as i32 - 1);
+            let by = _mm256_set1_epi32(to - (row as i32 - 1));
             let bytes = _mm256_loadu_si256(packed.add(k * LANES).cast());
-            let moved = if by >= 0 {
-                _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(by))
-            } else {
-                _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(-by))
-            };
             let bit = _mm256_set1_epi8((1u8 << to) as i8);
+            let moved = _mm256_rolv_epi32(bytes, by);
             residual = _mm256_ternarylogic_epi32::<0xf8>(residual, moved, bit);
         }
         residual
@@ -216,29 +233,42 @@ static PLACES: [[u16; 32]; 2] = {
     places
 };
 
-/// Puts the units of a row together: `fields` are their fields at their places in the high bits,
-/// and those at the top of 16 bits for units of more than one byte.
+/// The fields of all symbols where they go. Aligned as [`Buckets`] are.
+#[repr(align(64))]
+struct Fields([u16; 64]);
+
+/// Writes the units of a row. `fields` are those of all symbols at their places in the high bits,
+/// and these at the top of 16 bits for units of more than one byte.
 ///
 /// # Safety
 /// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
 #[inline(always)]
-unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
-    fields: __m512i,
+unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WHOLE: bool>(
+    fields: &Fields,
+    symbols: __m512i,
     group: &Group<'_>,
     row: usize,
 ) {
     // SAFETY: a group has as many residuals, low bits and units as its type says.
     unsafe {
         let mask = residual_mask(RESIDUAL);
-        let residual = residuals::<RESIDUAL>(group.residual, row);
+        let residual = residuals::<RESIDUAL, WHOLE>(group.residual, row);
         let units = group.units.add(row * LANES * UNIT);
         if UNIT == 1 {
-            let fields = _mm512_cvtepi16_epi8(fields);
+            let fields = if RESIDUAL + BITS == 8 {
+                // The window is the whole field, so a symbol is its field.
+                let shift = _mm_cvtsi32_si128(RESIDUAL as i32 - 1);
+                _mm256_sll_epi16(_mm512_cvtepi16_epi8(symbols), shift)
+            } else {
+                _mm512_cvtepi16_epi8(look_up::<BITS>(&fields.0, symbols))
+            };
+            // residual & mask | fields & !mask
             let mask = _mm256_set1_epi8(mask as i8);
-            let high = _mm256_ternarylogic_epi32::<0xf8>(fields, residual, mask);
+            let high = _mm256_ternarylogic_epi32::<0xca>(mask, residual, fields);
             _mm256_storeu_si256(units.cast(), high);
             return;
         }
+        let fields = look_up::<BITS>(&fields.0, symbols);
         // fields | (residual & mask). For high bits of two bytes the sign is at bit 7, and its
         // copies reach bit 15.
         let (residual, mask) = if high_bytes(RESIDUAL) == 2 {
@@ -265,30 +295,6 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
             let half = _mm512_permutex2var_epi16(low, places, high);
             _mm512_storeu_si512(units.add(64 * i).cast(), half);
         }
-    }
-}
-
-/// The fields of all symbols where they go. Aligned as [`Buckets`] are.
-#[repr(align(64))]
-struct Fields([u16; 64]);
-
-/// Decodes one row of a block.
-///
-/// # Safety
-/// `group` is one of [`walk`]'s, `row` one of its rows, and 32 words can be read at its words. The
-/// machine must have the instructions.
-#[inline(always)]
-unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
-    fields: &Fields,
-    x: &mut States,
-    group: &mut Group<'_>,
-    row: usize,
-) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        group.prefetch(row * LANES * UNIT, LANES * UNIT);
-        let symbols = step::<BITS>(x, group.table, &mut group.words);
-        join::<UNIT, RESIDUAL>(look_up::<BITS>(&fields.0, symbols), group, row);
     }
 }
 
@@ -319,14 +325,34 @@ pub(super) fn decode_fused<
         units,
         ahead,
         |groups, ahead, lines| {
-            for row in 0..ROWS {
-                ahead.fetch(lines);
-                // SAFETY: a group of `walk` has planes, units, and a word for each of them; the
-                // machine has the instructions.
-                each_block!(N, |i| unsafe {
-                    decode_row::<UNIT, RESIDUAL, BITS>(&fields, &mut states[i], &mut groups[i], row)
-                });
+            let mut symbols = [_mm512_setzero_si512(); N];
+            let mut ranks = symbols;
+            macro_rules! rows {
+                ($rows:expr, $whole:literal) => {
+                    for row in $rows {
+                        ahead.fetch(lines);
+                        // SAFETY: a group of `walk` has planes, units, and a word for each of them;
+                        // the machine has the instructions.
+                        unsafe {
+                            each_block!(N, |i| {
+                                groups[i].prefetch(row * LANES * UNIT, LANES * UNIT);
+                                [symbols[i], ranks[i]] = find::<BITS>(&states[i], groups[i].table);
+                            });
+                            each_block!(N, |i| {
+                                let freq = look_up::<BITS>(&groups[i].table.freq, symbols[i]);
+                                states[i].step(freq, ranks[i], &mut groups[i].words);
+                            });
+                            each_block!(N, |i| {
+                                join::<UNIT, RESIDUAL, BITS, $whole>(
+                                    &fields, symbols[i], &groups[i], row,
+                                );
+                            });
+                        }
+                    }
+                };
             }
+            rows!(0..RESIDUAL as usize, true);
+            rows!(RESIDUAL as usize..ROWS, false);
         },
     );
     for (job, states) in jobs.iter_mut().zip(states) {
