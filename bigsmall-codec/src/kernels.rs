@@ -112,9 +112,6 @@ pub(crate) struct EncodeJob<'a> {
     pub(crate) words: &'a mut [u16],
     /// Where they begin.
     pub(crate) begin: &'a mut usize,
-    /// The units of a later block, to be prefetched meanwhile: taking them apart is bound by
-    /// memory alone.
-    pub(crate) ahead: Ahead<'a>,
 }
 
 /// How many values a backend may read after the last one when it merges them.

@@ -166,7 +166,6 @@ impl Stages {
                         states: &mut b.states,
                         words: &mut b.words,
                         begin: &mut b.begin,
-                        ahead: Ahead::default(),
                     }
                 });
                 kernels.encode(head, &mut jobs);

@@ -242,10 +242,29 @@ pub(crate) struct EncodeTable {
     /// of the fields.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
+    /// For each symbol 1 / freq, rounded down, as the bits of a float of 32 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for AVX-512
+    pub(crate) inverse32: [u32; 256],
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+    pub(crate) words64: Words64,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
     /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
     /// last.
     pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
+}
+
+/// The first 64 entries of an [`EncodeTable`] in 16 bits each. Aligned, so that no vector of them
+/// lies in two cache lines.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+#[repr(align(64))]
+pub(crate) struct Words64 {
+    /// 16 times the frequency.
+    pub(crate) freq: [u16; 64],
+    /// Where the slots begin.
+    pub(crate) first: [u16; 64],
+    /// The lower and the upper halves of `inverse32`.
+    pub(crate) inverse: [[u16; 64]; 2],
 }
 
 impl EncodeTable {
@@ -264,7 +283,8 @@ impl EncodeTable {
         });
         // A symbol without a frequency is never encoded. Its entry stays within the slots all the
         // same.
-        let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
+        let (mut reciprocal, mut fields): ([u32; 256], [u32; 256]) =
+            ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
         let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);
         for ((((reciprocal, fields), inverse), &f), first) in entries.zip(freqs).zip(first_rank) {
@@ -275,11 +295,25 @@ impl EncodeTable {
                 *fields = f | k << 13 | (2 * first) << 17;
             }
         }
+        let inverse32 = std::array::from_fn(|symbol| match freqs.get(symbol) {
+            None | Some(0) => 0,
+            Some(&f) => {
+                let nearest = 1.0 / f32::from(f);
+                // Exact: a product of 24 and 12 bits.
+                let more = f64::from(nearest) * f64::from(f) > 1.0;
+                nearest.to_bits() - u32::from(more)
+            }
+        });
+        let words64 = Words64 {
+            freq: std::array::from_fn(|s| 16 * (fields[s] & 0xfff) as u16),
+            first: std::array::from_fn(|s| (fields[s] >> 17) as u16),
+            inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse32[s] >> by) as u16)),
+        };
         let bytes32 = std::array::from_fn(|j| {
             let column = if j < 4 { &reciprocal } else { &fields };
             std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
         });
-        EncodeTable { reciprocal, fields, inverse, bytes32, slots }
+        EncodeTable { reciprocal, fields, inverse, bytes32, inverse32, words64, slots }
     }
 
     /// The frequency of a symbol.
@@ -553,6 +587,9 @@ mod tests {
                     let (q_found, at) = divide_like_vectors(gathered(encode, entry.symbol), x);
                     let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
                     assert_eq!(found, q << PRECISION | slot);
+                    let (q_found, at) = divide_like_floats(encode, x, entry.symbol);
+                    let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
+                    assert_eq!(found, q << PRECISION | slot);
                 }
             }
             for (s, &f) in table.freqs.iter().enumerate() {
@@ -577,6 +614,28 @@ mod tests {
     fn divide_like_vectors([reciprocal, fields]: [u32; 2], x: u32) -> (u32, usize) {
         let high = (u64::from(x) * u64::from(reciprocal)) >> 32;
         let q = (high >> (fields >> 13 & 15)) as u32;
+        (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
+    }
+
+    /// [`EncodeTable::divide`] by a product of floats that are rounded to zero.
+    fn divide_like_floats(table: &EncodeTable, x: u32, symbol: u8) -> (u32, usize) {
+        let to_zero = |number: f64| {
+            let nearest = number as f32;
+            let less = u32::from(f64::from(nearest) > number);
+            f64::from(f32::from_bits(nearest.to_bits() - less))
+        };
+        let symbol = usize::from(symbol);
+        let inverse = f64::from(f32::from_bits(table.inverse32[symbol]));
+        // Products of two numbers of 24 bits are exact here.
+        assert!(inverse * f64::from(table.fields[symbol] & 0x1fff) <= 1.0, "rounded down");
+        let q = to_zero(to_zero(f64::from(x)) * inverse) as u32;
+        let fields = table.fields[symbol];
+        if let Some(&freq) = table.words64.freq.get(symbol) {
+            assert_eq!(u32::from(freq), 16 * (fields & 0x1fff));
+            assert_eq!(u32::from(table.words64.first[symbol]), fields >> 17);
+            let [lower, upper] = table.words64.inverse.map(|half| u32::from(half[symbol]));
+            assert_eq!(upper << 16 | lower, table.inverse32[symbol]);
+        }
         (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
     }
 

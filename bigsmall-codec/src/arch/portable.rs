@@ -25,11 +25,9 @@ impl Kernels for Portable {
             let mut states = *job.states;
             let mut at = job.words.len();
             let groups = job.symbols.as_chunks::<GROUP>().0.iter().zip(job.group_tables);
-            let lines = job.ahead.lines_a_step(job.symbols.len() / LANES);
             for (group, &table) in groups.rev() {
                 let table = head.encode_table(table);
                 for row in group.as_chunks::<LANES>().0.iter().rev() {
-                    job.ahead.fetch(lines);
                     let words = &mut job.words[..at];
                     let words = words.last_chunk_mut().expect("room for a row");
                     at -= encode_row(&mut states, table, row, words);

@@ -1,7 +1,7 @@
 //! Units to blocks.
 
 use bigsmall_format::Result;
-use bigsmall_format::internal::{Ahead, reserve, set_len};
+use bigsmall_format::internal::{reserve, set_len};
 
 use crate::bits::BitWriter;
 use crate::block::sections::{
@@ -241,8 +241,7 @@ impl Encoder {
         lens: &mut Vec<u32>,
     ) -> Result<()> {
         let unit_bytes = self.head.layout.unit_bytes;
-        let mut runs = units.chunks(AT_ONCE * block_bytes).peekable();
-        while let Some(units) = runs.next() {
+        for units in units.chunks(AT_ONCE * block_bytes) {
             let mut kinds = [KIND_RAW; AT_ONCE];
             let blocks = || units.chunks(block_bytes);
             for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.parts) {
@@ -253,9 +252,7 @@ impl Encoder {
                 }
             }
             let coded = scratch.parts.iter_mut().zip(kinds).filter(|(_, kind)| *kind == KIND_ANS);
-            let mut next = runs.peek().into_iter().flat_map(|next| next.chunks(block_bytes));
-            let mut ahead = || next.next().map_or_else(Ahead::default, Ahead::new);
-            let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job(ahead())).collect();
+            let mut jobs: Vec<_> = coded.map(|(parts, _)| parts.job()).collect();
             self.kernels.encode(&self.head, &mut jobs);
             for ((kind, units), parts) in kinds.into_iter().zip(blocks()).zip(&mut scratch.parts) {
                 let begin = out.len();
@@ -390,14 +387,13 @@ impl Encoder {
 }
 
 impl Parts {
-    fn job<'a>(&'a mut self, ahead: Ahead<'a>) -> EncodeJob<'a> {
+    fn job(&mut self) -> EncodeJob<'_> {
         EncodeJob {
             symbols: &self.symbols,
             group_tables: &self.group_tables,
             states: &mut self.states,
             words: &mut self.words,
             begin: &mut self.begin,
-            ahead,
         }
     }
 }

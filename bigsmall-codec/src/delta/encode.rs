@@ -1,7 +1,7 @@
 //! Units and the base's units to blocks.
 
 use bigsmall_format::Result;
-use bigsmall_format::internal::{Ahead, reserve, set_len};
+use bigsmall_format::internal::{reserve, set_len};
 
 use super::bits::BitSink;
 use super::head::Head;
@@ -64,7 +64,6 @@ impl Scratch {
             states: &mut self.states,
             words: &mut self.words,
             begin: &mut self.begin,
-            ahead: Ahead::default(),
         }
     }
 }

@@ -278,11 +278,9 @@ impl Kernels for Neon {
             let mut states = load_states(job.states);
             let mut room = job.words.len();
             let groups = job.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
-            let lines = job.ahead.lines_a_step(job.symbols.len() / LANES);
             for (group, &table) in groups.iter().zip(job.group_tables).rev() {
                 let table = head.encode_table(table);
                 for row in group.iter().rev() {
-                    job.ahead.fetch(lines);
                     for v in (0..VECTORS).rev() {
                         let symbols = row.as_chunks::<4>().0[v];
                         // SAFETY: every 64-bit ARM has the instructions.

@@ -220,11 +220,9 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
     let mut states = load_states(job.states);
     let mut room = job.words.len();
     let groups = job.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
-    let lines = job.ahead.lines_a_step(job.symbols.len() / LANES);
     for (group, &table) in groups.iter().zip(job.group_tables).rev() {
         let table = head.encode_table(table);
         for row in group.iter().rev() {
-            job.ahead.fetch(lines);
             let entries = if head.symbol_bits == 5 {
                 look_up_encode32(row, table)
             } else {

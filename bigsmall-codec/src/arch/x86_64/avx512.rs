@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI2. Encoding has two vectors of 16 lanes a block.
+//! AVX-512 with VBMI2.
 
 use std::arch::x86_64::*;
 
@@ -15,13 +15,14 @@ use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
 use crate::planes::GROUP;
-use crate::table::EncodeTable;
 use crate::units::{self, CostTable, MAX_COST, StandIns};
 use crate::zeros;
 
 mod decode;
+mod encode;
 
 use decode::{decode_fused, decode_symbols, load};
+use encode::encode;
 
 /// Proof that the machine has the instructions.
 pub(crate) struct Avx512(());
@@ -41,161 +42,6 @@ const FUSED_BITS: u32 = 7;
 type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
-
-/// The first 64 entries of a column of an [`EncodeTable`].
-type Column = [__m512i; 4];
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_column(column: &[u32; 256]) -> Column {
-    // SAFETY: 64 of 256 entries.
-    std::array::from_fn(|i| unsafe { _mm512_loadu_si512(column.as_ptr().add(16 * i).cast()) })
-}
-
-/// The entries of 16 symbols. `first` holds those of all 32 or 64 symbols (`BITS` 5 or 6); where
-/// there are more symbols, they are gathered from `column`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn look_up<const BITS: u32>(symbols: __m512i, first: &Column, column: &[u32; 256]) -> __m512i {
-    if BITS > 6 {
-        // Symbols are bytes already: this lets the next line see it.
-        let symbols = _mm512_and_si512(symbols, _mm512_set1_epi32(0xff));
-        // SAFETY: the column has 256 entries.
-        return unsafe { _mm512_i32gather_epi32::<4>(symbols, column.as_ptr().cast()) };
-    }
-    let lower = _mm512_permutex2var_epi32(first[0], symbols, first[1]);
-    if BITS == 5 {
-        return lower;
-    }
-    let upper = _mm512_permutex2var_epi32(first[2], symbols, first[3]);
-    let is_upper = _mm512_test_epi32_mask(symbols, _mm512_set1_epi32(32));
-    _mm512_mask_blend_epi32(is_upper, lower, upper)
-}
-
-#[target_feature(enable = "avx512f")]
-fn load_states(states: &[u32; LANES]) -> [__m512i; 2] {
-    // SAFETY: 32 states are two vectors.
-    unsafe {
-        [
-            _mm512_loadu_si512(states.as_ptr().cast()),
-            _mm512_loadu_si512(states.as_ptr().add(16).cast()),
-        ]
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-fn store_states(vectors: [__m512i; 2], states: &mut [u32; LANES]) {
-    // SAFETY: 32 states are two vectors.
-    unsafe {
-        _mm512_storeu_si512(states.as_mut_ptr().cast(), vectors[0]);
-        _mm512_storeu_si512(states.as_mut_ptr().add(16).cast(), vectors[1]);
-    }
-}
-
-/// What one block of the encoder needs.
-struct Encoding<'a> {
-    states: [__m512i; 2],
-    words: &'a mut [u16],
-    /// Words of `words` that are still free.
-    room: usize,
-    ahead: Ahead<'a>,
-    /// Cache lines to fetch with every row.
-    lines: usize,
-}
-
-/// Encodes one group of each of `N` blocks, last row to first.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn encode_group<const N: usize, const BITS: u32>(
-    blocks: &mut [Encoding<'_>; N],
-    tables: &[&EncodeTable; N],
-    symbols: &[&[[u8; LANES]; ROWS]; N],
-) {
-    let low16 = _mm512_set1_epi32(0xffff);
-    // The lower halves of two vectors of 16 lanes, one after the other.
-    let lower: [i16; 32] = std::array::from_fn(|i| 2 * i as i16);
-    // SAFETY: 32 indices of 16 bits are one vector.
-    let lower = unsafe { _mm512_loadu_si512(lower.as_ptr().cast()) };
-    let reciprocals: [_; N] = std::array::from_fn(|i| load_column(&tables[i].reciprocal));
-    let fields: [_; N] = std::array::from_fn(|i| load_column(&tables[i].fields));
-    for row in (0..ROWS).rev() {
-        for i in 0..N {
-            let block = &mut blocks[i];
-            block.ahead.fetch(block.lines);
-            // SAFETY: a row is 32 bytes.
-            let row = unsafe { _mm256_loadu_si256(symbols[i][row].as_ptr().cast()) };
-            let halves = [_mm256_castsi256_si128(row), _mm256_extracti128_si256::<1>(row)];
-            let symbols = halves.map(|half| _mm512_cvtepu8_epi32(half));
-            let both = _mm512_permutex2var_epi16(block.states[0], lower, block.states[1]);
-            let mut full = [0; 2];
-            for half in 0..2 {
-                let (s, x) = (symbols[half], block.states[half]);
-                let reciprocal = look_up::<BITS>(s, &reciprocals[i], &tables[i].reciprocal);
-                let fields = look_up::<BITS>(s, &fields[i], &tables[i].fields);
-                let freq = _mm512_and_si512(fields, _mm512_set1_epi32(0x1fff));
-                full[half] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x), freq);
-                let x = _mm512_mask_srli_epi32::<16>(x, full[half], x);
-                let even = _mm512_mul_epu32(x, reciprocal);
-                let odd = _mm512_mul_epu32(
-                    _mm512_srli_epi64::<32>(x),
-                    _mm512_srli_epi64::<32>(reciprocal),
-                );
-                let high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
-                let shift =
-                    _mm512_and_si512(_mm512_srli_epi32::<13>(fields), _mm512_set1_epi32(15));
-                let q = _mm512_srlv_epi32(high, shift);
-                let r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, freq));
-                let at = _mm512_add_epi32(_mm512_srli_epi32::<17>(fields), r);
-                // SAFETY: whatever the state, the remainder is less than twice the frequency, and
-                // so is `at` less than twice 4096; the table has one entry more, so
-                // 4 bytes can be read at each.
-                let slot =
-                    unsafe { _mm512_i32gather_epi32::<2>(at, tables[i].slots.as_ptr().cast()) };
-                let slot = _mm512_and_si512(slot, low16);
-                block.states[half] = _mm512_add_epi32(_mm512_slli_epi32::<12>(q), slot);
-            }
-            let full = u32::from(full[0]) | u32::from(full[1]) << 16;
-            let n = full.count_ones() as usize;
-            let to = &mut block.words[block.room - n..block.room];
-            block.room -= n;
-            // SAFETY: the mask has as many ones as `to` has words.
-            unsafe {
-                _mm512_mask_storeu_epi16(
-                    to.as_mut_ptr().cast(),
-                    ((1u64 << n) - 1) as u32,
-                    _mm512_maskz_compress_epi16(full, both),
-                );
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
-    let groups = jobs.each_ref().map(|j| j.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0);
-    let group_tables = jobs.each_ref().map(|j| j.group_tables);
-    let mut blocks = jobs.each_mut().map(|job| Encoding {
-        states: load_states(job.states),
-        room: job.words.len(),
-        words: job.words,
-        lines: job.ahead.lines_a_step(job.symbols.len() / LANES),
-        ahead: std::mem::take(&mut job.ahead),
-    });
-    for group in (0..groups[0].len()).rev() {
-        let tables = group_tables.map(|t| head.encode_table(t[group]));
-        let symbols = groups.map(|g| &g[group]);
-        match head.symbol_bits {
-            5 => encode_group::<N, 5>(&mut blocks, &tables, &symbols),
-            6 => encode_group::<N, 6>(&mut blocks, &tables, &symbols),
-            _ => encode_group::<N, 8>(&mut blocks, &tables, &symbols),
-        }
-    }
-    let done = blocks.map(|b| (b.states, b.room));
-    for (job, (states, room)) in jobs.iter_mut().zip(done) {
-        store_states(states, job.states);
-        *job.begin = room;
-    }
-}
 
 /// For 16 lanes of two sums in 16 bits each their totals in 32 bits.
 #[inline]

@@ -42,14 +42,14 @@ pub(super) unsafe fn load(from: *const u8) -> __m512i {
 }
 
 /// The states of all lanes: their upper and their lower halves.
-struct States {
-    upper: __m512i,
-    lower: __m512i,
+pub(super) struct States {
+    pub(super) upper: __m512i,
+    pub(super) lower: __m512i,
 }
 
 impl States {
     #[target_feature(enable = "avx512f")]
-    fn load(states: &[u32; LANES]) -> States {
+    pub(super) fn load(states: &[u32; LANES]) -> States {
         let [upper, lower] = halves(states);
         // SAFETY: 32 halves are one vector.
         unsafe {
@@ -61,7 +61,7 @@ impl States {
     }
 
     #[target_feature(enable = "avx512f")]
-    fn store(&self, states: &mut [u32; LANES]) {
+    pub(super) fn store(&self, states: &mut [u32; LANES]) {
         let mut halves = [[0; LANES]; 2];
         for (half, vector) in halves.iter_mut().zip([self.upper, self.lower]) {
             // SAFETY: 32 halves are one vector.
@@ -105,7 +105,7 @@ impl States {
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn look_up<const BITS: u32>(table: &[u16; 64], index: __m512i) -> __m512i {
+pub(super) unsafe fn look_up<const BITS: u32>(table: &[u16; 64], index: __m512i) -> __m512i {
     // SAFETY: 64 numbers of 16 bits are two vectors.
     unsafe {
         let first = _mm512_loadu_si512(table.as_ptr().cast());
@@ -163,7 +163,7 @@ unsafe fn step<const BITS: u32>(
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn lower_halves(of: [__m512i; 2]) -> __m512i {
+pub(super) unsafe fn lower_halves(of: [__m512i; 2]) -> __m512i {
     // SAFETY: as the caller promises.
     unsafe {
         let lower = of.map(|half| _mm512_cvtepi32_epi16(half));
@@ -192,9 +192,9 @@ unsafe fn step_by_slots(x: &mut States, slots: &Slots, words: &mut *const u16) -
     }
 }
 
-/// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing. `WHOLE`
-/// says that the row is stored as it is: the first `RESIDUAL` ones are, and the bits of the others
-/// lie between theirs.
+/// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing.
+/// `WHOLE` says whether the row is stored byte by byte: the first `RESIDUAL` ones are, and the last
+/// ones lie bit by bit in the room that these leave.
 ///
 /// # Safety
 /// `packed` must be valid for reads of a group. The machine must have the instructions.
