@@ -319,6 +319,11 @@ fn read_ids(
     each: usize,
     groups: &mut [u8],
 ) -> Result<()> {
+    if n_bits == 0 {
+        // There is but one, number 0.
+        groups.fill(0);
+        return Ok(());
+    }
     let wrong = || Error::new(Rule::AnsTableId).found(what);
     let n = groups.len().div_ceil(each);
     bits.pull_each(n_bits, &mut groups[..n]).ok_or_else(wrong)?;
