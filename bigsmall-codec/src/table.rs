@@ -242,9 +242,10 @@ pub(crate) struct EncodeTable {
     /// of the fields.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
-    /// For each symbol 1 / freq, rounded down, as the bits of a float of 32 bits.
+    /// For each symbol 1 / freq, rounded down, as the bits of an `f32`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for AVX-512
-    pub(crate) inverse32: [u32; 256],
+    pub(crate) inverse_float: [u32; 256],
+    /// The first 64 entries in 16 bits each.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) words64: Words64,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
@@ -253,8 +254,7 @@ pub(crate) struct EncodeTable {
     pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
 }
 
-/// The first 64 entries of an [`EncodeTable`] in 16 bits each. Aligned, so that no vector of them
-/// lies in two cache lines.
+/// [`EncodeTable::words64`]. Aligned, so that no vector of them lies in two cache lines.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 #[repr(align(64))]
@@ -263,8 +263,19 @@ pub(crate) struct Words64 {
     pub(crate) freq: [u16; 64],
     /// Where the slots begin.
     pub(crate) first: [u16; 64],
-    /// The lower and the upper halves of `inverse32`.
+    /// The lower and the upper halves of `inverse_float`.
     pub(crate) inverse: [[u16; 64]; 2],
+}
+
+/// The greatest `f32` that is at most 1 / `freq`, as its bits; 0 for a frequency of 0.
+fn float_inverse(freq: u16) -> u32 {
+    if freq == 0 {
+        return 0;
+    }
+    let nearest = 1.0 / f32::from(freq);
+    // Exact: a product of 24 and 12 bits.
+    let above = f64::from(nearest) * f64::from(freq) > 1.0;
+    nearest.to_bits() - u32::from(above)
 }
 
 impl EncodeTable {
@@ -295,25 +306,18 @@ impl EncodeTable {
                 *fields = f | k << 13 | (2 * first) << 17;
             }
         }
-        let inverse32 = std::array::from_fn(|symbol| match freqs.get(symbol) {
-            None | Some(0) => 0,
-            Some(&f) => {
-                let nearest = 1.0 / f32::from(f);
-                // Exact: a product of 24 and 12 bits.
-                let more = f64::from(nearest) * f64::from(f) > 1.0;
-                nearest.to_bits() - u32::from(more)
-            }
-        });
+        let inverse_float = std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| float_inverse(f)));
         let words64 = Words64 {
+            // 0 for 4096, which stands for none.
             freq: std::array::from_fn(|s| 16 * (fields[s] & 0xfff) as u16),
             first: std::array::from_fn(|s| (fields[s] >> 17) as u16),
-            inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse32[s] >> by) as u16)),
+            inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse_float[s] >> by) as u16)),
         };
         let bytes32 = std::array::from_fn(|j| {
             let column = if j < 4 { &reciprocal } else { &fields };
             std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
         });
-        EncodeTable { reciprocal, fields, inverse, bytes32, inverse32, words64, slots }
+        EncodeTable { reciprocal, fields, inverse, bytes32, inverse_float, words64, slots }
     }
 
     /// The frequency of a symbol.
@@ -343,9 +347,9 @@ impl EncodeTable {
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 #[repr(align(64))]
 pub(crate) struct Buckets {
-    /// For each bucket 256 times (how many of its slots belong to its own symbol, less one), as a
-    /// signed number, and the symbol that the others belong to.
-    pub(crate) split: [u16; Buckets::MOST],
+    /// For each bucket, in the high byte, how many of its slots belong to its own symbol, less one
+    /// (-1 for none); in the low byte the symbol that the others belong to.
+    pub(crate) last_and_donor: [u16; Buckets::MOST],
     /// What is added to the place of a donor's slot in its bucket: then it is the rank.
     pub(crate) donated: [u16; Buckets::MOST],
     /// For each symbol 16 times its frequency: what the upper half of a state is multiplied by.
@@ -386,7 +390,7 @@ impl Buckets {
         };
         let keep = of(&|b| (table.split[b] - b as u32 * cap) as u16);
         let donor = of(&|b| table.donor[b].symbol.into());
-        let split = of(&|b| (keep[b].wrapping_sub(1) << 8) | donor[b]);
+        let last_and_donor = of(&|b| (keep[b].wrapping_sub(1) << 8) | donor[b]);
         let begin = |b: usize| (b as u32 * cap) as u16;
         let donated = of(&|b| (table.donor[b].delta as u16).wrapping_add(begin(b)));
         let freq = of(&|s| 16 * freqs[s]);
@@ -399,7 +403,7 @@ impl Buckets {
             donated: both(donated),
             freq: both(freq),
         };
-        Buckets { split, donated, freq, bytes }
+        Buckets { last_and_donor, donated, freq, bytes }
     }
 }
 
@@ -567,7 +571,7 @@ mod tests {
                     *seen += 1;
                 }
                 if let Some(buckets) = &alias.buckets {
-                    let [donor, last] = buckets.split[bucket].to_le_bytes();
+                    let [donor, last] = buckets.last_and_donor[bucket].to_le_bytes();
                     assert_eq!(is_own, place as i32 <= i32::from(last as i8));
                     assert_eq!(
                         u32::from(buckets.freq[usize::from(entry.symbol)]),
@@ -585,9 +589,6 @@ mod tests {
                     let x = q * freq + rank;
                     assert_eq!(encode.step(x, entry.symbol), q << PRECISION | slot);
                     let (q_found, at) = divide_like_vectors(gathered(encode, entry.symbol), x);
-                    let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
-                    assert_eq!(found, q << PRECISION | slot);
-                    let (q_found, at) = divide_like_floats(encode, x, entry.symbol);
                     let found = (q_found << PRECISION) + u32::from(encode.slots[at]);
                     assert_eq!(found, q << PRECISION | slot);
                 }
@@ -617,26 +618,48 @@ mod tests {
         (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
     }
 
-    /// [`EncodeTable::divide`] by a product of floats that are rounded to zero.
-    fn divide_like_floats(table: &EncodeTable, x: u32, symbol: u8) -> (u32, usize) {
+    /// The quotient as a product of floats that are rounded to zero.
+    fn divide_like_floats(inverse: u32, x: u32) -> u32 {
         let to_zero = |number: f64| {
             let nearest = number as f32;
-            let less = u32::from(f64::from(nearest) > number);
-            f64::from(f32::from_bits(nearest.to_bits() - less))
+            let above = u32::from(f64::from(nearest) > number);
+            f64::from(f32::from_bits(nearest.to_bits() - above))
         };
-        let symbol = usize::from(symbol);
-        let inverse = f64::from(f32::from_bits(table.inverse32[symbol]));
         // Products of two numbers of 24 bits are exact here.
-        assert!(inverse * f64::from(table.fields[symbol] & 0x1fff) <= 1.0, "rounded down");
-        let q = to_zero(to_zero(f64::from(x)) * inverse) as u32;
-        let fields = table.fields[symbol];
-        if let Some(&freq) = table.words64.freq.get(symbol) {
-            assert_eq!(u32::from(freq), 16 * (fields & 0x1fff));
-            assert_eq!(u32::from(table.words64.first[symbol]), fields >> 17);
-            let [lower, upper] = table.words64.inverse.map(|half| u32::from(half[symbol]));
-            assert_eq!(upper << 16 | lower, table.inverse32[symbol]);
+        to_zero(to_zero(f64::from(x)) * f64::from(f32::from_bits(inverse))) as u32
+    }
+
+    #[test]
+    fn quotients_of_floats_are_at_most_one_too_small() {
+        for freq in 1..TOTAL {
+            let inverse = float_inverse(freq as u16);
+            let least = f32::from_bits(inverse + 1);
+            assert!(f64::from(f32::from_bits(inverse)) * f64::from(freq) <= 1.0);
+            assert!(f64::from(least) * f64::from(freq) > 1.0, "the greatest one");
+            // Around multiples, where whole numbers change: few and many bits, and the most.
+            for q in (16..32).chain((4..=20).map(|k| 1 << k)).chain((1 << 20) - 16..1 << 20) {
+                for x in (q * freq).saturating_sub(1)..=q * freq + 1 {
+                    let (found, q) = (divide_like_floats(inverse, x), x / freq);
+                    assert!(found == q || found + 1 == q, "{x} / {freq}: {found}");
+                }
+            }
         }
-        (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
+    }
+
+    #[test]
+    fn words_are_those_of_the_table() {
+        for table in tables() {
+            let alias = AliasTable::new(&table);
+            let encode = alias.encode(&table);
+            for (s, &freq) in table.freqs.iter().enumerate().take(64) {
+                let words = &encode.words64;
+                assert_eq!(words.freq[s], 16 * freq);
+                assert_eq!(u32::from(words.first[s]), encode.fields[s] >> 17);
+                let [lower, upper] = words.inverse.map(|half| u32::from(half[s]));
+                assert_eq!(upper << 16 | lower, float_inverse(freq));
+                assert_eq!(encode.inverse_float[s], float_inverse(freq));
+            }
+        }
     }
 
     /// Vectors look slots up without a check.

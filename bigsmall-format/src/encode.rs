@@ -10,8 +10,8 @@ use crate::{
     for_each_in_parallel, pool_size, xxh3,
 };
 
-/// How many blocks are given to an encoder at once: it has the next ones fetched while it encodes,
-/// but knows of no more than it is given.
+/// How many blocks are given to an encoder at once. It may encode two or four side by side, so an
+/// odd one is rare.
 const ENCODING_RUN: usize = 8;
 /// Runs that a thread encodes before they are put together: enough that waking threads costs
 /// nothing beside them.

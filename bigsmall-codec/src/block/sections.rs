@@ -320,7 +320,7 @@ fn read_ids(
     groups: &mut [u8],
 ) -> Result<()> {
     if n_bits == 0 {
-        // There is but one, number 0.
+        // There is only one, and its number is 0.
         groups.fill(0);
         return Ok(());
     }

@@ -4,10 +4,9 @@
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Bytes that will be read next: encoded ones to be checked and decoded, or values to be encoded. A
-/// coder that computes more than it reads prefetches them into the level 2 cache meanwhile, a few
-/// lines at a time, since the first step on them, a checksum or taking values apart, is limited by
-/// memory alone. No more than a hint.
+/// Encoded bytes that will be checked and decoded next. A decoder computes more than it reads, so
+/// it prefetches them into the level 2 cache meanwhile, a few lines at a time, since the first step
+/// on them, a checksum, is limited by memory alone. No more than a hint.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead<'a> {
     rest: &'a [u8],

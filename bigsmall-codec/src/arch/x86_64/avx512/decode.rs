@@ -1,8 +1,9 @@
 //! Decoding: the upper and the lower halves of the states of 32 lanes as one vector of 16-bit
 //! numbers each, four blocks interleaved. A row waits for itself, from the states to their buckets,
 //! from these by two products to new states, and to the words of those that fell below the bound:
-//! two and a half times as long as it computes. A row of each block is found first, then all states
-//! move on, then the units are written: so what may run side by side stands close together.
+//! two and a half times as long as it computes. So the symbols of a row are found for every block
+//! first, then all states move on, then the units are written: instructions that do not wait for
+//! each other are neighbours.
 //!
 //! The buckets of 32 or 64 symbols are looked up for all lanes at once; for more symbols the slots
 //! are gathered.
@@ -131,10 +132,11 @@ unsafe fn find<const BITS: u32>(x: &States, table: &Buckets) -> [__m512i; 2] {
             _ => _mm512_srli_epi16::<6>(x.lower),
         };
         let place = _mm512_and_si512(x.lower, _mm512_set1_epi16((1 << (12 - BITS)) - 1));
-        let split = look_up::<BITS>(&table.split, bucket);
-        // The low byte of `split`, the donor, makes no difference: that of the place is zero.
-        let donated = _mm512_cmpgt_epi16_mask(_mm512_slli_epi16::<8>(place), split);
-        let symbols = _mm512_mask_mov_epi16(bucket, donated, split);
+        let last_and_donor = look_up::<BITS>(&table.last_and_donor, bucket);
+        // With equal high bytes the place is not greater, whatever the donor: its low byte is zero.
+        let place8 = _mm512_slli_epi16::<8>(place);
+        let donated = _mm512_cmpgt_epi16_mask(place8, last_and_donor);
+        let symbols = _mm512_mask_mov_epi16(bucket, donated, last_and_donor);
         let more = look_up::<BITS>(&table.donated, bucket);
         [symbols, _mm512_mask_add_epi16(place, donated, place, more)]
     }
@@ -233,12 +235,12 @@ static PLACES: [[u16; 32]; 2] = {
     places
 };
 
-/// The fields of all symbols where they go. Aligned as [`Buckets`] are.
+/// The field of each symbol, shifted to its place in the high bits, and these to the top of 16
+/// bits for units of more than one byte. Aligned as [`Buckets`] are.
 #[repr(align(64))]
 struct Fields([u16; 64]);
 
-/// Writes the units of a row. `fields` are those of all symbols at their places in the high bits,
-/// and these at the top of 16 bits for units of more than one byte.
+/// Writes the units of a row.
 ///
 /// # Safety
 /// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
@@ -256,7 +258,8 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WH
         let units = group.units.add(row * LANES * UNIT);
         if UNIT == 1 {
             let fields = if RESIDUAL + BITS == 8 {
-                // The window is the whole field, so a symbol is its field.
+                // The window is the whole field, so a symbol is its field. What is above the symbol
+                // comes to lie on bits of the residual, which the mask replaces.
                 let shift = _mm_cvtsi32_si128(RESIDUAL as i32 - 1);
                 _mm256_sll_epi16(_mm512_cvtepi16_epi8(symbols), shift)
             } else {
@@ -317,6 +320,10 @@ pub(super) fn decode_fused<
     let shift = head.layout.field_shift() + if in_upper { 8 } else { 0 };
     let field = |s: usize| if s < 1 << BITS { head.field(s as u8) << shift } else { 0 };
     let fields = Fields(std::array::from_fn(field));
+    debug_assert!(
+        UNIT != 1 || RESIDUAL + BITS != 8 || (0..1 << BITS).all(|s| head.field(s) == u16::from(s)),
+        "a symbol is its field"
+    );
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let n = walk::<UNIT, RESIDUAL, N>(
         &head.alias,

@@ -16,12 +16,12 @@ use crate::table::{EncodeTable, TOTAL};
 /// Rounding that makes no quotient too large.
 const TO_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
 
-/// Whether gathers are faster than loads one by one. Those of AMD's processors are not.
-static FAST_GATHERS: LazyLock<bool> = LazyLock::new(|| {
+/// Whether loads one by one are faster than gathers, as measured on Zen 4.
+static SLOW_GATHERS: LazyLock<bool> = LazyLock::new(|| {
     #[allow(unused_unsafe)] // safe since Rust 1.92
     // SAFETY: every processor with AVX-512 has the instruction.
     let id = unsafe { __cpuid(0) };
-    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() != b"AuthenticAMD"
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
 });
 
 /// What coding a row of symbols needs of its table.
@@ -58,6 +58,9 @@ static HALVES: [[u16; LANES]; 2] = {
     places
 };
 
+/// Looks a row of symbols up. More than 64 are gathered on every processor: they are rare (bytes,
+/// and the level `small`).
+///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
@@ -80,7 +83,7 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
         let gather = |column: &[u32; 256]| {
             symbols.map(|symbols| _mm512_i32gather_epi32::<4>(symbols, column.as_ptr().cast()))
         };
-        let (fields, inverse) = (gather(&table.fields), gather(&table.inverse32));
+        let (fields, inverse) = (gather(&table.fields), gather(&table.inverse_float));
         let upper = inverse.map(|inverse| _mm512_srli_epi32::<16>(inverse));
         Row {
             freq: _mm512_slli_epi16::<4>(lower_halves(fields)),
@@ -135,7 +138,7 @@ unsafe fn look_up_slots<const GATHER: bool>(table: &EncodeTable, at: __m512i) ->
 /// Encodes one row. The first `room` of `words` are free.
 ///
 /// # Safety
-/// As many words must be free as lanes give one, which are at most 32. The machine must have the
+/// 32 words must be free, or as many as there are symbols left. The machine must have the
 /// instructions.
 #[inline(always)]
 unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
@@ -159,13 +162,14 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
         );
         let lower = _mm512_mask_mov_epi16(x.lower, full, x.upper);
         let upper = _mm512_maskz_mov_epi16(!full, x.upper);
-        // Three numbers are rounded to 24 bits and downwards: the quotient, less than 2^20, comes
-        // out less than 3/8 too small, and so its whole part at most one.
+        // The state, 1 / frequency and their product are each rounded down to 24 bits, and lose
+        // less than 2^-23 of themselves. So a quotient, less than 2^20, is less than 3/8 too small,
+        // and its whole part at most one.
         let whole = unpack(lower, upper);
         let quotient: [_; 2] = std::array::from_fn(|i| {
             let whole = _mm512_cvt_roundepu32_ps::<TO_ZERO>(whole[i]);
-            let inverse = _mm512_castsi512_ps(inverse[i]);
-            _mm512_cvttps_epu32(_mm512_mul_round_ps::<TO_ZERO>(whole, inverse))
+            let quotient = _mm512_mul_round_ps::<TO_ZERO>(whole, _mm512_castsi512_ps(inverse[i]));
+            _mm512_cvtt_roundps_epu32::<_MM_FROUND_NO_EXC>(quotient)
         });
         let [low, high] = HALVES.each_ref().map(|places| {
             let places = _mm512_loadu_si512(places.as_ptr().cast());
@@ -173,10 +177,12 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
         });
         let product = _mm512_mullo_epi16(low, _mm512_srli_epi16::<4>(freq));
         let at = _mm512_add_epi16(first, _mm512_sub_epi16(lower, product));
-        // quotient << 12 | slot, plus 2^12 where the quotient is too small.
+        // The new state is quotient * 2^12 + slot; where the quotient is one too small, the entry
+        // of the slot has 2^12 more.
         let slot = look_up_slots::<GATHER>(table, at);
         let top = _mm512_slli_epi16::<12>(low);
         x.lower = _mm512_add_epi16(top, slot);
+        // There is a carry where the top bit was set and is not any more.
         let carry = _mm512_srli_epi16::<15>(_mm512_andnot_si512(x.lower, top));
         x.upper = _mm512_add_epi16(_mm512_shldi_epi16::<12>(high, low), carry);
     }
@@ -209,10 +215,10 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const GATHER: bool>(
 /// Encodes blocks of as many groups each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
-    if *FAST_GATHERS {
-        encode_by::<N, true>(head, jobs);
-    } else {
+    if *SLOW_GATHERS {
         encode_by::<N, false>(head, jobs);
+    } else {
+        encode_by::<N, true>(head, jobs);
     }
 }
 
@@ -227,6 +233,7 @@ fn encode_by<const N: usize, const GATHER: bool>(head: &Head, jobs: &mut [Encode
     let mut states = jobs.each_ref().map(|job| States::load(job.states));
     let mut room = jobs.each_ref().map(|job| job.words.len());
     let words = jobs.each_mut().map(|job| job.words.as_mut_ptr());
+    assert!(groups.iter().all(|of| of.len() == groups[0].len()), "as many groups each");
     for group in (0..groups[0].len()).rev() {
         let tables = group_tables.map(|tables| head.encode_table(tables[group]));
         let groups = groups.map(|groups| &groups[group]);
@@ -247,39 +254,68 @@ fn encode_by<const N: usize, const GATHER: bool>(head: &Head, jobs: &mut [Encode
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::arch::x86_64::avx512::Avx512;
-    use crate::table::{AliasTable, FrequencyTable};
+    use bigsmall_format::Dtype;
 
-    /// Both ways to look slots up, on any machine: a backend takes one of them.
+    use super::*;
+    use crate::arch::portable::Portable;
+    use crate::arch::x86_64::avx512::Avx512;
+    use crate::kernels::{Kernels as _, ROOM};
+    use crate::layout::Layout;
+    use crate::planes::GROUP;
+    use crate::table::FrequencyTable;
+
+    /// States and words of both blocks.
+    type Encoded = [([u32; LANES], Vec<u16>); 2];
+
+    /// Both ways to look slots up, though the backend takes one of them on a machine.
     #[test]
-    fn slots_are_the_same_gathered_and_loaded() {
+    fn blocks_are_the_same_gathered_and_loaded() {
         if Avx512::new().is_none() {
             return;
         }
-        let counts: Vec<u32> = (0..32).map(|symbol| symbol * symbol + 1).collect();
-        let table = FrequencyTable::from_counts(&counts);
-        let alias = AliasTable::new(&table);
-        let table = alias.encode(&table);
-        for begin in (0..=u16::MAX).step_by(LANES) {
-            let places: [u16; LANES] = std::array::from_fn(|i| begin + i as u16);
-            let mut found = [[0; LANES]; 2];
-            // SAFETY: the machine has the instructions; 32 numbers of 16 bits are one vector.
-            unsafe { both(table, &places, &mut found) };
-            let expected = places.map(|at| table.slots[usize::from(at) % (2 * TOTAL as usize)]);
-            assert_eq!(found, [expected; 2], "from place {begin} on");
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn both(table: &EncodeTable, places: &[u16; LANES], found: &mut [[u16; LANES]; 2]) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let at = _mm512_loadu_si512(places.as_ptr().cast());
-            let of = [look_up_slots::<true>(table, at), look_up_slots::<false>(table, at)];
-            for (found, of) in found.iter_mut().zip(of) {
-                _mm512_storeu_si512(found.as_mut_ptr().cast(), of);
-            }
+        for bits in [5, 6, 8] {
+            let counts = |by: u32| -> Vec<u32> {
+                (0..1 << bits).map(|s: u32| (s * by % 61).pow(3)).collect()
+            };
+            let tables = [counts(7), counts(11)].map(|counts| FrequencyTable::from_counts(&counts));
+            let coded = tables.each_ref().map(|table| {
+                let freqs = table.freqs().iter().zip(0..=u8::MAX);
+                freqs.filter_map(|(&f, s)| (f > 0).then_some(s)).collect::<Vec<_>>()
+            });
+            let layout = Layout::new(Dtype::BF16, 1).unwrap();
+            let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables.to_vec());
+            let group_tables = [0, 1, 1, 0, 1];
+            let symbols: [Vec<u8>; 2] = std::array::from_fn(|block| {
+                let n = group_tables.len() * GROUP;
+                (0..n)
+                    .map(|i| {
+                        let of = &coded[usize::from(group_tables[i / GROUP])];
+                        of[(i + 1).wrapping_mul(2_654_435_761 + block) / 1024 % of.len()]
+                    })
+                    .collect()
+            });
+            let by = |encode: fn(&Head, &mut [EncodeJob<'_>; 2])| -> Encoded {
+                let mut states = [[0x1_0000; LANES], [0xffff_ffff; LANES]];
+                let mut words = [0, 1].map(|i| vec![0; symbols[i].len() + ROOM]);
+                let mut begins = [0; 2];
+                let mut begin = begins.iter_mut();
+                let mut jobs = states.iter_mut().zip(&mut words).zip(&symbols);
+                let mut next = || {
+                    let ((states, words), symbols) = jobs.next().unwrap();
+                    let begin = begin.next().unwrap();
+                    EncodeJob { symbols, group_tables: &group_tables, states, words, begin }
+                };
+                encode(&head, &mut [next(), next()]);
+                std::array::from_fn(|i| (states[i], words[i][begins[i]..].to_vec()))
+            };
+            let expected = by(|head, jobs| Portable.encode(head, jobs));
+            assert!(expected.iter().all(|(_, words)| words.len() > GROUP));
+            // SAFETY: the machine has the instructions.
+            let gathered = by(|head, jobs| unsafe { encode_by::<2, true>(head, jobs) });
+            assert!(gathered == expected, "gathered, {bits} bits");
+            // SAFETY: as above.
+            let loaded = by(|head, jobs| unsafe { encode_by::<2, false>(head, jobs) });
+            assert!(loaded == expected, "loaded, {bits} bits");
         }
     }
 }
