@@ -294,8 +294,7 @@ impl EncodeTable {
         });
         // A symbol without a frequency is never encoded. Its entry stays within the slots all the
         // same.
-        let (mut reciprocal, mut fields): ([u32; 256], [u32; 256]) =
-            ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
+        let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
         let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);
         for ((((reciprocal, fields), inverse), &f), first) in entries.zip(freqs).zip(first_rank) {
@@ -308,8 +307,7 @@ impl EncodeTable {
         }
         let inverse_float = std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| float_inverse(f)));
         let words64 = Words64 {
-            // 0 for 4096, which stands for none.
-            freq: std::array::from_fn(|s| 16 * (fields[s] & 0xfff) as u16),
+            freq: std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| 16 * f)),
             first: std::array::from_fn(|s| (fields[s] >> 17) as u16),
             inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse_float[s] >> by) as u16)),
         };
@@ -633,11 +631,12 @@ mod tests {
     fn quotients_of_floats_are_at_most_one_too_small() {
         for freq in 1..TOTAL {
             let inverse = float_inverse(freq as u16);
-            let least = f32::from_bits(inverse + 1);
+            let next = f32::from_bits(inverse + 1);
             assert!(f64::from(f32::from_bits(inverse)) * f64::from(freq) <= 1.0);
-            assert!(f64::from(least) * f64::from(freq) > 1.0, "the greatest one");
-            // Around multiples, where whole numbers change: few and many bits, and the most.
-            for q in (16..32).chain((4..=20).map(|k| 1 << k)).chain((1 << 20) - 16..1 << 20) {
+            assert!(f64::from(next) * f64::from(freq) > 1.0, "the greatest one");
+            // Around multiples, where the quotient changes: the least, the greatest, and some
+            // between them.
+            for q in (16..32).chain((5..20).map(|k| 1 << k)).chain((1 << 20) - 16..1 << 20) {
                 for x in (q * freq).saturating_sub(1)..=q * freq + 1 {
                     let (found, q) = (divide_like_floats(inverse, x), x / freq);
                     assert!(found == q || found + 1 == q, "{x} / {freq}: {found}");

@@ -1,7 +1,7 @@
 //! Decoding: the upper and the lower halves of the states of 32 lanes as one vector of 16-bit
 //! numbers each, four blocks interleaved. A row waits for itself, from the states to their buckets,
 //! from these by two products to new states, and to the words of those that fell below the bound:
-//! two and a half times as long as it computes. So the symbols of a row are found for every block
+//! three times as long as it computes. So the symbols of a row are found for every block
 //! first, then all states move on, then the units are written: instructions that do not wait for
 //! each other are neighbours.
 //!

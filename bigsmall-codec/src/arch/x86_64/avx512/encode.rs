@@ -45,6 +45,21 @@ unsafe fn unpack(lower: __m512i, upper: __m512i) -> [__m512i; 2] {
     unsafe { [_mm512_unpacklo_epi16(lower, upper), _mm512_unpackhi_epi16(lower, upper)] }
 }
 
+/// The lower and the upper halves of the vectors of [`unpack`].
+///
+/// # Safety
+/// The machine must have the instructions.
+#[inline(always)]
+unsafe fn pack(of: [__m512i; 2]) -> [__m512i; 2] {
+    HALVES.each_ref().map(|places| {
+        // SAFETY: as the caller promises; 32 places are one vector.
+        unsafe {
+            let places = _mm512_loadu_si512(places.as_ptr().cast());
+            _mm512_permutex2var_epi16(of[0], places, of[1])
+        }
+    })
+}
+
 /// Where the lower halves of the lanes are in the vectors of [`unpack`], and the upper ones.
 static HALVES: [[u16; LANES]; 2] = {
     let mut places = [[0; LANES]; 2];
@@ -78,17 +93,15 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
                 inverse: unpack(lower, look_up::<BITS>(upper, symbols)),
             };
         }
-        let halves = [_mm256_castsi256_si128(symbols), _mm256_extracti128_si256::<1>(symbols)];
-        let symbols = halves.map(|half| _mm512_cvtepu8_epi32(half));
+        let symbols = unpack(_mm512_cvtepu8_epi16(symbols), _mm512_setzero_si512());
         let gather = |column: &[u32; 256]| {
             symbols.map(|symbols| _mm512_i32gather_epi32::<4>(symbols, column.as_ptr().cast()))
         };
-        let (fields, inverse) = (gather(&table.fields), gather(&table.inverse_float));
-        let upper = inverse.map(|inverse| _mm512_srli_epi32::<16>(inverse));
+        let [lower, upper] = pack(gather(&table.fields));
         Row {
-            freq: _mm512_slli_epi16::<4>(lower_halves(fields)),
-            first: lower_halves(fields.map(|fields| _mm512_srli_epi32::<17>(fields))),
-            inverse: unpack(lower_halves(inverse), lower_halves(upper)),
+            freq: _mm512_slli_epi16::<4>(lower),
+            first: _mm512_srli_epi16::<1>(upper),
+            inverse: gather(&table.inverse_float),
         }
     }
 }
@@ -171,10 +184,7 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
             let quotient = _mm512_mul_round_ps::<TO_ZERO>(whole, _mm512_castsi512_ps(inverse[i]));
             _mm512_cvtt_roundps_epu32::<_MM_FROUND_NO_EXC>(quotient)
         });
-        let [low, high] = HALVES.each_ref().map(|places| {
-            let places = _mm512_loadu_si512(places.as_ptr().cast());
-            _mm512_permutex2var_epi16(quotient[0], places, quotient[1])
-        });
+        let [low, high] = pack(quotient);
         let product = _mm512_mullo_epi16(low, _mm512_srli_epi16::<4>(freq));
         let at = _mm512_add_epi16(first, _mm512_sub_epi16(lower, product));
         // The new state is quotient * 2^12 + slot; where the quotient is one too small, the entry
@@ -212,7 +222,7 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const GATHER: bool>(
     }
 }
 
-/// Encodes blocks of as many groups each.
+/// Encodes blocks that all have the same number of groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
     if *SLOW_GATHERS {
@@ -233,7 +243,7 @@ fn encode_by<const N: usize, const GATHER: bool>(head: &Head, jobs: &mut [Encode
     let mut states = jobs.each_ref().map(|job| States::load(job.states));
     let mut room = jobs.each_ref().map(|job| job.words.len());
     let words = jobs.each_mut().map(|job| job.words.as_mut_ptr());
-    assert!(groups.iter().all(|of| of.len() == groups[0].len()), "as many groups each");
+    assert!(groups.iter().all(|of| of.len() == groups[0].len()), "the same number of groups");
     for group in (0..groups[0].len()).rev() {
         let tables = group_tables.map(|tables| head.encode_table(tables[group]));
         let groups = groups.map(|groups| &groups[group]);
