@@ -10,8 +10,8 @@ use crate::{
     for_each_in_parallel, pool_size, xxh3,
 };
 
-/// How many blocks are given to an encoder at once. It may encode two side by side, so the number is
-/// even: only at the end of a tensor one is left alone.
+/// How many blocks are given to an encoder at once. It may encode two side by side, so the number
+/// is even: only at the end of a tensor one is left alone.
 const ENCODING_RUN: usize = 8;
 /// Runs that a thread encodes before they are put together: enough that waking threads costs
 /// nothing beside them.
