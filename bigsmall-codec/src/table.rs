@@ -231,8 +231,7 @@ pub(crate) struct AliasTable {
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
     /// For each symbol floor((2^(32 + k) - 1) / freq) with k = floor(log2(freq)).
-    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
-    // for vectors
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for AVX2
     pub(crate) reciprocal: [u32; 256],
     /// For each symbol `freq | k << 13 | first << 17`.
     pub(crate) fields: [u32; 256],
@@ -242,12 +241,16 @@ pub(crate) struct EncodeTable {
     /// of the fields.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
-    /// For each symbol 1 / freq, rounded down, as the bits of an `f32`.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for AVX-512
+    /// For each symbol a little less than 1 / freq, as the bits of an `f32`: [`float_inverse`].
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+    // for vectors
     pub(crate) inverse_float: [u32; 256],
     /// The first 64 entries in 16 bits each.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) words64: Words64,
+    /// The same byte by byte.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) bytes64: EncodeBytes,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
     /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
     /// last.
@@ -256,7 +259,7 @@ pub(crate) struct EncodeTable {
 
 /// [`EncodeTable::words64`]. Aligned, so that no vector of them lies in two cache lines.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 #[repr(align(64))]
 pub(crate) struct Words64 {
     /// 16 times the frequency.
@@ -267,7 +270,33 @@ pub(crate) struct Words64 {
     pub(crate) inverse: [[u16; 64]; 2],
 }
 
-/// The greatest `f32` that is at most 1 / `freq`, as its bits; 0 for a frequency of 0.
+/// [`EncodeTable::words64`] as tables of bytes; of two bytes the lower one first.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Debug)]
+pub(crate) struct EncodeBytes {
+    pub(crate) freq: [Shuffled; 2],
+    pub(crate) first: [Shuffled; 2],
+    pub(crate) inverse: [[Shuffled; 2]; 2],
+}
+
+#[cfg(target_arch = "aarch64")]
+impl EncodeBytes {
+    fn new(words: &Words64) -> EncodeBytes {
+        let Words64 { freq, first, inverse } = words;
+        EncodeBytes {
+            freq: both_bytes(freq),
+            first: both_bytes(first),
+            inverse: inverse.each_ref().map(both_bytes),
+        }
+    }
+}
+
+/// The fifth greatest `f32` that is at most 1 / `freq`, as its bits; 0 for a frequency of 0.
+///
+/// It is less than 1 / `freq` by 2^-22 to 10 * 2^-24 of that. A state as a float, and its product
+/// with this one, are each wrong by at most 2^-23, however the processor rounds. So the product is
+/// never more than the quotient, and less by at most 14 * 2^-24 of it. Quotients are less than
+/// 2^20, so whole parts are at most one too small.
 fn float_inverse(freq: u16) -> u32 {
     if freq == 0 {
         return 0;
@@ -275,7 +304,7 @@ fn float_inverse(freq: u16) -> u32 {
     let nearest = 1.0 / f32::from(freq);
     // Exact: a product of 24 and 12 bits.
     let above = f64::from(nearest) * f64::from(freq) > 1.0;
-    nearest.to_bits() - u32::from(above)
+    nearest.to_bits() - u32::from(above) - 4
 }
 
 impl EncodeTable {
@@ -315,7 +344,17 @@ impl EncodeTable {
             let column = if j < 4 { &reciprocal } else { &fields };
             std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
         });
-        EncodeTable { reciprocal, fields, inverse, bytes32, inverse_float, words64, slots }
+        EncodeTable {
+            reciprocal,
+            fields,
+            inverse,
+            bytes32,
+            inverse_float,
+            #[cfg(target_arch = "aarch64")]
+            bytes64: EncodeBytes::new(&words64),
+            words64,
+            slots,
+        }
     }
 
     /// The frequency of a symbol.
@@ -376,6 +415,11 @@ pub(crate) fn shuffled(bytes: impl Fn(usize) -> u8) -> Shuffled {
     std::array::from_fn(|part| [std::array::from_fn(|i| bytes(16 * part + i)); 2])
 }
 
+/// The lower and the upper bytes of a column as tables.
+fn both_bytes(column: &[u16; Buckets::MOST]) -> [Shuffled; 2] {
+    [0, 1].map(|byte| shuffled(|i| column[i].to_le_bytes()[byte]))
+}
+
 impl Buckets {
     /// Buckets at most.
     const MOST: usize = 64;
@@ -392,14 +436,11 @@ impl Buckets {
         let begin = |b: usize| (b as u32 * cap) as u16;
         let donated = of(&|b| (table.donor[b].delta as u16).wrapping_add(begin(b)));
         let freq = of(&|s| 16 * freqs[s]);
-        let both = |column: [u16; Buckets::MOST]| {
-            [0, 1].map(|byte| shuffled(|i| column[i].to_le_bytes()[byte]))
-        };
         let bytes = BucketBytes {
             last: shuffled(|b| keep[b].wrapping_sub(1) as u8),
             donor: shuffled(|b| donor[b] as u8),
-            donated: both(donated),
-            freq: both(freq),
+            donated: both_bytes(&donated),
+            freq: both_bytes(&freq),
         };
         Buckets { last_and_donor, donated, freq, bytes }
     }
@@ -616,30 +657,37 @@ mod tests {
         (q, ((fields >> 17) + (x - q * (fields & 0x1fff))) as usize)
     }
 
-    /// The quotient as a product of floats that are rounded to zero.
-    fn divide_like_floats(inverse: u32, x: u32) -> u32 {
-        let to_zero = |number: f64| {
-            let nearest = number as f32;
-            let above = u32::from(f64::from(nearest) > number);
-            f64::from(f32::from_bits(nearest.to_bits() - above))
-        };
+    /// The number as a float, rounded down, to the nearest, and up.
+    fn rounded(number: f64) -> [f64; 3] {
+        let nearest = number as f32;
+        let [down, up] = [f64::from(nearest) > number, f64::from(nearest) < number];
+        let moved = [nearest.to_bits() - u32::from(down), nearest.to_bits() + u32::from(up)];
+        let [down, up] = moved.map(|bits| f64::from(f32::from_bits(bits)));
+        [down, nearest.into(), up]
+    }
+
+    /// The quotient as a product of floats, both rounded in each way.
+    fn divide_like_floats(inverse: u32, x: u32) -> [u32; 3] {
+        let states = rounded(x.into());
         // Products of two numbers of 24 bits are exact here.
-        to_zero(to_zero(f64::from(x)) * f64::from(f32::from_bits(inverse))) as u32
+        let product = |i: usize| states[i] * f64::from(f32::from_bits(inverse));
+        std::array::from_fn(|i| rounded(product(i))[i] as u32)
     }
 
     #[test]
     fn quotients_of_floats_are_at_most_one_too_small() {
         for freq in 1..TOTAL {
             let inverse = float_inverse(freq as u16);
-            let next = f32::from_bits(inverse + 1);
-            assert!(f64::from(f32::from_bits(inverse)) * f64::from(freq) <= 1.0);
-            assert!(f64::from(next) * f64::from(freq) > 1.0, "the greatest one");
+            let [fourth, fifth] = [4, 5].map(|i| f64::from(f32::from_bits(inverse + i)));
+            assert!(fourth * f64::from(freq) <= 1.0 && fifth * f64::from(freq) > 1.0);
             // Around multiples, where the quotient changes: the least, the greatest, and some
             // between them.
             for q in (16..32).chain((5..20).map(|k| 1 << k)).chain((1 << 20) - 16..1 << 20) {
                 for x in (q * freq).saturating_sub(1)..=q * freq + 1 {
-                    let (found, q) = (divide_like_floats(inverse, x), x / freq);
-                    assert!(found == q || found + 1 == q, "{x} / {freq}: {found}");
+                    for found in divide_like_floats(inverse, x) {
+                        let q = x / freq;
+                        assert!(found == q || found + 1 == q, "{x} / {freq}: {found}");
+                    }
                 }
             }
         }

@@ -25,3 +25,22 @@ pub(super) const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS
 }
 
 pub(super) static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
+
+/// For every set of 8 lanes the byte shuffle that moves their words of 16 bits to the end.
+pub(super) static COMPACT: [[u8; 16]; 256] = {
+    let mut table = [[0x80; 16]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut lane, mut to) = (8, 8);
+        while lane > 0 {
+            lane -= 1;
+            if mask >> lane & 1 == 1 {
+                to -= 1;
+                table[mask][2 * to] = 2 * lane as u8;
+                table[mask][2 * to + 1] = 2 * lane as u8 + 1;
+            }
+        }
+        mask += 1;
+    }
+    table
+};

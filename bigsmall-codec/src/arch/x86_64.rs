@@ -185,4 +185,3 @@ macro_rules! delta_methods {
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod delta;
-mod fused;

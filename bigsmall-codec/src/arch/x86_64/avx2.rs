@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
-use crate::arch::tables::{UNPACK16, unpacking};
+use crate::arch::fused::{ROWS, decode_rest, fused_forms};
+use crate::arch::tables::{COMPACT, UNPACK16, unpacking};
 use crate::arch::x86_64::delta::{merge256, partition256, values256};
-use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::{Merge, Parts};
@@ -97,25 +97,6 @@ unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
     }
     (at, next)
 }
-
-/// For every set of lanes the shuffle that moves their words of 16 bits to the end.
-static COMPACT: [[u8; 16]; 256] = {
-    let mut table = [[0x80; 16]; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut lane, mut to) = (8, 8);
-        while lane > 0 {
-            lane -= 1;
-            if mask >> lane & 1 == 1 {
-                to -= 1;
-                table[mask][2 * to] = 2 * lane as u8;
-                table[mask][2 * to + 1] = 2 * lane as u8 + 1;
-            }
-        }
-        mask += 1;
-    }
-    table
-};
 
 /// The reciprocals and the fields for the 32 symbols of a row.
 #[inline]

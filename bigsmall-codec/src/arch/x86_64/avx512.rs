@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
+use crate::arch::fused::{ROWS, decode_rest, fused_forms};
 use crate::arch::x86_64::delta::{merge512, partition512, values512};
-use crate::arch::x86_64::fused::{ROWS, decode_rest, fused_forms};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::{Merge, Parts};

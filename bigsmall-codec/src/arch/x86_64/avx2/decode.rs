@@ -13,8 +13,8 @@ use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
 
+use crate::arch::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
 use crate::arch::tables::UNPACK16;
-use crate::arch::x86_64::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes, halves, whole};
 use crate::planes::GROUP;

@@ -7,14 +7,11 @@
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
+use crate::arch::fused::{ROWS, each_block};
 use crate::arch::x86_64::avx512::decode::{States, look_up, lower_halves};
-use crate::arch::x86_64::fused::{ROWS, each_block};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, LANES};
 use crate::table::{EncodeTable, TOTAL};
-
-/// Rounding that makes no quotient too large.
-const TO_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
 
 /// Whether loads one by one are faster than gathers, as measured on Zen 4.
 static SLOW_GATHERS: LazyLock<bool> = LazyLock::new(|| {
@@ -175,14 +172,11 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
         );
         let lower = _mm512_mask_mov_epi16(x.lower, full, x.upper);
         let upper = _mm512_maskz_mov_epi16(!full, x.upper);
-        // The state, 1 / frequency and their product are each rounded down to 24 bits, and lose
-        // less than 2^-23 of themselves. So a quotient, less than 2^20, is less than 3/8 too small,
-        // and its whole part at most one.
         let whole = unpack(lower, upper);
+        // At most one too small.
         let quotient: [_; 2] = std::array::from_fn(|i| {
-            let whole = _mm512_cvt_roundepu32_ps::<TO_ZERO>(whole[i]);
-            let quotient = _mm512_mul_round_ps::<TO_ZERO>(whole, _mm512_castsi512_ps(inverse[i]));
-            _mm512_cvtt_roundps_epu32::<_MM_FROUND_NO_EXC>(quotient)
+            let whole = _mm512_cvtepu32_ps(whole[i]);
+            _mm512_cvttps_epu32(_mm512_mul_ps(whole, _mm512_castsi512_ps(inverse[i])))
         });
         let [low, high] = pack(quotient);
         let product = _mm512_mullo_epi16(low, _mm512_srli_epi16::<4>(freq));
