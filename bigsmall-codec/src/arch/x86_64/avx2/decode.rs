@@ -229,14 +229,19 @@ unsafe fn reorder(bytes: __m256i) -> __m256i {
 }
 
 /// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing.
+/// `WHOLE` says whether the row is stored byte by byte: the first `RESIDUAL` ones are, and the last
+/// ones lie bit by bit in the room that these leave.
 ///
 /// # Safety
 /// `packed` must be valid for reads of a group. The machine must have the instructions.
 #[inline(always)]
-unsafe fn residuals<const RESIDUAL: u32>(packed: *const u8, row: usize) -> __m256i {
+unsafe fn residuals<const RESIDUAL: u32, const WHOLE: bool>(
+    packed: *const u8,
+    row: usize,
+) -> __m256i {
     // SAFETY: as the caller promises: a group has RESIDUAL rows of 32 bytes.
     unsafe {
-        if row < RESIDUAL as usize {
+        if WHOLE {
             return _mm256_loadu_si256(packed.add(row * LANES).cast());
         }
         // One bit from each byte row. No bit crosses a byte.
@@ -282,7 +287,7 @@ impl Fields {
 /// # Safety
 /// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
 #[inline(always)]
-unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
+unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const WHOLE: bool>(
     symbols: __m256i,
     fields: &Fields,
     group: &Group<'_>,
@@ -291,7 +296,7 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
     // SAFETY: a group has as many residuals, low bits and units as its type says.
     unsafe {
         let mask = residual_mask(RESIDUAL);
-        let residual = reorder(residuals::<RESIDUAL>(group.residual, row));
+        let residual = reorder(residuals::<RESIDUAL, WHOLE>(group.residual, row));
         let units: *mut __m256i = group.units.add(row * LANES * UNIT).cast();
         if high_bytes(RESIDUAL) == 1 {
             // No bit of a symbol crosses its byte.
@@ -346,7 +351,7 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32>(
 /// `group` is one of [`walk`]'s, `row` one of its rows, and 32 words can be read at its words. The
 /// machine must have the instructions.
 #[inline(always)]
-unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
+unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WHOLE: bool>(
     fields: &Fields,
     x: &mut States,
     group: &mut Group<'_>,
@@ -356,7 +361,7 @@ unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(
     unsafe {
         group.prefetch(row * LANES * UNIT, LANES * UNIT);
         let symbols = step_by_bytes::<BITS>(x, &group.table.bytes, &mut group.words);
-        join::<UNIT, RESIDUAL>(symbols, fields, group, row);
+        join::<UNIT, RESIDUAL, WHOLE>(symbols, fields, group, row);
     }
 }
 
@@ -384,15 +389,21 @@ pub(super) fn decode_fused<
         units,
         ahead,
         |groups, ahead, lines| {
-            for row in 0..ROWS {
-                ahead.fetch(lines);
-                // SAFETY: a group of `walk` has planes, units, and a word for each of them; the
-                // machine has the instructions.
-                each_block!(N, |i| unsafe {
-                    let (x, group) = (&mut states[i], &mut groups[i]);
-                    decode_row::<UNIT, RESIDUAL, BITS>(&fields, x, group, row);
-                });
+            macro_rules! rows {
+                ($rows:expr, $whole:literal) => {
+                    for row in $rows {
+                        ahead.fetch(lines);
+                        // SAFETY: a group of `walk` has planes, units, and a word for each of them;
+                        // the machine has the instructions.
+                        each_block!(N, |i| unsafe {
+                            let (x, group) = (&mut states[i], &mut groups[i]);
+                            decode_row::<UNIT, RESIDUAL, BITS, $whole>(&fields, x, group, row);
+                        });
+                    }
+                };
             }
+            rows!(0..RESIDUAL as usize, true);
+            rows!(RESIDUAL as usize..ROWS, false);
         },
     );
     for (job, states) in jobs.iter_mut().zip(states) {
