@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Counts the instructions that the kernels of bigsmall-tbe execute for 64 weights.
+"""Counts the instructions of the kernels: of bigsmall-tbe for 64 weights, of bigsmall-codec for 32.
 
-Compiles the crate for x86-64 and for 64-bit Arm to assembly (`rustup target add` both; no linker is
-needed) and prints a table: for each kernel the instructions of its loop over tiles. Loops in that
-loop (over escapes beyond the usual ones) and shifted tiles are not counted.
+Compiles the crates for x86-64 and for 64-bit Arm to assembly (`rustup target add` both; no linker is
+needed) and prints two tables: for each kernel the instructions of its loop over tiles or rows. Loops
+in that loop (over escapes beyond the usual ones) and shifted tiles are not counted.
 """
 
 import os
@@ -21,15 +21,18 @@ DTYPES = [
     ("E5M2", "m2_", "j3_"),
 ]
 FUSED = r"\s(vfmadd\w+|fmla)\b"
+LOOK_UP = r"\s(vpermw|vpermi2w|vpermt2w|vpshufb|tbl)\b"
+TO_INTEGERS = r"\s(vcvttps2udq|fcvtzu)\b"
 
 
-def assembly(target):
-    """The functions of the crate: the lines of each by its symbol."""
+def assembly(crate, target):
+    """The functions of a crate: the lines of each by its symbol."""
     env = {**os.environ, "RUSTFLAGS": "-C symbol-mangling-version=v0 -C codegen-units=1"}
-    command = ["cargo", "rustc", "-q", "--release", "-p", "bigsmall-tbe", "--lib"]
+    command = ["cargo", "rustc", "-q", "--release", "-p", crate, "--lib"]
     command += ["--target", target, "--", "--emit", "asm"]
     subprocess.run(command, cwd=ROOT, env=env, check=True)
-    files = (ROOT / "target" / target / "release/deps").glob("bigsmall_tbe-*.s")
+    name = crate.replace("-", "_")
+    files = (ROOT / "target" / target / "release/deps").glob(f"{name}-*.s")
     text = max(files, key=lambda f: f.stat().st_mtime).read_text()
     functions = re.findall(r"^(_R\w+):\n(.*?)^\.Lfunc_end", text, re.M | re.S)
     return {name: body.splitlines() for name, body in functions}
@@ -66,11 +69,61 @@ def count(functions, symbol, marker, least):
     raise SystemExit(f"no loop of {symbol}")
 
 
-def main():
-    x86, arm = (assembly(target) for target in TARGETS)
+def rows(functions, symbol, marker, least):
+    """The instructions of loops over rows that have nothing in common, shortest first."""
+    for name, lines in functions.items():
+        if re.search(symbol, name):
+            code, found = loops(lines)
+            taken = []
+            for begin, end in found:
+                marks = sum(bool(re.search(marker, c)) for c in code[begin : end + 1])
+                if marks >= least and all(end < a or b < begin for a, b in taken):
+                    taken.append((begin, end))
+            if taken:
+                return [end - begin + 1 for begin, end in taken]
+    raise SystemExit(f"no loop of {symbol}")
 
-    def row(name, avx512, avx2, neon):
-        print(f"| {name} | {avx512:.0f} | {avx2:.0f} | {neon:.0f} |")
+
+def row(name, *counts):
+    print(f"| {name} | " + " | ".join(f"{count:.0f}" for count in counts) + " |")
+
+
+def codec():
+    x86, arm = (assembly("bigsmall-codec", target) for target in TARGETS)
+    print("| 32 weights | avx512 | avx2 | neon |\n|---|---|---|---|")
+    # Blocks that are decoded at once, and vectors of 32 symbols.
+    backends = [(x86, "avx512", 4, 1), (x86, "avx2", 2, 2), (arm, "neon", 2, 2)]
+    # Bytes of a unit, bits of its residual and of a symbol, look-ups in a vector of symbols.
+    for name, unit, residual, bits, least in [
+        ("bf16", 2, 7, 5, 4),
+        ("f32", 4, 7, 5, 4),
+        ("f16, 32 symbols", 2, 2, 5, 4),
+        ("f16, 64 symbols", 2, 1, 6, 4),
+        ("E4M3, 32 symbols", 1, 3, 5, 3),
+        ("E5M2, 64 symbols", 1, 1, 6, 3),
+    ]:
+        counts = []
+        for functions, backend, blocks, vectors in backends:
+            # A number that occurs before is written as a reference to it.
+            n = r"KB\w+_" if blocks == unit else f"Kj{blocks}_"
+            symbol = f"{backend}.*decode_fusedKj{unit}_Km{residual}_Km{bits}_{n}E"
+            if not any(re.search(symbol, name) for name in functions):
+                # The compiler put it into its caller, with the one for a single block.
+                symbol = f"{backend}.*Kernels12decode_fused"
+            # Of residuals that are rows of bytes and rows of bits the latter come last.
+            counts.append(rows(functions, symbol, LOOK_UP, least * blocks * vectors)[-1] / blocks)
+        row(f"decode {name}", *counts)
+    # Tables of 32 symbols come first. AVX-512 encodes two blocks at once.
+    avx512 = rows(x86, "avx5126encode6encodeKj2_", TO_INTEGERS, 4)[0] / 2
+    avx2 = rows(x86, "avx26encode", r"\svpmuludq\b", 8)[0]
+    neon = rows(arm, "neon.*Kernels6encode", TO_INTEGERS, 8)[0]
+    row("encode 32 symbols", avx512, avx2, neon)
+
+
+def main():
+    codec()
+    print()
+    x86, arm = (assembly("bigsmall-tbe", target) for target in TARGETS)
 
     def products(name, kernel):
         backends = [(x86, "avx512", 4), (x86, "avx2", 8), (arm, "neon", 16)]

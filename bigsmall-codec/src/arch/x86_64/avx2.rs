@@ -203,13 +203,17 @@ fn encode(head: &Head, job: &mut EncodeJob<'_>) {
     let groups = job.symbols.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
     for (group, &table) in groups.iter().zip(job.group_tables).rev() {
         let table = head.encode_table(table);
-        for row in group.iter().rev() {
-            let entries = if head.symbol_bits == 5 {
-                look_up_encode32(row, table)
-            } else {
-                look_up_encode(row, table)
+        macro_rules! rows {
+            ($look_up:ident) => {
+                for row in group.iter().rev() {
+                    let entries = $look_up(row, table);
+                    encode_row(&mut states, table, entries, job.words, &mut room);
+                }
             };
-            encode_row(&mut states, table, entries, job.words, &mut room);
+        }
+        match head.symbol_bits {
+            5 => rows!(look_up_encode32),
+            _ => rows!(look_up_encode),
         }
     }
     store_states(states, job.states);
