@@ -96,12 +96,19 @@ impl Layout {
     /// Extracts the high bits of `units`.
     #[inline(always)]
     pub(crate) fn split_highs(&self, units: &[u8], highs: &mut [u16]) {
+        self.map_highs(units, highs, |high| high);
+    }
+
+    /// `out[i] = f(high bits of unit i)`. They are taken from whole units: of single bytes that are
+    /// apart, compilers make no vectors.
+    #[inline(always)]
+    pub(crate) fn map_highs<T>(&self, units: &[u8], out: &mut [T], f: impl Fn(u16) -> T) {
         match (self.unit_bytes, self.high_bytes) {
-            (1, _) => highs.iter_mut().zip(units).for_each(|(h, &b)| *h = u16::from(b)),
-            (2, 1) => each(units, highs, |u: [u8; 2]| u16::from(u[1])),
-            (2, _) => each(units, highs, u16::from_le_bytes),
-            (4, _) => each(units, highs, |u: [u8; 4]| u16::from_le_bytes([u[2], u[3]])),
-            (_, _) => each(units, highs, |u: [u8; 8]| u16::from_le_bytes([u[6], u[7]])),
+            (1, _) => out.iter_mut().zip(units).for_each(|(out, &b)| *out = f(u16::from(b))),
+            (2, 1) => each(units, out, |u| f(u16::from_le_bytes(u) >> 8)),
+            (2, _) => each(units, out, |u| f(u16::from_le_bytes(u))),
+            (4, _) => each(units, out, |u| f((u32::from_le_bytes(u) >> 16) as u16)),
+            (_, _) => each(units, out, |u| f((u64::from_le_bytes(u) >> 48) as u16)),
         }
     }
 

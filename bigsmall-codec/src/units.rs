@@ -173,14 +173,7 @@ pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
     let groups = units.chunks_exact(GROUP * layout.unit_bytes);
     for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
         let symbol = |h: u16| symbol_of(h >> shift & field_mask, window, n_symbols);
-        if (layout.unit_bytes, layout.high_bytes) == (2, 2) {
-            let units = units.as_chunks::<2>().0;
-            symbols.iter_mut().zip(units).for_each(|(s, u)| *s = symbol(u16::from_le_bytes(*u)));
-            continue;
-        }
-        let mut highs = [0u16; GROUP];
-        layout.split_highs(units, &mut highs);
-        symbols.iter_mut().zip(&highs).for_each(|(s, &h)| *s = symbol(h));
+        layout.map_highs(units, symbols, symbol);
     }
 }
 
@@ -206,12 +199,9 @@ pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
     let sign_shift = 8 * layout.high_bytes as u32 - 8;
     let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
     for (units, packed) in units.chunks_exact(GROUP * layout.unit_bytes).zip(packed) {
-        let mut highs = [0u16; GROUP];
-        layout.split_highs(units, &mut highs);
         let mut values = [0u8; GROUP];
-        for (value, &h) in values.iter_mut().zip(&highs) {
-            *value = (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
-        }
+        layout
+            .map_highs(units, &mut values, |h| (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask);
         planes::pack(&values, layout.residual_bits, packed);
     }
 }
