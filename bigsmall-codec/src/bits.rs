@@ -135,3 +135,38 @@ pub(crate) fn check_end(bytes: &[u8], used: usize, align: usize, length: Rule) -
     }
     Ok(())
 }
+
+/// Which of the bytes are at least `power`, a power of two: bit i is set for byte i.
+#[inline(always)]
+pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let above = (!(u64::from(power) - 1) & 0xff) * EACH;
+    let words = || bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word) & above);
+    if words().fold(0, |any, word| any | word) == 0 {
+        return 0;
+    }
+    let mut mask = 0;
+    for (i, high) in words().enumerate() {
+        // The highest bit of each byte that is not zero, then these bits side by side.
+        let set = (((high & (0x7f * EACH)) + 0x7f * EACH) | high) >> 7 & EACH;
+        mask |= ((set.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * i);
+    }
+    mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_compared() {
+        let bytes =
+            std::array::from_fn(|i| [0u8, 15, 16, 31, 32, 128, 252, 47][i % 8] + i as u8 / 8);
+        for power in [1, 16, 32, 128] {
+            let mask = at_least(&bytes, power);
+            for (i, &byte) in bytes.iter().enumerate() {
+                assert_eq!(mask >> i & 1 == 1, u32::from(byte) >= power, "{byte} {power}");
+            }
+        }
+    }
+}

@@ -3,11 +3,11 @@
 use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
 
+use crate::bits::at_least;
 use crate::delta::head::Head as DeltaHead;
 use crate::delta::join::{self, Merge, Parts};
 use crate::delta::sparse::{self, GroupCounts};
 use crate::delta::split::{Parts as SplitParts, Splitter};
-use crate::delta::values::at_least;
 use crate::head::Head;
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
@@ -150,7 +150,8 @@ pub(crate) trait Kernels: Sync {
         symbols: &mut [u8],
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
-        units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
+        let lists = (symbols, exceptions);
+        units::replace_exceptions(head, stand_ins, table_ids, units, lists, at_least)
     }
 
     /// [`units::join`].

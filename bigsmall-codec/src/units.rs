@@ -100,67 +100,57 @@ impl StandIns {
 }
 
 impl StandIn {
-    /// Whether all of `symbols` certainly stay themselves.
+    /// Which of `symbols` may be replaced; the others certainly stay themselves.
     #[inline(always)]
-    fn keeps<const N: usize>(&self, symbols: &[u8; N]) -> bool {
-        // A greatest one, not `all`: without an early end it becomes vectors.
-        let farthest = symbols.iter().fold(0, |most, s| s.wrapping_sub(self.first).max(most));
-        farthest <= self.span
+    fn doubtful(&self, symbols: &[u8; 64], at_least: &impl Fn(&[u8; 32], u32) -> u32) -> u64 {
+        let far = symbols.map(|s| u8::from(s.wrapping_sub(self.first) > self.span));
+        let halves = far.as_chunks().0.iter().map(|half| u64::from(at_least(half, 1)));
+        halves.rev().fold(0, |all, half| all << 32 | half)
     }
 }
 
 /// Replaces symbols that the table of their segment does not code and lists them as exceptions,
-/// position and field; false if these are more than a block can have.
+/// position and field; false if these are more than a block can have. `at_least` says which of 32
+/// bytes are at least a power of two.
 #[inline(always)]
 pub(crate) fn replace_exceptions(
     head: &Head,
     stand_ins: &StandIns,
     table_ids: &[u8],
     units: &[u8],
-    symbols: &mut [u8],
-    exceptions: &mut Vec<(u32, u16)>,
+    (symbols, exceptions): (&mut [u8], &mut Vec<(u32, u16)>),
+    at_least: impl Fn(&[u8; 32], u32) -> u32,
 ) -> Result<bool> {
     const MAX_EXCEPTIONS: usize = u16::MAX as usize;
-    /// Symbols that are looked at together.
-    const FEW: usize = 64;
     exceptions.clear();
     for (segment, (symbols, &id)) in symbols.chunks_mut(head.segment).zip(table_ids).enumerate() {
         let table = &stand_ins.0[usize::from(id)];
-        for (i, symbols) in symbols.as_chunks_mut::<FEW>().0.iter_mut().enumerate() {
-            if !table.keeps(symbols) {
-                let position = segment * head.segment + i * FEW;
-                replace_few(head, table, position, units, symbols, exceptions)?;
-                if exceptions.len() > MAX_EXCEPTIONS {
-                    return Ok(false);
+        for (i, symbols) in symbols.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            let mut doubtful = table.doubtful(symbols, &at_least);
+            if doubtful == 0 {
+                continue;
+            }
+            reserve(exceptions, symbols.len())?;
+            while doubtful != 0 {
+                let place = doubtful.trailing_zeros() as usize;
+                doubtful &= doubtful - 1;
+                let symbol = &mut symbols[place];
+                let coded = table.map[usize::from(*symbol)];
+                if coded != *symbol {
+                    let position = segment * head.segment + i * 64 + place;
+                    let bytes = head.layout.unit_bytes;
+                    let mut high = [0];
+                    head.layout.split_highs(&units[position * bytes..][..bytes], &mut high);
+                    exceptions.push((position as u32, head.layout.field(high[0])));
+                    *symbol = coded;
                 }
+            }
+            if exceptions.len() > MAX_EXCEPTIONS {
+                return Ok(false);
             }
         }
     }
     Ok(true)
-}
-
-/// [`replace_exceptions`] for a few symbols from `position` on. Rare: one copy of this serves all
-/// backends.
-fn replace_few(
-    head: &Head,
-    table: &StandIn,
-    position: usize,
-    units: &[u8],
-    symbols: &mut [u8],
-    exceptions: &mut Vec<(u32, u16)>,
-) -> Result<()> {
-    reserve(exceptions, symbols.len())?;
-    let unit_bytes = head.layout.unit_bytes;
-    for (position, symbol) in (position..).zip(symbols) {
-        let coded = table.map[usize::from(*symbol)];
-        if coded != *symbol {
-            let mut h = [0];
-            head.layout.split_highs(&units[position * unit_bytes..][..unit_bytes], &mut h);
-            exceptions.push((position as u32, head.layout.field(h[0])));
-            *symbol = coded;
-        }
-    }
-    Ok(())
 }
 
 /// Extracts the symbols, or [`OUTSIDE`], of whole groups of units.

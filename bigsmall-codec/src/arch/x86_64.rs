@@ -1,5 +1,7 @@
 //! x86-64.
 
+use std::arch::x86_64::*;
+
 /// The plain loops, compiled for the instructions `$features`. Functions, not closures: the
 /// compiler knows that arguments do not overlap, and loses that for what a closure captures; `join`
 /// took half as long again.
@@ -24,7 +26,10 @@ macro_rules! plain_loops {
             symbols: &mut [u8],
             exceptions: &mut Vec<(u32, u16)>,
         ) -> Result<bool> {
-            units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)
+            let lists = (symbols, exceptions);
+            units::replace_exceptions(head, stand_ins, table_ids, units, lists, |bytes, power| {
+                crate::arch::x86_64::at_least(bytes, power)
+            })
         }
 
         #[target_feature(enable = $features)]
@@ -52,7 +57,7 @@ macro_rules! plain_delta_loops {
         #[target_feature(enable = $features)]
         fn values(head: &DeltaHead, parts: &Parts<'_>, values: &mut [u64]) -> Result<()> {
             delta::join::join(head, parts, values, |symbols, power| {
-                crate::arch::x86_64::delta::at_least(symbols, power)
+                crate::arch::x86_64::at_least(symbols, power)
             })
         }
 
@@ -81,7 +86,7 @@ macro_rules! plain_delta_loops {
             parts: SplitParts<'_>,
         ) {
             splitter.split(head, values, starts, parts, |symbols, power| {
-                crate::arch::x86_64::delta::at_least(symbols, power)
+                crate::arch::x86_64::at_least(symbols, power)
             });
         }
 
@@ -185,3 +190,13 @@ macro_rules! delta_methods {
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod delta;
+
+/// [`at_least`](crate::bits::at_least).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
+    // SAFETY: 32 bytes are one vector.
+    let bytes = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+    let above = _mm256_max_epu8(bytes, _mm256_set1_epi8(power as u8 as i8));
+    _mm256_movemask_epi8(_mm256_cmpeq_epi8(above, bytes)) as u32
+}

@@ -7,7 +7,8 @@ use bigsmall_format::{Error, Result, Rule};
 
 use super::bits::{BitSink, Bits};
 use super::head::{Head, MAX_SPARSE_CLASSES};
-use super::values::{Word, at_least, for_unit};
+use super::values::{Word, for_unit};
+use crate::bits::at_least;
 use crate::planes::GROUP;
 
 /// Bits of the Rice parameter of gaps.

@@ -426,21 +426,6 @@ pub(crate) fn symbols_of<W: Word>(
     }
 }
 
-/// Which of the bytes are at least `power`, a power of two: bit i is set for byte i.
-#[inline(always)]
-pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let above = !(u64::from(power) - 1) & 0xff;
-    let mut mask = 0;
-    for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-        let high = u64::from_le_bytes(*word) & (above * EACH);
-        // The highest bit of each byte that is not zero, then these bits side by side.
-        let set = (((high & (0x7f * EACH)) + 0x7f * EACH) | high) >> 7 & EACH;
-        mask |= ((set.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * i);
-    }
-    mask
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -472,18 +457,6 @@ mod tests {
             let sign = base & 0x8000;
             let expected = order(unit ^ sign) - order(base ^ sign);
             assert_eq!(u16::difference(base, unit, true), expected as u16);
-        }
-    }
-
-    #[test]
-    fn bytes_are_compared() {
-        let bytes =
-            std::array::from_fn(|i| [0u8, 15, 16, 31, 32, 128, 252, 47][i % 8] + i as u8 / 8);
-        for power in [1, 16, 32, 128] {
-            let mask = at_least(&bytes, power);
-            for (i, &byte) in bytes.iter().enumerate() {
-                assert_eq!(mask >> i & 1 == 1, u32::from(byte) >= power, "{byte} {power}");
-            }
         }
     }
 

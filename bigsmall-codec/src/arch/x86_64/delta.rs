@@ -17,16 +17,6 @@ mod values512;
 
 pub(super) use values512::values512;
 
-/// [`at_least`](crate::delta::values::at_least).
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
-    // SAFETY: 32 bytes are one vector.
-    let bytes = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
-    let above = _mm256_max_epu8(bytes, _mm256_set1_epi8(power as u8 as i8));
-    _mm256_movemask_epi8(_mm256_cmpeq_epi8(above, bytes)) as u32
-}
-
 /// [`count`](crate::delta::sparse::count).
 #[inline]
 #[target_feature(enable = "avx2")]
