@@ -355,11 +355,11 @@ pub(crate) fn pack_lows(layout: &Layout, units: &[u8], width: u32, out: &mut Vec
     for group in units.chunks_exact(GROUP * layout.unit_bytes) {
         match layout.unit_bytes {
             2 if width == 8 => {
-                out.extend_from_slice(&plane(group, |u| u16::from_le_bytes(u) as u8));
+                out.extend(plane(group, |u| u16::from_le_bytes(u) as u8));
             }
             4 if width == 16 => {
-                out.extend_from_slice(&plane(group, |u| u32::from_le_bytes(u) as u8));
-                out.extend_from_slice(&plane(group, |u| (u32::from_le_bytes(u) >> 8) as u8));
+                out.extend(plane(group, |u| u32::from_le_bytes(u) as u8));
+                out.extend(plane(group, |u| (u32::from_le_bytes(u) >> 8) as u8));
             }
             _ => {
                 let mut lows = [0u64; GROUP];
@@ -376,10 +376,11 @@ const MOST_LOWS: usize = 6 * GROUP;
 
 /// One byte of each unit of a group. `byte` takes it from the whole unit: of single bytes that are
 /// apart, compilers make no vectors.
-fn plane<const UNIT: usize>(group: &[u8], byte: impl Fn([u8; UNIT]) -> u8) -> [u8; GROUP] {
-    let mut plane = [0; GROUP];
-    plane.iter_mut().zip(group.as_chunks().0).for_each(|(b, unit)| *b = byte(*unit));
-    plane
+fn plane<const UNIT: usize>(
+    group: &[u8],
+    byte: impl Fn([u8; UNIT]) -> u8,
+) -> impl ExactSizeIterator<Item = u8> {
+    group.as_chunks().0.iter().map(move |unit| byte(*unit))
 }
 
 /// Makes the planes of all low bits of a group from `packed`, the upper `width` of them, which the
