@@ -47,14 +47,86 @@ fn find(backend: Backend) -> Option<&'static dyn Kernels> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use bigsmall_format::Dtype;
+
     use super::*;
+    use crate::head::Head;
+    use crate::kernels::{EncodeJob, LANES, ROOM};
+    use crate::layout::Layout;
+    use crate::planes::GROUP;
+    use crate::table::FrequencyTable;
 
     #[test]
     fn every_backend_of_this_machine_has_kernels() {
         for backend in Backend::ALL.iter().copied().filter(|b| b.is_available()) {
             let built_in = backend != Backend::Reference || cfg!(feature = "reference");
             assert_eq!(find(backend).is_some(), built_in, "{backend}");
+        }
+    }
+
+    /// Encodes several blocks, the last one shorter; returns states and words of each.
+    fn encode(
+        kernels: &dyn Kernels,
+        head: &Head,
+        group_tables: &[u8],
+        symbols: &[Vec<u8>],
+    ) -> Vec<([u32; LANES], Vec<u16>)> {
+        let first = [0x1_0000, 0xffff_ffff, 0x1234_5678];
+        let mut states: Vec<_> = (0..symbols.len()).map(|i| [first[i % 3]; LANES]).collect();
+        let mut words: Vec<_> = symbols.iter().map(|s| vec![0; s.len() + ROOM]).collect();
+        let mut begins = vec![0; symbols.len()];
+        let blocks = symbols.iter().zip(&mut states).zip(&mut words).zip(&mut begins);
+        let jobs = blocks.map(|(((symbols, states), words), begin)| {
+            let group_tables = &group_tables[..symbols.len() / GROUP];
+            EncodeJob { symbols, group_tables, states, words, begin }
+        });
+        kernels.encode(head, &mut jobs.collect::<Vec<_>>());
+        let words = words.iter().zip(begins).map(|(words, begin)| words[begin..].to_vec());
+        states.into_iter().zip(words).collect()
+    }
+
+    /// However many blocks a backend takes at once, and however it looks up as many symbols.
+    #[test]
+    fn every_backend_encodes_as_the_portable_one() {
+        for bits in [5, 6, 8] {
+            let shapes: [fn(u32) -> u32; 4] = [
+                |s| (s * 7 % 61).pow(3),
+                |s| (s * 11 % 61).pow(3),
+                |s| 1 << (s % 24),
+                |s| if s < 4 { 1 << (20 - s) } else { s % 3 },
+            ];
+            let tables = shapes.map(|shape| {
+                FrequencyTable::from_counts(&(0..1 << bits).map(shape).collect::<Vec<_>>())
+            });
+            let coded = tables.each_ref().map(|table| {
+                let freqs = table.freqs().iter().zip(0..=u8::MAX);
+                freqs.filter_map(|(&f, s)| (f > 0).then_some(s)).collect::<Vec<_>>()
+            });
+            let layout = Layout::new(Dtype::BF16, 1).unwrap();
+            let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables.to_vec());
+            let group_tables = [0, 1, 3, 2, 1];
+            let symbols: Vec<Vec<u8>> = (0..7)
+                .map(|block| {
+                    let n = (group_tables.len() - usize::from(block == 6)) * GROUP;
+                    let symbol = |i: usize| {
+                        let of = &coded[usize::from(group_tables[i / GROUP])];
+                        of[(i + 1).wrapping_mul(2_654_435_761 + block) / 1024 % of.len()]
+                    };
+                    (0..n).map(symbol).collect()
+                })
+                .collect();
+            for n in 1..=symbols.len() {
+                let symbols = &symbols[symbols.len() - n..];
+                let expected = encode(&Portable, &head, &group_tables, symbols);
+                assert!(expected.iter().all(|(_, words)| words.len() > GROUP));
+                for backend in backends() {
+                    let kernels = kernels(backend).unwrap();
+                    let found = encode(kernels, &head, &group_tables, symbols);
+                    assert!(found == expected, "{backend:?}, {n} blocks, {bits} bits");
+                }
+            }
         }
     }
 }

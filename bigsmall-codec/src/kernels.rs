@@ -167,7 +167,7 @@ pub(crate) trait Kernels: Sync {
         units::join(head, symbols, residual, lows, widths, units)
     }
 
-    /// How many blocks are best decoded at once: 1, 2 or 4, as many as hide what each waits for.
+    /// How many blocks are best coded at once: 1, 2 or 4, as many as hide what each waits for.
     fn blocks_at_once(&self) -> usize {
         2
     }

@@ -248,6 +248,9 @@ pub(crate) struct EncodeTable {
     /// The first 64 entries in 16 bits each.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) words64: Words64,
+    /// The slots without memory, if there are at most 64 symbols.
+    #[cfg(target_arch = "x86_64")] // for AVX-512
+    pub(crate) ranks: Option<RankSlots>,
     /// The same byte by byte.
     #[cfg(target_arch = "aarch64")]
     pub(crate) bytes64: EncodeBytes,
@@ -264,30 +267,108 @@ pub(crate) struct EncodeTable {
 pub(crate) struct Words64 {
     /// 16 times the frequency.
     pub(crate) freq: [u16; 64],
-    /// Where the slots begin.
-    pub(crate) first: [u16; 64],
     /// The lower and the upper halves of `inverse_float`.
     pub(crate) inverse: [[u16; 64]; 2],
 }
 
-/// [`EncodeTable::words64`] as tables of bytes; of two bytes the lower one first.
+/// The first 64 entries as tables of bytes; of two bytes the lower one first.
 #[cfg(target_arch = "aarch64")]
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeBytes {
+    /// 16 times the frequency.
     pub(crate) freq: [Shuffled; 2],
+    /// Where the slots begin.
     pub(crate) first: [Shuffled; 2],
+    /// The lower and the upper halves of `inverse_float`.
     pub(crate) inverse: [[Shuffled; 2]; 2],
 }
 
 #[cfg(target_arch = "aarch64")]
 impl EncodeBytes {
-    fn new(words: &Words64) -> EncodeBytes {
-        let Words64 { freq, first, inverse } = words;
+    fn new(words: &Words64, fields: &[u32; 256]) -> EncodeBytes {
+        let Words64 { freq, inverse } = words;
         EncodeBytes {
             freq: both_bytes(freq),
-            first: both_bytes(first),
+            first: both_bytes(&std::array::from_fn(|s| (fields[s] >> 17) as u16)),
             inverse: inverse.each_ref().map(both_bytes),
         }
+    }
+}
+
+/// Where the ranks of symbols lie, in tables for registers. The first ranks of a symbol are the
+/// first slots of its bucket. The others are runs of slots at the ends of other buckets, one in
+/// each. These ranks are numbered through, symbol by symbol; so each run is a range of numbers, and
+/// a rank's run is searched.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub(crate) struct RankSlots {
+    /// For each symbol how many ranks lie in its bucket.
+    pub(crate) own: [u16; Buckets::MOST],
+    /// For each symbol what is added to one of its other ranks: then it is the number.
+    pub(crate) number: [u16; Buckets::MOST],
+    /// For each 2^`shift` numbers the run of the first one.
+    pub(crate) runs: [u16; Buckets::MOST],
+    /// For each run the first number after 1, 2, 4, 8, 16 and 32 of the runs from it on; the
+    /// greatest number where there are fewer.
+    pub(crate) ends: [[u16; Buckets::MOST]; 6],
+    /// How many of these columns the search for a run takes, which begins in `runs`.
+    pub(crate) rounds: usize,
+    /// For each run what is added to its numbers: then they are slots.
+    pub(crate) slot: [u16; Buckets::MOST],
+    /// So many bits of a number are searched.
+    pub(crate) shift: u32,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl RankSlots {
+    fn new(alias: &AliasTable) -> RankSlots {
+        let n = alias.split.len();
+        let cap = TOTAL / n as u32;
+        let mut of_runs: Vec<(u8, u32, u32)> = (0..n)
+            .map(|b| (alias.donor[b].symbol, alias.split[b], (b as u32 + 1) * cap))
+            .filter(|(_, begin, end)| begin < end)
+            .collect();
+        of_runs.sort();
+        let mut ranks = RankSlots {
+            own: [0; Buckets::MOST],
+            number: [0; Buckets::MOST],
+            runs: [0; Buckets::MOST],
+            ends: [[u16::MAX; Buckets::MOST]; 6],
+            rounds: 0,
+            slot: [0; Buckets::MOST],
+            shift: 0,
+        };
+        for (b, own) in ranks.own.iter_mut().enumerate().take(n) {
+            *own = (alias.split[b] - b as u32 * cap) as u16;
+        }
+        let (mut ends, mut number) = (Vec::with_capacity(n), 0);
+        for (run, &(symbol, begin, end)) in of_runs.iter().enumerate() {
+            if run == 0 || of_runs[run - 1].0 != symbol {
+                let s = usize::from(symbol);
+                ranks.number[s] = (number as u16).wrapping_sub(ranks.own[s]);
+            }
+            ranks.slot[run] = (begin as u16).wrapping_sub(number as u16);
+            number += end - begin;
+            ends.push(number as u16);
+        }
+        while number > (Buckets::MOST as u32) << ranks.shift {
+            ranks.shift += 1;
+        }
+        let mut most = 0;
+        for (i, run) in (0..).zip(&mut ranks.runs) {
+            let ended =
+                |numbers: u32| ends.iter().filter(|&&end| u32::from(end) <= numbers).count();
+            let (first, last) = (ended(i << ranks.shift), ended(((i + 1) << ranks.shift) - 1));
+            *run = first as u16;
+            most = most.max(last - first);
+        }
+        ranks.rounds = (usize::BITS - most.leading_zeros()) as usize;
+        for (k, column) in ranks.ends.iter_mut().enumerate() {
+            let after = ends.iter().skip((1 << k) - 1);
+            column.iter_mut().zip(after).for_each(|(to, &end)| *to = end);
+        }
+        ranks
     }
 }
 
@@ -337,7 +418,6 @@ impl EncodeTable {
         let inverse_float = std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| float_inverse(f)));
         let words64 = Words64 {
             freq: std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| 16 * f)),
-            first: std::array::from_fn(|s| (fields[s] >> 17) as u16),
             inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse_float[s] >> by) as u16)),
         };
         let bytes32 = std::array::from_fn(|j| {
@@ -350,8 +430,10 @@ impl EncodeTable {
             inverse,
             bytes32,
             inverse_float,
+            #[cfg(target_arch = "x86_64")]
+            ranks: (freqs.len() <= Buckets::MOST).then(|| RankSlots::new(alias)),
             #[cfg(target_arch = "aarch64")]
-            bytes64: EncodeBytes::new(&words64),
+            bytes64: EncodeBytes::new(&words64, &fields),
             words64,
             slots,
         }
@@ -622,6 +704,10 @@ mod tests {
                         assert_eq!(u32::from(sum), rank);
                     }
                 }
+                #[cfg(target_arch = "x86_64")]
+                if let Some(ranks) = &alias.encode(&table).ranks {
+                    assert_eq!(find_slot(ranks, table.freqs.len(), entry.symbol, rank), slot);
+                }
                 // Encoding undoes it: every quotient, the least and greatest among them.
                 let (freq, encode) = (u32::from(entry.freq), alias.encode(&table));
                 for q in [16, 17, 1000, 0xf_ffff] {
@@ -636,6 +722,21 @@ mod tests {
                 assert_eq!(seen[s], u32::from(f));
             }
         }
+    }
+
+    /// The slot of a rank as vectors find it.
+    #[cfg(target_arch = "x86_64")]
+    fn find_slot(ranks: &RankSlots, n_symbols: usize, symbol: u8, rank: u32) -> u32 {
+        let (s, rank) = (usize::from(symbol), rank as u16);
+        if rank < ranks.own[s] {
+            return u32::from(symbol) * (TOTAL / n_symbols as u32) + u32::from(rank);
+        }
+        let number = rank.wrapping_add(ranks.number[s]);
+        let mut run = usize::from(ranks.runs[usize::from(number >> ranks.shift)]);
+        for k in (0..ranks.rounds).rev() {
+            run += usize::from(number >= ranks.ends[k][run]) << k;
+        }
+        number.wrapping_add(ranks.slot[run]).into()
     }
 
     /// Reciprocal and fields of a symbol as vectors gather them.
@@ -701,7 +802,6 @@ mod tests {
             for (s, &freq) in table.freqs.iter().enumerate().take(64) {
                 let words = &encode.words64;
                 assert_eq!(words.freq[s], 16 * freq);
-                assert_eq!(u32::from(words.first[s]), encode.fields[s] >> 17);
                 let [lower, upper] = words.inverse.map(|half| u32::from(half[s]));
                 assert_eq!(upper << 16 | lower, float_inverse(freq));
                 assert_eq!(encode.inverse_float[s], float_inverse(freq));

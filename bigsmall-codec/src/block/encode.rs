@@ -17,8 +17,10 @@ use crate::planes::{GROUP, packed_len};
 use crate::units::{CostTable, StandIns, low_width, pack_lows};
 use crate::zeros;
 
-/// Blocks that are encoded at once: two keep both halves of the machine busy.
+/// Blocks with columns that are encoded at once.
 const AT_ONCE: usize = 2;
+/// Blocks that are encoded at once, at most.
+const MOST: usize = 4;
 
 /// Zeros from which on a block has a mask: with fewer, the exceptions that they are otherwise take
 /// about as much as the mask's states.
@@ -42,7 +44,7 @@ pub(crate) struct Encoder {
 /// Memory that is kept between calls: fresh memory costs as much as coding.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    parts: [Parts; AT_ONCE],
+    parts: [Parts; MOST],
     /// Mask and other units of a block of kind *zeros*.
     mask: Vec<u8>,
     others: Vec<u8>,
@@ -241,8 +243,9 @@ impl Encoder {
         lens: &mut Vec<u32>,
     ) -> Result<()> {
         let unit_bytes = self.head.layout.unit_bytes;
-        for units in units.chunks(AT_ONCE * block_bytes) {
-            let mut kinds = [KIND_RAW; AT_ONCE];
+        let at_once = self.kernels.blocks_at_once().min(MOST);
+        for units in units.chunks(at_once * block_bytes) {
+            let mut kinds = [KIND_RAW; MOST];
             let blocks = || units.chunks(block_bytes);
             for ((kind, units), parts) in kinds.iter_mut().zip(blocks()).zip(&mut scratch.parts) {
                 if is_constant(units, unit_bytes) && units.len() >= CONSTANT_LEN {

@@ -303,20 +303,21 @@ impl Kernels for Avx512 {
 
     delta_methods!(values512, merge512, partition512);
 
-    fn encode(&self, head: &Head, jobs: &mut [EncodeJob<'_>]) {
-        let n_groups = |job: &EncodeJob<'_>| job.symbols.len() / GROUP;
-        match jobs {
-            [a, b] if n_groups(a) == n_groups(b) => {
-                let jobs = jobs.try_into().expect("two jobs");
-                // SAFETY: `self` is the proof that the machine has the instructions.
-                unsafe { encode::<2>(head, jobs) }
-            }
-            _ => {
-                for job in jobs {
-                    // SAFETY: `self` is the proof that the machine has the instructions.
-                    unsafe { encode(head, std::array::from_mut(job)) }
+    fn encode(&self, head: &Head, mut jobs: &mut [EncodeJob<'_>]) {
+        let len = |job: &EncodeJob<'_>| job.symbols.len();
+        while let Some(first) = jobs.first().map(len) {
+            let equal = jobs.iter().take_while(|job| len(job) == first).count();
+            let n = [4, 2, 1].into_iter().find(|&n| n <= equal).unwrap_or(1);
+            let (now, rest) = jobs.split_at_mut(n);
+            // SAFETY: `self` is the proof that the machine has the instructions.
+            unsafe {
+                match n {
+                    4 => encode::<4>(head, now.try_into().expect("four jobs")),
+                    2 => encode::<2>(head, now.try_into().expect("two jobs")),
+                    _ => encode::<1>(head, now.try_into().expect("one job")),
                 }
             }
+            jobs = rest;
         }
     }
 }

@@ -1,31 +1,23 @@
-//! Encoding: the halves of the states of 32 lanes as in decoding, two blocks interleaved. States
-//! are divided as floats. What takes longest is looking up 32 slots in memory.
+//! Encoding: the halves of the states of 32 lanes as in decoding, four blocks interleaved. States
+//! are divided as floats. The slots of at most 64 symbols are found in registers, those of more are
+//! gathered.
 //!
 //! As in decoding, the functions that a row consists of are always inlined, and their callers must
 //! have the instructions.
 
 use std::arch::x86_64::*;
-use std::sync::LazyLock;
 
 use crate::arch::fused::{ROWS, each_block};
 use crate::arch::x86_64::avx512::decode::{States, look_up, lower_halves};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, LANES};
-use crate::table::{EncodeTable, TOTAL};
-
-/// Whether loads one by one are faster than gathers, as measured on Zen 4.
-static SLOW_GATHERS: LazyLock<bool> = LazyLock::new(|| {
-    #[allow(unused_unsafe)] // safe since Rust 1.92
-    // SAFETY: every processor with AVX-512 has the instruction.
-    let id = unsafe { __cpuid(0) };
-    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
-});
+use crate::table::{EncodeTable, RankSlots, TOTAL};
 
 /// What coding a row of symbols needs of its table.
 struct Row {
     /// 16 times the frequencies.
     freq: __m512i,
-    /// Where the slots begin.
+    /// Where the slots begin, if they are gathered.
     first: __m512i,
     /// 1 / frequency as floats, in the order of [`unpack`].
     inverse: [__m512i; 2],
@@ -70,8 +62,8 @@ static HALVES: [[u16; LANES]; 2] = {
     places
 };
 
-/// Looks a row of symbols up. More than 64 are gathered on every processor: they are rare (bytes,
-/// and the level `small`).
+/// Looks a row of symbols up. Entries of more than 64 are gathered: bytes, and those of the level
+/// `small`.
 ///
 /// # Safety
 /// The machine must have the instructions.
@@ -86,7 +78,7 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
             let lower = look_up::<BITS>(lower, symbols);
             return Row {
                 freq: look_up::<BITS>(&columns.freq, symbols),
-                first: look_up::<BITS>(&columns.first, symbols),
+                first: _mm512_setzero_si512(),
                 inverse: unpack(lower, look_up::<BITS>(upper, symbols)),
             };
         }
@@ -103,45 +95,55 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
     }
 }
 
-/// Looks 32 slots up, at places of which the upper bits do not matter.
+/// The slots of ranks. Where a rank is too large by a frequency, because a quotient was one too
+/// small, 2^12 is added to the slot. `freq` are the frequencies.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn look_up_slots<const GATHER: bool>(table: &EncodeTable, at: __m512i) -> __m512i {
+unsafe fn find_slots<const BITS: u32>(
+    table: &RankSlots,
+    symbols: __m512i,
+    freq: __m512i,
+    rank: __m512i,
+) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let more = _mm512_cmpge_epu16_mask(rank, freq);
+        let rank = _mm512_mask_sub_epi16(rank, more, rank, freq);
+        let number = _mm512_add_epi16(rank, look_up::<BITS>(&table.number, symbols));
+        let shift = _mm_cvtsi32_si128(table.shift as i32);
+        let mut run = look_up::<6>(&table.runs, _mm512_srl_epi16(number, shift));
+        for (k, ends) in table.ends.iter().enumerate().take(table.rounds).rev() {
+            let after = _mm512_cmpge_epu16_mask(number, look_up::<BITS>(ends, run));
+            run = _mm512_mask_add_epi16(run, after, run, _mm512_set1_epi16(1 << k));
+        }
+        let slot = _mm512_add_epi16(number, look_up::<BITS>(&table.slot, run));
+        // The others lie in their symbol's bucket.
+        let own = _mm512_cmplt_epu16_mask(rank, look_up::<BITS>(&table.own, symbols));
+        let bucket = match BITS {
+            5 => _mm512_slli_epi16::<7>(symbols),
+            _ => _mm512_slli_epi16::<6>(symbols),
+        };
+        let slot = _mm512_mask_add_epi16(slot, own, bucket, rank);
+        _mm512_mask_add_epi16(slot, more, slot, _mm512_set1_epi16(TOTAL as i16))
+    }
+}
+
+/// Gathers 32 slots from memory, from places of which the upper bits do not matter.
+///
+/// # Safety
+/// The machine must have the instructions.
+#[inline(always)]
+unsafe fn gather_slots(table: &EncodeTable, at: __m512i) -> __m512i {
     // SAFETY: as the caller promises. There is one slot more than 2 * TOTAL, so 4 bytes can be read
     // at each place.
     unsafe {
         let at = _mm512_and_si512(at, _mm512_set1_epi16(2 * TOTAL as i16 - 1));
-        let slots = table.slots.as_ptr();
-        if GATHER {
-            let at = [_mm512_castsi512_si256(at), _mm512_extracti64x4_epi64::<1>(at)];
-            let at = at.map(|at| _mm512_cvtepu16_epi32(at));
-            return lower_halves(at.map(|at| _mm512_i32gather_epi32::<2>(at, slots.cast())));
-        }
-        let quarters = [
-            _mm512_castsi512_si128(at),
-            _mm512_extracti32x4_epi32::<1>(at),
-            _mm512_extracti32x4_epi32::<2>(at),
-            _mm512_extracti32x4_epi32::<3>(at),
-        ];
-        let [a, b, c, d] = quarters.map(|at| {
-            let halves = [_mm_cvtsi128_si64(at), _mm_extract_epi64::<1>(at)];
-            let slot = |lane: usize| {
-                let at = (halves[lane / 4] >> (16 * (lane % 4))) as u16;
-                i32::from(*slots.add(usize::from(at)))
-            };
-            let found = _mm_cvtsi32_si128(slot(0));
-            let found = _mm_insert_epi16::<1>(found, slot(1));
-            let found = _mm_insert_epi16::<2>(found, slot(2));
-            let found = _mm_insert_epi16::<3>(found, slot(3));
-            let found = _mm_insert_epi16::<4>(found, slot(4));
-            let found = _mm_insert_epi16::<5>(found, slot(5));
-            let found = _mm_insert_epi16::<6>(found, slot(6));
-            _mm_insert_epi16::<7>(found, slot(7))
-        });
-        let (lower, upper) = (_mm256_set_m128i(b, a), _mm256_set_m128i(d, c));
-        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper)
+        let at = [_mm512_castsi512_si256(at), _mm512_extracti64x4_epi64::<1>(at)];
+        let at = at.map(|at| _mm512_cvtepu16_epi32(at));
+        let slots = table.slots.as_ptr().cast();
+        lower_halves(at.map(|at| _mm512_i32gather_epi32::<2>(at, slots)))
     }
 }
 
@@ -151,7 +153,7 @@ unsafe fn look_up_slots<const GATHER: bool>(table: &EncodeTable, at: __m512i) ->
 /// 32 words must be free, or as many as there are symbols left. The machine must have the
 /// instructions.
 #[inline(always)]
-unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
+unsafe fn encode_row<const BITS: u32>(
     x: &mut States,
     table: &EncodeTable,
     symbols: __m256i,
@@ -179,11 +181,15 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
             _mm512_cvttps_epu32(_mm512_mul_ps(whole, _mm512_castsi512_ps(inverse[i])))
         });
         let [low, high] = pack(quotient);
-        let product = _mm512_mullo_epi16(low, _mm512_srli_epi16::<4>(freq));
-        let at = _mm512_add_epi16(first, _mm512_sub_epi16(lower, product));
-        // The new state is quotient * 2^12 + slot; where the quotient is one too small, the entry
-        // of the slot has 2^12 more.
-        let slot = look_up_slots::<GATHER>(table, at);
+        let freq = _mm512_srli_epi16::<4>(freq);
+        let rank = _mm512_sub_epi16(lower, _mm512_mullo_epi16(low, freq));
+        let slot = match &table.ranks {
+            Some(ranks) if BITS <= 6 => {
+                find_slots::<BITS>(ranks, _mm512_cvtepu8_epi16(symbols), freq, rank)
+            }
+            _ => gather_slots(table, _mm512_add_epi16(first, rank)),
+        };
+        // The new state is quotient * 2^12 + slot.
         let top = _mm512_slli_epi16::<12>(low);
         x.lower = _mm512_add_epi16(top, slot);
         // There is a carry where the top bit was set and is not any more.
@@ -199,7 +205,7 @@ unsafe fn encode_row<const BITS: u32, const GATHER: bool>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 #[allow(clippy::undocumented_unsafe_blocks)] // not seen through macros
-unsafe fn encode_group<const N: usize, const BITS: u32, const GATHER: bool>(
+unsafe fn encode_group<const N: usize, const BITS: u32>(
     states: &mut [States; N],
     words: &[*mut u16; N],
     room: &mut [usize; N],
@@ -211,7 +217,7 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const GATHER: bool>(
         each_block!(N, |i| unsafe {
             let symbols = _mm256_loadu_si256(groups[i][row].as_ptr().cast());
             let (x, room) = (&mut states[i], &mut room[i]);
-            encode_row::<BITS, GATHER>(x, tables[i], symbols, words[i], room);
+            encode_row::<BITS>(x, tables[i], symbols, words[i], room);
         });
     }
 }
@@ -219,15 +225,6 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const GATHER: bool>(
 /// Encodes blocks that all have the same number of groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
-    if *SLOW_GATHERS {
-        encode_by::<N, false>(head, jobs);
-    } else {
-        encode_by::<N, true>(head, jobs);
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn encode_by<const N: usize, const GATHER: bool>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
     assert!(jobs.iter().all(|job| job.words.len() >= job.symbols.len()), "a word a symbol");
     let groups = jobs.each_ref().map(|job| {
         let rows = job.symbols.as_chunks::<LANES>().0;
@@ -244,82 +241,14 @@ fn encode_by<const N: usize, const GATHER: bool>(head: &Head, jobs: &mut [Encode
         // SAFETY: there is a word for each symbol.
         unsafe {
             match head.symbol_bits {
-                5 => encode_group::<N, 5, GATHER>(&mut states, &words, &mut room, &tables, &groups),
-                6 => encode_group::<N, 6, GATHER>(&mut states, &words, &mut room, &tables, &groups),
-                _ => encode_group::<N, 8, GATHER>(&mut states, &words, &mut room, &tables, &groups),
+                5 => encode_group::<N, 5>(&mut states, &words, &mut room, &tables, &groups),
+                6 => encode_group::<N, 6>(&mut states, &words, &mut room, &tables, &groups),
+                _ => encode_group::<N, 8>(&mut states, &words, &mut room, &tables, &groups),
             }
         }
     }
     for ((job, states), room) in jobs.iter_mut().zip(states).zip(room) {
         states.store(job.states);
         *job.begin = room;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bigsmall_format::Dtype;
-
-    use super::*;
-    use crate::arch::portable::Portable;
-    use crate::arch::x86_64::avx512::Avx512;
-    use crate::kernels::{Kernels as _, ROOM};
-    use crate::layout::Layout;
-    use crate::planes::GROUP;
-    use crate::table::FrequencyTable;
-
-    /// States and words of both blocks.
-    type Encoded = [([u32; LANES], Vec<u16>); 2];
-
-    /// Both ways to look slots up, though the backend takes one of them on a machine.
-    #[test]
-    fn blocks_are_the_same_gathered_and_loaded() {
-        if Avx512::new().is_none() {
-            return;
-        }
-        for bits in [5, 6, 8] {
-            let counts = |by: u32| -> Vec<u32> {
-                (0..1 << bits).map(|s: u32| (s * by % 61).pow(3)).collect()
-            };
-            let tables = [counts(7), counts(11)].map(|counts| FrequencyTable::from_counts(&counts));
-            let coded = tables.each_ref().map(|table| {
-                let freqs = table.freqs().iter().zip(0..=u8::MAX);
-                freqs.filter_map(|(&f, s)| (f > 0).then_some(s)).collect::<Vec<_>>()
-            });
-            let layout = Layout::new(Dtype::BF16, 1).unwrap();
-            let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables.to_vec());
-            let group_tables = [0, 1, 1, 0, 1];
-            let symbols: [Vec<u8>; 2] = std::array::from_fn(|block| {
-                let n = group_tables.len() * GROUP;
-                (0..n)
-                    .map(|i| {
-                        let of = &coded[usize::from(group_tables[i / GROUP])];
-                        of[(i + 1).wrapping_mul(2_654_435_761 + block) / 1024 % of.len()]
-                    })
-                    .collect()
-            });
-            let by = |encode: fn(&Head, &mut [EncodeJob<'_>; 2])| -> Encoded {
-                let mut states = [[0x1_0000; LANES], [0xffff_ffff; LANES]];
-                let mut words = [0, 1].map(|i| vec![0; symbols[i].len() + ROOM]);
-                let mut begins = [0; 2];
-                let mut begin = begins.iter_mut();
-                let mut jobs = states.iter_mut().zip(&mut words).zip(&symbols);
-                let mut next = || {
-                    let ((states, words), symbols) = jobs.next().unwrap();
-                    let begin = begin.next().unwrap();
-                    EncodeJob { symbols, group_tables: &group_tables, states, words, begin }
-                };
-                encode(&head, &mut [next(), next()]);
-                std::array::from_fn(|i| (states[i], words[i][begins[i]..].to_vec()))
-            };
-            let expected = by(|head, jobs| Portable.encode(head, jobs));
-            assert!(expected.iter().all(|(_, words)| words.len() > GROUP));
-            // SAFETY: the machine has the instructions.
-            let gathered = by(|head, jobs| unsafe { encode_by::<2, true>(head, jobs) });
-            assert!(gathered == expected, "gathered, {bits} bits");
-            // SAFETY: as above.
-            let loaded = by(|head, jobs| unsafe { encode_by::<2, false>(head, jobs) });
-            assert!(loaded == expected, "loaded, {bits} bits");
-        }
     }
 }
