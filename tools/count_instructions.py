@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Counts the instructions of the kernels: of bigsmall-tbe for 64 weights, of bigsmall-codec for 32.
 
-Compiles the crates for x86-64 and for 64-bit Arm to assembly (`rustup target add` both; no linker is
-needed) and prints two tables: for each kernel the instructions of its loop over tiles or rows. Loops
-in that loop (over escapes beyond the usual ones) and shifted tiles are not counted.
+Compiles the crates for x86-64 and for 64-bit Arm to assembly (`rustup target add` both; no linker
+is needed) and prints two tables: for each kernel the instructions of its loop over rows or tiles.
+Of products, loops in that loop (over escapes beyond the usual ones) and shifted tiles are not
+counted.
 """
 
 import os
@@ -113,8 +114,8 @@ def codec():
             # Of residuals that are rows of bytes and rows of bits the latter come last.
             counts.append(rows(functions, symbol, LOOK_UP, least * blocks * vectors)[-1] / blocks)
         row(f"decode {name}", *counts)
-    # Tables of 32 symbols come first. AVX-512 encodes two blocks at once.
-    avx512 = rows(x86, "avx5126encode6encodeKj2_", TO_INTEGERS, 4)[0] / 2
+    # Tables of 32 symbols come first. AVX-512 encodes four blocks at once.
+    avx512 = rows(x86, "avx5126encode6encodeKj4_", TO_INTEGERS, 8)[0] / 4
     avx2 = rows(x86, "avx26encode", r"\svpmuludq\b", 8)[0]
     neon = rows(arm, "neon.*Kernels6encode", TO_INTEGERS, 8)[0]
     row("encode 32 symbols", avx512, avx2, neon)

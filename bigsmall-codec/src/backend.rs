@@ -38,7 +38,7 @@ fn find(backend: Backend) -> Option<&'static dyn Kernels> {
         #[cfg(target_arch = "x86_64")]
         Backend::Avx2 => Avx2::new().map(|b| b as _),
         #[cfg(target_arch = "aarch64")]
-        Backend::Neon => Some(&Neon),
+        Backend::Neon => backend.is_available().then_some(&Neon as _),
         Backend::Portable => Some(&Portable),
         #[cfg(feature = "reference")]
         Backend::Reference => Some(&Reference),
@@ -57,6 +57,7 @@ mod tests {
     use crate::layout::Layout;
     use crate::planes::GROUP;
     use crate::table::FrequencyTable;
+    use crate::units::StandIns;
 
     #[test]
     fn every_backend_of_this_machine_has_kernels() {
@@ -64,6 +65,12 @@ mod tests {
             let built_in = backend != Backend::Reference || cfg!(feature = "reference");
             assert_eq!(find(backend).is_some(), built_in, "{backend}");
         }
+    }
+
+    /// The symbols that a table codes.
+    fn symbols_of(table: &FrequencyTable) -> Vec<u8> {
+        let freqs = table.freqs().iter().zip(0..=u8::MAX);
+        freqs.filter_map(|(&f, s)| (f > 0).then_some(s)).collect()
     }
 
     /// Encodes several blocks, the last one shorter; returns states and words of each.
@@ -97,16 +104,16 @@ mod tests {
                 |s| 1 << (s % 24),
                 |s| if s < 4 { 1 << (20 - s) } else { s % 3 },
             ];
-            let tables = shapes.map(|shape| {
-                FrequencyTable::from_counts(&(0..1 << bits).map(shape).collect::<Vec<_>>())
-            });
-            let coded = tables.each_ref().map(|table| {
-                let freqs = table.freqs().iter().zip(0..=u8::MAX);
-                freqs.filter_map(|(&f, s)| (f > 0).then_some(s)).collect::<Vec<_>>()
-            });
+            let mut tables = shapes
+                .map(|shape| {
+                    FrequencyTable::from_counts(&(0..1 << bits).map(shape).collect::<Vec<_>>())
+                })
+                .to_vec();
+            tables.push(FrequencyTable::of_short_runs(1 << bits));
+            let coded: Vec<_> = tables.iter().map(symbols_of).collect();
             let layout = Layout::new(Dtype::BF16, 1).unwrap();
-            let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables.to_vec());
-            let group_tables = [0, 1, 3, 2, 1];
+            let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables);
+            let group_tables = [0, 1, 3, 2, 4, 1];
             let symbols: Vec<Vec<u8>> = (0..7)
                 .map(|block| {
                     let n = (group_tables.len() - usize::from(block == 6)) * GROUP;
@@ -126,6 +133,57 @@ mod tests {
                     let found = encode(kernels, &head, &group_tables, symbols);
                     assert!(found == expected, "{backend:?}, {n} blocks, {bits} bits");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_backend_finds_all_exceptions() {
+        let layout = Layout::new(Dtype::F8_E4M3, 2).unwrap();
+        let counts = |of: fn(u32) -> bool| -> Vec<u32> {
+            (0..64).map(|s| if of(s) { 1000 } else { 0 }).collect()
+        };
+        let tables = [counts(|s| s > 20 && s < 50 && s != 30), counts(|s| s % 2 == 0)];
+        let tables = tables.map(|counts| FrequencyTable::from_counts(&counts)).to_vec();
+        let coded: Vec<_> = tables.iter().map(symbols_of).collect();
+        let common: Vec<_> = tables.iter().map(FrequencyTable::most_frequent).collect();
+        let head = Head::new(2, layout, 6, (0, 0), GROUP, vec![], tables);
+        let stand_ins = StandIns::new(&head);
+        let ids = [0, 1, 0];
+        for rare in 0..64 {
+            // Units of which only those at some places are exceptions, another one in each round.
+            let units: Vec<u8> = (0..ids.len() * GROUP)
+                .map(|i| match i % 97 == rare || i % 64 == rare {
+                    true => (i * 7 % 256) as u8,
+                    false => layout.high(common[usize::from(ids[i / GROUP])].into(), 0x80) as u8,
+                })
+                .collect();
+            let field = |unit: u8| layout.field(unit.into());
+            let (mut replaced, mut expected) = (Vec::new(), Vec::new());
+            for (i, &unit) in units.iter().enumerate() {
+                let table = usize::from(ids[i / GROUP]);
+                let symbol = field(unit) as u8;
+                let is_coded = coded[table].contains(&symbol);
+                replaced.push(if is_coded { symbol } else { common[table] });
+                if !is_coded {
+                    expected.push((i as u32, field(unit)));
+                }
+            }
+            assert!(!expected.is_empty());
+            for backend in backends() {
+                let kernels = kernels(backend).unwrap();
+                let (mut symbols, mut found) = (vec![0; units.len()], vec![(7, 7)]);
+                kernels.split_symbols(&head, &units, &mut symbols);
+                let done = kernels.replace_exceptions(
+                    &head,
+                    &stand_ins,
+                    &ids,
+                    &units,
+                    &mut symbols,
+                    &mut found,
+                );
+                assert!(done.unwrap(), "few enough");
+                assert!((&symbols, &found) == (&replaced, &expected), "{backend:?}, place {rare}");
             }
         }
     }

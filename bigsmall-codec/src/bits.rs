@@ -162,6 +162,7 @@ mod tests {
     fn bytes_are_compared() {
         let bytes =
             std::array::from_fn(|i| [0u8, 15, 16, 31, 32, 128, 252, 47][i % 8] + i as u8 / 8);
+        assert_eq!(at_least(&[15; 32], 16), 0);
         for power in [1, 16, 32, 128] {
             let mask = at_least(&bytes, power);
             for (i, &byte) in bytes.iter().enumerate() {

@@ -102,7 +102,7 @@ impl Head {
     }
 
     /// The field of `symbol`.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub(crate) fn field(&self, symbol: u8) -> u16 {
         if symbol == 0 { self.first } else { self.base + u16::from(symbol) }
     }

@@ -58,7 +58,7 @@ impl<'a> Job<'a> {
     /// Calls `work`, a kernel that reads past the words it needs, with a copy of the last words and
     /// zeros behind them, and takes over how far it came: for the last groups of a block. `None` if
     /// there are more words than that.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub(crate) fn with_last_words<T>(&mut self, work: impl FnOnce(&mut Job<'_>) -> T) -> Option<T> {
         let rest = self.words.get(2 * self.position..).unwrap_or(&[]);
         let mut words = [0; LAST_WORDS * 4];
@@ -86,7 +86,7 @@ impl<'a> Job<'a> {
 
 /// What a block stores beside its words, for kernels that put units together as they decode.
 #[derive(Clone, Copy, Debug, Default)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) struct Planes<'a> {
     /// The packed residuals.
     pub(crate) residual: &'a [u8],

@@ -128,7 +128,7 @@ impl Stages {
         self.decode_fused() > 0
     }
 
-    /// Does one stage for both blocks.
+    /// Does one stage for both blocks. AVX-512 codes four at once where there are as many.
     ///
     /// # Errors
     /// [`Rule::Memory`](crate::Rule::Memory).

@@ -226,7 +226,7 @@ pub(crate) struct AliasTable {
 }
 
 /// What encoding with a table needs, made for vectors that divide by multiplying: quotients may
-/// come out one too small, remainders then one frequency too large; the table of slots corrects
+/// come out one too small, remainders then one frequency too large; looking a slot up corrects
 /// both.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeTable {
@@ -248,12 +248,12 @@ pub(crate) struct EncodeTable {
     /// The first 64 entries in 16 bits each.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) words64: Words64,
-    /// The slots without memory, if there are at most 64 symbols.
-    #[cfg(target_arch = "x86_64")] // for AVX-512
-    pub(crate) ranks: Option<RankSlots>,
-    /// The same byte by byte.
+    /// The first 64 entries byte by byte.
     #[cfg(target_arch = "aarch64")]
     pub(crate) bytes64: EncodeBytes,
+    /// What finds slots without `slots`, if there are at most 64 symbols.
+    #[cfg(target_arch = "x86_64")] // for AVX-512
+    ranks: Option<Box<RankSlots>>,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
     /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
     /// last.
@@ -295,10 +295,10 @@ impl EncodeBytes {
     }
 }
 
-/// Where the ranks of symbols lie, in tables for registers. The first ranks of a symbol are the
-/// first slots of its bucket. The others are runs of slots at the ends of other buckets, one in
-/// each. These ranks are numbered through, symbol by symbol; so each run is a range of numbers, and
-/// a rank's run is searched.
+/// The slots of ranks, in tables that fit registers. The first ranks of a symbol are the first
+/// slots of its bucket. Its others are runs of slots at the ends of other buckets, one in each.
+/// These other ranks are numbered consecutively, symbol by symbol. So each run is a range of
+/// numbers, and the run of a rank is found by its number.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Debug)]
 #[repr(align(64))]
@@ -306,18 +306,18 @@ pub(crate) struct RankSlots {
     /// For each symbol how many ranks lie in its bucket.
     pub(crate) own: [u16; Buckets::MOST],
     /// For each symbol what is added to one of its other ranks: then it is the number.
-    pub(crate) number: [u16; Buckets::MOST],
-    /// For each 2^`shift` numbers the run of the first one.
+    pub(crate) to_number: [u16; Buckets::MOST],
+    /// For each run what is added to a number: then it is the slot.
+    pub(crate) to_slot: [u16; Buckets::MOST],
+    /// For each number without its lowest `shift` bits the run of the first such number, where the
+    /// search begins.
     pub(crate) runs: [u16; Buckets::MOST],
-    /// For each run the first number after 1, 2, 4, 8, 16 and 32 of the runs from it on; the
-    /// greatest number where there are fewer.
-    pub(crate) ends: [[u16; Buckets::MOST]; 6],
-    /// How many of these columns the search for a run takes, which begins in `runs`.
-    pub(crate) rounds: usize,
-    /// For each run what is added to its numbers: then they are slots.
-    pub(crate) slot: [u16; Buckets::MOST],
-    /// So many bits of a number are searched.
     pub(crate) shift: u32,
+    /// For each run where 1, 2, 4, 8, 16 and 32 runs from it on end: the first number after them,
+    /// or `u16::MAX` if there are fewer.
+    pub(crate) ends: [[u16; Buckets::MOST]; 6],
+    /// How many of these columns a search takes, the last of them first.
+    pub(crate) rounds: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -332,12 +332,12 @@ impl RankSlots {
         of_runs.sort();
         let mut ranks = RankSlots {
             own: [0; Buckets::MOST],
-            number: [0; Buckets::MOST],
+            to_number: [0; Buckets::MOST],
+            to_slot: [0; Buckets::MOST],
             runs: [0; Buckets::MOST],
+            shift: 0,
             ends: [[u16::MAX; Buckets::MOST]; 6],
             rounds: 0,
-            slot: [0; Buckets::MOST],
-            shift: 0,
         };
         for (b, own) in ranks.own.iter_mut().enumerate().take(n) {
             *own = (alias.split[b] - b as u32 * cap) as u16;
@@ -346,9 +346,9 @@ impl RankSlots {
         for (run, &(symbol, begin, end)) in of_runs.iter().enumerate() {
             if run == 0 || of_runs[run - 1].0 != symbol {
                 let s = usize::from(symbol);
-                ranks.number[s] = (number as u16).wrapping_sub(ranks.own[s]);
+                ranks.to_number[s] = (number as u16).wrapping_sub(ranks.own[s]);
             }
-            ranks.slot[run] = (begin as u16).wrapping_sub(number as u16);
+            ranks.to_slot[run] = (begin as u16).wrapping_sub(number as u16);
             number += end - begin;
             ends.push(number as u16);
         }
@@ -431,7 +431,7 @@ impl EncodeTable {
             bytes32,
             inverse_float,
             #[cfg(target_arch = "x86_64")]
-            ranks: (freqs.len() <= Buckets::MOST).then(|| RankSlots::new(alias)),
+            ranks: (freqs.len() <= Buckets::MOST).then(|| Box::new(RankSlots::new(alias))),
             #[cfg(target_arch = "aarch64")]
             bytes64: EncodeBytes::new(&words64, &fields),
             words64,
@@ -442,6 +442,12 @@ impl EncodeTable {
     /// The frequency of a symbol.
     pub(crate) fn freq(&self, symbol: u8) -> u32 {
         self.fields[usize::from(symbol)] & 0x1fff
+    }
+
+    /// The slots of ranks of a table with symbols of at most 6 bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn ranks(&self) -> &RankSlots {
+        self.ranks.as_deref().expect("at most 64 symbols")
     }
 
     /// One step of one lane that has given its word already: x / freq << 12 | slot.
@@ -632,12 +638,26 @@ impl AliasTable {
 }
 
 #[cfg(test)]
+impl FrequencyTable {
+    /// A table of `n` symbols with about as many short runs of slots one after the other as there
+    /// can be: buckets that one slot of the last symbol completes, and empty ones that it fills.
+    pub(crate) fn of_short_runs(n: usize) -> FrequencyTable {
+        let cap = TOTAL as usize / n;
+        let mut freqs = vec![0; n];
+        freqs[..n / 2 - 2].fill(cap as u16 - 1);
+        freqs[n - 1] = (TOTAL as usize - (n / 2 - 2) * (cap - 1)) as u16;
+        FrequencyTable { freqs }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn tables() -> Vec<FrequencyTable> {
         let mut out = Vec::new();
         for n in [32, 64, 128, 256] {
+            out.push(FrequencyTable::of_short_runs(n as usize));
             for shape in 0..6u32 {
                 let counts: Vec<u32> = (0..n)
                     .map(|s: u32| match shape {
@@ -653,6 +673,17 @@ mod tests {
             }
         }
         out
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn searches_of_all_lengths_are_tested() {
+        let small = tables().into_iter().filter(|table| table.freqs.len() <= Buckets::MOST);
+        let mut rounds: Vec<_> =
+            small.map(|table| AliasTable::new(&table).encode(&table).ranks().rounds).collect();
+        rounds.sort();
+        rounds.dedup();
+        assert_eq!(rounds, [0, 1, 2, 4, 5]);
     }
 
     #[test]
@@ -705,7 +736,8 @@ mod tests {
                     }
                 }
                 #[cfg(target_arch = "x86_64")]
-                if let Some(ranks) = &alias.encode(&table).ranks {
+                if alias.buckets.is_some() {
+                    let ranks = alias.encode(&table).ranks();
                     assert_eq!(find_slot(ranks, table.freqs.len(), entry.symbol, rank), slot);
                 }
                 // Encoding undoes it: every quotient, the least and greatest among them.
@@ -731,12 +763,12 @@ mod tests {
         if rank < ranks.own[s] {
             return u32::from(symbol) * (TOTAL / n_symbols as u32) + u32::from(rank);
         }
-        let number = rank.wrapping_add(ranks.number[s]);
+        let number = rank.wrapping_add(ranks.to_number[s]);
         let mut run = usize::from(ranks.runs[usize::from(number >> ranks.shift)]);
         for k in (0..ranks.rounds).rev() {
             run += usize::from(number >= ranks.ends[k][run]) << k;
         }
-        number.wrapping_add(ranks.slot[run]).into()
+        number.wrapping_add(ranks.to_slot[run]).into()
     }
 
     /// Reciprocal and fields of a symbol as vectors gather them.

@@ -66,7 +66,10 @@ impl Backend {
                     && is_x86_feature_detected!("popcnt")
             }
             #[cfg(target_arch = "aarch64")]
-            Backend::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            // The kernels take words of bytes in the order of memory.
+            Backend::Neon => {
+                cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")
+            }
             Backend::Portable | Backend::Reference => true,
             #[allow(unreachable_patterns)] // no pattern is left on some machines
             _ => false,

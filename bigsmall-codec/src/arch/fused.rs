@@ -24,6 +24,17 @@ pub(super) const fn residual_mask(residual_bits: u32) -> u8 {
     0x80 | ((1u16 << (residual_bits - 1)) - 1) as u8
 }
 
+/// Whether the window of units of one byte is the whole field: then a symbol is its field.
+pub(super) const fn symbols_are_fields(unit: usize, residual_bits: u32, symbol_bits: u32) -> bool {
+    unit == 1 && residual_bits + symbol_bits == 8
+}
+
+/// Checks what [`symbols_are_fields`] says, in debug builds.
+pub(super) fn check_fields<const UNIT: usize, const RESIDUAL: u32, const BITS: u32>(head: &Head) {
+    let same = |s: u8| head.field(s) == u16::from(s);
+    debug_assert!(!symbols_are_fields(UNIT, RESIDUAL, BITS) || (0..1 << BITS).all(same));
+}
+
 /// Calls `$decode::<unit bytes, residual bits, symbol bits, blocks>` for the head's form and the
 /// number of jobs, one of `$blocks`; 0 for others.
 macro_rules! fused_forms {

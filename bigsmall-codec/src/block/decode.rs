@@ -19,7 +19,7 @@ use crate::scratch::{Pool, with_scratch};
 use crate::units::low_len;
 
 /// Blocks with columns that are decoded at once.
-const AT_ONCE: usize = 2;
+const WITH_COLUMNS: usize = 2;
 /// Blocks that are decoded at once, at most.
 const MOST: usize = 4;
 
@@ -76,7 +76,7 @@ fn decode_ordered(
         let ordered = is_ordered(first);
         let alike = blocks.iter().take_while(|block| is_ordered(block) == ordered).count();
         // More of them would not stay in a level 2 cache until their units are put back.
-        let run = if ordered { alike.min(AT_ONCE) } else { alike };
+        let run = if ordered { alike.min(WITH_COLUMNS) } else { alike };
         let (of_run, rest) = blocks.split_at(run);
         let (to, rest_of_dst) = dst.split_at_mut(dst.len().min(run * block_bytes));
         (blocks, dst) = (rest, rest_of_dst);
@@ -85,7 +85,7 @@ fn decode_ordered(
             decode_in_place(head, kernels, of_run, block_bytes, to, ahead)?;
             continue;
         }
-        let (mut firsts, mut within) = ([0; AT_ONCE], [&[][..]; AT_ONCE]);
+        let (mut firsts, mut within) = ([0; WITH_COLUMNS], [&[][..]; WITH_COLUMNS]);
         for (i, block) in of_run.iter().enumerate() {
             let block = Ordered::read(head, block)?;
             (firsts[i], within[i]) = (block.first, block.within);

@@ -18,7 +18,7 @@ use crate::units::{CostTable, StandIns, low_width, pack_lows};
 use crate::zeros;
 
 /// Blocks with columns that are encoded at once.
-const AT_ONCE: usize = 2;
+const WITH_COLUMNS: usize = 2;
 /// Blocks that are encoded at once, at most.
 const MOST: usize = 4;
 
@@ -104,7 +104,7 @@ impl Encoder {
         let Some(masks) = &self.masks else {
             return self.encode_plain(units, block_bytes, scratch, out, lens);
         };
-        // Blocks that have no mask wait, so that two of them are encoded at once.
+        // Blocks that have no mask wait, so that several of them are encoded at once.
         let mut waiting = 0;
         for (index, block) in units.chunks(block_bytes).enumerate() {
             let n_zeros = zeros::count(self.head.layout.unit_bytes, block);
@@ -136,14 +136,14 @@ impl Encoder {
         let Some(columns) = &self.head.columns else {
             return self.encode(units, block_bytes, scratch, out, lens);
         };
-        for (i, units) in units.chunks(AT_ONCE * block_bytes).enumerate() {
-            let block = first_block.wrapping_add((i * AT_ONCE) as u64);
+        for (i, units) in units.chunks(WITH_COLUMNS * block_bytes).enumerate() {
+            let block = first_block.wrapping_add((i * WITH_COLUMNS) as u64);
             self.encode_ordered(columns, block, units, block_bytes, scratch, out, lens)?;
         }
         Ok(())
     }
 
-    /// [`encode_at`](Self::encode_at) for at most [`AT_ONCE`] blocks.
+    /// [`encode_at`](Self::encode_at) for at most [`WITH_COLUMNS`] blocks.
     #[allow(clippy::too_many_arguments)] // those of `encode`, and which columns the units are in
     fn encode_ordered(
         &self,

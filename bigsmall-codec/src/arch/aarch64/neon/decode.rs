@@ -1,7 +1,6 @@
 //! Decoding: the upper and the lower halves of the states of 32 lanes as four vectors of 16-bit
-//! numbers each, two blocks interleaved. A row waits for itself from the states to the words that
-//! they take, longer than a core with four vector units computes. So the symbols of a row are found
-//! for both blocks first, then their states move on, then the units are written.
+//! numbers each, two blocks interleaved: a row waits for itself, from the states to the words that
+//! they take.
 //!
 //! The buckets of 32 or 64 symbols are looked up by `tbl`, one byte of 16 lanes at a time. There is
 //! no gather: for more symbols the slots are loaded one by one.
@@ -13,8 +12,10 @@ use std::arch::aarch64::*;
 
 use bigsmall_format::internal::Ahead;
 
-use crate::arch::aarch64::neon::{States, look_up, sets, zip};
-use crate::arch::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
+use crate::arch::aarch64::neon::states::{States, look_up, sets, zip};
+use crate::arch::fused::{
+    Group, ROWS, check_fields, each_block, high_bytes, residual_mask, symbols_are_fields, walk,
+};
 use crate::arch::tables::UNPACK16;
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes};
@@ -200,8 +201,7 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WH
             let units = group.units.add((row * LANES + column) * UNIT);
             let low = |plane: usize| vld1q_u8(group.lows.add(plane * GROUP + row * LANES + column));
             if high_bytes(RESIDUAL) == 1 {
-                let field = if UNIT == 1 && RESIDUAL + BITS == 8 {
-                    // The window is the whole field, so a symbol is its field.
+                let field = if symbols_are_fields(UNIT, RESIDUAL, BITS) {
                     vshlq_u8(symbols, vdupq_n_s8(RESIDUAL as i8 - 1))
                 } else {
                     look_up::<BITS>(&fields.0[0], symbols)
@@ -242,6 +242,7 @@ pub(super) fn decode_fused<
     ahead: Ahead<'_>,
 ) -> usize {
     let fields = Fields::new(head);
+    check_fields::<UNIT, RESIDUAL, BITS>(head);
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let n = walk::<UNIT, RESIDUAL, N>(&head.alias, jobs, planes, units, ahead, |groups, _, _| {
         macro_rules! rows {

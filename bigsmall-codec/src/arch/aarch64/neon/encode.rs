@@ -4,7 +4,7 @@
 
 use std::arch::aarch64::*;
 
-use crate::arch::aarch64::neon::{States, look_up, sets, zip};
+use crate::arch::aarch64::neon::states::{States, look_up, sets, zip};
 use crate::arch::fused::ROWS;
 use crate::arch::tables::COMPACT;
 use crate::head::Head;

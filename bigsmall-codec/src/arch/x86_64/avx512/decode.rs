@@ -15,7 +15,9 @@ use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
 
-use crate::arch::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
+use crate::arch::fused::{
+    Group, ROWS, check_fields, each_block, high_bytes, residual_mask, symbols_are_fields, walk,
+};
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes, halves, whole};
 use crate::planes::GROUP;
@@ -257,9 +259,9 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WH
         let residual = residuals::<RESIDUAL, WHOLE>(group.residual, row);
         let units = group.units.add(row * LANES * UNIT);
         if UNIT == 1 {
-            let fields = if RESIDUAL + BITS == 8 {
-                // The window is the whole field, so a symbol is its field. What is above the symbol
-                // comes to lie on bits of the residual, which the mask replaces.
+            let fields = if symbols_are_fields(UNIT, RESIDUAL, BITS) {
+                // What is above the symbol comes to lie on bits of the residual, which the mask
+                // replaces.
                 let shift = _mm_cvtsi32_si128(RESIDUAL as i32 - 1);
                 _mm256_sll_epi16(_mm512_cvtepi16_epi8(symbols), shift)
             } else {
@@ -320,10 +322,7 @@ pub(super) fn decode_fused<
     let shift = head.layout.field_shift() + if in_upper { 8 } else { 0 };
     let field = |s: usize| if s < 1 << BITS { head.field(s as u8) << shift } else { 0 };
     let fields = Fields(std::array::from_fn(field));
-    debug_assert!(
-        UNIT != 1 || RESIDUAL + BITS != 8 || (0..1 << BITS).all(|s| head.field(s) == u16::from(s)),
-        "a symbol is its field"
-    );
+    check_fields::<UNIT, RESIDUAL, BITS>(head);
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let n = walk::<UNIT, RESIDUAL, N>(
         &head.alias,

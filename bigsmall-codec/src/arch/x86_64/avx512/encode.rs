@@ -111,14 +111,14 @@ unsafe fn find_slots<const BITS: u32>(
     unsafe {
         let more = _mm512_cmpge_epu16_mask(rank, freq);
         let rank = _mm512_mask_sub_epi16(rank, more, rank, freq);
-        let number = _mm512_add_epi16(rank, look_up::<BITS>(&table.number, symbols));
+        let number = _mm512_add_epi16(rank, look_up::<BITS>(&table.to_number, symbols));
         let shift = _mm_cvtsi32_si128(table.shift as i32);
         let mut run = look_up::<6>(&table.runs, _mm512_srl_epi16(number, shift));
         for (k, ends) in table.ends.iter().enumerate().take(table.rounds).rev() {
             let after = _mm512_cmpge_epu16_mask(number, look_up::<BITS>(ends, run));
             run = _mm512_mask_add_epi16(run, after, run, _mm512_set1_epi16(1 << k));
         }
-        let slot = _mm512_add_epi16(number, look_up::<BITS>(&table.slot, run));
+        let slot = _mm512_add_epi16(number, look_up::<BITS>(&table.to_slot, run));
         // The others lie in their symbol's bucket.
         let own = _mm512_cmplt_epu16_mask(rank, look_up::<BITS>(&table.own, symbols));
         let bucket = match BITS {
@@ -183,11 +183,10 @@ unsafe fn encode_row<const BITS: u32>(
         let [low, high] = pack(quotient);
         let freq = _mm512_srli_epi16::<4>(freq);
         let rank = _mm512_sub_epi16(lower, _mm512_mullo_epi16(low, freq));
-        let slot = match &table.ranks {
-            Some(ranks) if BITS <= 6 => {
-                find_slots::<BITS>(ranks, _mm512_cvtepu8_epi16(symbols), freq, rank)
-            }
-            _ => gather_slots(table, _mm512_add_epi16(first, rank)),
+        let slot = if BITS <= 6 {
+            find_slots::<BITS>(table.ranks(), _mm512_cvtepu8_epi16(symbols), freq, rank)
+        } else {
+            gather_slots(table, _mm512_add_epi16(first, rank))
         };
         // The new state is quotient * 2^12 + slot.
         let top = _mm512_slli_epi16::<12>(low);
