@@ -1,5 +1,6 @@
-//! The upper and the lower halves of the states of 32 lanes, and what decoding and encoding do with
-//! their vectors. Tables of 32 or 64 symbols are looked up by `tbl`, one byte of 16 lanes at a time.
+//! The upper and the lower halves of the states of 32 lanes, and what decoding and encoding do
+//! with their vectors. Tables of 32 or 64 symbols are looked up by `tbl`, one byte of 16 lanes at a
+//! time.
 //!
 //! The functions that a row consists of are always inlined. So they have no target features of
 //! their own, and their callers must have them.
