@@ -7,6 +7,8 @@
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod aarch64;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod expand;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod fused;
 pub(crate) mod portable;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

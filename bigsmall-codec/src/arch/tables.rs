@@ -2,8 +2,8 @@
 
 /// For every set of `UNITS` places the byte shuffle that moves as many packed units of `BYTES`
 /// there, and zeros to the other places.
-pub(super) const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>()
--> [[u8; 16]; SETS] {
+const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS: usize>() -> [[u8; 16]; SETS]
+{
     let mut table = [[0x80; 16]; SETS];
     let mut mask = 0;
     while mask < SETS {
@@ -24,7 +24,10 @@ pub(super) const fn unpacking<const BYTES: usize, const UNITS: usize, const SETS
     table
 }
 
+pub(super) static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
 pub(super) static UNPACK16: [[u8; 16]; 256] = unpacking::<2, 8, 256>();
+pub(super) static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
+pub(super) static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
 
 /// For every set of 8 lanes the byte shuffle that moves their words of 16 bits to the end.
 pub(super) static COMPACT: [[u8; 16]; 256] = {

@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
+use crate::arch::expand::expand_units;
 use crate::arch::fused::{ROWS, decode_rest, fused_forms};
-use crate::arch::tables::{COMPACT, UNPACK16, unpacking};
+use crate::arch::tables::{COMPACT, UNPACK8, UNPACK16, UNPACK32, UNPACK64};
 use crate::arch::x86_64::delta::{merge256, partition256, values256};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
@@ -51,51 +52,28 @@ fn store_states(vectors: [__m256i; VECTORS], states: &mut [u32; LANES]) {
     }
 }
 
-static UNPACK8: [[u8; 16]; 256] = unpacking::<1, 8, 256>();
-static UNPACK32: [[u8; 16]; 16] = unpacking::<4, 4, 16>();
-static UNPACK64: [[u8; 16]; 4] = unpacking::<8, 2, 4>();
-
-/// [`zeros::expand`] for whole words of the mask, as far as no vector would read or write past the
-/// units; returns where it stopped: the bytes done, and where the next unit that is not zero lies.
-/// `others` is where the first of these lies. `BITS` bits of the mask are one shuffle.
+/// [`expand_units`] with 16 bytes and a shuffle at a time.
 ///
 /// # Safety
-/// The table has an entry for every value of `BITS` bits, and `BITS` units are at most 16 bytes.
+/// Those of `expand_units`.
 #[target_feature(enable = "avx2,popcnt")]
-unsafe fn expand_units<const BYTES: usize, const BITS: usize>(
+unsafe fn expand<const BYTES: usize, const BITS: usize>(
     table: &[[u8; 16]],
     mask: &[u8],
     units: &mut [u8],
     others: usize,
 ) -> (usize, usize) {
-    let (mut at, mut next) = (0, others);
-    for mask in mask.as_chunks().0 {
-        // The last of the vectors ends up to 16 bytes after the units of this word.
-        if next.max(at) + 64 * BYTES + 16 > units.len() {
-            break;
-        }
-        let mask = u64::from_le_bytes(*mask);
-        for part in 0..64 / BITS {
-            let set = (mask >> (part * BITS)) as usize & ((1 << BITS) - 1);
-            // SAFETY: 16 bytes from `next` and from `at` lie within the units, as just compared;
-            // the table has every set.
-            unsafe {
-                let packed = _mm_loadu_si128(units.as_ptr().add(next).cast());
-                let order = _mm_loadu_si128(table.as_ptr().add(set).cast());
-                let whole = _mm_shuffle_epi8(packed, order);
-                let to = units.as_mut_ptr().add(at);
-                // Not past the units of the set: others may lie there.
-                if BYTES * BITS == 16 {
-                    _mm_storeu_si128(to.cast(), whole);
-                } else {
-                    _mm_storel_epi64(to.cast(), whole);
-                }
+    // SAFETY: as the caller promises; 16 bytes can be read, and as many as the units take written.
+    unsafe {
+        expand_units::<BYTES, BITS>(table, mask, units, others, |packed, order, to| {
+            let order = _mm_loadu_si128(order.as_ptr().cast());
+            let whole = _mm_shuffle_epi8(_mm_loadu_si128(packed.cast()), order);
+            match BYTES * BITS {
+                16 => _mm_storeu_si128(to.cast(), whole),
+                _ => _mm_storel_epi64(to.cast(), whole),
             }
-            at += BYTES * BITS;
-            next += BYTES * set.count_ones() as usize;
-        }
+        })
     }
-    (at, next)
 }
 
 /// The reciprocals and the fields for the 32 symbols of a row.
@@ -295,10 +273,10 @@ impl Kernels for Avx2 {
         // 2^8, 2^4 and 2^2 entries for 8, 8, 4 and 2 units, which are 8 or 16 bytes.
         let (at, next) = unsafe {
             match unit_bytes {
-                1 => expand_units::<1, 8>(&UNPACK8, mask, units, begin),
-                2 => expand_units::<2, 8>(&UNPACK16, mask, units, begin),
-                4 => expand_units::<4, 4>(&UNPACK32, mask, units, begin),
-                _ => expand_units::<8, 2>(&UNPACK64, mask, units, begin),
+                1 => expand::<1, 8>(&UNPACK8, mask, units, begin),
+                2 => expand::<2, 8>(&UNPACK16, mask, units, begin),
+                4 => expand::<4, 4>(&UNPACK32, mask, units, begin),
+                _ => expand::<8, 2>(&UNPACK64, mask, units, begin),
             }
         };
         zeros::expand_rest(unit_bytes, mask, units, at, next);
