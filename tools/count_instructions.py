@@ -92,7 +92,7 @@ def row(name, *counts):
 def codec():
     x86, arm = (assembly("bigsmall-codec", target) for target in TARGETS)
     print("| 32 weights | avx512 | avx2 | neon |\n|---|---|---|---|")
-    # Blocks that are decoded at once, and vectors of 32 symbols.
+    # Blocks that are decoded at once, and how many vectors 32 symbols take.
     backends = [(x86, "avx512", 4, 1), (x86, "avx2", 2, 2), (arm, "neon", 2, 2)]
     # Bytes of a unit, bits of its residual and of a symbol, look-ups in a vector of symbols.
     for name, unit, residual, bits, least in [

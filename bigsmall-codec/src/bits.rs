@@ -4,6 +4,8 @@ use bigsmall_format::{Error, Result, Rule};
 
 use bigsmall_format::internal::reserve;
 
+use crate::planes::ONES;
+
 /// Appends bits to bytes.
 #[derive(Default)]
 pub(crate) struct BitWriter {
@@ -139,8 +141,7 @@ pub(crate) fn check_end(bytes: &[u8], used: usize, align: usize, length: Rule) -
 /// Which of the bytes are at least `power`, a power of two: bit i is set for byte i.
 #[inline(always)]
 pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let above = (!(u64::from(power) - 1) & 0xff) * EACH;
+    let above = (!(u64::from(power) - 1) & 0xff) * ONES;
     let words = || bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word) & above);
     if words().fold(0, |any, word| any | word) == 0 {
         return 0;
@@ -148,7 +149,7 @@ pub(crate) fn at_least(bytes: &[u8; 32], power: u32) -> u32 {
     let mut mask = 0;
     for (i, high) in words().enumerate() {
         // The highest bit of each byte that is not zero, then these bits side by side.
-        let set = (((high & (0x7f * EACH)) + 0x7f * EACH) | high) >> 7 & EACH;
+        let set = (((high & (0x7f * ONES)) + 0x7f * ONES) | high) >> 7 & ONES;
         mask |= ((set.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * i);
     }
     mask

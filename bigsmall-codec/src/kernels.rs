@@ -150,8 +150,7 @@ pub(crate) trait Kernels: Sync {
         symbols: &mut [u8],
         exceptions: &mut Vec<(u32, u16)>,
     ) -> Result<bool> {
-        let lists = (symbols, exceptions);
-        units::replace_exceptions(head, stand_ins, table_ids, units, lists, at_least)
+        units::replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions, at_least)
     }
 
     /// [`units::join`].

@@ -113,12 +113,14 @@ impl StandIn {
 /// position and field; false if these are more than a block can have. `at_least` says which of 32
 /// bytes are at least a power of two.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // those of `Kernels::replace_exceptions`, and the comparison
 pub(crate) fn replace_exceptions(
     head: &Head,
     stand_ins: &StandIns,
     table_ids: &[u8],
     units: &[u8],
-    (symbols, exceptions): (&mut [u8], &mut Vec<(u32, u16)>),
+    symbols: &mut [u8],
+    exceptions: &mut Vec<(u32, u16)>,
     at_least: impl Fn(&[u8; 32], u32) -> u32,
 ) -> Result<bool> {
     const MAX_EXCEPTIONS: usize = u16::MAX as usize;

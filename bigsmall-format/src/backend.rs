@@ -66,7 +66,7 @@ impl Backend {
                     && is_x86_feature_detected!("popcnt")
             }
             #[cfg(target_arch = "aarch64")]
-            // The kernels take words of bytes in the order of memory.
+            // The kernels load words as bytes, the lowest first.
             Backend::Neon => {
                 cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")
             }

@@ -199,6 +199,30 @@ pub(super) fn walk<const UNIT: usize, const RESIDUAL: u32, const N: usize>(
     group
 }
 
+/// Calls `decode` with group after group of the symbols of `N` jobs, at most `n`, as long as no
+/// kernel would read past a block; returns their number. `decode` gets the number of the group and,
+/// for each job, its table and its next word. There is one word for each symbol.
+#[inline(always)]
+pub(super) fn walk_symbols<const N: usize>(
+    tables: &[AliasTable],
+    jobs: &mut [Job<'_>; N],
+    n: usize,
+    mut decode: impl FnMut(usize, &[&AliasTable; N], &mut [*const u16; N]),
+) -> usize {
+    let mut done = 0;
+    while done < n && jobs.iter().all(Job::has_group) {
+        let of_group = jobs.each_ref().map(|job| &tables[usize::from(job.group_tables[job.group])]);
+        let mut words = jobs.each_ref().map(|job| job.words[2 * job.position..].as_ptr().cast());
+        decode(done, &of_group, &mut words);
+        for (job, words) in jobs.iter_mut().zip(words) {
+            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
+            job.group += 1;
+        }
+        done += 1;
+    }
+    done
+}
+
 /// Decodes the groups of every job after the first `done`, job by job, where `decode` decodes those
 /// of one job as long as there are words for it: then the last groups of the block, with zeros
 /// behind its words.

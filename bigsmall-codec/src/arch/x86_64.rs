@@ -26,10 +26,10 @@ macro_rules! plain_loops {
             symbols: &mut [u8],
             exceptions: &mut Vec<(u32, u16)>,
         ) -> Result<bool> {
-            let lists = (symbols, exceptions);
-            units::replace_exceptions(head, stand_ins, table_ids, units, lists, |bytes, power| {
-                crate::arch::x86_64::at_least(bytes, power)
-            })
+            let at_least = |bytes: &[u8; 32], power| crate::arch::x86_64::at_least(bytes, power);
+            units::replace_exceptions(
+                head, stand_ins, table_ids, units, symbols, exceptions, at_least,
+            )
         }
 
         #[target_feature(enable = $features)]

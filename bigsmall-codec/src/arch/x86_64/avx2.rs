@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use bigsmall_format::internal::Ahead;
 use bigsmall_format::{Backend, Result};
 
-use crate::arch::expand::expand_units;
+use crate::arch::expand;
 use crate::arch::fused::{ROWS, decode_rest, fused_forms};
-use crate::arch::tables::{COMPACT, UNPACK8, UNPACK16, UNPACK32, UNPACK64};
+use crate::arch::tables::COMPACT;
 use crate::arch::x86_64::delta::{merge256, partition256, values256};
 use crate::delta;
 use crate::delta::head::Head as DeltaHead;
@@ -52,28 +52,19 @@ fn store_states(vectors: [__m256i; VECTORS], states: &mut [u32; LANES]) {
     }
 }
 
-/// [`expand_units`] with 16 bytes and a shuffle at a time.
-///
-/// # Safety
-/// Those of `expand_units`.
 #[target_feature(enable = "avx2,popcnt")]
-unsafe fn expand<const BYTES: usize, const BITS: usize>(
-    table: &[[u8; 16]],
-    mask: &[u8],
-    units: &mut [u8],
-    others: usize,
-) -> (usize, usize) {
-    // SAFETY: as the caller promises; 16 bytes can be read, and as many as the units take written.
-    unsafe {
-        expand_units::<BYTES, BITS>(table, mask, units, others, |packed, order, to| {
-            let order = _mm_loadu_si128(order.as_ptr().cast());
-            let whole = _mm_shuffle_epi8(_mm_loadu_si128(packed.cast()), order);
-            match BYTES * BITS {
-                16 => _mm_storeu_si128(to.cast(), whole),
-                _ => _mm_storel_epi64(to.cast(), whole),
-            }
-        })
-    }
+fn expand(unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
+    // SAFETY: 16 bytes can be read, and `n` of them written.
+    let put = |packed: *const u8, order: &[u8; 16], to: *mut u8, n: usize| unsafe {
+        let order = _mm_loadu_si128(order.as_ptr().cast());
+        let whole = _mm_shuffle_epi8(_mm_loadu_si128(packed.cast()), order);
+        match n {
+            16 => _mm_storeu_si128(to.cast(), whole),
+            _ => _mm_storel_epi64(to.cast(), whole),
+        }
+    };
+    // SAFETY: `put` does what it has to.
+    unsafe { expand::expand(unit_bytes, mask, units, begin, put) }
 }
 
 /// The reciprocals and the fields for the 32 symbols of a row.
@@ -269,17 +260,8 @@ impl Kernels for Avx2 {
     }
 
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
-        // SAFETY: `self` is the proof that the machine has the instructions; the tables have 2^8,
-        // 2^8, 2^4 and 2^2 entries for 8, 8, 4 and 2 units, which are 8 or 16 bytes.
-        let (at, next) = unsafe {
-            match unit_bytes {
-                1 => expand::<1, 8>(&UNPACK8, mask, units, begin),
-                2 => expand::<2, 8>(&UNPACK16, mask, units, begin),
-                4 => expand::<4, 4>(&UNPACK32, mask, units, begin),
-                _ => expand::<8, 2>(&UNPACK64, mask, units, begin),
-            }
-        };
-        zeros::expand_rest(unit_bytes, mask, units, at, next);
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { expand(unit_bytes, mask, units, begin) }
     }
 
     delta_methods!(values256, merge256, partition256);

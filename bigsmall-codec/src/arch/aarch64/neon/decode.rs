@@ -1,12 +1,9 @@
-//! Decoding: the upper and the lower halves of the states of 32 lanes as four vectors of 16-bit
-//! numbers each, two blocks interleaved: a row waits for itself, from the states to the words that
-//! they take.
+//! Decoding. Two blocks are interleaved, because a row waits for itself: from the states to the
+//! words that they take. The buckets of 32 or 64 symbols are looked up by `tbl`; for more symbols
+//! the slots are loaded one by one.
 //!
-//! The buckets of 32 or 64 symbols are looked up by `tbl`, one byte of 16 lanes at a time. There is
-//! no gather: for more symbols the slots are loaded one by one.
-//!
-//! The functions that a row consists of are always inlined. So they have no target features of
-//! their own, and their callers must have them.
+//! As in [`states`](super::states), the functions that a row consists of are always inlined, and
+//! their callers must have the instructions.
 
 use std::arch::aarch64::*;
 
@@ -15,6 +12,7 @@ use bigsmall_format::internal::Ahead;
 use crate::arch::aarch64::neon::states::{States, look_up, sets, zip};
 use crate::arch::fused::{
     Group, ROWS, check_fields, each_block, high_bytes, residual_mask, symbols_are_fields, walk,
+    walk_symbols,
 };
 use crate::arch::tables::UNPACK16;
 use crate::head::Head;
@@ -68,7 +66,6 @@ impl States {
 }
 
 /// What the slots of a row hold.
-#[derive(Clone, Copy)]
 struct Found {
     symbols: [uint8x16_t; 2],
     /// 16 times the frequencies.
@@ -76,7 +73,7 @@ struct Found {
     rank: [uint16x8_t; 4],
 }
 
-/// By the bytes of 2^`BITS` buckets, 5 or 6.
+/// Finds it by the bytes of 2^`BITS` buckets, 5 or 6.
 ///
 /// # Safety
 /// The machine must have the instructions.
@@ -88,7 +85,8 @@ unsafe fn find<const BITS: u32>(x: &States, table: &BucketBytes) -> Found {
         for i in 0..2 {
             let [a, b] = [x.lower[2 * i], x.lower[2 * i + 1]].map(|v| vreinterpretq_u8_u16(v));
             let (low, high) = (vuzp1q_u8(a, b), vuzp2q_u8(a, b));
-            // The upper bits of the slot, which begins with the lower half of the higher byte.
+            // The slot is the lower half of the high byte, and the low byte. Its upper bits are the
+            // number of the bucket.
             let bucket = match BITS {
                 5 => vsriq_n_u8::<7>(vshlq_n_u8::<1>(high), low),
                 _ => vsriq_n_u8::<6>(vshlq_n_u8::<2>(high), low),
@@ -115,7 +113,7 @@ unsafe fn find<const BITS: u32>(x: &States, table: &BucketBytes) -> Found {
     }
 }
 
-/// The same by slots in memory, for any number of symbols.
+/// Finds it by slots in memory, for any number of symbols.
 ///
 /// # Safety
 /// As [`find`].
@@ -282,12 +280,7 @@ pub(super) fn decode_symbols<const N: usize>(
 ) -> usize {
     let n = groups.iter().map(|g| g.len()).min().unwrap_or(0);
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
-    let mut done = 0;
-    while done < n && jobs.iter().all(Job::has_group) {
-        let tables: [_; N] =
-            std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
-        let mut words: [*const u16; N] =
-            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
+    let done = walk_symbols(&head.alias, jobs, n, |done, tables, words| {
         macro_rules! rows {
             (|$table:ident, $x:ident| $find:expr) => {
                 for row in 0..ROWS {
@@ -310,12 +303,7 @@ pub(super) fn decode_symbols<const N: usize>(
             6 => rows!(|table, x| find::<6>(x, &table.buckets().bytes)),
             _ => rows!(|table, x| find_slots(x, table.slots())),
         }
-        for (job, words) in jobs.iter_mut().zip(words) {
-            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
-            job.group += 1;
-        }
-        done += 1;
-    }
+    });
     for (job, states) in jobs.iter_mut().zip(states) {
         states.store(&mut job.states);
     }

@@ -1,6 +1,8 @@
-//! Encoding, one block after the other: a row takes so many instructions that a core hardly sees
-//! those of another block beside it. States are divided as floats. What takes longest is looking up
-//! 32 slots in memory.
+//! Encoding, one block after the other. States are divided as floats. What takes longest is looking
+//! up 32 slots in memory.
+//!
+//! As in [`states`](super::states), the functions that a row consists of are always inlined, and
+//! their callers must have the instructions.
 
 use std::arch::aarch64::*;
 

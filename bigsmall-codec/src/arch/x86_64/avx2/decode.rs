@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
 
-use crate::arch::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk};
+use crate::arch::fused::{Group, ROWS, each_block, high_bytes, residual_mask, walk, walk_symbols};
 use crate::arch::tables::UNPACK16;
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes, halves, whole};
@@ -425,12 +425,7 @@ pub(super) fn decode_symbols<const N: usize>(
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let lines: [_; N] = std::array::from_fn(|i| jobs[i].soon.lines_a_step(groups[i].len() * ROWS));
     let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
-    let mut done = 0;
-    while done < n && jobs.iter().all(Job::has_group) {
-        let tables: [_; N] =
-            std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
-        let mut words: [*const u16; N] =
-            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
+    let done = walk_symbols(&head.alias, jobs, n, |done, tables, words| {
         macro_rules! rows {
             ($step:expr, |$table:ident| $of:expr) => {
                 for row in 0..ROWS {
@@ -452,12 +447,7 @@ pub(super) fn decode_symbols<const N: usize>(
             6 => rows!(step_by_bytes::<6>, |table| &table.buckets().bytes),
             _ => rows!(step_by_slots, |table| table.slots()),
         }
-        for (job, words) in jobs.iter_mut().zip(words) {
-            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
-            job.group += 1;
-        }
-        done += 1;
-    }
+    });
     for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {
         states.store(&mut job.states);
         job.soon = soon;

@@ -17,6 +17,7 @@ use bigsmall_format::internal::Ahead;
 
 use crate::arch::fused::{
     Group, ROWS, check_fields, each_block, high_bytes, residual_mask, symbols_are_fields, walk,
+    walk_symbols,
 };
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes, halves, whole};
@@ -380,12 +381,7 @@ pub(super) fn decode_symbols<const N: usize>(
     let mut states: [_; N] = std::array::from_fn(|i| States::load(&jobs[i].states));
     let lines: [_; N] = std::array::from_fn(|i| jobs[i].soon.lines_a_step(groups[i].len() * ROWS));
     let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
-    let mut done = 0;
-    while done < n && jobs.iter().all(Job::has_group) {
-        let tables: [_; N] =
-            std::array::from_fn(|i| &head.alias[usize::from(jobs[i].group_tables[jobs[i].group])]);
-        let mut words: [*const u16; N] =
-            std::array::from_fn(|i| jobs[i].words[2 * jobs[i].position..].as_ptr().cast());
+    let done = walk_symbols(&head.alias, jobs, n, |done, tables, words| {
         let mask = _mm512_set1_epi16(((1u32 << head.symbol_bits) - 1) as i16);
         macro_rules! rows {
             (|$table:ident, $x:ident, $words:ident| $step:expr) => {
@@ -408,12 +404,7 @@ pub(super) fn decode_symbols<const N: usize>(
             6 => rows!(|table, x, words| step::<6>(x, table.buckets(), words)),
             _ => rows!(|table, x, words| step_by_slots(x, table.slots(), words)),
         }
-        for (job, words) in jobs.iter_mut().zip(words) {
-            job.position = (words as usize - job.words.as_ptr() as usize) / 2;
-            job.group += 1;
-        }
-        done += 1;
-    }
+    });
     for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {
         states.store(&mut job.states);
         job.soon = soon;
