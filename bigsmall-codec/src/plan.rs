@@ -4,15 +4,20 @@
 use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
 
-use crate::bits::BitWriter;
 use crate::columns::{CLASSES, Columns, MAX_COLUMNS};
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::planes::GROUP;
-use crate::table::{COST_FRACTION, FrequencyTable};
+use crate::scratch::{Pool, with_scratch};
+use crate::table::COST_FRACTION;
 use crate::units::{low_width, symbol_of};
 use crate::zeros;
+
+mod cluster;
+
+pub(crate) use cluster::{Histograms, cluster};
+use cluster::{by_mean, lloyd};
 
 /// Units in one read.
 const RUN: u64 = 4096;
@@ -102,12 +107,23 @@ fn effort(level: Level, is_float: bool, high_bytes: usize) -> Effort {
 }
 
 /// The sampled high bits, and for each group of 256 how many low bits it needs.
+#[derive(Default)]
 struct Sample {
     highs: Vec<u16>,
     group_widths: Vec<u8>,
 }
 
+/// Samples of earlier plans: to use fresh memory takes as long as the rest of a plan.
+static SAMPLES: Pool<Sample> = Pool::new(Vec::new());
+
 impl Sample {
+    /// Begins with no units, and room for so many.
+    fn clear(&mut self, n_units: usize) -> Result<()> {
+        self.highs.clear();
+        self.group_widths.clear();
+        reserve(&mut self.highs, n_units)
+    }
+
     /// Adds whole groups of units.
     fn add(&mut self, layout: &Layout, units: &[u8]) {
         let at = self.highs.len();
@@ -149,28 +165,29 @@ fn each_run(
     Ok(())
 }
 
-fn sample(
+/// Samples all units.
+fn sample_all(
     spec: &TensorSpec,
     source: &dyn ReadAt,
     layout: &Layout,
     bounds: (u64, u64),
-) -> Result<Sample> {
-    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
-    reserve(&mut sample.highs, bounds.1.min(spec.n_units()) as usize)?;
+    sample: &mut Sample,
+) -> Result<()> {
+    sample.clear(bounds.1.min(spec.n_units()) as usize)?;
     each_run(spec, source, layout.unit_bytes, bounds, |units| {
         sample.add(layout, units);
         Ok(())
-    })?;
-    Ok(sample)
+    })
 }
 
-/// The sampled units that are not zero, and the mask of all.
+/// Samples the units that are not zero; returns the mask of all.
 fn sample_others(
     spec: &TensorSpec,
     source: &dyn ReadAt,
     layout: &Layout,
     bounds: (u64, u64),
-) -> Result<(Sample, Vec<u8>)> {
+    sample: &mut Sample,
+) -> Result<Vec<u8>> {
     let unit_bytes = layout.unit_bytes;
     let (mut masks, mut others) = (Vec::new(), Vec::new());
     let mut used = 0;
@@ -184,9 +201,10 @@ fn sample_others(
         used += zeros::split(unit_bytes, units, &mut masks[at..], &mut others[used..]);
         Ok(())
     })?;
-    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
-    sample.add(layout, &others[..used - used % (GROUP * unit_bytes)]);
-    Ok((sample, masks))
+    let whole = used - used % (GROUP * unit_bytes);
+    sample.clear(whole / unit_bytes)?;
+    sample.add(layout, &others[..whole]);
+    Ok(masks)
 }
 
 /// What a plan costs, in the units of [`FrequencyTable::costs`], and the head that it is.
@@ -194,31 +212,42 @@ type Plan = (u64, Head);
 
 /// Decides the head for `spec`.
 pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
+    with_scratch(&SAMPLES, |sample| plan_from(spec, source, level, sample))
+}
+
+/// [`plan`] with memory for a sample.
+fn plan_from(
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    level: Level,
+    sample: &mut Sample,
+) -> Result<Head> {
     let dtype = spec.dtype();
     let high_bytes = Layout::new(dtype, 0).map_or(1, |l| l.high_bytes);
     let effort = effort(level, Layout::is_float(dtype), high_bytes);
     let Some(layout) = effort.mantissa.iter().find_map(|&m| Layout::new(dtype, m)) else {
         unreachable!("every dtype has a layout for the first m")
     };
-    let all = sample(spec, source, &layout, effort.sample)?;
-    let plan = plan_of(dtype, &all, &effort)?;
-    let n_zeros = all.highs.iter().filter(|&&high| high == 0).count();
-    if n_zeros * SOME_ZEROS < all.highs.len() || n_zeros == 0 {
+    sample_all(spec, source, &layout, effort.sample, sample)?;
+    let plan = plan_of(dtype, sample, &effort)?;
+    let n_units = sample.highs.len();
+    let n_zeros = sample.highs.iter().filter(|&&high| high == 0).count();
+    if n_zeros * SOME_ZEROS < n_units || n_zeros == 0 {
         return Ok(plan.1);
     }
-    let (others, masks) = sample_others(spec, source, &layout, effort.sample)?;
-    let (mut cost, mut head) = plan_of(dtype, &others, &effort)?;
+    let masks = sample_others(spec, source, &layout, effort.sample, sample)?;
+    let (mut cost, mut head) = plan_of(dtype, sample, &effort)?;
     let of_masks = self::effort(level, false, 1);
-    let n_blocks = (all.highs.len() as u64).div_ceil(BLOCK_UNITS as u64);
-    let mut mask_sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
+    let n_blocks = (n_units as u64).div_ceil(BLOCK_UNITS as u64);
     let Some(byte_layout) = Layout::new(Dtype::U8, 0) else { unreachable!("bytes have a layout") };
-    mask_sample.add(&byte_layout, &masks);
-    let (mask_cost, mask_head) = plan_of(Dtype::U8, &mask_sample, &of_masks)?;
+    sample.clear(masks.len())?;
+    sample.add(&byte_layout, &masks);
+    let (mask_cost, mask_head) = plan_of(Dtype::U8, sample, &of_masks)?;
     // Where coding does not pay, masks are stored raw.
     cost += mask_cost.min((8 * masks.len() as u64) << COST_FRACTION);
     cost += (8 * (HEAD_COST + n_blocks * BLOCK_COST)) << COST_FRACTION;
     // Small blocks may be stored raw, whatever the plan: then the head of masks would be in vain.
-    let raw = (all.highs.len() * layout.unit_bytes) as u64;
+    let raw = (n_units * layout.unit_bytes) as u64;
     let most = (8 * raw.saturating_sub(n_blocks * BLOCK_COST)) << COST_FRACTION;
     let plain = plan.0.min(most);
     let gain = if level == Level::Small { SMALL_MASK_GAIN } else { MASK_GAIN };
@@ -247,8 +276,7 @@ pub(crate) fn plan_with_columns(spec: &TensorSpec, source: &dyn ReadAt) -> Resul
         return Ok(None);
     };
     let columns = Columns::new(classes)?;
-    let mut sample = Sample { highs: Vec::new(), group_widths: Vec::new() };
-    let mut ordered = Vec::new();
+    let (mut sample, mut ordered) = (Sample::default(), Vec::new());
     each_block(spec, source, COLUMN_BLOCKS, |block, units| {
         set_len(&mut ordered, units.len())?;
         columns.put_in_order(layout.unit_bytes, columns.of_block(block), units, &mut ordered);
@@ -302,15 +330,13 @@ fn classes(
         let n = units.len() / layout.unit_bytes / GROUP * GROUP;
         set_len(&mut highs, n)?;
         layout.split_highs(&units[..n * layout.unit_bytes], &mut highs);
-        highs.iter_mut().for_each(|high| *high = layout.field(*high));
         n_units += n as u64;
         // Of the first block: it has units of all columns, or nearly.
-        let place =
-            *place.get_or_insert_with(|| window(&highs, 1 << layout.field_bits, symbol_bits));
+        let place = *place.get_or_insert_with(|| window(&highs, layout, symbol_bits));
         let begin = (block * BLOCK_UNITS as u64 % n_columns as u64) as usize;
         let of_columns = (0..n_columns).cycle().skip(begin);
-        for (&field, column) in highs.iter().zip(of_columns) {
-            let symbol = usize::from(symbol_of(field, place, n_symbols as u16));
+        for (&high, column) in highs.iter().zip(of_columns) {
+            let symbol = usize::from(symbol_of(layout.field(high), place, n_symbols as u16));
             if let Some(count) = counts[column * n_symbols..][..n_symbols].get_mut(symbol) {
                 *count = count.saturating_add(1).min(i16::MAX as u16);
             }
@@ -337,31 +363,24 @@ fn classes(
 /// Decides the head for a sample.
 fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
     let mut best: Option<Plan> = None;
-    let (mut fields, mut symbols): (Vec<u16>, Vec<u8>) = Default::default();
+    let n_units = sample.highs.len() as u64;
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
         let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
         let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        reserve(&mut fields, sample.highs.len())?;
-        fields.clear();
-        fields.extend(sample.highs.iter().map(|&h| layout.field(h)));
-        let (base, first) = window(&fields, 1 << layout.field_bits, symbol_bits);
-        let symbol = |&field: &u16| symbol_of(field, (base, first), 1 << symbol_bits);
-        reserve(&mut symbols, fields.len())?;
-        symbols.clear();
-        symbols.extend(fields.iter().map(symbol));
-        let groups = histograms(&symbols, 1 << symbol_bits)?;
-        let outside = symbols.len() as u64 - groups.total();
+        let window = window(&sample.highs, &layout, symbol_bits);
+        let symbol = |&high: &u16| symbol_of(layout.field(high), window, 1 << symbol_bits);
+        let groups = Histograms::of_groups(&sample.highs, symbol, 1 << symbol_bits)?;
+        let outside = n_units - groups.total();
         for &segment in effort.segments {
             let histograms = groups.merged(segment / GROUP)?;
             let (mut cost, tables) = cluster(&histograms, effort.tables, effort.rounds);
             cost += outside * OUTSIDE_COST;
-            cost += ((symbols.len() as u64) * u64::from(layout.residual_bits)) << COST_FRACTION;
+            cost += (n_units * u64::from(layout.residual_bits)) << COST_FRACTION;
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
             cost += low_cost;
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let head =
-                    Head::new(m, layout, symbol_bits, (base, first), segment, low_widths, tables);
+                let head = Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
                 best = Some((cost, head));
             }
         }
@@ -373,13 +392,13 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
 /// The window of 2^`symbol_bits` fields that covers the most units (the lowest of equal ones), and
 /// the field of its symbol 0. That is the window's first field, or field 0 (zeros and subnormals)
 /// if it lies outside and is more common.
-fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
+fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
     // Four histograms, so that equal neighbours do not wait for each other.
-    let mut four = vec![[0u32; 4]; n_fields];
-    // The sample consists of a multiple of 4 fields.
-    for fields in fields.as_chunks::<4>().0 {
-        for (i, &field) in fields.iter().enumerate() {
-            four[usize::from(field)][i] += 1;
+    let mut four = vec![[0u32; 4]; 1 << layout.field_bits];
+    // The sample consists of a multiple of 4 units.
+    for highs in highs.as_chunks::<4>().0 {
+        for (i, &high) in highs.iter().enumerate() {
+            four[usize::from(layout.field(high))][i] += 1;
         }
     }
     let counts: Vec<u64> = four.iter().map(|of| of.iter().map(|&n| u64::from(n)).sum()).collect();
@@ -399,149 +418,6 @@ fn window(fields: &[u16], n_fields: usize, symbol_bits: u32) -> (u16, u16) {
         }
     }
     if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
-}
-
-/// The counts of the symbols in each segment, one segment after the other.
-pub(crate) struct Histograms {
-    pub(crate) counts: Vec<u16>,
-    pub(crate) n_symbols: usize,
-}
-
-/// The histograms of all groups.
-fn histograms(symbols: &[u8], n_symbols: usize) -> Result<Histograms> {
-    let mut counts = Vec::new();
-    set_len(&mut counts, symbols.len().div_ceil(GROUP).max(1) * n_symbols)?;
-    for (symbols, counts) in symbols.chunks(GROUP).zip(counts.chunks_exact_mut(n_symbols)) {
-        // Four histograms, so that equal neighbours do not wait for each other. A byte can count a
-        // quarter of a group.
-        let mut four = [[0u8; 256]; 4];
-        for &[a, b, c, d] in symbols.as_chunks().0 {
-            four[0][usize::from(a)] += 1;
-            four[1][usize::from(b)] += 1;
-            four[2][usize::from(c)] += 1;
-            four[3][usize::from(d)] += 1;
-        }
-        for (s, count) in counts.iter_mut().enumerate() {
-            *count = four.iter().map(|of| u16::from(of[s])).sum();
-        }
-    }
-    Ok(Histograms { counts, n_symbols })
-}
-
-impl Histograms {
-    /// The histograms of segments of `groups` groups.
-    fn merged(&self, groups: usize) -> Result<Histograms> {
-        let n_symbols = self.n_symbols;
-        let mut counts = Vec::new();
-        set_len(&mut counts, self.len().div_ceil(groups) * n_symbols)?;
-        let segments = counts.chunks_exact_mut(n_symbols);
-        for (to, from) in segments.zip(self.counts.chunks(groups * n_symbols)) {
-            for from in from.chunks_exact(n_symbols) {
-                to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-            }
-        }
-        Ok(Histograms { counts, n_symbols })
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &[u16]> {
-        self.counts.chunks_exact(self.n_symbols)
-    }
-
-    fn total(&self) -> u64 {
-        self.counts.iter().map(|&n| u64::from(n)).sum()
-    }
-
-    fn len(&self) -> usize {
-        self.counts.len() / self.n_symbols
-    }
-}
-
-/// Assigns the segments to tables so that the coding cost is low, by Lloyd's algorithm. It starts
-/// from the segments in the order of their mean symbol. Makes at most `most` tables in `rounds`
-/// rounds. Returns the cost, including the tables.
-pub(crate) fn cluster(
-    histograms: &Histograms,
-    most: usize,
-    rounds: usize,
-) -> (u64, Vec<FrequencyTable>) {
-    let n = histograms.len();
-    let order = by_mean(histograms);
-    // A table takes at least 32 * 4 bits in the head. A cluster of fewer than two segments cannot
-    // save that.
-    let most = most.min(n / 2).max(1);
-    let mut best: Option<(u64, Vec<FrequencyTable>)> = None;
-    for k in [1, 1 << most.ilog2()] {
-        let mut assigned = vec![0usize; n];
-        for (rank, &i) in order.iter().enumerate() {
-            assigned[i] = rank * k / n;
-        }
-        let (cost, tables) = lloyd(histograms, &mut assigned, k, rounds);
-        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-            best = Some((cost, tables));
-        }
-        if most == 1 {
-            break;
-        }
-    }
-    best.unwrap_or_else(|| (0, vec![FrequencyTable::from_counts(&vec![0; histograms.n_symbols])]))
-}
-
-/// The numbers of the segments, in the order of their mean symbol.
-fn by_mean(histograms: &Histograms) -> Vec<usize> {
-    let means: Vec<u64> = histograms
-        .iter()
-        .map(|h| {
-            let total: u64 = h.iter().map(|&c| u64::from(c)).sum();
-            let sum: u64 = h.iter().zip(0..).map(|(&c, s)| u64::from(c) * s).sum();
-            (sum << 16) / total.max(1)
-        })
-        .collect();
-    let mut order: Vec<usize> = (0..histograms.len()).collect();
-    order.sort_by_key(|&i| means[i]);
-    order
-}
-
-fn lloyd(
-    histograms: &Histograms,
-    assigned: &mut [usize],
-    k: usize,
-    rounds: usize,
-) -> (u64, Vec<FrequencyTable>) {
-    let mut k = k;
-    let rounds = if k == 1 { 1 } else { rounds };
-    for round in 0.. {
-        let mut counts = vec![vec![0u32; histograms.n_symbols]; k];
-        for (h, &c) in histograms.iter().zip(&*assigned) {
-            counts[c].iter_mut().zip(h).for_each(|(sum, &n)| *sum += u32::from(n));
-        }
-        counts.retain(|c| c.iter().any(|&n| n > 0));
-        if counts.is_empty() {
-            counts.push(vec![0; histograms.n_symbols]);
-        }
-        k = counts.len();
-        let tables: Vec<_> = counts.iter().map(|c| FrequencyTable::from_counts(c)).collect();
-        let costs: Vec<_> = tables.iter().map(FrequencyTable::costs).collect();
-        let mut total = 0;
-        for (h, c) in histograms.iter().zip(&mut *assigned) {
-            // Both fit in 15 bits, so that one vector instruction multiplies and adds them.
-            let cost = |table: &Vec<u16>| -> i32 {
-                let each = h.iter().zip(table);
-                each.map(|(&n, &cost)| i32::from(n as i16) * i32::from(cost as i16)).sum()
-            };
-            let (least, at) =
-                costs.iter().enumerate().map(|(i, table)| (cost(table), i)).min().unwrap_or((0, 0));
-            total += least as u64;
-            *c = at;
-        }
-        if round + 1 >= rounds {
-            let mut bits = BitWriter::default();
-            tables.iter().for_each(|t| t.write(&mut bits));
-            total += (bits.finish().len() as u64 * 8) << COST_FRACTION;
-            total += (histograms.len() as u64 * u64::from(id_bits(k))) << COST_FRACTION;
-            return (total, tables);
-        }
-    }
-    unreachable!("the loop returns after the last round")
 }
 
 /// Chooses the low widths that segments may have. Returns the cost of the low bits, and the widths.

@@ -323,7 +323,9 @@ impl Encoder {
             return Ok(false);
         }
         group_tables.clear();
-        group_tables.extend((0..n_groups).map(|g| table_ids[g / head.segment_groups()]));
+        for &id in &*table_ids {
+            group_tables.resize(n_groups.min(group_tables.len() + head.segment_groups()), id);
+        }
         // The end states carry the last bytes of the residual, 16 bits a lane, at no cost.
         // They lie in the last two groups.
         let mut last = [0; 2 * GROUP];
