@@ -231,7 +231,7 @@ fn plan_from(
     sample_all(spec, source, &layout, effort.sample, sample)?;
     let plan = plan_of(dtype, sample, &effort)?;
     let n_units = sample.highs.len();
-    let n_zeros = sample.highs.iter().filter(|&&high| high == 0).count();
+    let n_zeros = zeros::count(2, bytemuck::cast_slice(&sample.highs));
     if n_zeros * SOME_ZEROS < n_units || n_zeros == 0 {
         return Ok(plan.1);
     }

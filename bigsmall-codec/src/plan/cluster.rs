@@ -8,6 +8,9 @@ use crate::head::id_bits;
 use crate::planes::GROUP;
 use crate::table::{COST_FRACTION, FrequencyTable};
 
+/// Tables have a multiple of so many symbols. Loops over them are unrolled.
+const ROW: usize = 32;
+
 /// The counts of the symbols in each segment, one segment after the other.
 pub(crate) struct Histograms {
     pub(crate) counts: Vec<u16>,
@@ -37,8 +40,10 @@ impl Histograms {
                 four[2][usize::from(c)] += 1;
                 four[3][usize::from(d)] += 1;
             }
-            for (s, count) in counts.iter_mut().enumerate() {
-                *count = four.iter().map(|of| u16::from(of[s])).sum();
+            let four = four.each_ref().map(|counts| counts.as_chunks::<ROW>().0);
+            for (row, counts) in counts.as_chunks_mut::<ROW>().0.iter_mut().enumerate() {
+                *counts =
+                    std::array::from_fn(|s| four.iter().map(|of| u16::from(of[row][s])).sum());
             }
         }
         Ok(Histograms { counts, n_symbols })
@@ -139,10 +144,13 @@ pub(super) fn lloyd(
         let mut total = 0;
         for (h, c) in histograms.iter().zip(&mut *assigned) {
             // Both fit in 15 bits, so that one vector instruction multiplies and adds them.
-            let cost = |table: &Vec<u16>| -> i32 {
+            let row = |(h, table): (&[u16; ROW], &[u16; ROW])| -> i32 {
                 let each = h.iter().zip(table);
                 each.map(|(&n, &cost)| i32::from(n as i16) * i32::from(cost as i16)).sum()
             };
+            let rows = h.as_chunks().0;
+            let cost =
+                |table: &Vec<u16>| rows.iter().zip(table.as_chunks().0).map(row).sum::<i32>();
             let (least, at) =
                 costs.iter().enumerate().map(|(i, table)| (cost(table), i)).min().unwrap_or((0, 0));
             total += least as u64;
