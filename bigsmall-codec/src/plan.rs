@@ -395,10 +395,15 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
 fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
     // Four histograms, so that equal neighbours do not wait for each other.
     let mut four = vec![[0u32; 4]; 1 << layout.field_bits];
-    // The sample consists of a multiple of 4 units.
-    for highs in highs.as_chunks::<4>().0 {
-        for (i, &high) in highs.iter().enumerate() {
-            four[usize::from(layout.field(high))][i] += 1;
+    let mut fields = [0; GROUP];
+    for highs in highs.chunks(GROUP) {
+        let fields = &mut fields[..highs.len()];
+        fields.iter_mut().zip(highs).for_each(|(field, &high)| *field = layout.field(high));
+        // The sample consists of a multiple of 4 units.
+        for fields in fields.as_chunks::<4>().0 {
+            for (i, &field) in fields.iter().enumerate() {
+                four[usize::from(field)][i] += 1;
+            }
         }
     }
     let counts: Vec<u64> = four.iter().map(|of| of.iter().map(|&n| u64::from(n)).sum()).collect();
