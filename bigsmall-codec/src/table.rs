@@ -251,9 +251,9 @@ pub(crate) struct EncodeTable {
     /// The first 64 entries byte by byte.
     #[cfg(target_arch = "aarch64")]
     pub(crate) bytes64: EncodeBytes,
-    /// What finds slots without `slots`, if there are at most 64 symbols.
+    /// What finds slots without `slots`; empty if there are more than 64 symbols.
     #[cfg(target_arch = "x86_64")] // for AVX-512
-    ranks: Option<Box<RankSlots>>,
+    pub(crate) ranks: RankSlots,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
     /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
     /// last.
@@ -309,10 +309,9 @@ pub(crate) struct RankSlots {
     pub(crate) to_number: [u16; Buckets::MOST],
     /// For each run what is added to a number: then it is the slot.
     pub(crate) to_slot: [u16; Buckets::MOST],
-    /// For each number without its lowest `shift` bits the run of the first such number, where the
-    /// search begins.
-    pub(crate) runs: [u16; Buckets::MOST],
-    pub(crate) shift: u32,
+    /// For each number without its lowest [`Self::SHIFT`] bits the run of the first such number,
+    /// where the search begins.
+    pub(crate) runs: [u8; TOTAL as usize >> Self::SHIFT],
     /// For each run where 1, 2, 4, 8, 16 and 32 runs from it on end: the first number after them,
     /// or `u16::MAX` if there are fewer.
     pub(crate) ends: [[u16; Buckets::MOST]; 6],
@@ -322,23 +321,27 @@ pub(crate) struct RankSlots {
 
 #[cfg(target_arch = "x86_64")]
 impl RankSlots {
+    pub(crate) const SHIFT: u32 = 5;
+
     fn new(alias: &AliasTable) -> RankSlots {
+        let mut ranks = RankSlots {
+            own: [0; Buckets::MOST],
+            to_number: [0; Buckets::MOST],
+            to_slot: [0; Buckets::MOST],
+            runs: [0; TOTAL as usize >> Self::SHIFT],
+            ends: [[u16::MAX; Buckets::MOST]; 6],
+            rounds: 0,
+        };
         let n = alias.split.len();
+        if n > Buckets::MOST {
+            return ranks;
+        }
         let cap = TOTAL / n as u32;
         let mut of_runs: Vec<(u8, u32, u32)> = (0..n)
             .map(|b| (alias.donor[b].symbol, alias.split[b], (b as u32 + 1) * cap))
             .filter(|(_, begin, end)| begin < end)
             .collect();
         of_runs.sort();
-        let mut ranks = RankSlots {
-            own: [0; Buckets::MOST],
-            to_number: [0; Buckets::MOST],
-            to_slot: [0; Buckets::MOST],
-            runs: [0; Buckets::MOST],
-            shift: 0,
-            ends: [[u16::MAX; Buckets::MOST]; 6],
-            rounds: 0,
-        };
         for (b, own) in ranks.own.iter_mut().enumerate().take(n) {
             *own = (alias.split[b] - b as u32 * cap) as u16;
         }
@@ -352,15 +355,12 @@ impl RankSlots {
             number += end - begin;
             ends.push(number as u16);
         }
-        while number > (Buckets::MOST as u32) << ranks.shift {
-            ranks.shift += 1;
-        }
         let mut most = 0;
         for (i, run) in (0..).zip(&mut ranks.runs) {
             let ended =
                 |numbers: u32| ends.iter().filter(|&&end| u32::from(end) <= numbers).count();
-            let (first, last) = (ended(i << ranks.shift), ended(((i + 1) << ranks.shift) - 1));
-            *run = first as u16;
+            let (first, last) = (ended(i << Self::SHIFT), ended(((i + 1) << Self::SHIFT) - 1));
+            *run = first as u8;
             most = most.max(last - first);
         }
         ranks.rounds = (usize::BITS - most.leading_zeros()) as usize;
@@ -431,7 +431,7 @@ impl EncodeTable {
             bytes32,
             inverse_float,
             #[cfg(target_arch = "x86_64")]
-            ranks: (freqs.len() <= Buckets::MOST).then(|| Box::new(RankSlots::new(alias))),
+            ranks: RankSlots::new(alias),
             #[cfg(target_arch = "aarch64")]
             bytes64: EncodeBytes::new(&words64, &fields),
             words64,
@@ -442,12 +442,6 @@ impl EncodeTable {
     /// The frequency of a symbol.
     pub(crate) fn freq(&self, symbol: u8) -> u32 {
         self.fields[usize::from(symbol)] & 0x1fff
-    }
-
-    /// The slots of ranks of a table with symbols of at most 6 bits.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn ranks(&self) -> &RankSlots {
-        self.ranks.as_deref().expect("at most 64 symbols")
     }
 
     /// One step of one lane that has given its word already: x / freq << 12 | slot.
@@ -737,7 +731,7 @@ mod tests {
                 }
                 #[cfg(target_arch = "x86_64")]
                 if alias.buckets.is_some() {
-                    let ranks = alias.encode(&table).ranks();
+                    let ranks = &alias.encode(&table).ranks;
                     assert_eq!(find_slot(ranks, table.freqs.len(), entry.symbol, rank), slot);
                 }
                 // Encoding undoes it: every quotient, the least and greatest among them.
@@ -764,7 +758,7 @@ mod tests {
             return u32::from(symbol) * (TOTAL / n_symbols as u32) + u32::from(rank);
         }
         let number = rank.wrapping_add(ranks.to_number[s]);
-        let mut run = usize::from(ranks.runs[usize::from(number >> ranks.shift)]);
+        let mut run = usize::from(ranks.runs[usize::from(number >> RankSlots::SHIFT)]);
         for k in (0..ranks.rounds).rev() {
             run += usize::from(number >= ranks.ends[k][run]) << k;
         }

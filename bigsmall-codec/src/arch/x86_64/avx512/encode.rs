@@ -95,13 +95,27 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
     }
 }
 
-/// The slots of ranks. Where a rank is too large by a frequency, because a quotient was one too
+/// Looks up 32 indices of 16 bits, below 128, in a table of bytes of which the first one is 0.
+///
+/// # Safety
+/// The machine must have the instructions.
+#[inline(always)]
+unsafe fn look_up_byte(table: &[u8; 128], index: __m512i) -> __m512i {
+    // SAFETY: 128 bytes are two vectors. The upper bytes of the indices are 0.
+    unsafe {
+        let first = _mm512_loadu_si512(table.as_ptr().cast());
+        let second = _mm512_loadu_si512(table.as_ptr().add(64).cast());
+        _mm512_permutex2var_epi8(first, index, second)
+    }
+}
+
+/// The slots of ranks, found in `ROUNDS` steps of search, or fewer if the table takes fewer. Where a rank is too large by a frequency, because a quotient was one too
 /// small, 2^12 is added to the slot. `freq` are the frequencies.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn find_slots<const BITS: u32>(
+unsafe fn find_slots<const BITS: u32, const ROUNDS: usize>(
     table: &RankSlots,
     symbols: __m512i,
     freq: __m512i,
@@ -112,9 +126,8 @@ unsafe fn find_slots<const BITS: u32>(
         let more = _mm512_cmpge_epu16_mask(rank, freq);
         let rank = _mm512_mask_sub_epi16(rank, more, rank, freq);
         let number = _mm512_add_epi16(rank, look_up::<BITS>(&table.to_number, symbols));
-        let shift = _mm_cvtsi32_si128(table.shift as i32);
-        let mut run = look_up::<6>(&table.runs, _mm512_srl_epi16(number, shift));
-        for (k, ends) in table.ends.iter().enumerate().take(table.rounds).rev() {
+        let mut run = look_up_byte(&table.runs, _mm512_srli_epi16::<{ RankSlots::SHIFT }>(number));
+        for (k, ends) in table.ends.iter().enumerate().take(ROUNDS).rev() {
             let after = _mm512_cmpge_epu16_mask(number, look_up::<BITS>(ends, run));
             run = _mm512_mask_add_epi16(run, after, run, _mm512_set1_epi16(1 << k));
         }
@@ -153,7 +166,7 @@ unsafe fn gather_slots(table: &EncodeTable, at: __m512i) -> __m512i {
 /// 32 words must be free, or as many as there are symbols left. The machine must have the
 /// instructions.
 #[inline(always)]
-unsafe fn encode_row<const BITS: u32>(
+unsafe fn encode_row<const BITS: u32, const ROUNDS: usize>(
     x: &mut States,
     table: &EncodeTable,
     symbols: __m256i,
@@ -173,7 +186,7 @@ unsafe fn encode_row<const BITS: u32>(
             _mm512_maskz_compress_epi16(full, x.lower),
         );
         let lower = _mm512_mask_mov_epi16(x.lower, full, x.upper);
-        let upper = _mm512_maskz_mov_epi16(!full, x.upper);
+        let upper = _mm512_mask_mov_epi16(x.upper, full, _mm512_setzero_si512());
         let whole = unpack(lower, upper);
         // At most one too small.
         let quotient: [_; 2] = std::array::from_fn(|i| {
@@ -184,7 +197,7 @@ unsafe fn encode_row<const BITS: u32>(
         let freq = _mm512_srli_epi16::<4>(freq);
         let rank = _mm512_sub_epi16(lower, _mm512_mullo_epi16(low, freq));
         let slot = if BITS <= 6 {
-            find_slots::<BITS>(table.ranks(), _mm512_cvtepu8_epi16(symbols), freq, rank)
+            find_slots::<BITS, ROUNDS>(&table.ranks, _mm512_cvtepu8_epi16(symbols), freq, rank)
         } else {
             gather_slots(table, _mm512_add_epi16(first, rank))
         };
@@ -202,9 +215,9 @@ unsafe fn encode_row<const BITS: u32>(
 /// # Safety
 /// Of the words as many must be free as the groups have symbols.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 #[allow(clippy::undocumented_unsafe_blocks)] // not seen through macros
-unsafe fn encode_group<const N: usize, const BITS: u32>(
+unsafe fn encode_group<const N: usize, const BITS: u32, const ROUNDS: usize>(
     states: &mut [States; N],
     words: &[*mut u16; N],
     room: &mut [usize; N],
@@ -216,13 +229,13 @@ unsafe fn encode_group<const N: usize, const BITS: u32>(
         each_block!(N, |i| unsafe {
             let symbols = _mm256_loadu_si256(groups[i][row].as_ptr().cast());
             let (x, room) = (&mut states[i], &mut room[i]);
-            encode_row::<BITS>(x, tables[i], symbols, words[i], room);
+            encode_row::<BITS, ROUNDS>(x, tables[i], symbols, words[i], room);
         });
     }
 }
 
 /// Encodes blocks that all have the same number of groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
     assert!(jobs.iter().all(|job| job.words.len() >= job.symbols.len()), "a word a symbol");
     let groups = jobs.each_ref().map(|job| {
@@ -237,13 +250,22 @@ pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N])
     for group in (0..groups[0].len()).rev() {
         let tables = group_tables.map(|tables| head.encode_table(tables[group]));
         let groups = groups.map(|groups| &groups[group]);
-        // SAFETY: there is a word for each symbol.
-        unsafe {
-            match head.symbol_bits {
-                5 => encode_group::<N, 5>(&mut states, &words, &mut room, &tables, &groups),
-                6 => encode_group::<N, 6>(&mut states, &words, &mut room, &tables, &groups),
-                _ => encode_group::<N, 8>(&mut states, &words, &mut room, &tables, &groups),
-            }
+        macro_rules! group {
+            ($bits:literal, $rounds:literal) => {{
+                let (states, room) = (&mut states, &mut room);
+                // SAFETY: there is a word for each symbol.
+                unsafe { encode_group::<N, $bits, $rounds>(states, &words, room, &tables, &groups) }
+            }};
+        }
+        let rounds = tables.iter().map(|table| table.ranks.rounds).max().unwrap_or(0);
+        match (head.symbol_bits, rounds) {
+            (5, ..=1) => group!(5, 1),
+            (5, 2) => group!(5, 2),
+            (5, _) => group!(5, 6),
+            (6, ..=1) => group!(6, 1),
+            (6, 2) => group!(6, 2),
+            (6, _) => group!(6, 6),
+            _ => group!(8, 0),
         }
     }
     for ((job, states), room) in jobs.iter_mut().zip(states).zip(room) {
