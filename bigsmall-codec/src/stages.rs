@@ -50,14 +50,14 @@ impl Stage {
     ];
 }
 
-/// Two blocks of BF16, which kernels interleave, with what every stage needs. They stay in the
+/// Blocks of BF16, as many as any kernel interleaves, with what every stage needs. They stay in the
 /// caches: what a stage takes is what it computes.
 pub struct Stages {
     kernels: &'static dyn Kernels,
     head: Head,
     costs: CostTable,
     stand_ins: StandIns,
-    blocks: [Block; 2],
+    blocks: [Block; BLOCKS],
 }
 
 impl fmt::Debug for Stages {
@@ -85,14 +85,17 @@ struct Block {
     decoded: Vec<u8>,
 }
 
+/// How many blocks there are.
+const BLOCKS: usize = 4;
+
 /// The low widths of groups: BF16 has no low bits.
 const NO_LOWS: [u8; MAX_GROUPS] = [0; MAX_GROUPS];
 
 impl Stages {
     /// Bytes of original data that a stage handles at once.
-    pub const BYTES: usize = 2 * 2 * BLOCK_UNITS;
+    pub const BYTES: usize = BLOCKS * 2 * BLOCK_UNITS;
 
-    /// The first two blocks of the tensor `spec`, of BF16, whose bytes are `bytes`.
+    /// The first blocks of the tensor `spec`, of BF16, whose bytes are `bytes`.
     ///
     /// # Errors
     /// [`Rule::BackendMissing`](crate::Rule::BackendMissing).
@@ -101,7 +104,7 @@ impl Stages {
         let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
         let kernels = backend::kernels(backend)?;
         let mut stages = Stages { kernels, head, costs, stand_ins, blocks: Default::default() };
-        for (block, units) in stages.blocks.iter_mut().zip(bytes.chunks(Self::BYTES / 2)) {
+        for (block, units) in stages.blocks.iter_mut().zip(bytes.chunks(Self::BYTES / BLOCKS)) {
             let n_groups = units.len() / 2 / GROUP;
             block.units = units.to_vec();
             block.symbols = [vec![0; n_groups * GROUP], vec![0; n_groups * GROUP]];
@@ -128,7 +131,7 @@ impl Stages {
         self.decode_fused() > 0
     }
 
-    /// Does one stage for both blocks. AVX-512 codes four at once where there are as many.
+    /// Does one stage for all blocks.
     ///
     /// # Errors
     /// [`Rule::Memory`](crate::Rule::Memory).
@@ -176,11 +179,15 @@ impl Stages {
                 }
             }
             Stage::DecodeSymbols => {
-                let [a, b] = blocks
-                    .each_mut()
-                    .map(|b| (b.states, &b.read, &b.group_tables, &mut b.decoded_symbols[..]));
-                let mut jobs = [Job::new(a.0, a.1, a.2), Job::new(b.0, b.1, b.2)];
-                kernels.decode_symbols(head, &mut jobs, &mut [a.3, b.3]);
+                let n = kernels.blocks_at_once();
+                for blocks in blocks.chunks_mut(n) {
+                    let each = blocks.iter_mut().map(|b| {
+                        let job = Job::new(b.states, &b.read, &b.group_tables);
+                        (job, &mut b.decoded_symbols[..])
+                    });
+                    let (mut jobs, mut symbols): (Vec<_>, Vec<_>) = each.unzip();
+                    kernels.decode_symbols(head, &mut jobs, &mut symbols);
+                }
             }
             Stage::Join => {
                 for b in blocks {
@@ -196,12 +203,18 @@ impl Stages {
     }
 
     fn decode_fused(&mut self) -> usize {
-        let [a, b] = self.blocks.each_mut().map(|b| {
-            let planes = Planes { residual: &b.residual, widths: &NO_LOWS, lows: &[] };
-            (Job::new(b.states, &b.read, &b.group_tables), planes, &mut b.decoded[..])
-        });
-        let (head, ahead) = (&self.head, Ahead::default());
-        self.kernels.decode_fused(head, &mut [a.0, b.0], &[a.1, b.1], &mut [a.2, b.2], ahead)
+        let (mut groups, n) = (0, self.kernels.blocks_at_once());
+        for blocks in self.blocks.chunks_mut(n) {
+            let (mut jobs, mut planes, mut units) = (Vec::new(), Vec::new(), Vec::new());
+            for b in blocks {
+                jobs.push(Job::new(b.states, &b.read, &b.group_tables));
+                planes.push(Planes { residual: &b.residual, widths: &NO_LOWS, lows: &[] });
+                units.push(&mut b.decoded[..]);
+            }
+            let (head, ahead) = (&self.head, Ahead::default());
+            groups += self.kernels.decode_fused(head, &mut jobs, &planes, &mut units, ahead);
+        }
+        groups
     }
 }
 

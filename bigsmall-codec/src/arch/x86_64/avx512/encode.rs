@@ -1,6 +1,6 @@
-//! Encoding: the halves of the states of 32 lanes as in decoding, four blocks interleaved. States
-//! are divided as floats. The slots of at most 64 symbols are found in registers, those of more are
-//! gathered.
+//! Encoding: the halves of the states of 32 lanes as in decoding, four blocks interleaved: the
+//! states of a row are divided for every block first, then the slots are found. States are divided
+//! as floats. The slots of at most 64 symbols are found in registers, those of more are gathered.
 //!
 //! As in decoding, the functions that a row consists of are always inlined, and their callers must
 //! have the instructions.
@@ -160,53 +160,79 @@ unsafe fn gather_slots(table: &EncodeTable, at: __m512i) -> __m512i {
     }
 }
 
-/// Encodes one row. The first `room` of `words` are free.
-///
-/// # Safety
-/// 32 words must be free, or as many as there are symbols left. The machine must have the
-/// instructions.
-#[inline(always)]
-unsafe fn encode_row<const BITS: u32, const ROUNDS: usize>(
-    x: &mut States,
-    table: &EncodeTable,
+/// A row on its way.
+#[derive(Clone, Copy)]
+struct Coding {
     symbols: __m256i,
-    words: *mut u16,
-    room: &mut usize,
-) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let Row { freq, first, inverse } = look_up_row::<BITS>(table, symbols);
-        // Lanes whose state would grow too large give a word.
-        let full = _mm512_cmpge_epu16_mask(x.upper, freq);
-        let n = full.count_ones() as usize;
-        *room -= n;
-        _mm512_mask_storeu_epi16(
-            words.add(*room).cast(),
-            ((1u64 << n) - 1) as u32,
-            _mm512_maskz_compress_epi16(full, x.lower),
-        );
-        let lower = _mm512_mask_mov_epi16(x.lower, full, x.upper);
-        let upper = _mm512_mask_mov_epi16(x.upper, full, _mm512_setzero_si512());
-        let whole = unpack(lower, upper);
-        // At most one too small.
-        let quotient: [_; 2] = std::array::from_fn(|i| {
-            let whole = _mm512_cvtepu32_ps(whole[i]);
-            _mm512_cvttps_epu32(_mm512_mul_ps(whole, _mm512_castsi512_ps(inverse[i])))
-        });
-        let [low, high] = pack(quotient);
-        let freq = _mm512_srli_epi16::<4>(freq);
-        let rank = _mm512_sub_epi16(lower, _mm512_mullo_epi16(low, freq));
-        let slot = if BITS <= 6 {
-            find_slots::<BITS, ROUNDS>(&table.ranks, _mm512_cvtepu8_epi16(symbols), freq, rank)
-        } else {
-            gather_slots(table, _mm512_add_epi16(first, rank))
-        };
-        // The new state is quotient * 2^12 + slot.
-        let top = _mm512_slli_epi16::<12>(low);
-        x.lower = _mm512_add_epi16(top, slot);
-        // There is a carry where the top bit was set and is not any more.
-        let carry = _mm512_srli_epi16::<15>(_mm512_andnot_si512(x.lower, top));
-        x.upper = _mm512_add_epi16(_mm512_shldi_epi16::<12>(high, low), carry);
+    freq: __m512i,
+    /// Where the slots begin, if they are gathered.
+    first: __m512i,
+    /// The lower halves of the states that are divided.
+    lower: __m512i,
+    /// The quotients as [`unpack`] orders them, at most one too small.
+    quotient: [__m512i; 2],
+}
+
+impl Coding {
+    /// Gives the words of lanes whose states would grow too large, and divides. The first `room`
+    /// of `words` are free.
+    ///
+    /// # Safety
+    /// 32 words must be free, or as many as there are symbols left. The machine must have the
+    /// instructions.
+    #[inline(always)]
+    unsafe fn divide<const BITS: u32>(
+        x: &States,
+        table: &EncodeTable,
+        symbols: __m256i,
+        words: *mut u16,
+        room: &mut usize,
+    ) -> Coding {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let Row { freq, first, inverse } = look_up_row::<BITS>(table, symbols);
+            let full = _mm512_cmpge_epu16_mask(x.upper, freq);
+            let n = full.count_ones() as usize;
+            *room -= n;
+            _mm512_mask_storeu_epi16(
+                words.add(*room).cast(),
+                ((1u64 << n) - 1) as u32,
+                _mm512_maskz_compress_epi16(full, x.lower),
+            );
+            let lower = _mm512_mask_mov_epi16(x.lower, full, x.upper);
+            let upper = _mm512_mask_mov_epi16(x.upper, full, _mm512_setzero_si512());
+            let whole = unpack(lower, upper);
+            let quotient = std::array::from_fn(|i| {
+                let whole = _mm512_cvtepu32_ps(whole[i]);
+                _mm512_cvttps_epu32(_mm512_mul_ps(whole, _mm512_castsi512_ps(inverse[i])))
+            });
+            Coding { symbols, freq, first, lower, quotient }
+        }
+    }
+
+    /// The new states: quotient * 2^12 + slot.
+    ///
+    /// # Safety
+    /// The machine must have the instructions.
+    #[inline(always)]
+    unsafe fn finish<const BITS: u32, const ROUNDS: usize>(self, table: &EncodeTable) -> States {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let [low, high] = pack(self.quotient);
+            let freq = _mm512_srli_epi16::<4>(self.freq);
+            let rank = _mm512_sub_epi16(self.lower, _mm512_mullo_epi16(low, freq));
+            let slot = if BITS <= 6 {
+                let symbols = _mm512_cvtepu8_epi16(self.symbols);
+                find_slots::<BITS, ROUNDS>(&table.ranks, symbols, freq, rank)
+            } else {
+                gather_slots(table, _mm512_add_epi16(self.first, rank))
+            };
+            let top = _mm512_slli_epi16::<12>(low);
+            let lower = _mm512_add_epi16(top, slot);
+            // There is a carry where the top bit was set and is not any more.
+            let carry = _mm512_srli_epi16::<15>(_mm512_andnot_si512(lower, top));
+            States { upper: _mm512_add_epi16(_mm512_shldi_epi16::<12>(high, low), carry), lower }
+        }
     }
 }
 
@@ -224,13 +250,20 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const ROUNDS: usize>(
     tables: &[&EncodeTable; N],
     groups: &[&[[u8; LANES]; ROWS]; N],
 ) {
-    for row in (0..ROWS).rev() {
-        // SAFETY: as the caller promises; a row is 32 bytes.
-        each_block!(N, |i| unsafe {
-            let symbols = _mm256_loadu_si256(groups[i][row].as_ptr().cast());
-            let (x, room) = (&mut states[i], &mut room[i]);
-            encode_row::<BITS, ROUNDS>(x, tables[i], symbols, words[i], room);
-        });
+    // SAFETY: as the caller promises; a row is 32 bytes.
+    unsafe {
+        for row in (0..ROWS).rev() {
+            let none = _mm512_setzero_si512();
+            let symbols = _mm256_setzero_si256();
+            let mut coding =
+                [Coding { symbols, freq: none, first: none, lower: none, quotient: [none; 2] }; N];
+            each_block!(N, |i| {
+                let symbols = _mm256_loadu_si256(groups[i][row].as_ptr().cast());
+                let (x, room) = (&states[i], &mut room[i]);
+                coding[i] = Coding::divide::<BITS>(x, tables[i], symbols, words[i], room);
+            });
+            each_block!(N, |i| states[i] = coding[i].finish::<BITS, ROUNDS>(tables[i]));
+        }
     }
 }
 
