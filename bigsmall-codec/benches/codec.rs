@@ -210,7 +210,7 @@ fn all() {
     });
     group.finish();
 
-    // Two blocks that stay in the caches: what each stage computes, memory left out.
+    // Blocks that stay in the caches: what each stage computes, memory left out.
     let mut group = criterion.benchmark_group("stages");
     group.throughput(Throughput::Bytes(Stages::BYTES as u64));
     for backend in backends() {
