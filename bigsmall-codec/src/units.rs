@@ -11,15 +11,15 @@ use bigsmall_format::internal::reserve;
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;
 
-/// The greatest cost in a [`CostTable`]: 64 costs can be added in 16 bits.
-pub(crate) const MAX_COST: u16 = (1 << 10) - 1;
+/// The greatest cost in a [`CostTable`]: it fits a byte, and 257 costs can be added in 16 bits.
+const MAX_COST: u16 = u8::MAX as u16;
 
 /// How many costs can be added in 16 bits.
 const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 
-/// What each symbol costs under each table, a quarter as fine as
-/// [`FrequencyTable::costs`](crate::table::FrequencyTable::costs) and at most [`MAX_COST`]: one
-/// vector addition a unit finds the best table of a segment.
+/// What each symbol costs under each table more than under the table where it costs least: an
+/// eighth as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs), in bits of a
+/// 32nd, and at most [`MAX_COST`]. One vector addition a unit finds the best table of a segment.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {
@@ -27,8 +27,12 @@ impl CostTable {
         // Symbols outside the window cost the same under every table: nothing.
         let mut costs = Box::new([[0; MAX_TABLES]; 256]);
         for (t, table) in head.tables.iter().enumerate() {
-            let coarse = |cost: u16| ((cost + 2) / 4).min(MAX_COST);
-            costs.iter_mut().zip(table.costs()).for_each(|(c, cost)| c[t] = coarse(cost));
+            costs.iter_mut().zip(table.costs()).for_each(|(of_symbol, cost)| of_symbol[t] = cost);
+        }
+        for of_symbol in &mut costs[..1 << head.symbol_bits] {
+            let of_symbol = &mut of_symbol[..head.tables.len()];
+            let least = of_symbol.iter().copied().min().unwrap_or(0);
+            of_symbol.iter_mut().for_each(|cost| *cost = ((*cost - least + 4) / 8).min(MAX_COST));
         }
         CostTable(costs)
     }

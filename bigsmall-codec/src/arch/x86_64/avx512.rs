@@ -15,7 +15,7 @@ use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
 use crate::planes::GROUP;
-use crate::units::{self, CostTable, MAX_COST, StandIns};
+use crate::units::{self, CostTable, StandIns};
 use crate::zeros;
 
 mod decode;
@@ -43,74 +43,57 @@ type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// For 16 lanes of two sums in 16 bits each their totals in 32 bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn widen(sums: __m256i) -> __m256i {
-    let low = _mm256_and_si256(sums, _mm256_set1_epi32(0xffff));
-    _mm256_add_epi32(low, _mm256_srli_epi32::<16>(sums))
-}
-
-/// [`units::choose_tables`] for tables of 2^`BITS` symbols, 32 or 64: the costs of 32 symbols at
-/// once, table by table.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn choose_tables<const BITS: u32>(
-    head: &Head,
-    costs: &CostTable,
-    symbols: &[u8],
-    ids: &mut Vec<u8>,
-) {
-    /// Rows whose costs, those of both halves of a vector together, can be added in 16 bits.
-    const PIECE: usize = (u16::MAX / MAX_COST) as usize / 2;
+/// [`units::choose_tables`] for tables of at most 64 symbols: the costs of 64 units at once, table
+/// by table.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
     let n = head.tables.len();
+    // Of symbols 7 bits are looked at: those outside the window, at the end of 128, cost nothing.
     let of_table: [[__m512i; 2]; MAX_TABLES] = std::array::from_fn(|t| {
-        let of_symbols: [u16; 64] = std::array::from_fn(|s| costs.of(s as u8)[t]);
-        let (lower, upper) = of_symbols.split_at(32);
-        // SAFETY: 32 costs of 16 bits are one vector.
-        [lower, upper].map(|costs| unsafe { _mm512_loadu_si512(costs.as_ptr().cast()) })
+        let of_symbols: [u8; 128] = std::array::from_fn(|s| costs.of(s as u8)[t] as u8);
+        // SAFETY: 64 bytes are one vector.
+        [0, 64].map(|at| unsafe { _mm512_loadu_si512(of_symbols[at..].as_ptr().cast()) })
     });
-    let outside = _mm512_set1_epi16(1 << BITS);
+    let ones = _mm512_set1_epi8(1);
     ids.clear();
     for segment in symbols.chunks(head.segment) {
-        let mut sums = [_mm256_setzero_si256(); MAX_TABLES];
-        for piece in segment.as_chunks::<LANES>().0.chunks(PIECE) {
-            let mut of_piece = [_mm512_setzero_si512(); MAX_TABLES];
-            for row in piece {
-                // SAFETY: a row is 32 bytes.
-                let row = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
-                let row = _mm512_cvtepu8_epi16(row);
-                // Symbols outside the window cost nothing.
-                let inside = _mm512_cmplt_epu16_mask(row, outside);
-                for t in 0..MAX_TABLES {
-                    let [lower, upper] = of_table[t];
-                    let cost = match BITS {
-                        5 => _mm512_permutexvar_epi16(row, lower),
-                        _ => _mm512_permutex2var_epi16(lower, row, upper),
-                    };
-                    of_piece[t] = _mm512_mask_add_epi16(of_piece[t], inside, of_piece[t], cost);
-                }
-            }
+        let mut sums = [_mm512_setzero_si512(); MAX_TABLES];
+        for symbols in segment.as_chunks::<64>().0 {
+            // SAFETY: 64 bytes are one vector.
+            let symbols = unsafe { _mm512_loadu_si512(symbols.as_ptr().cast()) };
             for t in 0..MAX_TABLES {
-                let (low, high) = (
-                    _mm512_castsi512_si256(of_piece[t]),
-                    _mm512_extracti64x4_epi64::<1>(of_piece[t]),
-                );
-                sums[t] = _mm256_add_epi32(sums[t], widen(_mm256_add_epi16(low, high)));
+                let [first, second] = of_table[t];
+                let costs = _mm512_permutex2var_epi8(first, symbols, second);
+                sums[t] = _mm512_dpbusd_epi32(sums[t], costs, ones);
             }
         }
-        let pairs: [__m256i; 4] =
-            std::array::from_fn(|i| _mm256_hadd_epi32(sums[2 * i], sums[2 * i + 1]));
-        let fours = [_mm256_hadd_epi32(pairs[0], pairs[1]), _mm256_hadd_epi32(pairs[2], pairs[3])];
         let mut totals = [0u32; MAX_TABLES];
-        for (totals, fours) in totals.as_chunks_mut::<4>().0.iter_mut().zip(fours) {
-            let (low, high) = (_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
-            // SAFETY: four sums are one vector.
-            unsafe {
-                _mm_storeu_si128(totals.as_mut_ptr().cast(), _mm_add_epi32(low, high));
-            }
-        }
+        // SAFETY: 8 totals are one vector.
+        unsafe { _mm256_storeu_si256(totals.as_mut_ptr().cast(), totals_of(sums)) };
         ids.push(units::cheapest(&totals[..n]));
     }
+}
+
+/// The sum of the 32-bit numbers of each vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn totals_of(of: [__m512i; 8]) -> __m256i {
+    // Of 8 vectors 4, of two numbers each in turn, then 2 of four.
+    let add = |[a, b]: [__m512i; 2]| _mm512_add_epi32(a, b);
+    let twos: [_; 4] = std::array::from_fn(|i| {
+        let (a, b) = (of[2 * i], of[2 * i + 1]);
+        add([_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)])
+    });
+    let fours: [_; 2] = std::array::from_fn(|i| {
+        let (a, b) = (twos[2 * i], twos[2 * i + 1]);
+        add([_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)])
+    });
+    // Their quarters are those of 4 numbers each.
+    let [a, b] = fours;
+    let halves = add([_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b)]);
+    let eight = add([halves, _mm512_shuffle_i32x4::<0b10_11_00_01>(halves, halves)]);
+    // Those of the first half are in quarter 0, those of the second in quarter 2.
+    _mm512_castsi512_si256(_mm512_shuffle_i32x4::<0b00_00_10_00>(eight, eight))
 }
 
 /// [`units::split_residual`] for residuals of [`FUSED_BITS`].
@@ -210,10 +193,10 @@ impl Kernels for Avx512 {
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
-            match (head.symbol_bits, head.tables.len() > 1) {
-                (5, true) => choose_tables::<5>(head, costs, symbols, ids),
-                (6, true) => choose_tables::<6>(head, costs, symbols, ids),
-                _ => units::choose_tables(head, costs, symbols, ids),
+            if head.symbol_bits <= 6 && head.tables.len() > 1 {
+                choose_tables(head, costs, symbols, ids);
+            } else {
+                units::choose_tables(head, costs, symbols, ids);
             }
         }
     }
