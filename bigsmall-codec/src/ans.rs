@@ -141,13 +141,14 @@ impl TensorEncoding for Ans {
     }
 
     fn plan(&self, spec: &TensorSpec, source: &dyn ReadAt) -> Result<Box<dyn BlockEncoder>> {
-        let of_level = |level| self.encoder(spec, plan::plan(spec, source, level)?);
+        let kernels = kernels(self.backend)?;
+        let of_level = |level| self.encoder(spec, plan::plan(kernels, spec, source, level)?);
         let mut encoder = of_level(self.level)?;
         if self.level != Level::Small {
             return Ok(Box::new(encoder));
         }
         if !encoder.blocks.has_masks()
-            && let Some(head) = plan::plan_with_columns(spec, source)?
+            && let Some(head) = plan::plan_with_columns(kernels, spec, source)?
         {
             let columns = self.encoder(spec, head)?;
             let [plain, ordered] = sizes([&encoder, &columns], spec, source, SAMPLED)?;

@@ -1,7 +1,7 @@
 //! What a kernel gets and what it returns: the types that all backends share.
 
-use bigsmall_format::Result;
 use bigsmall_format::internal::Ahead;
+use bigsmall_format::{Dtype, Result};
 
 use crate::bits::at_least;
 use crate::delta::head::Head as DeltaHead;
@@ -9,6 +9,7 @@ use crate::delta::join::{self, Merge, Parts};
 use crate::delta::sparse::{self, GroupCounts};
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;
+use crate::plan::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 use crate::zeros;
@@ -138,6 +139,11 @@ pub(crate) trait Kernels: Sync {
     /// [`units::choose_tables`].
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
         units::choose_tables(head, costs, symbols, ids);
+    }
+
+    /// [`plan::plan_of`].
+    fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+        plan::plan_of(dtype, sample, effort)
     }
 
     /// [`units::replace_exceptions`].

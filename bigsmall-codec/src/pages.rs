@@ -162,7 +162,7 @@ impl Pages {
         }
         let n_elements = all.len() as u64 * 8 / u64::from(dtype.bits());
         let spec = TensorSpec::new("", dtype, &[n_elements])?;
-        let mut head = plan::plan(&spec, &all, level)?;
+        let mut head = plan::plan(kernels(backend::best())?, &spec, &all, level)?;
         // A page that is not full yet ends in zeros, whatever the samples hold.
         head.mask = head.mask.or_else(mask_head);
         Pages::new(dtype, head.write())

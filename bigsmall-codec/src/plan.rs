@@ -6,6 +6,7 @@ use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
 
 use crate::columns::{CLASSES, Columns, MAX_COLUMNS};
 use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
+use crate::kernels::Kernels;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::planes::GROUP;
@@ -51,7 +52,7 @@ pub(crate) const COLUMN_GAIN: u64 = 500;
 const COLUMN_ROUNDS: usize = 8;
 
 /// How much work a level puts into the plan.
-struct Effort {
+pub(crate) struct Effort {
     /// The least and the most units of the sample. It is a quarter of the tensor, within these
     /// bounds.
     sample: (u64, u64),
@@ -108,7 +109,7 @@ fn effort(level: Level, is_float: bool, high_bytes: usize) -> Effort {
 
 /// The sampled high bits, and for each group of 256 how many low bits it needs.
 #[derive(Default)]
-struct Sample {
+pub(crate) struct Sample {
     highs: Vec<u16>,
     group_widths: Vec<u8>,
 }
@@ -208,15 +209,21 @@ fn sample_others(
 }
 
 /// What a plan costs, in the units of [`FrequencyTable::costs`], and the head that it is.
-type Plan = (u64, Head);
+pub(crate) type Plan = (u64, Head);
 
 /// Decides the head for `spec`.
-pub(crate) fn plan(spec: &TensorSpec, source: &dyn ReadAt, level: Level) -> Result<Head> {
-    with_scratch(&SAMPLES, |sample| plan_from(spec, source, level, sample))
+pub(crate) fn plan(
+    kernels: &dyn Kernels,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+    level: Level,
+) -> Result<Head> {
+    with_scratch(&SAMPLES, |sample| plan_from(kernels, spec, source, level, sample))
 }
 
 /// [`plan`] with memory for a sample.
 fn plan_from(
+    kernels: &dyn Kernels,
     spec: &TensorSpec,
     source: &dyn ReadAt,
     level: Level,
@@ -229,20 +236,20 @@ fn plan_from(
         unreachable!("every dtype has a layout for the first m")
     };
     sample_all(spec, source, &layout, effort.sample, sample)?;
-    let plan = plan_of(dtype, sample, &effort)?;
+    let plan = kernels.plan_of(dtype, sample, &effort)?;
     let n_units = sample.highs.len();
     let n_zeros = zeros::count(2, bytemuck::cast_slice(&sample.highs));
     if n_zeros * SOME_ZEROS < n_units || n_zeros == 0 {
         return Ok(plan.1);
     }
     let masks = sample_others(spec, source, &layout, effort.sample, sample)?;
-    let (mut cost, mut head) = plan_of(dtype, sample, &effort)?;
+    let (mut cost, mut head) = kernels.plan_of(dtype, sample, &effort)?;
     let of_masks = self::effort(level, false, 1);
     let n_blocks = (n_units as u64).div_ceil(BLOCK_UNITS as u64);
     let Some(byte_layout) = Layout::new(Dtype::U8, 0) else { unreachable!("bytes have a layout") };
     sample.clear(masks.len())?;
     sample.add(&byte_layout, &masks);
-    let (mask_cost, mask_head) = plan_of(Dtype::U8, sample, &of_masks)?;
+    let (mask_cost, mask_head) = kernels.plan_of(Dtype::U8, sample, &of_masks)?;
     // Where coding does not pay, masks are stored raw.
     cost += mask_cost.min((8 * masks.len() as u64) << COST_FRACTION);
     cost += (8 * (HEAD_COST + n_blocks * BLOCK_COST)) << COST_FRACTION;
@@ -260,7 +267,11 @@ fn plan_from(
 
 /// The plan of a tensor with classes of columns at the level *small*; none for a tensor without
 /// columns, and where they seem to differ too little.
-pub(crate) fn plan_with_columns(spec: &TensorSpec, source: &dyn ReadAt) -> Result<Option<Head>> {
+pub(crate) fn plan_with_columns(
+    kernels: &dyn Kernels,
+    spec: &TensorSpec,
+    source: &dyn ReadAt,
+) -> Result<Option<Head>> {
     let dtype = spec.dtype();
     let Some(layout) = Layout::new(dtype, 1).filter(|_| Layout::is_float(dtype)) else {
         return Ok(None);
@@ -284,7 +295,8 @@ pub(crate) fn plan_with_columns(spec: &TensorSpec, source: &dyn ReadAt) -> Resul
         sample.add(&layout, &ordered[..units.len() - units.len() % (GROUP * layout.unit_bytes)]);
         Ok(())
     })?;
-    let mut head = plan_of(dtype, &sample, &effort(Level::Small, true, layout.high_bytes))?.1;
+    let effort = effort(Level::Small, true, layout.high_bytes);
+    let mut head = kernels.plan_of(dtype, &sample, &effort)?.1;
     head.columns = Some(columns);
     Ok(Some(head))
 }
@@ -361,8 +373,10 @@ fn classes(
 }
 
 /// Decides the head for a sample.
-fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-    let mut best: Option<Plan> = None;
+#[inline(always)]
+pub(crate) fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+    // The cheapest head, which is made when it is known which that is.
+    let mut best: Option<(u64, Box<dyn FnOnce() -> Head>)> = None;
     let n_units = sample.highs.len() as u64;
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
@@ -380,18 +394,20 @@ fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
             cost += low_cost;
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let head = Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
-                best = Some((cost, head));
+                let head =
+                    move || Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
+                best = Some((cost, Box::new(head)));
             }
         }
     }
-    let Some(best) = best else { unreachable!("every dtype has a layout for the first m") };
-    Ok(best)
+    let Some((cost, head)) = best else { unreachable!("every dtype has a layout for the first m") };
+    Ok((cost, head()))
 }
 
 /// The window of 2^`symbol_bits` fields that covers the most units (the lowest of equal ones), and
 /// the field of its symbol 0. That is the window's first field, or field 0 (zeros and subnormals)
 /// if it lies outside and is more common.
+#[inline(always)]
 fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
     // Four histograms, so that equal neighbours do not wait for each other.
     let mut four = vec![[0u32; 4]; 1 << layout.field_bits];

@@ -100,9 +100,9 @@ impl Stages {
     /// # Errors
     /// [`Rule::BackendMissing`](crate::Rule::BackendMissing).
     pub fn new(spec: &TensorSpec, bytes: &[u8], backend: Backend) -> Result<Stages> {
-        let head = plan::plan(spec, &bytes, Level::Default)?;
-        let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
         let kernels = backend::kernels(backend)?;
+        let head = plan::plan(kernels, spec, &bytes, Level::Default)?;
+        let (costs, stand_ins) = (CostTable::new(&head), StandIns::new(&head));
         let mut stages = Stages { kernels, head, costs, stand_ins, blocks: Default::default() };
         for (block, units) in stages.blocks.iter_mut().zip(bytes.chunks(Self::BYTES / BLOCKS)) {
             let n_groups = units.len() / 2 / GROUP;

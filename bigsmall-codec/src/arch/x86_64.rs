@@ -13,6 +13,11 @@ macro_rules! plain_loops {
         }
 
         #[target_feature(enable = $features)]
+        fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+            plan::plan_of(dtype, sample, effort)
+        }
+
+        #[target_feature(enable = $features)]
         fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
             units::split_residual(head, units, residual);
         }

@@ -20,6 +20,7 @@ pub(crate) struct Histograms {
 impl Histograms {
     /// Those of all groups of a sample, which has a multiple of 4 units. Symbols from `n_symbols` on
     /// are not counted.
+    #[inline(always)]
     pub(super) fn of_groups(
         highs: &[u16],
         symbol: impl Fn(&u16) -> u8,
@@ -50,6 +51,7 @@ impl Histograms {
     }
 
     /// Those of segments of `groups` groups.
+    #[inline(always)]
     pub(super) fn merged(&self, groups: usize) -> Result<Histograms> {
         let n_symbols = self.n_symbols;
         let mut counts = Vec::new();
@@ -79,6 +81,7 @@ impl Histograms {
 /// Assigns the segments to tables so that the coding cost is low, by Lloyd's algorithm. It starts
 /// from the segments in the order of their mean symbol. Makes at most `most` tables in `rounds`
 /// rounds. Returns the cost, including the tables.
+#[inline(always)]
 pub(crate) fn cluster(
     histograms: &Histograms,
     most: usize,
@@ -107,6 +110,7 @@ pub(crate) fn cluster(
 }
 
 /// The numbers of the segments, in the order of their mean symbol.
+#[inline(always)]
 pub(super) fn by_mean(histograms: &Histograms) -> Vec<usize> {
     let means: Vec<u64> = histograms
         .iter()
@@ -121,6 +125,7 @@ pub(super) fn by_mean(histograms: &Histograms) -> Vec<usize> {
     order
 }
 
+#[inline(always)]
 pub(super) fn lloyd(
     histograms: &Histograms,
     assigned: &mut [usize],

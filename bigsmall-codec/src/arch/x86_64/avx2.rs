@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
-use bigsmall_format::{Backend, Result};
+use bigsmall_format::{Backend, Dtype, Result};
 
 use crate::arch::expand;
 use crate::arch::fused::{ROWS, decode_rest, fused_forms};
@@ -16,6 +16,7 @@ use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
+use crate::plan::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::table::EncodeTable;
 use crate::units::{self, StandIns};
@@ -196,6 +197,11 @@ impl Kernels for Avx2 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { split_symbols(head, units, symbols) }
+    }
+
+    fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { plan_of(dtype, sample, effort) }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use bigsmall_format::internal::Ahead;
-use bigsmall_format::{Backend, Result};
+use bigsmall_format::{Backend, Dtype, Result};
 
 use crate::arch::fused::{ROWS, decode_rest, fused_forms};
 use crate::arch::x86_64::delta::{merge512, partition512, values512};
@@ -14,6 +14,7 @@ use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
+use crate::plan::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 use crate::zeros;
@@ -173,6 +174,11 @@ impl Kernels for Avx512 {
     fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { split_symbols(head, units, symbols) }
+    }
+
+    fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { plan_of(dtype, sample, effort) }
     }
 
     fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
