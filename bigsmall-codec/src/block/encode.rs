@@ -61,6 +61,7 @@ struct Parts {
     table_ids: Vec<u8>,
     group_tables: Vec<u8>,
     exceptions: Vec<(u32, u16)>,
+    residual: Vec<u8>,
     states: [u32; LANES],
     words: Vec<u16>,
     /// Where the words begin.
@@ -312,7 +313,8 @@ impl Encoder {
         if n_groups == 0 {
             return Ok(false);
         }
-        let Parts { symbols, table_ids, group_tables, exceptions, states, words, .. } = parts;
+        let Parts { symbols, table_ids, group_tables, exceptions, residual, states, words, .. } =
+            parts;
         let n = n_groups * GROUP;
         let units = &units[..n * layout.unit_bytes];
         set_len(symbols, n)?;
@@ -326,24 +328,22 @@ impl Encoder {
         for &id in &*table_ids {
             group_tables.resize(n_groups.min(group_tables.len() + head.segment_groups()), id);
         }
-        // The end states carry the last bytes of the residual, 16 bits a lane, at no cost.
-        // They lie in the last two groups.
-        let mut last = [0; 2 * GROUP];
-        let last_groups = n_groups.min(2);
-        let last = &mut last[..last_groups * packed_len(layout.residual_bits)];
-        let last_units = last_groups * GROUP * layout.unit_bytes;
-        kernels.split_residual(head, &units[units.len() - last_units..], last);
-        let carried = &last[last.len() - carried_len(last.len())..];
-        *states = states_with(carried);
+        // While the units are in a cache that is near.
+        set_len(residual, n_groups * packed_len(layout.residual_bits))?;
+        kernels.split_residual(head, units, residual);
+        // The end states carry its last bytes, 16 bits a lane, at no cost.
+        let stored = residual.len() - carried_len(residual.len());
+        *states = states_with(&residual[stored..]);
+        residual.truncate(stored);
         set_len(words, n + ROOM)?;
         Ok(true)
     }
 
     /// The sections, in order.
     fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) -> Result<()> {
-        let Encoder { head, kernels, .. } = self;
+        let head = &self.head;
         let layout = &head.layout;
-        let Parts { table_ids, exceptions, states, words, begin, .. } = parts;
+        let Parts { table_ids, exceptions, residual, states, words, begin, .. } = parts;
         let n_groups = units.len() / layout.unit_bytes / GROUP;
         let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
         let words = &mut words[*begin..];
@@ -378,11 +378,7 @@ impl Encoder {
                 pack_lows(layout, units, width, out);
             }
         }
-        let residual_at = out.len();
-        let residual_len = n_groups * packed_len(layout.residual_bits);
-        out.resize(residual_at + residual_len, 0);
-        kernels.split_residual(head, units, &mut out[residual_at..]);
-        out.truncate(out.len() - carried_len(residual_len));
+        out.extend_from_slice(residual);
         let exceptions = exceptions::write(head, exceptions, rice)?;
         reserve(out, exceptions.len() + tail.len())?;
         out.extend(exceptions);
