@@ -9,7 +9,7 @@ use crate::{Error, Result, Rule};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VBMI2, GFNI, and what [`Avx2`](Self::Avx2)
+    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI, GFNI, and what [`Avx2`](Self::Avx2)
     /// needs: Ice Lake, Zen 4 and later.
     Avx512,
     /// x86-64 with AVX2, FMA, F16C, BMI1, BMI2 and POPCNT: Haswell, Zen and later.
