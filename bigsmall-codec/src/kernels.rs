@@ -197,6 +197,17 @@ pub(crate) trait Kernels: Sync {
         zeros::count_ones(mask)
     }
 
+    /// [`zeros::split`].
+    fn split_zeros(
+        &self,
+        unit_bytes: usize,
+        units: &[u8],
+        mask: &mut [u8],
+        others: &mut [u8],
+    ) -> usize {
+        zeros::split(unit_bytes, units, mask, others)
+    }
+
     /// [`zeros::expand`].
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
         zeros::expand(unit_bytes, mask, units, begin);

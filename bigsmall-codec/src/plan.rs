@@ -183,6 +183,7 @@ fn sample_all(
 
 /// Samples the units that are not zero; returns the mask of all.
 fn sample_others(
+    kernels: &dyn Kernels,
     spec: &TensorSpec,
     source: &dyn ReadAt,
     layout: &Layout,
@@ -199,7 +200,8 @@ fn sample_others(
         set_len(&mut masks, at + n_masks)?;
         reserve(&mut others, units.len())?;
         set_len(&mut others, used + units.len())?;
-        used += zeros::split(unit_bytes, units, &mut masks[at..], &mut others[used..]);
+        let (masks, others) = (&mut masks[at..], &mut others[used..]);
+        used += kernels.split_zeros(unit_bytes, units, masks, others);
         Ok(())
     })?;
     let whole = used - used % (GROUP * unit_bytes);
@@ -242,7 +244,7 @@ fn plan_from(
     if n_zeros * SOME_ZEROS < n_units || n_zeros == 0 {
         return Ok(plan.1);
     }
-    let masks = sample_others(spec, source, &layout, effort.sample, sample)?;
+    let masks = sample_others(kernels, spec, source, &layout, effort.sample, sample)?;
     let (mut cost, mut head) = kernels.plan_of(dtype, sample, &effort)?;
     let of_masks = self::effort(level, false, 1);
     let n_blocks = (n_units as u64).div_ceil(BLOCK_UNITS as u64);

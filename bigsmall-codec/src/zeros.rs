@@ -79,8 +79,8 @@ fn expand_units<const N: usize>(mask: &[u8], units: &mut [u8], at: usize, next: 
 }
 
 /// Writes for each unit a bit to `mask`, which says whether it is not zero, and the units that are
-/// not zero to the front of `others`, one after the other; `others` is as long as `units`. Returns
-/// the number of bytes of the others.
+/// not zero to the front of `others`, one after the other; `others` is at least as long as `units`.
+/// Returns the number of bytes of the others.
 pub(crate) fn split(unit_bytes: usize, units: &[u8], mask: &mut [u8], others: &mut [u8]) -> usize {
     for_unit_bytes!(unit_bytes, split_units, units, mask, others)
 }
@@ -146,14 +146,20 @@ mod tests {
                     };
                     let units: Vec<u8> =
                         (0..n).flat_map(|_| unit().to_le_bytes()[..unit_bytes].to_vec()).collect();
-                    let (mut mask, mut others) = (vec![0xff; usize::div_ceil(n, 8)], units.clone());
+                    let n_mask = usize::div_ceil(n, 8);
+                    let (mut mask, mut others) = (vec![0xff; n_mask], units.clone());
                     let len = split(unit_bytes, &units, &mut mask, &mut others);
                     assert_eq!(len / unit_bytes, n - count(unit_bytes, &units));
                     for backend in backend::backends() {
+                        let kernels = backend::kernels(backend).unwrap();
+                        let (mut found, mut rest) = (vec![0xff; n_mask], units.clone());
+                        let found_len =
+                            kernels.split_zeros(unit_bytes, &units, &mut found, &mut rest);
+                        assert!(found_len == len && found == mask, "{backend:?} {n} {often}");
+                        assert_eq!(rest[..len], others[..len], "{backend:?} {n} {often}");
                         let mut back = vec![0x5a; units.len()];
                         let begin = back.len() - len;
                         back[begin..].copy_from_slice(&others[..len]);
-                        let kernels = backend::kernels(backend).unwrap();
                         kernels.expand(unit_bytes, &mask, &mut back, begin);
                         assert_eq!(back, units, "{backend:?} {unit_bytes} {n} {often}");
                     }

@@ -207,7 +207,7 @@ impl Encoder {
         set_len(&mut mask, n_units.div_ceil(8))?;
         set_len(&mut others, units.len())?;
         let n_others = n_units - n_zeros;
-        zeros::split(unit_bytes, units, &mut mask, &mut others);
+        self.kernels.split_zeros(unit_bytes, units, &mut mask, &mut others);
         others.truncate(n_others * unit_bytes);
         let begin = out.len();
         reserve(out, HEADER)?;

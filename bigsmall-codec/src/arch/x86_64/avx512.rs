@@ -163,6 +163,35 @@ expand_units!(expand16, 2, u32, _mm512_maskz_expand_epi16);
 expand_units!(expand32, 4, u16, _mm512_maskz_expand_epi32);
 expand_units!(expand64, 8, u8, _mm512_maskz_expand_epi64);
 
+/// [`zeros::split`] for whole vectors; returns the bytes done, and those of the others.
+macro_rules! split_units {
+    ($name:ident, $bytes:literal, $test:ident, $compress:ident) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+        fn $name(units: &[u8], mask: &mut [u8], others: &mut [u8]) -> (usize, usize) {
+            let (mut at, mut next) = (0, 0);
+            let (units, masks) = (units.as_chunks::<64>().0, mask.as_chunks_mut().0);
+            for (units, mask) in units.iter().zip(masks) {
+                let Some(to) = others.get_mut(next..next + 64) else { break };
+                // SAFETY: 64 bytes are one vector.
+                unsafe {
+                    let units = _mm512_loadu_si512(units.as_ptr().cast());
+                    let set = $test(units, units);
+                    *mask = set.to_le_bytes();
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), $compress(set, units));
+                    next += $bytes * set.count_ones() as usize;
+                }
+                at += 64;
+            }
+            (at, next)
+        }
+    };
+}
+
+split_units!(split8, 1, _mm512_test_epi8_mask, _mm512_maskz_compress_epi8);
+split_units!(split16, 2, _mm512_test_epi16_mask, _mm512_maskz_compress_epi16);
+split_units!(split32, 4, _mm512_test_epi32_mask, _mm512_maskz_compress_epi32);
+split_units!(split64, 8, _mm512_test_epi64_mask, _mm512_maskz_compress_epi64);
+
 plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
 plain_delta_loops!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt",
@@ -275,6 +304,26 @@ impl Kernels for Avx512 {
     fn count_ones(&self, mask: &[u8]) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { count_ones(mask) }
+    }
+
+    fn split_zeros(
+        &self,
+        unit_bytes: usize,
+        units: &[u8],
+        mask: &mut [u8],
+        others: &mut [u8],
+    ) -> usize {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        let (at, next) = unsafe {
+            match unit_bytes {
+                1 => split8(units, mask, others),
+                2 => split16(units, mask, others),
+                4 => split32(units, mask, others),
+                _ => split64(units, mask, others),
+            }
+        };
+        let (units, mask) = (&units[at..], &mut mask[at / unit_bytes / 8..]);
+        next + zeros::split(unit_bytes, units, mask, &mut others[next..])
     }
 
     fn expand(&self, unit_bytes: usize, mask: &[u8], units: &mut [u8], begin: usize) {
