@@ -9,7 +9,7 @@ use crate::delta::join::{self, Merge, Parts};
 use crate::delta::sparse::{self, GroupCounts};
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;
-use crate::plan::{self, Effort, Plan, Sample};
+use crate::plan::choose::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 use crate::zeros;
@@ -141,9 +141,9 @@ pub(crate) trait Kernels: Sync {
         units::choose_tables(head, costs, symbols, ids);
     }
 
-    /// [`plan::plan_of`].
+    /// [`choose::plan_of`].
     fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-        plan::plan_of(dtype, sample, effort)
+        choose::plan_of(dtype, sample, effort)
     }
 
     /// [`units::replace_exceptions`].

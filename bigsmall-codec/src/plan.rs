@@ -5,27 +5,25 @@ use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
 
 use crate::columns::{CLASSES, Columns, MAX_COLUMNS};
-use crate::head::{Head, MAX_LOW_WIDTHS, MAX_TABLES, id_bits};
+use crate::head::{Head, MAX_TABLES, id_bits};
 use crate::kernels::Kernels;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::planes::GROUP;
 use crate::scratch::{Pool, with_scratch};
 use crate::table::COST_FRACTION;
-use crate::units::{low_width, symbol_of};
+use crate::units::symbol_of;
 use crate::zeros;
 
+pub(crate) mod choose;
 mod cluster;
 
+use choose::{Effort, Sample, window};
 pub(crate) use cluster::{Histograms, cluster};
 use cluster::{by_mean, lloyd};
 
 /// Units in one read.
 const RUN: u64 = 4096;
-/// The cost of a unit outside the window, for any table. Like all costs here, it is in the units of
-/// [`FrequencyTable::costs`].
-const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
-
 /// If at least one unit in so many of the sample is zero, masks are considered.
 const SOME_ZEROS: usize = 256;
 /// Masks must make the tensor smaller by at least one part in this many: with fewer zeros than a
@@ -50,23 +48,6 @@ const COLUMNS_A_SAMPLE: u64 = 8192;
 pub(crate) const COLUMN_GAIN: u64 = 500;
 /// Rounds of clustering of columns.
 const COLUMN_ROUNDS: usize = 8;
-
-/// How much work a level puts into the plan.
-pub(crate) struct Effort {
-    /// The least and the most units of the sample. It is a quarter of the tensor, within these
-    /// bounds.
-    sample: (u64, u64),
-    /// Numbers of mantissa bits in the field to try.
-    mantissa: &'static [u32],
-    /// Segment lengths to try.
-    segments: &'static [usize],
-    /// Rounds of clustering.
-    rounds: usize,
-    /// The most tables.
-    tables: usize,
-    /// The most symbol bits.
-    symbol_bits: u32,
-}
 
 fn effort(level: Level, is_float: bool, high_bytes: usize) -> Effort {
     match (level, is_float) {
@@ -107,35 +88,8 @@ fn effort(level: Level, is_float: bool, high_bytes: usize) -> Effort {
     }
 }
 
-/// The sampled high bits, and for each group of 256 how many low bits it needs.
-#[derive(Default)]
-pub(crate) struct Sample {
-    highs: Vec<u16>,
-    group_widths: Vec<u8>,
-}
-
 /// Samples of earlier plans: to use fresh memory takes as long as the rest of a plan.
 static SAMPLES: Pool<Sample> = Pool::new(Vec::new());
-
-impl Sample {
-    /// Begins with no units, and room for so many.
-    fn clear(&mut self, n_units: usize) -> Result<()> {
-        self.highs.clear();
-        self.group_widths.clear();
-        reserve(&mut self.highs, n_units)
-    }
-
-    /// Adds whole groups of units.
-    fn add(&mut self, layout: &Layout, units: &[u8]) {
-        let at = self.highs.len();
-        self.highs.resize(at + units.len() / layout.unit_bytes, 0);
-        layout.split_highs(units, &mut self.highs[at..]);
-        if layout.low_bits() > 0 {
-            let groups = units.chunks_exact(GROUP * layout.unit_bytes);
-            self.group_widths.extend(groups.map(|group| low_width(layout, group)));
-        }
-    }
-}
 
 /// The places of a sample: runs of [`RUN`] units, spread over the tensor, whole groups.
 fn each_run(
@@ -209,9 +163,6 @@ fn sample_others(
     sample.add(layout, &others[..whole]);
     Ok(masks)
 }
-
-/// What a plan costs, in the units of [`FrequencyTable::costs`], and the head that it is.
-pub(crate) type Plan = (u64, Head);
 
 /// Decides the head for `spec`.
 pub(crate) fn plan(
@@ -372,110 +323,4 @@ fn classes(
         return Ok(None);
     }
     Ok(Some(assigned.into_iter().map(|class| class as u8).collect()))
-}
-
-/// Decides the head for a sample.
-#[inline(always)]
-pub(crate) fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-    // The cheapest head, which is made when it is known which that is.
-    let mut best: Option<(u64, Box<dyn FnOnce() -> Head>)> = None;
-    let n_units = sample.highs.len() as u64;
-    for &m in effort.mantissa {
-        let Some(layout) = Layout::new(dtype, m) else { continue };
-        let symbol_bits = effort.symbol_bits.min(layout.field_bits).min(4 + m.max(1));
-        let symbol_bits = if Layout::is_float(dtype) { symbol_bits } else { 8 };
-        let window = window(&sample.highs, &layout, symbol_bits);
-        let symbol = |&high: &u16| symbol_of(layout.field(high), window, 1 << symbol_bits);
-        let groups = Histograms::of_groups(&sample.highs, symbol, 1 << symbol_bits)?;
-        let outside = n_units - groups.total();
-        for &segment in effort.segments {
-            let histograms = groups.merged(segment / GROUP)?;
-            let (mut cost, tables) = cluster(&histograms, effort.tables, effort.rounds);
-            cost += outside * OUTSIDE_COST;
-            cost += (n_units * u64::from(layout.residual_bits)) << COST_FRACTION;
-            let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
-            cost += low_cost;
-            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let head =
-                    move || Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
-                best = Some((cost, Box::new(head)));
-            }
-        }
-    }
-    let Some((cost, head)) = best else { unreachable!("every dtype has a layout for the first m") };
-    Ok((cost, head()))
-}
-
-/// The window of 2^`symbol_bits` fields that covers the most units (the lowest of equal ones), and
-/// the field of its symbol 0. That is the window's first field, or field 0 (zeros and subnormals)
-/// if it lies outside and is more common.
-#[inline(always)]
-fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
-    // Four histograms, so that equal neighbours do not wait for each other.
-    let mut four = vec![[0u32; 4]; 1 << layout.field_bits];
-    let mut fields = [0; GROUP];
-    for highs in highs.chunks(GROUP) {
-        let fields = &mut fields[..highs.len()];
-        fields.iter_mut().zip(highs).for_each(|(field, &high)| *field = layout.field(high));
-        // The sample consists of a multiple of 4 units.
-        for fields in fields.as_chunks::<4>().0 {
-            for (i, &field) in fields.iter().enumerate() {
-                four[usize::from(field)][i] += 1;
-            }
-        }
-    }
-    let counts: Vec<u64> = four.iter().map(|of| of.iter().map(|&n| u64::from(n)).sum()).collect();
-    let width = 1usize << symbol_bits;
-    let mut covered: u64 = counts[..width].iter().sum();
-    // The best window, and the best one with field 0 as its symbol 0.
-    let (mut plain, mut with_zero) = ((covered, 0), (0, 0));
-    for begin in 1..=counts.len() - width {
-        covered += counts[begin + width - 1];
-        covered -= counts[begin - 1];
-        if covered > plain.0 {
-            plain = (covered, begin);
-        }
-        let zero_instead = covered - counts[begin] + counts[0];
-        if zero_instead > with_zero.0 {
-            with_zero = (zero_instead, begin);
-        }
-    }
-    if with_zero.0 > plain.0 { (with_zero.1 as u16, 0) } else { (plain.1 as u16, plain.1 as u16) }
-}
-
-/// Chooses the low widths that segments may have. Returns the cost of the low bits, and the widths.
-fn low_widths(group_widths: &[u8], segment: usize, layout: &Layout) -> (u64, Vec<u8>) {
-    let all = layout.low_bits();
-    if all == 0 {
-        return (0, Vec::new());
-    }
-    // For each number of bits, how many segments need it.
-    let mut needs = vec![0u64; all as usize + 1];
-    for groups in group_widths.chunks(segment / GROUP) {
-        needs[usize::from(groups.iter().copied().max().unwrap_or(0))] += 1;
-    }
-    let bits = |widths: &[u8]| -> u64 {
-        let each = needs.iter().enumerate().map(|(need, &n)| {
-            let width = widths.iter().copied().filter(|&w| usize::from(w) >= need).min();
-            n * u64::from(width.unwrap_or(all as u8)) * segment as u64
-        });
-        let ids = needs.iter().sum::<u64>() * u64::from(id_bits(widths.len()));
-        each.sum::<u64>() + ids
-    };
-    let mut widths = vec![all as u8];
-    while widths.len() < MAX_LOW_WIDTHS {
-        let with = |w: u8| {
-            let mut with = widths.clone();
-            with.push(w);
-            with
-        };
-        let candidate =
-            (0..all as u8).filter(|w| !widths.contains(w)).map(|w| (bits(&with(w)), w)).min();
-        match candidate {
-            Some((cost, w)) if cost < bits(&widths) => widths.push(w),
-            _ => break,
-        }
-    }
-    widths.sort_unstable_by(|a, b| b.cmp(a));
-    (bits(&widths) << COST_FRACTION, widths)
 }

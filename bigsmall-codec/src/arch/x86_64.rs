@@ -14,7 +14,7 @@ macro_rules! plain_loops {
 
         #[target_feature(enable = $features)]
         fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-            plan::plan_of(dtype, sample, effort)
+            choose::plan_of(dtype, sample, effort)
         }
 
         #[target_feature(enable = $features)]

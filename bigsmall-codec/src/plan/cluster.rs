@@ -18,8 +18,8 @@ pub(crate) struct Histograms {
 }
 
 impl Histograms {
-    /// Those of all groups of a sample, which has a multiple of 4 units. Symbols from `n_symbols` on
-    /// are not counted.
+    /// Those of all groups of a sample, which has a multiple of 4 units. Symbols from `n_symbols`
+    /// on are not counted.
     #[inline(always)]
     pub(super) fn of_groups(
         highs: &[u16],

@@ -16,7 +16,7 @@ use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
-use crate::plan::{self, Effort, Plan, Sample};
+use crate::plan::choose::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::table::EncodeTable;
 use crate::units::{self, StandIns};

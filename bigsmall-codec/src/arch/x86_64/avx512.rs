@@ -14,7 +14,7 @@ use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
 use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
-use crate::plan::{self, Effort, Plan, Sample};
+use crate::plan::choose::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
 use crate::zeros;

@@ -109,8 +109,9 @@ unsafe fn look_up_byte(table: &[u8; 128], index: __m512i) -> __m512i {
     }
 }
 
-/// The slots of ranks, found in `ROUNDS` steps of search, or fewer if the table takes fewer. Where a rank is too large by a frequency, because a quotient was one too
-/// small, 2^12 is added to the slot. `freq` are the frequencies.
+/// The slots of ranks, found in `ROUNDS` steps of search: as many as the table takes, or more.
+/// Where a rank is too large by a frequency, because a quotient was one too small, 2^12 is added to
+/// the slot. `freq` are the frequencies.
 ///
 /// # Safety
 /// The machine must have the instructions.
