@@ -137,6 +137,8 @@ fn all_forms_of_floats_agree() {
             let backends = bigsmall_codec::backends().filter(|&b| b != Backend::Reference);
             for backend in backends {
                 let ans = Ans::new(level).with_backend(backend).unwrap();
+                let same = in_pool(1, || encode_tensor(&ans, &spec, &bytes)).unwrap() == tensor;
+                assert!(same, "encoded differently: {dtype} {level:?} {backend:?}");
                 for begin in [0, bigsmall_format::BLOCK_UNITS * dtype.unit_bytes()] {
                     let mut back = vec![0x5a; bytes.len() - begin];
                     let range = begin as u64..bytes.len() as u64;

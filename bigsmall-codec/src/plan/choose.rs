@@ -12,7 +12,7 @@ use crate::table::COST_FRACTION;
 use crate::units::{low_width, symbol_of};
 
 /// The cost of a unit outside the window, for any table. Like all costs here, it is in the units of
-/// [`FrequencyTable::costs`].
+/// [`FrequencyTable::costs`](crate::table::FrequencyTable::costs).
 const OUTSIDE_COST: u64 = 20 << COST_FRACTION;
 
 /// How much work a level puts into the plan.
@@ -44,6 +44,10 @@ impl Sample {
     pub(super) fn clear(&mut self, n_units: usize) -> Result<()> {
         self.highs.clear();
         self.group_widths.clear();
+        if self.highs.capacity() < n_units {
+            // To grow would take up to twice the memory.
+            self.highs = Vec::new();
+        }
         reserve(&mut self.highs, n_units)
     }
 
@@ -59,7 +63,8 @@ impl Sample {
     }
 }
 
-/// What a plan costs, in the units of [`FrequencyTable::costs`], and the head that it is.
+/// What a plan costs, in the units of
+/// [`FrequencyTable::costs`](crate::table::FrequencyTable::costs), and the head that it is.
 pub(crate) type Plan = (u64, Head);
 
 /// Decides the head for a sample.

@@ -87,6 +87,7 @@ pub(crate) fn cluster(
     most: usize,
     rounds: usize,
 ) -> (u64, Vec<FrequencyTable>) {
+    debug_assert!(histograms.n_symbols.is_multiple_of(ROW), "whole rows of symbols");
     let n = histograms.len();
     let order = by_mean(histograms);
     // A table takes at least 32 * 4 bits in the head. A cluster of fewer than two segments cannot

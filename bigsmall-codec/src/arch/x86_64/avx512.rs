@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI2.
+//! AVX-512 with VBMI2 and VNNI.
 
 use std::arch::x86_64::*;
 

@@ -95,13 +95,14 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
     }
 }
 
-/// Looks up 32 indices of 16 bits, below 128, in a table of bytes of which the first one is 0.
+/// Looks up 32 indices of 16 bits in a table of bytes. Of an index the upper 9 bits do not matter,
+/// of what is found the upper 8 mean nothing.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
 unsafe fn look_up_byte(table: &[u8; 128], index: __m512i) -> __m512i {
-    // SAFETY: 128 bytes are two vectors. The upper bytes of the indices are 0.
+    // SAFETY: 128 bytes are two vectors.
     unsafe {
         let first = _mm512_loadu_si512(table.as_ptr().cast());
         let second = _mm512_loadu_si512(table.as_ptr().add(64).cast());
