@@ -114,8 +114,8 @@ def codec():
             # Of residuals that are rows of bytes and rows of bits the latter come last.
             counts.append(rows(functions, symbol, LOOK_UP, least * blocks * vectors)[-1] / blocks)
         row(f"decode {name}", *counts)
-    # Tables of 32 symbols come first, with the fewest steps of search. AVX-512 encodes four blocks at
-    # once.
+    # Tables of 32 symbols come first, with the fewest steps of search. AVX-512 encodes four blocks
+    # at once.
     avx512 = rows(x86, "avx5126encode6encodeKj4_", TO_INTEGERS, 8)[0] / 4
     avx2 = rows(x86, "avx26encode", r"\svpmuludq\b", 8)[0]
     neon = rows(arm, "neon.*Kernels6encode", TO_INTEGERS, 8)[0]

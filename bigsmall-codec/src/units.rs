@@ -20,8 +20,8 @@ const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 /// What each symbol costs under each table more than under the table where it costs least: an
 /// eighth as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs), in bits of a
 /// 32nd, and at most [`MAX_COST`]. One vector addition a unit finds the best table of a segment.
-/// A symbol that one table codes may cost more than that under one that does not. Costs in bits of a
-/// 16th would count it in full, and make files of real weights larger.
+/// Under a table that does not code it, a symbol may cost more than that. Costs in 16ths of a bit
+/// would count it in full, and make files of real weights larger.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {
