@@ -1,5 +1,6 @@
-//! Decides the head of a tensor from a sample: symbols, window, segments, tables. All arithmetic is
-//! in integers, because the decisions determine the bytes.
+//! Plans a tensor: takes a sample of it, chooses a head, and decides whether masks of zeros or
+//! classes of columns make it smaller. All arithmetic is in integers, because the decisions determine
+//! the bytes.
 
 use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
@@ -120,7 +121,7 @@ fn each_run(
     Ok(())
 }
 
-/// Samples all units.
+/// Samples units, whether they are zero or not.
 fn sample_all(
     spec: &TensorSpec,
     source: &dyn ReadAt,
@@ -164,7 +165,7 @@ fn sample_others(
     Ok(masks)
 }
 
-/// Decides the head for `spec`.
+/// Plans the tensor `spec`.
 pub(crate) fn plan(
     kernels: &dyn Kernels,
     spec: &TensorSpec,

@@ -321,6 +321,7 @@ pub(crate) struct RankSlots {
 
 #[cfg(target_arch = "x86_64")]
 impl RankSlots {
+    /// Numbers are below [`TOTAL`]: so there are 128 entries, which fill two vectors.
     pub(crate) const SHIFT: u32 = 5;
 
     fn new(alias: &AliasTable) -> RankSlots {
@@ -671,7 +672,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn searches_of_all_lengths_are_tested() {
+    fn searches_of_few_and_of_many_steps_are_tested() {
         let small = tables().into_iter().filter(|table| table.freqs.len() <= Buckets::MOST);
         let mut rounds: Vec<_> =
             small.map(|table| AliasTable::new(&table).encode(&table).ranks.rounds).collect();

@@ -17,11 +17,10 @@ const MAX_COST: u16 = u8::MAX as u16;
 /// How many costs can be added in 16 bits.
 const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 
-/// What each symbol costs under each table more than under the table where it costs least: an
-/// eighth as fine as [`FrequencyTable::costs`](crate::table::FrequencyTable::costs), in bits of a
-/// 32nd, and at most [`MAX_COST`]. One vector addition a unit finds the best table of a segment.
-/// Under a table that does not code it, a symbol may cost more than that. Costs in 16ths of a bit
-/// would count it in full, and make files of real weights larger.
+/// How much more each symbol costs under each table than under the table where it costs least, in
+/// 32nds of a bit, at most [`MAX_COST`]. One vector addition a unit finds the best table of a
+/// segment. A table that does not code a symbol may cost more than that. Costs in 16ths of a bit
+/// would count it in full, but they made files of real weights larger.
 pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
 
 impl CostTable {

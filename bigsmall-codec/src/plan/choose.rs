@@ -67,11 +67,10 @@ impl Sample {
 /// [`FrequencyTable::costs`](crate::table::FrequencyTable::costs), and the head that it is.
 pub(crate) type Plan = (u64, Head);
 
-/// Decides the head for a sample.
+/// Chooses the head for a sample.
 #[inline(always)]
 pub(crate) fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-    // The cheapest head, which is made when it is known which that is.
-    let mut best: Option<(u64, Box<dyn FnOnce() -> Head>)> = None;
+    let mut best: Option<Plan> = None;
     let n_units = sample.highs.len() as u64;
     for &m in effort.mantissa {
         let Some(layout) = Layout::new(dtype, m) else { continue };
@@ -89,14 +88,13 @@ pub(crate) fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<
             let (low_cost, low_widths) = low_widths(&sample.group_widths, segment, &layout);
             cost += low_cost;
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let head =
-                    move || Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
-                best = Some((cost, Box::new(head)));
+                let head = Head::new(m, layout, symbol_bits, window, segment, low_widths, tables);
+                best = Some((cost, head));
             }
         }
     }
-    let Some((cost, head)) = best else { unreachable!("every dtype has a layout for the first m") };
-    Ok((cost, head()))
+    let Some(best) = best else { unreachable!("every dtype has a layout for the first m") };
+    Ok(best)
 }
 
 /// The window of 2^`symbol_bits` fields that covers the most units (the lowest of equal ones), and

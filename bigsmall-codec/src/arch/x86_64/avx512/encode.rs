@@ -162,10 +162,11 @@ unsafe fn gather_slots(table: &EncodeTable, at: __m512i) -> __m512i {
     }
 }
 
-/// A row on its way.
+/// A row whose states are divided, and whose slots are to be found.
 #[derive(Clone, Copy)]
 struct Coding {
     symbols: __m256i,
+    /// 16 times the frequencies.
     freq: __m512i,
     /// Where the slots begin, if they are gathered.
     first: __m512i,
@@ -292,6 +293,7 @@ pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N])
                 unsafe { encode_group::<N, $bits, $rounds>(states, &words, room, &tables, &groups) }
             }};
         }
+        // Most tables take one step of search or two, none more than six.
         let rounds = tables.iter().map(|table| table.ranks.rounds).max().unwrap_or(0);
         match (head.symbol_bits, rounds) {
             (5, ..=1) => group!(5, 1),
