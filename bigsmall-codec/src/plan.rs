@@ -1,6 +1,6 @@
 //! Plans a tensor: takes a sample of it, chooses a head, and decides whether masks of zeros or
-//! classes of columns make it smaller. All arithmetic is in integers, because the decisions determine
-//! the bytes.
+//! classes of columns make it smaller. All arithmetic is in integers, because the decisions
+//! determine the bytes.
 
 use bigsmall_format::internal::{read_at, reserve, set_len};
 use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
