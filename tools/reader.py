@@ -130,8 +130,13 @@ def read_record(index, tensors, place, begin, bases):  # 5.1; returns where the 
     require(length == tensor.payload_length, "PayloadLength", length)
     return begin + length
 
+def block_bytes(tensor):  # 3: the original bytes of a full block
+    n = tensor.size // UNIT_BYTES[tensor.dtype]
+    equal = 2**17 < n <= 2**22
+    return UNIT_BYTES[tensor.dtype] * (1024 * -(-n // (4096 * -(-n // 2**19))) if equal else 2**17)
+
 def block_sizes(tensor, source):  # 3: the original bytes of each block; 8 bytes or more for each
-    starts = range(0, tensor.size, 131072 * UNIT_BYTES[tensor.dtype])
+    starts = range(0, tensor.size, block_bytes(tensor))
     require(8 * len(starts) <= source.left(), source.rule, f"{len(starts)} blocks")
     return [min(starts.step, tensor.size - start) for start in starts]
 
@@ -333,7 +338,7 @@ def see_base(tensor, base, content):
     return content[:tensor.size].ljust(tensor.size, b"\0")
 
 def check_base(tensor, base):
-    step = 131072 * UNIT_BYTES[tensor.dtype]
+    step = block_bytes(tensor)
     blocks = [base[at:at + step] for at in range(0, len(base), step)]
     for i, block in enumerate(blocks):
         require(xxh3(block) == tensor.base_checksums[i], "BaseMismatch", f"block {i}")

@@ -56,6 +56,17 @@ class Vectors(unittest.TestCase):
             self.assertEqual([parts.xxh3(bytes(31 * i % 256 for i in range(length)))], stored,
                              length)
 
+    def test_blocks(self):
+        examples = [re.fullmatch(r"    (\d+) units: (\d+) blocks?, the last of (\d+)", line)
+                    for line in LINES]
+        examples = [[int(number) for number in match.groups()] for match in examples if match]
+        self.assertEqual(len(examples), 7)
+        for n, count, last in examples:
+            tensor = SimpleNamespace(dtype="BF16", size=2 * n)
+            full = reader.block_bytes(tensor)
+            self.assertEqual((-(-tensor.size // full), tensor.size - (count - 1) * full),
+                             (count, 2 * last), n)
+
     def test_zeros(self):
         ans = SimpleNamespace(unit_bytes=2, masks=SimpleNamespace(unit_bytes=1))
         units = [0x3F80 + i if i % 32 == 5 else 0 for i in range(260)]

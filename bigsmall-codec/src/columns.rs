@@ -1,7 +1,7 @@
 //! Units in the order of the classes of their columns, and back (FORMAT.md section 7.5, kind 5).
 
+use bigsmall_format::Result;
 use bigsmall_format::internal::reserve;
-use bigsmall_format::{BLOCK_UNITS, Result};
 
 use crate::zeros::for_unit_bytes;
 
@@ -46,11 +46,12 @@ impl Columns {
         &self.classes
     }
 
-    /// The column of the first unit of the tensor's block of that number.
-    pub(crate) fn of_block(&self, block: u64) -> usize {
+    /// The column of the first unit of the tensor's block of that number, where blocks have
+    /// `block_units`.
+    pub(crate) fn of_block(&self, block: u64, block_units: usize) -> usize {
         let n = self.classes.len() as u64;
         // Remainders first: no number is too large.
-        (block % n * (BLOCK_UNITS as u64 % n) % n) as usize
+        (block % n * (block_units as u64 % n) % n) as usize
     }
 
     /// Writes `units`, the first of them in the column `first`, to `ordered`.

@@ -392,7 +392,7 @@ fn mask_head() -> Option<Box<Head>> {
 
 #[cfg(test)]
 mod tests {
-    use bigsmall_format::BLOCK_UNITS;
+    use bigsmall_format::MAX_BLOCK_UNITS;
 
     use super::*;
 
@@ -403,7 +403,7 @@ mod tests {
         for n in sizes.into_iter().flatten() {
             let Cut { n_blocks, first, other } = Cut::of(n);
             assert_eq!(first + other * n_blocks.saturating_sub(1), n, "{n}");
-            assert!(first <= BLOCK_UNITS && other <= first && other % GROUP == 0, "{n}");
+            assert!(first <= MAX_BLOCK_UNITS && other <= first && other % GROUP == 0, "{n}");
             assert!(n_blocks < 2 || n_blocks % 2 == 0 && other > 0, "{n}");
         }
         assert_eq!(Cut::of(8192), Cut { n_blocks: 2, first: 4096, other: 4096 });

@@ -3,7 +3,7 @@
 //! determine the bytes.
 
 use bigsmall_format::internal::{read_at, reserve, set_len};
-use bigsmall_format::{BLOCK_UNITS, Dtype, ReadAt, Result, TensorSpec};
+use bigsmall_format::{Dtype, ReadAt, Result, TensorSpec};
 
 use crate::columns::{CLASSES, Columns, MAX_COLUMNS};
 use crate::head::{Head, MAX_TABLES, id_bits};
@@ -199,7 +199,7 @@ fn plan_from(
     let masks = sample_others(kernels, spec, source, &layout, effort.sample, sample)?;
     let (mut cost, mut head) = kernels.plan_of(dtype, sample, &effort)?;
     let of_masks = self::effort(level, false, 1);
-    let n_blocks = (n_units as u64).div_ceil(BLOCK_UNITS as u64);
+    let n_blocks = (n_units as u64).div_ceil(spec.block_units() as u64);
     let Some(byte_layout) = Layout::new(Dtype::U8, 0) else { unreachable!("bytes have a layout") };
     sample.clear(masks.len())?;
     sample.add(&byte_layout, &masks);
@@ -244,7 +244,12 @@ pub(crate) fn plan_with_columns(
     let (mut sample, mut ordered) = (Sample::default(), Vec::new());
     each_block(spec, source, COLUMN_BLOCKS, |block, units| {
         set_len(&mut ordered, units.len())?;
-        columns.put_in_order(layout.unit_bytes, columns.of_block(block), units, &mut ordered);
+        columns.put_in_order(
+            layout.unit_bytes,
+            columns.of_block(block, spec.block_units()),
+            units,
+            &mut ordered,
+        );
         reserve(&mut sample.highs, units.len() / layout.unit_bytes)?;
         sample.add(&layout, &ordered[..units.len() - units.len() % (GROUP * layout.unit_bytes)]);
         Ok(())
@@ -299,7 +304,7 @@ fn classes(
         n_units += n as u64;
         // Of the first block: it has units of all columns, or nearly.
         let place = *place.get_or_insert_with(|| window(&highs, layout, symbol_bits));
-        let begin = (block * BLOCK_UNITS as u64 % n_columns as u64) as usize;
+        let begin = (block * spec.block_units() as u64 % n_columns as u64) as usize;
         let of_columns = (0..n_columns).cycle().skip(begin);
         for (&high, column) in highs.iter().zip(of_columns) {
             let symbol = usize::from(symbol_of(layout.field(high), place, n_symbols as u16));

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bigsmall_format::internal::Ahead;
-use bigsmall_format::{BLOCK_UNITS, Backend, Result, TensorSpec};
+use bigsmall_format::{Backend, MAX_BLOCK_UNITS, Result, TensorSpec};
 
 use crate::block::sections::MAX_GROUPS;
 use crate::head::Head;
@@ -93,7 +93,7 @@ const NO_LOWS: [u8; MAX_GROUPS] = [0; MAX_GROUPS];
 
 impl Stages {
     /// Bytes of original data that a stage handles at once.
-    pub const BYTES: usize = BLOCKS * 2 * BLOCK_UNITS;
+    pub const BYTES: usize = BLOCKS * 2 * MAX_BLOCK_UNITS;
 
     /// The first blocks of the tensor `spec`, of BF16, whose bytes are `bytes`.
     ///

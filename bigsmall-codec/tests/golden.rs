@@ -179,7 +179,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
             see(format!("tables {}", head.tables.len()));
             see(format!("low widths {}", head.low_widths.len()));
             see(format!("zero in the window's place {}", head.first != head.base));
-            see(format!("blocks {}", tensor.table().n_blocks().min(3)));
+            see(format!("blocks {}", tensor.table().n_blocks().min(4)));
             see(format!("masks {}, columns {}", head.mask.is_some(), !head.columns.is_empty()));
             for b in 0..tensor.table().n_blocks() {
                 let from = b as usize * spec.block_bytes();
@@ -203,7 +203,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
                 see(format!("odd words {}", words % 2));
                 see(format!("carried {}", residual - sections.residual.len()));
                 see(format!("tail {}", !sections.tail.is_empty()));
-                see(format!("full block {}", n_units == bigsmall_format::BLOCK_UNITS));
+                see(format!("full block {}", n_units == bigsmall_format::MAX_BLOCK_UNITS));
                 let (low, high) = (head.base, head.base + (1 << head.w));
                 let fields = decoded
                     .chunks(spec.dtype().unit_bytes())
@@ -251,8 +251,7 @@ fn the_oracle_reads_every_ans_block_and_every_feature_occurs() {
         "zero in the window's place true",
         "blocks 0",
         "blocks 1",
-        "blocks 2",
-        "blocks 3",
+        "blocks 4",
         "kind 0",
         "kind 1",
         "kind 2",

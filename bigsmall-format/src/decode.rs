@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::read_at::{read_at, read_or_borrow};
 use crate::wire::set_len;
 use crate::{
-    Ahead, BLOCK_UNITS, BlockDecoder, BlockTable, Error, ReadAt, Result, Rule, TensorSpec,
-    for_each_in_parallel, pool_size,
+    Ahead, BlockDecoder, BlockTable, Error, ReadAt, Result, Rule, TensorSpec, for_each_in_parallel,
+    pool_size,
 };
 
 /// How many blocks are decoded at once, at most: as many as kernels interleave, and few enough that
@@ -254,5 +254,3 @@ fn locate<'a>(
         Some(error.in_part_at(start).at(start))
     })
 }
-
-const _: () = assert!(BLOCK_UNITS.is_power_of_two());

@@ -67,10 +67,10 @@ impl std::fmt::Display for EncodingId {
 /// A way to store a tensor in fewer bytes. Implementations: [`Raw`](crate::Raw),
 /// `bigsmall_codec::Ans`, `bigsmall_codec::Delta`, `bigsmall_tbe::Tbe`.
 ///
-/// A tensor is cut into blocks of [`BLOCK_UNITS`](crate::BLOCK_UNITS) units that are encoded and
-/// decoded alone. What the blocks share (tables, the window of exponents) is the *head*, decided
-/// once by [`plan`](Self::plan). Planning and encoding by blocks is what keeps memory constant for
-/// a tensor of any size.
+/// A tensor is cut into blocks (see [`TensorSpec::block_units`]), each encoded and decoded alone.
+/// What the blocks share (tables, the window of exponents) is the *head*, decided once by
+/// [`plan`](Self::plan). Planning and encoding by blocks is what keeps memory constant for a tensor
+/// of any size.
 pub trait TensorEncoding: Send + Sync {
     /// The code of this encoding in a shard's index.
     fn id(&self) -> EncodingId;
@@ -115,9 +115,9 @@ pub trait BlockEncoder: Send + Sync {
     fn head(&self) -> &[u8];
 
     /// Encodes whole consecutive blocks of the tensor, from number `first_block` on: `units` holds
-    /// their original bytes, each [`BLOCK_UNITS`](crate::BLOCK_UNITS) units but the tensor's last.
-    /// Appends the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and
-    /// their lengths without the padding to `lens`.
+    /// their original bytes, each [`TensorSpec::block_units`] units but the tensor's last. Appends
+    /// the encoded blocks to `out`, each padded with zeros to a multiple of 8 bytes, and their
+    /// lengths without the padding to `lens`.
     ///
     /// # Errors
     /// [`Rule::Memory`](crate::Rule::Memory); the contents of `out` and `lens` are then

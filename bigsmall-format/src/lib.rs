@@ -58,7 +58,7 @@ pub use raw::Raw;
 pub use read_at::ReadAt;
 #[cfg(feature = "shard")]
 pub use shard::{Base, BaseRef, Shard, ShardEntry, ShardWriter};
-pub use spec::{BLOCK_UNITS, TensorSpec};
+pub use spec::{MAX_BLOCK_UNITS, TensorSpec};
 pub use table::BlockTable;
 
 pub(crate) use internal::Ahead;
@@ -81,6 +81,7 @@ pub mod internal {
     #[cfg(feature = "shard")]
     pub use crate::shard::Assembler;
     pub use crate::shown::{Shown, without_secrets};
+    pub use crate::spec::blocks_within;
     pub use crate::wire::{reserve, set_len};
 }
 

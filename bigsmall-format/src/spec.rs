@@ -4,9 +4,17 @@ use std::ops::Range;
 
 use crate::{Dtype, Error, Result, Rule};
 
-/// Units of one block (FORMAT.md section 3): every encoding cuts a tensor into blocks of this many
-/// units, the last one shorter.
-pub const BLOCK_UNITS: usize = 1 << 17;
+/// The most units of a block. Every encoding cuts a tensor into the same blocks (FORMAT.md section
+/// 3): of [`TensorSpec::block_units`] each, the last one shorter.
+pub const MAX_BLOCK_UNITS: usize = 1 << 17;
+/// Tensors of more units have blocks of [`MAX_BLOCK_UNITS`]: few of their blocks are decoded alone.
+/// Smaller ones of several blocks have blocks that are nearly equal.
+const MOST_EQUAL: u64 = 1 << 22;
+/// The number of equal blocks is a multiple of this: as many as kernels interleave.
+const INTERLEAVED: u64 = 4;
+/// Equal blocks have a multiple of so many units: the segments of the encoding ANS, which has a
+/// frequency table for each, then begin where rows of as many weights do.
+const SEGMENT: u64 = 1024;
 
 /// Name, dtype and shape of a tensor. A spec that exists is valid: its sizes do not overflow and it
 /// fills whole bytes. Two specs of equal tensors are equal, wherever their data lie.
@@ -16,6 +24,7 @@ pub struct TensorSpec {
     dtype: Dtype,
     shape: Box<[u64]>,
     byte_len: u64,
+    block_units: usize,
 }
 
 impl TensorSpec {
@@ -55,7 +64,9 @@ impl TensorSpec {
                 .expected("a multiple of 8 bits")
                 .found(bits));
         }
-        Ok(TensorSpec { name: name.into(), dtype, shape: shape.into(), byte_len: bits / 8 })
+        let byte_len = bits / 8;
+        let block_units = block_units(byte_len / dtype.unit_bytes() as u64);
+        Ok(TensorSpec { name: name.into(), dtype, shape: shape.into(), byte_len, block_units })
     }
 
     /// The same dtype and shape under another name.
@@ -103,13 +114,29 @@ impl TensorSpec {
     /// Number of blocks.
     #[must_use]
     pub fn n_blocks(&self) -> u64 {
-        self.n_units().div_ceil(BLOCK_UNITS as u64)
+        self.n_units().div_ceil(self.block_units as u64)
     }
 
-    /// Bytes of one full block before encoding.
+    /// Units of a full block, at most [`MAX_BLOCK_UNITS`]. The last block may have fewer.
+    ///
+    /// ```
+    /// use bigsmall_format::{Dtype, MAX_BLOCK_UNITS, TensorSpec};
+    /// // Four equal blocks, and not one of 131,072 units and one of the rest.
+    /// let small = TensorSpec::new("query.weight", Dtype::BF16, &[384, 384])?;
+    /// assert_eq!((small.n_blocks(), small.block_units()), (4, 36_864));
+    /// let large = TensorSpec::new("lm_head.weight", Dtype::BF16, &[32000, 4096])?;
+    /// assert_eq!((large.n_blocks(), large.block_units()), (1000, MAX_BLOCK_UNITS));
+    /// # Ok::<(), bigsmall_format::Error>(())
+    /// ```
+    #[must_use]
+    pub fn block_units(&self) -> usize {
+        self.block_units
+    }
+
+    /// Bytes of a full block before encoding.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        BLOCK_UNITS * self.dtype.unit_bytes()
+        self.block_units * self.dtype.unit_bytes()
     }
 
     /// Bytes of the original values in block `index`, 0 beyond the last one.
@@ -142,4 +169,20 @@ impl TensorSpec {
         let row = self.byte_len / n_rows;
         Ok(rows.start * row..rows.end * row)
     }
+}
+
+/// How many blocks to work on at once if their original bytes should not be more than `bytes`: a
+/// power of two, so that kernels can interleave them; at least one.
+#[must_use]
+pub fn blocks_within(spec: &TensorSpec, bytes: u64) -> u64 {
+    1 << (bytes / spec.block_bytes() as u64).max(1).ilog2()
+}
+
+/// Units of a full block of a tensor of `n` units.
+fn block_units(n: u64) -> usize {
+    if n <= MAX_BLOCK_UNITS as u64 || n > MOST_EQUAL {
+        return MAX_BLOCK_UNITS;
+    }
+    let n_blocks = INTERLEAVED * n.div_ceil(INTERLEAVED * MAX_BLOCK_UNITS as u64);
+    n.div_ceil(n_blocks).next_multiple_of(SEGMENT) as usize
 }

@@ -92,10 +92,10 @@ fn byte(i: usize) -> u8 {
 /// A shard with a tensor that differs from its base in its second block, one that is its base under
 /// another name, one that shares the first one's payload, and one that stands alone; and the base.
 fn sound() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
-    let n = 2 * BLOCK_UNITS + 9;
+    let n = 2 * MAX_BLOCK_UNITS + 9;
     let base: Vec<u8> = (0..n).map(byte).collect();
     let mut new = base.clone();
-    new[BLOCK_UNITS + 3] ^= 0x55;
+    new[MAX_BLOCK_UNITS + 3] ^= 0x55;
     let specs = [
         spec("changed", Dtype::U8, &[n as u64]),
         spec("same", Dtype::U8, &[n as u64]),
@@ -115,7 +115,7 @@ fn sound() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
 #[test]
 fn what_is_written_is_read() {
     let (bytes, base, new) = sound();
-    assert!(bytes.len() < 1000 + BLOCK_UNITS, "{} bytes", bytes.len());
+    assert!(bytes.len() < 1000 + MAX_BLOCK_UNITS, "{} bytes", bytes.len());
     let shard = Shard::open(&bytes[..]).unwrap();
     let expected = Base::new([7; 32]).depth(2).hint("sp\u{e9}cial/base");
     assert_eq!((shard.bases(), shard.base_depth()), (&[expected][..], 3));
@@ -129,7 +129,8 @@ fn what_is_written_is_read() {
         assert_eq!(shard.encoding(i).unwrap(), EncodingId::Delta);
         let decoder = shard.decoder(i, &XOR).unwrap();
         let n = values.len() as u64;
-        for range in [0..n, 5..6, n - 20..n, BLOCK_UNITS as u64 - 2..BLOCK_UNITS as u64 + 9] {
+        let block = shard.tensors()[i].block_units() as u64;
+        for range in [0..n, 5..6, n - 20..n, block - 2..block + 9] {
             let mut out = vec![1; (range.end - range.start) as usize];
             shard.decode_with_base(i, &*decoder, &base, range.clone(), &mut out).unwrap();
             assert!(out == values[range.start as usize..range.end as usize], "{i} {range:?}");
@@ -156,14 +157,15 @@ fn another_base_is_seen_in_the_blocks_that_are_read() {
     let shard = Shard::open(&bytes[..]).unwrap();
     for i in [0, 1, 2] {
         let decoder = shard.decoder(i, &XOR).unwrap();
-        for at in [0, BLOCK_UNITS - 1, BLOCK_UNITS, base.len() - 1] {
+        let full = shard.tensors()[i].block_units();
+        for at in [0, full - 1, full, base.len() - 1] {
             let mut other = base.clone();
             other[at] ^= 0x80;
-            for block in 0..3 {
-                let begin = (block * BLOCK_UNITS) as u64;
+            for block in 0..4 {
+                let begin = (block * full) as u64;
                 let mut out = [0];
                 let read = shard.decode_with_base(i, &*decoder, &other, begin..begin + 1, &mut out);
-                match at / BLOCK_UNITS == block {
+                match at / full == block {
                     true => {
                         let error = read.unwrap_err();
                         assert_eq!(error.rule(), Rule::BaseMismatch);
@@ -362,7 +364,7 @@ fn an_encoding_has_a_base_if_and_only_if_it_needs_one() {
 /// What a table does not keep is as if it were there.
 #[test]
 fn a_tensor_that_is_its_base_is_like_any_other() {
-    let n = 2 * BLOCK_UNITS + 9;
+    let n = 2 * MAX_BLOCK_UNITS + 9;
     let (base, spec) = ((0..n).map(byte).collect::<Vec<u8>>(), spec("w", Dtype::U8, &[n as u64]));
     let tensor = encode_tensor_with_base(&XOR, &spec, &base, &base).unwrap();
     assert_eq!(EncodedTensor::from_bytes(&tensor.to_bytes()).unwrap(), tensor);
@@ -374,12 +376,12 @@ fn a_tensor_that_is_its_base_is_like_any_other() {
     assert!(shard.entry(0).unwrap().is_inherited());
     assert_eq!(shard.encoded(0).unwrap(), tensor);
     let table = tensor.table();
-    assert_eq!((table.n_blocks(), table.payload_len(), table.blocks_range(1..3)), (3, 0, 0..0));
+    assert_eq!((table.n_blocks(), table.payload_len(), table.blocks_range(1..3)), (4, 0, 0..0));
     assert_eq!(
-        (table.block_len(2), tensor.block(1), table.padded_block_range(2)),
+        (table.block_len(3), tensor.block(1), table.padded_block_range(3)),
         (0, &[][..], 0..0)
     );
-    table.check_block(2, &[]).unwrap();
-    assert_eq!(table.check_block(2, &[0; 8]).unwrap_err().rule(), Rule::BlockChecksum);
-    assert!(std::panic::catch_unwind(|| table.block_len(3)).is_err());
+    table.check_block(3, &[]).unwrap();
+    assert_eq!(table.check_block(3, &[0; 8]).unwrap_err().rule(), Rule::BlockChecksum);
+    assert!(std::panic::catch_unwind(|| table.block_len(4)).is_err());
 }

@@ -203,7 +203,7 @@ fn tensors() {
 fn blocks() {
     // A million blocks of the least length: 56 bytes for 131,072.
     let n = 1 << 20;
-    let bytes = (n * BLOCK_UNITS) as u64;
+    let bytes = (n * MAX_BLOCK_UNITS) as u64;
     let json = format!(r#"{{"w":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[0,{bytes}]}}}}"#);
     let mut forge = Forge::new(&json);
     let zeros = 56 * n as u64;

@@ -39,6 +39,38 @@ fn a_whole_shard() {
     assert_eq!(Shard::open(shard).unwrap().sha256(), sha256);
 }
 
+/// The examples of section 3, and that equal blocks are as the text around them says.
+#[test]
+fn blocks_of_tensors() {
+    let text = specification::text();
+    let blocks = |n: u64| {
+        let spec = TensorSpec::new("w", Dtype::U8, &[n]).unwrap();
+        let (n_blocks, full) = (spec.n_blocks(), spec.block_units() as u64);
+        let last = spec.block_byte_len(n_blocks - 1) as u64;
+        assert_eq!((n_blocks - 1) * full + last, n, "{n}");
+        assert!(last <= full && full <= MAX_BLOCK_UNITS as u64, "{n}");
+        (n_blocks, full, last)
+    };
+    let mut examples = 0;
+    for line in specification::section(&text, "3").lines() {
+        let Some((n, rest)) = line.split_once(" units: ") else { continue };
+        let (n_blocks, rest) = rest.split_once(" block").unwrap();
+        let (_, last) = rest.split_once(", the last of ").unwrap();
+        let number = |text: &str| text.trim().parse::<u64>().unwrap();
+        let (found, _, found_last) = blocks(number(n));
+        assert_eq!((found, found_last), (number(n_blocks), number(last)), "{line}");
+        examples += 1;
+    }
+    assert_eq!(examples, 7);
+    let near = (1..=32u64).flat_map(|i| (i << 17) - 300..(i << 17) + 300);
+    for n in near.filter(|n| (MAX_BLOCK_UNITS as u64 + 1..=1 << 22).contains(n)) {
+        let (n_blocks, full, last) = blocks(n);
+        assert_eq!((n_blocks, full % 1024), (n.div_ceil(1 << 19) * 4, 0), "{n}");
+        // Every other block has at most 1023 units more than its share.
+        assert!(last + 1024 * n_blocks > full, "{n}");
+    }
+}
+
 /// The table of all rules has the rules and classes of the code, and the sections that it names
 /// have the rules. Those of sections 13 and 15 are compared in `bigsmall-io`.
 #[test]
@@ -91,14 +123,14 @@ fn numbers() {
     let limits = Limits::default();
     assert_eq!((limits.max_header_bytes, limits.max_index_bytes), (100_000_000, 1 << 30));
     assert_eq!((limits.max_tensors, limits.max_rank, limits.max_name_bytes), (1 << 20, 64, 65_536));
-    assert_eq!(BLOCK_UNITS, 131_072);
+    assert_eq!(MAX_BLOCK_UNITS, 131_072);
     for sentence in [
         "| bytes of the index of a shard | 2^30 | `IndexTooLarge` |",
         "| bytes of a safetensors header | 100,000,000 | `HeaderTooLarge` |",
         "| tensors of a file | 2^20 | `TooManyTensors` |",
         "| dimensions of a tensor | 64 | `RankTooLarge` |",
         "in UTF-8, after escapes are resolved | 65,536 | `NameTooLong` |",
-        "A *block* is 131,072 (2^17) consecutive units",
+        "| up to 2^17, and above 2^22 | 2^17 = 131,072 |",
     ] {
         assert!(text.contains(sentence), "FORMAT.md lacks `{sentence}`");
     }

@@ -111,13 +111,13 @@ fn the_documented_example_verifies_and_restores() {
 /// Every way to write, several blocks each, with a header of our own and with one of a file.
 #[test]
 fn every_way_to_write_verifies() {
-    let n = 2 * BLOCK_UNITS + 77;
+    let n = 2 * MAX_BLOCK_UNITS + 77;
     let specs = [
         spec("same", Dtype::U8, &[n as u64]),
         spec("noise", Dtype::U8, &[n as u64]),
         spec("encoded", Dtype::U8, &[n as u64]),
         // More than is decoded at once.
-        spec("large", Dtype::U8, &[150, BLOCK_UNITS as u64]),
+        spec("large", Dtype::U8, &[150, MAX_BLOCK_UNITS as u64]),
         spec("tied", Dtype::U8, &[n as u64]),
         spec("tied again", Dtype::U8, &[1, n as u64]),
         spec("none", Dtype::U8, &[0]),
@@ -125,7 +125,7 @@ fn every_way_to_write_verifies() {
     ];
     let json = Header::synthesise(&specs).unwrap();
     let data_len = specs.iter().map(TensorSpec::byte_len).sum();
-    let large: Vec<u8> = (0..150).flat_map(|i| vec![i; BLOCK_UNITS]).collect();
+    let large: Vec<u8> = (0..150).flat_map(|i| vec![i; MAX_BLOCK_UNITS]).collect();
     for synthesised in [true, false] {
         let mut writer = match synthesised {
             true => ShardWriter::synthesised(Vec::new(), &specs).unwrap(),

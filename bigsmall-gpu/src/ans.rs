@@ -6,12 +6,12 @@
 use std::borrow::Cow;
 
 use bigsmall_codec::{AliasBucket, AliasEntry, AnsBlock, AnsView, CodedBlock, store_raw};
-use bigsmall_format::{BLOCK_UNITS, EncodedTensor, EncodingId, Error, Result, Rule};
+use bigsmall_format::{EncodedTensor, EncodingId, Error, MAX_BLOCK_UNITS, Result, Rule};
 
 /// Units of a group.
 const GROUP: usize = 256;
 /// Words that describe a block: see [`AnsPlan::blocks`].
-pub(crate) const BLOCK_WORDS: usize = 8 + 32 + BLOCK_UNITS / GROUP / 4;
+pub(crate) const BLOCK_WORDS: usize = 8 + 32 + MAX_BLOCK_UNITS / GROUP / 4;
 
 /// A tensor in ANS form, laid out for the kernel `rans`.
 pub(crate) struct AnsPlan {
@@ -23,6 +23,8 @@ pub(crate) struct AnsPlan {
     /// The field of symbol 0.
     pub(crate) first: u32,
     pub(crate) n_units: u64,
+    /// Units of a full block.
+    pub(crate) block_units: usize,
     /// For each block 8 words: kind (0 raw, 1 constant, 2 coded), number of groups, byte offset of
     /// the words, number of words, byte offset of the residual (raw: of the values; constant: the
     /// value itself), number of units, two spare. Then 32 states, then the table index of each
@@ -51,6 +53,7 @@ impl AnsPlan {
             base: u32::from(view.base()),
             first: u32::from(view.first()),
             n_units: spec.n_units(),
+            block_units: spec.block_units(),
             blocks: Vec::with_capacity(view.n_blocks() as usize * BLOCK_WORDS),
             tables: view
                 .tables()
@@ -70,7 +73,7 @@ impl AnsPlan {
                     plan.blocks.extend([1, 0, 0, 0, unit, n_units]);
                 }
                 AnsBlock::Coded(block) => {
-                    plan.coded(&block, n_units, index as u32 * BLOCK_UNITS as u32);
+                    plan.coded(&block, n_units, index as u32 * spec.block_units() as u32);
                 }
                 // `readable` left none.
                 _ => {
@@ -136,15 +139,15 @@ mod tests {
     #[test]
     fn other_kinds_are_decoded() {
         let pruned = |i: u32| if i.is_multiple_of(3) { 0x3c00 + i as u16 % 64 } else { 0 };
-        // In the second block the same 250 units over and over.
-        let unit = |i: u32| if i < 131_072 { pruned(i) } else { 0x3c00 + (i % 250) as u16 };
+        // In the second half the same 250 units over and over.
+        let unit = |i: u32| if i < 100_352 { pruned(i) } else { 0x3c00 + (i % 250) as u16 };
         let units: Vec<u8> = (0..200_000u32).flat_map(|i| unit(i).to_le_bytes()).collect();
         let spec = TensorSpec::new("pruned", Dtype::BF16, &[1000, 200]).expect("a valid shape");
         let tensor = encode_tensor(&Ans::default(), &spec, &units).expect("a valid tensor");
-        assert_eq!([0, 1].map(|i| tensor.block(i)[0]), [3, 4], "a mask, and DEFLATE");
+        assert_eq!([0, 1, 2].map(|i| tensor.block(i)[0]), [3, 3, 4], "masks, and DEFLATE");
         assert!(AnsPlan::new(&tensor).is_err());
         let decoded = readable(&tensor).expect("a valid tensor");
-        assert_eq!([0, 1].map(|i| decoded.block(i)[0]), [0, 0]);
+        assert_eq!([0, 1, 2].map(|i| decoded.block(i)[0]), [0; 3]);
         AnsPlan::new(&decoded).expect("blocks that the kernel reads");
         let mut back = vec![0; units.len()];
         decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");
@@ -161,10 +164,10 @@ mod tests {
         let spec = TensorSpec::new("columns", Dtype::BF16, &[1000, 200]).expect("a valid shape");
         let small = Ans::new(Level::Small);
         let tensor = encode_tensor(&small, &spec, &units).expect("a valid tensor");
-        assert_eq!([0, 1].map(|i| tensor.block(i)[0]), [5, 5], "columns");
+        assert_eq!([0, 1, 2, 3].map(|i| tensor.block(i)[0]), [5; 4], "columns");
         assert!(AnsPlan::new(&tensor).is_err());
         let decoded = readable(&tensor).expect("a valid tensor");
-        assert_eq!([0, 1].map(|i| decoded.block(i)[0]), [0, 0]);
+        assert_eq!([0, 1, 2, 3].map(|i| decoded.block(i)[0]), [0; 4]);
         AnsPlan::new(&decoded).expect("blocks that the kernel reads");
         let mut back = vec![0; units.len()];
         decoded.decode_bytes(&Ans::default(), 0..400_000, &mut back).expect("a valid tensor");

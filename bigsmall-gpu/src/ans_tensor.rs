@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, Error as FormatError, Rule};
+use bigsmall_format::{Dtype, EncodedTensor, Error as FormatError, Rule};
 
 use crate::ans::{AnsPlan, readable};
 use crate::context::Wgpu;
@@ -153,7 +153,7 @@ pub(crate) fn write_ans(
             plan.base,
             plan.first,
             plan.patches.len() as u32,
-            BLOCK_UNITS as u32,
+            plan.block_units as u32,
             0,
         ],
         payload: device.storage("ANS payload", payload)?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bigsmall_format::internal::{Section, len_of, pool_size, read_at, set_len};
-use bigsmall_format::{BLOCK_UNITS, BlockEncoder, Header, Limits, Raw, ReadAt, TensorSpec};
+use bigsmall_format::{BlockEncoder, Header, Limits, Raw, ReadAt, TensorSpec};
 
 use crate::base::matches::{Against, Matches, New};
 use crate::base::model::BaseModel;
@@ -188,7 +188,7 @@ impl Work {
         base: Option<&dyn ReadAt>,
         options: &CompressOptions,
     ) -> Result<u64> {
-        let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
+        let block = spec.block_bytes() as u64;
         let len = spec.byte_len().min(REMOTE_BLOCKS * block);
         let read = |source: &dyn ReadAt| -> Result<Vec<u8>> {
             let mut piece = Vec::new();
@@ -224,7 +224,7 @@ impl Work {
             None => None,
         };
         self.plan += begin.elapsed().as_secs_f64();
-        let block = (BLOCK_UNITS * spec.dtype().unit_bytes()) as u64;
+        let block = spec.block_bytes() as u64;
         let samples = SAMPLES.min(spec.n_blocks());
         let (mut units, mut sampled) = (Vec::new(), 0);
         for i in 0..samples {

@@ -9,19 +9,20 @@ use std::sync::atomic::Ordering;
 
 use bigsmall_codec::Ans;
 use bigsmall_format::internal::Assembler;
-use bigsmall_format::{BLOCK_UNITS, Dtype, EncodingId, TensorSpec, encode_tensor};
+use bigsmall_format::{Dtype, EncodingId, MAX_BLOCK_UNITS, TensorSpec, encode_tensor};
 use bigsmall_io::{
     CompressOptions, ErrorKind, Progress, RestoreOptions, restore, transcode, verify,
 };
 use common::{Random, names, tensor, write};
 
-/// A shard of a tensor of zeros with so many blocks of 1 MiB, and of others that share its payload.
+/// A shard of a tensor of zeros with so many blocks of 1 MiB (more than 32, see FORMAT.md, section
+/// 3), and of others that share its payload.
 /// Its SHA-256 is wrong: nobody could compute it.
 fn swelling(path: &Path, blocks: u64, sharers: usize) {
-    let one = TensorSpec::new("t", Dtype::F64, &[BLOCK_UNITS as u64]).unwrap();
-    let encoded = encode_tensor(&Ans::default(), &one, &vec![0; 8 * BLOCK_UNITS]).unwrap();
+    let one = TensorSpec::new("t", Dtype::F64, &[MAX_BLOCK_UNITS as u64]).unwrap();
+    let encoded = encode_tensor(&Ans::default(), &one, &vec![0; 8 * MAX_BLOCK_UNITS]).unwrap();
     let block = encoded.block(0).to_vec();
-    let shape = [blocks * BLOCK_UNITS as u64];
+    let shape = [blocks * MAX_BLOCK_UNITS as u64];
     let spec = |i| TensorSpec::new(&format!("t{i}"), Dtype::F64, &shape).unwrap();
     let specs: Vec<TensorSpec> = (0..=sharers).map(spec).collect();
     let mut writer = Assembler::synthesised(Vec::new(), &specs).unwrap();

@@ -2,8 +2,8 @@
 
 use bigsmall_format::internal::{Ahead, len_of, read_at, reserve, set_len};
 use bigsmall_format::{
-    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result,
-    Rule, TensorEncoding, TensorSpec,
+    Backend, BlockDecoder, BlockEncoder, Dtype, EncodingId, Error, ReadAt, Result, Rule,
+    TensorEncoding, TensorSpec,
 };
 
 use crate::backend;
@@ -101,12 +101,12 @@ impl TensorEncoding for Tbe {
         }
         let counts = histogram(spec, blank.fields, source)?;
         let head = Head { base: best_base(&counts, blank), ..blank };
-        Ok(Box::new(Encoder { head, bytes: head.to_bytes() }))
+        Ok(Box::new(Encoder { head, bytes: head.to_bytes(), block_bytes: spec.block_bytes() }))
     }
 
     fn open(&self, spec: &TensorSpec, head: &[u8]) -> Result<Box<dyn BlockDecoder>> {
         let head = Head::parse(spec.dtype(), head).map_err(|e| e.in_tensor(spec.name()))?;
-        Ok(Box::new(Decoder { head, kernels: self.kernels }))
+        Ok(Box::new(Decoder { head, kernels: self.kernels, block_bytes: spec.block_bytes() }))
     }
 }
 
@@ -178,6 +178,7 @@ fn best_base(counts: &[u64; 256], head: Head) -> u8 {
 struct Encoder {
     head: Head,
     bytes: [u8; HEAD_LEN],
+    block_bytes: usize,
 }
 
 impl BlockEncoder for Encoder {
@@ -192,7 +193,7 @@ impl BlockEncoder for Encoder {
         out: &mut Vec<u8>,
         lens: &mut Vec<u32>,
     ) -> Result<()> {
-        for block in units.chunks(BLOCK_UNITS * self.head.fields.bytes) {
+        for block in units.chunks(self.block_bytes) {
             lens.push(encode_block(self.head, block, out)?);
         }
         Ok(())
@@ -297,6 +298,7 @@ fn split_tile(
 struct Decoder {
     head: Head,
     kernels: &'static Kernels,
+    block_bytes: usize,
 }
 
 impl BlockDecoder for Decoder {
@@ -311,7 +313,7 @@ impl BlockDecoder for Decoder {
         mut ahead: Ahead<'_>,
     ) -> Result<()> {
         let bytes = self.head.fields.bytes;
-        let mut pieces = dst.chunks_mut(BLOCK_UNITS * bytes);
+        let mut pieces = dst.chunks_mut(self.block_bytes);
         for block in blocks {
             let piece = pieces.next().unwrap_or(&mut []);
             let block = Block::parse(self.head, piece.len() / bytes, block, 0, self.kernels)?;

@@ -235,7 +235,7 @@ pub(crate) struct Sections {
 }
 
 impl Sections {
-    /// `n` must be at most `BLOCK_UNITS`, so that nothing overflows.
+    /// `n` must be at most `MAX_BLOCK_UNITS`, so that nothing overflows.
     pub(crate) const fn of(head: Head, n: usize) -> Sections {
         let bitmaps = n.div_ceil(TILE) * head.bitmaps_per_tile() * 8;
         let plane = if head.fields.has_plane() { n.next_multiple_of(8) } else { 0 };

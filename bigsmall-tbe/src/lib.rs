@@ -23,7 +23,7 @@ pub use resident::{Form, Resident};
 pub use view::{Block, Matrix, View};
 
 pub use bigsmall_format::{
-    BLOCK_UNITS, Backend, BlockDecoder, BlockEncoder, Class, Decoded, Dtype, EncodedRef,
-    EncodedTensor, EncodedView, EncodingId, Error, Raw, ReadAt, Result, Rule, TensorEncoding,
+    Backend, BlockDecoder, BlockEncoder, Class, Decoded, Dtype, EncodedRef, EncodedTensor,
+    EncodedView, EncodingId, Error, MAX_BLOCK_UNITS, Raw, ReadAt, Result, Rule, TensorEncoding,
     TensorSpec, encode_tensor,
 };

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use bigsmall_format::internal::{Ahead, for_each_in_parallel, pool_size};
 use bigsmall_format::{
-    BLOCK_UNITS, Backend, Dtype, EncodedRef, EncodedTensor, EncodingId, Error, Result, Rule,
-    TensorSpec,
+    Backend, Dtype, EncodedRef, EncodedTensor, EncodingId, Error, Result, Rule, TensorSpec,
 };
 
 use crate::backend;
@@ -111,7 +110,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The number of weights in the block, at most [`BLOCK_UNITS`].
+    /// The number of weights in the block, at most [`MAX_BLOCK_UNITS`](crate::MAX_BLOCK_UNITS).
     #[must_use]
     pub fn n_elements(&self) -> usize {
         self.n
@@ -386,13 +385,14 @@ impl<'a> View<'a> {
         self.tensor.spec().n_elements()
     }
 
-    /// Number of blocks of [`BLOCK_UNITS`] weights.
+    /// Number of blocks.
     #[must_use]
     pub fn n_blocks(&self) -> u64 {
         self.tensor.table().n_blocks()
     }
 
-    /// Block `index`. It begins with weight `index * BLOCK_UNITS`.
+    /// Block `index`. It begins with weight `index * block_units`, where the latter is
+    /// [`TensorSpec::block_units`].
     ///
     /// # Panics
     /// If there is no such block.
@@ -413,8 +413,8 @@ impl<'a> View<'a> {
         if index >= self.n_elements() {
             return None;
         }
-        let block = BLOCK_UNITS as u64;
-        self.block(index / block).get((index % block) as usize)
+        let (block, in_block) = self.place_of(index);
+        self.block(block).get(in_block)
     }
 
     /// Decodes the weights `range`, counted row-major, into `dst` (little-endian), on the threads
@@ -437,17 +437,17 @@ impl<'a> View<'a> {
                 .expected(format!("{} bytes", (range.end - range.start) * bytes as u64))
                 .found(dst.len()));
         }
-        if range.end - range.start <= BLOCK_UNITS as u64 || pool_size() == 1 {
+        if range.end - range.start <= self.spec().block_units() as u64 || pool_size() == 1 {
             self.decode_here(range.start, dst, self.kernels);
             return Ok(());
         }
         let mut pieces = Vec::new();
         let (mut at, mut rest) = (range.start, dst);
         while !rest.is_empty() {
-            let in_block = (at % BLOCK_UNITS as u64) as usize;
-            let n = (rest.len() / bytes).min(BLOCK_UNITS - in_block);
+            let (block, in_block) = self.place_of(at);
+            let n = (rest.len() / bytes).min(self.spec().block_units() - in_block);
             let (piece, after) = rest.split_at_mut(n * bytes);
-            pieces.push((at / BLOCK_UNITS as u64, in_block..in_block + n, piece));
+            pieces.push((block, in_block..in_block + n, piece));
             (at, rest) = (at + n as u64, after);
         }
         for_each_in_parallel(
@@ -462,15 +462,21 @@ impl<'a> View<'a> {
 }
 
 impl View<'_> {
+    /// The block of a weight, and the weight's number in it.
+    pub(crate) fn place_of(&self, weight: u64) -> (u64, usize) {
+        let block_units = self.spec().block_units() as u64;
+        (weight / block_units, (weight % block_units) as usize)
+    }
+
     /// Fills `dst` with the weights from `first` on, on this thread. The tensor must have them.
     pub(crate) fn decode_here(&self, first: u64, dst: &mut [u8], kernels: &Kernels) {
         let bytes = self.head.fields.bytes;
         let (mut at, mut rest) = (first, dst);
         while !rest.is_empty() {
-            let begin = (at % BLOCK_UNITS as u64) as usize;
-            let n = (rest.len() / bytes).min(BLOCK_UNITS - begin);
+            let (block, begin) = self.place_of(at);
+            let n = (rest.len() / bytes).min(self.spec().block_units() - begin);
             let (piece, after) = rest.split_at_mut(n * bytes);
-            self.block(at / BLOCK_UNITS as u64).decode_range(begin..begin + n, piece, kernels);
+            self.block(block).decode_range(begin..begin + n, piece, kernels);
             (at, rest) = (at + n as u64, after);
         }
     }

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Rule, Tbe, TensorEncoding, TensorSpec,
-    View, Width,
+    Class, Dtype, EncodedTensor, EncodingId, MAX_BLOCK_UNITS, Rule, Tbe, TensorEncoding,
+    TensorSpec, View, Width,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -311,8 +311,19 @@ fn a_block_of_another_length_than_the_output() {
     let block = block();
     for backend in bigsmall_tbe::backends() {
         let decoder = Tbe::default().with_backend(backend).unwrap().open(&spec(), &head()).unwrap();
-        for n in [0, 1, 63, 64, N - 64, N - 1, N + 5, N + 20, N + 64, BLOCK_UNITS, BLOCK_UNITS + 1]
-        {
+        for n in [
+            0,
+            1,
+            63,
+            64,
+            N - 64,
+            N - 1,
+            N + 5,
+            N + 20,
+            N + 64,
+            MAX_BLOCK_UNITS,
+            MAX_BLOCK_UNITS + 1,
+        ] {
             let mut dst = vec![0; 2 * n];
             assert!(decoder.decode_blocks(&[&block], &mut dst).is_err(), "{n}");
         }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bigsmall_tbe::{
-    BLOCK_UNITS, Dtype, EncodedTensor, Tbe, TensorSpec, View, Width, encode_tensor,
+    Dtype, EncodedTensor, MAX_BLOCK_UNITS, Tbe, TensorSpec, View, Width, encode_tensor,
 };
 use bigsmall_testing::Random;
 use bigsmall_testing::oracle::tbe::{self as oracle, DTYPES};
@@ -20,7 +20,7 @@ fn check(spec: &TensorSpec, width: Width, values: &[u16]) -> EncodedTensor {
     let view = View::new(&encoded).unwrap();
     assert_eq!(view.width(), width);
     assert!(encoded == oracle::encode(spec, width.bits(), view.base(), values), "other bytes");
-    for (i, block) in values.chunks(BLOCK_UNITS).enumerate() {
+    for (i, block) in values.chunks(spec.block_units()).enumerate() {
         let encoded = encoded.block(i as u64);
         let n = block.len();
         let decoded = oracle::decode_block(spec.dtype(), width.bits(), view.base(), n, encoded);
@@ -94,8 +94,8 @@ fn no_few_and_only_escapes() {
             let spec = spec(dtype, &[140_001]);
             let encoded = oracle::encode(&spec, width.bits(), base, &values);
             let view = View::new(&encoded).unwrap();
-            assert_eq!(view.block(0).escapes().len(), BLOCK_UNITS);
-            assert_eq!(view.block(1).escapes().len(), 140_001 - BLOCK_UNITS);
+            assert_eq!(view.block(0).escapes().len(), 35_840);
+            assert_eq!(view.block(3).escapes().len(), 140_001 - 3 * 35_840);
             for backend in bigsmall_tbe::backends() {
                 let tbe = Tbe::new(width).with_backend(backend).unwrap();
                 let mut restored = vec![0; spec.byte_len() as usize];
@@ -220,12 +220,12 @@ fn a_large_matrix() {
 #[test]
 fn every_length_up_to_three_tiles_and_around_blocks() {
     let lengths = (0..=200).chain([255, 256, 257, 511, 512, 513]).chain([
-        BLOCK_UNITS - 1,
-        BLOCK_UNITS,
-        BLOCK_UNITS + 1,
-        BLOCK_UNITS + 64,
-        2 * BLOCK_UNITS,
-        2 * BLOCK_UNITS + 77,
+        MAX_BLOCK_UNITS - 1,
+        MAX_BLOCK_UNITS,
+        MAX_BLOCK_UNITS + 1,
+        MAX_BLOCK_UNITS + 64,
+        2 * MAX_BLOCK_UNITS,
+        2 * MAX_BLOCK_UNITS + 77,
     ]);
     for n in lengths {
         for dtype in DTYPES {
@@ -242,7 +242,7 @@ fn every_length_up_to_three_tiles_and_around_blocks() {
 #[test]
 fn an_output_at_any_address() {
     // A block is long enough to bypass the caches, which is done in whole cache lines.
-    let n = BLOCK_UNITS + 64 * 5 + 3;
+    let n = MAX_BLOCK_UNITS + 64 * 5 + 3;
     let spec = spec(Dtype::BF16, &[n as u64]);
     let bytes = oracle::bytes(
         Dtype::BF16,

@@ -2,7 +2,9 @@
 //! as differences from it.
 
 use bigsmall_codec::{Ans, Delta, Dtype, Result};
-use bigsmall_format::{BLOCK_UNITS, Base, BaseRef, BaseTensor, Header, ShardWriter, TensorSpec};
+use bigsmall_format::{
+    Base, BaseRef, BaseTensor, Header, MAX_BLOCK_UNITS, ShardWriter, TensorSpec,
+};
 use half::bf16;
 use sha2::{Digest as _, Sha256};
 
@@ -17,22 +19,23 @@ pub(crate) fn file(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok((json.len() as u64).to_le_bytes().into_iter().chain(json).chain(data).collect())
 }
 
-/// Units of the tensor of several blocks: three whole ones, and one of 300 units.
-const BLOCKS: u64 = 3 * BLOCK_UNITS as u64 + 300;
+/// Units of the tensor of four blocks, each of [`FULL`] units but the last one.
+const BLOCKS: u64 = MAX_BLOCK_UNITS as u64 + 300;
+const FULL: usize = 33_792;
 
 /// BF16 weights that repeat themselves, so that their shard is small.
 fn repeated(random: &mut Random) -> Vec<u8> {
-    let row = random.weights(2048);
+    let row = random.weights(256);
     row.iter().copied().cycle().take(2 * BLOCKS as usize).collect()
 }
 
 /// What training makes of those: a block of weights that moved by about the same distance each, so
 /// that the base's exponent says how many steps that is; one of small changes to small weights
-/// alone; one without changes; one of other weights.
+/// alone; one without changes; one with 300 other weights.
 fn moved(base: &[u8], random: &mut Random) -> Vec<u8> {
     let mut new = Vec::with_capacity(base.len());
-    for (block, units) in base.chunks(2 * BLOCK_UNITS).enumerate() {
-        for unit in units.chunks_exact(2) {
+    for (block, units) in base.chunks(2 * FULL).enumerate() {
+        for (i, unit) in units.chunks_exact(2).enumerate() {
             let bits = u16::from_le_bytes([unit[0], unit[1]]);
             let small = bits & 0x7f80 < 0x3b80;
             let bits = match block {
@@ -41,7 +44,7 @@ fn moved(base: &[u8], random: &mut Random) -> Vec<u8> {
                     bf16::from_f32(moved).to_bits()
                 }
                 1 if small && random.below(16) == 0 => bits + 1 + random.below(2) as u16,
-                3 => random.bits() as u16,
+                3 if i < 300 => random.bits() as u16,
                 _ => bits,
             };
             new.extend(bits.to_le_bytes());

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use bigsmall_codec::{Ans, Level};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    BLOCK_UNITS, Dtype, Error, Header, Limits, Raw, Result, TensorEncoding, TensorSpec,
+    Dtype, Error, Header, Limits, MAX_BLOCK_UNITS, Raw, Result, TensorEncoding, TensorSpec,
     encode_tensor,
 };
 use bigsmall_tbe::{Tbe, Width};
@@ -287,10 +287,16 @@ pub fn goldens() -> Result<Vec<Golden>> {
     };
     let mut of_bf16 = |scale: f64| element(Dtype::BF16, r.weight() * scale);
     let exceptions = units::<2>(1100, |i| odd(i, of_bf16(0.5)));
+    // Without the smallest fields, none takes the place of the window's lowest one.
+    let above = units::<2>(700, |i| match i {
+        5 => of_bf16(0.5),
+        _ => odd(i, of_bf16(0.5)),
+    });
     let zeros = units::<2>(1100, |i| if i % 3 == 0 { 0 } else { odd(i, of_bf16(0.5)) });
     let tensors = [
         vector("exceptions", Dtype::BF16, exceptions, ANS),
         vector("zeros", Dtype::BF16, zeros, ANS),
+        vector("above", Dtype::BF16, above, ANS),
     ];
     out.push(plain("ans-exceptions", &tensors)?);
 
@@ -313,23 +319,25 @@ pub fn goldens() -> Result<Vec<Golden>> {
     ];
     out.push(plain("ans-low-bits", &tensors)?);
 
-    // Several blocks: coded, constant, raw, and with one group less or more than a full block.
+    // Several blocks: coded and constant; and one unit less or more than a single block may have.
     let skewed = |r: &mut Xorshift, n: usize| units::<1>(n, |_| u64::from(r.below(120) == 0) * 7);
-    let mut mixed = skewed(r, BLOCK_UNITS);
-    mixed.extend([42; BLOCK_UNITS]);
+    let mut mixed = skewed(r, MAX_BLOCK_UNITS);
+    mixed.extend([42; MAX_BLOCK_UNITS]);
     mixed.extend(units::<1>(777, |_| r.bits()));
-    let mut pair = skewed(r, 2 * BLOCK_UNITS);
+    let mut pair = skewed(r, 2 * MAX_BLOCK_UNITS);
     pair.extend(skewed(r, 700));
-    let (one_less, one_more) = (skewed(r, BLOCK_UNITS - 1), skewed(r, BLOCK_UNITS + 1));
-    let mut constant = units::<2>(2 * BLOCK_UNITS, |_| 0x3f80);
+    let whole = skewed(r, MAX_BLOCK_UNITS);
+    let (one_less, one_more) = (skewed(r, MAX_BLOCK_UNITS - 1), skewed(r, MAX_BLOCK_UNITS + 1));
+    let mut constant = units::<2>(2 * MAX_BLOCK_UNITS, |_| 0x3f80);
     constant.extend(weights(r, Dtype::BF16, 600, 1.0));
     let tensors = [
         vector("mixed", Dtype::U8, mixed, ANS),
         vector("pair", Dtype::I16, pair, ANS),
+        vector("whole", Dtype::U8, whole, ANS),
         vector("one less", Dtype::I8, one_less, ANS),
         vector("one more", Dtype::BOOL, one_more, ANS),
         vector("constant", Dtype::BF16, constant, ANS),
-        vector("raw", Dtype::U8, vec![9; BLOCK_UNITS / 64], Store::Raw),
+        vector("raw", Dtype::U8, vec![9; MAX_BLOCK_UNITS / 64], Store::Raw),
     ];
     out.push(plain("ans-blocks", &tensors)?);
 
@@ -443,8 +451,8 @@ fn frames() -> Result<Vec<Golden>> {
     let mut random = Xorshift(0x1122_3344_5566_7788);
     let r = &mut random;
     let f16s = weights(r, Dtype::F16, 700, 0.1);
-    // Two blocks, of which the first is constant.
-    let mut blocks = vec![7; BLOCK_UNITS];
+    // Four blocks, of which three are constant.
+    let mut blocks = vec![7; MAX_BLOCK_UNITS];
     blocks.extend(units::<1>(300, |i| r.below(3) * (i as u64 % 2)));
     let tensors = [
         ("raw", tensor("w", Dtype::I16, &[3], vec![1, 0, 2, 0, 3, 0], Store::Raw)),
@@ -501,7 +509,7 @@ fn masks() -> Result<Golden> {
     // Negative zero does not count as zero.
     let e4m3 = some(Dtype::F8_E4M3, 6000, 9).into_iter().enumerate();
     let e4m3 = e4m3.map(|(i, byte)| if i % 50 == 0 { 0x80 } else { byte }).collect();
-    let mut blocks = some(Dtype::BF16, BLOCK_UNITS, 80);
+    let mut blocks = some(Dtype::BF16, MAX_BLOCK_UNITS, 80);
     blocks.extend(weights(r, Dtype::BF16, 700, 1.0));
     // A constant mask, and equal values for all other units.
     let alike = units::<4>(4096, |i| u64::from(i % 2 == 0) * 0x3f80_0000);
@@ -519,8 +527,8 @@ fn masks() -> Result<Golden> {
     )
 }
 
-/// Matrices whose columns have different scales: filters of a convolution, and two blocks of which
-/// the second begins within a row.
+/// Matrices whose columns have different scales: filters of a convolution, and four blocks of
+/// which three begin within a row.
 fn columns() -> Result<Golden> {
     let mut random = Xorshift(0x2d3c_4b5a_6978_8796);
     let r = &mut random;
@@ -553,35 +561,40 @@ fn columns() -> Result<Golden> {
     )
 }
 
-/// A tensor whose head has both masks and columns: a block with zeros, and one of columns. Our
+/// A tensor whose head has both masks and columns: blocks with zeros, and one of columns. Our
 /// encoder never uses both, so the second block and the head are put together here.
 fn masks_and_columns() -> Result<Golden> {
     let mut random = Xorshift(0x3c4b_5a69_7887_96a5);
     let r = &mut random;
     const COLUMNS: usize = 24;
     let classes: Vec<u8> = (0..COLUMNS).map(|i| (i * 5 % 8) as u8).collect();
+    let spec = TensorSpec::new("masks and columns", Dtype::BF16, &[5800, COLUMNS as u64])?;
+    let full = spec.block_units();
     // Rows begin anywhere in a block.
-    let first = BLOCK_UNITS % COLUMNS;
-    let zeros = units::<2>(BLOCK_UNITS, |i| match i % 128 {
-        5 => element(Dtype::BF16, r.weight() * 0.1),
-        _ => 0,
-    });
-    let columns = units::<2>(COLUMNS * 29 - first, |i| {
+    let first = full % COLUMNS;
+    assert_ne!(first, 0);
+    let mut zeros = |n: usize| {
+        units::<2>(n, |i| match i % 128 {
+            5 => element(Dtype::BF16, r.weight() * 0.1),
+            _ => 0,
+        })
+    };
+    let (before, after) = (zeros(full), zeros(spec.n_units() as usize - 2 * full));
+    let columns = units::<2>(full, |i| {
         let class = classes[(first + i) % COLUMNS];
         element(Dtype::BF16, r.weight() / f64::from(1 << class))
     });
     let order = oracle::order_of_classes(&classes, first, columns.len() / 2);
     let ordered: Vec<u8> = order.iter().flat_map(|i| columns[2 * i..][..2].to_vec()).collect();
-    let n_rows = ((zeros.len() + columns.len()) / 2 / COLUMNS) as u64;
-    let spec = TensorSpec::new("masks and columns", Dtype::BF16, &[n_rows, COLUMNS as u64])?;
-    let coded = encode_tensor(&Ans::default(), &spec, &[&zeros[..], &ordered].concat())?;
+    let coded = encode_tensor(&Ans::default(), &spec, &[&before[..], &ordered, &after].concat())?;
     let mut head = oracle::Head::read(spec.dtype(), coded.head()).map_err(Error::new)?;
-    let kinds = (head.mask.is_some(), coded.block(0)[0], coded.block(1)[0]);
-    assert_eq!(kinds, (true, 3, 2), "masks, and a coded block");
+    let kinds = [0, 1, 2, 3].map(|i| coded.block(i)[0]);
+    assert!(head.mask.is_some() && kinds == [3, 2, 3, 3], "masks, and a coded block: {kinds:?}");
     head.columns = classes;
-    let blocks = [coded.block(0).to_vec(), oracle::columns_block(first, coded.block(1))];
+    let mut blocks = [0, 1, 2, 3].map(|i| coded.block(i).to_vec());
+    blocks[1] = oracle::columns_block(first, coded.block(1));
     let encoded = oracle::seal(&spec, &head.write(), &blocks)?;
-    let bytes = [zeros, columns].concat();
+    let bytes = [before, columns, after].concat();
     let json = Header::synthesise(std::slice::from_ref(&spec))?;
     let original = [&(json.len() as u64).to_le_bytes()[..], &json, &bytes].concat();
     let mut writer = Assembler::synthesised(Vec::new(), &[spec])?;
@@ -615,7 +628,7 @@ fn repeated() -> Result<Golden> {
     // So short a stream that zeros follow it.
     let short = units::<1>(1100, |i| [3, 1, 4, 1, 5, 9, 2, 6, 5, 3][i % 10]);
     // One block repeats itself, and the next one does not.
-    let mut blocks = units::<1>(BLOCK_UNITS, |i| i as u64 / 1000);
+    let mut blocks = units::<1>(MAX_BLOCK_UNITS, |i| i as u64 / 1000);
     blocks.extend(weights(r, Dtype::I8, 2000, 1.0));
     plain(
         "ans-deflate",

@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use bigsmall_codec::{Ans, Backend, Level};
 use bigsmall_format::internal::Assembler;
 use bigsmall_format::{
-    BLOCK_UNITS, Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, Raw, Result, Rule,
-    Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
+    Class, Dtype, EncodedTensor, EncodingId, Error, Header, Limits, MAX_BLOCK_UNITS, Raw, Result,
+    Rule, Shard, ShardWriter, TensorEncoding, TensorSpec, encode_tensor,
 };
 use bigsmall_tbe::{Tbe, View, Width};
 
@@ -583,7 +583,7 @@ pub fn round_trip(data: &[u8]) {
     let (from, to) = (usize::from(input.u16()), usize::from(input.u16()));
     // Mostly a few groups: one long tensor takes as much time as a hundred short ones.
     let n_units = match kind >> 4 {
-        3 => BLOCK_UNITS + 300,
+        3 => MAX_BLOCK_UNITS + 300,
         2 => usize::from(input.u16()),
         _ => usize::from(input.u16() % 2048),
     };

@@ -223,15 +223,7 @@ fn decode_blocks(
                 }
             }
             Block::Ans(sections) => {
-                let this = Pending { sections, units, mask };
-                let others = &mut pending[..n_pending];
-                if let [Some(first), ..] = others
-                    && !first.goes_with(&this)
-                {
-                    finish_all(head, kernels, others, std::mem::take(&mut ahead))?;
-                    n_pending = 0;
-                }
-                pending[n_pending] = Some(this);
+                pending[n_pending] = Some(Pending { sections, units, mask });
                 n_pending += 1;
                 if n_pending == at_once {
                     let all = &mut pending[..n_pending];
@@ -253,14 +245,6 @@ fn decode_blocks(
         }
     }
     finish_all(head, kernels, &mut pending[..n_pending], ahead)
-}
-
-impl Pending<'_, '_> {
-    /// Whether both can be decoded together: without masks they must be of one length.
-    fn goes_with(&self, other: &Self) -> bool {
-        self.sections.n_groups == other.sections.n_groups
-            || self.mask.is_some() && other.mask.is_some()
-    }
 }
 
 /// Decodes the blocks that are pending, at most [`MOST`], as many at once as kernels take.

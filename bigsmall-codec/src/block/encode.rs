@@ -161,7 +161,8 @@ impl Encoder {
             (std::mem::take(&mut scratch.ordered), std::mem::take(&mut scratch.within));
         set_len(&mut ordered, units.len())?;
         within.clear();
-        let firsts = [0, 1].map(|i| columns.of_block(first_block.wrapping_add(i)));
+        let block_units = block_bytes / unit_bytes;
+        let firsts = [0, 1].map(|i| columns.of_block(first_block.wrapping_add(i), block_units));
         let blocks = || firsts.into_iter().zip(units.chunks(block_bytes));
         for ((first, from), to) in blocks().zip(ordered.chunks_mut(block_bytes)) {
             columns.put_in_order(unit_bytes, first, from, to);

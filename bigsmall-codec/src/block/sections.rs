@@ -27,10 +27,10 @@ pub(super) const DEFLATE_LEAST: usize = 56;
 pub(crate) const CARRIED: usize = 2 * LANES;
 
 /// Bytes of the mask of a full block.
-pub(crate) const MAX_MASK: usize = bigsmall_format::BLOCK_UNITS / 8;
+pub(crate) const MAX_MASK: usize = bigsmall_format::MAX_BLOCK_UNITS / 8;
 
 /// Groups of a full block.
-pub(crate) const MAX_GROUPS: usize = bigsmall_format::BLOCK_UNITS / GROUP;
+pub(crate) const MAX_GROUPS: usize = bigsmall_format::MAX_BLOCK_UNITS / GROUP;
 
 pub(crate) fn carried_len(residual_len: usize) -> usize {
     residual_len.min(CARRIED)

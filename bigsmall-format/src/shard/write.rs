@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::assemble::Assembler;
 use super::bases::{Base, BaseRef};
+use crate::spec::blocks_within;
 use crate::wire::set_len;
 use crate::{
     EncodedTensor, Error, Header, ReadAt, Result, Rule, TensorEncoding, TensorSpec, decode_range,
@@ -184,7 +185,7 @@ impl<W: Write> ShardWriter<W> {
         self.check_spec(spec)?;
         let decoder = tensor.open(encoding)?;
         let (mut sha256, mut content) = (self.sha256.clone(), Sha256::new());
-        let step = (DECODED_AT_ONCE / spec.block_bytes() as u64).max(1) * spec.block_bytes() as u64;
+        let step = blocks_within(spec, DECODED_AT_ONCE) * spec.block_bytes() as u64;
         let mut values = Vec::new();
         for begin in (0..spec.byte_len()).step_by(step as usize) {
             let end = spec.byte_len().min(begin + step);

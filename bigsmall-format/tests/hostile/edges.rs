@@ -99,14 +99,16 @@ fn what_a_shard_says_of_itself() {
 
 #[test]
 fn blocks_of_a_tensor_and_of_its_frame() {
-    let n = BLOCK_UNITS + 5;
+    let n = MAX_BLOCK_UNITS + 5;
     let bytes: Vec<u8> = (0..n).map(|i| (i * 7) as u8).collect();
     let spec = |name: &str| TensorSpec::new(name, Dtype::U8, &[n as u64]).unwrap();
     let tensor = encode_tensor(&Raw, &spec("w"), &bytes).unwrap();
-    assert_eq!(tensor.block(0), &bytes[..BLOCK_UNITS]);
-    assert_eq!(tensor.block(1), &bytes[BLOCK_UNITS..]);
+    let full = 33_792;
+    assert_eq!(tensor.block(0), &bytes[..full]);
+    assert_eq!(tensor.block(1), &bytes[full..2 * full]);
+    assert_eq!(tensor.block(3), &bytes[3 * full..]);
     assert_eq!(tensor.byte_len(), tensor.payload().len() as u64);
-    assert_eq!(tensor.payload().len(), BLOCK_UNITS + 8);
+    assert_eq!(tensor.payload().len(), MAX_BLOCK_UNITS + 8);
     // The longest name that is taken, and a longer one.
     let most = Limits::default().max_name_bytes;
     for (len, taken) in [(most, true), (most + 1, false)] {
@@ -118,13 +120,15 @@ fn blocks_of_a_tensor_and_of_its_frame() {
 
 #[test]
 fn how_much_a_tensor_has() {
-    let b = BLOCK_UNITS as u64;
+    let b = MAX_BLOCK_UNITS as u64;
     // Shape; elements, units, blocks, bytes of a full block, bytes of the last one.
     for (dtype, shape, expected) in [
         (Dtype::F4, vec![2, 6], (12, 6, 1, b, 6)),
         (Dtype::U8, vec![b], (b, b, 1, b, b)),
         (Dtype::BF16, vec![3, 5], (15, 15, 1, 2 * b, 30)),
-        (Dtype::BF16, vec![b + 3], (b + 3, b + 3, 2, 2 * b, 6)),
+        (Dtype::BF16, vec![b + 3], (b + 3, b + 3, 4, 2 * 33_792, 2 * 29_699)),
+        (Dtype::F16, vec![32, b], (32 * b, 32 * b, 32, 2 * b, 2 * b)),
+        (Dtype::F16, vec![32 * b + 3], (32 * b + 3, 32 * b + 3, 33, 2 * b, 6)),
         (Dtype::F32, vec![], (1, 1, 1, 4 * b, 4)),
         (Dtype::F64, vec![7], (7, 7, 1, 8 * b, 56)),
         (Dtype::F64, vec![7, 0], (0, 0, 0, 8 * b, 0)),

@@ -116,10 +116,13 @@ fn sound() -> Forge {
     forge
 }
 
-/// One tensor of two blocks.
-fn two_blocks() -> Forge {
+/// Bytes of a full block of [`four_blocks`].
+const FULL: usize = 33_792;
+
+/// One tensor of four blocks, the last of 29,703 bytes.
+fn four_blocks() -> Forge {
     let mut forge =
         Forge::new(r#"{"w":{"dtype":"U8","shape":[131079],"data_offsets":[0,131079]}}"#);
-    forge.add(0, &[], &[&[3; BLOCK_UNITS], &[4; 7]]);
+    forge.add(0, &[], &[&[3; FULL], &[4; FULL], &[5; FULL], &[6; 29_703]]);
     forge
 }

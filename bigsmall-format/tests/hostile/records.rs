@@ -1,7 +1,6 @@
 //! Records of tensors: group C of docs/threats.md, and every integer of an index.
 
 use super::*;
-use forge::pad;
 
 #[test]
 fn records() {
@@ -243,20 +242,20 @@ fn records() {
 #[test]
 fn several_blocks() {
     run(
-        two_blocks,
+        four_blocks,
         &[
-            (
-                "the second one damaged",
-                |f| f.payloads[BLOCK_UNITS] ^= 1,
-                Named(Rule::BlockChecksum, "w"),
-            ),
+            ("the second one damaged", |f| f.payloads[FULL] ^= 1, Named(Rule::BlockChecksum, "w")),
             (
                 "exchanged checksums",
                 |f| f.records[0].hashes.swap(0, 1),
                 Named(Rule::BlockChecksum, "w"),
             ),
             // G-13
-            ("exchanged lengths", |f| f.records[0].lens.swap(0, 1), Named(Rule::BlockLength, "w")),
+            (
+                "exchanged lengths",
+                |f| f.records[0].lens.swap(0, 3),
+                Named(Rule::BlockChecksum, "w"),
+            ),
             (
                 // G-19
                 "a full block of 55 bytes",
@@ -268,21 +267,19 @@ fn several_blocks() {
                 "a full block of 56 bytes, which raw has not",
                 |f| {
                     f.records[0].lens[0] = 56;
-                    f.records[0].length = 64;
+                    f.records[0].length -= FULL as u64 - 56;
                     f.records[0].hashes[0] = xxh3(&[3; 56]);
-                    f.payloads = vec![3; 56];
-                    f.payloads.extend([4; 7]);
-                    pad(&mut f.payloads);
+                    f.payloads.drain(56..FULL);
                 },
                 Named(Rule::BlockLength, "w"),
             ),
             (
                 "a full block of more than twice its bytes",
-                |f| f.records[0].lens[0] = 2 * BLOCK_UNITS as u32 + 4097,
+                |f| f.records[0].lens[0] = 2 * FULL as u32 + 4097,
                 Named(Rule::BlockLength, "w"),
             ),
             (
-                "one block for the bytes of two",
+                "three blocks for the bytes of four",
                 |f| {
                     f.records[0].lens.pop();
                     f.records[0].hashes.pop();
@@ -292,16 +289,16 @@ fn several_blocks() {
         ],
     );
     // The offset leads to the block.
-    let mut forge = two_blocks();
-    forge.payloads[BLOCK_UNITS + 3] ^= 1;
+    let mut forge = four_blocks();
+    forge.payloads[FULL + 3] ^= 1;
     let shard = Shard::open(forge.bytes()).unwrap();
     let decoder = shard.decoder(0, &Raw).unwrap();
-    let mut first = vec![0; BLOCK_UNITS];
-    shard.decode(0, &*decoder, 0..BLOCK_UNITS as u64, &mut first).unwrap();
-    let n = BLOCK_UNITS as u64 + 7;
+    let mut first = vec![0; FULL];
+    shard.decode(0, &*decoder, 0..FULL as u64, &mut first).unwrap();
+    let n = shard.tensors()[0].byte_len();
     let error = shard.decode(0, &*decoder, 0..n, &mut vec![0; n as usize]).unwrap_err();
-    assert_eq!(error.offset(), Some(16 + BLOCK_UNITS as u64));
-    assert_eq!(shard.encoded(0).unwrap_err().offset(), Some(16 + BLOCK_UNITS as u64));
+    assert_eq!(error.offset(), Some(16 + FULL as u64));
+    assert_eq!(shard.encoded(0).unwrap_err().offset(), Some(16 + FULL as u64));
 }
 
 #[test]

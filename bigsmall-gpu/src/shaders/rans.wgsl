@@ -17,7 +17,7 @@ struct Ans {
 @group(0) @binding(2) var<storage, read_write> decoded: array<u32>;
 // For each block 8 values: kind; number of groups; byte offset of the words; number of words; byte
 // offset of the residual or of the raw values, or the constant itself; number of units; two spare.
-// Then 32 states, then the table index of each group, a byte each.
+// Then 32 states, then the table index of each group, a byte each, with room for 512 groups.
 @group(0) @binding(3) var<storage, read> blocks: array<u32>;
 // The alias tables, 5 words per bucket: split; frequency | symbol << 16 and rank - slot of the
 // bucket's own symbol; the same two for its donor.
@@ -73,7 +73,7 @@ fn decode_block(index: u32, lane: u32) {
   // A workgroup beyond the last block decodes that block again, so that its threads reach the
   // barriers. It writes the same values.
   let block = min(index, ans.n_blocks - 1u);
-  let at = block * (40u + ans.block_units / 1024u);
+  let at = block * 168u;
   let kind = blocks[at];
   let n_groups = blocks[at + 1u];
   let words_at = blocks[at + 2u] >> 1u;

@@ -1,7 +1,5 @@
 //! `rans.wgsl` and `rans_patch.wgsl` in Rust, on the same words.
 
-use bigsmall_format::BLOCK_UNITS;
-
 use crate::ans::{AnsPlan, BLOCK_WORDS};
 
 /// One dispatch: the bindings that do not change.
@@ -49,7 +47,7 @@ impl RansTwin<'_> {
         let plan = self.plan;
         let words = &plan.blocks[block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS];
         let [kind, n_groups, words_at, n_words, place, n_units] = std::array::from_fn(|i| words[i]);
-        let out = block * BLOCK_UNITS / 2;
+        let out = block * plan.block_units / 2;
         if kind != 2 {
             for i in 0..n_units.div_ceil(2) {
                 decoded[out + i as usize] = if kind == 0 {
@@ -135,7 +133,7 @@ impl RansTwin<'_> {
         let n = self.plan.n_units as usize;
         let n_blocks = self.plan.blocks.len() / BLOCK_WORDS;
         // Like the device's buffer, with space for the padding of the last row.
-        let mut decoded = vec![0; n_blocks * BLOCK_UNITS / 2];
+        let mut decoded = vec![0; n_blocks * self.plan.block_units / 2];
         let verdicts = (0..n_blocks).map(|block| self.block(block, &mut decoded)).collect();
         for &[unit, value] in &self.plan.patches {
             let (mask, value) = if value >> 31 == 0 {

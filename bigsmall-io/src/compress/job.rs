@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::BLOCK_UNITS;
+use bigsmall_format::MAX_BLOCK_UNITS;
 
 use crate::compress::plan::{Large, Plan};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,8 +42,9 @@ pub(crate) struct Encoded<'p> {
 impl Encoded<'_> {
     /// Makes room for `original`, encoded or raw; an error if there is no memory.
     pub(crate) fn reserve_for(&mut self, original: &[u8]) -> Result<()> {
-        // For each block at most its values and a header.
-        let most = original.len() + 16 * (original.len() / BLOCK_UNITS + 1);
+        // For each block at most its values and a header. Blocks have a quarter of the most units
+        // at least, where there are several.
+        let most = original.len() + 16 * (original.len() / (MAX_BLOCK_UNITS / 4) + 1);
         let room = self.bytes.try_reserve(most);
         room.map_err(|_| {
             Error::new(ErrorKind::Memory).expected(format!("{most} bytes for a buffer"))

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
-use bigsmall_format::internal::{for_each_in_parallel, read_at, reserve, set_len, zeroed};
+use bigsmall_format::internal::{
+    blocks_within, for_each_in_parallel, read_at, reserve, set_len, zeroed,
+};
 use bigsmall_format::{Rule, TensorSpec};
 
 use crate::Progress;
@@ -197,7 +199,7 @@ impl Feed {
             return Ok(());
         }
         let block = spec.block_bytes() as u64;
-        let run = (PIECE / block).max(1);
+        let run = blocks_within(spec, PIECE);
         let mut first = 0;
         while first < spec.n_blocks() {
             let last = spec.n_blocks().min(first + run);

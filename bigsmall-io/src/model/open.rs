@@ -7,7 +7,7 @@ use std::path::Path;
 
 #[cfg(doc)]
 use bigsmall_format::Rule;
-use bigsmall_format::internal::{encode_or_raw, read_at, set_len, zeroed};
+use bigsmall_format::internal::{blocks_within, encode_or_raw, read_at, set_len, zeroed};
 use bigsmall_format::{EncodedTensor, ReadAt, Shard, TensorSpec, decode_range};
 
 use crate::base::model::BaseModel;
@@ -306,7 +306,7 @@ impl Model {
         let (table, block) = (shard.table(index)?, spec.block_bytes() as u64);
         if table.needs_base() {
             // Each thread reads some blocks of the shard and of the base, and decodes them.
-            let step = (PIECE / block).max(1) * block;
+            let step = blocks_within(spec, PIECE) * block;
             let first = (range.start / step + 1) * step;
             let (head, rest) = dst.split_at_mut(dst.len().min((first - range.start) as usize));
             let pieces = std::iter::once(head).chain(rest.chunks_mut(step as usize));

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use bigsmall_format::{BLOCK_UNITS, TensorSpec};
+use bigsmall_format::internal::blocks_within;
+use bigsmall_format::{MAX_BLOCK_UNITS, TensorSpec};
 
-/// The most bytes of a chunk: whole blocks of every dtype, and small enough for a level 2 cache.
+/// The most bytes of a chunk: a block of any dtype fits, and the chunk fits a level 2 cache.
 pub(crate) const CHUNK: u64 = 1 << 20;
-const _: () = assert!(CHUNK.is_multiple_of(8 * BLOCK_UNITS as u64));
+const _: () = assert!(CHUNK >= 8 * MAX_BLOCK_UNITS as u64);
 
 /// The most tensors in one chunk. It limits the memory for the records of empty or tiny tensors.
 const PARTS: usize = 1024;
@@ -60,8 +61,9 @@ impl Iterator for Chunks<'_> {
         let first = self.tensors.get(self.tensor)?;
         let begin = self.data;
         if first.byte_len() > CHUNK {
-            let bytes = self.at..first.byte_len().min(self.at + CHUNK);
             let block = first.block_bytes() as u64;
+            let len = blocks_within(first, CHUNK) * block;
+            let bytes = self.at..first.byte_len().min(self.at + len);
             let part = Part {
                 tensor: self.tensor,
                 blocks: bytes.start / block..bytes.end.div_ceil(block),

@@ -1,7 +1,5 @@
 //! Products with a single column, straight from the form that the weights are stored in.
 
-use bigsmall_format::BLOCK_UNITS;
-
 use super::rows::{Rows, Weights};
 use super::sums::{CHUNK, ROWS, Trees};
 use crate::codes::Code;
@@ -102,8 +100,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn at(view: &View<'a>, first: u64) -> Self {
-        let block = view.block(first / BLOCK_UNITS as u64);
-        let in_block = (first % BLOCK_UNITS as u64) as usize;
+        let (block, in_block) = view.place_of(first);
+        let block = view.block(block);
         let (tiles, shift) = block.tiles_at(in_block);
         Run { first, len: block.n_elements() - in_block, tiles, shift }
     }

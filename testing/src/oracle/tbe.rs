@@ -1,7 +1,7 @@
 //! A second implementation of FORMAT.md section 8, written from its text, with one `BitVec` per
 //! bitmap, and inputs for the tests. It shares no code with the crate `bigsmall-tbe`.
 
-use bigsmall_format::{BLOCK_UNITS, Dtype, EncodedTensor, EncodingId, TensorSpec};
+use bigsmall_format::{Dtype, EncodedTensor, EncodingId, TensorSpec};
 use bitvec::prelude::*;
 
 use crate::Random;
@@ -138,7 +138,7 @@ pub fn decode_block(dtype: Dtype, width: usize, base: u8, n: usize, block: &[u8]
 pub fn encode(spec: &TensorSpec, width: usize, base: u8, values: &[u16]) -> EncodedTensor {
     let mut payload = vec![width as u8, base, 0, 0, 0, 0, 0, 0];
     let mut lens = Vec::new();
-    for block in values.chunks(BLOCK_UNITS) {
+    for block in values.chunks(spec.block_units()) {
         let block = encode_block(spec.dtype(), width, base, block);
         lens.push(block.len() as u32);
         payload.extend(block);

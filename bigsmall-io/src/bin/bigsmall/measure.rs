@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use bigsmall_format::internal::{
-    decode_here, encode_or_raw, for_each_in_parallel, pool_size, read_at, zeroed,
+    blocks_within, decode_here, encode_or_raw, for_each_in_parallel, pool_size, read_at, zeroed,
 };
 use bigsmall_format::{
     Backend, Dtype, EncodedTensor, Header, Limits, Raw, Rule, TensorEncoding, TensorSpec,
@@ -71,10 +71,10 @@ const PASS_OF_DTYPE: u64 = 128 << 20;
 const MOST_COPIES: u64 = 1024;
 /// The most original bytes to use of the file.
 const TAKEN: u64 = 1 << 30;
-/// Bytes that a thread decodes or copies in one call.
-const PIECE: usize = 16 << 20;
-/// Bytes that are encoded in one call, as in `compress`.
-const CHUNK: usize = 1 << 20;
+/// Bytes that a thread decodes or copies in one call, at most.
+const PIECE: u64 = 16 << 20;
+/// Bytes that are encoded in one call, at most, as in `compress`.
+const CHUNK: u64 = 1 << 20;
 
 /// Measures size and speed on the tensors of `input`, a safetensors file or a shard, all together
 /// and those of each dtype. The tensors are repeated in distinct buffers, up to at least 512 MiB,
@@ -275,7 +275,7 @@ fn measure_tensors(
     })
 }
 
-/// Calls `work` for every piece of [`PIECE`] bytes of every place.
+/// Calls `work` for every piece of at most [`PIECE`] bytes of every place.
 fn run(
     copies: &[Copy<'_>],
     places: &mut [Vec<u8>],
@@ -283,8 +283,10 @@ fn run(
 ) -> Result<()> {
     let mut pieces = Vec::new();
     for (copy, place) in copies.iter().zip(places) {
-        for (i, piece) in place.chunks_mut(PIECE).enumerate() {
-            pieces.push((copy, i * PIECE, piece));
+        let spec = copy.encoded.spec();
+        let len = blocks_within(spec, PIECE) as usize * spec.block_bytes();
+        for (i, piece) in place.chunks_mut(len).enumerate() {
+            pieces.push((copy, i * len, piece));
         }
     }
     for_each_in_parallel(pieces.into_iter(), || (), |(), (copy, at, piece)| work(copy, at, piece))
@@ -300,9 +302,10 @@ fn encode_by_chunks(
 ) -> Result<()> {
     let encoder = coder.plan(spec, &bytes)?;
     let lock = "no thread panics while it holds this lock";
-    let chunks = bytes.chunks(CHUNK).enumerate();
-    for_each_in_parallel(chunks, Vec::new, |lens, (chunk, units)| {
-        let first = (chunk * (CHUNK / spec.block_bytes())) as u64;
+    let blocks = blocks_within(spec, CHUNK) as usize;
+    let chunks = (0..).step_by(blocks).zip(bytes.chunks(blocks * spec.block_bytes()));
+    let chunks: Vec<_> = chunks.collect();
+    for_each_in_parallel(chunks.into_iter(), Vec::new, |lens, (first, units)| {
         let mut out = spare.lock().expect(lock).pop().unwrap_or_default();
         out.clear();
         lens.clear();
