@@ -219,8 +219,8 @@ pub(crate) struct AliasTable {
     pub(crate) own: Vec<AliasEntry>,
     /// For each bucket the entry of its donor.
     pub(crate) donor: Vec<AliasEntry>,
-    /// The buckets in the forms that vector kernels load, if there are at most 64.
-    pub(crate) buckets: Option<Box<Buckets>>,
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+    buckets: OnceLock<Box<Buckets>>,
     slots: OnceLock<Box<Slots>>,
     encode: OnceLock<Box<EncodeTable>>,
 }
@@ -304,17 +304,17 @@ impl EncodeBytes {
 #[repr(align(64))]
 pub(crate) struct RankSlots {
     /// For each symbol how many ranks lie in its bucket.
-    pub(crate) own: [u16; Buckets::MOST],
+    pub(crate) own: [u16; Buckets::FEW],
     /// For each symbol what is added to one of its other ranks: then it is the number.
-    pub(crate) to_number: [u16; Buckets::MOST],
+    pub(crate) to_number: [u16; Buckets::FEW],
     /// For each run what is added to a number: then it is the slot.
-    pub(crate) to_slot: [u16; Buckets::MOST],
+    pub(crate) to_slot: [u16; Buckets::FEW],
     /// For each number without its lowest [`Self::SHIFT`] bits the run of the first such number,
     /// where the search begins.
     pub(crate) runs: [u8; TOTAL as usize >> Self::SHIFT],
     /// For each run where 1, 2, 4, 8, 16 and 32 runs from it on end: the first number after them,
     /// or `u16::MAX` if there are fewer.
-    pub(crate) ends: [[u16; Buckets::MOST]; 6],
+    pub(crate) ends: [[u16; Buckets::FEW]; 6],
     /// How many of these columns a search takes, the last of them first.
     pub(crate) rounds: usize,
 }
@@ -326,15 +326,15 @@ impl RankSlots {
 
     fn new(alias: &AliasTable) -> RankSlots {
         let mut ranks = RankSlots {
-            own: [0; Buckets::MOST],
-            to_number: [0; Buckets::MOST],
-            to_slot: [0; Buckets::MOST],
+            own: [0; Buckets::FEW],
+            to_number: [0; Buckets::FEW],
+            to_slot: [0; Buckets::FEW],
             runs: [0; TOTAL as usize >> Self::SHIFT],
-            ends: [[u16::MAX; Buckets::MOST]; 6],
+            ends: [[u16::MAX; Buckets::FEW]; 6],
             rounds: 0,
         };
         let n = alias.split.len();
-        if n > Buckets::MOST {
+        if n > Buckets::FEW {
             return ranks;
         }
         let cap = TOTAL / n as u32;
@@ -461,8 +461,8 @@ impl EncodeTable {
     }
 }
 
-/// At most [`Buckets::MOST`] buckets in the forms that vector kernels look up. Aligned, so that no
-/// vector of a table lies in two cache lines.
+/// The buckets in the forms that vector kernels look up. Aligned, so that no vector of a table lies
+/// in two cache lines.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
 #[repr(align(64))]
@@ -474,13 +474,13 @@ pub(crate) struct Buckets {
     pub(crate) donated: [u16; Buckets::MOST],
     /// For each symbol 16 times its frequency: what the upper half of a state is multiplied by.
     pub(crate) freq: [u16; Buckets::MOST],
-    /// The same byte by byte.
+    /// The first [`Buckets::FEW`] of them byte by byte.
     pub(crate) bytes: BucketBytes,
 }
 
 /// A table of 64 bytes, of which each 16 stand there twice, as shuffles within lanes of 128 bits
 /// take them.
-pub(crate) type Shuffled = [[[u8; 16]; 2]; Buckets::MOST / 16];
+pub(crate) type Shuffled = [[[u8; 16]; 2]; Buckets::FEW / 16];
 
 /// What [`Buckets`] holds as tables of bytes; of two bytes the lower one first.
 #[derive(Clone, Debug)]
@@ -499,31 +499,41 @@ pub(crate) fn shuffled(bytes: impl Fn(usize) -> u8) -> Shuffled {
 }
 
 /// The lower and the upper bytes of a column as tables.
-fn both_bytes(column: &[u16; Buckets::MOST]) -> [Shuffled; 2] {
+fn both_bytes(column: &[u16; Buckets::FEW]) -> [Shuffled; 2] {
     [0, 1].map(|byte| shuffled(|i| column[i].to_le_bytes()[byte]))
 }
 
 impl Buckets {
     /// Buckets at most.
-    const MOST: usize = 64;
+    const MOST: usize = 256;
+    /// Of so many there are tables of bytes, for shuffles, and [`RankSlots`].
+    const FEW: usize = 64;
 
-    fn new(freqs: &[u16], table: &AliasTable) -> Buckets {
+    fn new(table: &AliasTable) -> Buckets {
         let n = table.split.len();
         let cap = TOTAL / n as u32;
-        let of = |each: &dyn Fn(usize) -> u16| -> [u16; Buckets::MOST] {
-            std::array::from_fn(|i| if i < n { each(i) } else { 0 })
+        let mut last = [0; Buckets::FEW];
+        let mut donor = [0; Buckets::FEW];
+        let [mut last_and_donor, mut donated, mut freq] = [[0; Buckets::MOST]; 3];
+        for b in 0..n {
+            let begin = b as u32 * cap;
+            let last_of_own = ((table.split[b] - begin) as u8).wrapping_sub(1);
+            let AliasEntry { symbol, delta, .. } = table.donor[b];
+            last_and_donor[b] = u16::from_le_bytes([symbol, last_of_own]);
+            donated[b] = (delta as u16).wrapping_add(begin as u16);
+            freq[b] = 16 * table.own[b].freq;
+            if b < Buckets::FEW {
+                (last[b], donor[b]) = (last_of_own, symbol);
+            }
+        }
+        let few = |column: &[u16; Buckets::MOST]| {
+            both_bytes(column.first_chunk::<{ Buckets::FEW }>().expect("more than a few"))
         };
-        let keep = of(&|b| (table.split[b] - b as u32 * cap) as u16);
-        let donor = of(&|b| table.donor[b].symbol.into());
-        let last_and_donor = of(&|b| (keep[b].wrapping_sub(1) << 8) | donor[b]);
-        let begin = |b: usize| (b as u32 * cap) as u16;
-        let donated = of(&|b| (table.donor[b].delta as u16).wrapping_add(begin(b)));
-        let freq = of(&|s| 16 * freqs[s]);
         let bytes = BucketBytes {
-            last: shuffled(|b| keep[b].wrapping_sub(1) as u8),
-            donor: shuffled(|b| donor[b] as u8),
-            donated: both_bytes(&donated),
-            freq: both_bytes(&freq),
+            last: shuffled(|b| last[b]),
+            donor: shuffled(|b| donor[b]),
+            donated: few(&donated),
+            freq: few(&freq),
         };
         Buckets { last_and_donor, donated, freq, bytes }
     }
@@ -571,7 +581,7 @@ impl AliasTable {
             split: Vec::with_capacity(n),
             own: Vec::with_capacity(n),
             donor: Vec::with_capacity(n),
-            buckets: None,
+            buckets: OnceLock::new(),
             slots: OnceLock::new(),
             encode: OnceLock::new(),
         };
@@ -591,7 +601,6 @@ impl AliasTable {
             out.donor.push(entry(donor[b], next_rank[donor[b]], split));
             next_rank[donor[b]] += cap - keep[b];
         }
-        out.buckets = (n <= Buckets::MOST).then(|| Box::new(Buckets::new(freqs, &out)));
         out
     }
 
@@ -608,10 +617,10 @@ impl AliasTable {
         }
     }
 
-    /// The buckets of a table with symbols of at most 6 bits.
+    /// The buckets in the forms that vector kernels load; made when first asked for.
     #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub(crate) fn buckets(&self) -> &Buckets {
-        self.buckets.as_deref().expect("at most 64 symbols")
+        self.buckets.get_or_init(|| Box::new(Buckets::new(self)))
     }
 
     /// What decoding one slot needs, in one word; made when first asked for.
@@ -673,7 +682,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn searches_of_few_and_of_many_steps_are_tested() {
-        let small = tables().into_iter().filter(|table| table.freqs.len() <= Buckets::MOST);
+        let small = tables().into_iter().filter(|table| table.freqs.len() <= Buckets::FEW);
         let mut rounds: Vec<_> =
             small.map(|table| AliasTable::new(&table).encode(&table).ranks.rounds).collect();
         rounds.sort();
@@ -717,21 +726,20 @@ mod tests {
                     assert_eq!(rank, *seen, "ranks rise with the slots of donors");
                     *seen += 1;
                 }
-                if let Some(buckets) = &alias.buckets {
-                    let [donor, last] = buckets.last_and_donor[bucket].to_le_bytes();
-                    assert_eq!(is_own, place as i32 <= i32::from(last as i8));
-                    assert_eq!(
-                        u32::from(buckets.freq[usize::from(entry.symbol)]),
-                        16 * u32::from(entry.freq)
-                    );
-                    if !is_own {
-                        assert_eq!(donor, entry.symbol);
-                        let sum = (place as u16).wrapping_add(buckets.donated[bucket]);
-                        assert_eq!(u32::from(sum), rank);
-                    }
+                let buckets = alias.buckets();
+                let [donor, last] = buckets.last_and_donor[bucket].to_le_bytes();
+                assert_eq!(is_own, place as i32 <= i32::from(last as i8));
+                assert_eq!(
+                    u32::from(buckets.freq[usize::from(entry.symbol)]),
+                    16 * u32::from(entry.freq)
+                );
+                if !is_own {
+                    assert_eq!(donor, entry.symbol);
+                    let sum = (place as u16).wrapping_add(buckets.donated[bucket]);
+                    assert_eq!(u32::from(sum), rank);
                 }
                 #[cfg(target_arch = "x86_64")]
-                if alias.buckets.is_some() {
+                if table.freqs.len() <= Buckets::FEW {
                     let ranks = &alias.encode(&table).ranks;
                     // A search may take more steps than it has to.
                     for rounds in [ranks.rounds, ranks.ends.len()] {

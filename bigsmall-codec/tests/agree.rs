@@ -6,6 +6,8 @@
 mod blocks;
 mod random;
 
+use std::collections::BTreeSet;
+
 use bigsmall_codec::*;
 use blocks::encode_blocks;
 use random::Random;
@@ -123,10 +125,13 @@ fn all_forms_of_floats_agree() {
     // bits, other ones in each block.
     let first = |dtype| TensorSpec::new("t", dtype, &[150_000]).unwrap();
     let n = 7 * first(Dtype::BF16).block_units() + 300;
-    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2] {
+    let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
+    // Of one scale, the level `small` has more mantissa bits in its fields.
+    let mut forms = BTreeSet::new();
+    for (dtype, spread) in dtypes.into_iter().flat_map(|dtype| [(dtype, 0.3), (dtype, 0.0)]) {
         let bytes: Vec<u8> = (0..n)
             .flat_map(|i| {
-                let value = random.normal() * (1.0 + (i / 300 % 9) as f64 * 0.3) * 0.1;
+                let value = random.normal() * (1.0 + (i / 300 % 9) as f64 * spread) * 0.1;
                 let value = if i / 1024 % 3 == 0 { f64::from(value as f32) } else { value };
                 let value =
                     if i / 1024 % 5 == 0 { half::f16::from_f64(value).into() } else { value };
@@ -137,6 +142,7 @@ fn all_forms_of_floats_agree() {
         let spec = first(dtype);
         for level in [Level::Default, Level::Fast, Level::Small] {
             let encoded = encode_blocks(&Ans::new(level), &spec, &bytes);
+            forms.insert((dtype.name(), encoded.0[0], encoded.0[1]));
             let blocks: Vec<&[u8]> = encoded.1.iter().map(|block| &block[..]).collect();
             let backends = bigsmall_codec::backends().filter(|&b| b != Backend::Reference);
             for backend in backends {
@@ -153,4 +159,15 @@ fn all_forms_of_floats_agree() {
             }
         }
     }
+    // Mantissa bits of the fields, and bits of the symbols.
+    let of = |name, of: &[(u8, u8)]| of.iter().map(|&(m, w)| (name, m, w)).collect::<Vec<_>>();
+    let expected = [
+        of("BF16", &[(1, 5), (2, 6), (3, 7)]),
+        of("F16", &[(1, 5), (2, 6)]),
+        of("F32", &[(1, 5), (2, 6), (3, 7)]),
+        of("F64", &[(1, 5), (2, 6), (3, 7)]),
+        of("F8_E4M3", &[(1, 5), (2, 6), (3, 7)]),
+        of("F8_E5M2", &[(1, 5), (2, 6)]),
+    ];
+    assert_eq!(forms, expected.concat().into_iter().collect());
 }

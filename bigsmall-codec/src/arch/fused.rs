@@ -36,18 +36,20 @@ pub(super) fn check_fields<const UNIT: usize, const RESIDUAL: u32, const BITS: u
 }
 
 /// Calls `$decode::<unit bytes, residual bits, symbol bits, blocks>` for the head's form and the
-/// number of jobs, one of `$blocks`; 0 for others.
+/// number of jobs, one of `$blocks`; 0 for others. The forms are those that every backend has, and
+/// some with more symbols: unit bytes, high bytes, residual bits, symbol bits.
 macro_rules! fused_forms {
     (
         $decode:ident::<$($blocks:literal),*>
         ($head:ident, $jobs:ident, $planes:ident, $units:ident, $ahead:ident)
+        $(, ($unit:literal, $high:literal, $residual:literal, $symbol:literal))*
     ) => {{
         macro_rules! form {
-            ($unit:literal, $residual:literal, $symbol:literal) => {
+            ($of_unit:literal, $of_residual:literal, $of_symbol:literal) => {
                 match $jobs.len() {
                     $($blocks => {
                         let jobs = $jobs.try_into().expect("as many jobs");
-                        $decode::<$unit, $residual, $symbol, $blocks>(
+                        $decode::<$of_unit, $of_residual, $of_symbol, $blocks>(
                             $head, jobs, $planes, $units, $ahead,
                         )
                     })*
@@ -60,6 +62,8 @@ macro_rules! fused_forms {
             // bf16 and f32.
             (2, 2, 7, 5) => form!(2, 7, 5),
             (4, 2, 7, 5) => form!(4, 7, 5),
+            (2, 2, 6, 6) => form!(2, 6, 6),
+            (4, 2, 6, 6) => form!(4, 6, 6),
             // f16.
             (2, 1, 2, 5) => form!(2, 2, 5),
             (2, 1, 1, 6) => form!(2, 1, 6),
@@ -68,6 +72,7 @@ macro_rules! fused_forms {
             (1, 1, 2, 6) => form!(1, 2, 6),
             (1, 1, 2, 5) => form!(1, 2, 5),
             (1, 1, 1, 6) => form!(1, 1, 6),
+            $(($unit, $high, $residual, $symbol) => form!($unit, $residual, $symbol),)*
             _ => 0,
         }
     }};

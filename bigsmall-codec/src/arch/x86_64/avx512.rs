@@ -298,7 +298,14 @@ impl Kernels for Avx512 {
         ahead: Ahead<'_>,
     ) -> usize {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { fused_forms!(decode_fused::<1, 2, 4>(head, jobs, planes, units, ahead)) }
+        unsafe {
+            fused_forms!(
+                decode_fused::<1, 2, 4>(head, jobs, planes, units, ahead),
+                (2, 2, 5, 7),
+                (4, 2, 5, 7),
+                (1, 1, 1, 7)
+            )
+        }
     }
 
     fn count_ones(&self, mask: &[u8]) -> usize {

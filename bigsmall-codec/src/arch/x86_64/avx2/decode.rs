@@ -265,7 +265,7 @@ unsafe fn residuals<const RESIDUAL: u32, const WHOLE: bool>(
 /// The fields of symbols at their places in the high bits.
 #[repr(align(64))]
 struct Fields {
-    /// For high bits of two bytes: of each of 32 symbols, the lower byte first.
+    /// For high bits of two bytes: of each symbol, the lower byte first.
     bytes: [Shuffled; 2],
     /// For high bits of one byte: that of symbol `s` is `base` and `s`, shifted, but for symbol 0.
     base: u8,
@@ -287,7 +287,7 @@ impl Fields {
 /// # Safety
 /// `group` is one of [`walk`]'s, and `row` one of its rows. The machine must have the instructions.
 #[inline(always)]
-unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const WHOLE: bool>(
+unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WHOLE: bool>(
     symbols: __m256i,
     fields: &Fields,
     group: &Group<'_>,
@@ -320,11 +320,11 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const WHOLE: bool>(
             }
             return;
         }
-        let of_symbol = index::<5>(symbols);
+        let of_symbol = index::<BITS>(symbols);
         let below = _mm256_and_si256(residual, _mm256_set1_epi8((mask & 0x7f) as i8));
         let sign = _mm256_and_si256(residual, _mm256_set1_epi8(0x80u8 as i8));
-        let lower = _mm256_or_si256(look_up::<5>(&fields.bytes[0], &of_symbol), below);
-        let upper = _mm256_or_si256(look_up::<5>(&fields.bytes[1], &of_symbol), sign);
+        let lower = _mm256_or_si256(look_up::<BITS>(&fields.bytes[0], &of_symbol), below);
+        let upper = _mm256_or_si256(look_up::<BITS>(&fields.bytes[1], &of_symbol), sign);
         let high = unpack(lower, upper);
         if UNIT == 2 {
             _mm256_storeu_si256(units, high[0]);
@@ -361,7 +361,7 @@ unsafe fn decode_row<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, co
     unsafe {
         group.prefetch(row * LANES * UNIT, LANES * UNIT);
         let symbols = step_by_bytes::<BITS>(x, &group.table.bytes, &mut group.words);
-        join::<UNIT, RESIDUAL, WHOLE>(symbols, fields, group, row);
+        join::<UNIT, RESIDUAL, BITS, WHOLE>(symbols, fields, group, row);
     }
 }
 

@@ -5,8 +5,7 @@
 //! first, then all states move on, then the units are written: instructions that do not wait for
 //! each other are neighbours.
 //!
-//! The buckets of 32 or 64 symbols are looked up for all lanes at once; for more symbols the slots
-//! are gathered.
+//! The buckets are looked up for all lanes at once, 64 symbols with one instruction.
 //!
 //! The functions that a row consists of are always inlined. So they have no target features of
 //! their own, and their callers must have them.
@@ -22,7 +21,7 @@ use crate::arch::fused::{
 use crate::head::Head;
 use crate::kernels::{Job, LANES, Planes, halves, whole};
 use crate::planes::GROUP;
-use crate::table::{Buckets, Slots, TOTAL};
+use crate::table::{AliasTable, Buckets};
 
 /// Loads 64 bytes for an instruction that expands them. Compilers would make this load a part of
 /// that instruction, a form of it that takes twice as long on AMD's Zen 5.
@@ -103,26 +102,38 @@ impl States {
     }
 }
 
-/// Looks up 32 indices of `BITS` bits, 5 or 6, whose upper bits do not matter, in a table of 16-bit
+/// Looks up 32 indices of `BITS` bits, 5 to 8, whose upper bits do not matter, in a table of 16-bit
 /// numbers.
 ///
 /// # Safety
-/// The machine must have the instructions.
+/// The table has 2^`BITS` numbers. The machine must have the instructions.
 #[inline(always)]
-pub(super) unsafe fn look_up<const BITS: u32>(table: &[u16; 64], index: __m512i) -> __m512i {
-    // SAFETY: 64 numbers of 16 bits are two vectors.
+pub(super) unsafe fn look_up<const BITS: u32, const N: usize>(
+    table: &[u16; N],
+    index: __m512i,
+) -> __m512i {
+    debug_assert!(1 << BITS <= N);
+    // SAFETY: 2^BITS numbers of 16 bits, of which 32 are a vector.
     unsafe {
-        let first = _mm512_loadu_si512(table.as_ptr().cast());
-        if BITS == 5 {
-            return _mm512_permutexvar_epi16(index, first);
+        let part = |i: usize| _mm512_loadu_si512(table.as_ptr().add(32 * i).cast());
+        // Of 64 numbers; two and four times as many are chosen from by the next bits.
+        let of_64 = |i: usize| _mm512_permutex2var_epi16(part(2 * i), index, part(2 * i + 1));
+        let bit = |i: u32| _mm512_test_epi16_mask(index, _mm512_set1_epi16(1 << i));
+        match BITS {
+            5 => _mm512_permutexvar_epi16(index, part(0)),
+            6 => of_64(0),
+            7 => _mm512_mask_mov_epi16(of_64(0), bit(6), of_64(1)),
+            _ => {
+                let lower = _mm512_mask_mov_epi16(of_64(0), bit(6), of_64(1));
+                let upper = _mm512_mask_mov_epi16(of_64(2), bit(6), of_64(3));
+                _mm512_mask_mov_epi16(lower, bit(7), upper)
+            }
         }
-        let second = _mm512_loadu_si512(table.as_ptr().add(32).cast());
-        _mm512_permutex2var_epi16(first, index, second)
     }
 }
 
 /// A row of symbols of 16 bits each, of which those above the lowest `BITS` mean nothing, and their
-/// ranks, found with 2^`BITS` buckets, 5 or 6.
+/// ranks, found with 2^`BITS` buckets, 5 to 8.
 ///
 /// # Safety
 /// The machine must have the instructions.
@@ -132,34 +143,18 @@ unsafe fn find<const BITS: u32>(x: &States, table: &Buckets) -> [__m512i; 2] {
     unsafe {
         let bucket = match BITS {
             5 => _mm512_srli_epi16::<7>(x.lower),
-            _ => _mm512_srli_epi16::<6>(x.lower),
+            6 => _mm512_srli_epi16::<6>(x.lower),
+            7 => _mm512_srli_epi16::<5>(x.lower),
+            _ => _mm512_srli_epi16::<4>(x.lower),
         };
         let place = _mm512_and_si512(x.lower, _mm512_set1_epi16((1 << (12 - BITS)) - 1));
-        let last_and_donor = look_up::<BITS>(&table.last_and_donor, bucket);
+        let last_and_donor = look_up::<BITS, _>(&table.last_and_donor, bucket);
         // With equal high bytes the place is not greater, whatever the donor: its low byte is zero.
         let place8 = _mm512_slli_epi16::<8>(place);
         let donated = _mm512_cmpgt_epi16_mask(place8, last_and_donor);
         let symbols = _mm512_mask_mov_epi16(bucket, donated, last_and_donor);
-        let more = look_up::<BITS>(&table.donated, bucket);
+        let more = look_up::<BITS, _>(&table.donated, bucket);
         [symbols, _mm512_mask_add_epi16(place, donated, place, more)]
-    }
-}
-
-/// One step of all lanes with 2^`BITS` buckets, 5 or 6. Returns the symbols as [`find`].
-///
-/// # Safety
-/// 32 words can be read at `words`. The machine must have the instructions.
-#[inline(always)]
-unsafe fn step<const BITS: u32>(
-    x: &mut States,
-    table: &Buckets,
-    words: &mut *const u16,
-) -> __m512i {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let [symbols, rank] = find::<BITS>(x, table);
-        x.step(look_up::<BITS>(&table.freq, symbols), rank, words);
-        symbols
     }
 }
 
@@ -173,27 +168,6 @@ pub(super) unsafe fn lower_halves(of: [__m512i; 2]) -> __m512i {
     unsafe {
         let lower = of.map(|half| _mm512_cvtepi32_epi16(half));
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower[0]), lower[1])
-    }
-}
-
-/// The same by slots in memory, for any number of symbols.
-///
-/// # Safety
-/// As [`step`].
-#[inline(always)]
-unsafe fn step_by_slots(x: &mut States, slots: &Slots, words: &mut *const u16) -> __m512i {
-    // SAFETY: as the caller promises; a slot of 12 bits lies within the 4096 entries.
-    unsafe {
-        let slot = _mm512_and_si512(x.lower, _mm512_set1_epi16(TOTAL as i16 - 1));
-        let slot = [_mm512_castsi512_si256(slot), _mm512_extracti64x4_epi64::<1>(slot)];
-        let entries = slot.map(|slot| {
-            _mm512_i32gather_epi32::<4>(_mm512_cvtepu16_epi32(slot), slots.as_ptr().cast())
-        });
-        let freq = _mm512_slli_epi16::<4>(lower_halves(entries));
-        let rank = lower_halves(entries.map(|e| _mm512_srli_epi32::<12>(e)));
-        let rank = _mm512_and_si512(rank, _mm512_set1_epi16(TOTAL as i16 - 1));
-        x.step(freq, rank, words);
-        lower_halves(entries.map(|e| _mm512_srli_epi32::<24>(e)))
     }
 }
 
@@ -241,7 +215,7 @@ static PLACES: [[u16; 32]; 2] = {
 /// The field of each symbol, shifted to its place in the high bits, and these to the top of 16
 /// bits for units of more than one byte. Aligned as [`Buckets`] are.
 #[repr(align(64))]
-struct Fields([u16; 64]);
+struct Fields([u16; 128]);
 
 /// Writes the units of a row.
 ///
@@ -266,7 +240,7 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WH
                 let shift = _mm_cvtsi32_si128(RESIDUAL as i32 - 1);
                 _mm256_sll_epi16(_mm512_cvtepi16_epi8(symbols), shift)
             } else {
-                _mm512_cvtepi16_epi8(look_up::<BITS>(&fields.0, symbols))
+                _mm512_cvtepi16_epi8(look_up::<BITS, _>(&fields.0, symbols))
             };
             // residual & mask | fields & !mask
             let mask = _mm256_set1_epi8(mask as i8);
@@ -274,7 +248,7 @@ unsafe fn join<const UNIT: usize, const RESIDUAL: u32, const BITS: u32, const WH
             _mm256_storeu_si256(units.cast(), high);
             return;
         }
-        let fields = look_up::<BITS>(&fields.0, symbols);
+        let fields = look_up::<BITS, _>(&fields.0, symbols);
         // fields | (residual & mask). For high bits of two bytes the sign is at bit 7, and its
         // copies reach bit 15.
         let (residual, mask) = if high_bytes(RESIDUAL) == 2 {
@@ -346,7 +320,7 @@ pub(super) fn decode_fused<
                                 [symbols[i], ranks[i]] = find::<BITS>(&states[i], groups[i].table);
                             });
                             each_block!(N, |i| {
-                                let freq = look_up::<BITS>(&groups[i].table.freq, symbols[i]);
+                                let freq = look_up::<BITS, _>(&groups[i].table.freq, symbols[i]);
                                 states[i].step(freq, ranks[i], &mut groups[i].words);
                             });
                             each_block!(N, |i| {
@@ -383,26 +357,36 @@ pub(super) fn decode_symbols<const N: usize>(
     let mut soon: [_; N] = std::array::from_fn(|i| std::mem::take(&mut jobs[i].soon));
     let done = walk_symbols(&head.alias, jobs, n, |done, tables, words| {
         let mask = _mm512_set1_epi16(((1u32 << head.symbol_bits) - 1) as i16);
+        let buckets = tables.map(AliasTable::buckets);
         macro_rules! rows {
-            (|$table:ident, $x:ident, $words:ident| $step:expr) => {
+            ($bits:literal) => {
                 for row in 0..ROWS {
-                    each_block!(N, |i| {
-                        let ($table, $x, $words) = (tables[i], &mut states[i], &mut words[i]);
-                        soon[i].fetch(lines[i]);
-                        // SAFETY: there is a word for each symbol; a row is 32 bytes.
-                        unsafe {
-                            let symbols = _mm512_and_si512($step, mask);
+                    let mut symbols = [_mm512_setzero_si512(); N];
+                    let mut ranks = symbols;
+                    // SAFETY: there is a word for each symbol; a row is 32 bytes.
+                    unsafe {
+                        each_block!(N, |i| {
+                            soon[i].fetch(lines[i]);
+                            [symbols[i], ranks[i]] = find::<$bits>(&states[i], buckets[i]);
+                        });
+                        each_block!(N, |i| {
+                            let freq = look_up::<$bits, _>(&buckets[i].freq, symbols[i]);
+                            states[i].step(freq, ranks[i], &mut words[i]);
+                        });
+                        each_block!(N, |i| {
+                            let symbols = _mm512_and_si512(symbols[i], mask);
                             let symbols = _mm512_cvtepi16_epi8(symbols);
                             _mm256_storeu_si256(groups[i][done][row].as_mut_ptr().cast(), symbols);
-                        }
-                    });
+                        });
+                    }
                 }
             };
         }
         match head.symbol_bits {
-            5 => rows!(|table, x, words| step::<5>(x, table.buckets(), words)),
-            6 => rows!(|table, x, words| step::<6>(x, table.buckets(), words)),
-            _ => rows!(|table, x, words| step_by_slots(x, table.slots(), words)),
+            5 => rows!(5),
+            6 => rows!(6),
+            7 => rows!(7),
+            _ => rows!(8),
         }
     });
     for ((job, states), soon) in jobs.iter_mut().zip(states).zip(soon) {

@@ -75,11 +75,11 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) ->
             let symbols = _mm512_cvtepu8_epi16(symbols);
             let columns = &table.words64;
             let [lower, upper] = columns.inverse.each_ref();
-            let lower = look_up::<BITS>(lower, symbols);
+            let lower = look_up::<BITS, _>(lower, symbols);
             return Row {
-                freq: look_up::<BITS>(&columns.freq, symbols),
+                freq: look_up::<BITS, _>(&columns.freq, symbols),
                 first: _mm512_setzero_si512(),
-                inverse: unpack(lower, look_up::<BITS>(upper, symbols)),
+                inverse: unpack(lower, look_up::<BITS, _>(upper, symbols)),
             };
         }
         let symbols = unpack(_mm512_cvtepu8_epi16(symbols), _mm512_setzero_si512());
@@ -127,15 +127,15 @@ unsafe fn find_slots<const BITS: u32, const ROUNDS: usize>(
     unsafe {
         let more = _mm512_cmpge_epu16_mask(rank, freq);
         let rank = _mm512_mask_sub_epi16(rank, more, rank, freq);
-        let number = _mm512_add_epi16(rank, look_up::<BITS>(&table.to_number, symbols));
+        let number = _mm512_add_epi16(rank, look_up::<BITS, _>(&table.to_number, symbols));
         let mut run = look_up_byte(&table.runs, _mm512_srli_epi16::<{ RankSlots::SHIFT }>(number));
         for (k, ends) in table.ends.iter().enumerate().take(ROUNDS).rev() {
-            let after = _mm512_cmpge_epu16_mask(number, look_up::<BITS>(ends, run));
+            let after = _mm512_cmpge_epu16_mask(number, look_up::<BITS, _>(ends, run));
             run = _mm512_mask_add_epi16(run, after, run, _mm512_set1_epi16(1 << k));
         }
-        let slot = _mm512_add_epi16(number, look_up::<BITS>(&table.to_slot, run));
+        let slot = _mm512_add_epi16(number, look_up::<BITS, _>(&table.to_slot, run));
         // The others lie in their symbol's bucket.
-        let own = _mm512_cmplt_epu16_mask(rank, look_up::<BITS>(&table.own, symbols));
+        let own = _mm512_cmplt_epu16_mask(rank, look_up::<BITS, _>(&table.own, symbols));
         let bucket = match BITS {
             5 => _mm512_slli_epi16::<7>(symbols),
             _ => _mm512_slli_epi16::<6>(symbols),
