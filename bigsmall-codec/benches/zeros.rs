@@ -10,9 +10,10 @@ use std::fs;
 use std::time::Instant;
 
 use bigsmall_codec::*;
+use bigsmall_format::internal::blocks_within;
 use bigsmall_format::{Header, Limits, decode_range};
 
-/// Bytes that are decoded at once.
+/// Bytes that are decoded at once, at most.
 const PIECE: u64 = 1 << 20;
 
 fn random() -> impl FnMut() -> u64 {
@@ -75,8 +76,9 @@ fn seconds(tensors: &[EncodedTensor], ans: &Ans, out: &mut [u8]) -> f64 {
     for tensor in tensors {
         let decoder = tensor.open(ans).unwrap();
         let len = tensor.spec().byte_len();
-        for begin in (0..len).step_by(PIECE as usize) {
-            let range = begin..len.min(begin + PIECE);
+        let piece = blocks_within(tensor.spec(), PIECE) * tensor.spec().block_bytes() as u64;
+        for begin in (0..len).step_by(piece as usize) {
+            let range = begin..len.min(begin + piece);
             let out = &mut out[..(range.end - range.start) as usize];
             let (spec, table) = (tensor.spec(), tensor.table());
             decode_range(&*decoder, spec, table, &tensor.payload(), range, out).unwrap();

@@ -302,7 +302,7 @@ fn classes(
         set_len(&mut highs, n)?;
         layout.split_highs(&units[..n * layout.unit_bytes], &mut highs);
         n_units += n as u64;
-        // Of the first block: it has units of all columns, or nearly.
+        // Of the first block: it has units of all columns, or of many.
         let place = *place.get_or_insert_with(|| window(&highs, layout, symbol_bits));
         let begin = (block * spec.block_units() as u64 % n_columns as u64) as usize;
         let of_columns = (0..n_columns).cycle().skip(begin);

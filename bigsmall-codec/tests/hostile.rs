@@ -294,7 +294,8 @@ fn every_number_of_groups_is_read() {
 fn a_full_block_and_a_short_one() {
     let mut random = Random::new(3);
     let full = spec(Dtype::BF16, MAX_BLOCK_UNITS);
-    for n_units in [MAX_BLOCK_UNITS + 1000, 2 * MAX_BLOCK_UNITS + 300, 3 * MAX_BLOCK_UNITS + 5000] {
+    let n = MAX_BLOCK_UNITS;
+    for n_units in [n + 1000, 2 * n + 300, 3 * n + 5000, 3 * n + n / 2, 3 * n + n / 2 + 256] {
         let value = |_| (0x3c00 + (random.below(8) * random.below(8) * 64) as u16).to_le_bytes();
         let bytes: Vec<u8> = (0..n_units).flat_map(value).collect();
         // Those of a tensor this small would be equal.
@@ -1454,7 +1455,7 @@ fn misuse_is_an_error() {
 #[test]
 // G-13
 fn one_bad_block_among_several() {
-    let n_units = 2 * MAX_BLOCK_UNITS + 1000;
+    let n_units = 4 * MAX_BLOCK_UNITS + 1000;
     let mut random = Random::new(12);
     let bytes: Vec<u8> = (0..n_units)
         .flat_map(|_| {
@@ -1464,7 +1465,7 @@ fn one_bad_block_among_several() {
         .collect();
     let spec = spec(Dtype::BF16, n_units);
     let sound = encode_tensor(&Ans::default(), &spec, &bytes).unwrap();
-    let blocks: Vec<Vec<u8>> = (0..4).map(|i| sound.block(i).to_vec()).collect();
+    let blocks: Vec<Vec<u8>> = (0..spec.n_blocks()).map(|i| sound.block(i).to_vec()).collect();
     assert!(blocks.iter().all(|b| b[0] == 2), "every block is coded");
     let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
         ("a state", |b| b[26] ^= 0x10),
@@ -1480,7 +1481,7 @@ fn one_bad_block_among_several() {
         ("its length", |b| b.push(0)),
     ];
     let mut refused = 0;
-    for i in 0..4 {
+    for i in 0..blocks.len() {
         for (what, damage) in damages {
             let mut blocks = blocks.clone();
             damage(&mut blocks[i]);
@@ -1502,7 +1503,7 @@ fn one_bad_block_among_several() {
                     assert!(place.contains(&error.offset().unwrap()), "{what}: {error:?}");
                     assert_eq!(error.rule(), expected, "{what}");
                     // The other blocks do not suffer.
-                    for k in (0..4u64).filter(|&k| k != i as u64) {
+                    for k in (0..spec.n_blocks()).filter(|&k| k != i as u64) {
                         let from = k as usize * spec.block_bytes();
                         let range = from..from + spec.block_byte_len(k);
                         let wanted = range.start as u64..range.end as u64;
@@ -1513,7 +1514,7 @@ fn one_bad_block_among_several() {
             }
         }
     }
-    assert!(refused > 12, "{refused}");
+    assert!(refused > 24, "{refused}");
 }
 
 /// Every single bit of head and block, and every length: no panic, and every backend says what the

@@ -163,12 +163,22 @@ fn lengths_around_groups_segments_and_blocks() {
     for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8_E4M3, Dtype::U8] {
         for n in [0, 1, 31, 32, 255, 256, 257, 511, 512, 1023, 4351, 4352, 4353, 131_071, 131_072]
             .into_iter()
-            .chain([131_073, 131_327, 131_328, 262_143, 262_144, 262_145, 393_216])
+            .chain([131_073, 135_168, 135_169, 262_143, 262_144, 262_145, 393_216])
         {
             for kind in [0, 1, 4, 6] {
                 check(dtype, Level::Default, &bytes(dtype, n, kind, 3));
             }
         }
+    }
+}
+
+/// Full blocks and a rest, of less than a group, and of one.
+#[test]
+fn a_rest_after_many_blocks() {
+    for (dtype, rest) in [(Dtype::U8, 1), (Dtype::F8_E4M3, 255), (Dtype::BF16, 256)] {
+        let bytes = bytes(dtype, (1 << 22) + rest, 6, 3);
+        let tensor = check(dtype, Level::Default, &bytes);
+        assert_eq!(tensor.table().n_blocks(), 33);
     }
 }
 

@@ -12,8 +12,8 @@ pub const MAX_BLOCK_UNITS: usize = 1 << 17;
 const MOST_EQUAL: u64 = 1 << 22;
 /// The number of equal blocks is a multiple of this: as many as kernels interleave.
 const INTERLEAVED: u64 = 4;
-/// Equal blocks have a multiple of so many units: the segments of the encoding ANS, which has a
-/// frequency table for each, then begin where rows of as many weights do.
+/// Equal blocks have a multiple of so many units: then segments of the encoding ANS, each with its
+/// own choice of a frequency table, do not cross rows of as many weights.
 const SEGMENT: u64 = 1024;
 
 /// Name, dtype and shape of a tensor. A spec that exists is valid: its sizes do not overflow and it

@@ -12,6 +12,8 @@ use bigsmall_format::{EncodedTensor, EncodingId, Error, MAX_BLOCK_UNITS, Result,
 const GROUP: usize = 256;
 /// Words that describe a block: see [`AnsPlan::blocks`].
 pub(crate) const BLOCK_WORDS: usize = 8 + 32 + MAX_BLOCK_UNITS / GROUP / 4;
+// As `rans.wgsl` has it.
+const _: () = assert!(BLOCK_WORDS == 168);
 
 /// A tensor in ANS form, laid out for the kernel `rans`.
 pub(crate) struct AnsPlan {

@@ -29,7 +29,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bigsmall_format::internal::{Chain, zeroed};
+use bigsmall_format::internal::{Chain, blocks_within, zeroed};
 use bigsmall_format::{Dtype, Rule, TensorSpec};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use candle_nn::Init;
@@ -141,7 +141,7 @@ fn columns(
         return Ok(());
     }
     let block = spec.block_bytes() as u64;
-    let window = (WINDOW / block).max(1) * block;
+    let window = blocks_within(spec, WINDOW) * block;
     let mut scratch = zeroed(window.min(spec.byte_len()))?;
     let mut begin = 0;
     while begin < spec.byte_len() {

@@ -194,7 +194,7 @@ fn tensors_with_a_base_are_those_of_the_new_file() {
     let mut random = Random::new(3);
     let (large, kept) = (random.weights(300_000), random.weights(10_000));
     let mut tuned = large.clone();
-    // In the first of three blocks; the others are those of the base.
+    // In the first of four blocks; the others are those of the base.
     tuned[..100_000].iter_mut().step_by(6).for_each(|byte| *byte ^= 1);
     let added = random.bytes(48);
     let file = |name: &str, large: Vec<u8>| {

@@ -241,14 +241,19 @@ fn every_length_up_to_three_tiles_and_around_blocks() {
 
 #[test]
 fn an_output_at_any_address() {
-    // A block is long enough to bypass the caches, which is done in whole cache lines.
-    let n = MAX_BLOCK_UNITS + 64 * 5 + 3;
-    let spec = spec(Dtype::BF16, &[n as u64]);
-    let bytes = oracle::bytes(
-        Dtype::BF16,
-        &oracle::weights(&mut Random::new(6), Dtype::BF16, 3, 115, 30, n),
-    );
-    for &width in Width::ALL {
+    // Blocks are long enough to bypass the caches, which is done in whole cache lines.
+    let lens = [
+        (Dtype::BF16, MAX_BLOCK_UNITS + 64 * 5 + 3),
+        (Dtype::F8_E4M3, MAX_BLOCK_UNITS - 3),
+        (Dtype::F8_E5M2, MAX_BLOCK_UNITS),
+    ];
+    for ((dtype, n), &width) in
+        lens.into_iter().flat_map(|of| Width::ALL.iter().map(move |w| (of, w)))
+    {
+        let spec = spec(dtype, &[n as u64]);
+        let base = oracle::middle(dtype, width.bits());
+        let values = oracle::weights(&mut Random::new(6), dtype, width.bits(), base, 30, n);
+        let bytes = oracle::bytes(dtype, &values);
         let encoded = encode_tensor(&Tbe::new(width), &spec, &bytes).unwrap();
         for backend in bigsmall_tbe::backends() {
             let tbe = Tbe::default().with_backend(backend).unwrap();
@@ -258,7 +263,7 @@ fn an_output_at_any_address() {
                 let (before, rest) = buffer.split_at_mut(begin);
                 let (out, after) = rest.split_at_mut(bytes.len());
                 encoded.decode_bytes(&tbe, 0..spec.byte_len(), out).unwrap();
-                assert!(out == bytes, "{backend}, {begin} bytes on");
+                assert!(out == bytes, "{dtype} {backend}, {begin} bytes on");
                 assert!(before.iter().chain(&*after).all(|&b| b == 0xa5), "{backend}, {begin}");
             }
         }

@@ -140,7 +140,7 @@ fn decode_with_masks(
 }
 
 /// Decodes the masks of at most [`MOST`] blocks of `byte_len` original bytes, together where all
-/// have one of one length; checks that each has as many ones as there are others.
+/// have one; checks that each has as many ones as there are others.
 fn decode_masks(
     head: &Head,
     kernels: &dyn Kernels,
@@ -154,7 +154,8 @@ fn decode_masks(
     let Some(mask_head) = &head.mask else { return Err(Error::new(Rule::AnsBlockHeader)) };
     let mut parts = [None; MOST];
     let mut coded: [&[u8]; MOST] = [&[]; MOST];
-    let mut together = byte_len.is_multiple_of(block_bytes);
+    let mut together = true;
+    let mut n_masks = 0;
     for (i, (block, part)) in blocks.iter().zip(&mut parts).enumerate() {
         let len = block_bytes.min(byte_len - i * block_bytes);
         if block.first() == Some(&KIND_ZEROS)
@@ -164,12 +165,13 @@ fn decode_masks(
             *part = Some((zeros, len / unit_bytes));
         }
         together &= part.is_some();
+        n_masks = i * mask_bytes + (len / unit_bytes).div_ceil(8);
     }
     let decode = |blocks: &[&[u8]], masks: &mut [u8]| {
         decode_blocks(mask_head, kernels, blocks, mask_bytes, masks, Ahead::default(), &[])
     };
     if together {
-        decode(&coded[..blocks.len()], &mut masks[..blocks.len() * mask_bytes])?;
+        decode(&coded[..blocks.len()], &mut masks[..n_masks])?;
     }
     for (part, mask) in parts.into_iter().zip(masks.chunks_mut(mask_bytes)) {
         let Some((zeros, n_units)) = part else { continue };
@@ -223,7 +225,15 @@ fn decode_blocks(
                 }
             }
             Block::Ans(sections) => {
-                pending[n_pending] = Some(Pending { sections, units, mask });
+                let this = Pending { sections, units, mask };
+                let others = &mut pending[..n_pending];
+                if let [Some(first), ..] = others
+                    && !first.goes_with(&this)
+                {
+                    finish_all(head, kernels, others, std::mem::take(&mut ahead))?;
+                    n_pending = 0;
+                }
+                pending[n_pending] = Some(this);
                 n_pending += 1;
                 if n_pending == at_once {
                     let all = &mut pending[..n_pending];
@@ -245,6 +255,14 @@ fn decode_blocks(
         }
     }
     finish_all(head, kernels, &mut pending[..n_pending], ahead)
+}
+
+impl Pending<'_, '_> {
+    /// Whether it pays to decode both together: what one has more is decoded alone.
+    fn goes_with(&self, other: &Self) -> bool {
+        let [a, b] = [self, other].map(|block| block.sections.n_groups);
+        a.max(b) / 2 <= a.min(b)
+    }
 }
 
 /// Decodes the blocks that are pending, at most [`MOST`], as many at once as kernels take.

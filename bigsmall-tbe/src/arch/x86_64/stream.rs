@@ -11,8 +11,7 @@ use crate::layout::TILE;
 const LINE: usize = 64;
 /// Bytes produced at a time. They must stay in the level 1 cache together with the input.
 pub(super) const GROUP: usize = 4096;
-/// Outputs of at least this length bypass the caches. Blocks of bf16 have it, but for small tensors
-/// of one block.
+/// Outputs of at least this length bypass the caches: full blocks of bf16, and larger ones of fp8.
 pub(super) const LEAST: usize = 1 << 16;
 
 /// Prefetches the plain weights `ahead` weights after `tile`. The processor's own prefetching stops
