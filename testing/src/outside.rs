@@ -39,6 +39,8 @@ pub fn shown_text(data: &[u8]) {
     assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
     // A secret at any place behind the `?` of a URL.
     let word: String = text.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+    // The path is no secret, so it must not look like one.
+    let word = word.replace("s3cret", "word");
     let url = format!("see https://u:s3cret{word}@host/{word}?{word}s3cret: and so on");
     let shown = Shown::message(&url).to_string();
     assert!(!shown.contains("s3cret") && shown.ends_with(": and so on"), "{shown}");
