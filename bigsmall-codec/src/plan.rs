@@ -244,12 +244,8 @@ pub(crate) fn plan_with_columns(
     let (mut sample, mut ordered) = (Sample::default(), Vec::new());
     each_block(spec, source, COLUMN_BLOCKS, |block, units| {
         set_len(&mut ordered, units.len())?;
-        columns.put_in_order(
-            layout.unit_bytes,
-            columns.of_block(block, spec.block_units()),
-            units,
-            &mut ordered,
-        );
+        let first = columns.of_block(block, spec.block_units());
+        columns.put_in_order(layout.unit_bytes, first, units, &mut ordered);
         reserve(&mut sample.highs, units.len() / layout.unit_bytes)?;
         sample.add(&layout, &ordered[..units.len() - units.len() % (GROUP * layout.unit_bytes)]);
         Ok(())

@@ -506,7 +506,7 @@ fn both_bytes(column: &[u16; Buckets::FEW]) -> [Shuffled; 2] {
 impl Buckets {
     /// Buckets at most.
     const MOST: usize = 256;
-    /// Of so many there are tables of bytes, for shuffles, and [`RankSlots`].
+    /// The most buckets for which there are tables of bytes, and [`RankSlots`].
     const FEW: usize = 64;
 
     fn new(table: &AliasTable) -> Buckets {

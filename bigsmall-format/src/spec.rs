@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{Dtype, Error, Result, Rule};
 
 /// The most units of a block. Every encoding cuts a tensor into the same blocks (FORMAT.md section
-/// 3): of [`TensorSpec::block_units`] each, the last one shorter.
+/// 3): of [`TensorSpec::block_units`] each; the last one may be shorter.
 pub const MAX_BLOCK_UNITS: usize = 1 << 17;
 /// Tensors of more units have blocks of [`MAX_BLOCK_UNITS`]: few of their blocks are decoded alone.
 /// Smaller ones of several blocks have blocks that are nearly equal.
@@ -24,6 +24,7 @@ pub struct TensorSpec {
     dtype: Dtype,
     shape: Box<[u64]>,
     byte_len: u64,
+    /// Follows from the others. It is kept because views ask for it with every weight.
     block_units: usize,
 }
 

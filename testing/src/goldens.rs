@@ -546,6 +546,8 @@ fn columns() -> Result<Golden> {
     let halves = scaled(Dtype::F16, &[40, 64], &[1.0, 0.05, 0.002]);
     let filters = scaled(Dtype::BF16, &[40, 8, 3, 3], &scales);
     // One power of two in each column, of either sign: a large block that takes few bytes.
+    let of_blocks = TensorSpec::new("blocks", Dtype::F8_E5M2, &[350, 380])?;
+    assert_ne!(of_blocks.block_units() % 380, 0);
     let blocks = units::<1>(350 * 380, |i| {
         let exponent = 8 + i as u64 % 380 * 5 % 7 * 2;
         r.below(2) << 7 | exponent << 2

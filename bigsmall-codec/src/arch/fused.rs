@@ -36,8 +36,8 @@ pub(super) fn check_fields<const UNIT: usize, const RESIDUAL: u32, const BITS: u
 }
 
 /// Calls `$decode::<unit bytes, residual bits, symbol bits, blocks>` for the head's form and the
-/// number of jobs, one of `$blocks`; 0 for others. The forms are those that every backend has, and
-/// some with more symbols: unit bytes, high bytes, residual bits, symbol bits.
+/// number of jobs, one of `$blocks`; 0 for others. Every backend has the forms that stand here. It
+/// lists those that others lack: unit bytes, high bytes, residual bits, symbol bits.
 macro_rules! fused_forms {
     (
         $decode:ident::<$($blocks:literal),*>

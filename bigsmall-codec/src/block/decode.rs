@@ -155,7 +155,7 @@ fn decode_masks(
     let mut parts = [None; MOST];
     let mut coded: [&[u8]; MOST] = [&[]; MOST];
     let mut together = true;
-    let mut n_masks = 0;
+    let mut masks_len = 0;
     for (i, (block, part)) in blocks.iter().zip(&mut parts).enumerate() {
         let len = block_bytes.min(byte_len - i * block_bytes);
         if block.first() == Some(&KIND_ZEROS)
@@ -165,13 +165,13 @@ fn decode_masks(
             *part = Some((zeros, len / unit_bytes));
         }
         together &= part.is_some();
-        n_masks = i * mask_bytes + (len / unit_bytes).div_ceil(8);
+        masks_len = i * mask_bytes + (len / unit_bytes).div_ceil(8);
     }
     let decode = |blocks: &[&[u8]], masks: &mut [u8]| {
         decode_blocks(mask_head, kernels, blocks, mask_bytes, masks, Ahead::default(), &[])
     };
     if together {
-        decode(&coded[..blocks.len()], &mut masks[..n_masks])?;
+        decode(&coded[..blocks.len()], &mut masks[..masks_len])?;
     }
     for (part, mask) in parts.into_iter().zip(masks.chunks_mut(mask_bytes)) {
         let Some((zeros, n_units)) = part else { continue };
@@ -258,7 +258,8 @@ fn decode_blocks(
 }
 
 impl Pending<'_, '_> {
-    /// Whether it pays to decode both together: what one has more is decoded alone.
+    /// Whether it pays to decode both together: groups that only the longer one has are decoded
+    /// alone.
     fn goes_with(&self, other: &Self) -> bool {
         let [a, b] = [self, other].map(|block| block.sections.n_groups);
         a.max(b) / 2 <= a.min(b)
