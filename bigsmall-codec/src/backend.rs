@@ -55,9 +55,9 @@ mod tests {
     use crate::head::Head;
     use crate::kernels::{EncodeJob, LANES, ROOM};
     use crate::layout::Layout;
-    use crate::planes::GROUP;
+    use crate::planes::{GROUP, packed_len};
     use crate::table::FrequencyTable;
-    use crate::units::StandIns;
+    use crate::units::{OUTSIDE, StandIns};
 
     #[test]
     fn every_backend_of_this_machine_has_kernels() {
@@ -97,7 +97,7 @@ mod tests {
     /// However many blocks a backend takes at once, and however it looks up as many symbols.
     #[test]
     fn every_backend_encodes_as_the_portable_one() {
-        for bits in [5, 6, 8] {
+        for bits in [5, 6, 7, 8] {
             let shapes: [fn(u32) -> u32; 4] = [
                 |s| (s * 7 % 61).pow(3),
                 |s| (s * 11 % 61).pow(3),
@@ -132,6 +132,56 @@ mod tests {
                     let kernels = kernels(backend).unwrap();
                     let found = encode(kernels, &head, &group_tables, symbols);
                     assert!(found == expected, "{backend:?}, {n} blocks, {bits} bits");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_backend_takes_all_units_apart() {
+        for (&dtype, m) in Dtype::ALL.iter().flat_map(|dtype| (0..4).map(move |m| (dtype, m))) {
+            let Some(layout) = Layout::new(dtype, m) else { continue };
+            // All high bits, each with low bits of its own that end in some zeros.
+            let n = 1usize << (8 * layout.high_bytes);
+            let units: Vec<u8> = (0..n)
+                .flat_map(|high| {
+                    let low =
+                        (high as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) << (high / GROUP % 7);
+                    let low = low & ((1 << layout.low_bits()) - 1);
+                    let unit = (high as u64) << layout.low_bits() | low;
+                    unit.to_le_bytes().into_iter().take(layout.unit_bytes)
+                })
+                .collect();
+            for symbol_bits in 5..=layout.field_bits.min(8) {
+                let last = (1 << layout.field_bits) - (1 << symbol_bits);
+                for (base, first) in [(0, 0), (last / 2, last / 2), (last, last), (last, 0)] {
+                    let tables = vec![FrequencyTable::from_counts(&vec![1; 1 << symbol_bits])];
+                    let window = (base, first);
+                    let head = Head::new(m, layout, symbol_bits, window, GROUP, vec![], tables);
+                    let symbol = |high: usize| {
+                        let symbol = head.symbol(layout.field(high as u16));
+                        if symbol < 1 << symbol_bits { symbol as u8 } else { OUTSIDE }
+                    };
+                    let symbols: Vec<u8> = (0..n).map(symbol).collect();
+                    let split = |kernels: &dyn Kernels| {
+                        let mut symbols = vec![0; n];
+                        let mut residual = vec![0; n / GROUP * packed_len(layout.residual_bits)];
+                        let mut widths = vec![0; n / GROUP];
+                        kernels.split_units(
+                            &head,
+                            &units,
+                            &mut symbols,
+                            &mut residual,
+                            &mut widths,
+                        );
+                        (symbols, residual, widths)
+                    };
+                    let expected = split(&Portable);
+                    assert!(expected.0 == symbols, "{dtype} {m} {window:?}");
+                    for backend in backends() {
+                        let found = split(kernels(backend).unwrap());
+                        assert!(found == expected, "{backend:?} {dtype} {m} {window:?}");
+                    }
                 }
             }
         }
@@ -173,7 +223,8 @@ mod tests {
             for backend in backends() {
                 let kernels = kernels(backend).unwrap();
                 let (mut symbols, mut found) = (vec![0; units.len()], vec![(7, 7)]);
-                kernels.split_symbols(&head, &units, &mut symbols);
+                let mut residual = vec![0; ids.len() * packed_len(layout.residual_bits)];
+                kernels.split_units(&head, &units, &mut symbols, &mut residual, &mut [0; 3]);
                 let done = kernels.replace_exceptions(
                     &head,
                     &stand_ins,

@@ -126,14 +126,16 @@ pub(crate) trait Kernels: Sync {
     /// Decodes the next groups of every job, as many as fill its slice of `symbols`.
     fn decode_symbols(&self, head: &Head, jobs: &mut [Job<'_>], symbols: &mut [&mut [u8]]);
 
-    /// [`units::split_symbols`].
-    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
-        units::split_symbols(head, units, symbols);
-    }
-
-    /// [`units::split_residual`].
-    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
-        units::split_residual(head, units, residual);
+    /// [`units::split_units`].
+    fn split_units(
+        &self,
+        head: &Head,
+        units: &[u8],
+        symbols: &mut [u8],
+        residual: &mut [u8],
+        widths: &mut [u8],
+    ) {
+        units::split_units(head, units, symbols, residual, widths);
     }
 
     /// [`units::choose_tables`].

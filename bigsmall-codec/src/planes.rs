@@ -25,6 +25,7 @@ const WORDS: usize = COLUMNS / 8;
 pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// Packs 256 spread values of `bits` bits (1 to 8).
+#[inline(always)]
 pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
     let (own, spilled) = values.split_at(bits as usize * COLUMNS);
     out.copy_from_slice(own);

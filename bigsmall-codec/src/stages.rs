@@ -17,8 +17,8 @@ use crate::{backend, plan};
 /// A stage of coding a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Encoding: units to symbols.
-    SplitSymbols,
+    /// Encoding: units to symbols and packed residuals.
+    SplitUnits,
     /// Encoding: the cheapest table for every segment.
     ChooseTables,
     /// Encoding: symbols that their table does not code. The symbols are copied first, since this
@@ -26,8 +26,6 @@ pub enum Stage {
     ReplaceExceptions,
     /// Encoding: rANS, symbols to words.
     Encode,
-    /// Encoding: units to packed residuals.
-    SplitResidual,
     /// Decoding: words to symbols.
     DecodeSymbols,
     /// Decoding: symbols and packed residuals to units.
@@ -38,12 +36,11 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order in which they are done.
-    pub const ALL: [Stage; 8] = [
-        Stage::SplitSymbols,
+    pub const ALL: [Stage; 7] = [
+        Stage::SplitUnits,
         Stage::ChooseTables,
         Stage::ReplaceExceptions,
         Stage::Encode,
-        Stage::SplitResidual,
         Stage::DecodeSymbols,
         Stage::Join,
         Stage::DecodeFused,
@@ -138,9 +135,10 @@ impl Stages {
     pub fn run(&mut self, stage: Stage) -> Result<()> {
         let Stages { kernels, head, costs, stand_ins, blocks } = self;
         match stage {
-            Stage::SplitSymbols => {
+            Stage::SplitUnits => {
                 for b in blocks {
-                    kernels.split_symbols(head, &b.units, &mut b.symbols[0]);
+                    let (symbols, mut widths) = (&mut b.symbols[0], NO_LOWS);
+                    kernels.split_units(head, &b.units, symbols, &mut b.residual, &mut widths);
                 }
             }
             Stage::ChooseTables => {
@@ -172,11 +170,6 @@ impl Stages {
                     }
                 });
                 kernels.encode(head, &mut jobs);
-            }
-            Stage::SplitResidual => {
-                for b in blocks {
-                    kernels.split_residual(head, &b.units, &mut b.residual);
-                }
             }
             Stage::DecodeSymbols => {
                 let n = kernels.blocks_at_once();

@@ -6,7 +6,7 @@ use bigsmall_format::Result;
 use crate::head::{Head, MAX_TABLES};
 use crate::layout::Layout;
 use crate::planes::{self, COLUMNS, GROUP, packed_len};
-use bigsmall_format::internal::reserve;
+use bigsmall_format::internal::{prefetch, reserve};
 
 /// Stands for a field outside the window, where the window has fewer than 256 symbols.
 pub(crate) const OUTSIDE: u8 = u8::MAX;
@@ -160,17 +160,54 @@ pub(crate) fn replace_exceptions(
     Ok(true)
 }
 
-/// Extracts the symbols, or [`OUTSIDE`], of whole groups of units.
+/// How many bytes ahead units are prefetched as they are taken apart: the processor by itself stops
+/// at the end of each page.
+const AHEAD: usize = 2048;
+
+/// The groups of `units`. Each prefetches one that comes soon.
 #[inline(always)]
-pub(crate) fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
+pub(crate) fn groups_ahead(units: &[u8], unit_bytes: usize) -> impl Iterator<Item = &[u8]> {
+    let group = GROUP * unit_bytes;
+    units
+        .chunks_exact(group)
+        .enumerate()
+        .inspect(move |(g, _)| {
+            let soon = (g * group + AHEAD)..((g + 1) * group + AHEAD);
+            units.get(soon).into_iter().for_each(prefetch);
+        })
+        .map(|(_, units)| units)
+}
+
+/// Takes whole groups of units apart: into symbols, or [`OUTSIDE`], and packed residuals, each of
+/// exactly their length. `widths` gets for each group how many low bits it needs, if the dtype has
+/// low bits.
+#[inline(always)]
+pub(crate) fn split_units(
+    head: &Head,
+    units: &[u8],
+    symbols: &mut [u8],
+    residual: &mut [u8],
+    widths: &mut [u8],
+) {
     let layout = &head.layout;
-    let (shift, field_mask) = (layout.field_shift(), ((1u32 << layout.field_bits) - 1) as u16);
     let window = (head.base, head.first);
     let n_symbols = 1u16 << head.symbol_bits;
-    let groups = units.chunks_exact(GROUP * layout.unit_bytes);
-    for (units, symbols) in groups.zip(symbols.as_chunks_mut::<GROUP>().0) {
-        let symbol = |h: u16| symbol_of(h >> shift & field_mask, window, n_symbols);
-        layout.map_highs(units, symbols, symbol);
+    let low_mask = ((1u16 << layout.field_shift()) - 1) as u8;
+    let sign_shift = 8 * layout.high_bytes as u32 - 8;
+    let each = packed_len(layout.residual_bits);
+    let groups = groups_ahead(units, layout.unit_bytes);
+    let groups = groups.zip(symbols.as_chunks_mut::<GROUP>().0).zip(widths);
+    for (g, ((units, symbols), width)) in groups.enumerate() {
+        layout.map_highs(units, symbols, |h| symbol_of(layout.field(h), window, n_symbols));
+        if layout.residual_bits > 0 {
+            let mut values = [0u8; GROUP];
+            let value = |h: u16| (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask;
+            layout.map_highs(units, &mut values, value);
+            planes::pack(&values, layout.residual_bits, &mut residual[g * each..][..each]);
+        }
+        if layout.low_bits() > 0 {
+            *width = low_width(layout, units);
+        }
     }
 }
 
@@ -182,25 +219,6 @@ pub(crate) fn symbol_of(field: u16, (base, first): (u16, u16), n_symbols: u16) -
     // 32, vectors are narrowed three times.
     let s = if s.wrapping_sub(1) < n_symbols - 1 { s } else { u16::from(OUTSIDE) };
     (if field == first { 0 } else { s }) as u8
-}
-
-/// Extracts the residuals of whole groups of units and packs them. `residual` has exactly their
-/// packed length.
-#[inline(always)]
-pub(crate) fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
-    let layout = &head.layout;
-    if layout.residual_bits == 0 {
-        return;
-    }
-    let low_mask = ((1u16 << layout.field_shift()) - 1) as u8;
-    let sign_shift = 8 * layout.high_bytes as u32 - 8;
-    let packed = residual.chunks_exact_mut(packed_len(layout.residual_bits));
-    for (units, packed) in units.chunks_exact(GROUP * layout.unit_bytes).zip(packed) {
-        let mut values = [0u8; GROUP];
-        layout
-            .map_highs(units, &mut values, |h| (h >> sign_shift) as u8 & 0x80 | h as u8 & low_mask);
-        planes::pack(&values, layout.residual_bits, packed);
-    }
 }
 
 /// The other way: units from symbols, packed residuals and packed low bits of whole groups,
@@ -334,6 +352,7 @@ pub(crate) fn low_len(width: u32) -> usize {
 }
 
 /// How many of the low bits a segment needs: those above the zeros that all its units end in.
+#[inline(always)]
 pub(crate) fn low_width(layout: &Layout, units: &[u8]) -> u8 {
     let all = match layout.unit_bytes {
         2 => {

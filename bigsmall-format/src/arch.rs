@@ -3,6 +3,6 @@
 mod ahead;
 mod pages;
 
-pub use ahead::{Ahead, prefetch_output};
+pub use ahead::{Ahead, prefetch};
 pub(crate) use pages::reserve_large;
 pub use pages::zeroed;

@@ -70,7 +70,7 @@ pub(crate) use internal::{decode_here, for_each_in_parallel, pool_size, xxh3};
 /// What the other crates of bigsmall need beside the public API. No promise holds for it.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::arch::{Ahead, prefetch_output, zeroed};
+    pub use crate::arch::{Ahead, prefetch, zeroed};
     pub use crate::checksum::xxh3;
     pub use crate::decode::decode_here;
     pub use crate::encode::encode_or_raw;

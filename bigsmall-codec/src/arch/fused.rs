@@ -1,7 +1,7 @@
 //! What the kernels have in common that decode to units at once: which forms of units there are,
 //! and the way through the groups of blocks.
 
-use bigsmall_format::internal::{Ahead, prefetch_output};
+use bigsmall_format::internal::{Ahead, prefetch};
 
 use crate::arch::portable::Portable;
 use crate::head::Head;
@@ -125,7 +125,7 @@ impl Group<'_> {
     #[inline(always)]
     pub(super) unsafe fn prefetch(&self, at: usize, len: usize) {
         // SAFETY: `soon` has as many bytes as the units, which nothing reads or writes meanwhile.
-        prefetch_output(unsafe { std::slice::from_raw_parts(self.soon.add(at), len) });
+        prefetch(unsafe { std::slice::from_raw_parts(self.soon.add(at), len) });
     }
 }
 

@@ -8,18 +8,19 @@ use std::arch::x86_64::*;
 macro_rules! plain_loops {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        fn split_symbols(head: &Head, units: &[u8], symbols: &mut [u8]) {
-            units::split_symbols(head, units, symbols);
+        fn split_units(
+            head: &Head,
+            units: &[u8],
+            symbols: &mut [u8],
+            residual: &mut [u8],
+            widths: &mut [u8],
+        ) {
+            units::split_units(head, units, symbols, residual, widths);
         }
 
         #[target_feature(enable = $features)]
         fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
             choose::plan_of(dtype, sample, effort)
-        }
-
-        #[target_feature(enable = $features)]
-        fn split_residual(head: &Head, units: &[u8], residual: &mut [u8]) {
-            units::split_residual(head, units, residual);
         }
 
         #[target_feature(enable = $features)]

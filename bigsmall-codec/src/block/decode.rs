@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use bigsmall_format::internal::{Ahead, prefetch_output, set_len};
+use bigsmall_format::internal::{Ahead, prefetch, set_len};
 use bigsmall_format::{Error, Result, Rule};
 
 use crate::block::sections::{
@@ -386,7 +386,7 @@ fn decode_bytes(
         let mut pieces: [&mut [u8]; MOST] = Default::default();
         for (piece, units) in pieces.iter_mut().zip(&mut *units) {
             *piece = &mut units[group * GROUP..(group + count) * GROUP];
-            prefetch_output(piece);
+            prefetch(piece);
         }
         kernels.decode_symbols(head, jobs, &mut pieces[..jobs.len()]);
         between(count);
@@ -462,7 +462,7 @@ fn decode_groups<const N: usize>(
 ) -> Result<()> {
     let bytes = GROUP * head.layout.unit_bytes;
     let piece = groups.start * bytes..groups.end * bytes;
-    units.iter().for_each(|units| prefetch_output(&units[piece.clone()]));
+    units.iter().for_each(|units| prefetch(&units[piece.clone()]));
     let mut slices = symbols.each_mut().map(|s| &mut s[..groups.len() * GROUP]);
     kernels.decode_symbols(head, jobs, &mut slices);
     between();

@@ -14,7 +14,7 @@ use crate::exceptions;
 use crate::head::Head;
 use crate::kernels::{EncodeJob, Kernels, LANES, ROOM, STATE_MIN};
 use crate::planes::{GROUP, packed_len};
-use crate::units::{CostTable, StandIns, low_width, pack_lows};
+use crate::units::{CostTable, StandIns, pack_lows};
 use crate::zeros;
 
 /// Blocks with columns that are encoded at once.
@@ -62,6 +62,8 @@ struct Parts {
     group_tables: Vec<u8>,
     exceptions: Vec<(u32, u16)>,
     residual: Vec<u8>,
+    /// How many low bits each group needs.
+    widths: Vec<u8>,
     states: [u32; LANES],
     words: Vec<u16>,
     /// Where the words begin.
@@ -314,12 +316,23 @@ impl Encoder {
         if n_groups == 0 {
             return Ok(false);
         }
-        let Parts { symbols, table_ids, group_tables, exceptions, residual, states, words, .. } =
-            parts;
+        let Parts {
+            symbols,
+            table_ids,
+            group_tables,
+            exceptions,
+            residual,
+            widths,
+            states,
+            words,
+            ..
+        } = parts;
         let n = n_groups * GROUP;
         let units = &units[..n * layout.unit_bytes];
         set_len(symbols, n)?;
-        kernels.split_symbols(head, units, symbols);
+        set_len(residual, n_groups * packed_len(layout.residual_bits))?;
+        set_len(widths, n_groups)?;
+        kernels.split_units(head, units, symbols, residual, widths);
         kernels.choose_tables(head, &self.costs, symbols, table_ids);
         let stand_ins = &self.stand_ins;
         if !kernels.replace_exceptions(head, stand_ins, table_ids, units, symbols, exceptions)? {
@@ -329,9 +342,6 @@ impl Encoder {
         for &id in &*table_ids {
             group_tables.resize(n_groups.min(group_tables.len() + head.segment_groups()), id);
         }
-        // While the units are in a cache that is near.
-        set_len(residual, n_groups * packed_len(layout.residual_bits))?;
-        kernels.split_residual(head, units, residual);
         // The end states carry its last bytes, 16 bits a lane, at no cost.
         let stored = residual.len() - carried_len(residual.len());
         *states = states_with(&residual[stored..]);
@@ -344,7 +354,7 @@ impl Encoder {
     fn write(&self, units: &[u8], parts: &mut Parts, out: &mut Vec<u8>) -> Result<()> {
         let head = &self.head;
         let layout = &head.layout;
-        let Parts { table_ids, exceptions, residual, states, words, begin, .. } = parts;
+        let Parts { table_ids, exceptions, residual, widths, states, words, begin, .. } = parts;
         let n_groups = units.len() / layout.unit_bytes / GROUP;
         let (units, tail) = units.split_at(n_groups * GROUP * layout.unit_bytes);
         let words = &mut words[*begin..];
@@ -361,8 +371,8 @@ impl Encoder {
         pad4(out);
         let mut low_ids = Vec::new();
         if layout.low_bits() > 0 {
-            for units in units.chunks(head.segment * layout.unit_bytes) {
-                let need = low_width(layout, units);
+            for widths in widths.chunks(head.segment_groups()) {
+                let need = widths.iter().copied().max().unwrap_or(0);
                 // The narrowest width that keeps everything; the first keeps all bits.
                 let id = head.low_widths.iter().rposition(|&w| w >= need).unwrap_or(0);
                 low_ids.push(id as u8);

@@ -38,22 +38,22 @@ impl<'a> Ahead<'a> {
     /// Prefetches the next `lines` cache lines and does not wait for them.
     #[inline(always)]
     pub fn fetch(&mut self, lines: usize) {
-        self.take_lines(lines).rest.chunks(LINE).for_each(prefetch::<2>);
+        self.take_lines(lines).rest.chunks(LINE).for_each(prefetch_line::<2>);
     }
 }
 
-/// Prefetches the cache lines of `bytes`, which will be written soon, into the level 1 cache and
-/// does not wait for them. Stores to lines that are in no cache fill the store buffer, and then the
-/// core stalls until memory has answered. No more than a hint.
+/// Prefetches the cache lines of `bytes`, which will be read or written soon, into the level 1
+/// cache and does not wait for them. Stores to lines that are in no cache fill the store buffer,
+/// and then the core stalls until memory has answered. No more than a hint.
 #[inline(always)]
-pub fn prefetch_output(bytes: &[u8]) {
-    bytes.chunks(LINE).for_each(prefetch::<1>);
+pub fn prefetch(bytes: &[u8]) {
+    bytes.chunks(LINE).for_each(prefetch_line::<1>);
 }
 
 /// Prefetches a line into the cache of that level.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const LEVEL: u32>(line: &[u8]) {
+fn prefetch_line<const LEVEL: u32>(line: &[u8]) {
     use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
     let line = line.as_ptr().cast();
     // SAFETY: SSE is part of x86-64; nothing is read or written.
@@ -68,7 +68,7 @@ fn prefetch<const LEVEL: u32>(line: &[u8]) {
 // Elsewhere there is no stable intrinsic for it.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn prefetch<const LEVEL: u32>(_: &[u8]) {}
+fn prefetch_line<const LEVEL: u32>(_: &[u8]) {}
 
 #[cfg(test)]
 mod tests {

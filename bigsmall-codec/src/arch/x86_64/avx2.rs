@@ -194,19 +194,21 @@ plain_loops!("avx2,popcnt");
 plain_delta_loops!("avx2,bmi1,bmi2,popcnt", count256, equal256);
 
 impl Kernels for Avx2 {
-    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
+    fn split_units(
+        &self,
+        head: &Head,
+        units: &[u8],
+        symbols: &mut [u8],
+        residual: &mut [u8],
+        widths: &mut [u8],
+    ) {
         // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_symbols(head, units, symbols) }
+        unsafe { split_units(head, units, symbols, residual, widths) }
     }
 
     fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { plan_of(dtype, sample, effort) }
-    }
-
-    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_residual(head, units, residual) }
     }
 
     fn replace_exceptions(

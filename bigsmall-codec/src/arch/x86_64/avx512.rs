@@ -35,12 +35,10 @@ impl Avx512 {
     }
 }
 
-/// Bits of the residual for which there is a kernel that packs it: that of bf16 with one mantissa
-/// bit in the field.
+/// Bits of the residual for which there is a kernel that takes units apart: that of bf16 with one
+/// mantissa bit in the field.
 const FUSED_BITS: u32 = 7;
 
-/// The bytes of one group of 16-bit units.
-type Rows = [[u8; 2 * LANES]; ROWS];
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
@@ -97,17 +95,42 @@ fn totals_of(of: [__m512i; 8]) -> __m256i {
     _mm512_castsi512_si256(_mm512_shuffle_i32x4::<0b00_00_10_00>(eight, eight))
 }
 
-/// [`units::split_residual`] for residuals of [`FUSED_BITS`].
+/// [`units::split_units`] for units of two bytes without low bits and residuals of
+/// [`FUSED_BITS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn pack_residual(groups: &[Rows], packed: &mut [Residual]) {
+fn split_rows(
+    head: &Head,
+    units: &[u8],
+    symbols: &mut [[[u8; LANES]; ROWS]],
+    packed: &mut [Residual],
+) {
+    let field_mask = _mm512_set1_epi16((1 << head.layout.field_bits) - 1);
+    let (base, first) = (head.base as i16, head.first as i16);
+    let (base, first) = (_mm512_set1_epi16(base), _mm512_set1_epi16(first));
+    let last_symbol = _mm512_set1_epi16((1 << head.symbol_bits) - 1);
+    let outside = _mm512_set1_epi16(i16::from(units::OUTSIDE));
     let (low, sign) = (_mm512_set1_epi16(0x3f), _mm512_set1_epi16(0x80));
-    for (rows, packed) in groups.iter().zip(packed) {
-        let values = rows.each_ref().map(|row| {
+    let groups = units::groups_ahead(units, 2);
+    for ((units, symbols), packed) in groups.zip(symbols).zip(packed) {
+        let rows = units.as_chunks::<{ 2 * LANES }>().0;
+        let mut values = [_mm256_setzero_si256(); ROWS];
+        for ((row, symbols), value) in rows.iter().zip(symbols).zip(&mut values) {
             // SAFETY: a row is 32 units, one vector.
             let units = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+            let field = _mm512_and_si512(_mm512_srli_epi16::<6>(units), field_mask);
+            let symbol = _mm512_sub_epi16(field, base);
+            // 0 is the window's first field, unless another one took its place.
+            let is_inside = _mm512_test_epi16_mask(symbol, symbol)
+                & _mm512_cmple_epu16_mask(symbol, last_symbol);
+            let symbol = _mm512_mask_mov_epi16(outside, is_inside, symbol);
+            let is_other = _mm512_cmpneq_epi16_mask(field, first);
+            let symbol = _mm512_maskz_cvtepi16_epi8(is_other, symbol);
+            // SAFETY: a row is 32 symbols.
+            unsafe { _mm256_storeu_si256(symbols.as_mut_ptr().cast(), symbol) };
             let sign = _mm512_and_si512(_mm512_srli_epi16::<8>(units), sign);
-            _mm512_cvtepi16_epi8(_mm512_or_si512(sign, _mm512_and_si512(units, low)))
-        });
+            let low = _mm512_and_si512(units, low);
+            *value = _mm512_cvtepi16_epi8(_mm512_or_si512(sign, low));
+        }
         // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. No bit
         // crosses a byte.
         let last = values[ROWS - 1];
@@ -200,29 +223,31 @@ plain_delta_loops!(
 );
 
 impl Kernels for Avx512 {
-    fn split_symbols(&self, head: &Head, units: &[u8], symbols: &mut [u8]) {
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { split_symbols(head, units, symbols) }
-    }
-
-    fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
-        // SAFETY: `self` is the proof that the machine has the instructions.
-        unsafe { plan_of(dtype, sample, effort) }
-    }
-
-    fn split_residual(&self, head: &Head, units: &[u8], residual: &mut [u8]) {
+    fn split_units(
+        &self,
+        head: &Head,
+        units: &[u8],
+        symbols: &mut [u8],
+        residual: &mut [u8],
+        widths: &mut [u8],
+    ) {
         let layout = &head.layout;
         let fits =
             (layout.unit_bytes, layout.high_bytes, layout.residual_bits) == (2, 2, FUSED_BITS);
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
             if fits {
-                let groups = units.as_chunks().0.as_chunks().0;
-                pack_residual(groups, residual.as_chunks_mut().0);
+                let symbols = symbols.as_chunks_mut().0.as_chunks_mut().0;
+                split_rows(head, units, symbols, residual.as_chunks_mut().0);
             } else {
-                split_residual(head, units, residual);
+                split_units(head, units, symbols, residual, widths);
             }
         }
+    }
+
+    fn plan_of(&self, dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<Plan> {
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { plan_of(dtype, sample, effort) }
     }
 
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
