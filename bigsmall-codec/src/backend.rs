@@ -57,7 +57,7 @@ mod tests {
     use crate::layout::Layout;
     use crate::planes::{GROUP, packed_len};
     use crate::table::FrequencyTable;
-    use crate::units::{OUTSIDE, StandIns};
+    use crate::units::{CostTable, OUTSIDE, StandIns};
 
     #[test]
     fn every_backend_of_this_machine_has_kernels() {
@@ -188,16 +188,73 @@ mod tests {
     }
 
     #[test]
+    fn every_backend_chooses_the_cheapest_tables() {
+        let layout = Layout::new(Dtype::U8, 0).unwrap();
+        for (bits, n_tables, segment) in
+            [(5, 8, 1), (6, 8, 1), (6, 2, 4), (7, 8, 2), (8, 8, 4), (8, 3, 1)]
+        {
+            let tables = (0..n_tables).map(|t| {
+                // Each prefers symbols of its own.
+                let count = |s: u32| if s % n_tables == t { 50 + s } else { 20 };
+                FrequencyTable::from_counts(&(0..1 << bits).map(count).collect::<Vec<_>>())
+            });
+            let segment = segment * GROUP;
+            let head = Head::new(0, layout, bits, (0, 0), segment, vec![], tables.collect());
+            let costs = CostTable::new(&head);
+            let symbols: Vec<u8> = (0..53 * GROUP)
+                .map(|i| {
+                    let random = (i as u32).wrapping_mul(2_654_435_761) >> 16;
+                    let t = (i / segment) as u32 % n_tables;
+                    let own = (random - random % n_tables + t) % (1 << bits);
+                    match i % 8 {
+                        0..5 if bits < 8 => OUTSIDE,
+                        5 => (random % (1 << bits)) as u8,
+                        _ => own as u8,
+                    }
+                })
+                .collect();
+            let expected: Vec<u8> = symbols
+                .chunks(segment)
+                .map(|symbols| {
+                    let cost = |t: usize| -> u32 {
+                        symbols.iter().map(|&s| u32::from(costs.of(s)[t])).sum()
+                    };
+                    (0..head.tables.len()).min_by_key(|&t| cost(t)).unwrap() as u8
+                })
+                .collect();
+            assert!((0..n_tables as u8).all(|t| expected.contains(&t)), "{bits}: {expected:?}");
+            for backend in backends() {
+                let mut ids = vec![7];
+                kernels(backend).unwrap().choose_tables(&head, &costs, &symbols, &mut ids);
+                assert_eq!(ids, expected, "{backend:?}, {bits} bits");
+            }
+        }
+    }
+
+    #[test]
     fn every_backend_finds_all_exceptions() {
-        let layout = Layout::new(Dtype::F8_E4M3, 2).unwrap();
-        let counts = |of: fn(u32) -> bool| -> Vec<u32> {
-            (0..64).map(|s| if of(s) { 1000 } else { 0 }).collect()
-        };
-        let tables = [counts(|s| s > 20 && s < 50 && s != 30), counts(|s| s % 2 == 0)];
-        let tables = tables.map(|counts| FrequencyTable::from_counts(&counts)).to_vec();
+        finds_all_exceptions(
+            Layout::new(Dtype::F8_E4M3, 2).unwrap(),
+            [|s| s > 20 && s < 50 && s != 30, |s| s % 2 == 0],
+        );
+        // Bytes with a sign: the common ones go round.
+        finds_all_exceptions(
+            Layout::new(Dtype::I8, 0).unwrap(),
+            [|s| !(30..=230).contains(&s), |s| s != 255 && s != 2],
+        );
+    }
+
+    /// In units whose symbols are coded by two tables that leave out others than these.
+    fn finds_all_exceptions(layout: Layout, coded: [fn(u32) -> bool; 2]) {
+        let n_symbols = 1 << layout.field_bits;
+        let tables = coded.map(|coded| {
+            let count = |s| if coded(s) { 1000 + u32::from(s == 21 || s == 8) } else { 0 };
+            FrequencyTable::from_counts(&(0..n_symbols).map(count).collect::<Vec<_>>())
+        });
+        let tables = tables.to_vec();
         let coded: Vec<_> = tables.iter().map(symbols_of).collect();
         let common: Vec<_> = tables.iter().map(FrequencyTable::most_frequent).collect();
-        let head = Head::new(2, layout, 6, (0, 0), GROUP, vec![], tables);
+        let head = Head::new(2, layout, layout.field_bits, (0, 0), GROUP, vec![], tables);
         let stand_ins = StandIns::new(&head);
         let ids = [0, 1, 0];
         for rare in 0..64 {

@@ -9,6 +9,8 @@ use crate::bits::{BitReader, BitWriter};
 use crate::columns::{CLASS_BITS, Columns};
 use crate::layout::Layout;
 use crate::planes::GROUP;
+#[cfg(target_arch = "x86_64")]
+use crate::table::EncodeWords;
 use crate::table::{AliasTable, EncodeTable, FrequencyTable};
 
 /// Frequency tables of one tensor, at most.
@@ -111,6 +113,13 @@ impl Head {
     pub(crate) fn encode_table(&self, id: u8) -> &EncodeTable {
         let id = usize::from(id);
         self.alias[id].encode(&self.tables[id])
+    }
+
+    /// [`encode_table`](Self::encode_table) for AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn encode_words(&self, id: u8) -> &EncodeWords {
+        let id = usize::from(id);
+        self.alias[id].encode_words(&self.tables[id])
     }
 
     /// Bits that name a segment's table.

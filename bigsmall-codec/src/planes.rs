@@ -27,18 +27,43 @@ pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
 /// Packs 256 spread values of `bits` bits (1 to 8).
 #[inline(always)]
 pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
-    let (own, spilled) = values.split_at(bits as usize * COLUMNS);
-    out.copy_from_slice(own);
-    for (t, row) in (0..).zip(spilled.chunks_exact(COLUMNS)) {
-        let to = bits - 1 + t;
-        for (k, bytes) in (0..).zip(out.chunks_exact_mut(COLUMNS)) {
-            let from = if k == bits - 1 { 7 } else { k };
-            for (byte, value) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(row.as_chunks().0) {
-                let bit = u64::from_le_bytes(*value) >> from & ONES;
-                *byte = (u64::from_le_bytes(*byte) | bit << to).to_le_bytes();
+    match bits {
+        1 => pack_bits::<1>(values, out),
+        2 => pack_bits::<2>(values, out),
+        3 => pack_bits::<3>(values, out),
+        4 => pack_bits::<4>(values, out),
+        5 => pack_bits::<5>(values, out),
+        6 => pack_bits::<6>(values, out),
+        7 => pack_bits::<7>(values, out),
+        _ => out.copy_from_slice(values),
+    }
+}
+
+/// [`pack`] for fewer than 8 bits, with loops that are unrolled.
+#[inline(always)]
+fn pack_bits<const BITS: usize>(values: &[u8; GROUP], out: &mut [u8]) {
+    let (own, spilled) = values.as_chunks::<COLUMNS>().0.split_at(BITS);
+    for k in 0..BITS {
+        let from = if k == BITS - 1 { 7 } else { k };
+        let mut words = words_of(&own[k]);
+        for (to, row) in (BITS - 1..).zip(spilled) {
+            for (word, value) in words.iter_mut().zip(words_of(row)) {
+                *word |= (value >> from & ONES) << to;
             }
         }
+        for (bytes, word) in out[k * COLUMNS..][..COLUMNS].as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
     }
+}
+
+#[inline(always)]
+fn words_of(row: &[u8; COLUMNS]) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    for (word, bytes) in words.iter_mut().zip(row.as_chunks().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    words
 }
 
 /// Unpacks what [`pack`] packed.

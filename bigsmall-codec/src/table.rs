@@ -223,6 +223,8 @@ pub(crate) struct AliasTable {
     buckets: OnceLock<Box<Buckets>>,
     slots: OnceLock<Box<Slots>>,
     encode: OnceLock<Box<EncodeTable>>,
+    #[cfg(target_arch = "x86_64")]
+    encode_words: OnceLock<Box<EncodeWords>>,
 }
 
 /// What encoding with a table needs, made for vectors that divide by multiplying: quotients may
@@ -242,33 +244,37 @@ pub(crate) struct EncodeTable {
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
     pub(crate) bytes32: [[u8; 32]; 8],
     /// For each symbol a little less than 1 / freq, as the bits of an `f32`: [`float_inverse`].
-    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
-    // for vectors
+    #[cfg(target_arch = "aarch64")]
     pub(crate) inverse_float: [u32; 256],
-    /// The first 64 entries in 16 bits each.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
-    pub(crate) words64: Words64,
     /// The first 64 entries byte by byte.
     #[cfg(target_arch = "aarch64")]
     pub(crate) bytes64: EncodeBytes,
-    /// What finds slots without `slots`; empty if there are more than 64 symbols.
-    #[cfg(target_arch = "x86_64")] // for AVX-512
-    pub(crate) ranks: RankSlots,
     /// At `first + r` the slot of the symbol's rank `r` below freq; at `first + freq + r` the same
-    /// and 4096, what the quotient lacks. One more entry, so that a vector may read two at the
-    /// last.
-    pub(crate) slots: [u16; 2 * TOTAL as usize + 1],
+    /// and 4096, what the quotient lacks.
+    pub(crate) slots: Box<RankedSlots>,
 }
 
-/// [`EncodeTable::words64`]. Aligned, so that no vector of them lies in two cache lines.
+/// The slots of the ranks of all symbols, twice. One more entry, so that a vector may read two at
+/// the last.
+pub(crate) type RankedSlots = [u16; 2 * TOTAL as usize + 1];
+
+/// [`EncodeTable`] for AVX-512, which looks up columns of 16 bits in registers. Aligned, so that no
+/// vector of a column lies in two cache lines.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Debug)]
-#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 #[repr(align(64))]
-pub(crate) struct Words64 {
-    /// 16 times the frequency.
-    pub(crate) freq: [u16; 64],
-    /// The lower and the upper halves of `inverse_float`.
-    pub(crate) inverse: [[u16; 64]; 2],
+pub(crate) struct EncodeWords {
+    /// For each symbol 16 times the frequency.
+    pub(crate) freq: [u16; 256],
+    /// The lower and the upper halves of a little less than 1 / freq as an `f32`:
+    /// [`float_inverse`].
+    pub(crate) inverse: [[u16; 256]; 2],
+    /// Where the slots of a symbol begin in `slots`.
+    pub(crate) first: [u16; 256],
+    /// What finds slots in registers; empty if there are more than 64 symbols.
+    pub(crate) ranks: RankSlots,
+    /// [`EncodeTable::slots`] if there are more than 64 symbols.
+    pub(crate) slots: Option<Box<RankedSlots>>,
 }
 
 /// The first 64 entries as tables of bytes; of two bytes the lower one first.
@@ -285,12 +291,13 @@ pub(crate) struct EncodeBytes {
 
 #[cfg(target_arch = "aarch64")]
 impl EncodeBytes {
-    fn new(words: &Words64, fields: &[u32; 256]) -> EncodeBytes {
-        let Words64 { freq, inverse } = words;
+    fn new(fields: &[u32; 256], inverse: &[u32; 256]) -> EncodeBytes {
+        let of =
+            |column: &dyn Fn(usize) -> u32| both_bytes(&std::array::from_fn(|s| column(s) as u16));
         EncodeBytes {
-            freq: both_bytes(freq),
-            first: both_bytes(&std::array::from_fn(|s| (fields[s] >> 17) as u16)),
-            inverse: inverse.each_ref().map(both_bytes),
+            freq: of(&|s| 16 * (fields[s] & 0x1fff)),
+            first: of(&|s| fields[s] >> 17),
+            inverse: [0, 16].map(|by| of(&|s| inverse[s] >> by)),
         }
     }
 }
@@ -389,54 +396,81 @@ fn float_inverse(freq: u16) -> u32 {
     nearest.to_bits() - u32::from(above) - 4
 }
 
+/// Where the slots of each symbol begin in [`RankedSlots`].
+fn first_slots(freqs: &[u16]) -> Vec<u16> {
+    let mut sum = 0;
+    let first = |&f: &u16| {
+        sum += 2 * f;
+        sum - 2 * f
+    };
+    freqs.iter().map(first).collect()
+}
+
+/// [`RankedSlots`], of symbols whose slots begin at `first`.
+fn ranked_slots(first: &[u16], alias: &AliasTable) -> Box<RankedSlots> {
+    let mut slots = Box::new([0; 2 * TOTAL as usize + 1]);
+    alias.for_each_slot(|slot, entry, rank| {
+        let at = usize::from(first[usize::from(entry.symbol)]) + rank as usize;
+        slots[at] = slot as u16;
+        slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
+    });
+    slots
+}
+
+#[cfg(target_arch = "x86_64")]
+impl EncodeWords {
+    fn new(freqs: &[u16], alias: &AliasTable) -> EncodeWords {
+        let first = first_slots(freqs);
+        let mut words = EncodeWords {
+            freq: [0; 256],
+            inverse: [[0; 256]; 2],
+            first: [0; 256],
+            ranks: RankSlots::new(alias),
+            slots: (freqs.len() > Buckets::FEW).then(|| ranked_slots(&first, alias)),
+        };
+        words.first[..first.len()].copy_from_slice(&first);
+        for (s, &f) in freqs.iter().enumerate() {
+            words.freq[s] = 16 * f;
+            let inverse = float_inverse(f);
+            (words.inverse[0][s], words.inverse[1][s]) = (inverse as u16, (inverse >> 16) as u16);
+        }
+        words
+    }
+}
+
 impl EncodeTable {
     fn new(freqs: &[u16], alias: &AliasTable) -> EncodeTable {
-        let mut slots = [0; 2 * TOTAL as usize + 1];
-        let mut first_rank = vec![0; freqs.len()];
-        let mut sum = 0;
-        for (first, &f) in first_rank.iter_mut().zip(freqs) {
-            *first = sum;
-            sum += u32::from(f);
-        }
-        alias.for_each_slot(|slot, entry, rank| {
-            let at = (2 * first_rank[usize::from(entry.symbol)] + rank) as usize;
-            slots[at] = slot as u16;
-            slots[at + usize::from(entry.freq)] = (slot + TOTAL) as u16;
-        });
+        let first_slots = first_slots(freqs);
         // A symbol without a frequency is never encoded. Its entry stays within the slots all the
         // same.
         let (mut reciprocal, mut fields) = ([u32::MAX; 256], [TOTAL | PRECISION << 13; 256]);
         let mut inverse = [u64::MAX / u64::from(TOTAL); 256];
         let entries = reciprocal.iter_mut().zip(&mut fields).zip(&mut inverse);
-        for ((((reciprocal, fields), inverse), &f), first) in entries.zip(freqs).zip(first_rank) {
+        for ((((reciprocal, fields), inverse), &f), &first) in entries.zip(freqs).zip(&first_slots)
+        {
             if f > 0 {
                 *inverse = u64::MAX / u64::from(f);
                 let (f, k) = (u32::from(f), f.ilog2());
                 *reciprocal = (((1u64 << (32 + k)) - 1) / u64::from(f)) as u32;
-                *fields = f | k << 13 | (2 * first) << 17;
+                *fields = f | k << 13 | u32::from(first) << 17;
             }
         }
-        let inverse_float = std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| float_inverse(f)));
-        let words64 = Words64 {
-            freq: std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| 16 * f)),
-            inverse: [0, 16].map(|by| std::array::from_fn(|s| (inverse_float[s] >> by) as u16)),
-        };
         let bytes32 = std::array::from_fn(|j| {
             let column = if j < 4 { &reciprocal } else { &fields };
             std::array::from_fn(|symbol| column[symbol].to_le_bytes()[j % 4])
         });
+        #[cfg(target_arch = "aarch64")]
+        let inverse_float = std::array::from_fn(|s| freqs.get(s).map_or(0, |&f| float_inverse(f)));
         EncodeTable {
             reciprocal,
             fields,
             inverse,
             bytes32,
-            inverse_float,
-            #[cfg(target_arch = "x86_64")]
-            ranks: RankSlots::new(alias),
             #[cfg(target_arch = "aarch64")]
-            bytes64: EncodeBytes::new(&words64, &fields),
-            words64,
-            slots,
+            bytes64: EncodeBytes::new(&fields, &inverse_float),
+            #[cfg(target_arch = "aarch64")]
+            inverse_float,
+            slots: ranked_slots(&first_slots, alias),
         }
     }
 
@@ -584,6 +618,8 @@ impl AliasTable {
             buckets: OnceLock::new(),
             slots: OnceLock::new(),
             encode: OnceLock::new(),
+            #[cfg(target_arch = "x86_64")]
+            encode_words: OnceLock::new(),
         };
         // The first ranks of a symbol are the slots of its own bucket: so a kernel needs no table
         // to find them. The others follow in the order of their slots.
@@ -639,6 +675,12 @@ impl AliasTable {
     pub(crate) fn encode(&self, table: &FrequencyTable) -> &EncodeTable {
         self.encode.get_or_init(|| Box::new(EncodeTable::new(&table.freqs, self)))
     }
+
+    /// [`encode`](Self::encode) for AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn encode_words(&self, table: &FrequencyTable) -> &EncodeWords {
+        self.encode_words.get_or_init(|| Box::new(EncodeWords::new(&table.freqs, self)))
+    }
 }
 
 #[cfg(test)]
@@ -684,7 +726,7 @@ mod tests {
     fn searches_of_few_and_of_many_steps_are_tested() {
         let small = tables().into_iter().filter(|table| table.freqs.len() <= Buckets::FEW);
         let mut rounds: Vec<_> =
-            small.map(|table| AliasTable::new(&table).encode(&table).ranks.rounds).collect();
+            small.map(|table| AliasTable::new(&table).encode_words(&table).ranks.rounds).collect();
         rounds.sort();
         rounds.dedup();
         assert_eq!(rounds, [0, 1, 2, 4, 5]);
@@ -740,7 +782,7 @@ mod tests {
                 }
                 #[cfg(target_arch = "x86_64")]
                 if table.freqs.len() <= Buckets::FEW {
-                    let ranks = &alias.encode(&table).ranks;
+                    let ranks = &alias.encode_words(&table).ranks;
                     // A search may take more steps than it has to.
                     for rounds in [ranks.rounds, ranks.ends.len()] {
                         let found = find_slot(ranks, rounds, table.freqs.len(), entry.symbol, rank);
@@ -834,17 +876,19 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
     fn words_are_those_of_the_table() {
         for table in tables() {
             let alias = AliasTable::new(&table);
-            let encode = alias.encode(&table);
-            for (s, &freq) in table.freqs.iter().enumerate().take(64) {
-                let words = &encode.words64;
+            let (encode, words) = (alias.encode(&table), alias.encode_words(&table));
+            for (s, &freq) in table.freqs.iter().enumerate() {
                 assert_eq!(words.freq[s], 16 * freq);
                 let [lower, upper] = words.inverse.map(|half| u32::from(half[s]));
                 assert_eq!(upper << 16 | lower, float_inverse(freq));
-                assert_eq!(encode.inverse_float[s], float_inverse(freq));
+                assert!(freq == 0 || u32::from(words.first[s]) == encode.fields[s] >> 17);
             }
+            let expected = (table.freqs.len() > 64).then_some(&encode.slots);
+            assert!(words.slots.as_ref() == expected);
         }
     }
 

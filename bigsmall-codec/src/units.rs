@@ -21,7 +21,11 @@ const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 /// 32nds of a bit, at most [`MAX_COST`]. One vector addition a unit finds the best table of a
 /// segment. A table that does not code a symbol may cost more than that. Costs in 16ths of a bit
 /// would count it in full, but they made files of real weights larger.
-pub(crate) struct CostTable(Box<[[u16; MAX_TABLES]; 256]>);
+pub(crate) struct CostTable {
+    of_symbols: Box<[[u16; MAX_TABLES]; 256]>,
+    /// The same for each table.
+    of_tables: Box<[[u8; 256]; MAX_TABLES]>,
+}
 
 impl CostTable {
     pub(crate) fn new(head: &Head) -> CostTable {
@@ -35,12 +39,25 @@ impl CostTable {
             let least = of_symbol.iter().copied().min().unwrap_or(0);
             of_symbol.iter_mut().for_each(|cost| *cost = ((*cost - least + 4) / 8).min(MAX_COST));
         }
-        CostTable(costs)
+        let mut of_tables = Box::new([[0; 256]; MAX_TABLES]);
+        for (t, of_table) in of_tables.iter_mut().enumerate() {
+            of_table
+                .iter_mut()
+                .zip(&*costs)
+                .for_each(|(cost, of_symbol)| *cost = of_symbol[t] as u8);
+        }
+        CostTable { of_symbols: costs, of_tables }
+    }
+
+    /// The costs of all symbols under each table.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+    pub(crate) fn of_tables(&self) -> &[[u8; 256]; MAX_TABLES] {
+        &self.of_tables
     }
 
     /// The costs of one symbol.
     pub(crate) fn of(&self, symbol: u8) -> &[u16; MAX_TABLES] {
-        &self.0[usize::from(symbol)]
+        &self.of_symbols[usize::from(symbol)]
     }
 
     /// The costs of at most [`SUMMED`] symbols. Inlined, the sums are not kept in one vector.
@@ -82,7 +99,8 @@ pub(crate) fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids:
 /// place.
 pub(crate) struct StandIns(Vec<StandIn>);
 
-/// The symbols from `first` to `first + span` stay themselves; all others are looked up in `map`.
+/// The symbols from `first` to `first + span`, which may go round, stay themselves; all others are
+/// looked up in `map`.
 struct StandIn {
     map: [u8; 256],
     first: u8,
@@ -96,9 +114,14 @@ impl StandIns {
             let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
             let common = table.most_frequent();
             let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
-            let below = (0..usize::from(common)).rev().take_while(|&s| coded(s)).count();
-            let above = (usize::from(common) + 1..256).take_while(|&s| coded(s)).count();
-            StandIn { map, first: common - below as u8, span: (below + above) as u8 }
+            // Of bytes with a sign those below 0 are the last symbols, so neighbours go round.
+            let near = |step: u8| {
+                let each = (1..=u8::MAX).map(|i| common.wrapping_add(step.wrapping_mul(i)));
+                each.take_while(|&s| coded(s.into())).count()
+            };
+            let (below, above) = (near(u8::MAX), near(1));
+            let span = (below + above).min(u8::MAX.into());
+            StandIn { map, first: common.wrapping_sub(below as u8), span: span as u8 }
         });
         StandIns(each.collect())
     }

@@ -42,27 +42,36 @@ const FUSED_BITS: u32 = 7;
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// [`units::choose_tables`] for tables of at most 64 symbols: the costs of 64 units at once, table
-/// by table.
+/// [`units::choose_tables`]: the costs of 64 units at once, table by table. With `FEW`, of symbols 7
+/// bits are looked at: those outside a window of at most 64, at the end of 128, cost nothing.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn choose_tables(head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
+fn choose_tables<const FEW: bool>(
+    head: &Head,
+    costs: &CostTable,
+    symbols: &[u8],
+    ids: &mut Vec<u8>,
+) {
     let n = head.tables.len();
-    // Of symbols 7 bits are looked at: those outside the window, at the end of 128, cost nothing.
-    let of_table: [[__m512i; 2]; MAX_TABLES] = std::array::from_fn(|t| {
-        let of_symbols: [u8; 128] = std::array::from_fn(|s| costs.of(s as u8)[t] as u8);
-        // SAFETY: 64 bytes are one vector.
-        [0, 64].map(|at| unsafe { _mm512_loadu_si512(of_symbols[at..].as_ptr().cast()) })
+    // SAFETY: 64 bytes are one vector.
+    let load = |bytes: &[u8; 64]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let of_tables: [[__m512i; 4]; MAX_TABLES] = costs.of_tables().each_ref().map(|of_table| {
+        let parts = of_table.as_chunks().0;
+        [load(&parts[0]), load(&parts[1]), load(&parts[2]), load(&parts[3])]
     });
     let ones = _mm512_set1_epi8(1);
     ids.clear();
     for segment in symbols.chunks(head.segment) {
         let mut sums = [_mm512_setzero_si512(); MAX_TABLES];
         for symbols in segment.as_chunks::<64>().0 {
-            // SAFETY: 64 bytes are one vector.
-            let symbols = unsafe { _mm512_loadu_si512(symbols.as_ptr().cast()) };
+            let symbols = load(symbols);
+            let in_upper_half = _mm512_movepi8_mask(symbols);
             for t in 0..MAX_TABLES {
-                let [first, second] = of_table[t];
-                let costs = _mm512_permutex2var_epi8(first, symbols, second);
+                let [a, b, c, d] = of_tables[t];
+                let mut costs = _mm512_permutex2var_epi8(a, symbols, b);
+                if !FEW {
+                    let upper = _mm512_permutex2var_epi8(c, symbols, d);
+                    costs = _mm512_mask_mov_epi8(costs, in_upper_half, upper);
+                }
                 sums[t] = _mm512_dpbusd_epi32(sums[t], costs, ones);
             }
         }
@@ -253,10 +262,10 @@ impl Kernels for Avx512 {
     fn choose_tables(&self, head: &Head, costs: &CostTable, symbols: &[u8], ids: &mut Vec<u8>) {
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe {
-            if head.symbol_bits <= 6 && head.tables.len() > 1 {
-                choose_tables(head, costs, symbols, ids);
-            } else {
-                units::choose_tables(head, costs, symbols, ids);
+            match (head.tables.len(), head.symbol_bits) {
+                (1, _) => units::choose_tables(head, costs, symbols, ids),
+                (_, ..=6) => choose_tables::<true>(head, costs, symbols, ids),
+                _ => choose_tables::<false>(head, costs, symbols, ids),
             }
         }
     }

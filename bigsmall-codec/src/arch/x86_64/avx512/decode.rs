@@ -158,19 +158,6 @@ unsafe fn find<const BITS: u32>(x: &States, table: &Buckets) -> [__m512i; 2] {
     }
 }
 
-/// The lower halves of the 32-bit numbers of two vectors.
-///
-/// # Safety
-/// The machine must have the instructions.
-#[inline(always)]
-pub(super) unsafe fn lower_halves(of: [__m512i; 2]) -> __m512i {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let lower = of.map(|half| _mm512_cvtepi32_epi16(half));
-        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower[0]), lower[1])
-    }
-}
-
 /// The residuals of row `row`, one byte each; bits that are not the residual's mean nothing.
 /// `WHOLE` says whether the row is stored byte by byte: the first `RESIDUAL` ones are, and the last
 /// ones lie bit by bit in the room that these leave.

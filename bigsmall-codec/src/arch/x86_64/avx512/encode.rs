@@ -1,6 +1,6 @@
 //! Encoding: the halves of the states of 32 lanes as in decoding, four blocks interleaved: the
 //! states of a row are divided for every block first, then the slots are found. States are divided
-//! as floats. The slots of at most 64 symbols are found in registers, those of more are gathered.
+//! as floats. The slots of at most 64 symbols are found in registers, those of more in memory.
 //!
 //! As in decoding, the functions that a row consists of are always inlined, and their callers must
 //! have the instructions.
@@ -8,16 +8,16 @@
 use std::arch::x86_64::*;
 
 use crate::arch::fused::{ROWS, each_block};
-use crate::arch::x86_64::avx512::decode::{States, look_up, lower_halves};
+use crate::arch::x86_64::avx512::decode::{States, look_up};
 use crate::head::Head;
 use crate::kernels::{EncodeJob, LANES};
-use crate::table::{EncodeTable, RankSlots, TOTAL};
+use crate::table::{EncodeWords, RankSlots, RankedSlots, TOTAL};
 
 /// What coding a row of symbols needs of its table.
 struct Row {
     /// 16 times the frequencies.
     freq: __m512i,
-    /// Where the slots begin, if they are gathered.
+    /// Where the slots begin, if they are in memory.
     first: __m512i,
     /// 1 / frequency as floats, in the order of [`unpack`].
     inverse: [__m512i; 2],
@@ -62,36 +62,24 @@ static HALVES: [[u16; LANES]; 2] = {
     places
 };
 
-/// Looks a row of symbols up. Entries of more than 64 are gathered: bytes, and those of the level
-/// `small`.
+/// Looks a row of symbols up.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn look_up_row<const BITS: u32>(table: &EncodeTable, symbols: __m256i) -> Row {
-    // SAFETY: as the caller promises; the columns for any symbol have 256 entries.
+unsafe fn look_up_row<const BITS: u32>(table: &EncodeWords, symbols: __m256i) -> Row {
+    // SAFETY: as the caller promises.
     unsafe {
-        if BITS <= 6 {
-            let symbols = _mm512_cvtepu8_epi16(symbols);
-            let columns = &table.words64;
-            let [lower, upper] = columns.inverse.each_ref();
-            let lower = look_up::<BITS, _>(lower, symbols);
-            return Row {
-                freq: look_up::<BITS, _>(&columns.freq, symbols),
-                first: _mm512_setzero_si512(),
-                inverse: unpack(lower, look_up::<BITS, _>(upper, symbols)),
-            };
-        }
-        let symbols = unpack(_mm512_cvtepu8_epi16(symbols), _mm512_setzero_si512());
-        let gather = |column: &[u32; 256]| {
-            symbols.map(|symbols| _mm512_i32gather_epi32::<4>(symbols, column.as_ptr().cast()))
+        let symbols = _mm512_cvtepu8_epi16(symbols);
+        // No closure: a large one would be no part of this function, and without its instructions.
+        let [lower, upper] = table.inverse.each_ref();
+        let lower = look_up::<BITS, _>(lower, symbols);
+        let inverse = unpack(lower, look_up::<BITS, _>(upper, symbols));
+        let first = match BITS {
+            ..=6 => _mm512_setzero_si512(),
+            _ => look_up::<BITS, _>(&table.first, symbols),
         };
-        let [lower, upper] = pack(gather(&table.fields));
-        Row {
-            freq: _mm512_slli_epi16::<4>(lower),
-            first: _mm512_srli_epi16::<1>(upper),
-            inverse: gather(&table.inverse_float),
-        }
+        Row { freq: look_up::<BITS, _>(&table.freq, symbols), first, inverse }
     }
 }
 
@@ -145,20 +133,28 @@ unsafe fn find_slots<const BITS: u32, const ROUNDS: usize>(
     }
 }
 
-/// Gathers 32 slots from memory, from places of which the upper bits do not matter.
+/// Loads 32 slots from memory one by one, which takes less time than gathers, from places of which
+/// the upper bits do not matter.
 ///
 /// # Safety
 /// The machine must have the instructions.
 #[inline(always)]
-unsafe fn gather_slots(table: &EncodeTable, at: __m512i) -> __m512i {
-    // SAFETY: as the caller promises. There is one slot more than 2 * TOTAL, so 4 bytes can be read
-    // at each place.
+unsafe fn load_slots(slots: &RankedSlots, at: __m512i) -> __m512i {
+    // SAFETY: as the caller promises; 32 places are one vector. They are below 2 * TOTAL, so there
+    // is a slot at each.
     unsafe {
         let at = _mm512_and_si512(at, _mm512_set1_epi16(2 * TOTAL as i16 - 1));
-        let at = [_mm512_castsi512_si256(at), _mm512_extracti64x4_epi64::<1>(at)];
-        let at = at.map(|at| _mm512_cvtepu16_epi32(at));
-        let slots = table.slots.as_ptr().cast();
-        lower_halves(at.map(|at| _mm512_i32gather_epi32::<2>(at, slots)))
+        let mut fours = [0u64; LANES / 4];
+        _mm512_storeu_si512(fours.as_mut_ptr().cast(), at);
+        for four in &mut fours {
+            let at = *four;
+            let a = u64::from(*slots.get_unchecked(usize::from(at as u16)));
+            let b = u64::from(*slots.get_unchecked(usize::from((at >> 16) as u16)));
+            let c = u64::from(*slots.get_unchecked(usize::from((at >> 32) as u16)));
+            let d = u64::from(*slots.get_unchecked((at >> 48) as usize));
+            *four = a | b << 16 | c << 32 | d << 48;
+        }
+        _mm512_loadu_si512(fours.as_ptr().cast())
     }
 }
 
@@ -168,7 +164,7 @@ struct Coding {
     symbols: __m256i,
     /// 16 times the frequencies.
     freq: __m512i,
-    /// Where the slots begin, if they are gathered.
+    /// Where the slots begin, if they are in memory.
     first: __m512i,
     /// The lower halves of the states that are divided.
     lower: __m512i,
@@ -186,7 +182,7 @@ impl Coding {
     #[inline(always)]
     unsafe fn divide<const BITS: u32>(
         x: &States,
-        table: &EncodeTable,
+        table: &EncodeWords,
         symbols: __m256i,
         words: *mut u16,
         room: &mut usize,
@@ -218,7 +214,7 @@ impl Coding {
     /// # Safety
     /// The machine must have the instructions.
     #[inline(always)]
-    unsafe fn finish<const BITS: u32, const ROUNDS: usize>(self, table: &EncodeTable) -> States {
+    unsafe fn finish<const BITS: u32, const ROUNDS: usize>(self, table: &EncodeWords) -> States {
         // SAFETY: as the caller promises.
         unsafe {
             let [low, high] = pack(self.quotient);
@@ -228,7 +224,8 @@ impl Coding {
                 let symbols = _mm512_cvtepu8_epi16(self.symbols);
                 find_slots::<BITS, ROUNDS>(&table.ranks, symbols, freq, rank)
             } else {
-                gather_slots(table, _mm512_add_epi16(self.first, rank))
+                let slots = table.slots.as_ref().expect("more than 64 symbols");
+                load_slots(slots, _mm512_add_epi16(self.first, rank))
             };
             let top = _mm512_slli_epi16::<12>(low);
             let lower = _mm512_add_epi16(top, slot);
@@ -250,7 +247,7 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const ROUNDS: usize>(
     states: &mut [States; N],
     words: &[*mut u16; N],
     room: &mut [usize; N],
-    tables: &[&EncodeTable; N],
+    tables: &[&EncodeWords; N],
     groups: &[&[[u8; LANES]; ROWS]; N],
 ) {
     // SAFETY: as the caller promises; a row is 32 bytes.
@@ -284,7 +281,7 @@ pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N])
     let words = jobs.each_mut().map(|job| job.words.as_mut_ptr());
     assert!(groups.iter().all(|of| of.len() == groups[0].len()), "the same number of groups");
     for group in (0..groups[0].len()).rev() {
-        let tables = group_tables.map(|tables| head.encode_table(tables[group]));
+        let tables = group_tables.map(|tables| head.encode_words(tables[group]));
         let groups = groups.map(|groups| &groups[group]);
         macro_rules! group {
             ($bits:literal, $rounds:literal) => {{
@@ -302,6 +299,7 @@ pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N])
             (6, ..=1) => group!(6, 1),
             (6, 2) => group!(6, 2),
             (6, _) => group!(6, 6),
+            (7, _) => group!(7, 0),
             _ => group!(8, 0),
         }
     }
