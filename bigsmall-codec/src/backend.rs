@@ -55,7 +55,7 @@ mod tests {
     use crate::head::Head;
     use crate::kernels::{EncodeJob, LANES, ROOM};
     use crate::layout::Layout;
-    use crate::planes::{GROUP, packed_len};
+    use crate::planes::{self, GROUP, packed_len};
     use crate::table::FrequencyTable;
     use crate::units::{CostTable, OUTSIDE, StandIns};
 
@@ -143,12 +143,13 @@ mod tests {
             let Some(layout) = Layout::new(dtype, m) else { continue };
             // All high bits, each with low bits of its own that end in some zeros.
             let n = 1usize << (8 * layout.high_bytes);
+            let low = |high: usize| {
+                let low = (high as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) << (high / GROUP % 7);
+                low & ((1 << layout.low_bits()) - 1)
+            };
             let units: Vec<u8> = (0..n)
                 .flat_map(|high| {
-                    let low =
-                        (high as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) << (high / GROUP % 7);
-                    let low = low & ((1 << layout.low_bits()) - 1);
-                    let unit = (high as u64) << layout.low_bits() | low;
+                    let unit = (high as u64) << layout.low_bits() | low(high);
                     unit.to_le_bytes().into_iter().take(layout.unit_bytes)
                 })
                 .collect();
@@ -177,7 +178,21 @@ mod tests {
                         (symbols, residual, widths)
                     };
                     let expected = split(&Portable);
-                    assert!(expected.0 == symbols, "{dtype} {m} {window:?}");
+                    let (found, residual, widths) = &expected;
+                    assert!(*found == symbols, "{dtype} {m} {window:?}");
+                    let groups = packed_len(layout.residual_bits);
+                    for g in (0..n / GROUP).filter(|_| groups > 0) {
+                        let mut values = [0; GROUP];
+                        let packed = &residual[g * groups..][..groups];
+                        planes::unpack(packed, layout.residual_bits, &mut values);
+                        let of = |i: usize| layout.residual((g * GROUP + i) as u16);
+                        assert!(values == std::array::from_fn(of), "{dtype} {m}");
+                    }
+                    for (g, &width) in widths.iter().enumerate().filter(|_| layout.low_bits() > 0) {
+                        let all = (0..GROUP).fold(0, |all, i| all | low(g * GROUP + i));
+                        let zeros = all.trailing_zeros().min(layout.low_bits());
+                        assert_eq!(u32::from(width), layout.low_bits() - zeros);
+                    }
                     for backend in backends() {
                         let found = split(kernels(backend).unwrap());
                         assert!(found == expected, "{backend:?} {dtype} {m} {window:?}");
@@ -195,7 +210,11 @@ mod tests {
         {
             let tables = (0..n_tables).map(|t| {
                 // Each prefers symbols of its own.
-                let count = |s: u32| if s % n_tables == t { 50 + s } else { 20 };
+                let count = |s: u32| match (s % n_tables == t, s % 13) {
+                    (true, _) => 50 + s,
+                    (false, 0) => 0,
+                    _ => 20,
+                };
                 FrequencyTable::from_counts(&(0..1 << bits).map(count).collect::<Vec<_>>())
             });
             let segment = segment * GROUP;
@@ -205,7 +224,7 @@ mod tests {
                 .map(|i| {
                     let random = (i as u32).wrapping_mul(2_654_435_761) >> 16;
                     let t = (i / segment) as u32 % n_tables;
-                    let own = (random - random % n_tables + t) % (1 << bits);
+                    let own = random % ((1 << bits) / n_tables) * n_tables + t;
                     match i % 8 {
                         0..5 if bits < 8 => OUTSIDE,
                         5 => (random % (1 << bits)) as u8,
@@ -213,6 +232,7 @@ mod tests {
                     }
                 })
                 .collect();
+            assert!((0..=255).any(|s| costs.of(s).contains(&255)), "the greatest cost");
             let expected: Vec<u8> = symbols
                 .chunks(segment)
                 .map(|symbols| {
@@ -262,7 +282,10 @@ mod tests {
             let units: Vec<u8> = (0..ids.len() * GROUP)
                 .map(|i| match i % 97 == rare || i % 64 == rare {
                     true => (i * 7 % 256) as u8,
-                    false => layout.high(common[usize::from(ids[i / GROUP])].into(), 0x80) as u8,
+                    false => {
+                        let field = common[usize::from(ids[i / GROUP])];
+                        layout.high(field.into(), layout.residual(0x80)) as u8
+                    }
                 })
                 .collect();
             let field = |unit: u8| layout.field(unit.into());

@@ -27,6 +27,7 @@ pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
 /// Packs 256 spread values of `bits` bits (1 to 8).
 #[inline(always)]
 pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
+    debug_assert_eq!(out.len(), packed_len(bits));
     match bits {
         1 => pack_bits::<1>(values, out),
         2 => pack_bits::<2>(values, out),
@@ -35,7 +36,8 @@ pub(crate) fn pack(values: &[u8; GROUP], bits: u32, out: &mut [u8]) {
         5 => pack_bits::<5>(values, out),
         6 => pack_bits::<6>(values, out),
         7 => pack_bits::<7>(values, out),
-        _ => out.copy_from_slice(values),
+        8 => out.copy_from_slice(values),
+        _ => unreachable!("a residual of 1 to 8 bits"),
     }
 }
 

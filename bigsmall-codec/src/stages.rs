@@ -17,7 +17,7 @@ use crate::{backend, plan};
 /// A stage of coding a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Encoding: units to symbols and packed residuals.
+    /// Encoding: units to symbols, packed residuals and low widths.
     SplitUnits,
     /// Encoding: the cheapest table for every segment.
     ChooseTables,
@@ -137,7 +137,9 @@ impl Stages {
         match stage {
             Stage::SplitUnits => {
                 for b in blocks {
-                    let (symbols, mut widths) = (&mut b.symbols[0], NO_LOWS);
+                    let symbols = &mut b.symbols[0];
+                    // BF16 has no low bits.
+                    let mut widths = vec![0; symbols.len() / GROUP];
                     kernels.split_units(head, &b.units, symbols, &mut b.residual, &mut widths);
                 }
             }

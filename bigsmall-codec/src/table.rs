@@ -254,15 +254,15 @@ pub(crate) struct EncodeTable {
     pub(crate) slots: Box<RankedSlots>,
 }
 
-/// The slots of the ranks of all symbols, twice. One more entry, so that a vector may read two at
-/// the last.
+/// The slots of the ranks of all symbols, twice. One more entry, because gathers of AVX2 read two at
+/// each.
 pub(crate) type RankedSlots = [u16; 2 * TOTAL as usize + 1];
 
 /// [`EncodeTable`] for AVX-512, which looks up columns of 16 bits in registers. Aligned, so that no
 /// vector of a column lies in two cache lines.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct EncodeWords {
     /// For each symbol 16 times the frequency.
     pub(crate) freq: [u16; 256],
@@ -386,6 +386,7 @@ impl RankSlots {
 /// with this one, are each wrong by at most 2^-23, however the processor rounds. So the product is
 /// never more than the quotient, and less by at most 14 * 2^-24 of it. Quotients are less than
 /// 2^20, so whole parts are at most one too small.
+#[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
 fn float_inverse(freq: u16) -> u32 {
     if freq == 0 {
         return 0;

@@ -24,6 +24,7 @@ const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 pub(crate) struct CostTable {
     of_symbols: Box<[[u16; MAX_TABLES]; 256]>,
     /// The same for each table.
+    #[cfg(target_arch = "x86_64")]
     of_tables: Box<[[u8; 256]; MAX_TABLES]>,
 }
 
@@ -39,18 +40,24 @@ impl CostTable {
             let least = of_symbol.iter().copied().min().unwrap_or(0);
             of_symbol.iter_mut().for_each(|cost| *cost = ((*cost - least + 4) / 8).min(MAX_COST));
         }
+        #[cfg(target_arch = "x86_64")]
         let mut of_tables = Box::new([[0; 256]; MAX_TABLES]);
+        #[cfg(target_arch = "x86_64")]
         for (t, of_table) in of_tables.iter_mut().enumerate() {
             of_table
                 .iter_mut()
                 .zip(&*costs)
                 .for_each(|(cost, of_symbol)| *cost = of_symbol[t] as u8);
         }
-        CostTable { of_symbols: costs, of_tables }
+        CostTable {
+            of_symbols: costs,
+            #[cfg(target_arch = "x86_64")]
+            of_tables,
+        }
     }
 
     /// The costs of all symbols under each table.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for tables in registers
+    #[cfg(target_arch = "x86_64")] // for AVX-512
     pub(crate) fn of_tables(&self) -> &[[u8; 256]; MAX_TABLES] {
         &self.of_tables
     }
@@ -109,10 +116,15 @@ struct StandIn {
 
 impl StandIns {
     pub(crate) fn new(head: &Head) -> StandIns {
+        // With a window of 256 in a wider field, 255 stands for a field outside, too. So it is an
+        // exception, whatever the table.
+        let is_ambiguous = |s: usize| s == usize::from(OUTSIDE) && head.layout.field_bits > 8;
         let each = head.tables.iter().map(|table| {
             let freqs = table.freqs();
-            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0);
-            let common = table.most_frequent();
+            let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0) && !is_ambiguous(s);
+            // The most frequent one, the smallest among equals; every table codes two.
+            let common = (0..freqs.len()).rev().filter(|&s| coded(s)).max_by_key(|&s| freqs[s]);
+            let common = common.unwrap_or(0) as u8;
             let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
             // Of bytes with a sign those below 0 are the last symbols, so neighbours go round.
             let near = |step: u8| {
@@ -183,11 +195,11 @@ pub(crate) fn replace_exceptions(
     Ok(true)
 }
 
-/// How many bytes ahead units are prefetched as they are taken apart: the processor by itself stops
-/// at the end of each page.
+/// How many bytes ahead units are prefetched as they are taken apart: the prefetcher of the processor
+/// stops at the end of each page.
 const AHEAD: usize = 2048;
 
-/// The groups of `units`. Each prefetches one that comes soon.
+/// The groups of `units`. To take one prefetches the bytes [`AHEAD`] of it.
 #[inline(always)]
 pub(crate) fn groups_ahead(units: &[u8], unit_bytes: usize) -> impl Iterator<Item = &[u8]> {
     let group = GROUP * unit_bytes;
@@ -202,8 +214,8 @@ pub(crate) fn groups_ahead(units: &[u8], unit_bytes: usize) -> impl Iterator<Ite
 }
 
 /// Takes whole groups of units apart: into symbols, or [`OUTSIDE`], and packed residuals, each of
-/// exactly their length. `widths` gets for each group how many low bits it needs, if the dtype has
-/// low bits.
+/// exactly their length. `widths` has an entry for each group; if the dtype has low bits, it becomes
+/// the number of those that the group needs.
 #[inline(always)]
 pub(crate) fn split_units(
     head: &Head,
@@ -218,6 +230,8 @@ pub(crate) fn split_units(
     let low_mask = ((1u16 << layout.field_shift()) - 1) as u8;
     let sign_shift = 8 * layout.high_bytes as u32 - 8;
     let each = packed_len(layout.residual_bits);
+    debug_assert_eq!(units.len(), symbols.len() * layout.unit_bytes);
+    debug_assert_eq!((symbols.len(), residual.len()), (widths.len() * GROUP, widths.len() * each));
     let groups = groups_ahead(units, layout.unit_bytes);
     let groups = groups.zip(symbols.as_chunks_mut::<GROUP>().0).zip(widths);
     for (g, ((units, symbols), width)) in groups.enumerate() {
@@ -454,5 +468,47 @@ pub(crate) fn widen_lows(packed: &[u8], width: u32, planes: &mut [u8]) {
             *byte = (u16::from_le_bytes([below, this]) << up >> 8) as u8;
         }
         below = from;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bigsmall_format::Dtype;
+
+    use super::*;
+    use crate::bits::at_least;
+    use crate::table::FrequencyTable;
+
+    #[test]
+    fn what_is_not_doubtful_is_coded() {
+        let coded: [(u32, fn(u32) -> bool); 7] = [
+            (256, |_| true),
+            (256, |s| s != 100),
+            (256, |s| s != 255),
+            (256, |s| s != 0),
+            (256, |s| !(30..=230).contains(&s)),
+            (64, |s| s < 5),
+            (32, |_| true),
+        ];
+        for dtype in [Dtype::I8, Dtype::BF16] {
+            let layout = Layout::new(dtype, u32::from(dtype == Dtype::BF16)).unwrap();
+            for (n_symbols, coded) in coded {
+                let count = |s| if coded(s) { 1000 } else { 0 };
+                let counts: Vec<u32> = (0..n_symbols).map(count).collect();
+                let tables = vec![FrequencyTable::from_counts(&counts)];
+                let bits = n_symbols.ilog2();
+                let head = Head::new(1, layout, bits, (0, 0), GROUP, vec![], tables);
+                let table = &StandIns::new(&head).0[0];
+                for s in 0..=u8::MAX {
+                    // In a wider field, 255 may stand for a field outside of the window.
+                    let is_field = s != OUTSIDE || dtype == Dtype::I8;
+                    let stays = u32::from(s) < n_symbols && coded(s.into()) && is_field;
+                    assert_eq!(table.map[usize::from(s)] == s, stays, "{n_symbols} {s}");
+                    let doubtful = table.doubtful(&[s; 64], &at_least);
+                    assert!(stays || doubtful == u64::MAX, "{n_symbols} {s}");
+                }
+            }
+        }
     }
 }

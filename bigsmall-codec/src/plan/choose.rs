@@ -105,16 +105,19 @@ pub(crate) fn plan_of(dtype: Dtype, sample: &Sample, effort: &Effort) -> Result<
 /// if it lies outside and is more common.
 #[inline(always)]
 pub(super) fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, u16) {
-    let found = window_from_top(highs, layout, 1 << symbol_bits);
+    if symbol_bits == layout.field_bits {
+        return (0, 0);
+    }
+    let found = window_from_top(highs, layout, 1 << symbol_bits, TRIED);
     found.unwrap_or_else(|| window_by_counts(highs, layout, symbol_bits))
 }
 
 /// [`window`] of `width` fields, tried from the greatest field down. Few weights are near the
-/// greatest one, so that a window soon leaves out more units above it than the best one in all. To
-/// count two fields for each window takes a fraction of the time to count all. `None` where more
-/// than [`TRIED`] windows had to be tried.
+/// greatest one, so that a window soon leaves out more units above it than the best one in all. Each
+/// step counts the units of two fields, which takes much less time than counting those of every
+/// field. `None` where more than `most` windows had to be tried, as in samples with an infinity.
 #[inline(always)]
-fn window_from_top(highs: &[u16], layout: &Layout, width: u16) -> Option<(u16, u16)> {
+fn window_from_top(highs: &[u16], layout: &Layout, width: u16, most: usize) -> Option<(u16, u16)> {
     let greatest = highs.iter().map(|&high| layout.field(high)).max().unwrap_or(0);
     let mut begin = greatest.saturating_sub(width - 1);
     let [n_zeros, mut below, mut first] =
@@ -123,7 +126,7 @@ fn window_from_top(highs: &[u16], layout: &Layout, width: u16) -> Option<(u16, u
     // The fewest units outside, and where that window begins; the same for zero in place of the
     // window's first field.
     let (mut plain, mut with_zero) = ((u32::MAX, 0), (u32::MAX, 0));
-    for _ in 0..TRIED {
+    for _ in 0..most {
         if below + above <= plain.0 {
             plain = (below + above, begin);
         }
@@ -156,8 +159,8 @@ fn count_units<const N: usize>(
     for highs in highs.chunks(usize::from(u16::MAX)) {
         let mut few = [0u16; N];
         for &high in highs {
-            let is = is(layout.field(high));
-            few.iter_mut().zip(is).for_each(|(sum, is)| *sum += u16::from(is));
+            let holds = is(layout.field(high));
+            few.iter_mut().zip(holds).for_each(|(sum, holds)| *sum += u16::from(holds));
         }
         counts.iter_mut().zip(few).for_each(|(sum, n)| *sum += u32::from(n));
     }
@@ -247,22 +250,30 @@ mod tests {
         #[test]
         fn windows_from_the_top_are_those_by_counts(
             n_zeros in 0usize..6,
-            base in 0u16..470,
-            runs in prop::collection::vec(
-                (prop_oneof![0u16..42, Just(0), Just(31), Just(32)], 1usize..4),
-                0..8,
-            ),
+            width in 5u32..=8,
+            base in 0u16..512,
+            runs in prop::collection::vec((0u16..42, -1i16..=1, 1usize..4), 0..8),
         ) {
             let layout = Layout::new(Dtype::BF16, 1).expect("a layout");
             let mut fields = vec![0; n_zeros];
-            for (at, n) in runs {
-                fields.extend(std::iter::repeat_n(base + at, n));
+            for (at, widths, n) in runs {
+                let field = base.wrapping_add(at).wrapping_add_signed(widths << width);
+                fields.extend(std::iter::repeat_n(field % 512, n));
             }
             fields.truncate(fields.len() / 4 * 4);
             let highs: Vec<u16> = fields.iter().map(|&field| layout.high(field, 0)).collect();
-            let found = window_from_top(&highs, &layout, 32);
-            prop_assert!(found.is_none_or(|found| found == window_by_counts(&highs, &layout, 5)));
+            let counted = window_by_counts(&highs, &layout, width);
+            prop_assert_eq!(window_from_top(&highs, &layout, 1 << width, 512), Some(counted));
+            prop_assert_eq!(window(&highs, &layout, width), counted);
         }
+    }
+
+    #[test]
+    fn as_many_equal_units_as_a_sample_has() {
+        let layout = Layout::new(Dtype::BF16, 1).expect("a layout");
+        let highs = vec![layout.high(260, 0); 1 << 17];
+        assert_eq!(count_units(&highs, &layout, |field| [field == 260, field == 0]), [1 << 17, 0]);
+        assert_eq!(window(&highs, &layout, 5), window_by_counts(&highs, &layout, 5));
     }
 
     #[test]
@@ -278,7 +289,7 @@ mod tests {
             let weights = (n_zeros..1 << 16).map(|_| (0..12).map(|_| random() - 0.5).sum::<f32>());
             let mut highs: Vec<u16> = weights.map(|w| (w.to_bits() >> 16) as u16).collect();
             highs.resize(1 << 16, 0);
-            let found = window_from_top(&highs, &layout, 32).expect("few windows");
+            let found = window_from_top(&highs, &layout, 32, TRIED).expect("few windows");
             assert_eq!(found, window_by_counts(&highs, &layout, 5));
             assert_eq!(found.1 == 0, n_zeros > 0);
         }

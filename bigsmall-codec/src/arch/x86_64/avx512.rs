@@ -42,10 +42,11 @@ const FUSED_BITS: u32 = 7;
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// [`units::choose_tables`]: the costs of 64 units at once, table by table. With `FEW`, of symbols 7
-/// bits are looked at: those outside a window of at most 64, at the end of 128, cost nothing.
+/// [`units::choose_tables`] of at most `TABLES`: the costs of 64 units at once, table by table. With `FEW`, for a window
+/// of at most 64 symbols, only the low 7 bits of a symbol are looked at: [`units::OUTSIDE`] is then
+/// entry 127, which costs nothing.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn choose_tables<const FEW: bool>(
+fn choose_tables<const FEW: bool, const TABLES: usize>(
     head: &Head,
     costs: &CostTable,
     symbols: &[u8],
@@ -53,19 +54,19 @@ fn choose_tables<const FEW: bool>(
 ) {
     let n = head.tables.len();
     // SAFETY: 64 bytes are one vector.
-    let load = |bytes: &[u8; 64]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let vector = |bytes: &[u8; 64]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
     let of_tables: [[__m512i; 4]; MAX_TABLES] = costs.of_tables().each_ref().map(|of_table| {
         let parts = of_table.as_chunks().0;
-        [load(&parts[0]), load(&parts[1]), load(&parts[2]), load(&parts[3])]
+        [vector(&parts[0]), vector(&parts[1]), vector(&parts[2]), vector(&parts[3])]
     });
     let ones = _mm512_set1_epi8(1);
     ids.clear();
     for segment in symbols.chunks(head.segment) {
         let mut sums = [_mm512_setzero_si512(); MAX_TABLES];
         for symbols in segment.as_chunks::<64>().0 {
-            let symbols = load(symbols);
+            let symbols = vector(symbols);
             let in_upper_half = _mm512_movepi8_mask(symbols);
-            for t in 0..MAX_TABLES {
+            for t in 0..TABLES {
                 let [a, b, c, d] = of_tables[t];
                 let mut costs = _mm512_permutex2var_epi8(a, symbols, b);
                 if !FEW {
@@ -140,8 +141,8 @@ fn split_rows(
             let low = _mm512_and_si512(units, low);
             *value = _mm512_cvtepi16_epi8(_mm512_or_si512(sign, low));
         }
-        // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. No bit
-        // crosses a byte.
+        // Bit `row` of the eighth row goes to bit 6 of byte row `row`; bit 6 is its sign. What
+        // crosses a byte is masked away.
         let last = values[ROWS - 1];
         let bits = [
             _mm256_slli_epi16::<6>(last),
@@ -196,7 +197,7 @@ expand_units!(expand32, 4, u16, _mm512_maskz_expand_epi32);
 expand_units!(expand64, 8, u8, _mm512_maskz_expand_epi64);
 
 /// [`zeros::split`] for whole vectors; returns the bytes done, and those of the others.
-macro_rules! split_units {
+macro_rules! split_zeros_of {
     ($name:ident, $bytes:literal, $test:ident, $compress:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
         fn $name(units: &[u8], mask: &mut [u8], others: &mut [u8]) -> (usize, usize) {
@@ -219,10 +220,10 @@ macro_rules! split_units {
     };
 }
 
-split_units!(split8, 1, _mm512_test_epi8_mask, _mm512_maskz_compress_epi8);
-split_units!(split16, 2, _mm512_test_epi16_mask, _mm512_maskz_compress_epi16);
-split_units!(split32, 4, _mm512_test_epi32_mask, _mm512_maskz_compress_epi32);
-split_units!(split64, 8, _mm512_test_epi64_mask, _mm512_maskz_compress_epi64);
+split_zeros_of!(split8, 1, _mm512_test_epi8_mask, _mm512_maskz_compress_epi8);
+split_zeros_of!(split16, 2, _mm512_test_epi16_mask, _mm512_maskz_compress_epi16);
+split_zeros_of!(split32, 4, _mm512_test_epi32_mask, _mm512_maskz_compress_epi32);
+split_zeros_of!(split64, 8, _mm512_test_epi64_mask, _mm512_maskz_compress_epi64);
 
 plain_loops!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt");
 plain_delta_loops!(
@@ -264,8 +265,10 @@ impl Kernels for Avx512 {
         unsafe {
             match (head.tables.len(), head.symbol_bits) {
                 (1, _) => units::choose_tables(head, costs, symbols, ids),
-                (_, ..=6) => choose_tables::<true>(head, costs, symbols, ids),
-                _ => choose_tables::<false>(head, costs, symbols, ids),
+                (_, ..=6) => choose_tables::<true, MAX_TABLES>(head, costs, symbols, ids),
+                // Bytes have no more.
+                (..=4, _) => choose_tables::<false, 4>(head, costs, symbols, ids),
+                _ => choose_tables::<false, MAX_TABLES>(head, costs, symbols, ids),
             }
         }
     }

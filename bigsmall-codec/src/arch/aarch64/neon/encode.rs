@@ -82,7 +82,7 @@ unsafe fn load_row(table: &EncodeTable, symbols: &[u8; LANES]) -> Row {
 /// The machine must have the instructions.
 #[inline(always)]
 unsafe fn look_up_slots(table: &EncodeTable, at: uint16x8_t) -> uint16x8_t {
-    // SAFETY: as the caller promises. There is one slot more than 2 * TOTAL.
+    // SAFETY: as the caller promises. A place is below 2 * TOTAL, so there is a slot at it.
     unsafe {
         let at = vreinterpretq_u64_u16(vandq_u16(at, vdupq_n_u16(2 * TOTAL as u16 - 1)));
         let four = |at: u64| {

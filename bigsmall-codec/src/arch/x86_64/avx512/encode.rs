@@ -71,7 +71,7 @@ unsafe fn look_up_row<const BITS: u32>(table: &EncodeWords, symbols: __m256i) ->
     // SAFETY: as the caller promises.
     unsafe {
         let symbols = _mm512_cvtepu8_epi16(symbols);
-        // No closure: a large one would be no part of this function, and without its instructions.
+        // No closure: it has no target features, and a large one is not inlined.
         let [lower, upper] = table.inverse.each_ref();
         let lower = look_up::<BITS, _>(lower, symbols);
         let inverse = unpack(lower, look_up::<BITS, _>(upper, symbols));
