@@ -643,6 +643,9 @@ fn shards_alone_become_a_model() {
         options.original = original.map(Path::to_owned);
         index(path("out"), &options, &Progress::default()).unwrap_err().kind()
     };
+    std::fs::rename(path("out/x-2.bs"), path("x-2.bs")).unwrap();
+    assert_eq!(rule(None), ErrorKind::ModelIndex, "the index file names a shard that is missing");
+    std::fs::rename(path("x-2.bs"), path("out/x-2.bs")).unwrap();
     std::fs::copy(path("out/x-1.bs"), path("out/x-3.bs")).unwrap();
     assert_eq!(rule(None), ErrorKind::ModelTensor);
     std::fs::remove_file(path("out/x-3.bs")).unwrap();

@@ -15,6 +15,9 @@ use crate::error::raise;
 /// a locked one.
 static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
 
+/// The most threads: many more than a machine has cores would only wait for each other.
+const MOST_THREADS: usize = 512;
+
 /// The pool: one thread for each core, or as many as `BIGSMALL_THREADS` says.
 pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {
     let mut current = match POOL.lock() {
@@ -27,6 +30,7 @@ pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {
         return Ok(pool);
     }
     let threads = std::env::var("BIGSMALL_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let threads = threads.min(MOST_THREADS);
     let pool = match ThreadPoolBuilder::new().num_threads(threads).build() {
         Ok(pool) => pool,
         Err(e) => {

@@ -48,7 +48,7 @@ pub(crate) fn compress_folder(
     }
     if let Some(shard) = files.iter().find(|f| role(f, SHARD) != Role::Other) {
         return Err(Error::new(ErrorKind::Argument)
-            .expected("a folder without shards")
+            .expected("a folder without shards (move them elsewhere, or compress single files)")
             .found(shard.display()));
     }
     refuse_cards(folder, files)?;

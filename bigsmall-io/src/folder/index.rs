@@ -31,7 +31,8 @@ use crate::{FileReport, Progress, Report, os};
 #[non_exhaustive]
 pub struct IndexOptions {
     /// The folder that the shards were made from. With it, all its other files are copied too, and
-    /// the result is identical, byte by byte, to that of compressing it on one machine. Without it,
+    /// every file is identical, byte by byte, to that of compressing it on one machine. (Empty
+    /// folders and permission bits are not carried over.) Without it,
     /// the index file is made from the shards.
     pub original: Option<PathBuf>,
     /// Replace existing files that have other contents.
@@ -78,7 +79,8 @@ impl IndexOptions {
 ///
 /// # Errors
 /// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
-/// [`ErrorKind::ModelIndex`] for a shard that was made from another file,
+/// [`ErrorKind::ModelIndex`] for a shard that was made from another file, and for one that an index
+/// file in `dir` names, but that is not there,
 /// [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`], [`ErrorKind::Cancelled`];
 /// [`ErrorKind::Io`], also for a shard that the original has and `dir` has not.
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
@@ -152,13 +154,29 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
             let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
             out.put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
         }
-        None => {}
+        None => all_there(&folder, &files)?,
     }
     if let Some(name) = card::name(&kept) {
         out.put(Path::new(name), &card::text(&reports).as_bytes())?;
     }
     os::sync_dir(dir).in_file(dir)?;
     Ok(Report::of(reports).with_list(&list))
+}
+
+/// An error if an index file names a shard that is not there.
+fn all_there(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
+    let mut bytes = IndexBytes::default();
+    for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
+        let (_, index) = ModelIndex::read(&folder.open_file(name)?, &mut bytes).in_file(name)?;
+        let beside = name.parent().unwrap_or(Path::new(""));
+        if let Some(shard) = index.shards().into_iter().find(|s| !files.contains(&beside.join(s))) {
+            return Err(Error::new(ErrorKind::ModelIndex)
+                .in_file(name)
+                .expected(format!("{shard:?}, which it names; or no such index file"))
+                .found("no shard of that name"));
+        }
+    }
+    Ok(())
 }
 
 /// The shards of one model directly in a folder: those with a number, without variants; or all but

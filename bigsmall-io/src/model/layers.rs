@@ -61,14 +61,10 @@ pub fn layer_of(name: &str) -> &str {
 /// not a layer.
 fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
     let number = |c: &str| c.parse::<u64>().ok().filter(|_| c.bytes().all(|b| b.is_ascii_digit()));
-    let mut end = 0;
+    let (mut begin, mut before) = (0, "");
     let mut fallback = None;
-    let mut before = "";
-    let module_len = name.rsplit_once('.')?.0.len();
-    while end < module_len {
-        let begin = if end == 0 { 0 } else { end + 1 };
-        end = name[begin..].find('.').map_or(name.len(), |n| begin + n);
-        let component = &name[begin..end];
+    for component in name.rsplit_once('.')?.0.split('.') {
+        let end = begin + component.len();
         if ALONE.contains(&component) {
             return Some((&name[..end], &name[..end], 0));
         }
@@ -81,7 +77,7 @@ fn stack_of(name: &str) -> Option<(&str, &str, u64)> {
             }
             fallback.get_or_insert(found);
         }
-        before = component;
+        (begin, before) = (end + 1, component);
     }
     fallback
 }
@@ -139,6 +135,13 @@ struct Key {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn any_name_has_a_layer(name in "[.a0-9é]{0,12}") {
+            assert!(name.starts_with(layer_of(&name)));
+        }
+    }
+
     #[test]
     fn layers_are_found_as_checkpoints_spell_them() {
         let cases = [
@@ -185,6 +188,10 @@ mod tests {
             ("w", "w"),
             ("", ""),
             ("a..b", "a."),
+            ("..w", "."),
+            (".a.w", ".a"),
+            ("..", "."),
+            (".layers.3.w", ".layers.3"),
             ("layers.weight", "layers"),
             ("layers.0", "layers"),
             ("layers.+1.w", "layers.+1"),

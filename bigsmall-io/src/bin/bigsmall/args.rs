@@ -32,7 +32,8 @@ pub(crate) enum Command {
     /// times, owners and other attributes. An index file that disagrees with the weights is copied
     /// too.
     ///
-    /// After a job that was killed, the same command goes on with the shards that were finished.
+    /// After a job that crashed or was killed by SIGKILL, the same command goes on with the shards
+    /// that were finished. After Ctrl-C or SIGTERM nothing is left.
     ///
     /// From a URL, one shard after the other is read, in pieces, and only the result is written.
     /// From hf://owner/name, files are compared with the SHA-256s that the Hub lists.
@@ -42,7 +43,9 @@ pub(crate) enum Command {
     /// What is kept of a folder says `bigsmall compress --help`.
     #[command(alias = "decompress")]
     Restore(Restore),
-    /// Check everything: checksums, decoding, the SHA-256 of the original.
+    /// Check shards: checksums, decoding, the SHA-256 of the original.
+    ///
+    /// Other files of a model folder are copies without checksums, which nothing can check.
     Verify(Verify),
     /// Show what is in a model, compressed or not: tensors, metadata, sizes.
     Inspect(Inspect),
