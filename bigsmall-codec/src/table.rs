@@ -254,8 +254,8 @@ pub(crate) struct EncodeTable {
     pub(crate) slots: Box<RankedSlots>,
 }
 
-/// The slots of the ranks of all symbols, twice. One more entry, because gathers of AVX2 read two at
-/// each.
+/// The slots of the ranks of all symbols, twice. One more entry, because gathers of AVX2 read two
+/// at each.
 pub(crate) type RankedSlots = [u16; 2 * TOTAL as usize + 1];
 
 /// [`EncodeTable`] for AVX-512, which looks up columns of 16 bits in registers. Aligned, so that no

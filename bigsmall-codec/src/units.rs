@@ -195,8 +195,8 @@ pub(crate) fn replace_exceptions(
     Ok(true)
 }
 
-/// How many bytes ahead units are prefetched as they are taken apart: the prefetcher of the processor
-/// stops at the end of each page.
+/// How many bytes ahead units are prefetched as they are taken apart: the prefetcher of the
+/// processor stops at the end of each page.
 const AHEAD: usize = 2048;
 
 /// The groups of `units`. To take one prefetches the bytes [`AHEAD`] of it.
@@ -214,8 +214,8 @@ pub(crate) fn groups_ahead(units: &[u8], unit_bytes: usize) -> impl Iterator<Ite
 }
 
 /// Takes whole groups of units apart: into symbols, or [`OUTSIDE`], and packed residuals, each of
-/// exactly their length. `widths` has an entry for each group; if the dtype has low bits, it becomes
-/// the number of those that the group needs.
+/// exactly their length. `widths` has an entry for each group; if the dtype has low bits, it
+/// becomes the number of those that the group needs.
 #[inline(always)]
 pub(crate) fn split_units(
     head: &Head,

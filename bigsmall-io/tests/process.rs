@@ -6,6 +6,7 @@
 mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -101,7 +102,7 @@ fn ctrl_c_leaves_nothing_half_written() {
         &["compress", "folder", "-o", "target", "--level", "small"],
     ];
     let mut stopped = 0;
-    for signal in ["INT", "TERM"] {
+    for (signal, number) in [("INT", 2), ("TERM", 15)] {
         for args in jobs {
             for millis in [3, 15, 40] {
                 let mut child = command(d, args).spawn().unwrap();
@@ -117,7 +118,7 @@ fn ctrl_c_leaves_nothing_half_written() {
                     } else {
                         std::fs::remove_file(target).unwrap();
                     }
-                } else if status.code() == Some(1) {
+                } else if status.signal() == Some(number) {
                     stopped += 1;
                     assert_eq!(names(d), before, "{args:?} {signal} after {millis} ms");
                 }
@@ -139,14 +140,14 @@ fn a_signal_ends_index_while_it_copies_a_file() {
     let compress = ["compress", "model/m.safetensors", "-o", "out/m.bs"];
     assert!(command(d, &compress).status().unwrap().success());
     std::fs::File::create(d.join("model/large")).unwrap().set_len(4 << 30).unwrap();
-    for signal in ["INT", "TERM"] {
+    for (signal, number) in [("INT", 2), ("TERM", 15)] {
         let mut child = command(d, &["index", "out", "--original", "model"]).spawn().unwrap();
         while names(&d.join("out")).len() < 2 && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let pid = child.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(1), "{signal}");
+        assert_eq!(child.wait().unwrap().signal(), Some(number), "{signal}");
         assert_eq!(names(&d.join("out")), ["m.bs"], "{signal}");
     }
 }

@@ -113,9 +113,10 @@ pub(super) fn window(highs: &[u16], layout: &Layout, symbol_bits: u32) -> (u16, 
 }
 
 /// [`window`] of `width` fields, tried from the greatest field down. Few weights are near the
-/// greatest one, so that a window soon leaves out more units above it than the best one in all. Each
-/// step counts the units of two fields, which takes much less time than counting those of every
-/// field. `None` where more than `most` windows had to be tried, as in samples with an infinity.
+/// greatest one, so that a window soon leaves out more units above it than the best one in all.
+/// Each step counts the units of two fields, which takes much less time than counting those of
+/// every field. `None` where more than `most` windows had to be tried, as in samples with an
+/// infinity.
 #[inline(always)]
 fn window_from_top(highs: &[u16], layout: &Layout, width: u16, most: usize) -> Option<(u16, u16)> {
     let greatest = highs.iter().map(|&high| layout.field(high)).max().unwrap_or(0);

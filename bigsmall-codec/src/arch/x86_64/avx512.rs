@@ -42,9 +42,9 @@ const FUSED_BITS: u32 = 7;
 /// The packed residual of one group.
 type Residual = [u8; FUSED_BITS as usize * LANES];
 
-/// [`units::choose_tables`] of at most `TABLES`: the costs of 64 units at once, table by table. With `FEW`, for a window
-/// of at most 64 symbols, only the low 7 bits of a symbol are looked at: [`units::OUTSIDE`] is then
-/// entry 127, which costs nothing.
+/// [`units::choose_tables`] of at most `TABLES`: the costs of 64 units at once, table by table.
+/// With `FEW`, for a window of at most 64 symbols, only the low 7 bits of a symbol are looked at:
+/// [`units::OUTSIDE`] is then entry 127, which costs nothing.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn choose_tables<const FEW: bool, const TABLES: usize>(
     head: &Head,

@@ -56,6 +56,9 @@ fn main() -> ExitCode {
         Err(error) => {
             let hint = hint(&error).unwrap_or_default();
             let _ = writeln!(std::io::stderr(), "bigsmall: {}{hint}", Chain(&error));
+            if error.kind() == ErrorKind::Cancelled {
+                signals::end_by_signal();
+            }
             ExitCode::from(match error.class() {
                 Class::Usage => 2,
                 Class::Corrupt => 3,
