@@ -239,7 +239,9 @@ pub fn restore_files(
 
 /// Checks every byte of the shard `input`, or of every shard in a folder. Decodes all tensors and
 /// compares the SHA-256 of the resulting file with that of the original. Compares stored MD5s too.
-/// Writes nothing. Ends at the first error.
+/// Writes nothing. The error is that of the first damaged shard; of a folder the others are checked
+/// all the same, and each further damaged one is a warning
+/// ([`Progress::on_warning`](crate::Progress::on_warning)).
 ///
 /// Memory: at most 256 MiB and 4 times the index.
 ///

@@ -46,8 +46,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Has the job call `warn` with what a user should know before the job goes on: that it will
-    /// write far more than it reads. One line of text.
+    /// Has the job call `warn` with what a user should know while the job goes on: that it will
+    /// write far more than it reads, or that another shard is damaged. One line of text.
     ///
     /// ```
     /// let progress = bigsmall_io::Progress::default().on_warning(|text| eprintln!("{text}"));

@@ -423,6 +423,47 @@ fn a_folder_is_compressed_and_restored() {
 
 /// The command prints every cause once, and so does whoever walks the chain of sources.
 #[test]
+fn verify_checks_all_inputs_and_names_all_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    assert_eq!(code(d, &["compress", "m.safetensors", "-o", "m.bs"]), 0);
+    let good = std::fs::read(d.join("m.bs")).unwrap();
+    let bad = |name: &str| {
+        let mut bytes = good.clone();
+        let n = bytes.len();
+        bytes[n / 2] ^= 1;
+        std::fs::write(d.join(name), bytes).unwrap();
+    };
+    std::fs::create_dir(d.join("folder")).unwrap();
+    for name in ["folder/a.bs", "folder/c.bs", "x.bs"] {
+        bad(name);
+    }
+    std::fs::write(d.join("folder/b.bs"), &good).unwrap();
+    let said = |args: &[&str]| {
+        let output = bigsmall(d, args);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = said(&["verify", "folder"]);
+    assert_eq!((code, text.lines().count()), (Some(3), 2), "{text}");
+    assert!(text.contains("a.bs") && text.contains("c.bs") && !text.contains("b.bs"), "{text}");
+    let (code, text) = said(&["verify", "x.bs", "m.bs", "nowhere.bs", "folder/c.bs"]);
+    assert_eq!((code, text.lines().count()), (Some(3), 3), "{text}");
+    for name in ["x.bs", "nowhere.bs", "folder/c.bs"] {
+        assert_eq!(text.matches(name).count(), 1, "{text}");
+    }
+    std::fs::copy(d.join("m.bs"), d.join("folder/a.bs")).unwrap();
+    std::fs::remove_file(d.join("folder/c.bs")).unwrap();
+    let both = json(d, &["verify", "m.bs", "folder", "--json"]);
+    let names: Vec<_> = both["files"].as_array().unwrap().iter().map(|f| &f["name"]).collect();
+    assert_eq!(names, ["m.bs", "folder/a.bs", "folder/b.bs"]);
+    let one = json(d, &["verify", "m.bs", "--json"]);
+    let n = |report: &Value| report["original_bytes"].as_u64().unwrap();
+    assert_eq!(n(&both), 3 * n(&one));
+    assert_eq!(said(&["verify", "m.bs", "x.bs", "--against", "hf://o/n"]).0, Some(2));
+}
+
+#[test]
 fn every_cause_is_printed_once() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bigsmall_format::Shard;
 use bigsmall_format::internal::len_of;
+use bigsmall_format::{Class, Shard};
 
 use crate::base::find::find;
 use crate::base::model::BaseModel;
@@ -191,7 +191,7 @@ fn is_restored(left: &Path, shard: &Shard<Source>, progress: &Progress) -> Resul
     Ok(found.is_ok_and(|found| found == Some(shard.sha256())))
 }
 
-/// Verifies every shard of a folder; see [`verify`](crate::verify).
+/// Verifies every shard of a folder, also after a damaged one; see [`verify`](crate::verify).
 pub(crate) fn verify_folder(
     folder: &Folder,
     options: &RestoreOptions,
@@ -199,14 +199,22 @@ pub(crate) fn verify_folder(
 ) -> Result<Report> {
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let (listing, _, _) = check_shards(folder, &base, options, progress)?;
-    let mut reports = Vec::new();
+    let (mut reports, mut damage) = (Vec::new(), None);
     for name in weights(&listing.files, SHARD)? {
         let report = open_shard(folder, name, &base, progress)
             .and_then(|(shard, bases)| {
                 restore_shard(&shard, &bases, folder.is_remote(), None, options, progress)
             })
-            .in_file(name)?;
-        reports.push(named(report, name));
+            .in_file(name);
+        match report {
+            Ok(report) => reports.push(named(report, name)),
+            Err(error) if error.class() != Class::Corrupt => return Err(error),
+            Err(error) if damage.is_none() => damage = Some(error),
+            Err(error) => progress.warn(&format!("another damaged shard: {error}")),
+        }
     }
-    Ok(Report::of(reports).with_list(&listing))
+    match damage {
+        Some(error) => Err(error),
+        None => Ok(Report::of(reports).with_list(&listing)),
+    }
 }

@@ -248,7 +248,9 @@ def verify(
         progress: As in `compress`.
 
     Raises:
-        BigsmallError: Something is damaged; `.file`, `.tensor` and `.offset` say where.
+        BigsmallError: Something is damaged; `.file`, `.tensor` and `.offset` say where. Of a
+            folder the other shards are checked all the same; each further damaged one is a
+            `UserWarning`.
         KeyboardInterrupt: Ctrl-C.
     """
     folder = hidden, max_files, max_depth

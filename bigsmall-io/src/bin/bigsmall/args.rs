@@ -275,9 +275,10 @@ pub(crate) struct Restore {
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// A shard, a folder of shards, or a URL: https://, hf://owner/name, s3://, gs://, az://.
-    #[arg(value_parser = input())]
-    pub(crate) input: PathBuf,
+    /// Shards, folders of shards, or URLs: https://, hf://owner/name, s3://, gs://, az://. All are
+    /// checked, also after a damaged one.
+    #[arg(value_parser = input(), value_name = "INPUT", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) bases: Bases,
     /// Threads that decode; 0 means one for each core.

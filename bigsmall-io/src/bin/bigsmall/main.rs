@@ -14,7 +14,7 @@ mod signals;
 mod size;
 
 use std::io::{IsTerminal as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -147,10 +147,15 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
                 .folder(a.folder.options());
             options.bases = a.bases.base;
             let Some(hub) = &a.against else {
-                let report = bigsmall_io::verify(&a.input, &options, progress)?;
+                let report = verify_all(&a.inputs, &options, progress)?;
                 return Ok(show("verified", &report, begin, a.json));
             };
-            let (report, compared) = verify_against(&a.input, hub, &options, progress)?;
+            let [input] = &a.inputs[..] else {
+                return Err(Error::new(ErrorKind::Argument)
+                    .expected("one folder to compare with --against")
+                    .found(a.inputs.len()));
+            };
+            let (report, compared) = verify_against(input, hub, &options, progress)?;
             let shown = show("verified", &report, begin, a.json);
             Ok(if a.json { shown } else { shown + &same_as(hub, compared) })
         }
@@ -179,6 +184,38 @@ fn run(command: Command, progress: &Progress) -> Result<String> {
         }
         Command::Bench(a) => bench(&a, progress),
     }
+}
+
+/// Verifies several inputs, also after one that is damaged or missing. The first error is returned,
+/// the others are printed.
+fn verify_all(inputs: &[PathBuf], options: &RestoreOptions, progress: &Progress) -> Result<Report> {
+    let (mut all, mut first) = (Report::default(), None);
+    for input in inputs {
+        match bigsmall_io::verify(input, options, progress) {
+            Ok(mut report) if inputs.len() > 1 => {
+                // Of which input a file is.
+                let is_folder = report.files.len() != 1 || input.is_dir();
+                for file in &mut report.files {
+                    file.name = match is_folder {
+                        true => input.join(&file.name).to_string_lossy().into_owned(),
+                        false => input.to_string_lossy().into_owned(),
+                    };
+                }
+                all.original_bytes += report.original_bytes;
+                all.compressed_bytes += report.compressed_bytes;
+                all.files.append(&mut report.files);
+                all.left_out.append(&mut report.left_out);
+                all.links_out.append(&mut report.links_out);
+            }
+            Ok(report) => all = report,
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) if first.is_none() => first = Some(error),
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "bigsmall: {}", Chain(&error));
+            }
+        }
+    }
+    first.map_or(Ok(all), Err)
 }
 
 /// Why shards are larger than their originals, if they are.
