@@ -29,6 +29,9 @@ use crate::{CompressOptions, Progress, Report, RestoreOptions, os};
 /// [`Model::open`](crate::Model::open): one shard after the other is read, in pieces, and no more
 /// of it is kept. What comes from the Hub is compared with the SHA-256 of the Hub's list.
 ///
+/// If no tensor is stored as differences from a base that was given, that is a warning
+/// ([`Progress::on_warning`](crate::Progress::on_warning)).
+///
 /// The written bytes are read back, decoded and compared with the original before the output is
 /// renamed into place. So `output` is absent, unchanged, or complete. Memory: at most 256 MiB and
 /// 4 times the index, for a model of any size.
@@ -62,7 +65,9 @@ pub fn compress(
     options.check_output(output)?;
     let source = match open_original(input, progress)? {
         Input::Folder(folder) => {
-            return compress_folder(input, &folder, output, options, progress);
+            let report = compress_folder(input, &folder, output, options, progress)?;
+            say_unused(options, &report, progress);
+            return Ok(report);
         }
         Input::File(source) => source,
     };
@@ -72,7 +77,19 @@ pub fn compress(
     let report = compress_opened(&source, Path::new(&name), base, output, options, progress);
     let mut report = report.map_err(|e| e.in_input(name))?;
     report.name = crate::report::file_name(input);
-    Ok(Report::of(vec![report]))
+    let report = Report::of(vec![report]);
+    say_unused(options, &report, progress);
+    Ok(report)
+}
+
+/// Warns if the bases were of no use.
+fn say_unused(options: &CompressOptions, report: &Report, progress: &Progress) {
+    if !options.bases.is_empty() && report.files.iter().all(|f| f.n_deltas + f.n_inherited == 0) {
+        progress.warn(
+            "no tensor is stored as differences: the base has none of the same name, dtype and \
+             shape, or they differ too much",
+        );
+    }
 }
 
 /// Compresses the safetensors file in `source` to the shard `output`. The source may be bytes in

@@ -464,6 +464,27 @@ fn verify_checks_all_inputs_and_names_all_damage() {
 }
 
 #[test]
+fn a_base_of_another_model_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    model(d);
+    std::fs::create_dir(d.join("in")).unwrap();
+    std::fs::copy(d.join("m.safetensors"), d.join("in/m.safetensors")).unwrap();
+    let other = common::tensor("other", safetensors::Dtype::U8, &[1], vec![1]);
+    common::write(&d.join("other.safetensors"), &[other]);
+    for (base, n) in [("other.safetensors", 1), ("m.safetensors", 0)] {
+        for input in ["m.safetensors", "in"] {
+            let output = bigsmall(d, &["compress", input, "-o", "out", "--force", "--base", base]);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{text}");
+            assert_eq!(text.matches("no tensor is stored as differences").count(), n, "{text}");
+            let removed = std::fs::remove_file(d.join("out"));
+            removed.or_else(|_| std::fs::remove_dir_all(d.join("out"))).unwrap();
+        }
+    }
+}
+
+#[test]
 fn every_cause_is_printed_once() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
