@@ -141,9 +141,13 @@ impl Checkpoint {
         let mut missing: Vec<&str> =
             names.into_iter().filter(|name| !picked.contains_key(name)).collect();
         missing.sort_unstable();
-        missing.extend(prefixes.iter().zip(used).filter(|(_, used)| !used).map(|(name, _)| name));
         if !missing.is_empty() {
             return Err(self.missing(&missing));
+        }
+        missing.extend(prefixes.iter().zip(used).filter(|(_, used)| !used).map(|(name, _)| name));
+        if !missing.is_empty() {
+            let whole = "a prefix of whole parts of a name, such as layers.0 of layers.0.weight";
+            return Err(self.missing(&missing).expected(whole));
         }
         Ok(picked.into_values().collect())
     }

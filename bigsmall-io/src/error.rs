@@ -71,7 +71,7 @@ kinds! {
     Argument: Usage, "an argument is wrong";
     OutputExists: Usage, "the output exists";
     OutputHoldsMore: Usage, "the output folder holds files that are not replaced";
-    SameFile: Usage, "input and output are the same file";
+    SameFile: Usage, "input and output are the same, or one lies within the other";
     TensorMissing: Usage, "no tensor of that name";
     FeatureMissing: Unsupported, "this build lacks a feature";
     Memory: Limit, "not enough memory";

@@ -108,7 +108,7 @@ fn what_cannot_be_extracted_says_why_and_leaves_nothing() {
         (2, &["m.bs", "-o", "x", "--tensor", "no", "--tensor", "nein"], r#"also missing: "no""#),
         (2, &["m.safetensors", "-o", "x", "--prefix", "model.layer"], r#"tensor "model.layer""#),
         (2, &["two", "-o", "x", "--tensor", "same"], "two files with it"),
-        (2, &["m.bs", "-o", "m.bs", "--force", "--tensor", name], "same file"),
+        (2, &["m.bs", "-o", "m.bs", "--force", "--tensor", name], "are the same"),
         (2, &["two", "-o", "two/a.safetensors", "--force", "--tensor", "same"], ""),
         (2, &["m.bs", "-o", "m.safetensors", "--tensor", name], "--force"),
         (2, &["m.bs", "-o", "-", "--tensor", name], "./-"),

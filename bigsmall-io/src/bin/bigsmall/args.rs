@@ -28,7 +28,7 @@ pub(crate) enum Command {
     ///
     /// In a folder, weights are compressed, and all other files are copied. Kept are names,
     /// contents, permission bits of files, and empty folders. Links are followed: the output has
-    /// what they lead to. Hidden files are left out (see --hidden), what downloads leave, and
+    /// what they lead to. Not kept are hidden files (see --hidden), what interrupted downloads left,
     /// times, owners and other attributes. An index file that disagrees with the weights is copied
     /// too.
     ///

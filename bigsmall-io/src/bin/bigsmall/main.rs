@@ -250,7 +250,7 @@ fn left_out(report: &Report) -> String {
     let first = report.left_out.iter().take(3).map(|name| Shown::name(name).to_string());
     let more = if n > 3 { format!(" and {} more", n - 3) } else { String::new() };
     let names = first.collect::<Vec<String>>().join(", ");
-    let hint = "--hidden takes hidden files, but no .git and no rests of downloads";
+    let hint = "--hidden takes hidden files, but never a .git or what interrupted downloads left";
     format!("left out {names}{more} ({hint})\n")
 }
 
