@@ -28,9 +28,9 @@ pub(crate) enum Command {
     ///
     /// In a folder, weights are compressed, and all other files are copied. Kept are names,
     /// contents, permission bits of files, and empty folders. Links are followed: the output has
-    /// what they lead to. Not kept are hidden files (see --hidden), what interrupted downloads left,
-    /// times, owners and other attributes. An index file that disagrees with the weights is copied
-    /// too.
+    /// what they lead to. Not kept are hidden files (see --hidden), what interrupted downloads
+    /// left, times, owners and other attributes. An index file that disagrees with the weights is
+    /// copied too.
     ///
     /// After a job that crashed or was killed by SIGKILL, the same command goes on with the shards
     /// that were finished. After Ctrl-C or SIGTERM nothing is left.
