@@ -386,17 +386,26 @@ impl Kernels for Avx512 {
     delta_methods!(values512, merge512, partition512);
 
     fn encode(&self, head: &Head, mut jobs: &mut [EncodeJob<'_>]) {
-        let len = |job: &EncodeJob<'_>| job.symbols.len();
-        while let Some(first) = jobs.first().map(len) {
-            let equal = jobs.iter().take_while(|job| len(job) == first).count();
-            let n = [4, 2, 1].into_iter().find(|&n| n <= equal).unwrap_or(1);
+        jobs.iter_mut().for_each(|job| *job.begin = job.words.len());
+        // As in decoding, blocks go together unless one is more than twice as long as another.
+        let together = |jobs: &[EncodeJob<'_>]| {
+            let lens = || jobs.iter().map(|job| job.symbols.len());
+            2 * lens().min().unwrap_or(0) >= lens().max().unwrap_or(0)
+        };
+        while !jobs.is_empty() {
+            let n = [4, 2].into_iter().find(|&n| jobs.get(..n).is_some_and(together)).unwrap_or(1);
             let (now, rest) = jobs.split_at_mut(n);
             // SAFETY: `self` is the proof that the machine has the instructions.
             unsafe {
-                match n {
-                    4 => encode::<4>(head, now.try_into().expect("four jobs")),
-                    2 => encode::<2>(head, now.try_into().expect("two jobs")),
-                    _ => encode::<1>(head, now.try_into().expect("one job")),
+                // What the shorter blocks leave of the longer ones, two and one at a time.
+                if let Ok(four) = now.try_into() {
+                    encode::<4>(head, four);
+                }
+                for now in now.chunks_mut(2) {
+                    if let Ok(two) = now.try_into() {
+                        encode::<2>(head, two);
+                    }
+                    now.iter_mut().for_each(|job| encode(head, std::array::from_mut(job)));
                 }
             }
             jobs = rest;

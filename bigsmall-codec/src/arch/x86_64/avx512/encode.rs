@@ -267,22 +267,25 @@ unsafe fn encode_group<const N: usize, const BITS: u32, const ROUNDS: usize>(
     }
 }
 
-/// Encodes blocks that all have the same number of groups.
+/// Encodes the last groups of each block, as many as the shortest one has, and takes them off: of
+/// the words those before `begin` are free.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")]
 pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N]) {
-    assert!(jobs.iter().all(|job| job.words.len() >= job.symbols.len()), "a word a symbol");
+    assert!(jobs.iter().all(|job| *job.begin <= job.words.len()), "free words");
+    assert!(jobs.iter().all(|job| *job.begin >= job.symbols.len()), "a word a symbol");
     let groups = jobs.each_ref().map(|job| {
         let rows = job.symbols.as_chunks::<LANES>().0;
         rows.as_chunks::<ROWS>().0
     });
     let group_tables = jobs.each_ref().map(|job| job.group_tables);
     let mut states = jobs.each_ref().map(|job| States::load(job.states));
-    let mut room = jobs.each_ref().map(|job| job.words.len());
+    let mut room = jobs.each_ref().map(|job| *job.begin);
     let words = jobs.each_mut().map(|job| job.words.as_mut_ptr());
-    assert!(groups.iter().all(|of| of.len() == groups[0].len()), "the same number of groups");
-    for group in (0..groups[0].len()).rev() {
-        let tables = group_tables.map(|tables| head.encode_words(tables[group]));
-        let groups = groups.map(|groups| &groups[group]);
+    let mut left = groups.map(<[_]>::len);
+    for _ in 0..left.into_iter().min().unwrap_or(0) {
+        left = left.map(|left| left - 1);
+        let tables = std::array::from_fn(|i| head.encode_words(group_tables[i][left[i]]));
+        let groups = std::array::from_fn(|i| &groups[i][left[i]]);
         macro_rules! group {
             ($bits:literal, $rounds:literal) => {{
                 let (states, room) = (&mut states, &mut room);
@@ -303,8 +306,9 @@ pub(super) fn encode<const N: usize>(head: &Head, jobs: &mut [EncodeJob<'_>; N])
             _ => group!(8, 0),
         }
     }
-    for ((job, states), room) in jobs.iter_mut().zip(states).zip(room) {
-        states.store(job.states);
-        *job.begin = room;
+    for (i, job) in jobs.iter_mut().enumerate() {
+        states[i].store(job.states);
+        *job.begin = room[i];
+        job.symbols = groups[i][..left[i]].as_flattened().as_flattened();
     }
 }
