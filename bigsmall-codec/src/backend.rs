@@ -276,7 +276,7 @@ mod tests {
         });
         let tables = tables.to_vec();
         let coded: Vec<_> = tables.iter().map(symbols_of).collect();
-        let common: Vec<_> = tables.iter().map(FrequencyTable::most_frequent).collect();
+        let common: Vec<_> = tables.iter().map(|table| table.most_frequent(|_| true)).collect();
         let head = Head::new(2, layout, layout.field_bits, (0, 0), GROUP, vec![], tables);
         let stand_ins = StandIns::new(&head);
         let ids = [0, 1, 0];

@@ -21,6 +21,12 @@ pub(crate) const LANES: usize = 32;
 /// Lower bound of a lane's state.
 pub(crate) const STATE_MIN: u32 = 1 << 16;
 
+/// Whether it pays to code blocks together that have at least and at most so many groups. What only
+/// the longer ones have is coded alone.
+pub(crate) fn go_together(least: usize, most: usize) -> bool {
+    most / 2 <= least
+}
+
 /// The upper and the lower halves of all states.
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) fn halves(states: &[u32; LANES]) -> [[u16; LANES]; 2] {

@@ -133,7 +133,7 @@ impl FrequencyTable {
     /// The same table, `symbol` coded at least once in 4096: the most frequent one gives a part.
     pub(crate) fn with_symbol(mut self, symbol: usize) -> FrequencyTable {
         if self.freqs[symbol] == 0 {
-            let most = usize::from(self.most_frequent());
+            let most = usize::from(self.most_frequent(|_| true));
             self.freqs[most] -= 1;
             self.freqs[symbol] = 1;
         }
@@ -157,15 +157,12 @@ impl FrequencyTable {
         self.freqs.iter().map(cost).collect()
     }
 
-    /// The most frequent symbol, the smallest among equals: it stands in for exceptions.
-    pub(crate) fn most_frequent(&self) -> u8 {
-        let mut best = 0;
-        for (s, &f) in self.freqs.iter().enumerate() {
-            if f > self.freqs[best] {
-                best = s;
-            }
-        }
-        best as u8
+    /// The most frequent symbol of those for which `counts` holds, the smallest among equals: it
+    /// stands in for exceptions.
+    pub(crate) fn most_frequent(&self, counts: impl Fn(usize) -> bool) -> u8 {
+        // Of equals `max_by_key` returns the last.
+        let symbols = (0..self.freqs.len()).rev().filter(|&s| counts(s));
+        symbols.max_by_key(|&s| self.freqs[s]).unwrap_or(0) as u8
     }
 
     /// Appends the table: for each symbol the bit length of its frequency in 4 bits, then the bits

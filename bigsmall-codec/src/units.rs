@@ -23,7 +23,7 @@ const SUMMED: usize = (u16::MAX / MAX_COST) as usize;
 /// would count it in full, but they made files of real weights larger.
 pub(crate) struct CostTable {
     of_symbols: Box<[[u16; MAX_TABLES]; 256]>,
-    /// The same for each table.
+    /// The same for each table, in bytes, as AVX-512 looks them up.
     #[cfg(target_arch = "x86_64")]
     of_tables: Box<[[u8; 256]; MAX_TABLES]>,
 }
@@ -122,9 +122,7 @@ impl StandIns {
         let each = head.tables.iter().map(|table| {
             let freqs = table.freqs();
             let coded = |s: usize| freqs.get(s).is_some_and(|&f| f > 0) && !is_ambiguous(s);
-            // The most frequent one, the smallest among equals; every table codes two.
-            let common = (0..freqs.len()).rev().filter(|&s| coded(s)).max_by_key(|&s| freqs[s]);
-            let common = common.unwrap_or(0) as u8;
+            let common = table.most_frequent(coded);
             let map = std::array::from_fn(|s| if coded(s) { s as u8 } else { common });
             // Of bytes with a sign those below 0 are the last symbols, so neighbours go round.
             let near = |step: u8| {
@@ -199,18 +197,17 @@ pub(crate) fn replace_exceptions(
 /// processor stops at the end of each page.
 const AHEAD: usize = 2048;
 
-/// The groups of `units`. To take one prefetches the bytes [`AHEAD`] of it.
+/// The groups of `units`. Taking one prefetches as many bytes, [`AHEAD`] further on.
 #[inline(always)]
 pub(crate) fn groups_ahead(units: &[u8], unit_bytes: usize) -> impl Iterator<Item = &[u8]> {
-    let group = GROUP * unit_bytes;
-    units
-        .chunks_exact(group)
-        .enumerate()
-        .inspect(move |(g, _)| {
-            let soon = (g * group + AHEAD)..((g + 1) * group + AHEAD);
-            units.get(soon).into_iter().for_each(prefetch);
-        })
-        .map(|(_, units)| units)
+    let len = GROUP * unit_bytes;
+    units.chunks_exact(len).enumerate().map(move |(g, group)| {
+        let soon = g * len + AHEAD;
+        if let Some(soon) = units.get(soon..soon + len) {
+            prefetch(soon);
+        }
+        group
+    })
 }
 
 /// Takes whole groups of units apart: into symbols, or [`OUTSIDE`], and packed residuals, each of

@@ -125,7 +125,9 @@ pub fn compress_from(
     let base = BaseModel::open_all(&options.bases, options.folder, &progress.stop())?;
     let base = Against::new(&base).named(&options.base_names);
     let report = compress_to(source, None, base, output.as_ref(), options, progress, unchecked)?;
-    Ok(Report::of(vec![report]))
+    let report = Report::of(vec![report]);
+    say_unused(options, &report, progress);
+    Ok(report)
 }
 
 /// Restores the shard `input` to the safetensors file `output`, or a folder of shards to the model

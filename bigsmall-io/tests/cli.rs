@@ -474,7 +474,7 @@ fn a_base_of_another_model_is_said() {
     common::write(&d.join("other.safetensors"), &[other]);
     for (base, n) in [("other.safetensors", 1), ("m.safetensors", 0)] {
         for input in ["m.safetensors", "in"] {
-            let output = bigsmall(d, &["compress", input, "-o", "out", "--force", "--base", base]);
+            let output = bigsmall(d, &["compress", input, "-o", "out", "--base", base]);
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success(), "{text}");
             assert_eq!(text.matches("no tensor is stored as differences").count(), n, "{text}");

@@ -15,8 +15,8 @@ use crate::error::raise;
 /// a locked one.
 static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
 
-/// The most threads: many more than a machine has cores would only wait for each other.
-const MOST_THREADS: usize = 512;
+/// The most threads, as in the command. One thread hashes, so more would be idle.
+const MOST_THREADS: usize = 256;
 
 /// The pool: one thread for each core, or as many as `BIGSMALL_THREADS` says.
 pub(crate) fn pool(py: Python<'_>) -> PyResult<&'static ThreadPool> {

@@ -13,7 +13,7 @@ use crate::block::sections::{
 use crate::columns::Columns;
 use crate::deflate::inflate;
 use crate::head::Head;
-use crate::kernels::{Job, Kernels, STATE_MIN};
+use crate::kernels::{Job, Kernels, STATE_MIN, go_together};
 use crate::planes::{GROUP, packed_len};
 use crate::scratch::{Pool, with_scratch};
 use crate::units::low_len;
@@ -258,11 +258,10 @@ fn decode_blocks(
 }
 
 impl Pending<'_, '_> {
-    /// Whether it pays to decode both together: groups that only the longer one has are decoded
-    /// alone.
+    /// [`go_together`].
     fn goes_with(&self, other: &Self) -> bool {
         let [a, b] = [self, other].map(|block| block.sections.n_groups);
-        a.max(b) / 2 <= a.min(b)
+        go_together(a.min(b), a.max(b))
     }
 }
 

@@ -148,7 +148,7 @@ fn window_from_top(highs: &[u16], layout: &Layout, width: u16, most: usize) -> O
     None
 }
 
-/// How many units `is` holds for, for each of its conditions on a unit's field.
+/// `is` has conditions on the field of a unit. For each, how many units it holds for.
 #[inline(always)]
 fn count_units<const N: usize>(
     highs: &[u16],

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bigsmall_format::internal::len_of;
-use bigsmall_format::{Header, Limits, ReadAt, Shard};
+use bigsmall_format::{Header, Limits, ReadAt, Shard, TensorSpec};
 
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::folder::card;
@@ -78,10 +78,10 @@ impl IndexOptions {
 /// cancel: each file is then absent, old or complete, and the next run makes what is missing.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards,
-/// [`ErrorKind::ModelIndex`] for a shard that was made from another file, and for one that an index
-/// file in `dir` names, but that is not there,
-/// [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`], [`ErrorKind::Cancelled`];
+/// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards, and for an index
+/// file in `dir` that disagrees with the shards; [`ErrorKind::ModelIndex`] for a shard that was made
+/// from another file; [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`],
+/// [`ErrorKind::Cancelled`];
 /// [`ErrorKind::Io`], also for a shard that the original has and `dir` has not.
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
@@ -139,10 +139,8 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
                     let read = ModelIndex::read(&folder.open_file(name)?, &mut bytes);
                     let (text, index) = read.in_file(name)?;
                     index.renamed(SAFETENSORS, SHARD).check(name, |shard| {
-                        let Some(found) = members.iter().find(|m| **m == shard) else {
-                            return Ok(None);
-                        };
-                        Ok(Some(Shard::open(folder.open_file(found)?)?.tensors().to_vec()))
+                        let is_member = members.iter().any(|member| **member == shard);
+                        is_member.then(|| tensors_of(&folder, shard)).transpose()
                     })?;
                     translate(&text, SAFETENSORS, SHARD).in_file(name)?.0
                 }
@@ -154,7 +152,16 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
             let base = found.and_then(|f| f.to_str()).unwrap_or("model.safetensors.index.json");
             out.put(&renamed(Path::new(base), SAFETENSORS, SHARD), &text.as_bytes())?;
         }
-        None => all_there(&folder, &files)?,
+        // An index file of an earlier run stays, so it must be right.
+        None => {
+            let mut bytes = IndexBytes::default();
+            for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
+                let read = ModelIndex::read(&folder.open_file(name)?, &mut bytes);
+                read.in_file(name)?.1.check(name, |shard| {
+                    files.contains(shard).then(|| tensors_of(&folder, shard)).transpose()
+                })?;
+            }
+        }
     }
     if let Some(name) = card::name(&kept) {
         out.put(Path::new(name), &card::text(&reports).as_bytes())?;
@@ -163,20 +170,9 @@ pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress)
     Ok(Report::of(reports).with_list(&list))
 }
 
-/// An error if an index file names a shard that is not there.
-fn all_there(folder: &Folder, files: &BTreeSet<PathBuf>) -> Result<()> {
-    let mut bytes = IndexBytes::default();
-    for name in files.iter().filter(|f| role(f, SHARD) == Role::Index) {
-        let (_, index) = ModelIndex::read(&folder.open_file(name)?, &mut bytes).in_file(name)?;
-        let beside = name.parent().unwrap_or(Path::new(""));
-        if let Some(shard) = index.shards().into_iter().find(|s| !files.contains(&beside.join(s))) {
-            return Err(Error::new(ErrorKind::ModelIndex)
-                .in_file(name)
-                .expected(format!("{shard:?}, which it names; or no such index file"))
-                .found("no shard of that name"));
-        }
-    }
-    Ok(())
+/// The tensors of a shard of the folder.
+fn tensors_of(folder: &Folder, shard: &Path) -> Result<Vec<TensorSpec>> {
+    Ok(Shard::open(folder.open_file(shard)?)?.tensors().to_vec())
 }
 
 /// The shards of one model directly in a folder: those with a number, without variants; or all but

@@ -11,7 +11,8 @@ none of them is imported before it is used. `bigsmall_rs.pages` codes many small
 tables that they share, `bigsmall_rs.deltas` tensors as differences. `python -m bigsmall_rs` is the
 command.
 
-`BIGSMALL_THREADS` in the environment says how many threads decode; without it, one for each core.
+`BIGSMALL_THREADS` in the environment says how many threads decode, at most 256; without it, one for
+each core.
 """
 
 from __future__ import annotations

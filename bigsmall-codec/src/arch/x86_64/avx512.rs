@@ -13,7 +13,7 @@ use crate::delta::join::{Merge, Parts};
 use crate::delta::sparse::GroupCounts;
 use crate::delta::split::{Parts as SplitParts, Splitter};
 use crate::head::{Head, MAX_TABLES};
-use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes};
+use crate::kernels::{EncodeJob, Job, Kernels, LANES, Planes, go_together};
 use crate::plan::choose::{self, Effort, Plan, Sample};
 use crate::planes::GROUP;
 use crate::units::{self, CostTable, StandIns};
@@ -387,10 +387,9 @@ impl Kernels for Avx512 {
 
     fn encode(&self, head: &Head, mut jobs: &mut [EncodeJob<'_>]) {
         jobs.iter_mut().for_each(|job| *job.begin = job.words.len());
-        // As in decoding, blocks go together unless one is more than twice as long as another.
         let together = |jobs: &[EncodeJob<'_>]| {
-            let lens = || jobs.iter().map(|job| job.symbols.len());
-            2 * lens().min().unwrap_or(0) >= lens().max().unwrap_or(0)
+            let groups = || jobs.iter().map(|job| job.symbols.len() / GROUP);
+            go_together(groups().min().unwrap_or(0), groups().max().unwrap_or(0))
         };
         while !jobs.is_empty() {
             let n = [4, 2].into_iter().find(|&n| jobs.get(..n).is_some_and(together)).unwrap_or(1);

@@ -54,8 +54,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let hint = hint(&error).unwrap_or_default();
-            let _ = writeln!(std::io::stderr(), "bigsmall: {}{hint}", Chain(&error));
+            say(&error);
             if error.kind() == ErrorKind::Cancelled {
                 signals::end_by_signal();
             }
@@ -86,6 +85,12 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(256));
     pool.build()
         .map_err(|e| Error::new(ErrorKind::Memory).expected("threads to work on").caused_by(e))
+}
+
+/// Prints an error, and what the user can do about it.
+fn say(error: &Error) {
+    let hint = hint(error).unwrap_or_default();
+    let _ = writeln!(std::io::stderr(), "bigsmall: {}{hint}", Chain(error));
 }
 
 /// What the user can do about an error, if the command has the option for it.
@@ -210,9 +215,7 @@ fn verify_all(inputs: &[PathBuf], options: &RestoreOptions, progress: &Progress)
             Ok(report) => all = report,
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(error) if first.is_none() => first = Some(error),
-            Err(error) => {
-                let _ = writeln!(std::io::stderr(), "bigsmall: {}", Chain(&error));
-            }
+            Err(error) => say(&error),
         }
     }
     first.map_or(Ok(all), Err)
