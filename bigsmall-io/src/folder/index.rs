@@ -78,11 +78,11 @@ impl IndexOptions {
 /// cancel: each file is then absent, old or complete, and the next run makes what is missing.
 ///
 /// # Errors
-/// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards, and for an index
-/// file in `dir` that disagrees with the shards; [`ErrorKind::ModelIndex`] for a shard that was made
-/// from another file; [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`],
-/// [`ErrorKind::Cancelled`];
-/// [`ErrorKind::Io`], also for a shard that the original has and `dir` has not.
+/// Those of [`Shard::open`]; [`ErrorKind::ModelTensor`] for a tensor in two shards, and for an
+/// index file in `dir` that disagrees with the shards; [`ErrorKind::ModelIndex`] for a shard that
+/// was made from another file; [`ErrorKind::OutputExists`], [`ErrorKind::TooManyFiles`],
+/// [`ErrorKind::Cancelled`]; [`ErrorKind::Io`], also for a shard that the original has and `dir`
+/// has not.
 pub fn index(dir: impl AsRef<Path>, options: &IndexOptions, progress: &Progress) -> Result<Report> {
     let dir = dir.as_ref();
     let folder = Folder::open(dir, Links::Within, progress.stop())?;
